@@ -1,0 +1,53 @@
+"""image → regions. The contract every detector keeps, and the registry that finds one by folder.
+
+A detector owns everything that changes a feature: colour order, resize, box kind, NMS, number of regions. It says so
+in `fingerprint()`, which names the feature store's folder, so that two recipes can never be mixed by accident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Regions of one image before it is a row: see `schema.Regions` for shapes and units; features are float32 here."""
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    features: np.ndarray
+
+
+class Detector(Protocol):
+    """What extraction needs of a detector."""
+
+    space: str
+    """Name of the feature space; a checkpoint trained in another space is refused."""
+    feature_size: int
+    """D."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that changes a feature, as JSON values: weights digest, preprocessing, selection, versions."""
+
+    def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
+        """Regions of images of **one shape**: uint8 [H, W, 3] RGB each.
+
+        With `boxes` (float32 [R, 4] xyxy per image) those boxes are used as they are, in their order; without, the
+        detector proposes its own, ordered by score.
+        """
+
+
+def load_detector(folder: str | Path, device: str | None = None) -> Detector:
+    """Open a detector folder (`config.json` + `model.safetensors`) on `device` (default: CUDA where there is one).
+
+    Raises CheckpointError naming the file that is missing or does not fit.
+    """
+    from visualbert_core.detector.torchvision_rcnn import TorchvisionRCNN
+
+    return TorchvisionRCNN.from_pretrained(folder, device=device)

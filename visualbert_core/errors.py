@@ -1,0 +1,56 @@
+"""Every error a user can cause, and the exit code each ends the job with.
+
+    VisualBertCoreError                 exit 1
+    ├── InputError                      exit 2   bad configuration or bad input: fix it, run the same line again
+    │   ├── ConfigError                          unknown key, wrong type, missing file named by the configuration
+    │   ├── AnnotationError                      an annotation file that is missing, truncated or malformed
+    │   ├── CheckpointError                      weights or config.json that do not fit
+    │   └── StoreError                           a feature store that is unfinished, damaged or of another space
+    ├── CoverageError                   exit 3   examples without a prediction: no score
+    └── ShardError                      exit 1   a shard that could not be computed; the finished ones are kept
+
+A message is one line: what is wrong, where (file, line, id), what to do. Failures of a single image or example are not
+exceptions but rows (`schema.Failure`): they are counted, reported, and never scored around.
+
+Exit codes of every job: 0 ok · 1 crash · 2 bad configuration or input · 3 incomplete, no score · 4 regression · 5 cannot tell.
+"""
+
+from __future__ import annotations
+
+
+class VisualBertCoreError(Exception):
+    """Root of the tree; `exit_code` is what a job returns when this error ends it."""
+
+    exit_code = 1
+
+
+class InputError(VisualBertCoreError):
+    """The caller gave something that cannot be used."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A flag or YAML key is unknown, has the wrong type, or names something that does not exist."""
+
+
+class AnnotationError(InputError):
+    """An annotation file is missing, truncated or malformed; the message names file and record."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint folder is incomplete or does not fit the class, the task or the features."""
+
+
+class StoreError(InputError):
+    """A feature store is unfinished, damaged, or lacks what is asked of it."""
+
+
+class CoverageError(VisualBertCoreError):
+    """Predictions do not cover the split exactly, so no score may be printed."""
+
+    exit_code = 3
+
+
+class ShardError(VisualBertCoreError):
+    """A shard failed on every attempt; everything committed before it is kept."""
