@@ -5,13 +5,19 @@ A task file is read top to bottom: `examples()` asks, `score()` judges, `summari
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import fsum
 from pathlib import Path
 from typing import Any, Protocol
 
-from visualbert_core.errors import ConfigError
+from visualbert_core.errors import CoverageError
+from visualbert_core.metrics.coverage import check_coverage
+from visualbert_core.metrics.statistics import clustered_mean, interval
 from visualbert_core.schema import Example, Prediction, Score
+from visualbert_core.tasks import flickr30k_entities, nlvr2, vcr, vqa
+from visualbert_core.tasks.reading import choose
 
 
 class Task(Protocol):
@@ -52,3 +58,80 @@ class Metric:
     low: float
     high: float
     n: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a set of scores adds up to.
+
+    `metrics` is in the order in which the task yields them; `breakdown` is kind of group → group → metric →
+    (percent, number of units), kinds and groups sorted. A unit in several groups of a kind counts in each.
+    """
+
+    metrics: dict[str, Metric]
+    breakdown: dict[str, dict[str, dict[str, tuple[float, int]]]]
+
+
+@dataclass(frozen=True)
+class Paper:
+    """VisualBERT's published numbers on one benchmark: split → metric → percent, and the table they stand in."""
+
+    table: str
+    percent: Mapping[str, Mapping[str, float]]
+
+
+TASKS: dict[str, Callable[[Path, str], Task]] = {
+    "vqa": vqa.VqaTask,
+    "vcr": vcr.VcrTask,
+    "nlvr2": nlvr2.Nlvr2Task,
+    "flickr30k_entities": flickr30k_entities.Flickr30kEntitiesTask,
+}
+
+PAPERS = {
+    "vqa": Paper(vqa.PAPER_TABLE, vqa.PAPER),
+    "vcr": Paper(vcr.PAPER_TABLE, vcr.PAPER),
+    "nlvr2": Paper(nlvr2.PAPER_TABLE, nlvr2.PAPER),
+    "flickr30k_entities": Paper(flickr30k_entities.PAPER_TABLE, flickr30k_entities.PAPER),
+}
+
+
+def open_task(name: str, annotations: Path, split: str) -> Task:
+    """Read a split of a benchmark from the folder of its official files.
+
+    Raises ConfigError for an unknown task or split, AnnotationError for files that are missing or malformed.
+    """
+    return TASKS[choose("task", name, TASKS)](annotations, split)
+
+
+def judge(task: Task, predictions: Iterable[Prediction]) -> list[Score]:
+    """Score predictions that cover the split exactly.
+
+    Raises CoverageError if an example has none or two, or is unknown; InputError if an answer has the wrong form.
+    """
+    rows = list(predictions)
+    coverage = check_coverage(task.expected(), (row.example_id for row in rows))
+    if not coverage.complete:
+        raise CoverageError(f"{task.name} {task.split}: no score, {coverage.message()}; predict each example once")
+    return list(task.score({row.example_id: row for row in rows}))
+
+
+def summarize(scores: Iterable[Score]) -> Summary:
+    """Every metric with its interval, and every metric in every group."""
+    by_metric: defaultdict[str, list[Score]] = defaultdict(list)
+    by_group: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for score in scores:
+        by_metric[score.metric].append(score)
+        for kind, groups in score.groups.items():
+            for group in groups:
+                by_group[kind, group, score.metric].append(score.value)
+    breakdown: dict[str, dict[str, dict[str, tuple[float, int]]]] = {}
+    for (kind, group, metric), values in sorted(by_group.items(), key=lambda item: item[0][:2]):
+        share = (100 * fsum(values) / len(values), len(values))
+        breakdown.setdefault(kind, {}).setdefault(group, {})[metric] = share
+    return Summary({name: _metric(name, units) for name, units in by_metric.items()}, breakdown)
+
+
+def _metric(name: str, units: list[Score]) -> Metric:
+    mean = clustered_mean([unit.value for unit in units], [unit.cluster for unit in units])
+    low, high = interval(mean)
+    return Metric(name, 100 * mean.value, 100 * low, 100 * high, mean.n)

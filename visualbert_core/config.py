@@ -1,0 +1,209 @@
+"""Every job's configuration: frozen dataclasses with all the defaults, and the one way from YAML or JSON to them.
+
+An unknown key is an error that names the nearest known one; a wrong type is an error that names the key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+
+from visualbert_core.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """The actors that share the work of a stage."""
+
+    workers: int | None = None
+    """Actors at most; default: one per GPU, or one per CPU where there are no GPUs."""
+    gpus_per_worker: float | None = None
+    """GPUs of one actor; default: 1 where there are GPUs, else 0."""
+    inline: bool = False
+    """Run in this process, without Ray."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """images → feature store. See jobs/extract_features.py."""
+
+    images: Path
+    """Folder of the corpus."""
+    detector: Path
+    """Detector folder."""
+    out: Path
+    """Root of the feature stores; this one becomes OUT/CORPUS/FINGERPRINT."""
+    corpus: str | None = None
+    """Name of the corpus; default: the name of the images folder."""
+    boxes: Literal["none", "beside"] = "none"
+    """`beside`: take the boxes from NAME.json beside NAME.jpg, as VCR ships them, instead of detecting."""
+    batch_size: int = 8
+    shard_size: int = 1024
+    limit: int | None = None
+    """Only the first N images; the store then holds no more than these."""
+    pool: PoolConfig = field(default_factory=PoolConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """One model × task × split over a feature store → run folder. See jobs/evaluate.py."""
+
+    task: str
+    split: str
+    annotations: Path
+    """Folder of the official annotation files."""
+    features: Path
+    """Feature store: a folder with a manifest.json."""
+    model: Path
+    """Checkpoint folder."""
+    out: Path
+    """Runs folder; this run becomes OUT/MODEL__TASK__SPLIT."""
+    regions: Literal["own", "wrong-image"] = "own"
+    """`wrong-image`: give every example the regions of another image, to see what the text alone answers."""
+    batch_size: int = 64
+    shard_size: int = 256
+    """Images per shard, about."""
+    pool: PoolConfig = field(default_factory=PoolConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """One image corpus of a matrix and the detector that reads it."""
+
+    images: Path
+    """Relative to the matrix's data folder."""
+    detector: Path
+    boxes: Literal["none", "beside"] = "none"
+    shard_size: int = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellConfig:
+    """One row of a matrix: model × task × split over a corpus."""
+
+    task: str
+    split: str
+    annotations: Path
+    """Relative to the matrix's data folder."""
+    corpus: str
+    model: Path
+    floors: dict[str, float] = field(default_factory=dict)
+    """metric → percent that it must reach; below, the job ends with exit code 4."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """The embedded synthetic world, made under OUT/world when it is not there yet."""
+
+    seed: int = 2026
+
+
+@dataclass(frozen=True, kw_only=True)
+class NightlyConfig:
+    """A matrix: corpora, then models × tasks × splits over them. See jobs/nightly.py and jobs/demo.yaml."""
+
+    name: str
+    out: Path
+    """Everything is written here: features/, runs/, report.html."""
+    corpora: dict[str, CorpusConfig]
+    cells: tuple[CellConfig, ...]
+    data: Path = Path()
+    """What relative images and annotations folders are relative to."""
+    world: WorldConfig | None = None
+    """Make the embedded world and use it as `data`."""
+    wrong_image_baseline: bool = False
+    """Also evaluate every cell over the regions of other images."""
+    examples: int = 10
+    """Example pictures a cell in the report."""
+    batch_size: int = 64
+    pool: PoolConfig = field(default_factory=PoolConfig)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_yaml(path: Path) -> Any:
+    """The parsed file; ConfigError with path and line if it is missing or not YAML."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def read_json(path: Path) -> Any:
+    """The parsed file; ConfigError with path and line if it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from error
+
+
+def from_mapping(cls: type[T], values: Any, where: str) -> T:
+    """Build the dataclass `cls` from parsed YAML or JSON; every ConfigError starts with `where` and names the key."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: expected a mapping of {cls.__name__} keys, found {type(values).__name__}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest(str(key), fields)}")
+    missing = [name for name, f in fields.items() if name not in values and _required(f)]
+    if missing:
+        raise ConfigError(f"{where}: missing key {missing[0]!r}")
+    hints = typing.get_type_hints(cls)
+    return cls(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()})
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` or `; known: a, b` for an error message."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def _required(f: dataclasses.Field[Any]) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(str, args))}")
+        return value
+    if dataclasses.is_dataclass(hint):
+        return from_mapping(typing.cast(type[Any], hint), value, where)
+    if origin is tuple:
+        return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(_expect(list, value, where)))
+    if origin is dict:
+        return {str(k): _convert(args[1], v, f"{where}.{k}") for k, v in _expect(dict, value, where).items()}
+    if hint is Path:
+        return Path(_expect(str, value, where))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value if hint is Any else _expect(hint, value, where)
+
+
+def _expect(kind: type[T], value: Any, where: str) -> T:
+    # bool is an int to isinstance, but `workers: true` is a mistake
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{where}: expected {kind.__name__}, found {value!r}")
+    return value

@@ -1,0 +1,34 @@
+"""VisualBERT: text and regions in, the four tasks' answers out, numerically equal to Hugging Face transformers.
+
+    encoder = InputEncoder("checkpoint/vocab.txt")
+    tensors = collate([encoder.encode(example, regions) for example, regions in batch])
+    loss = VisualBertForQuestionAnswering(config)(**tensors, labels=targets).loss
+
+`config` is the shape, `modeling` the trunk, `heads` the tasks, `checkpoint` the files, `inputs` the authors' layouts,
+`predictor` all of it behind the `Model` contract.
+"""
+
+from visualbert_core.models.visualbert.config import VisualBertConfig
+from visualbert_core.models.visualbert.heads import (
+    HeadOutput,
+    VisualBertForMultipleChoice,
+    VisualBertForQuestionAnswering,
+    VisualBertForRegionToPhraseAlignment,
+    VisualBertForVisualReasoning,
+)
+from visualbert_core.models.visualbert.inputs import Encoded, InputEncoder, collate
+from visualbert_core.models.visualbert.modeling import VisualBertModel, VisualBertOutput
+
+__all__ = [
+    "Encoded",
+    "HeadOutput",
+    "InputEncoder",
+    "VisualBertConfig",
+    "VisualBertForMultipleChoice",
+    "VisualBertForQuestionAnswering",
+    "VisualBertForRegionToPhraseAlignment",
+    "VisualBertForVisualReasoning",
+    "VisualBertModel",
+    "VisualBertOutput",
+    "collate",
+]

@@ -1,0 +1,140 @@
+"""What shapes a VisualBERT network: the keys and defaults of the `config.json` that Hugging Face transformers writes.
+
+Owns reading, checking and writing that file (VisualBERT, Li et al. 2019, https://arxiv.org/abs/1908.03557; key names
+and defaults: transformers `VisualBertConfig`). Keys that do not shape the network are ignored on reading, because
+transformers writes many.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from visualbert_core.errors import CheckpointError
+
+MODEL_TYPE = "visual_bert"
+CONFIG_FILE = "config.json"
+ACTIVATIONS = ("gelu", "gelu_new", "relu")
+
+
+@dataclass(frozen=True)
+class VisualBertConfig:
+    """Sizes of a VisualBERT. Raises ValueError naming the key when a value makes no sense.
+
+    `id2label` are the answers in order of their index; None stands for the nameless LABEL_0, LABEL_1, ….
+    `pad_token_id` only says which word vector starts at zero and stays there (BERT's real padding is 0, the default
+    of transformers is 1): set it to 0 when training from scratch.
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    visual_embedding_dim: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    bypass_transformer: bool = False
+    special_visual_initialize: bool = True
+    pad_token_id: int | None = 1
+    num_labels: int = 2
+    id2label: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in _SIZES:
+            _require(_is_whole(getattr(self, name)) and getattr(self, name) > 0, self, name, "a positive whole number")
+        for name in ("bypass_transformer", "special_visual_initialize"):
+            _require(isinstance(getattr(self, name), bool), self, name, "true or false")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            _require(_is_real(getattr(self, name)) and 0 <= getattr(self, name) < 1, self, name, "in [0, 1)")
+        for name in ("initializer_range", "layer_norm_eps"):
+            _require(_is_real(getattr(self, name)) and getattr(self, name) > 0, self, name, "a positive number")
+        _require(self.hidden_act in ACTIVATIONS, self, "hidden_act", f"one of {', '.join(ACTIVATIONS)}")
+        divides = self.hidden_size % self.num_attention_heads == 0
+        _require(divides, self, "hidden_size", f"a multiple of num_attention_heads ({self.num_attention_heads})")
+        pad = self.pad_token_id
+        known = pad is None or (_is_whole(pad) and 0 <= pad < self.vocab_size)
+        _require(known, self, "pad_token_id", "null or an index of the vocabulary")
+        named = self.id2label is None or len(self.id2label) == self.num_labels
+        _require(named, self, "num_labels", "the number of labels in id2label")
+        # transformers' own forward fails with it, and no published checkpoint uses it.
+        _require(not self.bypass_transformer, self, "bypass_transformer", "false: late fusion is not implemented")
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> VisualBertConfig:
+        """Read `config.json`. Raises CheckpointError naming the file and the key."""
+        path = Path(folder) / CONFIG_FILE
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: cannot be read ({error})") from None
+        if not isinstance(found, dict) or found.get("model_type") != MODEL_TYPE:
+            kind = found.get("model_type") if isinstance(found, dict) else type(found).__name__
+            raise CheckpointError(f"{path}: model_type must be {MODEL_TYPE!r}, got {kind!r}")
+        try:
+            return cls(**_known(found))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys as transformers writes them; it derives the number of labels from `id2label`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("num_labels", "id2label")}
+        labels = self.id2label or tuple(f"LABEL_{i}" for i in range(self.num_labels))
+        return {
+            "model_type": MODEL_TYPE,
+            **values,
+            "id2label": {str(i): label for i, label in enumerate(labels)},
+            "label2id": {label: i for i, label in enumerate(labels)},
+        }
+
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "visual_embedding_dim",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "num_labels",
+)
+
+
+def _known(found: dict[str, Any]) -> dict[str, Any]:
+    """The keys of `found` that shape the network, with the labels as an ordered tuple."""
+    known = {f.name: found[f.name] for f in fields(VisualBertConfig) if f.name in found}
+    if (labels := known.pop("id2label", None)) is not None:
+        known["id2label"], known["num_labels"] = _ordered(labels)
+    return known
+
+
+def _ordered(labels: Any) -> tuple[tuple[str, ...] | None, int]:
+    """Labels by index, or None if they are the nameless LABEL_i that transformers writes by default; their number."""
+    try:
+        by_index = {int(index): str(label) for index, label in labels.items()}
+        names = tuple(by_index[i] for i in range(len(labels)))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError("id2label: must map 0, 1, 2, … to the names of the labels") from None
+    nameless = all(name == f"LABEL_{i}" for i, name in enumerate(names))
+    return (None if nameless else names), len(names)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _require(good: bool, config: VisualBertConfig, name: str, expected: str) -> None:
+    if not good:
+        raise ValueError(f"{name}: must be {expected}, got {getattr(config, name)!r}")

@@ -1,0 +1,277 @@
+"""The VisualBERT trunk: text and regions in one sequence through one BERT encoder, in plain PyTorch.
+
+Owns the network up to the pooled [CLS] state and its initial weights (VisualBERT, Li et al. 2019,
+https://arxiv.org/abs/1908.03557). Parameters carry the names of Hugging Face transformers and the forward computes the
+same numbers, so either library loads what the other saved. Shapes: B sequences, T text tokens, V regions, L = T + V.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from visualbert_core.models.visualbert.checkpoint import Pretrained
+from visualbert_core.models.visualbert.config import VisualBertConfig
+
+ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "gelu_new": partial(functional.gelu, approximate="tanh"),
+    "relu": functional.relu,
+}
+Tensors = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class VisualBertOutput:
+    """States of the trunk; the last two are None unless asked for."""
+
+    last_hidden_state: Tensor  # [B, L, hidden]
+    pooler_output: Tensor  # [B, hidden]
+    hidden_states: tuple[Tensor, ...] | None = None  # layers + 1, each [B, L, hidden]
+    attentions: tuple[Tensor, ...] | None = None  # layers, each [B, heads, L, L]
+
+
+class Embeddings(nn.Module):
+    """Text: word + type + position. Region: projected feature + type + position 0 + mean position of its words."""
+
+    def __init__(self, config: VisualBertConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
+        self.visual_token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
+        self.visual_position_embeddings = nn.Embedding(config.max_position_embeddings, size)
+        self.visual_projection = nn.Linear(config.visual_embedding_dim, size)
+        self.LayerNorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        words: Tensor,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        visual_embeds: Tensor | None,
+        visual_token_type_ids: Tensor | None,
+        image_text_alignment: Tensor | None,
+    ) -> Tensor:
+        embedded = self._text(words, token_type_ids, position_ids)
+        if visual_embeds is not None:
+            regions = self._regions(visual_embeds, visual_token_type_ids, image_text_alignment)
+            embedded = torch.cat((embedded, regions), dim=1)
+        embedded = self.LayerNorm(embedded)
+        return self.dropout(embedded)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def copy_text_tables(self) -> None:
+        """Start the visual type and position tables as copies of the text's."""
+        self.visual_token_type_embeddings.weight.copy_(self.token_type_embeddings.weight)
+        self.visual_position_embeddings.weight.copy_(self.position_embeddings.weight)
+
+    def _text(self, words: Tensor, token_type_ids: Tensor | None, position_ids: Tensor | None) -> Tensor:
+        length, available = words.shape[1], self.position_embeddings.num_embeddings
+        if length > available:
+            raise ValueError(f"text of {length} tokens is longer than the {available} positions of this model")
+        if position_ids is None:
+            position_ids = torch.arange(length, device=words.device)[None]
+        if token_type_ids is None:
+            token_type_ids = torch.zeros(words.shape[:2], dtype=torch.long, device=words.device)
+        types: Tensor = self.token_type_embeddings(token_type_ids)
+        positions: Tensor = self.position_embeddings(position_ids)
+        return words + types + positions
+
+    def _regions(self, features: Tensor, types: Tensor | None, alignment: Tensor | None) -> Tensor:
+        if types is None:
+            types = torch.ones(features.shape[:2], dtype=torch.long, device=features.device)
+        # Every region sits at visual position 0: regions are a set, and the published weights trained no other row.
+        position = self.visual_position_embeddings.weight[0]
+        embedded: Tensor = self.visual_projection(features)
+        embedded = embedded + self.visual_token_type_embeddings(types) + position
+        return embedded if alignment is None else embedded + self._mentions(alignment, features.shape[1])
+
+    def _mentions(self, alignment: Tensor, num_regions: int) -> Tensor:
+        """Mean of the text positions [B, V, A] (-1 = none) that name each region: [B, V, hidden], 0 where unnamed."""
+        if alignment.shape[1] < num_regions:
+            raise ValueError(f"image_text_alignment covers {alignment.shape[1]} regions, visual_embeds {num_regions}")
+        alignment = alignment[:, :num_regions]
+        named = (alignment != -1).unsqueeze(-1)
+        total = (self.position_embeddings(alignment.clamp(min=0)) * named).sum(2)
+        return total / named.sum(2).clamp(min=1)  # type: ignore[no-any-return]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention over keys that `mask` (bool [B, 1, 1, L]) allows."""
+
+    def __init__(self, config: VisualBertConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor, mask: Tensor, with_weights: bool) -> tuple[Tensor, Tensor | None]:
+        query, key, value = (self._heads(layer(hidden)) for layer in (self.query, self.key, self.value))
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if with_weights:  # the fused kernel does not return them
+            scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+            weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
+            weights = functional.dropout(weights, dropout, self.training)
+            mixed = weights.to(value.dtype) @ value
+        else:
+            mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        return mixed.transpose(1, 2).flatten(2), weights
+
+    def _heads(self, states: Tensor) -> Tensor:
+        return states.view(*states.shape[:2], self.num_heads, -1).transpose(1, 2)
+
+
+class ResidualOutput(nn.Module):
+    """Dense, dropout, add the input, normalise: the end of both halves of a layer."""
+
+    def __init__(self, size: int, config: VisualBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(hidden)) + residual)  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    def __init__(self, config: VisualBertConfig) -> None:
+        super().__init__()
+        self.self = SelfAttention(config)
+        self.output = ResidualOutput(config.hidden_size, config)
+
+    def forward(self, hidden: Tensor, mask: Tensor, with_weights: bool) -> tuple[Tensor, Tensor | None]:
+        mixed, weights = self.self(hidden, mask, with_weights)
+        return self.output(mixed, hidden), weights
+
+
+class Intermediate(nn.Module):
+    def __init__(self, config: VisualBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACTIVATION[config.hidden_act]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.activation(self.dense(hidden))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: VisualBertConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.intermediate = Intermediate(config)
+        self.output = ResidualOutput(config.intermediate_size, config)
+
+    def forward(self, hidden: Tensor, mask: Tensor, with_weights: bool) -> tuple[Tensor, Tensor | None]:
+        hidden, weights = self.attention(hidden, mask, with_weights)
+        return self.output(self.intermediate(hidden), hidden), weights
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: VisualBertConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, hidden: Tensor, mask: Tensor, with_weights: bool) -> tuple[Tensors, Tensors]:
+        """States before, between and after the layers, and each layer's attention weights (empty if not asked for)."""
+        states, attentions = [hidden], []
+        for layer in self.layer:
+            hidden, weights = layer(hidden, mask, with_weights)
+            states.append(hidden)
+            if weights is not None:
+                attentions.append(weights)
+        return tuple(states), tuple(attentions)
+
+
+class Pooler(nn.Module):
+    def __init__(self, config: VisualBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.tanh(self.dense(hidden[:, 0]))
+
+
+class VisualBertModel(Pretrained):
+    """The trunk without a head; `VisualBertModel.from_pretrained(folder)` also reads it out of a head's checkpoint."""
+
+    trunk = None
+
+    def __init__(self, config: VisualBertConfig) -> None:
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self.pooler = Pooler(config)
+        initialize(self, config)
+        if config.special_visual_initialize:
+            self.embeddings.copy_text_tables()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        visual_embeds: Tensor | None = None,
+        visual_attention_mask: Tensor | None = None,
+        visual_token_type_ids: Tensor | None = None,
+        image_text_alignment: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> VisualBertOutput:
+        """One pass over text followed by regions.
+
+        `input_ids`, `token_type_ids`, `position_ids`: long [B, T] (or `inputs_embeds` [B, T, hidden] in place of the
+        ids); `visual_embeds`: float [B, V, visual_embedding_dim]; `visual_token_type_ids`: long [B, V]; masks: [B, T]
+        and [B, V], anything but 0 is attended to, all of it by default; `image_text_alignment`: long [B, V, A], the
+        text positions that name each region, padded with -1.
+
+        `visual_token_type_ids` defaults to ones, as in transformers; the authors' inputs hold zeros (NLVR2: 0 and 1 by
+        image), which is why `inputs.py` always passes them. Raises ValueError for contradictory arguments.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        mask = _key_mask(words, attention_mask, visual_embeds, visual_attention_mask)
+        embedded = self.embeddings(
+            words, token_type_ids, position_ids, visual_embeds, visual_token_type_ids, image_text_alignment
+        )
+        states, attentions = self.encoder(embedded, mask, output_attentions)
+        return VisualBertOutput(
+            last_hidden_state=states[-1],
+            pooler_output=self.pooler(states[-1]),
+            hidden_states=states if output_hidden_states else None,
+            attentions=attentions if output_attentions else None,
+        )
+
+
+def initialize(network: nn.Module, config: VisualBertConfig) -> None:
+    """BERT's initial weights: normal matrices (the padding word's vector zero), zero biases; norms stay at one."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=config.initializer_range)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            nn.init.zeros_(module.weight[module.padding_idx])
+
+
+def _key_mask(words: Tensor, text: Tensor | None, regions: Tensor | None, visual: Tensor | None) -> Tensor:
+    """Which of the L positions may be attended to: bool [B, 1, 1, L]."""
+    mask = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device) if text is None else text.bool()
+    if regions is not None:
+        every = torch.ones(regions.shape[:2], dtype=torch.bool, device=words.device)
+        mask = torch.cat((mask, every if visual is None else visual.bool()), dim=1)
+    return mask[:, None, None, :]

@@ -1,0 +1,225 @@
+"""A VisualBERT checkpoint folder behind the `Model` contract: examples and their regions in, predictions out.
+
+Owns the decoding of each task's logits and the checks that a folder fits its task: `config.json`, weights, `vocab.txt`,
+the optional sidecar `visualbert_core.json`, and for VQA the answers in the order of the weights (`answers.txt` as
+published with Pythia, https://github.com/facebookresearch/mmf, or the names in `id2label`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+
+from visualbert_core.errors import CheckpointError, ConfigError
+from visualbert_core.models.visualbert.checkpoint import Pretrained, Sidecar, file_digest, weights_digest
+from visualbert_core.models.visualbert.config import CONFIG_FILE, VisualBertConfig
+from visualbert_core.models.visualbert.heads import (
+    VisualBertForMultipleChoice,
+    VisualBertForQuestionAnswering,
+    VisualBertForRegionToPhraseAlignment,
+    VisualBertForVisualReasoning,
+)
+from visualbert_core.models.visualbert.inputs import GEOMETRY_SIZE, VOCAB_FILE, InputEncoder, collate
+from visualbert_core.schema import Example, Grounding, MultipleChoice, Prediction, Question, Regions, Statement
+
+ANSWERS_FILE = "answers.txt"
+UNKNOWN_ANSWER = "<unk>"
+
+Answer = tuple[Any, tuple[float, ...]]
+"""A prediction's `answer` and `scores`."""
+
+
+@dataclass(frozen=True)
+class TaskHead:
+    """Which network and which form of example a task takes."""
+
+    network: type[Pretrained]
+    form: type
+
+
+TASKS = {
+    "vqa": TaskHead(VisualBertForQuestionAnswering, Question),
+    "vcr": TaskHead(VisualBertForMultipleChoice, MultipleChoice),
+    "nlvr2": TaskHead(VisualBertForVisualReasoning, Statement),
+    "flickr30k_entities": TaskHead(VisualBertForRegionToPhraseAlignment, Grounding),
+}
+
+
+class VisualBertPredictor:
+    """Answers examples of one task in float32. Open one with `from_pretrained`."""
+
+    def __init__(
+        self,
+        network: Pretrained,
+        encoder: InputEncoder,
+        task: str,
+        *,
+        answers: tuple[str, ...] = (),
+        sidecar: Sidecar | None = None,
+        digests: dict[str, str | None] | None = None,
+        name: str = "the network",
+        device: str | None = None,
+    ) -> None:
+        self.task = task
+        self.name = name
+        self.sidecar = sidecar or Sidecar()
+        self.feature_space = self.sidecar.feature_space
+        self.feature_size = feature_size(network.config, self.sidecar)
+        self.answers = answers
+        self._unanswerable = np.array([answer == UNKNOWN_ANSWER for answer in answers], dtype=bool)
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._network = network.to(self._device).eval()
+        self._encoder = encoder
+        self._digests = digests or {}
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, task: str, device: str | None = None) -> VisualBertPredictor:
+        """Open a checkpoint folder for `task` on `device` (default: CUDA where there is one).
+
+        Raises ConfigError for an unknown task and CheckpointError, naming file and key, for a folder that is
+        incomplete, damaged, or of another task.
+        """
+        if task not in TASKS:
+            raise ConfigError(f"unknown task {task!r}: VisualBERT has heads for {', '.join(TASKS)}")
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: no such checkpoint folder")
+        sidecar = Sidecar.from_folder(folder)
+        if sidecar.task not in (None, task):
+            raise CheckpointError(f"{folder}: trained for task {sidecar.task}, asked for {task}")
+        config = VisualBertConfig.from_folder(folder)
+        answers = _answers(folder, config) if task == "vqa" else ()
+        if task == "nlvr2" and config.num_labels != 2:
+            raise CheckpointError(f"{folder / CONFIG_FILE}: num_labels: task nlvr2 needs 2, got {config.num_labels}")
+        encoder = _encoder(folder, config, sidecar)
+        network = TASKS[task].network.from_pretrained(folder)
+        digests: dict[str, str | None] = {
+            "weights": weights_digest(folder),
+            "vocab": file_digest(folder / VOCAB_FILE),
+            "config": _text_digest(json.dumps(config.to_dict(), sort_keys=True)),
+            "answers": _text_digest("\n".join(answers)) if answers else None,
+        }
+        return cls(
+            network, encoder, task, answers=answers, sidecar=sidecar, digests=digests, name=str(folder), device=device
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What changes a prediction: class, task, recipe, precision and the digests of everything that was read."""
+        return {
+            "class": type(self._network).__name__,
+            "task": self.task,
+            "recipe": self.sidecar.recipe,
+            "box_geometry": self.sidecar.box_geometry,
+            "precision": "float32",
+            **self._digests,
+        }
+
+    def predict(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> list[Prediction]:
+        """One prediction per example, in order; see `schema.Prediction` for the form of each task's answer.
+
+        Ties go to the lowest index. Raises CheckpointError where features are not `feature_size` numbers long.
+        """
+        for example, regions in batch:
+            self._check(example, regions)
+        if not batch:
+            return []
+        tensors = collate([self._encoder.encode(example, regions) for example, regions in batch])
+        with torch.inference_mode():
+            output = self._network(**{name: tensor.to(self._device) for name, tensor in tensors.items()})
+        rows = output.logits.float().cpu().numpy()
+        return [self._decoded(*item, row) for item, row in zip(batch, rows, strict=True)]
+
+    def _check(self, example: Example, regions: tuple[Regions, ...]) -> None:
+        if not isinstance(example, TASKS[self.task].form):
+            raise TypeError(f"task {self.task} asks {TASKS[self.task].form.__name__}, got {type(example).__name__}")
+        for image in regions:
+            if image.features.shape[1] != self.feature_size:
+                raise CheckpointError(
+                    f"{self.name} needs {self.feature_size}-d features, the store holds {image.features.shape[1]}-d"
+                )
+
+    def _decoded(self, example: Example, regions: tuple[Regions, ...], logits: np.ndarray) -> Prediction:
+        answer, scores = _DECODERS[self.task](self, example, regions, logits)
+        return Prediction(example.example_id, example.image_ids[0], answer, scores)
+
+    def _vqa(self, example: Question, regions: tuple[Regions, ...], logits: np.ndarray) -> Answer:
+        # The authors' accuracy masks <unk> too, though their writer of test files does not.
+        masked = np.where(self._unanswerable, -np.inf, logits)
+        best = int(masked.argmax())
+        return self.answers[best], (float(_softmax(masked)[best]),)
+
+    def _vcr(self, example: MultipleChoice, regions: tuple[Regions, ...], logits: np.ndarray) -> Answer:
+        return int(logits.argmax()), tuple(_softmax(logits).tolist())
+
+    def _nlvr2(self, example: Statement, regions: tuple[Regions, ...], logits: np.ndarray) -> Answer:
+        return ("False", "True")[int(logits.argmax())], tuple(_softmax(logits).tolist())
+
+    def _flickr(self, example: Grounding, regions: tuple[Regions, ...], logits: np.ndarray) -> Answer:
+        boxes = regions[0].boxes.astype(np.float64).round(2)
+        ranked, scores = [], []
+        for row in logits[: len(example.phrases), : len(boxes)]:
+            ranked.append(boxes[np.argsort(-row, kind="stable")].tolist())
+            scores.append(float(_softmax(row).max(initial=0.0)))
+        return ranked, tuple(scores)
+
+
+_DECODERS: dict[str, Callable[..., Answer]] = {
+    "vqa": VisualBertPredictor._vqa,
+    "vcr": VisualBertPredictor._vcr,
+    "nlvr2": VisualBertPredictor._nlvr2,
+    "flickr30k_entities": VisualBertPredictor._flickr,
+}
+
+
+def feature_size(config: VisualBertConfig, sidecar: Sidecar) -> int:
+    """D that the store's features must have: the six numbers of box geometry are appended here, not stored."""
+    return config.visual_embedding_dim - (GEOMETRY_SIZE if sidecar.box_geometry else 0)
+
+
+def _encoder(folder: Path, config: VisualBertConfig, sidecar: Sidecar) -> InputEncoder:
+    encoder = InputEncoder(
+        folder / VOCAB_FILE, num_positions=config.max_position_embeddings, box_geometry=sidecar.box_geometry
+    )
+    if encoder.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{folder / VOCAB_FILE}: {encoder.vocab_size} word pieces, {CONFIG_FILE} has vocab_size {config.vocab_size}"
+        )
+    return encoder
+
+
+def _answers(folder: Path, config: VisualBertConfig) -> tuple[str, ...]:
+    """The answers in the order of the weights, from `answers.txt` or else `id2label`."""
+    path = folder / ANSWERS_FILE
+    if not path.exists():
+        if config.id2label is None:
+            raise CheckpointError(
+                f"{folder}: no answers: neither {ANSWERS_FILE} nor names in id2label of {CONFIG_FILE} are there"
+            )
+        return config.id2label
+    try:
+        answers = tuple(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+    # LXMERT's list has as many answers in another order: with it a good checkpoint scores nearly nothing.
+    if answers[0] != UNKNOWN_ANSWER:
+        raise CheckpointError(f"{path}: line 1 must be {UNKNOWN_ANSWER}, got {answers[0]!r}: another list of answers?")
+    if len(answers) != config.num_labels:
+        raise CheckpointError(f"{path}: {len(answers)} answers, {CONFIG_FILE} has {config.num_labels} labels")
+    return answers
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities over the last axis, which may be empty."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(initial=-np.inf))
+    return np.asarray(powers / powers.sum())
+
+
+def _text_digest(text: str) -> str:
+    return xxhash.xxh3_128_hexdigest(text.encode())

@@ -1,0 +1,74 @@
+"""What a result was made of: digests of files, values and code, library versions, and how two runs differ.
+
+Owns the one hash of the project (xxh3-128 in hex: integrity and identity, not security) and the one wording for
+"these two are not comparable, because …". Imports nothing heavy: versions come from package metadata, torch stays out.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+_CHUNK = 1 << 24
+_PACKAGES = ("torch", "torchvision", "pyarrow", "ray", "numpy", "pillow")
+
+
+def digest_file(path: str | Path) -> str:
+    """xxh3-128 of a file's bytes. Raises OSError."""
+    state = xxhash.xxh3_128()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            state.update(chunk)
+    return state.hexdigest()
+
+
+def digest_files(paths: Iterable[str | Path]) -> str:
+    """One digest over several files' names and bytes; neither their order nor their folders matter."""
+    return digest_json(sorted([Path(path).name, digest_file(path)] for path in paths))
+
+
+def digest_json(value: Any) -> str:
+    """xxh3-128 of a JSON value, whatever the order of its keys. Raises TypeError or ValueError where it is not JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def code_digest() -> str:
+    """Digest of the Python sources of this package: two runs with the same one ran the same code."""
+    package = Path(__file__).parent
+    sources = sorted(package.rglob("*.py"))
+    return digest_json([[path.relative_to(package).as_posix(), digest_file(path)] for path in sources])
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of every library that can change a number; "absent" where one is not installed."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """One line for each ingredient in which two provenance dictionaries differ: `versions.torch: 2.11.0 → 2.12.0`."""
+    before, after = dict(_leaves(a)), dict(_leaves(b))
+    names = sorted(before.keys() | after.keys())
+    pairs = ((name, before.get(name, "(absent)"), after.get(name, "(absent)")) for name in names)
+    return [f"{name}: {old} → {new}" for name, old, new in pairs if old != new]
+
+
+def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for name, leaf in value.items():
+        if isinstance(leaf, Mapping):
+            yield from _leaves(leaf, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", leaf if isinstance(leaf, str) else json.dumps(leaf, sort_keys=True)

@@ -1,0 +1,257 @@
+"""Plan → part → commit → manifest: how work is cut, and when a piece of it counts as done.
+
+Owns the exactly-once protocol of both GPU stages, without Ray and without torch. A shard is named after its content,
+so any worker of any run writes the same bytes under the same name: retries, zombies and overlapping runs are harmless,
+and no lease is needed. A part is built in memory and published in one step; a marker beside it, written last, means
+"done"; the manifest, written when every shard has its marker, is the only thing readers believe.
+
+    <root>/parts/<shard>.parquet   failures/<shard>.parquet   shards/<shard>.json   manifest.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import xxhash
+
+from visualbert_core.errors import InputError, ShardError, StoreError
+
+_AGAIN = "delete it and run the same line again"
+
+# ---------------------------------------------------------------------------------------------------------------------
+# plan
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One unit of work. Subclass it to let what a worker needs travel with the shard."""
+
+    shard_id: str
+    items: tuple[str, ...]
+
+
+AnyShard = TypeVar("AnyShard", bound=Shard)
+
+
+def plan(items: Mapping[str, str] | Iterable[str], salt: str, target: int) -> list[Shard]:
+    """Cut `items` into shards of about `target` keys, never more than 1.5 × target.
+
+    A mapping gives item → key (example → image): items of one key share a shard. Inside a shard items ascend by
+    (key, item). A key's shard depends on the key's hash alone, so another item changes the shard it falls into (or
+    splits it) and moves nothing else; and plans over the same keys nest, whatever their salt. The id of a shard is
+    the hash of `salt` and its items.
+
+    Raises InputError naming an item that comes twice.
+    """
+    by_key = _by_key(items)
+    hashed = [(xxhash.xxh3_64_intdigest(key.encode()), key) for key in by_key]
+    buckets = (sorted(key for _, key in bucket) for bucket in _buckets(hashed, max(1, target * 3 // 2)))
+    return [_shard(salt, tuple(item for key in keys for item in sorted(by_key[key]))) for keys in buckets]
+
+
+def _by_key(items: Mapping[str, str] | Iterable[str]) -> dict[str, list[str]]:
+    pairs = items.items() if isinstance(items, Mapping) else ((item, item) for item in items)
+    by_key: dict[str, list[str]] = {}
+    for item, key in pairs:
+        if key == item and key in by_key and not isinstance(items, Mapping):
+            raise InputError(f"{item!r} is listed twice: remove one of them")
+        by_key.setdefault(key, []).append(item)
+    return by_key
+
+
+def _buckets(keys: list[tuple[int, str]], cap: int, bit: int = 63) -> Iterator[list[tuple[int, str]]]:
+    """Halve by successive hash bits until a bucket fits. Cutting sorted ids by position or at hashed cut points with
+    a cap would not do: one more id could shift every cut behind it."""
+    if len(keys) <= cap or bit < 0:
+        if keys:
+            yield keys
+        return
+    for side in (0, 1):
+        yield from _buckets([key for key in keys if key[0] >> bit & 1 == side], cap, bit - 1)
+
+
+def _shard(salt: str, items: tuple[str, ...]) -> Shard:
+    return Shard(xxhash.xxh3_128_hexdigest(_json([salt, items]))[:16], items)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# part → marker → manifest
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished shard, still in memory: a Parquet file of `rows` rows and, where items failed, one of `failed`."""
+
+    data: bytes
+    rows: int
+    failures: bytes | None
+    failed: int
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A published file: its size in bytes and its xxh3-128 in hex."""
+
+    size: int
+    xxh3_128: str
+
+    @classmethod
+    def of(cls, data: bytes) -> Blob:
+        return cls(len(data), xxhash.xxh3_128_hexdigest(data))
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What is known of a committed shard."""
+
+    shard_id: str
+    rows: int
+    failed: int
+    part: Blob
+    failures: Blob | None
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Marker:
+        """The inverse of `dataclasses.asdict`. Raises KeyError or TypeError where the record is another's."""
+        failures = record["failures"] and Blob(**record["failures"])
+        return cls(record["shard_id"], record["rows"], record["failed"], Blob(**record["part"]), failures)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished folder: what it is `about`, and its shards in plan order."""
+
+    about: dict[str, Any]
+    shards: tuple[Marker, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def failed(self) -> int:
+        return sum(shard.failed for shard in self.shards)
+
+
+class ShardFolder:
+    """The parts, markers and manifest below one folder. Needs a file system whose rename is atomic."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.manifest_path = self.root / "manifest.json"
+
+    def part_path(self, shard_id: str) -> Path:
+        return self.root / "parts" / f"{shard_id}.parquet"
+
+    def failures_path(self, shard_id: str) -> Path:
+        return self.root / "failures" / f"{shard_id}.parquet"
+
+    def marker_path(self, shard_id: str) -> Path:
+        return self.root / "shards" / f"{shard_id}.json"
+
+    def pending(self, shards: Sequence[AnyShard]) -> list[AnyShard]:
+        """The shards without a marker, or whose files are not of the size that it says; in plan order."""
+        return [shard for shard in shards if self._done(shard) is None]
+
+    def commit(self, shard: Shard, part: Part) -> Marker:
+        """Publish `part`, then its marker. Idempotent. Raises ShardError unless rows + failures cover the items."""
+        if part.rows + part.failed != len(shard.items):
+            raise ShardError(
+                f"shard {shard.shard_id}: {part.rows} rows + {part.failed} failures for {len(shard.items)} items"
+            )
+        failures = None if part.failures is None else Blob.of(part.failures)
+        marker = Marker(shard.shard_id, part.rows, part.failed, Blob.of(part.data), failures)
+        publish(self.part_path(shard.shard_id), part.data)
+        if part.failures is not None:
+            publish(self.failures_path(shard.shard_id), part.failures)
+        publish(self.marker_path(shard.shard_id), _json(asdict(marker)))
+        return marker
+
+    def finish(self, shards: Sequence[Shard], about: Mapping[str, Any]) -> Manifest:
+        """Write the manifest over exactly these shards; writing the same again changes nothing.
+
+        Raises ShardError where one of them is not done.
+        """
+        markers = [self._done(shard) for shard in shards]
+        done = tuple(marker for marker in markers if marker is not None)
+        if len(done) < len(shards):
+            missing = next(shard for shard, marker in zip(shards, markers, strict=True) if marker is None)
+            raise ShardError(
+                f"{self.root}: {len(shards) - len(done)} of {len(shards)} shards are not done, "
+                f"the first is {missing.shard_id}; run the same line again"
+            )
+        manifest = Manifest(dict(about), done)
+        record = {**asdict(manifest), "rows": manifest.rows, "failed": manifest.failed}
+        data = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False).encode()
+        if not self.manifest_path.exists() or self.manifest_path.read_bytes() != data:
+            publish(self.manifest_path, data)
+        return manifest
+
+    def read_manifest(self, verify: bool = False) -> Manifest:
+        """The manifest, after checking that every file it names has its size and, with `verify`, its hash.
+
+        Raises StoreError where the folder is unfinished, or naming the first file that is not as it was written.
+        """
+        if not self.manifest_path.exists():
+            raise StoreError(f"{self.root} is unfinished (it has no manifest.json): run the same line again")
+        try:
+            record = json.loads(self.manifest_path.read_bytes())
+            manifest = Manifest(record["about"], tuple(map(Marker.from_record, record["shards"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{self.manifest_path} is not a manifest: {_AGAIN}") from error
+        for path, blob in self._files(manifest.shards):
+            _check(path, blob, verify)
+        return manifest
+
+    def _done(self, shard: Shard) -> Marker | None:
+        try:
+            marker = Marker.from_record(json.loads(self.marker_path(shard.shard_id).read_bytes()))
+            intact = all(path.stat().st_size == blob.size for path, blob in self._files([marker]))
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+        return marker if intact and marker.rows + marker.failed == len(shard.items) else None
+
+    def _files(self, markers: Iterable[Marker]) -> Iterator[tuple[Path, Blob]]:
+        for marker in markers:
+            yield self.part_path(marker.shard_id), marker.part
+            if marker.failures is not None:
+                yield self.failures_path(marker.shard_id), marker.failures
+
+
+def _check(path: Path, blob: Blob, verify: bool) -> None:
+    size = path.stat().st_size if path.exists() else None
+    if size is None:
+        raise StoreError(f"{path} is missing: run the same line again")
+    if size != blob.size:
+        raise StoreError(f"{path} has {size} bytes instead of {blob.size}: {_AGAIN}")
+    if verify and xxhash.xxh3_128_hexdigest(path.read_bytes()) != blob.xxh3_128:
+        raise StoreError(f"{path} is damaged (its hash is not the manifest's): {_AGAIN}")
+
+
+def publish(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: a temporary file in its folder, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with draft.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False).encode()

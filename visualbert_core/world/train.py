@@ -1,0 +1,143 @@
+"""The world's weights from nothing, on a CPU:
+
+    python -m visualbert_core.world.train --out visualbert_core/world/weights
+
+Draws 10,000 training scenes, trains the detector, extracts their regions, trains one VisualBERT trunk with four heads,
+and writes five checkpoint folders in float16, each with a card. The validation files (`world.files`) share no scene
+with them. Stages are kept in --work, so a stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import json
+import pickle
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from visualbert_core.detector.torchvision_rcnn import TorchvisionRCNN
+from visualbert_core.world import questions as ask
+from visualbert_core.world import train_detector, train_visualbert
+from visualbert_core.world.language import vocabulary
+
+T = TypeVar("T")
+
+SEED = 2026
+SCENES, HELD_OUT_SCENES = 10_000, 400
+DETECTOR_STEPS, VISUALBERT_STEPS = 1_800, 8_000
+RECIPES = {
+    "detector": f"{DETECTOR_STEPS} steps of {train_detector.BATCH} scenes out of {SCENES:,}, AdamW, one-cycle",
+    "visualbert": f"{VISUALBERT_STEPS:,} steps, one trunk with four heads, questions made on the fly from {SCENES:,} "
+    "scenes, AdamW, cosine, bfloat16 autocast",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint folders")
+    parser.add_argument("--work", type=Path, default=Path("build/world"), help="where finished stages are kept")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+
+    scenes = _stage(args.work / "scenes.pkl", lambda: train_detector.make_scenes(SEED, train_detector.TRAIN, SCENES))
+    state = _stage(
+        args.work / "detector.pkl",
+        lambda: train_detector.train_detector(scenes, SEED, DETECTOR_STEPS, Progress("detector")).state_dict(),
+    )
+    detector = _write_detector(args.out / "detector", state)
+    pool = _stage(
+        args.work / "pool.pkl", lambda: train_visualbert.extract_pool(detector, scenes, Progress("regions"))
+    )
+    vocab = args.work / "vocab.txt"
+    vocab.write_text("".join(f"{word}\n" for word in vocabulary()))
+    models = _stage(
+        args.work / "visualbert.pkl",
+        lambda: train_visualbert.train_visualbert(pool, vocab, SEED, VISUALBERT_STEPS, Progress("visualbert")),
+    )
+    _write_visualberts(args.out, models, detector.space)
+
+
+class Progress:
+    """Prints a line every few seconds: step, rate, time left."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self.start, self.printed = label, time.monotonic(), 0.0
+
+    def __call__(self, step: int, steps: int, message: str) -> None:
+        now = time.monotonic()
+        if now - self.printed < 10 and step < steps:
+            return
+        self.printed = now
+        rate = step / (now - self.start)
+        left = (steps - step) / rate
+        print(f"{self.label} {step}/{steps}  {rate:.1f}/s  {left:.0f} s left  {message}", flush=True)
+
+
+def _stage(path: Path, make: Callable[[], T]) -> T:
+    """The pickled result of a finished stage, or its result now; only ever our own files."""
+    if path.exists():
+        return pickle.loads(path.read_bytes())  # type: ignore[no-any-return]
+    started = time.process_time()
+    value = make()
+    path.write_bytes(pickle.dumps(value))
+    print(f"{path.stem}: {time.process_time() - started:.0f} CPU-seconds in this process", flush=True)
+    return value
+
+
+def _write_detector(folder: Path, state: dict[str, torch.Tensor]) -> TorchvisionRCNN:
+    model = train_detector.build(train_detector.CONFIG)
+    model.load_state_dict(state)
+    TorchvisionRCNN(model, train_detector.CONFIG, "", "cpu").save_pretrained(folder, torch.float16)
+    detector = TorchvisionRCNN.from_pretrained(folder, "cpu")  # rounded to float16, as everybody will use it
+    held_out = train_detector.make_scenes(SEED, train_detector.HELD_OUT, HELD_OUT_SCENES)
+    scores = train_detector.found_share(detector, held_out)
+    _card(folder, "Faster R-CNN of the embedded world", RECIPES["detector"], scores)
+    return detector
+
+
+def _write_visualberts(out: Path, models: dict[str, nn.Module], space: str) -> None:
+    trunk = copy.deepcopy(models["vqa"].visual_bert)
+    assert isinstance(trunk, nn.Module)
+    train_visualbert.fold_scaling(trunk)
+    for task, model in models.items():
+        folder = out / f"visualbert-{task.removesuffix('_entities')}"
+        model.visual_bert = trunk
+        model.save_pretrained(folder, dtype=torch.float16)  # type: ignore[operator]
+        (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in vocabulary()))
+        sidecar = {"task": task, "recipe": "original", "feature_space": space, "box_geometry": True}
+        (folder / "visualbert_core.json").write_text(json.dumps(sidecar, indent=2) + "\n")
+        if task == "vqa":
+            (folder / "answers.txt").write_text("".join(f"{answer}\n" for answer in ask.ANSWERS))
+        _card(folder, f"VisualBERT of the embedded world: {task}", RECIPES["visualbert"], None)
+
+
+def _card(folder: Path, title: str, recipe: str, scores: dict[str, Any] | None) -> None:
+    """README.md of a checkpoint. VisualBERT's scores are those of the demo, which measures them on every run."""
+    rows = [f"- {name}: {value:.1f}" for name, value in (scores or {}).items()]
+    heading = ["", "Held-out scenes (things found with the right class at IoU 0.5, in percent):", ""]
+    lines = [
+        f"# {title}",
+        "",
+        "Synthetic scenes and tiny weights: its scores say that the pipeline works, not how good the model family is.",
+        "",
+        f"- made by: `python -m visualbert_core.world.train --out visualbert_core/world/weights`, seed {SEED}",
+        f"- recipe: {recipe}",
+        f"- date: {datetime.date.today().isoformat()}, torch {torch.__version__}",
+        "- weights: float16 safetensors, Apache-2.0",
+        *([*heading, *rows] if rows else []),
+    ]
+    (folder / "README.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
