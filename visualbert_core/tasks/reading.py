@@ -6,7 +6,7 @@ Every error names the file, the record in it (a line or an id), what is wrong, a
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,9 +62,9 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     return checked(parsed, dict, where)
 
 
-def field(record: Mapping[str, Any], key: str, kind: type[T], where: str) -> T:
+def field(record: dict[str, Any], key: str, kind: type[T], where: str) -> T:
     """`record[key]`, which must be there and of that JSON type."""
-    if key not in record:
+    if key not in checked(record, dict, where):
         raise AnnotationError(f"{where}: no {key!r}; this is not the official format")
     return checked(record[key], kind, where, key)
 
@@ -79,11 +79,11 @@ def checked(value: Any, kind: type[T], where: str, key: str | None = None) -> T:
     return value
 
 
-def strings(record: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+def strings(record: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
     """`record[key]`, which must be a list of strings."""
     return tuple(checked(item, str, where, key) for item in field(record, key, list, where))
 
 
-def family(record: Mapping[str, Any], where: str) -> dict[str, tuple[str, ...]]:
+def family(record: dict[str, Any], where: str) -> dict[str, tuple[str, ...]]:
     """The breakdown by "family", an extra key that generated annotations carry and official ones do not."""
     return {"family": (field(record, "family", str, where),)} if "family" in record else {}

@@ -134,12 +134,15 @@ def _item(
     answers = [field(record, "answer", str, annotation_where) for record in annotators]
     if not answers:
         raise AnnotationError(f"{annotation_where}: no answers; this is not the official format")
-    common = annotation.get("multiple_choice_answer") or Counter(answers).most_common(1)[0][0]
+    if "multiple_choice_answer" in annotation:
+        common = field(annotation, "multiple_choice_answer", str, annotation_where)
+    else:
+        common = Counter(answers).most_common(1)[0][0]
     return _Item(
         image_id=f"COCO_{subset}_{field(question, 'image_id', int, where):012d}",
         text=field(question, "question", str, where),
         annotators=annotators,
-        common_answer=str(common),
+        common_answer=common,
         groups={
             "answer type": (field(annotation, "answer_type", str, annotation_where),),
             "question type": (field(annotation, "question_type", str, annotation_where),),

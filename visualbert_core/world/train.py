@@ -36,7 +36,7 @@ DETECTOR_STEPS, VISUALBERT_STEPS = 1_800, 8_000
 RECIPES = {
     "detector": f"{DETECTOR_STEPS} steps of {train_detector.BATCH} scenes out of {SCENES:,}, AdamW, one-cycle",
     "visualbert": f"{VISUALBERT_STEPS:,} steps, one trunk with four heads, questions made on the fly from {SCENES:,} "
-    "scenes, AdamW, cosine, bfloat16 autocast",
+    "scenes, AdamW, cosine",
 }
 
 

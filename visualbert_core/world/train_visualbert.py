@@ -112,8 +112,7 @@ def train_visualbert(
     batches = DataLoader(_Batches(pool, encoder, seed, steps), batch_size=None, num_workers=1, prefetch_factor=8)
     for step, (task, tensors) in enumerate(batches):
         tensors["visual_embeds"] = tensors["visual_embeds"] * scale + shift
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = models[task](**tensors).loss
+        loss = models[task](**tensors).loss
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters.values(), CLIP)

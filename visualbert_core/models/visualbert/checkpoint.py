@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from visualbert_core.errors import CheckpointError
 from visualbert_core.models.visualbert.config import CONFIG_FILE, VisualBertConfig
+from visualbert_core.provenance import digest_file
 
 SAFETENSORS_FILE = "model.safetensors"
 TORCH_FILE = "pytorch_model.bin"
@@ -132,16 +132,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def weights_digest(folder: str | Path) -> str:
     """xxh3-128 of the weights file's bytes, for provenance."""
-    return file_digest(weights_file(folder))
-
-
-def file_digest(path: Path) -> str:
-    """xxh3-128 of a file's bytes."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return digest_file(weights_file(folder))
 
 
 def _torch_load(path: Path) -> Any:

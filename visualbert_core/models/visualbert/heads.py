@@ -217,7 +217,8 @@ def _output(logits: Tensor, loss: Tensor | None, states: VisualBertOutput) -> He
 
 
 def _divergence(logits: Tensor, targets: Tensor) -> Tensor:
-    return functional.kl_div(logits.log_softmax(-1), targets, reduction="batchmean")
+    # float32 even under autocast: in half precision a masked region's log-probability can be -inf, and 0 * -inf is NaN.
+    return functional.kl_div(logits.float().log_softmax(-1), targets, reduction="batchmean")
 
 
 def _needed(value: Tensor | None, name: str, why: str) -> Tensor:

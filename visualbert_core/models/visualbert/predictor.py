@@ -7,7 +7,6 @@ published with Pythia, https://github.com/facebookresearch/mmf, or the names in 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 
 from visualbert_core.errors import CheckpointError, ConfigError
-from visualbert_core.models.visualbert.checkpoint import Pretrained, Sidecar, file_digest, weights_digest
+from visualbert_core.models.visualbert.checkpoint import Pretrained, Sidecar, weights_digest
 from visualbert_core.models.visualbert.config import CONFIG_FILE, VisualBertConfig
 from visualbert_core.models.visualbert.heads import (
     VisualBertForMultipleChoice,
@@ -27,6 +25,7 @@ from visualbert_core.models.visualbert.heads import (
     VisualBertForVisualReasoning,
 )
 from visualbert_core.models.visualbert.inputs import GEOMETRY_SIZE, VOCAB_FILE, InputEncoder, collate
+from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import Example, Grounding, MultipleChoice, Prediction, Question, Regions, Statement
 
 ANSWERS_FILE = "answers.txt"
@@ -53,31 +52,35 @@ TASKS = {
 
 
 class VisualBertPredictor:
-    """Answers examples of one task in float32. Open one with `from_pretrained`."""
+    """Answers examples of one task in float32."""
 
-    def __init__(
-        self,
-        network: Pretrained,
-        encoder: InputEncoder,
-        task: str,
-        *,
-        answers: tuple[str, ...] = (),
-        sidecar: Sidecar | None = None,
-        digests: dict[str, str | None] | None = None,
-        name: str = "the network",
-        device: str | None = None,
-    ) -> None:
-        self.task = task
-        self.name = name
-        self.sidecar = sidecar or Sidecar()
-        self.feature_space = self.sidecar.feature_space
-        self.feature_size = feature_size(network.config, self.sidecar)
-        self.answers = answers
-        self._unanswerable = np.array([answer == UNKNOWN_ANSWER for answer in answers], dtype=bool)
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._network = network.to(self._device).eval()
-        self._encoder = encoder
-        self._digests = digests or {}
+    def __init__(self, folder: Path, task: str, device: torch.device) -> None:
+        """Use `from_pretrained`."""
+        sidecar = Sidecar.from_folder(folder)
+        if sidecar.task not in (None, task):
+            raise CheckpointError(f"{folder}: trained for task {sidecar.task}, asked for {task}")
+        config = VisualBertConfig.from_folder(folder)
+        if task == "nlvr2" and config.num_labels != 2:
+            raise CheckpointError(f"{folder / CONFIG_FILE}: num_labels: task nlvr2 needs 2, got {config.num_labels}")
+        self._folder, self._task, self._device = folder, task, device
+        self._answers = _answers(folder, config) if task == "vqa" else ()
+        self._unanswerable = np.array([answer == UNKNOWN_ANSWER for answer in self._answers], dtype=bool)
+        self._encoder = _encoder(folder, config, sidecar.box_geometry)
+        self._network = TASKS[task].network.from_pretrained(folder).to(device)
+        self.feature_space = sidecar.feature_space
+        # The numbers of box geometry are appended by the encoder, not stored.
+        self.feature_size = config.visual_embedding_dim - (GEOMETRY_SIZE if sidecar.box_geometry else 0)
+        self._fingerprint = {
+            "class": TASKS[task].network.__name__,
+            "task": task,
+            "recipe": sidecar.recipe,
+            "box_geometry": sidecar.box_geometry,
+            "precision": "float32",
+            "weights": weights_digest(folder),
+            "config": digest_json(config.to_dict()),
+            "vocab": digest_file(folder / VOCAB_FILE),
+            "answers": digest_json(self._answers) if self._answers else None,
+        }
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, task: str, device: str | None = None) -> VisualBertPredictor:
@@ -88,38 +91,13 @@ class VisualBertPredictor:
         """
         if task not in TASKS:
             raise ConfigError(f"unknown task {task!r}: VisualBERT has heads for {', '.join(TASKS)}")
-        folder = Path(folder)
-        if not folder.is_dir():
+        if not Path(folder).is_dir():
             raise CheckpointError(f"{folder}: no such checkpoint folder")
-        sidecar = Sidecar.from_folder(folder)
-        if sidecar.task not in (None, task):
-            raise CheckpointError(f"{folder}: trained for task {sidecar.task}, asked for {task}")
-        config = VisualBertConfig.from_folder(folder)
-        answers = _answers(folder, config) if task == "vqa" else ()
-        if task == "nlvr2" and config.num_labels != 2:
-            raise CheckpointError(f"{folder / CONFIG_FILE}: num_labels: task nlvr2 needs 2, got {config.num_labels}")
-        encoder = _encoder(folder, config, sidecar)
-        network = TASKS[task].network.from_pretrained(folder)
-        digests: dict[str, str | None] = {
-            "weights": weights_digest(folder),
-            "vocab": file_digest(folder / VOCAB_FILE),
-            "config": _text_digest(json.dumps(config.to_dict(), sort_keys=True)),
-            "answers": _text_digest("\n".join(answers)) if answers else None,
-        }
-        return cls(
-            network, encoder, task, answers=answers, sidecar=sidecar, digests=digests, name=str(folder), device=device
-        )
+        return cls(Path(folder), task, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
     def fingerprint(self) -> dict[str, Any]:
         """What changes a prediction: class, task, recipe, precision and the digests of everything that was read."""
-        return {
-            "class": type(self._network).__name__,
-            "task": self.task,
-            "recipe": self.sidecar.recipe,
-            "box_geometry": self.sidecar.box_geometry,
-            "precision": "float32",
-            **self._digests,
-        }
+        return dict(self._fingerprint)
 
     def predict(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> list[Prediction]:
         """One prediction per example, in order; see `schema.Prediction` for the form of each task's answer.
@@ -137,23 +115,23 @@ class VisualBertPredictor:
         return [self._decoded(*item, row) for item, row in zip(batch, rows, strict=True)]
 
     def _check(self, example: Example, regions: tuple[Regions, ...]) -> None:
-        if not isinstance(example, TASKS[self.task].form):
-            raise TypeError(f"task {self.task} asks {TASKS[self.task].form.__name__}, got {type(example).__name__}")
+        if not isinstance(example, TASKS[self._task].form):
+            raise TypeError(f"task {self._task} asks {TASKS[self._task].form.__name__}, got {type(example).__name__}")
         for image in regions:
             if image.features.shape[1] != self.feature_size:
                 raise CheckpointError(
-                    f"{self.name} needs {self.feature_size}-d features, the store holds {image.features.shape[1]}-d"
+                    f"{self._folder} needs {self.feature_size}-d features, the store holds {image.features.shape[1]}-d"
                 )
 
     def _decoded(self, example: Example, regions: tuple[Regions, ...], logits: np.ndarray) -> Prediction:
-        answer, scores = _DECODERS[self.task](self, example, regions, logits)
+        answer, scores = _DECODERS[self._task](self, example, regions, logits)
         return Prediction(example.example_id, example.image_ids[0], answer, scores)
 
     def _vqa(self, example: Question, regions: tuple[Regions, ...], logits: np.ndarray) -> Answer:
         # The authors' accuracy masks <unk> too, though their writer of test files does not.
         masked = np.where(self._unanswerable, -np.inf, logits)
         best = int(masked.argmax())
-        return self.answers[best], (float(_softmax(masked)[best]),)
+        return self._answers[best], (float(_softmax(masked)[best]),)
 
     def _vcr(self, example: MultipleChoice, regions: tuple[Regions, ...], logits: np.ndarray) -> Answer:
         return int(logits.argmax()), tuple(_softmax(logits).tolist())
@@ -178,15 +156,8 @@ _DECODERS: dict[str, Callable[..., Answer]] = {
 }
 
 
-def feature_size(config: VisualBertConfig, sidecar: Sidecar) -> int:
-    """D that the store's features must have: the six numbers of box geometry are appended here, not stored."""
-    return config.visual_embedding_dim - (GEOMETRY_SIZE if sidecar.box_geometry else 0)
-
-
-def _encoder(folder: Path, config: VisualBertConfig, sidecar: Sidecar) -> InputEncoder:
-    encoder = InputEncoder(
-        folder / VOCAB_FILE, num_positions=config.max_position_embeddings, box_geometry=sidecar.box_geometry
-    )
+def _encoder(folder: Path, config: VisualBertConfig, box_geometry: bool) -> InputEncoder:
+    encoder = InputEncoder(folder / VOCAB_FILE, num_positions=config.max_position_embeddings, box_geometry=box_geometry)
     if encoder.vocab_size > config.vocab_size:
         raise CheckpointError(
             f"{folder / VOCAB_FILE}: {encoder.vocab_size} word pieces, {CONFIG_FILE} has vocab_size {config.vocab_size}"
@@ -219,7 +190,3 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities over the last axis, which may be empty."""
     powers = np.exp(logits.astype(np.float64) - logits.max(initial=-np.inf))
     return np.asarray(powers / powers.sum())
-
-
-def _text_digest(text: str) -> str:
-    return xxhash.xxh3_128_hexdigest(text.encode())

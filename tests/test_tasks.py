@@ -1,0 +1,141 @@
+"""The registry, coverage before any score, the summary, and that every task keeps the contract."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from visualbert_core.errors import ConfigError, CoverageError
+from visualbert_core.schema import Prediction, Score
+from visualbert_core.tasks import PAPERS, TASKS, Task, judge, open_task, summarize
+
+SPLITS = {"vqa": "val", "vcr": "val", "nlvr2": "dev", "flickr30k_entities": "test"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The four benchmarks' files, two or three records each, in one folder (their names do not collide)."""
+    answers = [{"answer": "red", "answer_id": i} for i in range(10)]
+    kinds = {"question_type": "what", "answer_type": "other", "answers": answers}
+    questions = [{"question_id": i, "image_id": i, "question": "What?"} for i in (1, 2)]
+    annotations = [{"question_id": i, "image_id": i} | kinds for i in (1, 2)]
+    four = [["a"], ["b"], ["c"], [[0]]]
+    vcr = {"img_fn": "m/x@1.jpg", "objects": ["person"], "question": ["Who", "?"], "answer_choices": four}
+    vcr |= {"rationale_choices": four, "answer_label": 0, "rationale_label": 3}
+    nlvr2 = {"sentence": "Yes.", "label": "True"}
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    files = {
+        "v2_OpenEnded_mscoco_val2014_questions.json": json.dumps({"questions": questions}),
+        "v2_mscoco_val2014_annotations.json": json.dumps({"annotations": annotations}),
+        "val.jsonl": "".join(json.dumps(vcr | {"annot_id": f"val-{i}"}) + "\n" for i in range(3)),
+        "dev.json": "".join(json.dumps(nlvr2 | {"identifier": f"dev-{i}-0-0"}) + "\n" for i in range(3)),
+        "test.txt": "5\n6",
+        "Sentences/5.txt": "[/EN#1/people A man] .\n[/EN#1/people He] runs .",
+        "Sentences/6.txt": "Nobody .",
+        "Annotations/5.xml": f"<annotation><object><name>1</name>{box}</object></annotation>",
+        "Annotations/6.xml": "<annotation></annotation>",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def gold(task: Task) -> list[Prediction]:
+    return [
+        Prediction(example_id, image_id, task.gold(example_id), ()) for example_id, image_id in task.expected().items()
+    ]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_task_keeps_the_contract(folder: Path, name: str) -> None:
+    """Unique examples that `expected` lists in order, gold worth 100 %, a headline that is scored, files that exist."""
+    task = open_task(name, folder, SPLITS[name])
+    examples = list(task.examples())
+    assert {example.example_id: example.image_ids[0] for example in examples} == task.expected()
+    assert [example.example_id for example in examples] == list(task.expected())
+    summary = summarize(judge(task, gold(task)))
+    assert {metric.value for metric in summary.metrics.values()} == {100.0}
+    assert task.headline in summary.metrics
+    assert task.chance({row.example_id: row for row in gold(task)}).keys() <= summary.metrics.keys()
+    assert (task.name, task.split) == (name, SPLITS[name])
+    assert all(path.is_file() for path in task.annotation_files())
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_answers_survive_json(folder: Path, name: str) -> None:
+    """Answers are stored as JSON; read back they are worth the same."""
+    task = open_task(name, folder, SPLITS[name])
+    stored = [Prediction(p.example_id, p.image_id, json.loads(json.dumps(p.answer)), ()) for p in gold(task)]
+    assert judge(task, stored) == judge(task, gold(task))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_score_without_full_coverage(folder: Path, name: str) -> None:
+    """One prediction missing, doubled or unknown: an error in one line with count and id, whatever the benchmark."""
+    task = open_task(name, folder, SPLITS[name])
+    rows = gold(task)
+    first = rows[0].example_id
+    faults = {
+        "1 missing": rows[1:],
+        "1 duplicate": [*rows, rows[0]],
+        "1 unknown": [*rows, Prediction("nobody", "x", rows[0].answer, ())],
+    }
+    for fault, predictions in faults.items():
+        shown = "nobody" if "unknown" in fault else first
+        with pytest.raises(CoverageError, match=re.escape(f"{fault} ({shown})")) as caught:
+            judge(task, iter(predictions))
+        assert "\n" not in str(caught.value)
+
+
+def test_unknown_task_names_the_nearest() -> None:
+    """A mistyped task is a configuration error that names the right one."""
+    with pytest.raises(ConfigError, match="'flickr30k': did you mean 'flickr30k_entities'"):
+        open_task("flickr30k", Path(), "test")
+
+
+def test_summary_is_percent_with_interval_and_groups() -> None:
+    """Metrics keep the order of the scores; groups are sorted; a unit in two groups counts in both."""
+    both = {"type": ("people", "animals")}
+    scores = [
+        Score("1", "recall@1", 1.0, "a", both),
+        Score("1", "accuracy", 0.5, "a", both),
+        Score("2", "recall@1", 0.0, "b", {"type": ("people",), "kind": ("x",)}),
+    ]
+    summary = summarize(iter(scores))
+    assert list(summary.metrics) == ["recall@1", "accuracy"]
+    metric = summary.metrics["recall@1"]
+    assert (metric.value, metric.n, metric.low, metric.high) == (50.0, 2, 0.0, 100.0)
+    assert math.isnan(summary.metrics["accuracy"].low)  # one image: no interval
+    assert list(summary.breakdown) == ["kind", "type"]
+    assert list(summary.breakdown["type"]) == ["animals", "people"]
+    assert summary.breakdown["type"]["people"] == {"recall@1": (50.0, 2), "accuracy": (50.0, 1)}
+
+
+def test_summary_of_nothing_is_empty() -> None:
+    """No scores, no metrics; nothing is divided by zero."""
+    assert summarize([]).metrics == {}
+
+
+def test_paper_numbers_name_scored_metrics(folder: Path) -> None:
+    """Every published number stands under a metric that the task yields, and names its table."""
+    for name in TASKS:
+        task = open_task(name, folder, SPLITS[name])
+        scored = {score.metric for score in judge(task, gold(task))}
+        assert "table" in PAPERS[name].table
+        for metrics in PAPERS[name].percent.values():
+            assert metrics.keys() <= scored
+            assert all(0 < value < 100 for value in metrics.values())
+
+
+def test_scoring_needs_no_torch_no_ray_no_pillow() -> None:
+    """Opening and scoring a benchmark imports none of the heavy libraries."""
+    code = "import sys, visualbert_core.tasks; print([m for m in ('torch', 'ray', 'PIL') if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

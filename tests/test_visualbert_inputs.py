@@ -1,0 +1,397 @@
+"""The authors' input layouts, token for token.
+
+Two halves: expectations made with the authors' own data code and BERT's vocabulary, which live outside this
+repository (folder in VISUALBERT_SHARED_DATA, or `../shared/data`; skipped without it); and small cases with a vocabulary
+of a few words, in which every expected position can be counted by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from visualbert_core.errors import CheckpointError
+from visualbert_core.models.visualbert import Encoded, InputEncoder, collate
+from visualbert_core.models.visualbert.inputs import pythia_tokens
+from visualbert_core.schema import Grounding, MultipleChoice, Phrase, Question, Regions, Statement, Token
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+WORDS = ("?", "'", "s", ".", "what", "is", "he", "holding", "cat", "dog", "red", "cafe", "dining", "##table", "casey")
+VOCAB = (*SPECIAL, *WORDS, "riley", "quinn", "and", "a", "left", "##s", "car")
+
+
+@pytest.fixture(scope="module")
+def vocab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
+    path.write_text("".join(f"{word}\n" for word in VOCAB), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoder(vocab: Path) -> InputEncoder:
+    return InputEncoder(vocab)
+
+
+def regions(count: int, size: int = 4, image_id: str = "i") -> Regions:
+    """Regions whose features hold their own index, so that a test sees which ones were taken."""
+    features = np.repeat(np.arange(count, dtype=np.float16)[:, None], size, axis=1)
+    boxes = np.tile(np.array([10, 20, 30, 60], np.float32), (count, 1))
+    return Regions(image_id, 100, 200, boxes, np.zeros(count, np.int16), np.ones(count, np.float32), features, "")
+
+
+def question(text: str) -> Question:
+    return Question("q", ("i",), text)
+
+
+def spelled(encoded: Encoded) -> str:
+    return " ".join(VOCAB[index] for index in encoded.input_ids)
+
+
+def choices(
+    context: tuple[Token, ...],
+    *texts: tuple[Token, ...],
+    objects: tuple[str, ...] = ("person", "diningtable", "person"),
+    mentioned: tuple[int, ...] = (0, 1, 2),
+) -> MultipleChoice:
+    return MultipleChoice("m", ("i",), objects, context, texts, mentioned)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the authors' own inputs
+
+
+@pytest.fixture(scope="module")
+def shared() -> Path:
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("VISUALBERT_SHARED_DATA", beside))
+    if not (folder / "input_layouts.json").is_file():
+        pytest.skip(f"no input_layouts.json in {folder}: set VISUALBERT_SHARED_DATA to the folder that has it")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def layouts(shared: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((shared / "input_layouts.json").read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def bert(shared: Path) -> InputEncoder:
+    return InputEncoder(shared / "bert-base-uncased-vocab.txt")
+
+
+def assert_text(found: Encoded, expected: dict[str, Any]) -> None:
+    assert (list(found.input_ids), list(found.token_type_ids)) == (expected["input_ids"], expected["token_type_ids"])
+
+
+def test_authors_vqa(layouts: dict[str, Any], bert: InputEncoder) -> None:
+    """Every VQA question has the authors' tokens, and the head reads the position they read."""
+    assert len(layouts["vqa"]) == 150
+    for expected in layouts["vqa"]:
+        encoded = bert.question(question(expected["question"]), [regions(3)])
+        assert_text(encoded, expected)
+        assert int(collate([encoded])["attention_mask"].sum()) - 2 == expected["head_index"]
+
+
+def test_authors_nlvr2(layouts: dict[str, Any], bert: InputEncoder) -> None:
+    """Every NLVR2 sentence has the authors' tokens."""
+    assert len(layouts["nlvr2"]) == 100
+    for expected in layouts["nlvr2"]:
+        example = Statement("s", ("i", "j"), expected["sentence"])
+        assert_text(bert.statement(example, [regions(2), regions(3)]), expected)
+
+
+def test_authors_vcr(layouts: dict[str, Any], bert: InputEncoder, shared: Path) -> None:
+    """Every VCR choice, Q→A and QA→R, has the authors' names, tokens, types and alignment."""
+    words = (shared / "bert-base-uncased-vocab.txt").read_text(encoding="utf-8").split("\n")
+    items = {item["annot_id"]: item for item in layouts["vcr"]["items"]}
+    assert len(layouts["vcr"]["expected"]) == 54
+    for expected in layouts["vcr"]["expected"]:
+        item = items[expected["annot_id"]]
+        context = item["question"]
+        if expected["mode"] == "rationale":
+            context = context + item["answer_choices"][item["answer_label"]]
+        example = choices(
+            mixed(context),
+            *(mixed(text) for text in item[f"{expected['mode']}_choices"]),
+            objects=tuple(item["objects"]),
+            mentioned=tuple(expected["detections_used"]),
+        )
+        encoded = bert.multiple_choice(example, [regions(1 + len(item["objects"]))])
+        for found, choice in zip(encoded, expected["choices"], strict=True):
+            assert [words[index] for index in found.input_ids] == choice["tokens"]
+            assert list(found.token_type_ids) == choice["token_type_ids"]
+            assert [list(positions) for positions in found.mentions or ()] == choice["image_text_alignment"]
+
+
+def mixed(tokens: list[str | list[int]]) -> tuple[Token, ...]:
+    return tuple(token if isinstance(token, str) else tuple(token) for token in tokens)
+
+
+def test_authors_flickr(layouts: dict[str, Any], bert: InputEncoder) -> None:
+    """Every caption has the authors' tokens, and a phrase ending at a given word their query position."""
+    assert len(layouts["flickr30k"]) == 30
+    for expected in layouts["flickr30k"]:
+        words = tuple(expected["sentence"].split(" "))
+        # Phrases from the first word on: they occur once, so that only the place of the last word is at stake.
+        phrases = tuple(Phrase(0, last + 1, "") for last in expected["entity_last_word_index"])
+        encoded = bert.grounding(Grounding("g", ("i",), words, phrases), [regions(3)])
+        assert_text(encoded, expected)
+        assert list(encoded.phrases or ()) == expected["flickr_position"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# VQA v2
+
+
+@pytest.mark.parametrize(
+    ("text", "layout"),
+    [
+        ("What is he holding?", "[CLS] what is he holding ? [MASK] [SEP]"),
+        ("What, is he?? holding", "[CLS] what is he holding ? [MASK] [SEP]"),
+        ("What's he holding", "[CLS] what ' s he holding ? [MASK] [SEP]"),
+        ("a Café.", "[CLS] a cafe . ? [MASK] [SEP]"),
+        ("dogs zebra", "[CLS] dog ##s [UNK] ? [MASK] [SEP]"),
+        ("", "[CLS] ? [MASK] [SEP]"),
+    ],
+)
+def test_question_layout(encoder: InputEncoder, text: str, layout: str) -> None:
+    """One "?" and one [MASK] end every question, whatever its own punctuation, case and accents."""
+    encoded = encoder.question(question(text), [regions(2)])
+    assert spelled(encoded) == layout
+    assert set(encoded.token_type_ids) == {0}
+
+
+def test_pythia_tokens() -> None:
+    """Commas and question marks vanish inside words too, and 's becomes a word of its own."""
+    assert pythia_tokens("Is the man's 3,000 ft? sign-post up ?") == "is the man ' s 3000 ft sign - post up".split()
+
+
+def test_regions_of_a_question_have_type_0(encoder: InputEncoder) -> None:
+    """The authors trained VQA with visual type 0; the default of transformers is 1."""
+    tensors = collate([encoder.question(question("a"), [regions(3)])])
+    assert tensors["visual_token_type_ids"].tolist() == [[0, 0, 0]]
+
+
+def test_a_question_too_long_loses_its_mask(vocab: Path) -> None:
+    """Truncation keeps the first tokens and ends with [SEP], as in the authors' code: "? [MASK]" go first."""
+    encoder = InputEncoder(vocab, max_length=6)
+    assert (
+        spelled(encoder.question(question("what is he holding now"), [regions(1)])) == "[CLS] what is he holding [SEP]"
+    )
+    assert spelled(encoder.question(question("what is"), [regions(1)])) == "[CLS] what is ? [MASK] [SEP]"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# NLVR2
+
+
+def test_statement_layout(encoder: InputEncoder) -> None:
+    """Both images stand in one sequence, left before right, told apart by visual types 0 and 1."""
+    encoded = encoder.statement(Statement("s", ("l", "r"), "A cat is left."), [regions(2), regions(3)])
+    assert spelled(encoded) == "[CLS] a cat is left . [SEP]"
+    assert encoded.features[:, 0].tolist() == [0, 1, 0, 1, 2]
+    assert encoded.visual_types.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_statement_keeps_144_regions_an_image(encoder: InputEncoder) -> None:
+    """The authors extracted 150 regions an image and trained with the first 144."""
+    encoded = encoder.statement(Statement("s", ("l", "r"), "a"), [regions(150), regions(10)])
+    assert encoded.visual_types.tolist() == [0] * 144 + [1] * 10
+    assert encoded.features[143, 0] == 143
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# VCR
+
+
+def test_choice_layout(encoder: InputEncoder) -> None:
+    """Tags become names; regions are the whole image and the mentioned objects; positions count words, not pieces."""
+    example = choices(("what", "is", (0,), "holding", "?"), ((1,), "and", (0,), "."), ("he", "is", (2,)))
+    first, second = encoder.multiple_choice(example, [regions(4)])
+    assert spelled(first) == "[CLS] what is casey holding ? [SEP] dining ##table and casey . [SEP]"
+    assert list(first.token_type_ids) == [0] * 7 + [1] * 6
+    # "casey" of the choice stands at 10, but is counted as word 2 of a text that starts at 7: diningtable is one word.
+    assert first.mentions == ((), [3, 9], [7], ())
+    assert first.features[:, 0].tolist() == [0, 1, 2, 3]
+    assert set(first.visual_types.tolist()) == {0}
+    assert second.mentions == ((), [3], (), [9])
+
+
+def test_names_restart_in_every_choice(encoder: InputEncoder) -> None:
+    """A person first mentioned in a choice is Casey again although the context has one, and choices do not share."""
+    example = choices((("what"), (0,)), ((2,), "is", (0,)), ("a", (0,), (2,)))
+    first, second = encoder.multiple_choice(example, [regions(4)])
+    assert spelled(first) == "[CLS] what casey [SEP] casey is casey [SEP]"
+    assert spelled(second) == "[CLS] what casey [SEP] a casey casey [SEP]"
+
+
+def test_names_in_order_of_mention(encoder: InputEncoder) -> None:
+    """People are Casey, Riley, … in order of mention; the sixteenth is Casey again; one tag may hold several."""
+    example = choices((tuple(range(15, -1, -1)),), ("a",), objects=("person",) * 16, mentioned=(0, 15))
+    (encoded,) = encoder.multiple_choice(example, [regions(17)])
+    words = spelled(encoded).split()
+    assert (words[1], words[2], words[15], words[16]) == ("casey", "riley", "quinn", "casey")
+    assert encoded.mentions == ((), [16], [1])
+
+
+def test_a_choice_too_long_loses_its_front(vocab: Path) -> None:
+    """Truncation takes from the front of the choice; a tag that is cut off is not aligned, one that stays keeps its
+    word index, which may lie beyond the end of the text.
+    """
+    encoder = InputEncoder(vocab, max_length=8, num_positions=12)
+    example = choices(("what", "is"), ((0,), "a", "a", "cat", "and", (2,)))
+    (encoded,) = encoder.multiple_choice(example, [regions(4)])
+    assert spelled(encoded) == "[CLS] what is [SEP] cat and casey [SEP]".replace("casey", "riley")
+    assert encoded.mentions == ((), (), (), [9])
+
+
+def test_alignment_stays_inside_the_position_table(vocab: Path) -> None:
+    """A word index that the position table does not have is dropped: it would be an index error in the network."""
+    encoder = InputEncoder(vocab, max_length=8, num_positions=9)
+    example = choices(("what", "is"), ((0,), "a", "a", "cat", "and", (2,)))
+    (encoded,) = encoder.multiple_choice(example, [regions(4)])
+    assert encoded.mentions == ((), (), (), ())
+
+
+def test_a_context_that_leaves_no_room(vocab: Path) -> None:
+    """A context as long as the limit leaves an empty choice, and then no second [SEP], as in the authors' code."""
+    encoder = InputEncoder(vocab, max_length=6)
+    (encoded,) = encoder.multiple_choice(choices(("a",) * 9, ("cat",)), [regions(4)])
+    assert spelled(encoded) == "[CLS] a a a [SEP]"
+
+
+def test_objects_without_a_region_are_absent(encoder: InputEncoder) -> None:
+    """Another image's row may have fewer regions: the objects beyond it are left out, the text stays."""
+    example = choices(("what", (2,)), ("a", (0,)), mentioned=(2, 0))
+    (full,), (short,) = (encoder.multiple_choice(example, [regions(n)]) for n in (4, 2))
+    assert full.features[:, 0].tolist() == [0, 1, 3]
+    assert full.mentions == ((), [5], [2])
+    assert short.features[:, 0].tolist() == [0, 1]
+    assert short.mentions == ((), [5])
+    assert short.input_ids == full.input_ids
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Flickr30K Entities
+
+
+def test_phrase_positions(encoder: InputEncoder) -> None:
+    """A phrase is queried at the last piece of its last word."""
+    words = ("a", "diningtable", "and", "dogs", ".")
+    encoded = encoder.grounding(Grounding("g", ("i",), words, (Phrase(0, 2, ""), Phrase(3, 4, ""))), [regions(2)])
+    assert spelled(encoded) == "[CLS] a dining ##table and dog ##s . [SEP]"
+    assert encoded.phrases == [3, 6]
+
+
+def test_a_repeated_phrase_is_asked_at_its_first_occurrence(encoder: InputEncoder) -> None:
+    """The authors search for the phrase's words, so the second "a cat" is asked for at the first; "A" is not "a"."""
+    words = ("a", "cat", "and", "a", "cat", "A", "cat")
+    phrases = (Phrase(3, 5, "a cat"), Phrase(5, 7, "A cat"))
+    assert encoder.grounding(Grounding("g", ("i",), words, phrases), [regions(2)]).phrases == [2, 7]
+
+
+def test_a_phrase_beyond_the_limit(vocab: Path) -> None:
+    """A phrase that was cut off is asked at the last word that is left, never at padding."""
+    encoder = InputEncoder(vocab, max_length=5)
+    encoded = encoder.grounding(
+        Grounding("g", ("i",), ("a", "cat", "and", "a", "dog"), (Phrase(3, 5, ""),)), [regions(2)]
+    )
+    assert spelled(encoded) == "[CLS] a cat and [SEP]"
+    assert encoded.phrases == [3]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# geometry, padding, the vocabulary
+
+
+def test_box_geometry(vocab: Path) -> None:
+    """With geometry, six numbers relative to the image's size follow each feature."""
+    encoder = InputEncoder(vocab, box_geometry=True)
+    tensors = collate([encoder.question(question("a"), [regions(1, size=2)])])
+    expected = [0, 0, 0.1, 0.1, 0.3, 0.3, 0.2, 0.2]  # box 10, 20, 30, 60 in an image of 100 by 200
+    assert torch.allclose(tensors["visual_embeds"][0, 0], torch.tensor(expected))
+
+
+def test_collate_pads_exactly(encoder: InputEncoder) -> None:
+    """Masks cover what is there and nothing else; padding is 0, and -1 for positions; dtypes are the forward's."""
+    words = ("a", "cat", "and", "a", "dog")
+    one = encoder.grounding(Grounding("g", ("i",), words, (Phrase(0, 2, ""), Phrase(3, 5, ""))), [regions(1)])
+    two = encoder.grounding(Grounding("g", ("i",), ("cat",), ()), [regions(3)])
+    tensors = collate([one, two])
+    assert {name: str(tensor.dtype) for name, tensor in tensors.items() if tensor.dtype != torch.int64} == {
+        "visual_embeds": "torch.float32"
+    }
+    assert tensors["attention_mask"].tolist() == [[1] * 7, [1] * 3 + [0] * 4]
+    assert tensors["input_ids"][1].tolist() == [2, VOCAB.index("cat"), 3, 0, 0, 0, 0]
+    assert tensors["visual_attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert tensors["visual_embeds"][:, :, 0].tolist() == [[0, 0, 0], [0, 1, 2]]
+    assert tensors["region_to_phrase_position"].tolist() == [[2, 5], [-1, -1]]
+    assert "image_text_alignment" not in tensors
+
+
+def test_collate_choices(encoder: InputEncoder) -> None:
+    """Multiple choice gets a choice axis second, and alignment padded with -1 over regions and mentions."""
+    long = choices(("what", (0,)), ((0,), "a", (0,)), ("a",))
+    short = choices(("a",), ("cat",), ("dog",), mentioned=())
+    tensors = collate([encoder.encode(example, [regions(4)]) for example in (long, short)])
+    assert tensors["input_ids"].shape == tensors["token_type_ids"].shape == (2, 2, 8)
+    assert tensors["visual_embeds"].shape == (2, 2, 4, 4)
+    assert tensors["visual_attention_mask"][1].tolist() == [[1, 0, 0, 0]] * 2
+    assert tensors["image_text_alignment"].shape == (2, 2, 4, 3)
+    assert tensors["image_text_alignment"][0, 0, 1].tolist() == [2, 4, 6]
+    assert bool((tensors["image_text_alignment"][1] == -1).all())
+
+
+def test_collate_refuses_what_cannot_be_a_batch(encoder: InputEncoder) -> None:
+    """Different feature sizes and different numbers of choices are ValueErrors with the numbers."""
+    with pytest.raises(ValueError, match=r"one feature size, got \[4, 5\]"):
+        collate([encoder.encode(question("a"), [regions(2, size=size)]) for size in (4, 5)])
+    two, three = choices(("a",), ("a",), ("a",)), choices(("a",), ("a",), ("a",), ("a",))
+    with pytest.raises(ValueError, match=r"one number of choices, got \[2, 3\]"):
+        collate([encoder.encode(example, [regions(4)]) for example in (two, three)])
+
+
+def test_images_without_regions(encoder: InputEncoder) -> None:
+    """No detection at all is a batch without regions, not an error."""
+    tensors = collate([encoder.encode(question("a"), [regions(0)])])
+    assert tensors["visual_embeds"].shape == (1, 0, 4)
+    tensors = collate([encoder.encode(choices(("a",), ("a",)), [regions(0)])])
+    assert tensors["image_text_alignment"].shape == (1, 1, 0, 1)
+
+
+def test_encode_dispatches_on_the_form(encoder: InputEncoder) -> None:
+    """`encode` is the form's own function, and an unknown form is a TypeError."""
+    example = question("what is he holding?")
+    assert encoder.encode(example, [regions(2)]).input_ids == encoder.question(example, [regions(2)]).input_ids
+    with pytest.raises(TypeError, match="no layout for str"):
+        encoder.encode("what?", [regions(2)])
+
+
+def test_the_cache_changes_nothing(encoder: InputEncoder) -> None:
+    """A word seen before, and an encoder sent to another process, give the ids that a fresh encoder gives."""
+    example = question("dogs dogs zebra Café")
+    first = encoder.question(example, [regions(1)])
+    assert encoder.question(example, [regions(1)]).input_ids == first.input_ids
+    copied = pickle.loads(pickle.dumps(encoder))
+    assert copied.question(replace(example, text="dogs zebra"), [regions(1)]).input_ids == [2, 14, 25, 1, 5, 4, 3]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(None, "cannot be read"), ("[PAD]\n[UNK]\ncat\n", r"\[CLS\], \[SEP\], \[MASK\] missing")]
+)
+def test_a_bad_vocabulary(tmp_path: Path, content: str | None, says: str) -> None:
+    """A vocabulary that is absent or not BERT's is a CheckpointError with its path."""
+    path = tmp_path / "vocab.txt"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=rf"vocab\.txt: .*{says}"):
+        InputEncoder(path)

@@ -1,0 +1,45 @@
+"""Predictions as Parquet parts, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from visualbert_core.schema import PREDICTION_SCHEMA, SCHEMA_VERSION, Failure, Prediction
+from visualbert_core.shards import ShardFolder
+
+
+def encode(predictions: Sequence[Prediction]) -> bytes:
+    """A part: one row a prediction, the same bytes for the same rows."""
+    columns = {
+        "example_id": [p.example_id for p in predictions],
+        "image_id": [p.image_id for p in predictions],
+        "answer": [json.dumps(p.answer, separators=(",", ":")) for p in predictions],
+        "scores": [list(p.scores) for p in predictions],
+    }
+    schema = PREDICTION_SCHEMA.with_metadata({"schema_version": str(SCHEMA_VERSION)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns, schema), sink, compression="zstd", write_page_checksum=True)
+    return bytes(sink.getvalue())
+
+
+def read_predictions(folder: str | Path) -> tuple[list[Prediction], list[Failure]]:
+    """Every prediction and every failure of a finished `predictions/` folder, by example id.
+
+    Raises StoreError where it is unfinished or damaged.
+    """
+    shards = ShardFolder(folder)
+    predictions: list[Prediction] = []
+    failures: list[Failure] = []
+    for marker in shards.read_manifest(verify=True).shards:
+        for row in pq.read_table(shards.part_path(marker.shard_id)).to_pylist():
+            answer, scores = json.loads(row["answer"]), tuple(row["scores"])
+            predictions.append(Prediction(row["example_id"], row["image_id"], answer, scores))
+        if marker.failures is not None:
+            rows = pq.read_table(shards.failures_path(marker.shard_id)).to_pylist()
+            failures += [Failure(**row) for row in rows]
+    return sorted(predictions, key=lambda p: p.example_id), sorted(failures, key=lambda f: f.item_id)

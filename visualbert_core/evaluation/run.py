@@ -1,0 +1,223 @@
+"""One model × task × split: the worker, and the run folder.
+
+    <out>/<model>__<task>__<split>/     "…__wrong-image" for the baseline
+        run.json        what was asked, what it was made of, how far it got
+        predictions/    a shards.ShardFolder
+        scores.json     written last, and only over complete predictions
+
+Running the same line again resumes; a finished run is not computed again; a folder made of other ingredients is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from visualbert_core.cluster import Pool, run_shards
+from visualbert_core.config import EvaluateConfig
+from visualbert_core.errors import CheckpointError, CoverageError, InputError
+from visualbert_core.evaluation.batches import ExampleShard, batches, join, plan_examples, wrong_images
+from visualbert_core.evaluation.predictions import encode, read_predictions
+from visualbert_core.features.store import FeatureStore, encode_failures
+from visualbert_core.metrics.coverage import check_coverage
+from visualbert_core.models import Model, load_model
+from visualbert_core.provenance import code_digest, differences, digest_file, digest_files, digest_json, versions
+from visualbert_core.schema import SCHEMA_VERSION, Failure, Prediction
+from visualbert_core.shards import Marker, Part, ShardFolder, publish
+from visualbert_core.tasks import Task, judge, open_task, summarize
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder with its two documents; `scores` is None where predictions do not cover the split."""
+
+    folder: Path
+    record: dict[str, Any]
+    scores: dict[str, Any] | None
+
+
+def evaluate(config: EvaluateConfig) -> Run:
+    """Predict what is missing, then score. Raises InputError for inputs that do not fit together, CoverageError (after
+    run.json says so) where examples are left without a prediction."""
+    task = open_task(config.task, config.annotations, config.split)
+    store = FeatureStore.open(config.features)
+    model = load_model(config.model, config.task, device="cpu")
+    _check_fit(model, store, config)
+    provenance = _provenance(config, task, store, model)
+    folder = run_folder(config)
+    record = {"spec": _spec(config), "provenance": provenance, "status": "running"}
+    _claim(folder, record)
+
+    donors = wrong_images(task.examples(), store) if config.regions == "wrong-image" else None
+    shards = plan_examples(task.examples(), donors, digest_json(provenance), config.shard_size)
+    predictions = ShardFolder(folder / "predictions")
+    make_worker = partial(EvaluationWorker, config.model, config.task, config.features, predictions.root, config.batch_size)
+    label = f"{config.task} {config.split}" + (" (wrong image)" if donors is not None else "")
+    pool = Pool(config.pool.workers, config.pool.gpus_per_worker, config.pool.inline)
+    run_shards(make_worker, predictions.pending(shards), pool, label)
+    predictions.finish(shards, {"task": config.task, "split": config.split})
+    return _score(folder, record, task)
+
+
+def run_folder(config: EvaluateConfig) -> Path:
+    """Where a run lives."""
+    name = f"{config.model.name}__{config.task}__{config.split}"
+    return config.out / (name if config.regions == "own" else f"{name}__{config.regions}")
+
+
+def read_run(folder: Path) -> Run:
+    """A run folder as it stands. Raises InputError where there is none."""
+    try:
+        record = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} is not a run folder: {error}") from error
+    scores = folder / "scores.json"
+    return Run(folder, record, json.loads(scores.read_text()) if scores.exists() else None)
+
+
+class EvaluationWorker:
+    """Holds a model and turns shards of examples into committed parts; the model serves one batch at a time."""
+
+    def __init__(self, model: Path, task: str, features: Path, out: Path, batch_size: int) -> None:
+        self.model = load_model(model, task)
+        self.store = FeatureStore.open(features)
+        self.folder = ShardFolder(out)
+        self.batch_size = batch_size
+        self.lock = threading.Lock()
+
+    def run(self, shard: ExampleShard) -> Marker:
+        """Predict and commit one shard."""
+        joined, failures = join(shard, self.store)
+        answered: dict[str, Prediction] = {}
+        for batch in batches(joined, self.batch_size):
+            with self.lock:
+                answered |= {p.example_id: p for p in self.model.predict(batch)}
+        predictions = [answered[item] for item in shard.items if item in answered]
+        failures += _unbelievable(predictions)
+        bad = {failure.item_id for failure in failures}
+        rows = [p for p in predictions if p.example_id not in bad]
+        return self.folder.commit(shard, Part(encode(rows), len(rows), encode_failures(failures), len(failures)))
+
+
+def _unbelievable(predictions: list[Prediction]) -> list[Failure]:
+    """Answers behind which there is no number: they are failures, not wrong answers."""
+    return [
+        Failure(p.example_id, "predict", "NotFinite", "the model's scores hold NaN or infinity")
+        for p in predictions
+        if not all(map(math.isfinite, p.scores))
+    ]
+
+
+def _check_fit(model: Model, store: FeatureStore, config: EvaluateConfig) -> None:
+    if model.feature_size != store.feature_size:
+        raise CheckpointError(
+            f"{config.model} needs {model.feature_size}-d region features, {config.features} holds "
+            f"{store.feature_size}-d ones: extract them with the detector that the checkpoint was trained on"
+        )
+    if model.feature_space not in (None, store.space):
+        raise CheckpointError(
+            f"{config.model} was trained on features of {model.feature_space!r}, {config.features} holds "
+            f"{store.space!r}: equal sizes do not make them comparable, extract the right ones"
+        )
+
+
+def _spec(config: EvaluateConfig) -> dict[str, Any]:
+    """What was asked, without paths: the same evaluation elsewhere has the same spec."""
+    return {
+        "model": config.model.name,
+        "task": config.task,
+        "split": config.split,
+        "regions": config.regions,
+        "batch_size": config.batch_size,
+        "shard_size": config.shard_size,
+    }
+
+
+def _provenance(config: EvaluateConfig, task: Task, store: FeatureStore, model: Model) -> dict[str, Any]:
+    return {
+        "spec": _spec(config),
+        "schema": SCHEMA_VERSION,
+        "annotations": digest_files(task.annotation_files()),
+        "protocol": task.protocol,
+        "features": {
+            "fingerprint": digest_json(store.fingerprint),
+            "manifest": digest_file(config.features / "manifest.json"),
+        },
+        "model": model.fingerprint(),
+        "code": code_digest(),
+        "versions": versions(),
+    }
+
+
+def _claim(folder: Path, record: dict[str, Any]) -> None:
+    """Start or resume a run folder; one that was made of something else is refused, saying of what."""
+    if (folder / "run.json").exists():
+        found = differences(read_run(folder).record["provenance"], record["provenance"])
+        if found:
+            raise InputError(
+                f"{folder} holds a run made of other ingredients ({'; '.join(found[:3])}): delete it or choose another "
+                "output folder"
+            )
+        return
+    _write(folder / "run.json", record)
+
+
+def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
+    predictions, failures = read_predictions(folder / "predictions")
+    coverage = check_coverage(task.expected(), (p.example_id for p in predictions))
+    record |= {"coverage": _counts(coverage), "failed": [vars(f) for f in failures[:20]]}
+    if not coverage.complete:
+        (folder / "scores.json").unlink(missing_ok=True)
+        _write(folder / "run.json", record | {"status": "incomplete"})
+        reason = f"; e.g. {failures[0].item_id}: {failures[0].message}" if failures else ""
+        raise CoverageError(f"{folder.name}: no score, {coverage.message()}{reason}")
+    record["status"] = "complete"
+    _write(folder / "run.json", record)
+    scores = _scores(task, predictions, record)
+    _write(folder / "scores.json", scores)
+    return Run(folder, record, scores)
+
+
+def _scores(task: Task, predictions: list[Prediction], record: dict[str, Any]) -> dict[str, Any]:
+    """The document that a reader of scores needs, without times or paths: equal runs give equal bytes."""
+    summary = summarize(judge(task, predictions))
+    metrics = summary.metrics
+    return {
+        "task": task.name,
+        "split": task.split,
+        "protocol": task.protocol,
+        "headline": task.headline,
+        "model": record["spec"]["model"],
+        "regions": record["spec"]["regions"],
+        "n": len(predictions),
+        "scores": {name: m.value for name, m in metrics.items()},
+        "intervals": {name: [_number(m.low), _number(m.high)] for name, m in metrics.items()},
+        "units": {name: m.n for name, m in metrics.items()},
+        "chance": task.chance({p.example_id: p for p in predictions}),
+        "breakdown": summary.breakdown,
+        "coverage": record["coverage"],
+        "annotations_digest": record["provenance"]["annotations"],
+    }
+
+
+def _counts(coverage: Any) -> dict[str, int]:
+    return {
+        "expected": coverage.expected,
+        "predicted": coverage.predicted,
+        "missing": len(coverage.missing),
+        "duplicate": len(coverage.duplicate),
+        "unknown": len(coverage.unknown),
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    publish(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())

@@ -1,0 +1,197 @@
+"""images → feature store: the worker that turns a shard of images into a part, and the job that runs it over a corpus.
+
+Owns which images share a batch and what becomes of one that fails. Batches hold images of one shape, cut from the
+shard in the order of its ids, so what a part contains depends on nothing but the shard. A bad image is a failure row;
+a file that cannot be reached stops the shard. Everything about pixels and boxes belongs to the detector.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visualbert_core.cluster import Pool, run_shards
+from visualbert_core.detector import Detection, Detector, load_detector
+from visualbert_core.errors import CheckpointError, InputError
+from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
+from visualbert_core.images import DecodeError, image_shape, read_boxes, read_image
+from visualbert_core.provenance import differences, digest_json
+from visualbert_core.schema import SCHEMA_VERSION, Failure, Image, Regions
+from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan, publish
+
+DECODERS = 4  # threads per shard
+HALF_MAX = float(np.finfo(np.float16).max)
+
+LoadDetector = Callable[[str | Path, str | None], Detector]
+
+
+@dataclass(frozen=True)
+class ImageShard(Shard):
+    """A shard of images that knows where they lie; `images` are in the order of `items`."""
+
+    images: tuple[Image, ...]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    image: Image
+    pixels: np.ndarray
+    boxes: np.ndarray | None
+    digest: str
+
+
+def extract(
+    images: Sequence[Image],
+    detector_folder: str | Path,
+    root: str | Path,
+    corpus: str,
+    *,
+    batch_size: int,
+    shard_size: int,
+    limit: int | None = None,
+    pool: Pool | None = None,
+    load: LoadDetector = load_detector,
+) -> FeatureStore:
+    """Fill `<root>/<corpus>/<fingerprint>/` with the features of `images` (the first `limit` of them) and open it.
+
+    Run the same line again to resume; a finished store is opened at once. Images that cannot be decoded are counted
+    in the store's manifest and listed by `FeatureStore.failures`.
+
+    Raises CheckpointError for a detector that does not load, InputError for a corpus that mixes given and detected
+    boxes, ShardError where a shard could not be computed.
+    """
+    by_id = {image.image_id: image for image in images[:limit]}
+    fingerprint = full_fingerprint(load(detector_folder, "cpu"), _box_source(images))
+    folder = ShardFolder(store_folder(root, corpus, fingerprint))
+    publish(folder.root / "fingerprint.json", json.dumps(fingerprint, indent=1, sort_keys=True).encode())
+    salt = f"{SCHEMA_VERSION}:{digest_json(fingerprint)}"
+    shards = [
+        ImageShard(shard.shard_id, shard.items, tuple(by_id[item] for item in shard.items))
+        for shard in plan([image.image_id for image in images[:limit]], salt, shard_size)
+    ]
+    make_worker = partial(FeatureWorker, detector_folder, folder.root, fingerprint, batch_size, load)
+    run_shards(make_worker, folder.pending(shards), pool or Pool(), f"features of {corpus}")
+    folder.finish(shards, {"corpus": corpus, "fingerprint": fingerprint})
+    return FeatureStore.open(folder.root)
+
+
+def full_fingerprint(detector: Detector, boxes: str) -> dict[str, Any]:
+    """What names a store's folder: the detector's own fingerprint, its space and D, and where the boxes come from."""
+    return {
+        **detector.fingerprint(),
+        "space": detector.space,
+        "feature_size": detector.feature_size,
+        "box_source": boxes,
+    }
+
+
+def _box_source(images: Sequence[Image]) -> str:
+    sources = {"detected" if image.boxes_path is None else "given" for image in images}
+    if len(sources) > 1:
+        raise InputError("some images come with boxes and some without: extract them as two corpora")
+    return sources.pop() if sources else "detected"
+
+
+class FeatureWorker:
+    """Holds a detector and turns shards of images into committed parts. `run` may be called from several threads:
+    reading and writing overlap, the detector serves one batch at a time.
+
+    Raises CheckpointError where the detector loads here to something else than the driver's.
+    """
+
+    def __init__(
+        self,
+        detector_folder: str | Path,
+        store: str | Path,
+        fingerprint: dict[str, Any],
+        batch_size: int,
+        load: LoadDetector = load_detector,
+    ) -> None:
+        self.detector = load(detector_folder, None)
+        self.folder = ShardFolder(store)
+        self.fingerprint = fingerprint
+        self.batch_size = batch_size
+        self.lock = threading.Lock()
+        if found := differences(fingerprint, full_fingerprint(self.detector, fingerprint["box_source"])):
+            raise CheckpointError(f"{detector_folder}: this worker's detector differs from the job's: {found[0]}")
+
+    def run(self, shard: ImageShard) -> Marker:
+        """Compute and commit one shard. Raises OSError for files that cannot be reached, and what the detector does."""
+        outcomes: dict[str, Regions | Failure] = {}
+        with ThreadPoolExecutor(DECODERS) as threads:
+            shapes = dict(zip(shard.images, threads.map(_shape, shard.images), strict=True))
+            for batch in _batches(shapes, self.batch_size):
+                answers = list(threads.map(_load, batch, [shapes[image] for image in batch]))
+                outcomes |= {answer.item_id: answer for answer in answers if isinstance(answer, Failure)}
+                outcomes |= self._detect([answer for answer in answers if isinstance(answer, _Loaded)])
+        ordered = [outcomes[item] for item in shard.items]
+        rows = [row for row in ordered if isinstance(row, Regions)]
+        failures = [failure for failure in ordered if isinstance(failure, Failure)]
+        part = Part(encode(rows, self.fingerprint), len(rows), encode_failures(failures), len(failures))
+        return self.folder.commit(shard, part)
+
+    def _detect(self, batch: Sequence[_Loaded]) -> dict[str, Regions | Failure]:
+        if not batch:
+            return {}
+        boxes = [loaded.boxes for loaded in batch if loaded.boxes is not None] or None
+        with self.lock:
+            detections = self.detector.detect([loaded.pixels for loaded in batch], boxes)
+        pairs = zip(batch, detections, strict=True)
+        return {loaded.image.image_id: _row(loaded, detection) for loaded, detection in pairs}
+
+
+def _shape(image: Image) -> tuple[int, int] | None:
+    """None for a file without a readable header: `_load` will say what is wrong with it."""
+    try:
+        return image_shape(image)
+    except DecodeError:
+        return None
+
+
+def _batches(shapes: dict[Image, tuple[int, int] | None], size: int) -> Iterator[list[Image]]:
+    groups: dict[tuple[int, int] | None, list[Image]] = {}
+    for image, shape in shapes.items():
+        groups.setdefault(shape, []).append(image)
+    for group in groups.values():
+        members = iter(group)
+        while batch := list(islice(members, size)):
+            yield batch
+
+
+def _load(image: Image, shape: tuple[int, int] | None) -> _Loaded | Failure:
+    try:
+        pixels, digest = read_image(image)
+        if pixels.shape[:2] != shape:
+            raise DecodeError(f"decodes to {pixels.shape[:2]}, but its header says {shape}")
+        boxes = None if image.boxes_path is None else read_boxes(image.boxes_path)
+        if boxes is not None and tuple(boxes[0, [3, 2]]) != shape:
+            raise DecodeError(f"is (H, W) = {shape}, but its boxes are for {tuple(boxes[0, [3, 2]].tolist())}")
+    except DecodeError as error:
+        return Failure(image.image_id, "decode", type(error).__name__, str(error))
+    return _Loaded(image, pixels, boxes, digest)
+
+
+def _row(loaded: _Loaded, detection: Detection) -> Regions | Failure:
+    image_id = loaded.image.image_id
+    if not np.isfinite(detection.features).all():
+        return Failure(image_id, "features", "NotFinite", "the detector's features hold NaN or infinity")
+    height, width = loaded.pixels.shape[:2]
+    return Regions(
+        image_id=image_id,
+        width=width,
+        height=height,
+        boxes=detection.boxes.astype(np.float32),
+        labels=detection.labels.astype(np.int16),
+        scores=detection.scores.astype(np.float32),
+        features=detection.features.clip(-HALF_MAX, HALF_MAX).astype(np.float16),
+        image_digest=loaded.digest,
+    )

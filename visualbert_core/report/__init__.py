@@ -1,0 +1,39 @@
+"""Run folders → something a person opens: one HTML page (`html.py`) and the same table in the terminal (`terminal.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from visualbert_core.evaluation.run import Run
+from visualbert_core.features.store import FeatureStore
+from visualbert_core.tasks import Task
+
+
+@dataclass(frozen=True)
+class ReportCell:
+    """One row of the matrix: an evaluation with what is needed to show its examples.
+
+    `run` is None, and `error` its one-line reason, where there is no complete run. `baseline` is the same evaluation
+    over the regions of other images.
+    """
+
+    title: str
+    task: Task | None
+    store: FeatureStore | None
+    images: Mapping[str, Path]
+    run: Run | None
+    baseline: Run | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class ReportInfo:
+    """What the page says above the numbers."""
+
+    title: str
+    synthetic: bool
+    """The embedded world: say what its scores mean and do not mean, and print no paper numbers beside them."""
+    examples: int
+    """Example pictures a cell."""
