@@ -94,9 +94,11 @@ def broken_worker() -> Clerk:
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_session() -> Iterator[None]:
-    """One Ray for the module."""
-    with session(ONE):
-        yield
+    """One Ray for the module, whose workers can import it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        with session(ONE):
+            yield
 
 
 @pytest.fixture
@@ -141,7 +143,7 @@ def test_a_dead_actor_is_replaced(job: Job) -> None:
 
 
 def test_a_deadly_shard_is_named_and_the_others_are_kept(job: Job) -> None:
-    """A shard that kills every worker ends the job with its name, after all others are committed; nobody else is blamed."""
+    """A shard that kills every worker ends the job with its name, after all others are committed."""
     with pytest.raises(ShardError, match=rf"1 shard.*{job.guilty.shard_id}.*finished shards are kept"):
         job.run(AlwaysDies, TWO)
     assert job.folder.pending(job.shards) == [job.guilty]
@@ -179,7 +181,7 @@ def test_input_errors_surface_as_themselves(job: Job, pool: Pool) -> None:
 @pytest.mark.parametrize("pool", [INLINE, ONE])
 def test_workers_that_never_start_stop_the_job(job: Job, pool: Pool) -> None:
     """Five boots in a row without a result end the job, saying what the last one said."""
-    with pytest.raises(ShardError, match="5 workers in a row finished nothing.*no driver for this device"):
+    with pytest.raises(ShardError, match=r"5 workers in a row finished nothing.*no driver for this device"):
         run_shards(broken_worker, job.shards, pool, "test")
 
 

@@ -155,6 +155,7 @@ def test_malformed_answer_is_refused(task: Flickr30kEntitiesTask, answer: Any, m
         ("test.txt", "", "no image ids"),
         ("test.txt", "77\n77\n", "image id 77 occurs twice"),
         ("test.txt", "77\n78\n", "78.xml: not found"),
+        ("Annotations/77.xml", "<annotation></annotation>", "no test caption has a phrase with a box"),
         ("Annotations/77.xml", "<annotation><object>", "77.xml: not XML"),
         (
             "Annotations/77.xml",

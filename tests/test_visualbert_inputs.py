@@ -1,8 +1,8 @@
 """The authors' input layouts, token for token.
 
-Two halves: expectations made with the authors' own data code and BERT's vocabulary, which live outside this
-repository (folder in VISUALBERT_SHARED_DATA, or `../shared/data`; skipped without it); and small cases with a vocabulary
-of a few words, in which every expected position can be counted by hand.
+Two halves: expectations made with the authors' own data code and BERT's vocabulary, which live outside this repository
+(folder in VISUALBERT_SHARED_DATA, or `../shared/data`; skipped without it); and small cases with a vocabulary of a few
+words, in which every expected position can be counted by hand.
 """
 
 from __future__ import annotations
@@ -172,7 +172,8 @@ def test_question_layout(encoder: InputEncoder, text: str, layout: str) -> None:
 
 def test_pythia_tokens() -> None:
     """Commas and question marks vanish inside words too, and 's becomes a word of its own."""
-    assert pythia_tokens("Is the man's 3,000 ft? sign-post up ?") == "is the man ' s 3000 ft sign - post up".split()
+    tokens = pythia_tokens("Is the man's 3,000 ft? sign-post up ?")
+    assert " ".join(tokens) == "is the man ' s 3000 ft sign - post up"
 
 
 def test_regions_of_a_question_have_type_0(encoder: InputEncoder) -> None:
@@ -220,15 +221,15 @@ def test_choice_layout(encoder: InputEncoder) -> None:
     assert spelled(first) == "[CLS] what is casey holding ? [SEP] dining ##table and casey . [SEP]"
     assert list(first.token_type_ids) == [0] * 7 + [1] * 6
     # "casey" of the choice stands at 10, but is counted as word 2 of a text that starts at 7: diningtable is one word.
-    assert first.mentions == ((), [3, 9], [7], ())
+    assert first.mentions == ((), (3, 9), (7,), ())
     assert first.features[:, 0].tolist() == [0, 1, 2, 3]
     assert set(first.visual_types.tolist()) == {0}
-    assert second.mentions == ((), [3], (), [9])
+    assert second.mentions == ((), (3,), (), (9,))
 
 
 def test_names_restart_in_every_choice(encoder: InputEncoder) -> None:
     """A person first mentioned in a choice is Casey again although the context has one, and choices do not share."""
-    example = choices((("what"), (0,)), ((2,), "is", (0,)), ("a", (0,), (2,)))
+    example = choices(("what", (0,)), ((2,), "is", (0,)), ("a", (0,), (2,)))
     first, second = encoder.multiple_choice(example, [regions(4)])
     assert spelled(first) == "[CLS] what casey [SEP] casey is casey [SEP]"
     assert spelled(second) == "[CLS] what casey [SEP] a casey casey [SEP]"
@@ -240,7 +241,7 @@ def test_names_in_order_of_mention(encoder: InputEncoder) -> None:
     (encoded,) = encoder.multiple_choice(example, [regions(17)])
     words = spelled(encoded).split()
     assert (words[1], words[2], words[15], words[16]) == ("casey", "riley", "quinn", "casey")
-    assert encoded.mentions == ((), [16], [1])
+    assert encoded.mentions == ((), (16,), (1,))
 
 
 def test_a_choice_too_long_loses_its_front(vocab: Path) -> None:
@@ -250,8 +251,8 @@ def test_a_choice_too_long_loses_its_front(vocab: Path) -> None:
     encoder = InputEncoder(vocab, max_length=8, num_positions=12)
     example = choices(("what", "is"), ((0,), "a", "a", "cat", "and", (2,)))
     (encoded,) = encoder.multiple_choice(example, [regions(4)])
-    assert spelled(encoded) == "[CLS] what is [SEP] cat and casey [SEP]".replace("casey", "riley")
-    assert encoded.mentions == ((), (), (), [9])
+    assert spelled(encoded) == "[CLS] what is [SEP] cat and riley [SEP]"
+    assert encoded.mentions == ((), (), (), (9,))
 
 
 def test_alignment_stays_inside_the_position_table(vocab: Path) -> None:
@@ -274,9 +275,9 @@ def test_objects_without_a_region_are_absent(encoder: InputEncoder) -> None:
     example = choices(("what", (2,)), ("a", (0,)), mentioned=(2, 0))
     (full,), (short,) = (encoder.multiple_choice(example, [regions(n)]) for n in (4, 2))
     assert full.features[:, 0].tolist() == [0, 1, 3]
-    assert full.mentions == ((), [5], [2])
+    assert full.mentions == ((), (5,), (2,))
     assert short.features[:, 0].tolist() == [0, 1]
-    assert short.mentions == ((), [5])
+    assert short.mentions == ((), (5,))
     assert short.input_ids == full.input_ids
 
 
@@ -289,14 +290,14 @@ def test_phrase_positions(encoder: InputEncoder) -> None:
     words = ("a", "diningtable", "and", "dogs", ".")
     encoded = encoder.grounding(Grounding("g", ("i",), words, (Phrase(0, 2, ""), Phrase(3, 4, ""))), [regions(2)])
     assert spelled(encoded) == "[CLS] a dining ##table and dog ##s . [SEP]"
-    assert encoded.phrases == [3, 6]
+    assert encoded.phrases == (3, 6)
 
 
 def test_a_repeated_phrase_is_asked_at_its_first_occurrence(encoder: InputEncoder) -> None:
     """The authors search for the phrase's words, so the second "a cat" is asked for at the first; "A" is not "a"."""
     words = ("a", "cat", "and", "a", "cat", "A", "cat")
     phrases = (Phrase(3, 5, "a cat"), Phrase(5, 7, "A cat"))
-    assert encoder.grounding(Grounding("g", ("i",), words, phrases), [regions(2)]).phrases == [2, 7]
+    assert encoder.grounding(Grounding("g", ("i",), words, phrases), [regions(2)]).phrases == (2, 7)
 
 
 def test_a_phrase_beyond_the_limit(vocab: Path) -> None:
@@ -306,7 +307,7 @@ def test_a_phrase_beyond_the_limit(vocab: Path) -> None:
         Grounding("g", ("i",), ("a", "cat", "and", "a", "dog"), (Phrase(3, 5, ""),)), [regions(2)]
     )
     assert spelled(encoded) == "[CLS] a cat and [SEP]"
-    assert encoded.phrases == [3]
+    assert encoded.phrases == (3,)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ than BERT's initial ones, so that attention, masks and alignment visibly matter 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -237,18 +238,41 @@ def test_the_same_loss_and_gradients(head: Pair) -> None:
 
 
 def test_training_step_under_autocast(head: Pair) -> None:
-    """A fresh network trains in bfloat16 autocast with dropout: the loss and every gradient are finite."""
+    """A fresh network trains in bfloat16 autocast with dropout: gradients are finite, the loss is taken in float32."""
     theirs, mine, _ = head
     torch.manual_seed(0)
     fresh = type(mine)(mine.config).train()
     arguments: dict[str, Any] = tensors(theirs, (2, 6, 4), seed=17)
+    labels = labels_for(mine, arguments)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = fresh(**arguments, labels=labels_for(mine, arguments)).loss
-    loss.backward()
-    assert loss.isfinite()
+        output = fresh(**arguments, labels=labels)
+    output.loss.backward()
+    log_probabilities = output.logits.detach().float().log_softmax(-1)
+    if labels.is_floating_point():
+        expected = nn.functional.kl_div(log_probabilities, labels, reduction="batchmean")
+    else:
+        expected = nn.functional.nll_loss(log_probabilities, labels)
+    assert output.logits.dtype == torch.bfloat16
+    assert gap(output.loss, expected) < TOLERANCE
     gradients = [p.grad for p in fresh.parameters() if p.grad is not None]
     assert gradients
     assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("which", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_dropout_is_for_training_only(pairs: dict[str, Pair], which: str) -> None:
+    """Each dropout of the config changes the states while training and nothing in eval mode."""
+    theirs, mine, _ = pairs["VisualBertModel"]
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    torch.manual_seed(0)
+    model = ours.VisualBertModel(replace(mine.config, **{**off, which: 0.5}))
+    arguments = tensors(theirs, (2, 6, 4), seed=33)
+    for training in (True, False):
+        one, other = (answer(model.train(training), arguments) for _ in range(2))
+        assert (gap(one, other) > 0.01) == training
+    embedded = model.train()(**arguments, output_hidden_states=True).hidden_states[0]
+    dropped = float((embedded == 0).float().mean())
+    assert 0.4 < dropped < 0.6 if which == "hidden_dropout_prob" else dropped == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -474,7 +498,7 @@ def test_fresh_weights_are_berts() -> None:
     model = ours.VisualBertForVisualReasoning(config)
     trunk = model.visual_bert
     for weight in (model.cls.weight, trunk.encoder.layer[0].intermediate.dense.weight):
-        assert 0.015 < float(weight.std()) < 0.025
+        assert 0.015 < float(weight.detach().std()) < 0.025
     assert not model.cls.bias.any()
     assert not trunk.embeddings.word_embeddings.weight[1].any()
     assert trunk.embeddings.word_embeddings.weight[0].any()

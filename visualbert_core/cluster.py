@@ -8,12 +8,13 @@ but from `shards.py`: a shard that runs twice writes the same bytes under the sa
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -21,6 +22,12 @@ from visualbert_core.shards import Marker, Shard
 from visualbert_core.supervision import IN_FLIGHT, Actors, LostError, Progress, Supervisor
 
 OBJECT_STORE = 256 << 20  # bytes; nothing but shards and markers passes through it
+LOCAL_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),  # or Ray writes one into the home folder
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # read when ray is imported; Ray's only way to bind to loopback alone
+}
 
 AnyShard = TypeVar("AnyShard", bound=Shard)
 Work = TypeVar("Work", bound=Shard, contravariant=True)
@@ -61,33 +68,39 @@ def run_shards(make_worker: Callable[[], Worker[AnyShard]], shards: Sequence[Any
 
 @contextmanager
 def session(pool: Pool) -> Iterator[None]:
-    """Ray for several stages: started at most once, and shut down only where it was started here."""
+    """Ray for several stages: started at most once, and shut down only where it was started here.
+
+    Inside, stdout is stderr, because Ray prints the deaths of workers there: print results after it.
+    """
     if pool.inline:
         yield
         return
+    with redirect_stdout(sys.stderr):
+        ours = _start()
+        try:
+            yield
+        finally:
+            if ours:
+                import ray
+
+                ray.shutdown()
+
+
+def _start() -> bool:
+    """Attach to the cluster of RAY_ADDRESS (`ray job submit` sets it) or start Ray on this machine, for it alone.
+    False where Ray already runs in this process."""
+    attach = "RAY_ADDRESS" in os.environ
+    if not attach:
+        for name, value in LOCAL_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
-        yield
-        return
-    _start(ray)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _start(ray: Any) -> None:
-    quiet = {"log_to_driver": False, "logging_level": "warning"}  # what workers print would land on our stdout
-    if os.environ.get("RAY_ADDRESS"):  # `ray job submit` sets it too
-        ray.init(**quiet)
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's processes ask each other for a token; without this one it is written into the home folder.
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        return False
     # "local", because a bare ray.init() joins whatever cluster of this user it finds.
-    where = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
-    ray.init(**where, **quiet, object_store_memory=OBJECT_STORE)
+    local: dict[str, Any] = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    ray.init(**({} if attach else local), log_to_driver=False, logging_level=logging.WARNING)
+    return True
 
 
 class _Inline:
@@ -143,8 +156,8 @@ class _RayActors:
         self.args = (make_worker, max(1, cpus // self.size))
 
     def boot(self) -> tuple[Any, Any]:
-        actor = self.host.remote(*self.args)
-        return actor, actor.boot.remote()
+        actor = self.host.remote()
+        return actor, actor.boot.remote(*self.args)
 
     def submit(self, actor: Any, shard: Shard) -> Any:
         return actor.run.remote(shard)
@@ -162,11 +175,17 @@ class _RayActors:
                 raise LostError(str(error.cause)) from error
             raise error.cause from error
         except self.ray.exceptions.RayError as error:
-            raise LostError(f"{type(error).__name__}: {error}") from error
+            raise LostError(_obituary(error)) from error
         return answer
 
     def discard(self, actor: Any) -> None:
         self.ray.kill(actor)
+
+
+def _obituary(error: Exception) -> str:
+    """The cause stands in the last of many lines, before general advice."""
+    last = str(error).strip().splitlines()[-1]
+    return f"{type(error).__name__}: {last.split(' Some common causes')[0]}"
 
 
 def _cpu_share(cpus: float) -> float:
@@ -179,14 +198,11 @@ class _Host(Generic[AnyShard]):
     """The Ray actor around a worker. The worker is made in a call of its own: an exception in an actor's constructor
     would reach the driver as text only."""
 
-    def __init__(self, make_worker: Callable[[], Worker[AnyShard]], threads: int) -> None:
-        self.make_worker, self.threads = make_worker, threads
-
-    def boot(self) -> None:
-        os.environ["OMP_NUM_THREADS"] = str(self.threads)
-        self.worker = self.make_worker()
+    def boot(self, make_worker: Callable[[], Worker[AnyShard]], threads: int) -> None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        self.worker = make_worker()
         if torch := sys.modules.get("torch"):  # only where the worker uses it
-            torch.set_num_threads(self.threads)
+            torch.set_num_threads(threads)
 
     def run(self, shard: AnyShard) -> Marker:
         return self.worker.run(shard)

@@ -85,6 +85,7 @@ class CorpusConfig:
     """Relative to the matrix's data folder."""
     detector: Path
     boxes: Literal["none", "beside"] = "none"
+    batch_size: int = 8
     shard_size: int = 1024
 
 
@@ -98,8 +99,13 @@ class CellConfig:
     """Relative to the matrix's data folder."""
     corpus: str
     model: Path
+    batch_size: int = 64
+    shard_size: int = 256
+    """Images per shard, about."""
     floors: dict[str, float] = field(default_factory=dict)
     """metric → percent that it must reach; below, the job ends with exit code 4."""
+    wrong_image_ceilings: dict[str, float] = field(default_factory=dict)
+    """metric → percent that the wrong-image baseline must not pass: above, the text gives the answers away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +132,6 @@ class NightlyConfig:
     """Also evaluate every cell over the regions of other images."""
     examples: int = 10
     """Example pictures a cell in the report."""
-    batch_size: int = 64
     pool: PoolConfig = field(default_factory=PoolConfig)
 
 

@@ -12,10 +12,15 @@
 A message is one line: what is wrong, where (file, line, id), what to do. Failures of a single image or example are not
 exceptions but rows (`schema.Failure`): they are counted, reported, and never scored around.
 
-Exit codes of every job: 0 ok · 1 crash · 2 bad configuration or input · 3 incomplete, no score · 4 regression · 5 cannot tell.
+Exit codes of every job (`end` applies them):
+0 ok · 1 crash · 2 bad configuration or input · 3 incomplete, no score · 4 regression · 5 cannot tell.
 """
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 
 class VisualBertCoreError(Exception):
@@ -54,3 +59,12 @@ class CoverageError(VisualBertCoreError):
 
 class ShardError(VisualBertCoreError):
     """A shard failed on every attempt; everything committed before it is kept."""
+
+
+def end(job: Callable[[], int]) -> NoReturn:
+    """Run a job's main function and exit with its code; an error of the tree above is one line on stderr."""
+    try:
+        sys.exit(job())
+    except VisualBertCoreError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)

@@ -72,8 +72,9 @@ def image_shape(image: Image) -> tuple[int, int]:
 def read_image(image: Image) -> tuple[np.ndarray, str]:
     """The pixels, uint8 [H, W, 3] RGB, and the digest (xxh3-128) of the file's bytes.
 
-    The stored grid is what boxes refer to, so EXIF orientation is ignored, as in the detectors' own scripts. Grey,
-    palette and CMYK images become RGB, 16 bits their upper 8, alpha is dropped, of an animation the first frame counts.
+    The stored grid is what boxes refer to, so EXIF orientation is ignored, as in the detectors' own scripts (but for
+    TIFF, which Pillow turns itself). Grey, palette and CMYK images become RGB, 16 bits their upper 8, alpha is
+    dropped, of an animation the first frame counts.
 
     Raises DecodeError for bytes that are no image, cut short, or larger than Pillow's decompression-bomb limit, and
     OSError where the file cannot be read.

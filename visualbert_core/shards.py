@@ -56,12 +56,15 @@ def plan(items: Mapping[str, str] | Iterable[str], salt: str, target: int) -> li
 
 
 def _by_key(items: Mapping[str, str] | Iterable[str]) -> dict[str, list[str]]:
-    pairs = items.items() if isinstance(items, Mapping) else ((item, item) for item in items)
     by_key: dict[str, list[str]] = {}
-    for item, key in pairs:
-        if key == item and key in by_key and not isinstance(items, Mapping):
+    if isinstance(items, Mapping):
+        for item, key in items.items():
+            by_key.setdefault(key, []).append(item)
+        return by_key
+    for item in items:
+        if item in by_key:
             raise InputError(f"{item!r} is listed twice: remove one of them")
-        by_key.setdefault(key, []).append(item)
+        by_key[item] = [item]
     return by_key
 
 

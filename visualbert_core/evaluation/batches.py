@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import xxhash
-
 from visualbert_core.features.store import FeatureStore
+from visualbert_core.provenance import digest_json
 from visualbert_core.schema import Example, Failure, Grounding, MultipleChoice, Regions
 from visualbert_core.shards import Shard, plan
 
@@ -46,7 +45,7 @@ def wrong_images(examples: Iterable[Example], store: FeatureStore) -> dict[tuple
     An NLVR2 pair gets another pair. Images without features take no part: their examples fail as they would anyway.
     """
     units = {example.image_ids for example in examples if all(i in store for i in example.image_ids)}
-    order = sorted(units, key=lambda ids: xxhash.xxh3_128_hexdigest("\n".join(ids)))
+    order = sorted(units, key=lambda ids: digest_json(ids))
     return dict(zip(order, [*order[1:], *order[:1]], strict=True))
 
 

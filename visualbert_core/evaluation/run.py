@@ -5,7 +5,7 @@
         predictions/    a shards.ShardFolder
         scores.json     written last, and only over complete predictions
 
-Running the same line again resumes; a finished run is not computed again; a folder made of other ingredients is refused.
+Running the same line again resumes; a finished run is not computed again; a folder made of something else is refused.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def evaluate(config: EvaluateConfig) -> Run:
     donors = wrong_images(task.examples(), store) if config.regions == "wrong-image" else None
     shards = plan_examples(task.examples(), donors, digest_json(provenance), config.shard_size)
     predictions = ShardFolder(folder / "predictions")
-    make_worker = partial(EvaluationWorker, config.model, config.task, config.features, predictions.root, config.batch_size)
+    inputs = (config.model, config.task, config.features)
+    make_worker = partial(EvaluationWorker, *inputs, predictions.root, config.batch_size)
     label = f"{config.task} {config.split}" + (" (wrong image)" if donors is not None else "")
     pool = Pool(config.pool.workers, config.pool.gpus_per_worker, config.pool.inline)
     run_shards(make_worker, predictions.pending(shards), pool, label)

@@ -69,14 +69,16 @@ def extract(
     Raises CheckpointError for a detector that does not load, InputError for a corpus that mixes given and detected
     boxes, ShardError where a shard could not be computed.
     """
-    by_id = {image.image_id: image for image in images[:limit]}
-    fingerprint = full_fingerprint(load(detector_folder, "cpu"), _box_source(images))
+    chosen = images[:limit]
+    by_id = {image.image_id: image for image in chosen}
+    detector_folder, root = Path(detector_folder).absolute(), Path(root).absolute()  # workers may stand elsewhere
+    fingerprint = full_fingerprint(load(detector_folder, "cpu"), _box_source(chosen))
     folder = ShardFolder(store_folder(root, corpus, fingerprint))
     publish(folder.root / "fingerprint.json", json.dumps(fingerprint, indent=1, sort_keys=True).encode())
     salt = f"{SCHEMA_VERSION}:{digest_json(fingerprint)}"
     shards = [
         ImageShard(shard.shard_id, shard.items, tuple(by_id[item] for item in shard.items))
-        for shard in plan([image.image_id for image in images[:limit]], salt, shard_size)
+        for shard in plan([image.image_id for image in chosen], salt, shard_size)
     ]
     make_worker = partial(FeatureWorker, detector_folder, folder.root, fingerprint, batch_size, load)
     run_shards(make_worker, folder.pending(shards), pool or Pool(), f"features of {corpus}")
@@ -170,13 +172,15 @@ def _batches(shapes: dict[Image, tuple[int, int] | None], size: int) -> Iterator
 def _load(image: Image, shape: tuple[int, int] | None) -> _Loaded | Failure:
     try:
         pixels, digest = read_image(image)
-        if pixels.shape[:2] != shape:
-            raise DecodeError(f"decodes to {pixels.shape[:2]}, but its header says {shape}")
+        height, width = pixels.shape[:2]
+        if (height, width) != shape:
+            raise DecodeError(f"{Path(image.path).name} decodes to {width} × {height}, but its header says otherwise")
         boxes = None if image.boxes_path is None else read_boxes(image.boxes_path)
-        if boxes is not None and tuple(boxes[0, [3, 2]]) != shape:
-            raise DecodeError(f"is (H, W) = {shape}, but its boxes are for {tuple(boxes[0, [3, 2]].tolist())}")
+        if boxes is not None and boxes[0].tolist() != [0, 0, width, height]:
+            theirs = "{:g} × {:g}".format(*boxes[0, 2:])
+            raise DecodeError(f"{Path(image.path).name} is {width} × {height}, but its boxes are for {theirs}")
     except DecodeError as error:
-        return Failure(image.image_id, "decode", type(error).__name__, str(error))
+        return Failure(image.image_id, "decode", type(error.__cause__ or error).__name__, str(error))
     return _Loaded(image, pixels, boxes, digest)
 
 

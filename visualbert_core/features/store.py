@@ -109,6 +109,8 @@ class FeatureStore:
     """
 
     def __init__(self, folder: ShardFolder, manifest: Manifest) -> None:
+        if "fingerprint" not in manifest.about:
+            raise StoreError(f"{folder.root} is not a feature store: its manifest has no fingerprint")
         self.folder = folder.root
         self.fingerprint: dict[str, Any] = manifest.about["fingerprint"]
         self.feature_size: int = self.fingerprint["feature_size"]

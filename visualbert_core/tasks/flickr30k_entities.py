@@ -1,10 +1,10 @@
 """Flickr30K Entities: locate the phrases of a caption in its image.
 
 Paper: Plummer et al. 2015, arXiv:1505.04870. Files: {split}.txt (image ids), Sentences/<id>.txt (captions with marked
-phrases), Annotations/<id>.xml (boxes). The dataset has no evaluator. Three protocols are in use and ten points apart;
-this is ANY-BOX on the raw coordinates of the XML, that of BAN, of VisualBERT and of MDETR's "separate", tested against
-the last (`flickr_eval.py`, github.com/ashkamath/mdetr at ea09acc4). Asked and scored are the phrases with a box, every
-mention once; captions without such a phrase are no examples.
+phrases), Annotations/<id>.xml (boxes). The dataset has no evaluator, and three protocols are in use, sixteen points
+apart on one slice. This is ANY-BOX on the raw coordinates of the XML, that of BAN, of VisualBERT and of MDETR's
+"separate", tested against the last (`flickr_eval.py`, github.com/ashkamath/mdetr at ea09acc4). Asked and scored are the
+phrases with a box, every mention once; captions without such a phrase are no examples.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ class Flickr30kEntitiesTask:
             for image_id in self._image_ids
             for number, item in _captions(self._root, image_id)
         }
+        if not self._items:
+            raise AnnotationError(f"{self._root}: no {split} caption has a phrase with a box; nothing can be asked")
 
     def examples(self) -> Iterator[Grounding]:
         """Captions in file order; `example_id` is "<image id>/<sentence index from 0>"."""
@@ -80,7 +82,7 @@ class Flickr30kEntitiesTask:
         return {example_id: item.image_id for example_id, item in self._items.items()}
 
     def score(self, predictions: Mapping[str, Prediction]) -> Iterator[Score]:
-        """ "recall@1", "recall@5", "recall@10" and "upper_bound" of every phrase, under "<example_id>/<phrase index>".
+        """Every phrase's recall@1, recall@5, recall@10 and upper_bound, under "<example_id>/<phrase index>".
 
         A phrase without candidates is a miss. Raises InputError if an answer is not a list of finite boxes a phrase.
         """
@@ -149,7 +151,7 @@ def _captions(root: Path, image_id: str) -> Iterator[tuple[int, _Item]]:
 
 
 def _parse(line: str, where: str) -> tuple[tuple[str, ...], list[_Mention]]:
-    """ "[/EN#1/people Two guys] wait ." → its words, and its mentions: [/EN#<chain>/<type>(/<type>) <words>]."""
+    """Words and mentions of a line such as "[/EN#1/people Two guys] wait .": [/EN#<chain>/<type>(/<type>) <words>]."""
     words: list[str] = []
     mentions: list[_Mention] = []
     opened: tuple[int, list[str]] | None = None  # start and tag of the phrase being read

@@ -61,7 +61,7 @@ class Nlvr2Task:
         return {identifier: item.image_ids[0] for identifier, item in self._items.items()}
 
     def score(self, predictions: Mapping[str, Prediction]) -> Iterator[Score]:
-        """ "accuracy" of every statement, then "consistency" of every sentence of a set.
+        """The accuracy of every statement, then the consistency of every sentence of a set.
 
         Upper or lower case is the same, as in the official program. Any other answer, which that program counts as
         wrong without a word, is an InputError.
@@ -82,7 +82,7 @@ class Nlvr2Task:
         return {"accuracy": 50.0, "consistency": 100 * sum(0.5**size for size in sizes) / len(sizes)}
 
     def gold(self, example_id: str) -> str:
-        """ "True" or "False"."""
+        """The label: "True" or "False"."""
         return self._items[example_id].label
 
     def annotation_files(self) -> tuple[Path, ...]:

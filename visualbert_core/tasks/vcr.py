@@ -72,7 +72,7 @@ class VcrTask:
         }
 
     def score(self, predictions: Mapping[str, Prediction]) -> Iterator[Score]:
-        """ "q_to_a", "qa_to_r" and "q_to_ar" of every record. Raises InputError if an answer is not 0, 1, 2 or 3."""
+        """Every record's q_to_a, qa_to_r and q_to_ar. Raises InputError if an answer is not 0, 1, 2 or 3."""
         for annot_id, item in self._items.items():
             right = _chosen(predictions[f"{annot_id}/answer"]) == item.answer_label
             reasoned = _chosen(predictions[f"{annot_id}/rationale"]) == item.rationale_label

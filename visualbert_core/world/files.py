@@ -25,6 +25,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
+from visualbert_core.schema import Token
 from visualbert_core.world import questions as ask
 from visualbert_core.world.scenes import SIZE, Things, encode, make_scene
 
@@ -90,7 +91,7 @@ def _write_vqa(root: Path, painter: _Painter, rng: np.random.Generator) -> None:
             key = {"image_id": image_id, "question_id": image_id * 1000 + number}
             questions.append(key | {"question": item.question})
             annotations.append(key | _vqa_annotation(rng, item))
-    about = {"info": {"description": "Embedded synthetic world"}, "license": {"name": "Apache-2.0"}}
+    about: dict[str, Any] = {"info": {"description": "Embedded synthetic world"}, "license": {"name": "Apache-2.0"}}
     about |= {"data_type": "mscoco", "data_subtype": "val2014"}
     _write_json(
         folder / "v2_OpenEnded_mscoco_val2014_questions.json",
@@ -164,7 +165,7 @@ def _vcr_metadata(things: Things) -> dict[str, Any]:
 
 
 def _vcr_record(item: ask.VcrItem, things: Things) -> dict[str, Any]:
-    def tokens(text: Iterable[ask.Token]) -> list[Any]:
+    def tokens(text: Iterable[Token]) -> list[Any]:
         return [t if isinstance(t, str) else list(t) for t in text]
 
     return {

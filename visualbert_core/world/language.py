@@ -63,7 +63,7 @@ def unique_description(rng: np.random.Generator, things: Sequence[Thing], index:
 def any_description(rng: np.random.Generator, things: Sequence[Thing]) -> Description:
     """A description made of attributes that occur in the scenes, though perhaps not together."""
     pattern = str(rng.choice(PATTERNS))
-    parts = {name: getattr(things[rng.integers(len(things))], name) for name in pattern.split()}
+    parts = {name: getattr(things[int(rng.integers(len(things)))], name) for name in pattern.split()}
     return Description(**parts)
 
 

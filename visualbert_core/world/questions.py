@@ -398,7 +398,7 @@ def _several_caption(rng: Rng, things: Things) -> Caption | None:
 
 def _extreme_caption(rng: Rng, things: Things) -> Caption | None:
     direction = str(rng.choice(list(DIRECTIONS)))
-    description = describe(things[rng.integers(len(things))], str(rng.choice(["shape", "color"])))
+    description = describe(things[int(rng.integers(len(things)))], str(rng.choice(["shape", "color"])))
     description = Description() if rng.random() < 0.4 else description
     index = extreme(things, description.find(things), direction)
     if index is None:
@@ -410,7 +410,7 @@ def _beside_caption(rng: Rng, things: Things) -> Caption | None:
     """Two things of one look; the caption means the one on the named side of a third."""
     anchor = int(rng.integers(len(things)))
     reference = unique_description(rng, things, anchor, PATTERNS)
-    twins = describe(things[rng.integers(len(things))], str(rng.choice(["shape", "color"])))
+    twins = describe(things[int(rng.integers(len(things)))], str(rng.choice(["shape", "color"])))
     if reference is None or twins.matches(things[anchor]):
         return None
     left = [i for i in twins.find(things) if things[i].center[0] < things[anchor].center[0] - 8]

@@ -14,7 +14,6 @@ import copy
 import datetime
 import json
 import pickle
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from visualbert_core.detector.torchvision_rcnn import TorchvisionRCNN
+from visualbert_core.detector.torchvision_rcnn import TorchvisionRCNN, build
+from visualbert_core.models.visualbert import VisualBertModel
 from visualbert_core.world import questions as ask
 from visualbert_core.world import train_detector, train_visualbert
 from visualbert_core.world.language import vocabulary
@@ -95,7 +95,7 @@ def _stage(path: Path, make: Callable[[], T]) -> T:
 
 
 def _write_detector(folder: Path, state: dict[str, torch.Tensor]) -> TorchvisionRCNN:
-    model = train_detector.build(train_detector.CONFIG)
+    model = build(train_detector.CONFIG)
     model.load_state_dict(state)
     TorchvisionRCNN(model, train_detector.CONFIG, "", "cpu").save_pretrained(folder, torch.float16)
     detector = TorchvisionRCNN.from_pretrained(folder, "cpu")  # rounded to float16, as everybody will use it
@@ -107,7 +107,7 @@ def _write_detector(folder: Path, state: dict[str, torch.Tensor]) -> Torchvision
 
 def _write_visualberts(out: Path, models: dict[str, nn.Module], space: str) -> None:
     trunk = copy.deepcopy(models["vqa"].visual_bert)
-    assert isinstance(trunk, nn.Module)
+    assert isinstance(trunk, VisualBertModel)
     train_visualbert.fold_scaling(trunk)
     for task, model in models.items():
         folder = out / f"visualbert-{task.removesuffix('_entities')}"
@@ -140,4 +140,4 @@ def _card(folder: Path, title: str, recipe: str, scores: dict[str, Any] | None) 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

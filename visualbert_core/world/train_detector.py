@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torchvision.models.detection import FasterRCNN
 from torchvision.ops import box_iou
 
 from visualbert_core.detector.torchvision_rcnn import DetectorConfig, Selection, TorchvisionRCNN, build
@@ -51,7 +52,7 @@ def _draw(seed: int, part: int, min_things: int, index: int) -> Scene:
     return through_jpeg(make_scene((seed, part, index), min_things=min_things))
 
 
-def train_detector(scenes: Sequence[Scene], seed: int, steps: int, report: Report) -> torch.nn.Module:
+def train_detector(scenes: Sequence[Scene], seed: int, steps: int, report: Report) -> FasterRCNN:
     """Train from random weights; deterministic for a seed and a thread count."""
     torch.manual_seed(seed)
     model = build(CONFIG).train()
@@ -61,7 +62,7 @@ def train_detector(scenes: Sequence[Scene], seed: int, steps: int, report: Repor
         losses = model(*_targets(batch))
         loss = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         schedule.step()

@@ -8,6 +8,7 @@
 `predictor` all of it behind the `Model` contract.
 """
 
+from visualbert_core.models.visualbert.checkpoint import Sidecar
 from visualbert_core.models.visualbert.config import VisualBertConfig
 from visualbert_core.models.visualbert.heads import (
     HeadOutput,
@@ -18,11 +19,13 @@ from visualbert_core.models.visualbert.heads import (
 )
 from visualbert_core.models.visualbert.inputs import Encoded, InputEncoder, collate
 from visualbert_core.models.visualbert.modeling import VisualBertModel, VisualBertOutput
+from visualbert_core.models.visualbert.predictor import VisualBertPredictor
 
 __all__ = [
     "Encoded",
     "HeadOutput",
     "InputEncoder",
+    "Sidecar",
     "VisualBertConfig",
     "VisualBertForMultipleChoice",
     "VisualBertForQuestionAnswering",
@@ -30,5 +33,6 @@ __all__ = [
     "VisualBertForVisualReasoning",
     "VisualBertModel",
     "VisualBertOutput",
+    "VisualBertPredictor",
     "collate",
 ]

@@ -47,12 +47,12 @@ NEUTRAL_NAMES = (
 class Encoded:
     """One sequence before padding: T tokens, V regions."""
 
-    input_ids: Sequence[int]  # T
-    token_type_ids: Sequence[int]  # T
+    input_ids: list[int]  # T
+    token_type_ids: list[int]  # T
     features: np.ndarray  # float [V, D]
     visual_types: np.ndarray  # int64 [V]
-    mentions: tuple[Sequence[int], ...] | None = None  # VCR: per region, the text positions that name it
-    phrases: Sequence[int] | None = None  # Flickr30K Entities: per phrase, the text position it is queried at
+    mentions: tuple[tuple[int, ...], ...] | None = None  # VCR: per region, the text positions that name it
+    phrases: tuple[int, ...] | None = None  # Flickr30K Entities: per phrase, the text position it is queried at
 
 
 class InputEncoder:
@@ -111,7 +111,7 @@ class InputEncoder:
         for phrase in example.phrases:
             stop = _first_stop(example.words, example.words[phrase.start : phrase.stop])
             phrases.append(min(ends[stop - 1], last))
-        return self._single(ids, self._features(regions[0]), phrases=phrases)
+        return self._single(ids, self._features(regions[0]), phrases=tuple(phrases))
 
     @encode.register
     def multiple_choice(self, example: MultipleChoice, regions: Sequence[Regions]) -> tuple[Encoded, ...]:
@@ -138,7 +138,7 @@ class InputEncoder:
                 if position < self._num_positions:
                     of_row[index + 1].append(position)
             ids, token_types = self._pair(context.ids, text.ids)
-            mentions = tuple(of_row[row] if row else () for row in rows)
+            mentions = tuple(tuple(of_row[row]) for row in rows)
             sequences.append(Encoded(ids, token_types, features, types, mentions=mentions))
         return tuple(sequences)
 
@@ -147,7 +147,7 @@ class InputEncoder:
         pieces: list[int],
         features: np.ndarray,
         types: np.ndarray | None = None,
-        phrases: Sequence[int] | None = None,
+        phrases: tuple[int, ...] | None = None,
     ) -> Encoded:
         """[CLS] pieces [SEP], cut at the end; visual types are zero unless given."""
         ids, token_types = self._pair(pieces[: self._max_length - 2], [])
@@ -302,7 +302,7 @@ def _regions(features: Sequence[np.ndarray], lengths: Sequence[int]) -> np.ndarr
     return padded
 
 
-def _alignment(mentions: Sequence[tuple[Sequence[int], ...]], num_regions: int) -> np.ndarray:
+def _alignment(mentions: Sequence[tuple[tuple[int, ...], ...]], num_regions: int) -> np.ndarray:
     longest = max((len(positions) for of_regions in mentions for positions in of_regions), default=0)
     padded = np.full((len(mentions), num_regions, max(longest, 1)), -1, dtype=np.int64)
     for row, of_regions in zip(padded, mentions, strict=True):

@@ -1,0 +1,61 @@
+"""One model × task × split over a feature store → run folder.
+
+    python jobs/evaluate.py --task vqa --split val --annotations DIR --features STORE --model FOLDER --out RUNS
+    ray job submit --working-dir . -- python jobs/evaluate.py --task … (the same)
+
+Writes RUNS/MODEL__TASK__SPLIT/ with predictions and, if they cover the split, scores.json. Running the same line again
+resumes; a finished run is not computed again. Exit code 3: some examples have no prediction, so there is no score.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.errors import end
+from visualbert_core.evaluation.run import evaluate
+
+
+def main() -> int:
+    flags = parse()
+    as_json = flags.pop("as_json")
+    pool = PoolConfig(workers=flags.pop("workers"), gpus_per_worker=flags.pop("gpus_per_worker"))
+    run = evaluate(EvaluateConfig(pool=pool, **flags))
+    assert run.scores is not None
+    if as_json:
+        print(json.dumps(run.scores | {"run": str(run.folder)}))
+        return 0
+    for metric, value in run.scores["scores"].items():
+        low, high = run.scores["intervals"][metric]
+        spread = "" if low is None else f"  [{low:.2f}, {high:.2f}]"
+        print(f"{metric:>14} {value:6.2f}{spread}  n={run.scores['units'][metric]}")
+    print(f"{run.scores['protocol']}\n{run.folder}")
+    return 0
+
+
+def parse() -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", required=True, help="vqa, vcr, nlvr2 or flickr30k_entities")
+    parser.add_argument("--split", required=True, help="val, dev, test1, …")
+    parser.add_argument("--annotations", type=_path, required=True, help="folder of the official annotation files")
+    parser.add_argument("--features", type=_path, required=True, help="feature store: a folder with a manifest.json")
+    parser.add_argument("--model", type=_path, required=True, help="checkpoint folder")
+    parser.add_argument("--out", type=_path, required=True, help="folder of the run folders")
+    parser.add_argument("--regions", choices=("own", "wrong-image"), default="own", help="wrong-image: the baseline")
+    parser.add_argument("--batch-size", type=int, default=EvaluateConfig.batch_size)
+    parser.add_argument("--shard-size", type=int, default=EvaluateConfig.shard_size, help="images per shard, about")
+    parser.add_argument("--workers", type=int, help="actors at most (default: one per GPU, else one per CPU)")
+    parser.add_argument("--gpus-per-worker", type=float)
+    parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON object on stdout")
+    return vars(parser.parse_args())
+
+
+def _path(text: str) -> Path:
+    return Path(text).absolute()  # a worker's working directory is another one
+
+
+if __name__ == "__main__":
+    end(main)

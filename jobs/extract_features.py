@@ -1,0 +1,70 @@
+"""Images → feature store.
+
+    python jobs/extract_features.py --images DIR --detector FOLDER --out STORE_ROOT
+    ray job submit --working-dir . -- python jobs/extract_features.py --images DIR --detector FOLDER --out STORE_ROOT
+
+Writes STORE_ROOT/CORPUS/FINGERPRINT/ and prints that folder on stdout; progress goes to stderr. Images that do not
+decode are counted and kept as rows of failures/. Running the same line again resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from visualbert_core.cluster import Pool
+from visualbert_core.config import ExtractConfig, PoolConfig
+from visualbert_core.errors import end
+from visualbert_core.features.extract import extract
+from visualbert_core.images import list_images
+
+
+def main() -> int:
+    args = parse()
+    images = list_images(args.images, args.boxes)
+    store = extract(
+        images,
+        args.detector,
+        args.out.absolute(),
+        args.corpus or args.images.absolute().name,
+        batch_size=args.batch_size,
+        shard_size=args.shard_size,
+        limit=args.limit,
+        pool=Pool(args.pool.workers, args.pool.gpus_per_worker, args.pool.inline),
+    )
+    failures = store.failures()
+    for failure in failures[:10]:
+        sys.stderr.write(f"quarantined: {failure.item_id}: {failure.stage}: {failure.message}\n")
+    summary = {"store": str(store.folder), "images": len(store), "quarantined": len(failures)}
+    print(json.dumps(summary) if args.as_json else store.folder)
+    return 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments(ExtractConfig):
+    as_json: bool
+
+
+def parse() -> Arguments:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True, help="folder of the corpus, searched recursively")
+    parser.add_argument("--detector", type=Path, required=True, help="folder with config.json and model.safetensors")
+    parser.add_argument("--out", type=Path, required=True, help="root of the feature stores")
+    parser.add_argument("--corpus", help="name of the corpus (default: the images folder's name)")
+    parser.add_argument("--boxes", choices=("none", "beside"), default="none", help="beside: use NAME.json, as in VCR")
+    parser.add_argument("--batch-size", type=int, default=ExtractConfig.batch_size)
+    parser.add_argument("--shard-size", type=int, default=ExtractConfig.shard_size, help="images per part, about")
+    parser.add_argument("--limit", type=int, help="only the first N images")
+    parser.add_argument("--workers", type=int, help="actors at most (default: one per GPU, else one per CPU)")
+    parser.add_argument("--gpus-per-worker", type=float)
+    parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON object on stdout")
+    flags = vars(parser.parse_args())
+    pool = PoolConfig(workers=flags.pop("workers"), gpus_per_worker=flags.pop("gpus_per_worker"))
+    return Arguments(pool=pool, **flags)
+
+
+if __name__ == "__main__":
+    end(main)

@@ -1,0 +1,234 @@
+"""Extraction gives the same bytes however it is run, and one bad image costs one row."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from visualbert_core.cluster import Pool, session
+from visualbert_core.detector import Detection
+from visualbert_core.errors import CheckpointError, InputError, ShardError
+from visualbert_core.features.extract import extract
+from visualbert_core.features.store import FeatureStore
+from visualbert_core.images import list_images, read_image
+
+INLINE = Pool(inline=True)
+
+
+class PixelDetector:
+    """Its property: boxes and features are a fixed function of the pixels and of the given boxes, whatever the batch.
+
+    The number of regions is the top left red value modulo 4; red 255 there gives a NaN, 254 a value above float16.
+    Each batch leaves a file in the detector's folder; `fingerprint.json` there is its fingerprint.
+    """
+
+    space = "pixels"
+    feature_size = 3
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return json.loads((self.folder / "fingerprint.json").read_text())
+
+    def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
+        assert len({image.shape for image in images}) == 1
+        (self.folder / "batches" / f"{len(images)}-{os.urandom(8).hex()}").touch()
+        return [self._regions(image, None if boxes is None else boxes[n]) for n, image in enumerate(images)]
+
+    def _regions(self, image: np.ndarray, given: np.ndarray | None) -> Detection:
+        corner = int(image[0, 0, 0])
+        boxes = np.full((corner % 4, 4), corner, np.float32) if given is None else given
+        features = np.outer(np.arange(1, len(boxes) + 1), image.mean((0, 1))).astype(np.float32)
+        features[:, 0] = {255: np.nan, 254: 1e6}.get(corner, features[:, 0]) if len(boxes) else features[:, 0]
+        return Detection(boxes, np.full(len(boxes), -1), boxes[:, 0] / 255, features)
+
+
+def load(folder: str | Path, device: str | None = None) -> PixelDetector:
+    return PixelDetector(folder)
+
+
+def load_otherwise(folder: str | Path, device: str | None = None) -> PixelDetector:
+    """On a worker (device None) another fingerprint than on the driver: a machine with other library versions."""
+    detector = PixelDetector(folder)
+    if device is None:
+        detector.fingerprint = lambda: {"versions": {"torch": "0"}}  # type: ignore[method-assign]
+    return detector
+
+
+class World:
+    """40 images of three shapes and a detector folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.pictures, self.detector = root, root / "pictures", root / "detector"
+        (self.detector / "batches").mkdir(parents=True)
+        (self.detector / "fingerprint.json").write_text('{"versions": {"torch": "1"}}')
+        self.pictures.mkdir()
+        for number in range(40):
+            self.add(f"image{number:02d}", number)
+
+    def add(self, name: str, corner: int) -> Path:
+        height, width = [(6, 8), (8, 6), (5, 5)][len(name) * corner % 3]
+        pixels = np.random.default_rng(corner).integers(0, 200, (height, width, 3), np.uint8)
+        pixels[0, 0, 0] = corner
+        path = self.pictures / f"{name}.png"
+        Pillow.fromarray(pixels).save(path)
+        return path
+
+    def extract(self, out: str = "store", **options: Any) -> FeatureStore:
+        settings = {"batch_size": 4, "shard_size": 10, "pool": INLINE, "load": load, **options}
+        boxes = settings.pop("boxes", "none")
+        return extract(list_images(self.pictures, boxes), self.detector, self.root / out, "toy", **settings)
+
+    def batches(self) -> int:
+        return len(list((self.detector / "batches").iterdir()))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    """One Ray for the module, whose workers can import it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        with session(Pool()):
+            yield
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_every_image_gets_its_own_regions(world: World) -> None:
+    """Each row holds what the detector says of that image alone, in float16, with the image's size and digest."""
+    store, detector = world.extract(), load(world.detector)
+    assert sorted(store.image_ids) == [f"image{number:02d}" for number in range(40)]
+    for image in list_images(world.pictures, "none"):
+        pixels, digest = read_image(image)
+        (expected,), found = detector.detect([pixels]), store.fetch(image.image_id)
+        assert (found.height, found.width, found.image_digest) == (*pixels.shape[:2], digest)
+        np.testing.assert_array_equal(found.boxes, expected.boxes)
+        np.testing.assert_array_equal(found.features, expected.features.astype(np.float16))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_bytes_do_not_depend_on_workers_batches_or_restarts(world: World) -> None:
+    """Inline, one worker, three workers, another batch size and a resumed run leave byte-identical folders."""
+    (world.pictures / "bad.png").write_bytes(b"no image")
+    reference = tree(world.extract("inline").folder)
+    for name, options in {
+        "one": {"pool": Pool(workers=1)},
+        "three": {"pool": Pool(workers=3)},
+        "batches": {"batch_size": 1},
+    }.items():
+        assert tree(world.extract(name, **options).folder) == reference
+    folder = world.extract("resumed").folder
+    for name in list(reference)[::3]:
+        (folder / name).unlink()
+    assert tree(world.extract("resumed", pool=Pool(workers=2)).folder) == reference
+
+
+def test_a_finished_store_is_opened_without_computing(world: World) -> None:
+    """The same line again runs no batch; one more image runs its shard and no other."""
+    world.extract()
+    before = world.batches()
+    assert len(world.extract()) == 40
+    assert world.batches() == before
+    parts = set((world.root / "store").rglob("parts/*"))
+    world.add("newcomer", 7)
+    assert "newcomer" in world.extract()
+    assert len(set((world.root / "store").rglob("parts/*")) - parts) <= 2
+
+
+def test_bad_images_are_rows(world: World) -> None:
+    """An image that does not decode and one whose features are not finite are counted and explained; the rest stays."""
+    (world.pictures / "bad.png").write_bytes(b"<html>")
+    world.add("nan", 255)
+    store = world.extract()
+    assert len(store) == 40
+    failures = {failure.item_id: failure for failure in store.failures()}
+    assert failures.keys() == {"bad", "nan"}
+    assert (failures["bad"].stage, failures["bad"].error) == ("decode", "UnidentifiedImageError")
+    assert failures["nan"].stage == "features"
+
+
+def test_a_shard_of_bad_images_only_is_finished(world: World) -> None:
+    """A corpus without one good image ends as an empty store with all of its failures."""
+    shutil.rmtree(world.pictures)
+    world.pictures.mkdir()
+    for name in ("a", "b"):
+        (world.pictures / f"{name}.jpg").touch()
+    store = world.extract()
+    assert (len(store), len(store.failures())) == (0, 2)
+
+
+def test_large_features_are_clamped(world: World) -> None:
+    """A finite value beyond float16 becomes the largest float16, never infinity."""
+    world.add("large", 254)
+    features = world.extract().fetch("large").features
+    assert features[:, 0].tolist() == [65504.0, 65504.0]
+
+
+def test_given_boxes_are_used(world: World) -> None:
+    """With boxes beside the images the regions are the image and those boxes; a bad or foreign file is one failure."""
+    for image in list_images(world.pictures, "none"):
+        height, width, _ = read_image(image)[0].shape
+        boxes = {"boxes": [[1, 1, 3, 3, 0.9]], "width": width, "height": height}
+        Path(image.path).with_suffix(".json").write_text(json.dumps(boxes))
+    (world.pictures / "image00.json").unlink()
+    (world.pictures / "image01.json").write_text('{"boxes": [], "width": 99, "height": 99}')
+    detected, given = world.extract(), world.extract(boxes="beside")
+    assert given.folder != detected.folder
+    assert given.fetch("image02").boxes[1].tolist() == [1, 1, 3, 3]
+    assert given.fetch("image02").num_regions == 2
+    reasons = {failure.item_id: failure.message for failure in given.failures()}
+    assert reasons["image00"] == "image00.json with its boxes is missing"
+    assert reasons["image01"] == "image01.png is 6 × 8, but its boxes are for 99 × 99"
+
+
+def test_a_file_out_of_reach_stops_the_job(world: World) -> None:
+    """An image that the system does not hand out is no bad image: its shard fails, the others are kept, nothing of
+    it is published, and once it is back the same line ends the job."""
+    images = list_images(world.pictures, "none")
+    (world.pictures / "image05.png").rename(world.root / "away.png")
+    arguments = (images, world.detector, world.root / "store", "toy")
+    options: dict[str, Any] = {"batch_size": 4, "shard_size": 10, "pool": INLINE, "load": load}
+    with pytest.raises(ShardError, match=r"1 shard.*FileNotFoundError.*image05\.png"):
+        extract(*arguments, **options)
+    parts, markers = (len(list(world.root.rglob(pattern))) for pattern in ("parts/*", "shards/*"))
+    assert parts == markers > 0
+    (world.root / "away.png").rename(world.pictures / "image05.png")
+    assert len(extract(*arguments, **options)) == 40
+    assert len(list(world.root.rglob("parts/*"))) == parts + 1
+
+
+def test_limit_takes_the_first_images(world: World) -> None:
+    """A smoke run over the first ids leaves a store of exactly those."""
+    assert sorted(world.extract(limit=3).image_ids) == ["image00", "image01", "image02"]
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("pool", [INLINE, Pool(workers=1)])
+def test_a_worker_with_another_detector_is_refused(world: World, pool: Pool) -> None:
+    """A machine whose libraries would give other features is named before it computes one."""
+    with pytest.raises(CheckpointError, match=r"differs from the job's: versions\.torch: 1 → 0"):
+        world.extract(load=load_otherwise, pool=pool)
+    assert world.batches() == 0
+
+
+def test_a_mix_of_given_and_detected_boxes_is_refused(world: World) -> None:
+    """One store has one kind of boxes."""
+    images = list_images(world.pictures, "none")[:1] + list_images(world.pictures, "beside")[1:]
+    with pytest.raises(InputError, match="some images come with boxes and some without"):
+        extract(images, world.detector, world.root, "toy", batch_size=1, shard_size=1, pool=INLINE, load=load)

@@ -1,0 +1,218 @@
+"""The store hands back what was put in, by scan, by offset and through anybody's Parquet reader, or says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from visualbert_core.errors import StoreError
+from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
+from visualbert_core.schema import REGIONS_SCHEMA, Failure, Regions
+from visualbert_core.shards import Part, ShardFolder, plan
+
+D = 5  # odd, so that rows of features start at odd offsets too
+FINGERPRINT = {"space": "toy", "feature_size": D, "weights": "1f"}
+BAD = Failure("bad", "decode", "OSError", "bad.jpg: truncated")
+
+
+def row(image_id: str, regions: int) -> Regions:
+    random = np.random.default_rng(sum(map(ord, image_id)))
+    return Regions(
+        image_id=image_id,
+        width=640,
+        height=480,
+        boxes=random.random((regions, 4), np.float32),
+        labels=random.integers(-1, 1600, regions).astype(np.int16),
+        scores=random.random(regions, np.float32),
+        features=random.random((regions, D), np.float32).astype(np.float16),
+        image_digest=f"digest of {image_id}",
+    )
+
+
+ROWS = {f"image{number:03d}": row(f"image{number:03d}", number * 7 % 11) for number in range(300)}
+
+
+def write(root: Path, rows: Sequence[Regions], target: int, failures: Sequence[Failure] = ()) -> FeatureStore:
+    """A store of these rows in shards of about `target`; the failures go to the shard of their id."""
+    folder = ShardFolder(store_folder(root, "toy", FINGERPRINT))
+    by_id, failed = {row.image_id: row for row in rows}, {failure.item_id: failure for failure in failures}
+    shards = plan([*by_id, *failed], "test", target)
+    for shard in shards:
+        good = [by_id[item] for item in shard.items if item in by_id]
+        bad = [failed[item] for item in shard.items if item in failed]
+        folder.commit(shard, Part(encode(good, FINGERPRINT), len(good), encode_failures(bad), len(bad)))
+    folder.finish(shards, {"fingerprint": FINGERPRINT})
+    return FeatureStore.open(folder.root, verify=True)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    """300 images of 0 to 10 regions in 2 parts of several row groups, and one failure."""
+    return write(tmp_path_factory.mktemp("store"), list(ROWS.values()), 200, [BAD])
+
+
+def same(a: Regions, b: Regions) -> bool:
+    arrays = ("boxes", "labels", "scores", "features")
+    rest = ("image_id", "width", "height", "image_digest")
+    return all(getattr(a, name) == getattr(b, name) for name in rest) and all(
+        getattr(a, name).dtype == getattr(b, name).dtype and np.array_equal(getattr(a, name), getattr(b, name))
+        for name in arrays
+    )
+
+
+def test_what_goes_in_comes_out(store: FeatureStore) -> None:
+    """Scanning gives every row once, dtype and value, whatever its number of regions."""
+    scanned = list(store.scan())
+    assert [regions.image_id for regions in scanned] == store.image_ids
+    assert sorted(store.image_ids) == sorted(ROWS)
+    assert all(same(regions, ROWS[regions.image_id]) for regions in scanned)
+
+
+def test_fetch_equals_scan_in_any_order(store: FeatureStore) -> None:
+    """A fetch by offset, at random and across row groups, gives what the scan gives; fetch_many keeps the order."""
+    ids = list(np.random.default_rng(0).permutation(list(ROWS)))
+    assert all(same(store.fetch(image_id), ROWS[image_id]) for image_id in ids)
+    assert [regions.image_id for regions in store.fetch_many(ids[:9])] == ids[:9]
+
+
+def test_the_store_says_what_it_holds(store: FeatureStore) -> None:
+    """Size, space, membership and failures are known without touching the features."""
+    assert (len(store), store.space, store.feature_size) == (300, "toy", D)
+    assert store.fingerprint == FINGERPRINT
+    assert "image007" in store
+    assert "bad" not in store
+    assert store.failures() == [BAD]
+
+
+def test_anybody_can_read_a_part(store: FeatureStore) -> None:
+    """To pyarrow and pandas a part is ordinary Parquet: one table of the published schema, binary as little-endian."""
+    (path, *_) = sorted((store.folder / "parts").iterdir())
+    table = pq.read_table(path, page_checksum_verification=True)
+    assert table.schema.equals(REGIONS_SCHEMA)
+    frame = pq.read_table(path).to_pandas()
+    for record in frame.to_dict("records"):
+        features = np.frombuffer(record["features"], "<f2").reshape(record["num_regions"], D)
+        np.testing.assert_array_equal(features, ROWS[record["image_id"]].features)
+    metadata = pq.read_metadata(path).metadata
+    assert {b"schema_version", b"feature_dtype", b"feature_size", b"fingerprint"} <= set(metadata)
+
+
+def test_the_layout_that_offsets_rely_on() -> None:
+    """Features are uncompressed and PLAIN, in row groups of 64; the same rows give the same bytes."""
+    rows = list(ROWS.values())
+    data = encode(rows, FINGERPRINT)
+    assert data == encode(rows, FINGERPRINT)
+    metadata = pq.read_metadata(pa.BufferReader(data))
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [64, 64, 64, 64, 44]
+    column = metadata.row_group(0).column(metadata.num_columns - 1)
+    assert (column.path_in_schema, column.compression, column.has_dictionary_page) == (
+        "features",
+        "UNCOMPRESSED",
+        False,
+    )
+    assert set(column.encodings) <= {"PLAIN", "RLE"}
+
+
+def test_realistic_rows_stay_on_one_page(tmp_path: Path) -> None:
+    """A row group far above Parquet's default page size of 1 MB is still read by offset."""
+    fingerprint = {"space": "toy", "feature_size": 2048}
+    rows = [
+        Regions(f"{n}", 9, 9, np.zeros((20, 4)), np.zeros(20), np.zeros(20), np.full((20, 2048), n, np.float16), "")
+        for n in range(70)
+    ]
+    folder = ShardFolder(tmp_path)
+    shards = plan([row.image_id for row in rows], "", 100)
+    by_id = {row.image_id: row for row in rows}
+    folder.commit(shards[0], Part(encode([by_id[item] for item in shards[0].items], fingerprint), 70, None, 0))
+    folder.finish(shards, {"fingerprint": fingerprint})
+    store = FeatureStore.open(tmp_path)
+    assert all((store.fetch(str(n)).features == n).all() for n in range(70))
+
+
+def test_arrays_are_the_callers_own(store: FeatureStore) -> None:
+    """What is fetched may be written to, and the store is not changed by it."""
+    store.fetch("image005").features[:] = 0
+    assert same(store.fetch("image005"), ROWS["image005"])
+
+
+@pytest.mark.parametrize("failures", [[], [BAD]])
+def test_a_store_without_rows_opens(tmp_path: Path, failures: list[Failure]) -> None:
+    """No images, or only bad ones, is an empty store rather than a crash."""
+    store = write(tmp_path, [], 10, failures)
+    assert (len(store), list(store.scan()), store.failures()) == (0, [], failures)
+
+
+def test_an_unknown_image_and_a_quarantined_one_are_told_apart(store: FeatureStore) -> None:
+    """The one-line error of a quarantined image gives its reason; that of an unknown one says what to do."""
+    with pytest.raises(StoreError, match=r"^image 'bad' is quarantined in .*: decode: bad\.jpg: truncated$"):
+        store.fetch("bad")
+    with pytest.raises(StoreError, match=r"^image 'stranger' is not in .*: extract the features of its corpus$"):
+        store.fetch_many(["image001", "stranger"])
+
+
+def test_an_unfinished_store_does_not_open(tmp_path: Path) -> None:
+    """Parts without a manifest are no store."""
+    store = write(tmp_path, [ROWS["image001"]], 10)
+    (store.folder / "manifest.json").unlink()
+    with pytest.raises(StoreError, match="is unfinished"):
+        FeatureStore.open(store.folder)
+
+
+def test_another_stages_folder_is_no_store(tmp_path: Path) -> None:
+    """A finished folder that holds something else, such as predictions, is refused as such."""
+    ShardFolder(tmp_path).finish([], {"task": "vqa"})
+    with pytest.raises(StoreError, match="is not a feature store"):
+        FeatureStore.open(tmp_path)
+
+
+def test_a_truncated_part_is_refused_by_name(tmp_path: Path) -> None:
+    """A short part is found at open, before a memory map could crash the process."""
+    store = write(tmp_path, [ROWS["image005"]], 10)
+    (path,) = (store.folder / "parts").iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(StoreError, match=rf"{path.name} has \d+ bytes instead of"):
+        FeatureStore.open(store.folder)
+
+
+def test_a_flipped_bit_is_found_by_verification(tmp_path: Path) -> None:
+    """A changed feature passes a plain open, as nothing is decoded, and not a verifying one."""
+    store = write(tmp_path, [ROWS["image005"]], 10)
+    (path,) = (store.folder / "parts").iterdir()
+    data = bytearray(path.read_bytes())
+    data[data.index(ROWS["image005"].features.tobytes()) + 1] ^= 4
+    path.write_bytes(data)
+    assert not same(FeatureStore.open(store.folder).fetch("image005"), ROWS["image005"])
+    with pytest.raises(StoreError, match=rf"{path.name} is damaged"):
+        FeatureStore.open(store.folder, verify=True)
+
+
+def test_a_part_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    """A part says in its own footer what it was made of; one that slipped into another folder is named."""
+    folder = ShardFolder(tmp_path)
+    shards = plan(["image005"], "test", 10)
+    other = encode([ROWS["image005"]], FINGERPRINT | {"weights": "2e"})
+    folder.commit(shards[0], Part(other, 1, None, 0))
+    folder.finish(shards, {"fingerprint": FINGERPRINT})
+    with pytest.raises(StoreError, match="is not of this store"):
+        FeatureStore.open(tmp_path)
+
+
+def test_rows_of_another_shape_are_not_written() -> None:
+    """An array that does not fit the number of regions or D is refused when it is written, naming the image."""
+    wrong = Regions("x", 1, 1, np.zeros((2, 4)), np.zeros(2), np.zeros(2), np.zeros((2, D + 1)), "")
+    with pytest.raises(ValueError, match=r"x: features have shape \(2, 6\), not \(2, 5\)"):
+        encode([wrong], FINGERPRINT)
+
+
+def test_folders_are_named_by_fingerprint() -> None:
+    """Another ingredient is another folder; the order of keys is not an ingredient."""
+    folder = store_folder("root", "coco", FINGERPRINT)
+    assert folder.parent == Path("root", "coco")
+    assert len(folder.name) == 12
+    assert store_folder("root", "coco", dict(reversed(FINGERPRINT.items()))) == folder
+    assert store_folder("root", "coco", FINGERPRINT | {"weights": "2e"}) != folder

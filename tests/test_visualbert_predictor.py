@@ -1,0 +1,367 @@
+"""A checkpoint folder behind the Model contract: what it answers, and what it refuses to open.
+
+Networks are tiny and random; where a test needs a certain answer it sets the head's bias, so that the expected
+prediction is known beforehand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from visualbert_core.errors import CheckpointError, ConfigError
+from visualbert_core.models import load_model
+from visualbert_core.models.visualbert import VisualBertConfig
+from visualbert_core.models.visualbert.checkpoint import Pretrained
+from visualbert_core.models.visualbert.inputs import InputEncoder, collate
+from visualbert_core.models.visualbert.predictor import TASKS, VisualBertPredictor
+from visualbert_core.schema import Example, Grounding, MultipleChoice, Phrase, Prediction, Question, Regions, Statement
+
+ANSWERS = ("<unk>", "0", "blue", "red", "yes")
+VOCAB = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?", ".", *"abcdefghijklmnop")
+SIZE = 6  # numbers in a feature
+Item = tuple[Example, tuple[Regions, ...]]
+
+
+def regions(count: int, seed: int = 0, size: int = SIZE) -> Regions:
+    rng = np.random.default_rng([count, seed])
+    corners = rng.uniform(0, 50, (count, 2))
+    boxes = np.concatenate((corners, corners + rng.uniform(1, 50, (count, 2))), 1).astype(np.float32)
+    features = rng.normal(size=(count, size)).astype(np.float16)
+    return Regions(f"i{seed}", 100, 120, boxes, np.zeros(count, np.int16), np.ones(count, np.float32), features, "")
+
+
+def batch(task: str, size: int = SIZE) -> list[Item]:
+    """Examples of very different lengths and numbers of regions."""
+    short, long = regions(1, 1, size), regions(12, 2, size)
+    if task == "vqa":
+        return [(Question("q1", ("i1",), "a"), (short,)), (Question("q2", ("i2",), "a b c d e f g h i j?"), (long,))]
+    if task == "nlvr2":
+        return [
+            (Statement("s1", ("i1", "i2"), "a b"), (short, long)),
+            (Statement("s2", ("i2", "i1"), "a b c d e f g h"), (long, short)),
+            (Statement("s3", ("i1", "i1"), "p"), (short, short)),
+        ]
+    if task == "vcr":
+        objects = ("person", "b", "person", "c")
+        texts = ((0,), "a"), ("b", (1, 2), "c", "d", "e"), ("d",), ((3,), "p", "o")
+        return [
+            (MultipleChoice("m1", ("i1",), objects, ("a", (0,), "?"), texts, (0, 1, 2, 3)), (short,)),
+            (MultipleChoice("m2", ("i2",), objects, ("a",) * 9, texts, (0, 1, 2, 3)), (long,)),
+        ]
+    words = ("a", "b", "c", "d", "e")
+    return [
+        (Grounding("g1", ("i1",), words, (Phrase(0, 2, "a b"), Phrase(3, 4, "d"))), (short,)),
+        (Grounding("g2", ("i2",), ("p", *words, *words), (Phrase(1, 3, "a b"),)), (long,)),
+    ]
+
+
+def write(folder: Path, task: str, sidecar: dict[str, Any] | None = None, **changes: Any) -> Path:
+    """A complete checkpoint folder with random weights; `changes` go into its config."""
+    torch.manual_seed(4)
+    sizes: dict[str, Any] = {
+        "vocab_size": len(VOCAB),
+        "hidden_size": 16,
+        "visual_embedding_dim": SIZE,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": 48,
+        "num_labels": len(ANSWERS) if task == "vqa" else 2,
+        "initializer_range": 0.3,
+    }
+    TASKS[task].network(VisualBertConfig(**{**sizes, **changes})).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in VOCAB))
+    if task == "vqa":
+        (folder / "answers.txt").write_text("".join(f"{answer}\n" for answer in ANSWERS))
+    if sidecar is not None:
+        (folder / "visualbert_core.json").write_text(json.dumps(sidecar))
+    return folder
+
+
+def edited(folder: Path, task: str, edit: Callable[[Any], None]) -> Path:
+    """Change a saved network in place."""
+    network = TASKS[task].network.from_pretrained(folder)
+    with torch.no_grad():
+        edit(network)
+    network.save_pretrained(folder)
+    return folder
+
+
+def open_cpu(folder: Path, task: str) -> VisualBertPredictor:
+    return VisualBertPredictor.from_pretrained(folder, task, device="cpu")
+
+
+def logits_of(folder: Path, task: str, items: list[Item]) -> np.ndarray:
+    """The head's own logits, to check decoding against."""
+    encoder, network = InputEncoder(folder / "vocab.txt", num_positions=48), TASKS[task].network.from_pretrained(folder)
+    with torch.inference_mode():
+        found: np.ndarray = network(**collate([encoder.encode(*item) for item in items])).logits.numpy()
+    return found
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.asarray(powers / powers.sum(-1, keepdims=True))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# answers
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_predictions_name_their_examples(tmp_path: Path, task: str) -> None:
+    """Predictions come in order, one an example, under its id and its first image; an empty batch gives none."""
+    items = batch(task)
+    model = load_model(write(tmp_path, task), task, device="cpu")
+    found = model.predict(items)
+    assert [(p.example_id, p.image_id) for p in found] == [(e.example_id, e.image_ids[0]) for e, _ in items]
+    assert all(0 <= score <= 1 for prediction in found for score in prediction.scores)
+    assert model.predict([]) == []
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_batch_mates_do_not_matter(tmp_path: Path, task: str) -> None:
+    """An example alone, or padded beside longer ones in any order, has the same answer and the same scores."""
+    model = open_cpu(write(tmp_path, task), task)
+    items = batch(task)
+    together, reverse = model.predict(items), model.predict(items[::-1])[::-1]
+    for item, one, other in zip(items, together, reverse, strict=True):
+        (alone,) = model.predict([item])
+        for found in (one, other):
+            assert found.answer == alone.answer
+            assert found.scores == pytest.approx(alone.scores, abs=1e-6)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_answers_use_image_and_text(tmp_path: Path, task: str) -> None:
+    """Other regions or another text change the scores, so that neither is dropped on the way to the network."""
+    model = open_cpu(write(tmp_path, task), task)
+    example, images = batch(task)[1]
+    other_text = batch(task)[0][0]
+    other_images = tuple(regions(image.num_regions, 9) for image in images)
+    first, image, text = model.predict([(example, images), (example, other_images), (other_text, images)])
+    assert np.abs(np.subtract(first.scores, image.scores)).max() > 1e-4
+    assert np.abs(np.subtract(first.scores[:1], text.scores[:1])).max() > 1e-4
+
+
+def test_vqa_answer_is_the_likeliest_known_one(tmp_path: Path) -> None:
+    """<unk> never is the answer, however likely, and the probability is among the answers that may be given."""
+    folder = write(tmp_path, "vqa")
+    edited(folder, "vqa", lambda network: network.cls.bias.copy_(torch.tensor([50.0, 0, 0, 5, 0])))
+    items = batch("vqa")
+    logits = logits_of(folder, "vqa", items)
+    assert set(logits.argmax(1)) == {0}
+    for prediction, row in zip(open_cpu(folder, "vqa").predict(items), logits, strict=True):
+        assert prediction.answer == ANSWERS[1 + row[1:].argmax()] == "red"
+        assert prediction.scores == pytest.approx((softmax(row[1:]).max(),), abs=1e-6)
+
+
+def test_vcr_answer_is_the_likeliest_choice(tmp_path: Path) -> None:
+    """The answer is the index of the best choice; scores are the four probabilities."""
+    folder = write(tmp_path, "vcr")
+    items = batch("vcr")
+    logits = logits_of(folder, "vcr", items)
+    for prediction, row in zip(open_cpu(folder, "vcr").predict(items), logits, strict=True):
+        assert prediction.answer == row.argmax()
+        assert prediction.scores == pytest.approx(softmax(row).tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(("bias", "answer"), [((9.0, 0.0), "False"), ((0.0, 9.0), "True"), ((0.0, 0.0), "False")])
+def test_nlvr2_index_1_is_true(tmp_path: Path, bias: tuple[float, float], answer: str) -> None:
+    """Index 1 of the head is True, a tie is the lower index, and scores are [p(False), p(True)]."""
+
+    def blind(network: Any) -> None:
+        network.cls.weight.zero_()
+        network.cls.bias.copy_(torch.tensor(bias))
+
+    folder = edited(write(tmp_path, "nlvr2"), "nlvr2", blind)
+    for prediction in open_cpu(folder, "nlvr2").predict(batch("nlvr2")):
+        assert prediction.answer == answer
+        assert prediction.scores == pytest.approx(softmax(np.array(bias)).tolist())
+
+
+def test_grounding_ranks_every_box(tmp_path: Path) -> None:
+    """Each phrase gets all boxes of its image, likeliest first, to two decimals, and the first one's probability."""
+    folder = write(tmp_path, "flickr30k_entities")
+    items = batch("flickr30k_entities")
+    logits = logits_of(folder, "flickr30k_entities", items)
+    for (example, (image,)), prediction, rows in zip(
+        items, open_cpu(folder, "flickr30k_entities").predict(items), logits, strict=True
+    ):
+        assert isinstance(example, Grounding)
+        assert len(prediction.answer) == len(prediction.scores) == len(example.phrases)
+        for ranked, score, row in zip(prediction.answer, prediction.scores, rows, strict=False):
+            visible = row[: image.num_regions]
+            order = sorted(range(len(visible)), key=lambda index: -visible[index])
+            expected = image.boxes.astype(float)[order]
+            assert np.abs(np.array(ranked) - expected).max() <= 0.005 + 1e-9
+            assert ranked == [[round(number, 2) for number in box] for box in ranked]
+            assert score == pytest.approx(softmax(visible).max(), abs=1e-6)
+
+
+def test_grounding_ties_keep_the_detectors_order(tmp_path: Path) -> None:
+    """Equal logits rank boxes by index, and an image without regions ranks nothing with probability 0."""
+
+    def indifferent(network: Any) -> None:
+        network.attention.key.weight.zero_()
+
+    task = "flickr30k_entities"
+    model = open_cpu(edited(write(tmp_path, task), task, indifferent), task)
+    example, (image,) = batch(task)[1]
+    tied, nothing = model.predict([(example, (image,)), (example, (regions(0),))])
+    assert np.abs(np.array(tied.answer[0]) - image.boxes).max() <= 0.005 + 1e-6
+    assert tied.scores == pytest.approx((1 / 12,))
+    assert (nothing.answer, nothing.scores) == ([[]], (0.0,))
+
+
+def test_predictions_are_json(tmp_path: Path) -> None:
+    """Answers and scores of all tasks are plain JSON values: they go into the prediction file as such."""
+    for task in TASKS:
+        folder = tmp_path / task
+        for prediction in open_cpu(write(folder, task), task).predict(batch(task)):
+            assert isinstance(prediction, Prediction)
+            assert json.loads(json.dumps(prediction.answer)) == prediction.answer
+            assert all(type(score) is float for score in prediction.scores)
+
+
+def test_box_geometry_comes_from_the_boxes(tmp_path: Path) -> None:
+    """A checkpoint with geometry needs six numbers less of the store, and moving a box changes its scores."""
+    task = "flickr30k_entities"
+    model = open_cpu(write(tmp_path, task, {"box_geometry": True}, visual_embedding_dim=SIZE + 6), task)
+    assert model.feature_size == SIZE
+    example, (image,) = batch(task)[1]
+    moved = Regions(
+        "i", 100, 120, image.boxes[::-1].copy(), image.labels, image.scores, image.features, image.image_digest
+    )
+    here, there = model.predict([(example, (image,)), (example, (moved,))])
+    assert abs(here.scores[0] - there.scores[0]) > 1e-4
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the folder
+
+
+def test_fingerprint_says_what_changes_a_prediction(tmp_path: Path) -> None:
+    """Each of weights, config, vocabulary, answers and sidecar has its entry, and only that entry moves with it."""
+    folder = write(tmp_path, "vqa", {"task": "vqa", "feature_space": "space"})
+    before = open_cpu(folder, "vqa").fingerprint()
+    assert json.loads(json.dumps(before)) == before
+    assert (before["class"], before["task"], before["recipe"]) == ("VisualBertForQuestionAnswering", "vqa", "original")
+    assert open_cpu(folder, "vqa").feature_space == "space"
+    edited(folder, "vqa", lambda network: network.cls.bias.add_(1))
+    weights = open_cpu(folder, "vqa").fingerprint()
+    assert {key for key in before if before[key] != weights[key]} == {"weights"}
+    (folder / "answers.txt").write_text("<unk>\n0\nblue\nyes\nred\n")
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in (*VOCAB[:-2], VOCAB[-1], VOCAB[-2])))
+    after = open_cpu(folder, "vqa").fingerprint()
+    assert {key for key in weights if weights[key] != after[key]} == {"answers", "vocab"}
+
+
+def test_a_folder_without_sidecar_has_defaults(tmp_path: Path) -> None:
+    """A published checkpoint has no sidecar: original recipe, no feature space, no geometry."""
+    model = open_cpu(write(tmp_path, "nlvr2"), "nlvr2")
+    assert (model.feature_size, model.feature_space) == (SIZE, None)
+    assert (model.fingerprint()["recipe"], model.fingerprint()["box_geometry"]) == ("original", False)
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "says"),
+    [
+        ({"feature_spce": "x"}, "unknown key 'feature_spce', the nearest known one is 'feature_space'"),
+        ({"box_geometry": "yes"}, "box_geometry: 'yes' has the wrong type"),
+        ({"recipe": "hf-docs"}, "recipe: must be one of original, got 'hf-docs'"),
+        ({"task": "vcr"}, "trained for task vcr, asked for nlvr2"),
+        ([], "must be an object"),
+    ],
+)
+def test_a_bad_sidecar(tmp_path: Path, sidecar: Any, says: str) -> None:
+    """The sidecar is read strictly: an unknown key, a wrong type or another task is refused."""
+    with pytest.raises(CheckpointError, match=says):
+        open_cpu(write(tmp_path, "nlvr2", sidecar), "nlvr2")
+
+
+def test_answers_in_the_config(tmp_path: Path) -> None:
+    """Without answers.txt the names in id2label are the answers; <unk> is masked wherever it stands."""
+    folder = write(tmp_path, "vqa", num_labels=3, id2label=("red", "<unk>", "blue"))
+    (folder / "answers.txt").unlink()
+    edited(folder, "vqa", lambda network: network.cls.bias.copy_(torch.tensor([0, 50.0, 20.0])))
+    assert {p.answer for p in open_cpu(folder, "vqa").predict(batch("vqa"))} == {"blue"}
+
+
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [
+        (None, r"no answers: neither answers\.txt nor names in id2label of config\.json"),
+        (("<unk>", "yes"), r"answers\.txt: 2 answers, config\.json has 5 labels"),
+        (("", "0", "blue", "red", "yes"), r"answers\.txt: line 1 must be <unk>, got ''"),
+    ],
+)
+def test_bad_answers(tmp_path: Path, answers: tuple[str, ...] | None, says: str) -> None:
+    """No answers, too few, or the LXMERT list of the same length in another order: refused, never decoded."""
+    folder = write(tmp_path, "vqa")
+    (folder / "answers.txt").unlink()
+    if answers:
+        (folder / "answers.txt").write_text("".join(f"{answer}\n" for answer in answers))
+    with pytest.raises(CheckpointError, match=says):
+        open_cpu(folder, "vqa")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_features_of_another_size(tmp_path: Path, task: str) -> None:
+    """Features that the projection cannot take are refused in one line with both numbers."""
+    model = open_cpu(write(tmp_path, task), task)
+    assert model.feature_size == SIZE
+    with pytest.raises(CheckpointError, match="needs 6-d features, the store holds 9-d") as caught:
+        model.predict(batch(task, size=9))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocab.txt"])
+def test_an_incomplete_folder(tmp_path: Path, name: str) -> None:
+    """Every file that the folder needs is named when it is not there."""
+    folder = write(tmp_path, "vcr")
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+        open_cpu(folder, "vcr")
+
+
+def test_what_is_not_a_checkpoint_of_the_task(tmp_path: Path) -> None:
+    """Another network's weights, an unknown task, no folder, a vocabulary too large: each says so."""
+    folder = write(tmp_path / "vqa", "vqa")
+    with pytest.raises(CheckpointError, match="num_labels: task nlvr2 needs 2, got 5"):
+        open_cpu(folder, "nlvr2")
+    with pytest.raises(CheckpointError, match=r"cls\.weight \[5, 16\] instead of \[1, 16\]"):
+        open_cpu(folder, "vcr")
+    with pytest.raises(ConfigError, match="unknown task 'gqa'"):
+        open_cpu(folder, "gqa")
+    with pytest.raises(CheckpointError, match="no such checkpoint folder"):
+        open_cpu(tmp_path / "absent", "vqa")
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in (*VOCAB, "surplus")))
+    with pytest.raises(CheckpointError, match=r"vocab\.txt: 24 word pieces, config\.json has vocab_size 23"):
+        open_cpu(folder, "vqa")
+
+
+def test_another_form_of_example(tmp_path: Path) -> None:
+    """A question given to a VCR model is a programming error, not a silent score."""
+    model = open_cpu(write(tmp_path, "vcr"), "vcr")
+    with pytest.raises(TypeError, match="task vcr asks MultipleChoice, got Question"):
+        model.predict(batch("vqa"))
+
+
+def test_half_precision_weights_predict_in_float32(tmp_path: Path) -> None:
+    """A float16 checkpoint is upcast: nothing is computed in half precision, and answers stay close."""
+    folder = write(tmp_path, "nlvr2")
+    exact = open_cpu(folder, "nlvr2").predict(batch("nlvr2"))
+    network: Pretrained = TASKS["nlvr2"].network.from_pretrained(folder)
+    network.save_pretrained(folder, dtype=torch.float16)
+    model = open_cpu(folder, "nlvr2")
+    assert {parameter.dtype for parameter in model._network.parameters()} == {torch.float32}
+    for one, other in zip(exact, model.predict(batch("nlvr2")), strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-2)

@@ -1,0 +1,176 @@
+"""The matrix: corpora, then models × tasks × splits over them. Extract what is missing → evaluate → report → exit code.
+
+One failing corpus or cell does not stop the others; it is named in the report and makes the exit code non-zero.
+Everything lands under the configuration's `out`: features/, runs/, report.html and, for the demo, world/.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from visualbert_core.cluster import Pool, session
+from visualbert_core.config import (
+    CellConfig,
+    CorpusConfig,
+    EvaluateConfig,
+    NightlyConfig,
+    from_mapping,
+    nearest,
+    read_yaml,
+)
+from visualbert_core.errors import ConfigError, VisualBertCoreError
+from visualbert_core.evaluation.run import Run, evaluate
+from visualbert_core.features.extract import extract
+from visualbert_core.features.store import FeatureStore
+from visualbert_core.images import list_images
+from visualbert_core.report import ReportCell, ReportInfo
+from visualbert_core.report.html import write_report
+from visualbert_core.tasks import TASKS, open_task
+from visualbert_core.world.files import make_world
+
+REGRESSION = 4
+
+
+@dataclass(frozen=True)
+class Night:
+    """What a matrix came to."""
+
+    info: ReportInfo
+    cells: tuple[ReportCell, ...]
+    report: Path
+    exit_code: int
+
+
+def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
+    """The configuration of a YAML file with some top-level keys replaced; paths become absolute, for every node alike.
+
+    Raises ConfigError for an unknown key, task or corpus before anything is computed.
+    """
+    values = read_yaml(path)
+    config = from_mapping(NightlyConfig, values | overrides if isinstance(values, dict) else values, str(path))
+    if not config.cells:
+        raise ConfigError(f"{path}: cells: the matrix is empty")
+    out = config.out.absolute()
+    data = (out / "world" if config.world else config.data).absolute()
+    for number, cell in enumerate(config.cells):
+        where = f"{path}: cells[{number}]"
+        if cell.task not in TASKS:
+            raise ConfigError(f"{where}: unknown task {cell.task!r}{nearest(cell.task, TASKS)}")
+        if cell.corpus not in config.corpora:
+            raise ConfigError(f"{where}: unknown corpus {cell.corpus!r}{nearest(cell.corpus, config.corpora)}")
+    return dataclasses.replace(
+        config,
+        out=out,
+        data=data,
+        corpora={name: _absolute_corpus(corpus, data) for name, corpus in config.corpora.items()},
+        cells=tuple(
+            dataclasses.replace(c, annotations=data / c.annotations, model=c.model.absolute()) for c in config.cells
+        ),
+    )
+
+
+def run_matrix(config: NightlyConfig) -> Night:
+    """Run the whole matrix; the report is written whatever failed."""
+    if config.world:
+        make_world(config.data, config.world.seed)
+    codes: list[int] = []
+    with session(_pool(config)):
+        stores = {name: _extract(config, name, codes) for name in config.corpora}
+        cells = tuple(_cell(config, cell, stores[cell.corpus], codes) for cell in config.cells)
+    codes += [REGRESSION for line in missed(config, cells) if _complain(line)]
+    report = config.out / "report.html"
+    info = ReportInfo(title=config.name, synthetic=config.world is not None, examples=config.examples)
+    write_report(report, info, cells)
+    return Night(info, cells, report, min(codes, default=0))
+
+
+def missed(config: NightlyConfig, cells: tuple[ReportCell, ...]) -> Iterator[str]:
+    """A line for every score under its floor and every wrong-image score over its ceiling."""
+    for cell, shown in zip(config.cells, cells, strict=True):
+        yield from _outside(shown.title, cell.floors, shown.run, above=False)
+        yield from _outside(f"{shown.title} (wrong image)", cell.wrong_image_ceilings, shown.baseline, above=True)
+
+
+def _outside(title: str, bounds: Mapping[str, float], run: Run | None, above: bool) -> Iterator[str]:
+    scores = run.scores["scores"] if run is not None and run.scores is not None else {}
+    for metric, bound in bounds.items():
+        if metric not in scores:
+            yield f"{title}: no {metric} to hold against its bound {bound}"
+        elif (scores[metric] > bound) if above else (scores[metric] < bound):
+            side = "over its ceiling" if above else "under its floor"
+            yield f"{title}: {metric} is {scores[metric]:.2f}, {side} {bound}"
+
+
+def _extract(config: NightlyConfig, name: str, codes: list[int]) -> FeatureStore | VisualBertCoreError:
+    corpus = config.corpora[name]
+    try:
+        images = list_images(corpus.images, corpus.boxes)
+        return extract(
+            images,
+            corpus.detector,
+            config.out / "features",
+            name,
+            batch_size=corpus.batch_size,
+            shard_size=corpus.shard_size,
+            pool=_pool(config),
+        )
+    except VisualBertCoreError as error:
+        codes.append(error.exit_code)
+        _complain(f"corpus {name}: {error}")
+        return error
+
+
+def _cell(
+    config: NightlyConfig, cell: CellConfig, store: FeatureStore | VisualBertCoreError, codes: list[int]
+) -> ReportCell:
+    title = f"{cell.model.name} on {cell.task} {cell.split}"
+    if isinstance(store, VisualBertCoreError):
+        return ReportCell(title, None, None, {}, None, error=f"corpus {cell.corpus}: {store}")
+    corpus = config.corpora[cell.corpus]
+    images = {image.image_id: Path(image.path) for image in list_images(corpus.images)}
+    try:
+        task = open_task(cell.task, cell.annotations, cell.split)
+        run = evaluate(_evaluate_config(config, cell, store, "own"))
+        baseline = None
+        if config.wrong_image_baseline:
+            baseline = evaluate(_evaluate_config(config, cell, store, "wrong-image"))
+    except VisualBertCoreError as error:
+        codes.append(error.exit_code)
+        _complain(f"{title}: {error}")
+        return ReportCell(title, None, store, images, None, error=str(error))
+    return ReportCell(title, task, store, images, run, baseline)
+
+
+def _evaluate_config(
+    config: NightlyConfig, cell: CellConfig, store: FeatureStore, regions: Literal["own", "wrong-image"]
+) -> EvaluateConfig:
+    return EvaluateConfig(
+        task=cell.task,
+        split=cell.split,
+        annotations=cell.annotations,
+        features=store.folder,
+        model=cell.model,
+        out=config.out / "runs" / config.name,
+        regions=regions,
+        batch_size=cell.batch_size,
+        shard_size=cell.shard_size,
+        pool=config.pool,
+    )
+
+
+def _absolute_corpus(corpus: CorpusConfig, data: Path) -> CorpusConfig:
+    return dataclasses.replace(corpus, images=data / corpus.images, detector=corpus.detector.absolute())
+
+
+def _pool(config: NightlyConfig) -> Pool:
+    return Pool(config.pool.workers, config.pool.gpus_per_worker, config.pool.inline)
+
+
+def _complain(line: str) -> bool:
+    sys.stderr.write(f"error: {line}\n")
+    return True

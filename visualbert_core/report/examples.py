@@ -1,0 +1,254 @@
+"""A few examples of a cell as figures: picture, regions, what was asked, what was answered, what would have been right.
+
+Owns which examples are shown (by hash of their ids, about half of them not right) and how each of the four forms of
+example looks. Adds the answer that the same model gave with another image's regions: an answer that stays the same was
+not read off the picture.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from visualbert_core.evaluation.predictions import read_predictions
+from visualbert_core.evaluation.run import Run
+from visualbert_core.metrics.recall import IOU_THRESHOLD, box_iou
+from visualbert_core.report import ReportCell
+from visualbert_core.report.markup import Html, join, tag
+from visualbert_core.report.pictures import Box, colour_class, picture
+from visualbert_core.schema import Example, Grounding, MultipleChoice, Prediction, Question, Regions, Statement, Token
+from visualbert_core.tasks import Task, judge
+
+_EXAMPLE_OF: dict[str, Callable[[str], str]] = {
+    "accuracy": lambda unit_id: unit_id,
+    "q_to_a": lambda unit_id: f"{unit_id}/answer",
+    "qa_to_r": lambda unit_id: f"{unit_id}/rationale",
+    "recall@1": lambda unit_id: unit_id.rpartition("/")[0],
+}
+"""metric → the example that one of its units is part of. Other metrics say nothing about a single example."""
+
+_CLOSING = frozenset(".,;:?!)")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The predictions of a run, and what each is worth in [0, 1]."""
+
+    predictions: Mapping[str, Prediction]
+    worth: Mapping[str, float]
+
+    @classmethod
+    def of(cls, task: Task, run: Run) -> Answers:
+        """Raises StoreError for damaged predictions, CoverageError for incomplete ones."""
+        predictions, _ = read_predictions(run.folder / "predictions")
+        values: defaultdict[str, list[float]] = defaultdict(list)
+        for score in judge(task, predictions):
+            if score.metric in _EXAMPLE_OF:
+                values[_EXAMPLE_OF[score.metric](score.unit_id)].append(score.value)
+        return cls({p.example_id: p for p in predictions}, {key: fmean(value) for key, value in values.items()})
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One example with all its answers; `other` is the one to another image, None where there is none."""
+
+    example: Any
+    regions: tuple[Regions, ...]
+    gold: Any
+    given: Prediction
+    worth: float
+    other: Prediction | None
+    other_worth: float | None
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How a case is shown: what was asked, what was answered, and the boxes over each of its pictures."""
+
+    asked: Html
+    answered: Html
+    boxes: Sequence[Sequence[Box]]
+
+
+def figures(cell: ReportCell, count: int) -> list[Html]:
+    """`count` examples of a cell with a score. Raises VisualBertCoreError where its run can no longer be read."""
+    if cell.task is None or cell.store is None or cell.run is None or cell.run.scores is None:
+        return []
+    own = Answers.of(cell.task, cell.run)
+    other = Answers.of(cell.task, cell.baseline) if cell.baseline and cell.baseline.scores else Answers({}, {})
+    examples = {example.example_id: example for example in cell.task.examples()}
+    cases = [
+        _Case(
+            example=examples[example_id],
+            regions=tuple(cell.store.fetch_many(examples[example_id].image_ids)),
+            gold=cell.task.gold(example_id),
+            given=own.predictions[example_id],
+            worth=own.worth[example_id],
+            other=other.predictions.get(example_id),
+            other_worth=other.worth.get(example_id),
+        )
+        for example_id in choose(own.worth, count)
+    ]
+    return [_figure(cell, case) for case in cases]
+
+
+def choose(worth: Mapping[str, float], count: int) -> list[str]:
+    """`count` ids in the order of their hashes: half of them not fully right, or as near to that as there are such."""
+    order = sorted(worth, key=lambda example_id: xxhash.xxh3_128_hexdigest(example_id))
+    right = [example_id for example_id in order if worth[example_id] == 1]
+    faulty = [example_id for example_id in order if worth[example_id] < 1]
+    faulty = faulty[: max(count // 2, count - len(right))]
+    chosen = {*faulty, *right[: count - len(faulty)]}
+    return [example_id for example_id in order if example_id in chosen]
+
+
+def _figure(cell: ReportCell, case: _Case) -> Html:
+    look = _LOOKS[type(case.example)](case)
+    example: Example = case.example
+    sides = ("left picture", "right picture") if len(example.image_ids) > 1 else ("picture",)
+    pictures = [
+        picture(cell.images.get(r.image_id), r, boxes, f"{side} {r.image_id} with {len(boxes)} boxes drawn over it")
+        for side, r, boxes in zip(sides, case.regions, look.boxes, strict=True)
+    ]
+    return tag(
+        "figure",
+        tag("div", *pictures, class_="pictures"),
+        tag(
+            "figcaption",
+            tag("p", _verdict(case.worth), " ", tag("span", example.example_id, class_="id"), class_="verdict"),
+            tag("p", look.asked, class_="asked"),
+            look.answered,
+        ),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the four forms
+
+
+def _question(case: _Case) -> _Look:
+    return _Look(join([case.example.text]), _three_answers(case, case.given.scores[0]), _region_boxes(case))
+
+
+def _statement(case: _Case) -> _Look:
+    confidence = case.given.scores[case.given.answer == "True"]
+    return _Look(join([case.example.text]), _three_answers(case, confidence), _region_boxes(case))
+
+
+def _multiple_choice(case: _Case) -> _Look:
+    example: MultipleChoice = case.example
+    part = "Q → A" if case.example.example_id.endswith("/answer") else "QA → R"
+    rows = []
+    for index, choice in enumerate(example.choices):
+        marks = []
+        if index == case.given.answer:
+            marks.append(tag("span", "model ", _sign(case.worth), class_="mark model"))
+        if index == case.gold:
+            marks.append(tag("span", "right answer", class_="mark gold"))
+        if case.other and index == case.other.answer:
+            marks.append(tag("span", "wrong image ", _sign(case.other_worth), class_="mark other"))
+        confidence = tag("span", _percent(case.given.scores[index]), class_="confidence")
+        rows.append(tag("li", tag("span", _sentence(choice, example.objects)), confidence, *marks))
+    (regions,) = case.regions
+    # Only what the model may see; region 0 is the whole image.
+    seen = (i for i in example.mentioned if i + 1 < regions.num_regions)
+    boxes = [Box(regions.boxes[i + 1].tolist(), "object", i, f"[{i}]") for i in seen]
+    asked = join([tag("span", part, class_="part"), " ", _sentence(example.context, example.objects)])
+    return _Look(asked, join([tag("ol", *rows, class_="choices", start=0), _no_other(case)]), [boxes])
+
+
+def _grounding(case: _Case) -> _Look:
+    example: Grounding = case.example
+    words: list[str] = list(example.words)
+    rows, boxes = [], []
+    for index, (phrase, gold) in enumerate(zip(example.phrases, case.gold, strict=True)):
+        number, colour = str(index + 1), colour_class(index)
+        words[phrase.start] = join([tag("sup", number), words[phrase.start]])
+        marked = tag("span", join(_spaced(words[phrase.start : phrase.stop])), class_=f"phrase {colour}")
+        words[phrase.start : phrase.stop] = [marked] + [Html()] * (phrase.stop - phrase.start - 1)
+        answer = case.given.answer[index][:1]
+        boxes += [Box(corners, "gold", index, number) for corners in gold]
+        boxes += [Box(corners, "answer", index, number) for corners in answer]
+        rows.append(
+            tag(
+                "tr",
+                tag("th", f"{number} {phrase.text}", scope="row", class_=colour),
+                tag("td", _percent(case.given.scores[index])),
+                tag("td", _overlap(answer, gold)),
+                tag("td", _overlap(case.other.answer[index][:1], gold) if case.other else "–"),
+            )
+        )
+    head = tag("tr", *(tag("th", name, scope="col") for name in ("phrase", "confidence", "IoU", "wrong image")))
+    table = tag("table", tag("thead", head), tag("tbody", *rows), class_="phrases")
+    return _Look(join(_spaced([word for word in words if word])), join([table, _no_other(case)]), [boxes])
+
+
+_LOOKS: dict[type, Callable[[_Case], _Look]] = {
+    Question: _question,
+    Statement: _statement,
+    MultipleChoice: _multiple_choice,
+    Grounding: _grounding,
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# pieces of them
+
+
+def _three_answers(case: _Case, confidence: float) -> Html:
+    model = [tag("b", case.given.answer), " ", _sign(case.worth), " ", tag("span", _percent(confidence), class_="confidence")]
+    other = [case.other.answer, " ", _sign(case.other_worth)] if case.other else ["not evaluated"]
+    rows: list[tuple[str, list[str]]] = [("model", model), ("right answer", [case.gold]), ("wrong image", other)]
+    return tag("dl", *(join([tag("dt", name), tag("dd", *value)]) for name, value in rows), class_="answers")
+
+
+def _no_other(case: _Case) -> Html:
+    return Html() if case.other else tag("p", "wrong image: not evaluated", class_="note")
+
+
+def _region_boxes(case: _Case) -> list[list[Box]]:
+    return [[Box(corners, "region") for corners in regions.boxes.tolist()] for regions in case.regions]
+
+
+def _overlap(answer: Sequence[Sequence[float]], gold: Sequence[Sequence[float]]) -> Html:
+    """Of the first choice with the best of the right boxes; the protocol calls it a hit from 0.5 on."""
+    best = float(box_iou(np.array(answer), np.array(gold)).max()) if answer else 0.0
+    return join([f"{best:.2f} ", _sign(float(best >= IOU_THRESHOLD))])
+
+
+def _sentence(tokens: Sequence[Token], objects: Sequence[str]) -> Html:
+    """Words with spaces between; a tag such as [2] as "ball[2]" in the colour of its box."""
+    return join(_spaced([token if isinstance(token, str) else _tagged(token, objects) for token in tokens]))
+
+
+def _tagged(indices: tuple[int, ...], objects: Sequence[str]) -> Html:
+    names = [tag("span", f"{objects[index]}[{index}]", class_=f"phrase {colour_class(index)}") for index in indices]
+    return join([piece for name in names for piece in (" and ", name)][1:])
+
+
+def _spaced(words: Sequence[str]) -> list[str]:
+    """The words with a space before each but the first and closing punctuation."""
+    return [piece for i, word in enumerate(words) for piece in (() if i == 0 or word in _CLOSING else (" ",)) + (word,)]
+
+
+def _verdict(worth: float) -> Html:
+    if worth == 1:
+        return tag("strong", "✓ right", class_="right")
+    if worth == 0:
+        return tag("strong", "✗ wrong", class_="wrong")
+    return tag("strong", f"◐ partly right, {_percent(worth)}", class_="partly")
+
+
+def _sign(worth: float | None) -> Html:
+    """A verdict as one character, with its word for those who do not see it."""
+    character, word = {1.0: ("✓", "right"), 0.0: ("✗", "wrong")}.get(worth or 0.0, ("◐", "partly"))
+    return tag("span", character, class_=word, role="img", aria_label=word, title=word)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

@@ -1,0 +1,85 @@
+"""One picture of the page: a small JPEG inside the document, and boxes drawn over it.
+
+Boxes are drawn by the browser in pixels of the original image, so they stay sharp and are never part of the JPEG.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image as Pillow
+
+from visualbert_core.images import DecodeError, read_image
+from visualbert_core.report.markup import Html, tag
+from visualbert_core.schema import Image, Regions
+
+LONGEST_SIDE = 256  # pixels
+COLOURS = 6  # .c0 … .c5 of style.py
+_QUALITY = 80
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box to draw. `kind` is region, object, answer or gold; `colour` is counted round."""
+
+    corners: Sequence[float]  # xyxy, original pixels
+    kind: str
+    colour: int | None = None
+    label: str = ""
+
+
+def picture(path: Path | None, regions: Regions, boxes: Sequence[Box], alt: str) -> Html:
+    """The image of `regions` with `boxes` over it; an empty frame that says why where it cannot be shown."""
+    try:
+        if path is None:
+            raise FileNotFoundError("its file is not known here")
+        source = _thumbnail(path, regions.image_id)
+    except (DecodeError, OSError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        content = tag("span", f"{regions.image_id} cannot be shown: {why}", class_="missing")
+    else:
+        content = tag("img", src=source, alt=alt, width=regions.width, height=regions.height)
+    longest = max(regions.width, regions.height)
+    overlay = tag(
+        "svg",
+        *(_drawn(box, regions, text_size=longest / 18) for box in boxes),
+        viewBox=f"0 0 {regions.width} {regions.height}",
+        aria_hidden="true",
+    )
+    return tag("div", content, overlay, class_="picture", style=f"aspect-ratio:{regions.width}/{regions.height}")
+
+
+def colour_class(colour: int) -> str:
+    """The class that paints text and boxes of one colour."""
+    return f"c{colour % COLOURS}"
+
+
+def _thumbnail(path: Path, image_id: str) -> str:
+    pixels, _ = read_image(Image(image_id, str(path)))
+    small = Pillow.fromarray(pixels)
+    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Pillow.Resampling.LANCZOS)
+    buffer = BytesIO()
+    small.save(buffer, "JPEG", quality=_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _drawn(box: Box, regions: Regions, text_size: float) -> Html:
+    x1, y1, x2, y2 = (float(corner) for corner in box.corners)
+    place = {"x": f"{x1:.1f}", "y": f"{y1:.1f}", "width": f"{max(x2 - x1, 0):.1f}", "height": f"{max(y2 - y1, 0):.1f}"}
+    classes = box.kind if box.colour is None else f"{box.kind} {colour_class(box.colour)}"
+    # A wider white line underneath keeps the box visible on any picture.
+    shapes = [tag("rect", **place, class_="casing"), tag("rect", **place)]
+    if box.label:
+        # The right box has its label in the other corner, or the two would hide each other where the answer is right.
+        right = box.kind == "gold"
+        x = min(x2, regions.width) - 2 if right else max(x1, 0) + 2
+        y = min(y2, regions.height) - text_size * 0.3 if right else max(y1, 0) + text_size
+        anchor = "end" if right else None
+        shapes.append(tag("text", box.label, x=f"{x:.1f}", y=f"{y:.1f}", font_size=f"{text_size:.1f}", text_anchor=anchor))
+    return tag("g", *shapes, class_=classes)
+
+

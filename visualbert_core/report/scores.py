@@ -1,0 +1,105 @@
+"""Run folders → lines of scores, the same for the page and the terminal.
+
+Owns what stands beside a score: its interval, the number of units, what guessing gets, what the same model gets when
+it is shown another image, and the paper's number where the two can be compared. Also the words that are the same
+everywhere: names of metrics, and why there is no score.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from visualbert_core.evaluation.run import Run
+from visualbert_core.report import ReportCell
+from visualbert_core.tasks import PAPERS
+
+SYNTHETIC = (
+    "Synthetic scenes and tiny weights trained by us: these scores say that the pipeline works, "
+    "not how good VisualBERT is on the real sets."
+)
+
+_LABELS = {"q_to_a": "Q → A", "qa_to_r": "QA → R", "q_to_ar": "Q → AR", "upper_bound": "upper bound"}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A score in percent with its 95 % interval, which a single image does not give."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @property
+    def interval(self) -> str:
+        """ "[81.2, 87.4]"."""
+        return "[no interval]" if self.low is None or self.high is None else f"[{self.low:.1f}, {self.high:.1f}]"
+
+
+@dataclass(frozen=True)
+class ScoreLine:
+    """One metric of one cell, with everything that it has to be read beside."""
+
+    metric: str
+    headline: bool
+    own: Estimate
+    wrong_image: Estimate | None
+    chance: float | None
+    paper: float | None
+    units: int
+
+
+def score_lines(cell: ReportCell, synthetic: bool) -> list[ScoreLine]:
+    """A line a metric, the headline first; none where the cell has no score. No paper's numbers where `synthetic`."""
+    own, wrong = scores_of(cell.run), scores_of(cell.baseline)
+    if own is None:
+        return []
+    paper = {} if synthetic else PAPERS[own["task"]].percent.get(own["split"], {})
+    return [
+        ScoreLine(
+            metric=metric,
+            headline=metric == own["headline"],
+            own=_estimate(own, metric),
+            wrong_image=_estimate(wrong, metric) if wrong else None,
+            chance=own["chance"].get(metric),
+            paper=paper.get(metric),
+            units=own["units"][metric],
+        )
+        for metric in in_order(own["scores"], own["headline"])
+    ]
+
+
+def scores_of(run: Run | None) -> dict[str, Any] | None:
+    """The scores document of a complete run."""
+    return None if run is None else run.scores
+
+
+def in_order(metrics: Iterable[str], headline: str) -> list[str]:
+    """The headline, then the others by name and number: recall@1, recall@5, recall@10."""
+    return sorted(metrics, key=lambda metric: (metric != headline, _natural(metric)))
+
+
+def label(metric: str) -> str:
+    """A metric's name for people."""
+    return _LABELS.get(metric, metric)
+
+
+def percent(value: float | None) -> str:
+    """ "84.3", or a dash where there is nothing to say."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def reason(cell: ReportCell) -> str:
+    """Why a cell has no score."""
+    return cell.error or "there is no complete run"
+
+
+def _estimate(scores: dict[str, Any], metric: str) -> Estimate:
+    low, high = scores["intervals"][metric]
+    return Estimate(scores["scores"][metric], low, high)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
