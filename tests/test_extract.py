@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,8 +70,12 @@ def load_otherwise(folder: str | Path, device: str | None = None) -> PixelDetect
 class World:
     """40 images of three shapes and a detector folder."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, new: bool = True) -> None:
         self.root, self.pictures, self.detector = root, root / "pictures", root / "detector"
+        if new:
+            self.make()
+
+    def make(self) -> None:
         (self.detector / "batches").mkdir(parents=True)
         (self.detector / "fingerprint.json").write_text('{"versions": {"torch": "1"}}')
         self.pictures.mkdir()
@@ -137,6 +144,26 @@ def test_bytes_do_not_depend_on_workers_batches_or_restarts(world: World) -> Non
     for name in list(reference)[::3]:
         (folder / name).unlink()
     assert tree(world.extract("resumed", pool=Pool(workers=2)).folder) == reference
+
+
+def test_a_killed_job_resumes_to_the_same_bytes(world: World) -> None:
+    """A job that is killed outright after its first shards ends, on the same line again, as if nothing had happened."""
+    reference = tree(world.extract("whole", shard_size=1).folder)
+    script = (
+        f"from test_extract import World; World(Path({str(world.root)!r}), new=False).extract('killed', shard_size=1)"
+    )
+    job = subprocess.Popen(
+        [sys.executable, "-c", "from pathlib import Path; " + script],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )
+    while job.poll() is None and len(list(world.root.glob("killed/**/shards/*.json"))) < 3:
+        time.sleep(0.001)
+    job.kill()
+    job.wait()
+    assert not list(world.root.glob("killed/**/manifest.json"))
+    before = world.batches()
+    assert tree(world.extract("killed", shard_size=1).folder).items() >= reference.items()
+    assert world.batches() - before <= 40 - 3
 
 
 def test_a_finished_store_is_opened_without_computing(world: World) -> None:

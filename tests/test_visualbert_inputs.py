@@ -229,10 +229,10 @@ def test_choice_layout(encoder: InputEncoder) -> None:
 
 def test_names_restart_in_every_choice(encoder: InputEncoder) -> None:
     """A person first mentioned in a choice is Casey again although the context has one, and choices do not share."""
-    example = choices(("what", (0,)), ((2,), "is", (0,)), ("a", (0,), (2,)))
+    example = choices(("what", (0,)), ((2,), "is", (0,)), ((1,), (2,), (0,)), objects=("person",) * 3)
     first, second = encoder.multiple_choice(example, [regions(4)])
     assert spelled(first) == "[CLS] what casey [SEP] casey is casey [SEP]"
-    assert spelled(second) == "[CLS] what casey [SEP] a casey casey [SEP]"
+    assert spelled(second) == "[CLS] what casey [SEP] casey riley casey [SEP]"
 
 
 def test_names_in_order_of_mention(encoder: InputEncoder) -> None:

@@ -337,14 +337,13 @@ def test_the_trunk_of_a_head(pair: Pair) -> None:
     assert gap(answer(trunk, arguments), answer(reference, arguments)) == 0
 
 
-def test_tied_weights_stay_one_parameter() -> None:
-    """After loading, the decoder of the grounding network is the word table, so that training moves them together."""
-    config = ours.VisualBertConfig(
-        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    )
-    model = ours.VisualBertForRegionToPhraseAlignment(config)
-    assert model.cls.predictions.decoder.weight is model.visual_bert.embeddings.word_embeddings.weight
-    assert model.cls.predictions.decoder.bias is model.cls.predictions.bias
+def test_tied_weights_stay_one_parameter(pairs: dict[str, Pair]) -> None:
+    """Fresh or loaded, the decoder of the grounding network is the word table: training moves them together."""
+    _, loaded, _ = pairs["VisualBertForRegionToPhraseAlignment"]
+    for model in (loaded, type(loaded)(loaded.config)):
+        assert isinstance(model, ours.VisualBertForRegionToPhraseAlignment)
+        assert model.cls.predictions.decoder.weight is model.visual_bert.embeddings.word_embeddings.weight
+        assert model.cls.predictions.decoder.bias is model.cls.predictions.bias
 
 
 def drop_bias(state: dict[str, Tensor]) -> None:

@@ -24,7 +24,6 @@ from visualbert_core.supervision import IN_FLIGHT, Actors, LostError, Progress, 
 OBJECT_STORE = 256 << 20  # bytes; nothing but shards and markers passes through it
 LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),  # or Ray writes one into the home folder
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # read when ray is imported; Ray's only way to bind to loopback alone
 }
@@ -89,7 +88,7 @@ def session(pool: Pool) -> Iterator[None]:
 def _start() -> bool:
     """Attach to the cluster of RAY_ADDRESS (`ray job submit` sets it) or start Ray on this machine, for it alone.
     False where Ray already runs in this process."""
-    attach = "RAY_ADDRESS" in os.environ
+    attach = bool(os.environ.get("RAY_ADDRESS"))
     if not attach:
         for name, value in LOCAL_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -97,9 +96,10 @@ def _start() -> bool:
 
     if ray.is_initialized():
         return False
-    # "local", because a bare ray.init() joins whatever cluster of this user it finds.
+    # Errors only: a local Ray warns that it uses a token, and setting RAY_AUTH_MODE here would be too late where ray is
+    # imported already. "local", because a bare ray.init() joins whatever cluster of this user it finds.
     local: dict[str, Any] = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
-    ray.init(**({} if attach else local), log_to_driver=False, logging_level=logging.WARNING)
+    ray.init(**({} if attach else local), log_to_driver=False, logging_level=logging.ERROR)
     return True
 
 

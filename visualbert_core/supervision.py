@@ -146,6 +146,7 @@ class Supervisor:
             return
         if ticket is None or marker is None:
             seat.ready = True
+            self.progress.ready()
             return
         seat.load.remove(ticket)
         seat.useful = True
@@ -212,6 +213,11 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
         self._log()
+
+    def ready(self) -> None:
+        """Until the first item is done the clock starts anew, so that rates leave out how long workers took to boot."""
+        if not self.done:
+            self.began = time.monotonic()
 
     def add(self, marker: Marker) -> None:
         self.failed += marker.failed

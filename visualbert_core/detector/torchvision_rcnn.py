@@ -40,7 +40,8 @@ from visualbert_core.provenance import digest_file
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which proposals become regions: best-class score, one class-agnostic NMS, then between min and max by score."""
+    """Which proposals become regions: one class-agnostic NMS on the best-class score, then all over the threshold, but
+    at least `min_regions`, where NMS leaves as many, and at most `max_regions`."""
 
     score_threshold: float = 0.2
     nms_iou: float = 0.5

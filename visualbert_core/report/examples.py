@@ -76,10 +76,10 @@ class _Look:
     boxes: Sequence[Sequence[Box]]
 
 
-def figures(cell: ReportCell, count: int) -> list[Html]:
+def gallery(cell: ReportCell, count: int) -> Html:
     """`count` examples of a cell with a score. Raises VisualBertCoreError where its run can no longer be read."""
     if cell.task is None or cell.store is None or cell.run is None or cell.run.scores is None:
-        return []
+        return Html()
     own = Answers.of(cell.task, cell.run)
     other = Answers.of(cell.task, cell.baseline) if cell.baseline and cell.baseline.scores else Answers({}, {})
     examples = {example.example_id: example for example in cell.task.examples()}
@@ -95,12 +95,20 @@ def figures(cell: ReportCell, count: int) -> list[Html]:
         )
         for example_id in choose(own.worth, count)
     ]
-    return [_figure(cell, case) for case in cases]
+    if not cases:
+        return Html()
+    form = type(cases[0].example)
+    selection = (
+        f"{len(cases)} of {len(examples):,}, drawn by a hash of their ids so that about half are not right: "
+        "they show how the model fails, not how often. "
+    )
+    note = tag("p", selection, _NOTES[form], class_="note")
+    return join([note, tag("div", *(_figure(cell, case) for case in cases), class_=f"examples {form.__name__}")])
 
 
 def choose(worth: Mapping[str, float], count: int) -> list[str]:
     """`count` ids in the order of their hashes: half of them not fully right, or as near to that as there are such."""
-    order = sorted(worth, key=lambda example_id: xxhash.xxh3_128_hexdigest(example_id))
+    order = sorted(worth, key=lambda example_id: xxhash.xxh3_128_hexdigest(example_id.encode()))
     right = [example_id for example_id in order if worth[example_id] == 1]
     faulty = [example_id for example_id in order if worth[example_id] < 1]
     faulty = faulty[: max(count // 2, count - len(right))]
@@ -137,7 +145,7 @@ def _question(case: _Case) -> _Look:
 
 
 def _statement(case: _Case) -> _Look:
-    confidence = case.given.scores[case.given.answer == "True"]
+    confidence = case.given.scores[case.given.answer.capitalize() == "True"]
     return _Look(join([case.example.text]), _three_answers(case, confidence), _region_boxes(case))
 
 
@@ -154,7 +162,7 @@ def _multiple_choice(case: _Case) -> _Look:
         if case.other and index == case.other.answer:
             marks.append(tag("span", "wrong image ", _sign(case.other_worth), class_="mark other"))
         confidence = tag("span", _percent(case.given.scores[index]), class_="confidence")
-        rows.append(tag("li", tag("span", _sentence(choice, example.objects)), confidence, *marks))
+        rows.append(tag("li", tag("span", _sentence(choice, example.objects)), confidence, tag("div", *marks)))
     (regions,) = case.regions
     # Only what the model may see; region 0 is the whole image.
     seen = (i for i in example.mentioned if i + 1 < regions.num_regions)
@@ -165,28 +173,41 @@ def _multiple_choice(case: _Case) -> _Look:
 
 def _grounding(case: _Case) -> _Look:
     example: Grounding = case.example
-    words: list[str] = list(example.words)
-    rows, boxes = [], []
+    rows = []
+    boxes: list[Box] = []
     for index, (phrase, gold) in enumerate(zip(example.phrases, case.gold, strict=True)):
-        number, colour = str(index + 1), colour_class(index)
-        words[phrase.start] = join([tag("sup", number), words[phrase.start]])
-        marked = tag("span", join(_spaced(words[phrase.start : phrase.stop])), class_=f"phrase {colour}")
-        words[phrase.start : phrase.stop] = [marked] + [Html()] * (phrase.stop - phrase.start - 1)
-        answer = case.given.answer[index][:1]
-        boxes += [Box(corners, "gold", index, number) for corners in gold]
-        boxes += [Box(corners, "answer", index, number) for corners in answer]
-        rows.append(
-            tag(
-                "tr",
-                tag("th", f"{number} {phrase.text}", scope="row", class_=colour),
-                tag("td", _percent(case.given.scores[index])),
-                tag("td", _overlap(answer, gold)),
-                tag("td", _overlap(case.other.answer[index][:1], gold) if case.other else "–"),
-            )
-        )
-    head = tag("tr", *(tag("th", name, scope="col") for name in ("phrase", "confidence", "IoU", "wrong image")))
-    table = tag("table", tag("thead", head), tag("tbody", *rows), class_="phrases")
-    return _Look(join(_spaced([word for word in words if word])), join([table, _no_other(case)]), [boxes])
+        number, answer = str(index + 1), case.given.answer[index][:1]
+        overlap = _overlap(answer, gold)
+        # Where answer and right box are nearly one, a second number would only hide the first.
+        boxes += [Box(corners, "gold", index, "" if overlap >= IOU_THRESHOLD else number) for corners in gold]
+        boxes += [Box(corners, "answer", index, number, depth=_drawn_before(corners, boxes)) for corners in answer]
+        marks = [tag("span", "model ", _hit(overlap), class_="mark model")]
+        if case.other:
+            other = _overlap(case.other.answer[index][:1], gold)
+            marks.append(tag("span", "wrong image ", _hit(other), class_="mark other"))
+        name = tag("span", tag("sup", number), phrase.text, class_=f"phrase {colour_class(index)}")
+        confidence = tag("span", _percent(case.given.scores[index]), class_="confidence")
+        rows.append(tag("li", name, confidence, tag("div", *marks)))
+    return _Look(_caption(example), join([tag("ul", *rows, class_="choices"), _no_other(case)]), [boxes])
+
+
+def _drawn_before(corners: Sequence[float], boxes: Sequence[Box]) -> int:
+    """How many phrases have this box for their answer already."""
+    return sum(box.kind == "answer" and box.corners == corners for box in boxes)
+
+
+def _caption(example: Grounding) -> Html:
+    """The caption with its phrases numbered, in the colours of their boxes."""
+    starts = {phrase.start: (index, phrase) for index, phrase in enumerate(example.phrases)}
+    inside = {at for phrase in example.phrases for at in range(phrase.start + 1, phrase.stop)}
+    words: list[str] = []
+    for at, word in enumerate(example.words):
+        if at in starts:
+            index, phrase = starts[at]
+            words.append(tag("span", tag("sup", str(index + 1)), phrase.text, class_=f"phrase {colour_class(index)}"))
+        elif at not in inside:
+            words.append(word)
+    return join(_spaced(words))
 
 
 _LOOKS: dict[type, Callable[[_Case], _Look]] = {
@@ -196,12 +217,26 @@ _LOOKS: dict[type, Callable[[_Case], _Look]] = {
     Grounding: _grounding,
 }
 
+_CONFIDENCE = " The percentage at the right is the model's confidence."
+_REGIONS = "Thin boxes are the regions that the model sees." + _CONFIDENCE
+
+_NOTES: dict[type, str] = {
+    Question: _REGIONS,
+    Statement: _REGIONS,
+    MultipleChoice: "Boxes are the objects that the item mentions: the model sees these and the whole picture."
+    + _CONFIDENCE,
+    Grounding: "Solid boxes are the model's first choice, dashed ones the annotators'; colour and number name the "
+    "phrase. An overlap (IoU) of 0.5 with any of the dashed boxes is a hit."
+    + _CONFIDENCE,
+}
+
 # ---------------------------------------------------------------------------------------------------------------------
 # pieces of them
 
 
 def _three_answers(case: _Case, confidence: float) -> Html:
-    model = [tag("b", case.given.answer), " ", _sign(case.worth), " ", tag("span", _percent(confidence), class_="confidence")]
+    sure = tag("span", _percent(confidence), class_="confidence")
+    model = [tag("b", case.given.answer), " ", _sign(case.worth), " ", sure]
     other = [case.other.answer, " ", _sign(case.other_worth)] if case.other else ["not evaluated"]
     rows: list[tuple[str, list[str]]] = [("model", model), ("right answer", [case.gold]), ("wrong image", other)]
     return tag("dl", *(join([tag("dt", name), tag("dd", *value)]) for name, value in rows), class_="answers")
@@ -215,10 +250,13 @@ def _region_boxes(case: _Case) -> list[list[Box]]:
     return [[Box(corners, "region") for corners in regions.boxes.tolist()] for regions in case.regions]
 
 
-def _overlap(answer: Sequence[Sequence[float]], gold: Sequence[Sequence[float]]) -> Html:
-    """Of the first choice with the best of the right boxes; the protocol calls it a hit from 0.5 on."""
-    best = float(box_iou(np.array(answer), np.array(gold)).max()) if answer else 0.0
-    return join([f"{best:.2f} ", _sign(float(best >= IOU_THRESHOLD))])
+def _overlap(answer: Sequence[Sequence[float]], gold: Sequence[Sequence[float]]) -> float:
+    """IoU of the first choice with the nearest of the right boxes; 0 where there is no choice."""
+    return float(box_iou(np.array(answer), np.array(gold)).max()) if answer else 0.0
+
+
+def _hit(overlap: float) -> Html:
+    return join([f"IoU {overlap:.2f} ", _sign(float(overlap >= IOU_THRESHOLD))])
 
 
 def _sentence(tokens: Sequence[Token], objects: Sequence[str]) -> Html:

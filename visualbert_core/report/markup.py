@@ -17,7 +17,7 @@ class Html(str):
     __slots__ = ()
 
 
-def tag(name: str, *children: str, **attributes: object) -> Html:
+def tag(name: str, /, *children: str, **attributes: object) -> Html:
     """`<name attributes>children</name>`.
 
     In attribute names `_` stands for `-` and a last `_` is dropped (`class_`). None and False leave an attribute out,

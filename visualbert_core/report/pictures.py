@@ -30,6 +30,8 @@ class Box:
     kind: str
     colour: int | None = None
     label: str = ""
+    depth: int = 0
+    """How many boxes in the same place are drawn before this one: it is drawn so much smaller, to be seen as well."""
 
 
 def picture(path: Path | None, regions: Regions, boxes: Sequence[Box], alt: str) -> Html:
@@ -48,6 +50,7 @@ def picture(path: Path | None, regions: Regions, boxes: Sequence[Box], alt: str)
         "svg",
         *(_drawn(box, regions, text_size=longest / 18) for box in boxes),
         viewBox=f"0 0 {regions.width} {regions.height}",
+        preserveAspectRatio="none",
         aria_hidden="true",
     )
     return tag("div", content, overlay, class_="picture", style=f"aspect-ratio:{regions.width}/{regions.height}")
@@ -68,18 +71,17 @@ def _thumbnail(path: Path, image_id: str) -> str:
 
 
 def _drawn(box: Box, regions: Regions, text_size: float) -> Html:
-    x1, y1, x2, y2 = (float(corner) for corner in box.corners)
+    inset = box.depth * text_size / 4
+    x1, y1, x2, y2 = (float(corner) + sign * inset for corner, sign in zip(box.corners, (1, 1, -1, -1), strict=True))
     place = {"x": f"{x1:.1f}", "y": f"{y1:.1f}", "width": f"{max(x2 - x1, 0):.1f}", "height": f"{max(y2 - y1, 0):.1f}"}
     classes = box.kind if box.colour is None else f"{box.kind} {colour_class(box.colour)}"
     # A wider white line underneath keeps the box visible on any picture.
     shapes = [tag("rect", **place, class_="casing"), tag("rect", **place)]
     if box.label:
-        # The right box has its label in the other corner, or the two would hide each other where the answer is right.
-        right = box.kind == "gold"
-        x = min(x2, regions.width) - 2 if right else max(x1, 0) + 2
-        y = min(y2, regions.height) - text_size * 0.3 if right else max(y1, 0) + text_size
-        anchor = "end" if right else None
-        shapes.append(tag("text", box.label, x=f"{x:.1f}", y=f"{y:.1f}", font_size=f"{text_size:.1f}", text_anchor=anchor))
+        # Above the box, so as not to hide what is in it; inside where the picture ends.
+        x = max(x1, 2) + box.depth * text_size
+        y = y1 - inset - text_size * 0.3 if y1 > text_size else y1 + text_size
+        shapes.append(tag("text", box.label, x=f"{x:.1f}", y=f"{y:.1f}", font_size=f"{text_size:.1f}"))
     return tag("g", *shapes, class_=classes)
 
 

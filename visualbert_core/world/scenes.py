@@ -77,7 +77,7 @@ def encode(pixels: np.ndarray, fmt: str) -> bytes:
 
 def through_jpeg(scene: Scene) -> Scene:
     """The scene as its JPEG file would give it back."""
-    pixels = np.asarray(Image.open(io.BytesIO(encode(scene.pixels, "JPEG"))))
+    pixels = np.array(Image.open(io.BytesIO(encode(scene.pixels, "JPEG"))))
     return Scene(scene.things, pixels)
 
 
@@ -144,7 +144,7 @@ def _finish(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     if rng.random() < 0.3:
         image = image.filter(ImageFilter.GaussianBlur(0.8))
-    return np.asarray(image)
+    return np.array(image)
 
 
 def _mask(shape: str, cx: float, cy: float, radius: float, angle: float, side: int) -> np.ndarray:

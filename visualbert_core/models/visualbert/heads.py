@@ -80,7 +80,7 @@ class VisualBertForVisualReasoning(Pretrained):
         """
         states = self.visual_bert(input_ids, **inputs)
         logits = self.cls(self.dropout(states.pooler_output))
-        loss = None if labels is None else _cross_entropy(logits, labels)
+        loss = None if labels is None else functional.cross_entropy(logits, labels.view(-1))
         return _output(logits, loss, states)
 
 
@@ -120,7 +120,7 @@ class VisualBertForMultipleChoice(Pretrained):
             **flat,
         )
         logits = self.cls(self.dropout(states.pooler_output)).view(-1, choices)
-        loss = None if labels is None else _cross_entropy(logits, labels)
+        loss = None if labels is None else functional.cross_entropy(logits, labels.view(-1))
         return _output(logits, loss, states)
 
 
@@ -216,15 +216,9 @@ def _output(logits: Tensor, loss: Tensor | None, states: VisualBertOutput) -> He
     return HeadOutput(logits, loss, states.hidden_states, states.attentions)
 
 
-# Both losses are taken in float32 even under autocast, which on the CPU would round log-probabilities to bfloat16.
-
-
 def _divergence(logits: Tensor, targets: Tensor) -> Tensor:
+    # float32 even under autocast, which on the CPU would round the log-probabilities to bfloat16.
     return functional.kl_div(logits.float().log_softmax(-1), targets, reduction="batchmean")
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return functional.cross_entropy(logits.float(), labels.view(-1))
 
 
 def _needed(value: Tensor | None, name: str, why: str) -> Tensor:

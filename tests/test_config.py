@@ -1,0 +1,103 @@
+"""Configuration: what is wrong in a YAML file is said in one line, before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from visualbert_core.config import EvaluateConfig, NightlyConfig, from_mapping, read_json, read_yaml
+from visualbert_core.errors import ConfigError
+from visualbert_core.nightly import load_matrix
+
+ROOT = Path(__file__).parents[1]
+MATRIX: dict[str, Any] = {
+    "name": "night",
+    "out": "out",
+    "corpora": {"coco": {"images": "val2014", "detector": "detector"}},
+    "cells": [
+        {"task": "vqa", "split": "val", "annotations": "vqa", "corpus": "coco", "model": "m", "floors": {"a": 1}},
+    ],
+}
+
+
+def test_a_matrix_becomes_nested_dataclasses() -> None:
+    """Paths, tuples, nested mappings and defaults all arrive with their declared types."""
+    config = from_mapping(NightlyConfig, MATRIX, "m.yaml")
+    assert config.corpora["coco"].images == Path("val2014")
+    assert config.corpora["coco"].boxes == "none"
+    assert config.cells[0].floors == {"a": 1.0}
+    assert isinstance(config.cells[0].floors["a"], float)
+    assert config.pool.workers is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"corpra": {}}, "m.yaml: unknown key 'corpra'; did you mean 'corpora'?"),
+        ({"name": 3}, "m.yaml: name: expected str, found 3"),
+        ({"pool": {"workers": True}}, "m.yaml: pool: workers: expected int, found True"),
+        ({"pool": {"worker": 2}}, "m.yaml: pool: unknown key 'worker'; did you mean 'workers'?"),
+        ({"cells": {}}, "m.yaml: cells: expected list, found {}"),
+        ({"corpora": {"a": {"images": "a", "detector": "b", "boxes": "given"}}}, "corpora.a: boxes: 'given' is not"),
+        ({"world": {"sed": 1}}, "m.yaml: world: unknown key 'sed'; did you mean 'seed'?"),
+    ],
+)
+def test_what_is_wrong_is_named(change: dict[str, Any], message: str) -> None:
+    """File, key, and the nearest known key stand in the message."""
+    with pytest.raises(ConfigError) as raised:
+        from_mapping(NightlyConfig, MATRIX | change, "m.yaml")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_key_is_named() -> None:
+    """The first key without a default that is absent is the message."""
+    with pytest.raises(ConfigError, match="run: missing key 'split'"):
+        from_mapping(EvaluateConfig, {"task": "vqa"}, "run")
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [1", "not valid YAML"), ("\tx: 1", "not valid YAML")])
+def test_broken_yaml_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    """The parser's own many-line complaint is folded into one, with the path."""
+    path = tmp_path / "m.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as raised:
+        read_yaml(path)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_broken_json_names_its_line(tmp_path: Path) -> None:
+    """A truncated JSON file says where it broke."""
+    path = tmp_path / "config.json"
+    path.write_text('{"a": 1,\n "b"')
+    with pytest.raises(ConfigError, match=r"not valid JSON.*line 2"):
+        read_json(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("task: vqa", "task: vqa2", "unknown task 'vqa2'; did you mean 'vqa'?"),
+        ("corpus: vqa-val2014", "corpus: vqa-val", "unknown corpus 'vqa-val'; did you mean 'vqa-val2014'?"),
+        ("examples: 10", "exmaples: 10", "unknown key 'exmaples'; did you mean 'examples'?"),
+    ],
+)
+def test_a_matrix_is_checked_before_it_runs(tmp_path: Path, old: str, new: str, message: str) -> None:
+    """Unknown tasks, corpora and keys end the job before the first image is read."""
+    path = tmp_path / "demo.yaml"
+    path.write_text((ROOT / "jobs" / "demo.yaml").read_text().replace(old, new))
+    with pytest.raises(ConfigError) as raised:
+        load_matrix(path, {})
+    assert message in str(raised.value)
+
+
+def test_the_demo_is_a_valid_matrix(tmp_path: Path) -> None:
+    """Flags replace keys of the YAML file, and every path is absolute, because workers run elsewhere."""
+    config = load_matrix(ROOT / "jobs" / "demo.yaml", {"out": str(tmp_path)})
+    assert config.data == tmp_path / "world"
+    paths = [config.out, *(c.images for c in config.corpora.values()), *(c.annotations for c in config.cells)]
+    assert all(path.is_absolute() for path in paths)
+    assert all(str(path).startswith(str(tmp_path)) for path in paths)

@@ -1,0 +1,152 @@
+"""The torchvision detector: its features are its box head's, each with its own box, whatever shares the batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models.detection import FasterRCNN
+from torchvision.ops import box_iou
+
+from visualbert_core.detector import load_detector
+from visualbert_core.detector.tiny_rcnn import tiny_rcnn
+from visualbert_core.detector.torchvision_rcnn import DetectorConfig, Selection, TorchvisionRCNN, build
+from visualbert_core.errors import CheckpointError
+from visualbert_core.world.scenes import Scene, make_scene
+from visualbert_core.world.train_detector import LABELS, label_of
+
+WEIGHTS = Path(__file__).parents[1] / "visualbert_core" / "world" / "weights" / "detector"
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    return [make_scene((17, index)) for index in range(6)]
+
+
+@pytest.fixture(scope="module")
+def detector() -> TorchvisionRCNN:
+    return TorchvisionRCNN.from_pretrained(WEIGHTS, "cpu")
+
+
+def test_things_are_found_where_they_are(detector: TorchvisionRCNN, scenes: list[Scene]) -> None:
+    """The committed weights find nearly all things of unseen scenes, with shape and colour."""
+    found = total = 0
+    for scene, detection in zip(scenes, detector.detect([s.pixels for s in scenes]), strict=True):
+        overlap = box_iou(torch.tensor([t.box for t in scene.things]), torch.from_numpy(detection.boxes)) >= 0.5
+        labels = torch.from_numpy(detection.labels)[None] == torch.tensor([[label_of(t)] for t in scene.things])
+        found += int((overlap & labels).any(1).sum())
+        total += len(scene.things)
+    assert found >= 0.95 * total
+
+
+def test_a_feature_is_the_box_heads_output_at_its_box(scenes: list[Scene]) -> None:
+    """With proposals as boxes, pooling at the stored boxes again gives the stored features and labels."""
+    config = DetectorConfig(
+        builder="tiny_rcnn",
+        space="test",
+        builder_args={"num_classes": len(LABELS)},
+        selection=Selection(score_threshold=0.0, min_regions=5, max_regions=20, box_kind="proposal"),
+    )
+    torch.manual_seed(0)
+    detector = TorchvisionRCNN(build(config), config, "", "cpu")
+    pixels = [s.pixels for s in scenes[:2]]
+    own = detector.detect(pixels)
+    again = detector.detect(pixels, [d.boxes for d in own])
+    for a, b in zip(own, again, strict=True):
+        assert len(a.boxes) >= 5
+        np.testing.assert_allclose(a.features, b.features, atol=1e-5)
+        np.testing.assert_array_equal(a.labels, b.labels)
+
+
+def test_boxes_and_scores_are_torchvisions_own(detector: TorchvisionRCNN, scenes: list[Scene]) -> None:
+    """The composed parts find what torchvision's whole forward finds: same boxes, classes and scores of sure things."""
+    model: FasterRCNN = detector.model
+    with torch.inference_mode():
+        reference = model([torch.from_numpy(scenes[0].pixels.copy()).permute(2, 0, 1).float() / 255])[0]
+    mine = detector.detect([scenes[0].pixels])[0]
+    sure = mine.scores > 0.9
+    assert sure.any()
+    for box, label, score in zip(mine.boxes[sure], mine.labels[sure], mine.scores[sure], strict=True):
+        gap = (reference["boxes"] - torch.from_numpy(box)).abs().amax(1) + (reference["labels"] != int(label))
+        assert gap.min() < 1e-3
+        assert reference["scores"][gap.argmin()] == pytest.approx(float(score), abs=1e-5)
+
+
+def test_batch_mates_change_nothing(detector: TorchvisionRCNN, scenes: list[Scene]) -> None:
+    """The regions of an image are the same alone and in a batch of images of its shape."""
+    pixels = [s.pixels for s in scenes]
+    together = detector.detect(pixels)
+    for image, batched in zip(pixels, together, strict=True):
+        alone = detector.detect([image])[0]
+        np.testing.assert_array_equal(alone.labels, batched.labels)
+        np.testing.assert_allclose(alone.boxes, batched.boxes, atol=1e-3)
+        np.testing.assert_allclose(alone.features, batched.features, atol=1e-3)
+
+
+def test_images_of_two_shapes_are_refused(detector: TorchvisionRCNN, scenes: list[Scene]) -> None:
+    """Padding would let one image's border into another's features."""
+    with pytest.raises(ValueError, match="one shape"):
+        detector.detect([scenes[0].pixels, scenes[1].pixels[:200]])
+
+
+def test_given_boxes_are_kept_as_they_are(detector: TorchvisionRCNN, scenes: list[Scene]) -> None:
+    """Given boxes come back in their order, untouched, with a feature each, even for images of another size."""
+    boxes = np.array([[0, 0, 300, 180], [10, 20, 60, 90]], np.float32)
+    image = np.zeros((180, 300, 3), np.uint8)
+    detection = detector.detect([image], [boxes])[0]
+    np.testing.assert_array_equal(detection.boxes, boxes)
+    assert detection.features.shape == (2, 256)
+
+
+def test_selection_keeps_between_min_and_max(scenes: list[Scene], detector: TorchvisionRCNN) -> None:
+    """Where NMS leaves enough boxes, their number never leaves the configured range, and scores descend."""
+    config = DetectorConfig(
+        builder="tiny_rcnn",
+        space="test",
+        builder_args=dict(detector.config.builder_args),
+        selection=Selection(score_threshold=0.999, nms_iou=1.0, min_regions=7, max_regions=9),
+    )
+    picky = TorchvisionRCNN(detector.model, config, "", "cpu")
+    for detection in picky.detect([s.pixels for s in scenes]):
+        assert 7 <= len(detection.boxes) <= 9
+        assert (np.diff(detection.scores) <= 0).all()
+
+
+def test_the_fingerprint_sees_what_changes_a_feature(tmp_path: Path, detector: TorchvisionRCNN) -> None:
+    """Other weights or another threshold give another fingerprint; saving and loading the same gives the same."""
+    detector.save_pretrained(tmp_path / "same", torch.float16)
+    assert load_detector(tmp_path / "same", "cpu").fingerprint() == detector.fingerprint()
+    with torch.no_grad():
+        changed = tiny_rcnn(**detector.config.builder_args)
+    TorchvisionRCNN(changed, detector.config, "", "cpu").save_pretrained(tmp_path / "other", torch.float16)
+    assert load_detector(tmp_path / "other", "cpu").fingerprint() != detector.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "model.safetensors").unlink(), "not a detector folder"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0trunc"), "not a detector folder"),
+        (lambda f: _edit(f, builder="fasterrcnn_resnet"), "unknown detector builder 'fasterrcnn_resnet'"),
+        (lambda f: _edit(f, space_name="x"), "unknown key 'space_name'; did you mean 'space'?"),
+        (lambda f: _edit(f, builder_args={"num_classes": 5}), "does not fit builder"),
+        (lambda f: _edit(f, builder_args={"classes": 5}), "builder 'tiny_rcnn'"),
+    ],
+)
+def test_a_bad_folder_is_one_line(tmp_path: Path, detector: TorchvisionRCNN, damage: object, message: str) -> None:
+    """What is wrong with a detector folder is said with its path."""
+    folder = tmp_path / "detector"
+    detector.save_pretrained(folder)
+    damage(folder)  # type: ignore[operator]
+    with pytest.raises(CheckpointError) as raised:
+        load_detector(folder, "cpu")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def _edit(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -1,0 +1,88 @@
+"""The house rules that imports must keep: one direction, Ray in one place, heavy libraries only where they belong."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "visualbert_core"
+
+# A room may import from rooms below it and from itself.
+ORDER = (
+    {"jobs"},
+    {"nightly"},
+    {"world", "report"},
+    {"evaluation"},
+    {"features"},
+    {"tasks", "models", "detector"},
+    {"images", "metrics", "cluster"},
+    {"supervision"},
+    {"shards", "provenance"},
+    {"schema"},
+    {"config"},
+    {"errors"},
+)
+RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
+LIGHT = ("visualbert_core", "visualbert_core.tasks", "visualbert_core.metrics", "visualbert_core.report.html")
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    """(room, file) of every source file."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts != ("__init__",):
+            yield parts[0], path
+    yield from (("jobs", path) for path in sorted((ROOT / "jobs").glob("*.py")))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a file imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def test_every_room_has_a_rank() -> None:
+    """A new folder must be given its place before it can be used."""
+    assert {room for room, _ in sources()} == set(RANK)
+
+
+@pytest.mark.parametrize("path", [path for _, path in sources()], ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    """No file imports from its own level's other rooms or from above."""
+    room = next(r for r, p in sources() if p == path)
+    for module in imported(path):
+        first, _, rest = module.partition(".")
+        target = rest.partition(".")[0]
+        if first == "visualbert_core" and target and target != room:
+            assert RANK[target] > RANK[room], f"{path.name} ({room}) must not import {module}"
+
+
+def test_ray_is_imported_in_one_file() -> None:
+    """Everything but cluster.py and the jobs can be tested and used without a cluster."""
+    library = [path for room, path in sources() if room != "jobs"]
+    assert [p.name for p in library if any(m.split(".")[0] == "ray" for m in imported(p))] == ["cluster.py"]
+
+
+def test_metrics_need_numpy_only() -> None:
+    """A metric is a pure function that anyone can lift out."""
+    allowed = set(sys.stdlib_module_names) | {"numpy", "visualbert_core"}
+    for room, path in sources():
+        if room == "metrics":
+            assert {module.split(".")[0] for module in imported(path)} <= allowed, path
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_scores_and_reports_need_neither_torch_nor_ray(module: str) -> None:
+    """Reading, scoring and reporting start fast and run where there is no GPU stack."""
+    code = f"import sys, {module}; sys.exit(' '.join({{'torch', 'ray', 'transformers'}} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,201 @@
+"""The look of the page: one style sheet, light and dark by the reader's setting, for screens, phones and paper.
+
+Colour never says anything alone: right and wrong have signs and words, marks in the plots have shapes, boxes have
+solid or dashed lines and numbers.
+"""
+
+from __future__ import annotations
+
+STYLE = """
+:root {
+  --paper: #fcfcfa; --raised: #ffffff; --ink: #1d2126; --soft: #5b636d; --line: #e1e2dd; --wash: #f3f3ee;
+  --own: #1f5f99; --reach: #a9c6e2; --other: #b25a00; --chance: #7b828b;
+  --right: #1c6b3a; --wrong: #b3261e; --partly: #8a5a00; --warn: #fff6dc; --warn-line: #e3c465; --bad: #fdf0ee;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #15181c; --raised: #1c2025; --ink: #e4e6e8; --soft: #9aa3ad; --line: #30363d; --wash: #22272d;
+    --own: #79b4ee; --reach: #34567a; --other: #f0a04b; --chance: #8b949e;
+    --right: #6cc58b; --wrong: #ff8a80; --partly: #e3b341; --warn: #2e2812; --warn-line: #6b5a1e; --bad: #33201f;
+  }
+}
+* { box-sizing: border-box; }
+html { color-scheme: light dark; -webkit-text-size-adjust: 100%; scroll-behavior: smooth; }
+body {
+  margin: 0 auto; padding: 2.5rem 1.5rem 4rem; max-width: 74rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif;
+  font-variant-numeric: tabular-nums; overflow-wrap: break-word;
+}
+h1 {
+  margin: 0; font-size: 1.75rem; line-height: 1.2; font-weight: 650; letter-spacing: -0.015em; text-wrap: balance;
+}
+h2 { margin: 0; font-size: 1.3rem; line-height: 1.25; font-weight: 650; letter-spacing: -0.01em; }
+h3 { margin: 2rem 0 .5rem; font-size: 1rem; font-weight: 650; }
+p { margin: .35rem 0; }
+a { color: inherit; text-decoration-color: var(--chance); text-underline-offset: .2em; }
+a:hover { text-decoration-color: currentColor; }
+section { margin-top: 2.5rem; }
+section + section { padding-top: 2.5rem; border-top: 1px solid var(--line); }
+footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line); }
+.status, .about, .note, .interval, .confidence, .id, footer { color: var(--soft); font-size: .875rem; }
+.right { color: var(--right); } .wrong { color: var(--wrong); } .partly { color: var(--partly); }
+.banner {
+  margin: 1.25rem 0 0; padding: .8rem 1rem; border: 1px solid var(--warn-line); border-radius: .5rem;
+  background: var(--warn); max-width: 60rem;
+}
+.error { padding: .7rem 1rem; border-left: 3px solid var(--wrong); background: var(--bad); }
+.error strong, .none strong { color: var(--wrong); }
+.quarantine {
+  margin: 1rem 0; padding: .7rem 1rem; border-left: 3px solid var(--partly); background: var(--wash);
+  font-size: .875rem;
+}
+.quarantine ul { margin: .25rem 0 0; padding-left: 1.2rem; }
+code, pre, .provenance td, .id { font-family: ui-monospace, "SF Mono", Menlo, "Liberation Mono", monospace; }
+code, pre, .provenance td { font-size: .8125rem; }
+.id { font-size: .75rem; font-weight: 400; }
+
+/* tables */
+table { border-collapse: collapse; }
+caption { text-align: left; color: var(--soft); font-size: .875rem; padding-bottom: .4rem; }
+th, td { padding: .4rem .75rem; text-align: right; vertical-align: baseline; font-weight: inherit; }
+th:first-child, td:first-child { padding-left: 0; text-align: left; }
+th:last-child, td:last-child { padding-right: 0; }
+thead th { color: var(--soft); font-size: .8125rem; white-space: nowrap; }
+thead th, tbody th, tbody td { border-bottom: 1px solid var(--line); }
+.interval { white-space: nowrap; margin-left: .15rem; }
+.scores { width: 100%; margin-top: .6rem; }
+.scores th, .scores td { white-space: nowrap; }
+.scores .name th { padding-top: 1.25rem; border: 0; white-space: normal; }
+.scores .name a { font-weight: 650; margin-right: .6rem; }
+.scores .name .about { font-size: .8125rem; }
+.scores b { font-weight: 500; }
+.scores .headline .metric, .scores .headline .score b { font-weight: 700; }
+.scores .headline .score b { font-size: 1.0625rem; }
+.scores td.other b { color: var(--other); }
+.scores .metric { width: 9rem; }
+.scores tbody td.none { padding: .5rem .75rem; white-space: normal; background: var(--bad); }
+.scores thead .plot { width: 26%; }
+
+/* plots */
+svg.plot { display: block; width: 100%; height: 1.25rem; overflow: visible; }
+svg.plot svg { overflow: visible; }
+th.plot, td.plot { padding-left: 1.75rem; padding-right: .5rem !important; vertical-align: middle; }
+.axis { display: flex; justify-content: space-between; }
+.axis span { width: 0; display: flex; justify-content: center; }
+.track { stroke: var(--line); stroke-width: 1; }
+.reach { stroke: var(--reach); stroke-width: 6; }
+circle.own { fill: var(--own); }
+svg.other path { fill: var(--paper); stroke: var(--other); stroke-width: 1.75; }
+line.chance { stroke: var(--chance); stroke-width: 1.75; }
+.legend { display: flex; flex-wrap: wrap; gap: .25rem 1.5rem; margin: .75rem 0; padding: 0; list-style: none; }
+.legend li { display: flex; align-items: center; gap: .5rem; color: var(--soft); font-size: .8125rem; }
+.legend svg.key { width: 1.75rem; }
+
+/* what folds */
+summary { cursor: pointer; width: fit-content; color: var(--soft); font-size: .875rem; }
+summary:hover { color: var(--ink); }
+details dl {
+  display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1rem; max-width: 52rem; font-size: .875rem;
+}
+dt { color: var(--soft); } dd { margin: 0; }
+section > details { margin-top: 1.25rem; }
+.breakdowns {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1.25rem 3.5rem;
+  align-items: start; margin: .5rem 0 1rem;
+}
+.breakdowns table { width: 100%; font-size: .875rem; }
+.breakdowns caption { color: var(--ink); font-weight: 500; }
+.breakdowns th, .breakdowns td { padding-top: .25rem; padding-bottom: .25rem; }
+.breakdowns td:nth-child(3) { color: var(--other); }
+.breakdowns td:nth-child(4) { color: var(--soft); }
+.breakdowns thead .plot { width: 34%; }
+.provenance { margin: .75rem 0; width: 100%; }
+.provenance th { color: var(--soft); font-size: .8125rem; white-space: nowrap; }
+.provenance td { text-align: left; overflow-wrap: anywhere; width: 100%; }
+.provenance th, .provenance td { padding-top: .2rem; padding-bottom: .2rem; }
+pre {
+  margin: .5rem 0; padding: .75rem 1rem; background: var(--wash); border-radius: .375rem; white-space: pre-wrap;
+  overflow-wrap: anywhere;
+}
+
+/* examples */
+.examples { display: grid; gap: 1.25rem; margin-top: 1rem; }
+.examples.Question { grid-template-columns: repeat(auto-fill, minmax(min(100%, 12.5rem), 1fr)); }
+figure { margin: 0; border: 1px solid var(--line); border-radius: .5rem; background: var(--raised); overflow: hidden; }
+@media (min-width: 64rem) {
+  .examples:not(.Question) { grid-template-columns: 1fr 1fr; }
+  .examples:not(.Question) figure { display: grid; grid-template-columns: 15rem 1fr; }
+  .examples.Statement figure { grid-template-columns: 20rem 1fr; }
+  .examples:not(.Question) .pictures { margin: .9rem 0 .9rem .9rem; }
+}
+.pictures { display: flex; gap: 2px; align-items: flex-start; }
+.picture { position: relative; flex: 1 1 0; overflow: hidden; background: var(--wash); }
+.picture img, .picture svg { position: absolute; inset: 0; width: 100%; height: 100%; }
+.missing {
+  position: absolute; inset: 0; display: grid; place-items: center; padding: 1rem; text-align: center;
+  color: var(--soft); font-size: .8125rem;
+}
+figcaption { padding: .75rem .9rem .9rem; font-size: .875rem; }
+.verdict { display: flex; justify-content: space-between; align-items: baseline; gap: .75rem; margin: 0; }
+.verdict .id { text-align: right; overflow-wrap: anywhere; }
+.asked { margin: .4rem 0 .6rem; font-size: 1rem; line-height: 1.4; text-wrap: pretty; }
+.answers { display: grid; grid-template-columns: max-content 1fr; gap: .15rem .6rem; margin: 0; font-size: .8125rem; }
+.answers .confidence { float: right; font-size: inherit; }
+.part { color: var(--soft); font-size: .8125rem; white-space: nowrap; margin-right: .25rem; }
+.choices { margin: 0; padding: 0; list-style: none; }
+.choices li {
+  display: grid; grid-template-columns: 1fr auto; gap: 0 .75rem; padding: .3rem 0;
+  border-top: 1px solid var(--line);
+}
+.choices div { grid-column: 1 / -1; display: flex; flex-wrap: wrap; gap: 0 .9rem; font-size: .75rem; }
+.mark.model, .mark.gold { font-weight: 650; }
+.mark.other { color: var(--other); }
+.phrase { font-weight: 600; }
+sup { font-size: .7em; margin-right: .1em; line-height: 0; }
+
+/* boxes over pictures; on them no theme applies */
+.picture rect { fill: none; stroke: currentColor; stroke-width: 2; vector-effect: non-scaling-stroke; }
+.picture rect.casing { stroke: #fff; stroke-width: 4; stroke-opacity: .75; }
+.picture .region rect { stroke: #10436e; stroke-width: 1; }
+.picture .region rect.casing { stroke: #fff; stroke-width: 2.5; stroke-opacity: .5; }
+.picture .gold rect:not(.casing) { stroke-dasharray: 5 4; }
+.picture text {
+  fill: currentColor; font-weight: 700; paint-order: stroke; stroke: #fff; stroke-width: .25em;
+  stroke-linejoin: round;
+}
+.c0 { color: #0b62a8; } .c1 { color: #b34700; } .c2 { color: #00754f; }
+.c3 { color: #a8327d; } .c4 { color: #6a4fc4; } .c5 { color: #7a5c00; }
+@media (prefers-color-scheme: dark) {
+  figcaption .c0 { color: #74b9f5; } figcaption .c1 { color: #f79a5c; } figcaption .c2 { color: #55c99f; }
+  figcaption .c3 { color: #ee8fc8; } figcaption .c4 { color: #b5a3f5; } figcaption .c5 { color: #d9b93f; }
+}
+
+/* phones: a row of the score table becomes a card */
+@media (max-width: 52rem) {
+  body { padding: 1.5rem 1rem 3rem; }
+  h1 { font-size: 1.5rem; }
+  .scores, .scores tbody, .scores caption { display: block; }
+  .scores thead { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
+  .scores tbody { padding: .75rem 0; border-top: 1px solid var(--line); }
+  .scores tr { display: grid; grid-template-columns: 1fr 1fr; gap: .1rem 1rem; padding: .4rem 0; }
+  .scores tr > :is(th, td) { padding: 0; border: 0; width: auto; text-align: left; }
+  .scores :is(.metric, td.plot, td.none, .name th) { grid-column: 1 / -1; }
+  .scores .name .about { display: block; }
+  .scores td.plot { padding: .25rem .5rem 0; }
+  .scores tbody td.none { padding: .5rem .75rem; }
+  .scores td[data-label]::before {
+    content: attr(data-label); display: block; color: var(--soft); font-size: .75rem;
+  }
+  .axis { display: none; }
+  th, td { padding-left: .4rem; padding-right: .4rem; }
+  details dl { grid-template-columns: 1fr; gap: .1rem; } details dd { margin-bottom: .5rem; }
+  .provenance th, .provenance td { display: block; padding: 0; border: 0; text-align: left; }
+  .provenance td { padding-bottom: .4rem; }
+}
+@media print {
+  :root { --paper: #fff; --raised: #fff; --wash: #f5f5f5; }
+  body { padding: 0; max-width: none; font-size: 9.5pt; }
+  figure, tr, .banner { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  details::details-content { content-visibility: visible; block-size: auto; }
+}
+"""
