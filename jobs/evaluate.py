@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.errors import end
 from visualbert_core.evaluation.run import evaluate
@@ -22,8 +23,8 @@ from visualbert_core.evaluation.run import evaluate
 def main() -> int:
     flags = parse()
     as_json = flags.pop("as_json")
-    pool = PoolConfig(workers=flags.pop("workers"), gpus_per_worker=flags.pop("gpus_per_worker"))
-    run = evaluate(EvaluateConfig(pool=pool, **flags))
+    with Pool(PoolConfig(workers=flags.pop("workers"), gpus_per_worker=flags.pop("gpus_per_worker"))) as pool:
+        run = evaluate(EvaluateConfig(**flags), pool)
     assert run.scores is not None
     if as_json:
         print(json.dumps(run.scores | {"run": str(run.folder)}))

@@ -10,45 +10,31 @@ decode are counted and kept as rows of failures/. Running the same line again re
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from visualbert_core.cluster import Pool
 from visualbert_core.config import ExtractConfig, PoolConfig
 from visualbert_core.errors import end
 from visualbert_core.features.extract import extract
-from visualbert_core.images import list_images
 
 
 def main() -> int:
-    args = parse()
-    images = list_images(args.images, args.boxes)
-    store = extract(
-        images,
-        args.detector,
-        args.out.absolute(),
-        args.corpus or args.images.absolute().name,
-        batch_size=args.batch_size,
-        shard_size=args.shard_size,
-        limit=args.limit,
-        pool=Pool(args.pool.workers, args.pool.gpus_per_worker, args.pool.inline),
-    )
+    flags = parse()
+    as_json = flags.pop("as_json")
+    with Pool(PoolConfig(workers=flags.pop("workers"), gpus_per_worker=flags.pop("gpus_per_worker"))) as pool:
+        store = extract(ExtractConfig(**flags), pool)
     failures = store.failures()
     for failure in failures[:10]:
         sys.stderr.write(f"quarantined: {failure.item_id}: {failure.stage}: {failure.message}\n")
     summary = {"store": str(store.folder), "images": len(store), "quarantined": len(failures)}
-    print(json.dumps(summary) if args.as_json else store.folder)
+    print(json.dumps(summary) if as_json else store.folder)
     return 0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Arguments(ExtractConfig):
-    as_json: bool
-
-
-def parse() -> Arguments:
+def parse() -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="folder of the corpus, searched recursively")
     parser.add_argument("--detector", type=Path, required=True, help="folder with config.json and model.safetensors")
@@ -61,9 +47,7 @@ def parse() -> Arguments:
     parser.add_argument("--workers", type=int, help="actors at most (default: one per GPU, else one per CPU)")
     parser.add_argument("--gpus-per-worker", type=float)
     parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON object on stdout")
-    flags = vars(parser.parse_args())
-    pool = PoolConfig(workers=flags.pop("workers"), gpus_per_worker=flags.pop("gpus_per_worker"))
-    return Arguments(pool=pool, **flags)
+    return vars(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ import argparse
 from pathlib import Path
 
 from rich.console import Console
-from visualbert_core.report.terminal import print_table
 
 from visualbert_core.errors import end
 from visualbert_core.nightly import load_matrix, run_matrix
+from visualbert_core.report.terminal import print_table
 
 
 def main() -> int:

@@ -11,12 +11,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import ray
 
-from visualbert_core.cluster import Pool, run_shards, session
+from visualbert_core.cluster import Pool, start_ray
+from visualbert_core.config import PoolConfig
 from visualbert_core.errors import CheckpointError, ShardError
 from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan
 
-INLINE, ONE, TWO = Pool(inline=True), Pool(workers=1), Pool(workers=2)
+INLINE, ONE, TWO = PoolConfig(inline=True), PoolConfig(workers=1), PoolConfig(workers=2)
 
 
 @dataclass
@@ -97,8 +99,9 @@ def ray_session() -> Iterator[None]:
     """One Ray for the module, whose workers can import it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
-        with session(ONE):
-            yield
+        start_ray()
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture
@@ -111,12 +114,13 @@ class Job:
 
     def __init__(self, root: Path) -> None:
         self.folder, self.calls = ShardFolder(root / "out"), root / "calls"
-        self.calls.mkdir()
+        self.calls.mkdir(parents=True)
         self.shards = plan([str(number) for number in range(20)], "test", 2)
         self.guilty = next(shard for shard in self.shards if "7" in shard.items)
 
-    def run(self, worker: type[Clerk], pool: Pool) -> None:
-        run_shards(partial(worker, self.folder.root, self.calls), self.folder.pending(self.shards), pool, "test")
+    def run(self, worker: type[Clerk], config: PoolConfig) -> None:
+        with Pool(config) as pool:
+            pool.run(partial(worker, self.folder.root, self.calls), self.folder.pending(self.shards), "test")
 
     def called(self, shard: Shard) -> int:
         return len(list(self.calls.glob(f"{shard.shard_id}-*")))
@@ -125,8 +129,8 @@ class Job:
         return len(list(self.calls.iterdir()))
 
 
-@pytest.mark.parametrize("pool", [INLINE, ONE, Pool(workers=3)])
-def test_every_shard_runs_exactly_once(job: Job, pool: Pool) -> None:
+@pytest.mark.parametrize("pool", [INLINE, ONE, PoolConfig(workers=3)])
+def test_every_shard_runs_exactly_once(job: Job, pool: PoolConfig) -> None:
     """Without accidents each shard is computed once, with any number of workers, and a second run computes nothing."""
     job.run(Clerk, pool)
     job.run(Clerk, pool)
@@ -150,7 +154,7 @@ def test_a_deadly_shard_is_named_and_the_others_are_kept(job: Job) -> None:
 
 
 @pytest.mark.parametrize("pool", [INLINE, TWO])
-def test_a_shard_that_always_raises_is_named_and_the_others_are_kept(job: Job, pool: Pool) -> None:
+def test_a_shard_that_always_raises_is_named_and_the_others_are_kept(job: Job, pool: PoolConfig) -> None:
     """An ordinary exception gets three tries, then one line says which shard and why, and the rest is committed."""
     with pytest.raises(ShardError, match=rf"{job.guilty.shard_id}.*PermissionError: .*the mount is gone") as caught:
         job.run(Raises, pool)
@@ -161,7 +165,7 @@ def test_a_shard_that_always_raises_is_named_and_the_others_are_kept(job: Job, p
 
 
 @pytest.mark.parametrize("pool", [INLINE, ONE])
-def test_a_passing_error_is_retried(job: Job, pool: Pool) -> None:
+def test_a_passing_error_is_retried(job: Job, pool: PoolConfig) -> None:
     """An exception that does not come back costs one retry and no error."""
     job.run(RaisesOnce, pool)
     assert job.folder.pending(job.shards) == []
@@ -169,20 +173,21 @@ def test_a_passing_error_is_retried(job: Job, pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("pool", [INLINE, ONE])
-def test_input_errors_surface_as_themselves(job: Job, pool: Pool) -> None:
+def test_input_errors_surface_as_themselves(job: Job, pool: PoolConfig) -> None:
     """What a worker says about bad input reaches the caller as the same class and line, wherever it was raised."""
     with pytest.raises(CheckpointError, match=r"^weights of another space$"):
         job.run(Refuses, pool)
-    with pytest.raises(CheckpointError, match=r"^config.json is missing$"):
-        run_shards(no_worker, job.shards, pool, "test")
+    with pytest.raises(CheckpointError, match=r"^config.json is missing$"), Pool(pool) as empty:
+        empty.run(no_worker, job.shards, "test")
     assert job.all_calls() <= 2
 
 
 @pytest.mark.parametrize("pool", [INLINE, ONE])
-def test_workers_that_never_start_stop_the_job(job: Job, pool: Pool) -> None:
+def test_workers_that_never_start_stop_the_job(job: Job, pool: PoolConfig) -> None:
     """Five boots in a row without a result end the job, saying what the last one said."""
-    with pytest.raises(ShardError, match=r"5 workers in a row finished nothing.*no driver for this device"):
-        run_shards(broken_worker, job.shards, pool, "test")
+    reason = r"5 workers in a row finished nothing.*no driver for this device"
+    with pytest.raises(ShardError, match=reason), Pool(pool) as broken:
+        broken.run(broken_worker, job.shards, "test")
 
 
 def test_a_cuda_error_ends_the_process(job: Job) -> None:
@@ -201,4 +206,15 @@ def test_progress_goes_to_stderr_only(job: Job, capfd: pytest.CaptureFixture[str
 
 def test_no_shards_need_no_workers() -> None:
     """An empty list returns at once, without making a worker."""
-    run_shards(no_worker, [], ONE, "test")
+    with Pool(ONE) as pool:
+        pool.run(no_worker, [], "test")
+
+
+def test_actors_serve_one_stage_after_the_other(tmp_path: Path) -> None:
+    """A second stage runs in the processes of the first, which have imported everything already."""
+    first, second = Job(tmp_path / "first"), Job(tmp_path / "second")
+    with Pool(ONE) as pool:
+        for job in (first, second):
+            pool.run(partial(Clerk, job.folder.root, job.calls), job.shards, "test")
+    processes = {path.name.split("-")[1] for job in (first, second) for path in job.calls.iterdir()}
+    assert len(processes) == 1

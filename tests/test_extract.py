@@ -14,16 +14,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from PIL import Image as Pillow
 
-from visualbert_core.cluster import Pool, session
+from visualbert_core.cluster import Pool, start_ray
+from visualbert_core.config import ExtractConfig, PoolConfig
 from visualbert_core.detector import Detection
-from visualbert_core.errors import CheckpointError, InputError, ShardError
+from visualbert_core.errors import CheckpointError, ShardError
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.images import list_images, read_image
 
-INLINE = Pool(inline=True)
+INLINE = PoolConfig(inline=True)
 
 
 class PixelDetector:
@@ -92,8 +94,10 @@ class World:
 
     def extract(self, out: str = "store", **options: Any) -> FeatureStore:
         settings = {"batch_size": 4, "shard_size": 10, "pool": INLINE, "load": load, **options}
-        boxes = settings.pop("boxes", "none")
-        return extract(list_images(self.pictures, boxes), self.detector, self.root / out, "toy", **settings)
+        with Pool(settings.pop("pool")) as pool:
+            how = settings.pop("load")
+            paths = {"images": self.pictures, "detector": self.detector, "out": self.root / out, "corpus": "toy"}
+            return extract(ExtractConfig(**paths, **settings), pool, how)
 
     def batches(self) -> int:
         return len(list((self.detector / "batches").iterdir()))
@@ -109,8 +113,9 @@ def ray_session() -> Iterator[None]:
     """One Ray for the module, whose workers can import it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
-        with session(Pool()):
-            yield
+        start_ray()
+        yield
+        ray.shutdown()
 
 
 def tree(root: Path) -> dict[str, bytes]:
@@ -135,15 +140,15 @@ def test_bytes_do_not_depend_on_workers_batches_or_restarts(world: World) -> Non
     (world.pictures / "bad.png").write_bytes(b"no image")
     reference = tree(world.extract("inline").folder)
     for name, options in {
-        "one": {"pool": Pool(workers=1)},
-        "three": {"pool": Pool(workers=3)},
+        "one": {"pool": PoolConfig(workers=1)},
+        "three": {"pool": PoolConfig(workers=3)},
         "batches": {"batch_size": 1},
     }.items():
         assert tree(world.extract(name, **options).folder) == reference
     folder = world.extract("resumed").folder
     for name in list(reference)[::3]:
         (folder / name).unlink()
-    assert tree(world.extract("resumed", pool=Pool(workers=2)).folder) == reference
+    assert tree(world.extract("resumed", pool=PoolConfig(workers=2)).folder) == reference
 
 
 def test_a_killed_job_resumes_to_the_same_bytes(world: World) -> None:
@@ -227,16 +232,16 @@ def test_given_boxes_are_used(world: World) -> None:
 def test_a_file_out_of_reach_stops_the_job(world: World) -> None:
     """An image that the system does not hand out is no bad image: its shard fails, the others are kept, nothing of
     it is published, and once it is back the same line ends the job."""
-    images = list_images(world.pictures, "none")
-    (world.pictures / "image05.png").rename(world.root / "away.png")
-    arguments = (images, world.detector, world.root / "store", "toy")
-    options: dict[str, Any] = {"batch_size": 4, "shard_size": 10, "pool": INLINE, "load": load}
+    missing = world.pictures / "image05.png"
+    missing.rename(world.root / "away.png")
+    missing.symlink_to(world.root / "unmounted.png")
     with pytest.raises(ShardError, match=r"1 shard.*FileNotFoundError.*image05\.png"):
-        extract(*arguments, **options)
+        world.extract()
     parts, markers = (len(list(world.root.rglob(pattern))) for pattern in ("parts/*", "shards/*"))
     assert parts == markers > 0
-    (world.root / "away.png").rename(world.pictures / "image05.png")
-    assert len(extract(*arguments, **options)) == 40
+    missing.unlink()
+    (world.root / "away.png").rename(missing)
+    assert len(world.extract()) == 40
     assert len(list(world.root.rglob("parts/*"))) == parts + 1
 
 
@@ -246,16 +251,9 @@ def test_limit_takes_the_first_images(world: World) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("pool", [INLINE, Pool(workers=1)])
-def test_a_worker_with_another_detector_is_refused(world: World, pool: Pool) -> None:
+@pytest.mark.parametrize("pool", [INLINE, PoolConfig(workers=1)])
+def test_a_worker_with_another_detector_is_refused(world: World, pool: PoolConfig) -> None:
     """A machine whose libraries would give other features is named before it computes one."""
     with pytest.raises(CheckpointError, match=r"differs from the job's: versions\.torch: 1 → 0"):
         world.extract(load=load_otherwise, pool=pool)
     assert world.batches() == 0
-
-
-def test_a_mix_of_given_and_detected_boxes_is_refused(world: World) -> None:
-    """One store has one kind of boxes."""
-    images = list_images(world.pictures, "none")[:1] + list_images(world.pictures, "beside")[1:]
-    with pytest.raises(InputError, match="some images come with boxes and some without"):
-        extract(images, world.detector, world.root, "toy", batch_size=1, shard_size=1, pool=INLINE, load=load)

@@ -171,9 +171,10 @@ def test_question_layout(encoder: InputEncoder, text: str, layout: str) -> None:
 
 
 def test_pythia_tokens() -> None:
-    """Commas and question marks vanish inside words too, and 's becomes a word of its own."""
+    """Commas and question marks vanish inside words too, and 's is set off by a space."""
     tokens = pythia_tokens("Is the man's 3,000 ft? sign-post up ?")
     assert " ".join(tokens) == "is the man ' s 3000 ft sign - post up"
+    assert pythia_tokens("\"'s") == ["\" '", "s"]
 
 
 def test_regions_of_a_question_have_type_0(encoder: InputEncoder) -> None:
@@ -236,12 +237,16 @@ def test_names_restart_in_every_choice(encoder: InputEncoder) -> None:
 
 
 def test_names_in_order_of_mention(encoder: InputEncoder) -> None:
-    """People are Casey, Riley, … in order of mention; the sixteenth is Casey again; one tag may hold several."""
+    """People are Casey, Riley, … in order of mention; the sixteenth is Casey again; one tag may hold
+    several; things do not count.
+    """
     example = choices((tuple(range(15, -1, -1)),), ("a",), objects=("person",) * 16, mentioned=(0, 15))
     (encoded,) = encoder.multiple_choice(example, [regions(17)])
     words = spelled(encoded).split()
     assert (words[1], words[2], words[15], words[16]) == ("casey", "riley", "quinn", "casey")
     assert encoded.mentions == ((), (16,), (1,))
+    (encoded,) = encoder.multiple_choice(choices((), ((1,), (0,), (2,))), [regions(4)])
+    assert spelled(encoded) == "[CLS] [SEP] dining ##table casey riley [SEP]"
 
 
 def test_a_choice_too_long_loses_its_front(vocab: Path) -> None:

@@ -485,8 +485,10 @@ def test_labels_survive_the_round_trip(tmp_path: Path) -> None:
     ):
         ours.VisualBertForQuestionAnswering(config).save_pretrained(tmp_path)
         assert ours.VisualBertConfig.from_folder(tmp_path) == config
-        assert transformers.VisualBertConfig.from_pretrained(tmp_path).num_labels == config.num_labels
-        transformers.VisualBertConfig.from_pretrained(tmp_path).save_pretrained(tmp_path)
+        theirs = transformers.VisualBertConfig.from_pretrained(tmp_path)
+        assert theirs.num_labels == config.num_labels
+        assert {index: name for name, index in theirs.label2id.items()} == theirs.id2label
+        theirs.save_pretrained(tmp_path)
         assert ours.VisualBertConfig.from_folder(tmp_path) == config
 
 

@@ -13,11 +13,11 @@ import math
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, redirect_stdout
+from typing import Any, Generic, Protocol, Self, TypeVar
 
+from visualbert_core.config import PoolConfig
 from visualbert_core.shards import Marker, Shard
 from visualbert_core.supervision import IN_FLIGHT, Actors, LostError, Progress, Supervisor
 
@@ -38,54 +38,53 @@ class Worker(Protocol[Work]):
     def run(self, shard: Work) -> Marker: ...
 
 
-@dataclass(frozen=True)
 class Pool:
-    """How many workers, and how much of a GPU each gets.
+    """Runs shards on workers; one pool serves all stages of a job.
 
-    Default: one GPU each, as many as the cluster has; without GPUs one per CPU. `inline` runs in this process.
+        with Pool(PoolConfig(workers=4)) as pool:
+            pool.run(make_worker, shards, "features of coco")
+
+    Ray starts when there is something to run, at most once, and is shut down at the end where it was started here. The
+    actors stay for the next stage, because importing torch takes them seconds. Inside, stdout is stderr, as Ray prints
+    the deaths of workers there: print results afterwards.
     """
 
-    workers: int | None = None
-    gpus_per_worker: float | None = None
-    inline: bool = False
+    def __init__(self, config: PoolConfig | None = None) -> None:
+        self.config = config or PoolConfig()
+        self._exit = ExitStack()
+        self._actors: _Actors | None = None
+
+    def __enter__(self) -> Self:
+        if not self.config.inline:
+            self._exit.enter_context(redirect_stdout(sys.stderr))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exit.close()
+
+    def run(self, make_worker: Callable[[], Worker[AnyShard]], shards: Sequence[AnyShard], label: str) -> None:
+        """Run every shard; returns when each is committed.
+
+        `make_worker` is called once in each worker process and must be picklable. Progress goes to stderr.
+
+        Raises InputError at once, as it is, where a worker raises one; ShardError naming a shard that failed on every
+        attempt, after all others are committed, or as soon as five workers in a row finish nothing.
+        """
+        if not shards:
+            return
+        self._actors = self._actors or self._start()
+        with Progress(label, sum(len(shard.items) for shard in shards)) as progress:
+            Supervisor(self._actors.serving(make_worker), shards, progress).run()
+
+    def _start(self) -> _Actors:
+        if self.config.inline:
+            return _Inline()
+        actors = _RayActors(self.config, self._exit)
+        self._exit.callback(actors.close)
+        return actors
 
 
-def run_shards(make_worker: Callable[[], Worker[AnyShard]], shards: Sequence[AnyShard], pool: Pool, label: str) -> None:
-    """Run every shard on a pool of workers; returns when each is committed.
-
-    `make_worker` is called once in each worker process and must be picklable. Progress goes to stderr.
-
-    Raises InputError at once, as it is, where a worker raises one; ShardError naming a shard that failed on every
-    attempt, after all others are committed, or as soon as five workers in a row finish nothing.
-    """
-    if not shards:
-        return
-    with session(pool), Progress(label, sum(len(shard.items) for shard in shards)) as progress:
-        actors: Actors = _Inline(make_worker) if pool.inline else _RayActors(make_worker, pool, len(shards))
-        Supervisor(actors, shards, progress).run()
-
-
-@contextmanager
-def session(pool: Pool) -> Iterator[None]:
-    """Ray for several stages: started at most once, and shut down only where it was started here.
-
-    Inside, stdout is stderr, because Ray prints the deaths of workers there: print results after it.
-    """
-    if pool.inline:
-        yield
-        return
-    with redirect_stdout(sys.stderr):
-        ours = _start()
-        try:
-            yield
-        finally:
-            if ours:
-                import ray
-
-                ray.shutdown()
-
-
-def _start() -> bool:
+def start_ray() -> bool:
     """Attach to the cluster of RAY_ADDRESS (`ray job submit` sets it) or start Ray on this machine, for it alone.
     False where Ray already runs in this process."""
     attach = bool(os.environ.get("RAY_ADDRESS"))
@@ -103,14 +102,23 @@ def _start() -> bool:
     return True
 
 
+class _Actors(Actors, Protocol):
+    """Where workers live, for one stage after the other."""
+
+    def serving(self, make_worker: Callable[[], Worker[Any]]) -> Self:
+        """Itself, from now on with these workers."""
+
+
 class _Inline:
     """One worker in this process; a call runs when its result is asked for."""
 
     size = 1
+    make_worker: Callable[[], Worker[Any]]
+    worker: Worker[Any]
 
-    def __init__(self, make_worker: Callable[[], Worker[Any]]) -> None:
+    def serving(self, make_worker: Callable[[], Worker[Any]]) -> Self:
         self.make_worker = make_worker
-        self.worker: Worker[Any]
+        return self
 
     def boot(self) -> tuple[Any, Any]:
         return self, self._make
@@ -128,6 +136,9 @@ class _Inline:
         answer: Marker | None = call()
         return answer
 
+    def release(self, actor: Any) -> None:
+        pass
+
     def discard(self, actor: Any) -> None:
         pass
 
@@ -135,15 +146,21 @@ class _Inline:
 class _RayActors:
     """Workers as actors of the current Ray session."""
 
-    def __init__(self, make_worker: Callable[[], Worker[Any]], pool: Pool, shards: int) -> None:
+    make_worker: Callable[[], Worker[Any]]
+
+    def __init__(self, config: PoolConfig, exit_stack: ExitStack) -> None:
+        ours = start_ray()
         import ray
 
         self.ray: Any = ray
+        if ours:
+            exit_stack.callback(ray.shutdown)
         total = self.ray.cluster_resources()
         gpus, cpus = total.get("GPU", 0), int(total.get("CPU", 1))
-        share = float(gpus > 0) if pool.gpus_per_worker is None else pool.gpus_per_worker
-        wanted = pool.workers or (int(gpus / share) if share else cpus)
-        self.size = max(1, min(wanted, shards))
+        share = float(gpus > 0) if config.gpus_per_worker is None else config.gpus_per_worker
+        self.size = max(1, config.workers or (int(gpus / share) if share else cpus))
+        # Not by how many shards there are: a resumed run must compute as the first one did.
+        self.threads = max(1, cpus // self.size)
         options = {
             "num_gpus": share,
             "num_cpus": 0 if share else _cpu_share(cpus / self.size),
@@ -153,11 +170,15 @@ class _RayActors:
             "scheduling_strategy": "SPREAD",
         }
         self.host = self.ray.remote(**options)(_Host)
-        self.args = (make_worker, max(1, cpus // self.size))
+        self.idle: list[Any] = []
+
+    def serving(self, make_worker: Callable[[], Worker[Any]]) -> Self:
+        self.make_worker = make_worker
+        return self
 
     def boot(self) -> tuple[Any, Any]:
-        actor = self.host.remote()
-        return actor, actor.boot.remote(*self.args)
+        actor = self.idle.pop() if self.idle else self.host.remote()
+        return actor, actor.boot.remote(self.make_worker, self.threads)
 
     def submit(self, actor: Any, shard: Shard) -> Any:
         return actor.run.remote(shard)
@@ -178,8 +199,15 @@ class _RayActors:
             raise LostError(_obituary(error)) from error
         return answer
 
+    def release(self, actor: Any) -> None:
+        self.idle.append(actor)
+
     def discard(self, actor: Any) -> None:
         self.ray.kill(actor)
+
+    def close(self) -> None:
+        while self.idle:
+            self.discard(self.idle.pop())
 
 
 def _obituary(error: Exception) -> str:
@@ -198,11 +226,15 @@ class _Host(Generic[AnyShard]):
     """The Ray actor around a worker. The worker is made in a call of its own: an exception in an actor's constructor
     would reach the driver as text only."""
 
+    worker: Worker[AnyShard] | None = None
+
     def boot(self, make_worker: Callable[[], Worker[AnyShard]], threads: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
+        self.worker = None  # frees the last stage's model before this one's is loaded
         self.worker = make_worker()
         if torch := sys.modules.get("torch"):  # only where the worker uses it
             torch.set_num_threads(threads)
 
     def run(self, shard: AnyShard) -> Marker:
+        assert self.worker is not None
         return self.worker.run(shard)

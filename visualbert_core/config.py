@@ -52,7 +52,6 @@ class ExtractConfig:
     shard_size: int = 1024
     limit: int | None = None
     """Only the first N images; the store then holds no more than these."""
-    pool: PoolConfig = field(default_factory=PoolConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +73,6 @@ class EvaluateConfig:
     batch_size: int = 64
     shard_size: int = 256
     """Images per shard, about."""
-    pool: PoolConfig = field(default_factory=PoolConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from visualbert_core.cluster import Pool, session
+from visualbert_core.cluster import Pool
 from visualbert_core.config import (
     CellConfig,
     CorpusConfig,
     EvaluateConfig,
+    ExtractConfig,
     NightlyConfig,
     from_mapping,
     nearest,
@@ -79,9 +80,9 @@ def run_matrix(config: NightlyConfig) -> Night:
     if config.world:
         make_world(config.data, config.world.seed)
     codes: list[int] = []
-    with session(_pool(config)):
-        stores = {name: _extract(config, name, codes) for name in config.corpora}
-        cells = tuple(_cell(config, cell, stores[cell.corpus], codes) for cell in config.cells)
+    with Pool(config.pool) as pool:
+        stores = {name: _extract(config, name, pool, codes) for name in config.corpora}
+        cells = tuple(_cell(config, cell, stores[cell.corpus], pool, codes) for cell in config.cells)
     codes += [REGRESSION for line in missed(config, cells) if _complain(line)]
     report = config.out / "report.html"
     info = ReportInfo(title=config.name, synthetic=config.world is not None, examples=config.examples)
@@ -106,19 +107,19 @@ def _outside(title: str, bounds: Mapping[str, float], run: Run | None, above: bo
             yield f"{title}: {metric} is {scores[metric]:.2f}, {side} {bound}"
 
 
-def _extract(config: NightlyConfig, name: str, codes: list[int]) -> FeatureStore | VisualBertCoreError:
+def _extract(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> FeatureStore | VisualBertCoreError:
     corpus = config.corpora[name]
+    job = ExtractConfig(
+        images=corpus.images,
+        detector=corpus.detector,
+        out=config.out / "features",
+        corpus=name,
+        boxes=corpus.boxes,
+        batch_size=corpus.batch_size,
+        shard_size=corpus.shard_size,
+    )
     try:
-        images = list_images(corpus.images, corpus.boxes)
-        return extract(
-            images,
-            corpus.detector,
-            config.out / "features",
-            name,
-            batch_size=corpus.batch_size,
-            shard_size=corpus.shard_size,
-            pool=_pool(config),
-        )
+        return extract(job, pool)
     except VisualBertCoreError as error:
         codes.append(error.exit_code)
         _complain(f"corpus {name}: {error}")
@@ -126,7 +127,11 @@ def _extract(config: NightlyConfig, name: str, codes: list[int]) -> FeatureStore
 
 
 def _cell(
-    config: NightlyConfig, cell: CellConfig, store: FeatureStore | VisualBertCoreError, codes: list[int]
+    config: NightlyConfig,
+    cell: CellConfig,
+    store: FeatureStore | VisualBertCoreError,
+    pool: Pool,
+    codes: list[int],
 ) -> ReportCell:
     title = f"{cell.model.name} on {cell.task} {cell.split}"
     if isinstance(store, VisualBertCoreError):
@@ -135,10 +140,10 @@ def _cell(
     images = {image.image_id: Path(image.path) for image in list_images(corpus.images)}
     try:
         task = open_task(cell.task, cell.annotations, cell.split)
-        run = evaluate(_evaluate_config(config, cell, store, "own"))
+        run = evaluate(_evaluate_config(config, cell, store, "own"), pool)
         baseline = None
         if config.wrong_image_baseline:
-            baseline = evaluate(_evaluate_config(config, cell, store, "wrong-image"))
+            baseline = evaluate(_evaluate_config(config, cell, store, "wrong-image"), pool)
     except VisualBertCoreError as error:
         codes.append(error.exit_code)
         _complain(f"{title}: {error}")
@@ -159,16 +164,11 @@ def _evaluate_config(
         regions=regions,
         batch_size=cell.batch_size,
         shard_size=cell.shard_size,
-        pool=config.pool,
     )
 
 
 def _absolute_corpus(corpus: CorpusConfig, data: Path) -> CorpusConfig:
     return dataclasses.replace(corpus, images=data / corpus.images, detector=corpus.detector.absolute())
-
-
-def _pool(config: NightlyConfig) -> Pool:
-    return Pool(config.pool.workers, config.pool.gpus_per_worker, config.pool.inline)
 
 
 def _complain(line: str) -> bool:

@@ -50,6 +50,9 @@ class Actors(Protocol):
     def result(self, call: Any) -> Marker | None:
         """Of a call that has ended. Raises LostError at the actor's end, and otherwise what the worker raised."""
 
+    def release(self, actor: Any) -> None:
+        """Take back an actor that has nothing to do, for the next stage."""
+
     def discard(self, actor: Any) -> None:
         """End an actor, dead or alive."""
 
@@ -105,7 +108,7 @@ class Supervisor:
                 self.progress.show()
         finally:
             for seat in self.seats:
-                self.actors.discard(seat.actor)
+                (self.actors.release if seat.ready and not seat.load else self.actors.discard)(seat.actor)
         if self.given_up:
             raise ShardError(self._verdict()) from self.given_up[0].cause
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from visualbert_core.cluster import Pool, run_shards
+from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig
 from visualbert_core.errors import CheckpointError, CoverageError, InputError
 from visualbert_core.evaluation.batches import ExampleShard, batches, join, plan_examples, wrong_images
@@ -41,7 +41,7 @@ class Run:
     scores: dict[str, Any] | None
 
 
-def evaluate(config: EvaluateConfig) -> Run:
+def evaluate(config: EvaluateConfig, pool: Pool) -> Run:
     """Predict what is missing, then score. Raises InputError for inputs that do not fit together, CoverageError (after
     run.json says so) where examples are left without a prediction."""
     task = open_task(config.task, config.annotations, config.split)
@@ -59,8 +59,7 @@ def evaluate(config: EvaluateConfig) -> Run:
     inputs = (config.model, config.task, config.features)
     make_worker = partial(EvaluationWorker, *inputs, predictions.root, config.batch_size)
     label = f"{config.task} {config.split}" + (" (wrong image)" if donors is not None else "")
-    pool = Pool(config.pool.workers, config.pool.gpus_per_worker, config.pool.inline)
-    run_shards(make_worker, predictions.pending(shards), pool, label)
+    pool.run(make_worker, predictions.pending(shards), label)
     predictions.finish(shards, {"task": config.task, "split": config.split})
     return _score(folder, record, task)
 

@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from visualbert_core.cluster import Pool, run_shards
+from visualbert_core.cluster import Pool
+from visualbert_core.config import ExtractConfig
 from visualbert_core.detector import Detection, Detector, load_detector
-from visualbert_core.errors import CheckpointError, InputError
+from visualbert_core.errors import CheckpointError
 from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
-from visualbert_core.images import DecodeError, image_shape, read_boxes, read_image
+from visualbert_core.images import DecodeError, image_shape, list_images, read_boxes, read_image
 from visualbert_core.provenance import differences, digest_json
 from visualbert_core.schema import SCHEMA_VERSION, Failure, Image, Regions
 from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan, publish
@@ -49,58 +50,40 @@ class _Loaded:
     digest: str
 
 
-def extract(
-    images: Sequence[Image],
-    detector_folder: str | Path,
-    root: str | Path,
-    corpus: str,
-    *,
-    batch_size: int,
-    shard_size: int,
-    limit: int | None = None,
-    pool: Pool | None = None,
-    load: LoadDetector = load_detector,
-) -> FeatureStore:
-    """Fill `<root>/<corpus>/<fingerprint>/` with the features of `images` (the first `limit` of them) and open it.
+def extract(config: ExtractConfig, pool: Pool, load: LoadDetector = load_detector) -> FeatureStore:
+    """Fill `<out>/<corpus>/<fingerprint>/` with the features of a folder of images and open it.
 
     Run the same line again to resume; a finished store is opened at once. Images that cannot be decoded are counted
     in the store's manifest and listed by `FeatureStore.failures`.
 
-    Raises CheckpointError for a detector that does not load, InputError for a corpus that mixes given and detected
-    boxes, ShardError where a shard could not be computed.
+    Raises InputError for a folder without images, CheckpointError for a detector that does not load, ShardError where
+    a shard could not be computed.
     """
-    chosen = images[:limit]
-    by_id = {image.image_id: image for image in chosen}
-    detector_folder, root = Path(detector_folder).absolute(), Path(root).absolute()  # workers may stand elsewhere
-    fingerprint = full_fingerprint(load(detector_folder, "cpu"), _box_source(chosen))
-    folder = ShardFolder(store_folder(root, corpus, fingerprint))
+    images = {image.image_id: image for image in list_images(config.images, config.boxes)[: config.limit]}
+    detector, out = config.detector.absolute(), config.out.absolute()  # workers may stand elsewhere
+    corpus = config.corpus or config.images.absolute().name
+    fingerprint = full_fingerprint(load(detector, "cpu"), config.boxes)
+    folder = ShardFolder(store_folder(out, corpus, fingerprint))
     publish(folder.root / "fingerprint.json", json.dumps(fingerprint, indent=1, sort_keys=True).encode())
     salt = f"{SCHEMA_VERSION}:{digest_json(fingerprint)}"
     shards = [
-        ImageShard(shard.shard_id, shard.items, tuple(by_id[item] for item in shard.items))
-        for shard in plan([image.image_id for image in chosen], salt, shard_size)
+        ImageShard(shard.shard_id, shard.items, tuple(images[item] for item in shard.items))
+        for shard in plan(list(images), salt, config.shard_size)
     ]
-    make_worker = partial(FeatureWorker, detector_folder, folder.root, fingerprint, batch_size, load)
-    run_shards(make_worker, folder.pending(shards), pool or Pool(), f"features of {corpus}")
+    make_worker = partial(FeatureWorker, detector, folder.root, fingerprint, config.batch_size, load)
+    pool.run(make_worker, folder.pending(shards), f"features of {corpus}")
     folder.finish(shards, {"corpus": corpus, "fingerprint": fingerprint})
     return FeatureStore.open(folder.root)
 
 
 def full_fingerprint(detector: Detector, boxes: str) -> dict[str, Any]:
-    """What names a store's folder: the detector's own fingerprint, its space and D, and where the boxes come from."""
+    """What names a store's folder: the detector's own fingerprint, its space and D, and whether boxes were given."""
     return {
         **detector.fingerprint(),
         "space": detector.space,
         "feature_size": detector.feature_size,
-        "box_source": boxes,
+        "given_boxes": boxes,
     }
-
-
-def _box_source(images: Sequence[Image]) -> str:
-    sources = {"detected" if image.boxes_path is None else "given" for image in images}
-    if len(sources) > 1:
-        raise InputError("some images come with boxes and some without: extract them as two corpora")
-    return sources.pop() if sources else "detected"
 
 
 class FeatureWorker:
@@ -123,7 +106,7 @@ class FeatureWorker:
         self.fingerprint = fingerprint
         self.batch_size = batch_size
         self.lock = threading.Lock()
-        if found := differences(fingerprint, full_fingerprint(self.detector, fingerprint["box_source"])):
+        if found := differences(fingerprint, full_fingerprint(self.detector, fingerprint["given_boxes"])):
             raise CheckpointError(f"{detector_folder}: this worker's detector differs from the job's: {found[0]}")
 
     def run(self, shard: ImageShard) -> Marker:

@@ -1,4 +1,4 @@
-"""Run folders → something a person opens: one HTML page (`html.py`) and the same table in the terminal (`terminal.py`)."""
+"""Run folders → what a person opens: an HTML page (`html.py`), and the same table in the terminal (`terminal.py`)."""
 
 from __future__ import annotations
 

@@ -226,8 +226,7 @@ _NOTES: dict[type, str] = {
     MultipleChoice: "Boxes are the objects that the item mentions: the model sees these and the whole picture."
     + _CONFIDENCE,
     Grounding: "Solid boxes are the model's first choice, dashed ones the annotators'; colour and number name the "
-    "phrase. An overlap (IoU) of 0.5 with any of the dashed boxes is a hit."
-    + _CONFIDENCE,
+    "phrase. An overlap (IoU) of 0.5 with any of the dashed boxes is a hit." + _CONFIDENCE,
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -237,13 +236,13 @@ _NOTES: dict[type, str] = {
 def _three_answers(case: _Case, confidence: float) -> Html:
     sure = tag("span", _percent(confidence), class_="confidence")
     model = [tag("b", case.given.answer), " ", _sign(case.worth), " ", sure]
-    other = [case.other.answer, " ", _sign(case.other_worth)] if case.other else ["not evaluated"]
+    other = [case.other.answer, " ", _sign(case.other_worth)] if case.other else ["no answer"]
     rows: list[tuple[str, list[str]]] = [("model", model), ("right answer", [case.gold]), ("wrong image", other)]
     return tag("dl", *(join([tag("dt", name), tag("dd", *value)]) for name, value in rows), class_="answers")
 
 
 def _no_other(case: _Case) -> Html:
-    return Html() if case.other else tag("p", "wrong image: not evaluated", class_="note")
+    return Html() if case.other else tag("p", "wrong image: no answer", class_="note")
 
 
 def _region_boxes(case: _Case) -> list[list[Box]]:

@@ -42,7 +42,8 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 def write_report(path: Path, info: ReportInfo, cells: Sequence[ReportCell]) -> None:
     """Render the page and publish it at `path`, whole or not at all."""
-    publish(path, render(info, cells).encode())
+    # JSON may hold half a character ("\\ud800"), which UTF-8 cannot.
+    publish(path, render(info, cells).encode(errors="replace"))
 
 
 def render(info: ReportInfo, cells: Sequence[ReportCell]) -> str:
@@ -132,7 +133,7 @@ def _about(cell: ReportCell) -> Iterator[str]:
 
 def _estimate(estimate: Estimate | None) -> Html:
     if estimate is None:
-        return tag("span", "not evaluated", class_="interval")
+        return tag("span", "no score", class_="interval")
     return join([tag("b", percent(estimate.value)), " ", tag("span", estimate.interval, class_="interval")])
 
 
@@ -179,7 +180,7 @@ def _reading(info: ReportInfo, cells: Sequence[ReportCell]) -> Html:
         "score": "Mean over n units under the benchmark's official protocol. Intervals treat units of one image as "
         "dependent. The metric in bold is the benchmark's main one.",
         "wrong image": "The same model and questions over the regions of another image of the split. What it still "
-        "gets right was not seen in the picture; the distance to the score is what the picture contributes.",
+        "gets right was not read off the picture.",
         "chance": "What guessing gets: for VQA the commonest answer of each question type, for Flickr30K Entities the "
         "same candidate boxes in random order.",
     }
@@ -206,18 +207,22 @@ def _section(number: int, info: ReportInfo, cell: ReportCell) -> Html:
 
 def _failures(cell: ReportCell) -> Html:
     """Images without features, and examples without a prediction."""
-    quarantined = cell.store.failures() if cell.store else []
-    # A run record keeps the first of its failures, not all.
-    failed = [Failure(**row) for row in cell.run.record.get("failed", [])] if cell.run else []
-    lists = ((_plural(len(quarantined), "image") + " in quarantine", quarantined), ("Examples that failed", failed))
-    return join(_failure_list(heading, failures) for heading, failures in lists if failures)
+    lists = []
+    if cell.store and (quarantined := cell.store.failures()):
+        lists.append(_failure_list("image in quarantine", quarantined, len(quarantined)))
+    if cell.run and (failed := cell.run.record.get("failed")):
+        # The record keeps the first of them; how many there are stands in its coverage.
+        missing = cell.run.record["coverage"]["missing"]
+        lists.append(_failure_list("example without a prediction", [Failure(**row) for row in failed], missing))
+    return join(lists)
 
 
-def _failure_list(heading: str, failures: Sequence[Failure]) -> Html:
+def _failure_list(what: str, failures: Sequence[Failure], total: int) -> Html:
+    noun, _, rest = what.partition(" ")
     shown = [tag("li", tag("code", f.item_id), f" {f.stage}: {f.message}") for f in failures[:_SHOWN]]
-    if len(failures) > _SHOWN:
-        shown.append(tag("li", f"and {len(failures) - _SHOWN:,} more"))
-    return tag("div", tag("strong", heading), tag("ul", *shown), class_="quarantine")
+    if total > len(shown):
+        shown.append(tag("li", f"and {total - len(shown):,} more"))
+    return tag("div", tag("strong", f"{_plural(total, noun)} {rest}"), tag("ul", *shown), class_="quarantine")
 
 
 def _breakdowns(cell: ReportCell) -> Html:
@@ -269,7 +274,7 @@ def _provenance(cell: ReportCell, run: Run) -> Html:
         rows.append(tag("tr", tag("th", "wrong image", scope="row"), tag("td", str(cell.baseline.folder))))
     leaves = _leaves(run.record["provenance"])
     rows += [tag("tr", tag("th", name, scope="row"), tag("td", text)) for name, text in leaves]
-    table = tag("table", tag("caption", "What this score is made of"), tag("tbody", *rows), class_="provenance")
+    table = tag("table", tag("caption", "What this run is made of"), tag("tbody", *rows), class_="provenance")
     commands = "\n".join(_command(cell, each) for each in (run, cell.baseline) if each)
     again = "To run it again (a finished run is only checked: delete its folder to compute it anew):"
     return tag("details", tag("summary", "Provenance"), table, tag("p", again), tag("pre", tag("code", commands)))

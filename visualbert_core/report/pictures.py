@@ -45,10 +45,11 @@ def picture(path: Path | None, regions: Regions, boxes: Sequence[Box], alt: str)
         content = tag("span", f"{regions.image_id} cannot be shown: {why}", class_="missing")
     else:
         content = tag("img", src=source, alt=alt, width=regions.width, height=regions.height)
-    longest = max(regions.width, regions.height)
     overlay = tag(
         "svg",
-        *(_drawn(box, regions, text_size=longest / 18) for box in boxes),
+        # Numbers last, on top of every box.
+        *(_outline(box, regions) for box in boxes),
+        *(_label(box, regions) for box in boxes if box.label),
         viewBox=f"0 0 {regions.width} {regions.height}",
         preserveAspectRatio="none",
         aria_hidden="true",
@@ -70,18 +71,25 @@ def _thumbnail(path: Path, image_id: str) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _drawn(box: Box, regions: Regions, text_size: float) -> Html:
-    inset = box.depth * text_size / 4
+def _outline(box: Box, regions: Regions) -> Html:
+    inset = box.depth * _text_size(regions) / 4
     x1, y1, x2, y2 = (float(corner) + sign * inset for corner, sign in zip(box.corners, (1, 1, -1, -1), strict=True))
     place = {"x": f"{x1:.1f}", "y": f"{y1:.1f}", "width": f"{max(x2 - x1, 0):.1f}", "height": f"{max(y2 - y1, 0):.1f}"}
-    classes = box.kind if box.colour is None else f"{box.kind} {colour_class(box.colour)}"
     # A wider white line underneath keeps the box visible on any picture.
-    shapes = [tag("rect", **place, class_="casing"), tag("rect", **place)]
-    if box.label:
-        # Above the box, so as not to hide what is in it; inside where the picture ends.
-        x = max(x1, 2) + box.depth * text_size
-        y = y1 - inset - text_size * 0.3 if y1 > text_size else y1 + text_size
-        shapes.append(tag("text", box.label, x=f"{x:.1f}", y=f"{y:.1f}", font_size=f"{text_size:.1f}"))
-    return tag("g", *shapes, class_=classes)
+    return tag("g", tag("rect", **place, class_="casing"), tag("rect", **place), class_=_classes(box))
 
 
+def _label(box: Box, regions: Regions) -> Html:
+    """Above the box, so as not to hide what is in it; inside where the picture ends."""
+    size = _text_size(regions)
+    x, y = max(float(box.corners[0]), 2) + box.depth * size, float(box.corners[1])
+    y += -0.3 * size if y > size else size
+    return tag("text", box.label, x=f"{x:.1f}", y=f"{y:.1f}", font_size=f"{size:.1f}", class_=_classes(box))
+
+
+def _text_size(regions: Regions) -> float:
+    return max(regions.width, regions.height) / 18
+
+
+def _classes(box: Box) -> str:
+    return box.kind if box.colour is None else f"{box.kind} {colour_class(box.colour)}"

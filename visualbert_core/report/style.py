@@ -43,7 +43,7 @@ footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line);
   margin: 1.25rem 0 0; padding: .8rem 1rem; border: 1px solid var(--warn-line); border-radius: .5rem;
   background: var(--warn); max-width: 60rem;
 }
-.error { padding: .7rem 1rem; border-left: 3px solid var(--wrong); background: var(--bad); }
+.error { margin: 1rem 0; padding: .7rem 1rem; border-left: 3px solid var(--wrong); background: var(--bad); }
 .error strong, .none strong { color: var(--wrong); }
 .quarantine {
   margin: 1rem 0; padding: .7rem 1rem; border-left: 3px solid var(--partly); background: var(--wash);
@@ -62,7 +62,7 @@ th:first-child, td:first-child { padding-left: 0; text-align: left; }
 th:last-child, td:last-child { padding-right: 0; }
 thead th { color: var(--soft); font-size: .8125rem; white-space: nowrap; }
 thead th, tbody th, tbody td { border-bottom: 1px solid var(--line); }
-.interval { white-space: nowrap; margin-left: .15rem; }
+.interval { white-space: nowrap; } b + .interval { margin-left: .15rem; }
 .scores { width: 100%; margin-top: .6rem; }
 .scores th, .scores td { white-space: nowrap; }
 .scores .name th { padding-top: 1.25rem; border: 0; white-space: normal; }
@@ -122,8 +122,13 @@ pre {
 .examples { display: grid; gap: 1.25rem; margin-top: 1rem; }
 .examples.Question { grid-template-columns: repeat(auto-fill, minmax(min(100%, 12.5rem), 1fr)); }
 figure { margin: 0; border: 1px solid var(--line); border-radius: .5rem; background: var(--raised); overflow: hidden; }
+@media (max-width: 30rem) {
+  .examples.Question figure { display: grid; grid-template-columns: 8.5rem 1fr; }
+}
 @media (min-width: 64rem) {
   .examples:not(.Question) { grid-template-columns: 1fr 1fr; }
+}
+@media (min-width: 40rem) {
   .examples:not(.Question) figure { display: grid; grid-template-columns: 15rem 1fr; }
   .examples.Statement figure { grid-template-columns: 20rem 1fr; }
   .examples:not(.Question) .pictures { margin: .9rem 0 .9rem .9rem; }
@@ -171,15 +176,17 @@ sup { font-size: .7em; margin-right: .1em; line-height: 0; }
 }
 
 /* phones: a row of the score table becomes a card */
-@media (max-width: 52rem) {
+@media screen and (max-width: 52rem) {
   body { padding: 1.5rem 1rem 3rem; }
   h1 { font-size: 1.5rem; }
   .scores, .scores tbody, .scores caption { display: block; }
   .scores thead { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
   .scores tbody { padding: .75rem 0; border-top: 1px solid var(--line); }
-  .scores tr { display: grid; grid-template-columns: 1fr 1fr; gap: .1rem 1rem; padding: .4rem 0; }
+  .scores tr { display: grid; grid-template-columns: repeat(6, 1fr); gap: .1rem .5rem; padding: .4rem 0; }
   .scores tr > :is(th, td) { padding: 0; border: 0; width: auto; text-align: left; }
   .scores :is(.metric, td.plot, td.none, .name th) { grid-column: 1 / -1; }
+  .scores td[data-label] { grid-column: span 2; }
+  .scores td:is(.score, .other) { grid-column: span 3; }
   .scores .name .about { display: block; }
   .scores td.plot { padding: .25rem .5rem 0; }
   .scores tbody td.none { padding: .5rem .75rem; }
@@ -194,7 +201,9 @@ sup { font-size: .7em; margin-right: .1em; line-height: 0; }
 }
 @media print {
   :root { --paper: #fff; --raised: #fff; --wash: #f5f5f5; }
-  body { padding: 0; max-width: none; font-size: 9.5pt; }
+  html { font-size: 62%; }
+  body { padding: 0; max-width: none; }
+  .examples:not(.Question) { grid-template-columns: 1fr 1fr; }
   figure, tr, .banner { break-inside: avoid; } h2, h3 { break-after: avoid; }
   details::details-content { content-visibility: visible; block-size: auto; }
 }

@@ -43,5 +43,5 @@ def print_table(info: ReportInfo, cells: Sequence[ReportCell], console: Console)
 
 def _estimate(estimate: Estimate | None, style: str) -> Text:
     if estimate is None:
-        return Text("not evaluated", "dim")
+        return Text("no score", "dim")
     return Text.assemble((f"{estimate.value:.1f}", style), (f" {estimate.interval:>13}", "dim"))

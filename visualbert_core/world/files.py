@@ -38,8 +38,6 @@ FLICKR_IMAGES, FLICKR_CAPTIONS = 120, 5
 WRONG_ANNOTATOR = 0.03
 
 
-
-
 def make_world(root: Path, seed: int) -> Path:
     """Write the world of `seed` under `root` unless it is there; all of it or nothing appears."""
     about = {"seed": seed, "made_by": "visualbert_core.world.files", "version": 1}
@@ -111,10 +109,7 @@ def _distinct_questions(rng: np.random.Generator, things: Things) -> list[ask.Vq
 def _vqa_annotation(rng: np.random.Generator, item: ask.VqaItem) -> dict[str, Any]:
     """Ten annotators, each of them wrong now and then, as people are."""
     alternatives = [a for a in ask.ANSWERS[1:] if a != item.answer]
-    said = [
-        str(rng.choice(alternatives)) if rng.random() < WRONG_ANNOTATOR else item.answer
-        for _ in range(10)
-    ]
+    said = [str(rng.choice(alternatives)) if rng.random() < WRONG_ANNOTATOR else item.answer for _ in range(10)]
     return {
         "question_type": item.question_type,
         "answer_type": item.answer_type,

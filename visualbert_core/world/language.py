@@ -49,9 +49,9 @@ def describe(thing: Thing, pattern: str) -> Description:
     return Description(**{name: getattr(thing, name) for name in pattern.split()})
 
 
-def unique_description(rng: np.random.Generator, things: Sequence[Thing], index: int, patterns: Sequence[str]) -> (
-    Description | None
-):
+def unique_description(
+    rng: np.random.Generator, things: Sequence[Thing], index: int, patterns: Sequence[str]
+) -> Description | None:
     """A description, of one of the patterns in random order, that fits only thing `index`; None if there is none."""
     for pattern in rng.permutation(patterns):
         description = describe(things[index], str(pattern))

@@ -55,9 +55,7 @@ def main() -> None:
         lambda: train_detector.train_detector(scenes, SEED, DETECTOR_STEPS, Progress("detector")).state_dict(),
     )
     detector = _write_detector(args.out / "detector", state)
-    pool = _stage(
-        args.work / "pool.pkl", lambda: train_visualbert.extract_pool(detector, scenes, Progress("regions"))
-    )
+    pool = _stage(args.work / "pool.pkl", lambda: train_visualbert.extract_pool(detector, scenes, Progress("regions")))
     vocab = args.work / "vocab.txt"
     vocab.write_text("".join(f"{word}\n" for word in vocabulary()))
     models = _stage(

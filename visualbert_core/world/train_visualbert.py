@@ -94,9 +94,7 @@ def extract_pool(detector: TorchvisionRCNN, scenes: Sequence[Scene], report: Rep
     return Pool(tuple(s.things for s in scenes), tuple(detected), given)
 
 
-def train_visualbert(
-    pool: Pool, vocab: Path, seed: int, steps: int, report: Report
-) -> dict[str, nn.Module]:
+def train_visualbert(pool: Pool, vocab: Path, seed: int, steps: int, report: Report) -> dict[str, nn.Module]:
     """Train the shared trunk with its four heads; returns task → model, scaling not yet folded in."""
     torch.manual_seed(seed)
     encoder = InputEncoder(vocab, num_positions=64, box_geometry=True)
@@ -104,9 +102,7 @@ def train_visualbert(
     base = config(encoder.vocab_size, feature_size)
     models = heads(base)
     parameters = {id(p): p for model in models.values() for p in model.parameters()}
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98)
-    )
+    optimizer = torch.optim.AdamW(parameters.values(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, steps))
     scale, shift = _scaling(feature_size)
     recent: dict[str, float] = {}
@@ -191,7 +187,7 @@ class _Batches(IterableDataset[Batch]):
         return collate(encoded) | {"labels": labels}
 
     def _nlvr2(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
-        encoded: list[Encoded] = []
+        encoded: list[Encoded | tuple[Encoded, ...]] = []
         labels: list[int] = []
         while len(encoded) < size:
             indices = rng.integers(len(self.pool.things), size=(ask.PAIRS, 2))
@@ -216,7 +212,7 @@ class _Batches(IterableDataset[Batch]):
         return collate(encoded) | {"labels": torch.tensor(labels)}
 
     def _grounding(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
-        encoded: list[Encoded] = []
+        encoded: list[Encoded | tuple[Encoded, ...]] = []
         golds: list[list[Tensor]] = []
         for _ in range(size):
             index = int(rng.integers(len(self.pool.things)))

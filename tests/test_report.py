@@ -1,0 +1,437 @@
+"""The report over real run folders: what stands beside a score, what is shown of examples, and what is never said.
+
+The runs are made by `evaluation.run.evaluate` itself, over stores and official annotation files written here; only the
+model is a stand-in, which reads off whether it was shown the right picture.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+from rich.console import Console
+
+from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.errors import CoverageError
+from visualbert_core.evaluation import run as evaluation
+from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
+from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
+from visualbert_core.report import ReportCell, ReportInfo
+from visualbert_core.report.examples import choose
+from visualbert_core.report.html import render, write_report
+from visualbert_core.report.scores import SYNTHETIC
+from visualbert_core.report.terminal import print_table
+from visualbert_core.schema import Failure, Grounding, MultipleChoice, Prediction, Question, Regions, Statement
+from visualbert_core.shards import Part, ShardFolder, plan
+from visualbert_core.tasks import Task, open_task
+
+WIDTH, HEIGHT = 400, 300
+DEMO = ReportInfo("Demo", synthetic=True, examples=10)
+REAL = ReportInfo("Nightly", synthetic=False, examples=10)
+EVIL = '<script>alert("1")</script> & who?'
+
+SPLITS = {"vqa": "val", "vcr": "val", "nlvr2": "dev", "flickr30k_entities": "val"}
+MISTAKES = {f"{image}00{number}" for image in (1, 2, 3) for number in (0, 1)}  # VQA: 6 of 12 questions
+
+# ---------------------------------------------------------------------------------------------------------------------
+# annotation files, pictures, a store, a model
+
+
+def write_vqa(folder: Path) -> list[str]:
+    keys = [{"image_id": image, "question_id": image * 1000 + number} for image in (1, 2, 3) for number in range(4)]
+    questions = [key | {"question": EVIL if key["question_id"] == 1000 else "Is it so?"} for key in keys]
+    people = [{"answer": "yes", "answer_confidence": "yes", "answer_id": i} for i in range(1, 11)]
+    kinds = {"question_type": "is it", "answer_type": "yes/no", "multiple_choice_answer": "yes", "answers": people}
+    (folder / "v2_OpenEnded_mscoco_val2014_questions.json").write_text(json.dumps({"questions": questions}))
+    annotations = {"annotations": [key | kinds for key in keys]}
+    (folder / "v2_mscoco_val2014_annotations.json").write_text(json.dumps(annotations))
+    return [f"COCO_val2014_{image:012d}" for image in (1, 2, 3)]
+
+
+def write_vcr(folder: Path) -> list[str]:
+    record = {"objects": ["box", "ball", "<b>"], "answer_label": 1, "rationale_label": 2, "family": "look"}
+    record |= {"question": ["What", "is", [0, 1], "?"], "answer_choices": [[[index % 3], "."] for index in range(4)]}
+    record |= {"rationale_choices": [["I", "see", str(index)] for index in range(4)]}
+    records = [record | {"annot_id": f"val-{index}", "img_fn": f"movie/scene@{index}.jpg"} for index in (0, 1)]
+    (folder / "val.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    return ["scene@0", "scene@1"]
+
+
+def write_nlvr2(folder: Path) -> list[str]:
+    pairs = [f"dev-{number}-0" for number in (0, 1)]
+    record = {"sentence": "Both are red.", "label": "True", "family": "both"}
+    (folder / "dev.json").write_text("".join(json.dumps(record | {"identifier": f"{p}-0"}) + "\n" for p in pairs))
+    return [f"{pair}-img{side}" for pair in pairs for side in (0, 1)]
+
+
+def write_flickr(folder: Path) -> list[str]:
+    for name in ("Sentences", "Annotations"):
+        (folder / name).mkdir()
+    for image_id in ("7", "8"):
+        caption = "[/EN#1/people A <i>man</i>] and [/EN#2/other a dog] .\n"
+        (folder / "Sentences" / f"{image_id}.txt").write_text(caption)
+        boxes = {1: (100, 50, 200, 150), 2: (220, 60, 320, 160)}
+        objects = "".join(
+            f"<object><name>{chain}</name><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin>"
+            f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
+            for chain, (x1, y1, x2, y2) in boxes.items()
+        )
+        (folder / "Annotations" / f"{image_id}.xml").write_text(f"<annotation>{objects}</annotation>")
+    (folder / "val.txt").write_text("7\n8\n")
+    return ["7", "8"]
+
+
+WRITERS = {"vqa": write_vqa, "vcr": write_vcr, "nlvr2": write_nlvr2, "flickr30k_entities": write_flickr}
+
+
+def write_pictures(folder: Path, image_ids: Sequence[str]) -> dict[str, Path]:
+    folder.mkdir()
+    paths = {image_id: folder / f"{image_id}.png" for image_id in image_ids}
+    for path in paths.values():
+        Pillow.new("RGB", (WIDTH, HEIGHT), "teal").save(path)
+    return paths
+
+
+def write_store(root: Path, image_ids: Sequence[str], bad: Sequence[str] = ()) -> FeatureStore:
+    """Four regions an image: all of it, then A's gold, B's gold and a corner; the images in `bad` are quarantined."""
+    fingerprint = {"space": "test", "feature_size": 2}
+    folder = ShardFolder(store_folder(root, "corpus", fingerprint))
+    shards = plan(image_ids, "salt", 1000)
+    boxes = [[0, 0, WIDTH, HEIGHT], [100, 50, 200, 150], [220, 60, 320, 160], [300, 200, 390, 290]]
+    for shard in shards:
+        rows = [
+            Regions(
+                item,
+                WIDTH,
+                HEIGHT,
+                np.array(boxes, np.float32),
+                np.zeros(4, np.int16),
+                np.ones(4, np.float32),
+                np.zeros((4, 2), np.float16),
+                "digest",
+            )
+            for item in shard.items
+            if item not in bad
+        ]
+        failures = [Failure(item, "decode", "DecodeError", f"{item} is cut short") for item in bad]
+        part = Part(encode(rows, fingerprint), len(rows), encode_failures(failures), len(failures))
+        folder.commit(shard, part)
+    folder.finish(shards, {"corpus": "corpus", "fingerprint": fingerprint})
+    return FeatureStore.open(folder.root)
+
+
+class Stand:
+    """Right where it is shown the example's own images, but for MISTAKES; else wrong."""
+
+    feature_size, feature_space = 2, "test"
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"class": "Stand"}
+
+    def predict(self, batch: Sequence[tuple[Any, tuple[Regions, ...]]]) -> list[Prediction]:
+        return [self._one(example, regions) for example, regions in batch]
+
+    def _one(self, example: Any, regions: tuple[Regions, ...]) -> Prediction:
+        shown = tuple(row.image_id for row in regions)
+        right = shown == example.image_ids and example.example_id not in MISTAKES
+        answer: Any
+        scores: tuple[float, ...]
+        match example:
+            case Question():
+                answer, scores = ("yes" if right else "no"), (0.75,)
+            case MultipleChoice():
+                gold = 1 if example.example_id.endswith("/answer") else 2
+                answer, scores = (gold if right else 0), (0.1, 0.2, 0.3, 0.4)
+            case Statement():
+                answer, scores = ("True" if right else "False"), (0.25, 0.75)
+            case Grounding():
+                # The second phrase always gets the corner.
+                boxes = regions[0].boxes.tolist()
+                first = boxes[1] if right else boxes[0]
+                answer, scores = [[first, boxes[2]], [boxes[3], boxes[2]]], (0.5, 0.5)
+        return Prediction(example.example_id, example.image_ids[0], answer, scores)
+
+
+@pytest.fixture
+def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that makes the cell of a task."""
+    monkeypatch.setattr(evaluation, "load_model", lambda folder, task, device=None: Stand())
+
+    def make(task_name: str, bad: Sequence[str] = (), title: str | None = None) -> ReportCell:
+        root = tmp_path / task_name
+        (root / "annotations").mkdir(parents=True)
+        image_ids = WRITERS[task_name](root / "annotations")
+        task: Task = open_task(task_name, root / "annotations", SPLITS[task_name])
+        store = write_store(root / "features", image_ids, bad)
+        images = write_pictures(root / "images", image_ids)
+        runs: list[Run] = []
+        error = None
+        for regions in ("own", "wrong-image"):
+            config = EvaluateConfig(
+                task=task_name,
+                split=SPLITS[task_name],
+                annotations=root / "annotations",
+                features=store.folder,
+                model=Path("stand"),
+                out=root / "runs",
+                regions=regions,  # type: ignore[arg-type]
+                pool=PoolConfig(inline=True),
+            )
+            try:
+                runs.append(evaluate(config))
+            except CoverageError as incomplete:
+                error = str(incomplete)
+                runs.append(read_run(run_folder(config)))
+        return ReportCell(title or task_name, task, store, images, runs[0], runs[1], error)
+
+    return make
+
+
+class Page(HTMLParser):
+    """What the tests ask of a page: its tags, and the texts of the cells of the score table by row."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[dict[str, str]] = []
+        self._column: str | None = None
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        if tag == "tr":
+            self.rows.append({})
+        if tag in ("td", "th"):
+            self._column = attributes.get("data-label") or attributes.get("class")
+
+    def handle_data(self, data: str) -> None:
+        if self._column and self.rows:
+            self.rows[-1][self._column] = self.rows[-1].get(self._column, "") + data
+
+    def count(self, name: str) -> int:
+        return sum(tag == name for tag, _ in self.tags)
+
+    def scores(self) -> list[dict[str, str]]:
+        return [row for row in self.rows if "score" in row]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# scores
+
+
+def test_every_score_has_its_baseline_beside_it(cell: Any) -> None:
+    """Each row of a metric holds the run's own score and, beside it, that of the wrong-image run."""
+    cells = [cell("vqa"), cell("flickr30k_entities")]
+    expected = [
+        (f"{own.run.scores['scores'][m]:.1f}", f"{own.baseline.scores['scores'][m]:.1f}")
+        for own, metrics in zip(
+            cells, (["accuracy"], ["recall@1", "recall@5", "recall@10", "upper_bound"]), strict=True
+        )
+        for m in metrics
+    ]
+    rows = Page(render(DEMO, cells)).scores()
+    assert [(row["score"].split()[0], row["wrong image"].split()[0]) for row in rows] == expected
+    assert expected[:2] == [("50.0", "0.0"), ("50.0", "0.0")]
+
+
+def test_row_holds_interval_chance_and_n(cell: Any) -> None:
+    """A score stands with its 95 % interval, what guessing gets and the number of units."""
+    (row,) = Page(render(DEMO, [cell("vqa")])).scores()
+    assert re.fullmatch(r"50\.0 \[\d+\.\d, \d+\.\d\]", row["score"])
+    assert (row["chance"], row["n"]) == ("100.0", "12")
+
+
+def test_paper_is_quoted_beside_real_scores_only(cell: Any) -> None:
+    """The published recall@1 on val is shown for real data and appears nowhere on a synthetic page."""
+    grounding = cell("flickr30k_entities")
+    assert Page(render(REAL, [grounding])).scores()[0]["paper"] == "70.4"
+    assert SYNTHETIC not in render(REAL, [grounding])
+    synthetic = render(DEMO, [grounding])
+    assert SYNTHETIC in synthetic
+    assert "70.4" not in synthetic
+    assert "arXiv" not in synthetic
+
+
+def test_cell_without_a_run_says_so_and_why(cell: Any) -> None:
+    """A cell that has no run is a row of the table with its reason, and counts as lacking a score."""
+    failed = ReportCell("VCR", None, None, {}, None, None, "weights are <gone>")
+    page = render(DEMO, [cell("vqa"), failed])
+    assert "✗ no score: </strong>weights are &lt;gone&gt;" in page
+    assert "2 evaluations, 1 with a score" in page
+    assert len(Page(page).scores()) == 1
+
+
+def test_incomplete_run_shows_no_number_but_what_is_missing(cell: Any) -> None:
+    """With a quarantined image there is no score: the page names the image, why, and the examples without answer."""
+    broken = cell("vqa", bad=["COCO_val2014_000000000002"])
+    page = render(DEMO, [broken])
+    assert Page(page).scores() == []
+    assert "8 of 12 predicted, 4 missing" in page
+    assert "1 image in quarantine" in page
+    assert "decode: COCO_val2014_000000000002 is cut short" in page
+    assert "4 examples without a prediction" in page
+    assert "<figure" not in page
+
+
+def test_breakdown_has_both_scores(cell: Any) -> None:
+    """Groups come with the wrong image's score beside the own one."""
+    page = render(DEMO, [cell("vqa")])
+    assert re.search(r'<th scope="row">yes/no</th><td>50\.0</td><td>0\.0</td><td>12</td>', page)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the page
+
+
+def test_annotation_text_is_escaped(cell: Any) -> None:
+    """Markup in a question, an object's name or a phrase is shown as text and never becomes an element."""
+    page = render(ReportInfo("<u>", True, 12), [cell("vqa", title="<s>"), cell("vcr"), cell("flickr30k_entities")])
+    assert "&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt; &amp; who?" in page
+    assert "A &lt;i&gt;man&lt;/i&gt;" in page
+    assert "&lt;b&gt;[2]" in page
+    assert not {"script", "i", "u", "s"} & {tag for tag, _ in Page(page).tags}
+
+
+def test_page_needs_no_network(cell: Any) -> None:
+    """Nothing on the page points outside of it: links are anchors, images are data, styles import nothing."""
+    page = render(REAL, [cell(name) for name in WRITERS])
+    assert not re.search(r"https?:|//|@import|url\(", re.sub(r"base64,[\w+/=]+", "", page).replace("://", "//"))
+    for _, attributes in Page(page).tags:
+        assert all(attributes[name].startswith(("#", "data:")) for name in ("src", "href") if name in attributes)
+
+
+def test_same_runs_give_the_same_bytes(cell: Any, tmp_path: Path) -> None:
+    """Runs just made and runs read back from their folders render to the same file."""
+    fresh = [cell("vqa"), cell("flickr30k_entities")]
+    reread = [
+        ReportCell(c.title, c.task, c.store, c.images, read_run(c.run.folder), read_run(c.baseline.folder))
+        for c in fresh
+    ]
+    write_report(tmp_path / "a.html", DEMO, fresh)
+    write_report(tmp_path / "b.html", DEMO, reread)
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+    assert [path.name for path in tmp_path.glob("*.html*")] != []
+
+
+def test_report_loads_neither_torch_nor_ray() -> None:
+    """The report is made on machines that have no GPU stack loaded."""
+    code = "import sys, visualbert_core.report.html, visualbert_core.report.terminal; print({'torch', 'ray'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# examples
+
+
+def test_number_of_examples_half_of_them_wrong(cell: Any) -> None:
+    """Ten of twelve questions are shown, five right and five wrong; where there are fewer examples, all are."""
+    page = render(DEMO, [cell("vqa")])
+    assert Page(page).count("figure") == 10
+    assert (page.count("✓ right"), page.count("✗ wrong")) == (5, 5)
+    assert Page(render(DEMO, [cell("vcr"), cell("nlvr2"), cell("flickr30k_entities")])).count("figure") == 4 + 2 + 2
+
+
+def test_choice_follows_hashes_and_fills_up() -> None:
+    """The choice ignores the order of the file, and takes more right examples where too few are wrong, or the reverse."""
+    worth = {str(number): float(number >= 3) for number in range(40)}
+    chosen = choose(worth, 10)
+    assert chosen == choose(dict(reversed(worth.items())), 10)
+    assert chosen != sorted(chosen, key=int)
+    assert sorted(worth[example_id] for example_id in chosen) == [0.0] * 3 + [1.0] * 7
+    assert len(choose(dict.fromkeys(map(str, range(40)), 0.0), 10)) == 10
+
+
+def test_question_shows_all_three_answers(cell: Any) -> None:
+    """A figure has the model's answer with its confidence, the right answer, and the answer to the wrong image."""
+    page = render(DEMO, [cell("vqa")])
+    text = re.sub(r"<[^>]+>", " ", page[page.index("<figcaption") :])
+    wanted = r"✗ wrong .*? model\s+no\s+✗\s+75 %\s+right answer\s+yes\s+wrong image\s+no\s+✗"
+    assert re.search(wanted, text, re.DOTALL)
+
+
+def test_vcr_names_objects_and_marks_choices(cell: Any) -> None:
+    """Tags read like "ball[1]", boxes carry the same index, and the whole-image region is not drawn."""
+    page = render(DEMO, [cell("vcr")])
+    text = re.sub(r"<[^>]+>", "", page[page.index("<figcaption") :])
+    assert "What is box[0] and ball[1]?" in text
+    assert re.search(r'<rect x="100\.0" y="50\.0" [^>]*></rect></g>.*>\[0\]</text>', page)
+    assert f'width="{WIDTH}.0"' not in page
+    assert text.count("right answer") == 4
+
+
+def test_nlvr2_shows_both_pictures(cell: Any) -> None:
+    """A figure of a statement holds left and right picture, side by side."""
+    page = Page(render(DEMO, [cell("nlvr2")]))
+    alts = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
+    assert len(alts) == 4
+    assert [alt.split(" picture ")[0] for alt in alts if alt] == ["left", "right"] * 2
+
+
+def test_flickr_draws_answer_and_right_box_in_original_pixels(cell: Any) -> None:
+    """Of each phrase both boxes are drawn, over a view box of the image's own size, and hits are told from misses."""
+    page = render(DEMO, [cell("flickr30k_entities")])
+    assert f'viewBox="0 0 {WIDTH} {HEIGHT}"' in page
+    for place, kind in (("220.0", "gold"), ("300.0", "answer")):
+        assert re.search(rf'<g class="{kind} c1"><rect x="{place}"', page)
+    text = re.sub(r"<[^>]+>", "", page)
+    assert "partly right, 50 %" in text
+    assert "model IoU 1.00 ✓wrong image IoU 0.08 ✗" in text
+    assert "model IoU 0.00 ✗wrong image IoU 0.00 ✗" in text
+
+
+def test_thumbnails_are_small(cell: Any) -> None:
+    """Pictures are embedded at 256 pixels on their longest side, whatever the file has."""
+    from base64 import b64decode
+    from io import BytesIO
+
+    data = re.findall(r"data:image/jpeg;base64,([\w+/=]+)", render(DEMO, [cell("vqa")]))
+    assert {Pillow.open(BytesIO(b64decode(each))).size for each in data} == {(256, 192)}
+
+
+def test_picture_that_cannot_be_read_is_said_to_be(cell: Any) -> None:
+    """A picture that was moved since costs its thumbnail, not the page."""
+    grounding = cell("flickr30k_entities")
+    grounding.images["7"].unlink()
+    del grounding.images["8"]
+    page = render(DEMO, [grounding])
+    assert "7 cannot be shown: No such file" in page
+    assert "8 cannot be shown: its file is not known here" in page
+
+
+def test_run_whose_predictions_are_gone_keeps_its_scores(cell: Any) -> None:
+    """The table stands without the predictions folder; the section says why it has no examples."""
+    asked = cell("vqa")
+    (asked.run.folder / "predictions" / "manifest.json").unlink()
+    page = render(DEMO, [asked])
+    assert len(Page(page).scores()) == 1
+    assert "No examples: " in page
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the terminal
+
+
+def test_terminal_prints_the_same_scores(cell: Any) -> None:
+    """The table holds score, interval and baseline of every metric; titles and reasons are not taken for markup."""
+    cells = [cell("vqa", title="[red]VQA"), ReportCell("VCR", None, None, {}, None, None, "no [model]")]
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    print_table(DEMO, cells, console)
+    text = console.export_text()
+    (row,) = Page(render(DEMO, cells)).scores()
+    line = next(line for line in text.splitlines() if "accuracy" in line)
+    assert line.split()[0] == "[red]VQA"
+    assert row["score"].split()[0] in line.split()
+    assert " ".join(row["score"].split()[1:]) in line
+    assert row["wrong image"].split()[0] in line.split()
+    assert "VCR: no score: no [model]" in text
