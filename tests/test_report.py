@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
+from base64 import b64decode
 from collections.abc import Sequence
 from html.parser import HTMLParser
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import pytest
 from PIL import Image as Pillow
 from rich.console import Console
 
+from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.errors import CoverageError
 from visualbert_core.evaluation import run as evaluation
@@ -107,21 +108,9 @@ def write_store(root: Path, image_ids: Sequence[str], bad: Sequence[str] = ()) -
     folder = ShardFolder(store_folder(root, "corpus", fingerprint))
     shards = plan(image_ids, "salt", 1000)
     boxes = [[0, 0, WIDTH, HEIGHT], [100, 50, 200, 150], [220, 60, 320, 160], [300, 200, 390, 290]]
+    arrays = np.array(boxes, np.float32), np.zeros(4, np.int16), np.ones(4, np.float32), np.zeros((4, 2), np.float16)
     for shard in shards:
-        rows = [
-            Regions(
-                item,
-                WIDTH,
-                HEIGHT,
-                np.array(boxes, np.float32),
-                np.zeros(4, np.int16),
-                np.ones(4, np.float32),
-                np.zeros((4, 2), np.float16),
-                "digest",
-            )
-            for item in shard.items
-            if item not in bad
-        ]
+        rows = [Regions(item, WIDTH, HEIGHT, *arrays, "digest") for item in shard.items if item not in bad]
         failures = [Failure(item, "decode", "DecodeError", f"{item} is cut short") for item in bad]
         part = Part(encode(rows, fingerprint), len(rows), encode_failures(failures), len(failures))
         folder.commit(shard, part)
@@ -184,10 +173,9 @@ def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
                 model=Path("stand"),
                 out=root / "runs",
                 regions=regions,  # type: ignore[arg-type]
-                pool=PoolConfig(inline=True),
             )
             try:
-                runs.append(evaluate(config))
+                runs.append(evaluate(config, Pool(PoolConfig(inline=True))))
             except CoverageError as incomplete:
                 error = str(incomplete)
                 runs.append(read_run(run_folder(config)))
@@ -305,7 +293,7 @@ def test_annotation_text_is_escaped(cell: Any) -> None:
 def test_page_needs_no_network(cell: Any) -> None:
     """Nothing on the page points outside of it: links are anchors, images are data, styles import nothing."""
     page = render(REAL, [cell(name) for name in WRITERS])
-    assert not re.search(r"https?:|//|@import|url\(", re.sub(r"base64,[\w+/=]+", "", page).replace("://", "//"))
+    assert not re.search(r"https?:|@import|url\(", page)
     for _, attributes in Page(page).tags:
         assert all(attributes[name].startswith(("#", "data:")) for name in ("src", "href") if name in attributes)
 
@@ -320,14 +308,7 @@ def test_same_runs_give_the_same_bytes(cell: Any, tmp_path: Path) -> None:
     write_report(tmp_path / "a.html", DEMO, fresh)
     write_report(tmp_path / "b.html", DEMO, reread)
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
-    assert [path.name for path in tmp_path.glob("*.html*")] != []
-
-
-def test_report_loads_neither_torch_nor_ray() -> None:
-    """The report is made on machines that have no GPU stack loaded."""
-    code = "import sys, visualbert_core.report.html, visualbert_core.report.terminal; print({'torch', 'ray'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    assert not list(tmp_path.glob(".*")), "a draft was left behind"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -343,7 +324,7 @@ def test_number_of_examples_half_of_them_wrong(cell: Any) -> None:
 
 
 def test_choice_follows_hashes_and_fills_up() -> None:
-    """The choice ignores the order of the file, and takes more right examples where too few are wrong, or the reverse."""
+    """The choice ignores the order of the file, and is filled up with right examples where too few are wrong."""
     worth = {str(number): float(number >= 3) for number in range(40)}
     chosen = choose(worth, 10)
     assert chosen == choose(dict(reversed(worth.items())), 10)
@@ -367,7 +348,7 @@ def test_vcr_names_objects_and_marks_choices(cell: Any) -> None:
     assert "What is box[0] and ball[1]?" in text
     assert re.search(r'<rect x="100\.0" y="50\.0" [^>]*></rect></g>.*>\[0\]</text>', page)
     assert f'width="{WIDTH}.0"' not in page
-    assert text.count("right answer") == 4
+    assert page.count('class="mark gold"') == 4
 
 
 def test_nlvr2_shows_both_pictures(cell: Any) -> None:
@@ -392,9 +373,6 @@ def test_flickr_draws_answer_and_right_box_in_original_pixels(cell: Any) -> None
 
 def test_thumbnails_are_small(cell: Any) -> None:
     """Pictures are embedded at 256 pixels on their longest side, whatever the file has."""
-    from base64 import b64decode
-    from io import BytesIO
-
     data = re.findall(r"data:image/jpeg;base64,([\w+/=]+)", render(DEMO, [cell("vqa")]))
     assert {Pillow.open(BytesIO(b64decode(each))).size for each in data} == {(256, 192)}
 
@@ -425,9 +403,9 @@ def test_run_whose_predictions_are_gone_keeps_its_scores(cell: Any) -> None:
 def test_terminal_prints_the_same_scores(cell: Any) -> None:
     """The table holds score, interval and baseline of every metric; titles and reasons are not taken for markup."""
     cells = [cell("vqa", title="[red]VQA"), ReportCell("VCR", None, None, {}, None, None, "no [model]")]
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    print_table(DEMO, cells, console)
-    text = console.export_text()
+    printed = StringIO()
+    print_table(DEMO, cells, Console(file=printed, width=120))
+    text = printed.getvalue()
     (row,) = Page(render(DEMO, cells)).scores()
     line = next(line for line in text.splitlines() if "accuracy" in line)
     assert line.split()[0] == "[red]VQA"

@@ -108,9 +108,17 @@ class CellConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-    """The embedded synthetic world, made under OUT/world when it is not there yet."""
+    """The embedded synthetic world, made under OUT/world when it is not there yet. See `world.files`."""
 
     seed: int = 2026
+    vqa_images: int = 150
+    """Four questions each."""
+    vcr_images: int = 140
+    """Two items each."""
+    nlvr2_sets: int = 64
+    """Four pairs of images and two sentences each."""
+    flickr_images: int = 120
+    """Five captions each."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,7 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
 def run_matrix(config: NightlyConfig) -> Night:
     """Run the whole matrix; the report is written whatever failed."""
     if config.world:
-        make_world(config.data, config.world.seed)
+        make_world(config.data, config.world)
     codes: list[int] = []
     with Pool(config.pool) as pool:
         stores = {name: _extract(config, name, pool, codes) for name in config.corpora}

@@ -118,13 +118,10 @@ def _cells(line: ScoreLine, synthetic: bool) -> Iterator[Html]:
 
 
 def _about(cell: ReportCell) -> Iterator[str]:
-    """Which model and split, how it is scored, and how much of it was predicted."""
+    """How it is scored, and how much of it was predicted."""
     if cell.run is None:
         return
-    spec, scores = cell.run.record["spec"], cell.run.scores
-    yield f"{spec['model']} on {spec['split']}"
-    if scores is not None:
-        yield scores["protocol"]
+    yield cell.run.record["provenance"]["protocol"]
     coverage = cell.run.record.get("coverage")
     if coverage:
         faults = (f"{coverage[kind]:,} {kind}" for kind in ("missing", "duplicate", "unknown") if coverage[kind])

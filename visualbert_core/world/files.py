@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,32 +26,36 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
+from visualbert_core.config import WorldConfig
 from visualbert_core.schema import Token
 from visualbert_core.world import questions as ask
 from visualbert_core.world.scenes import SIZE, Things, encode, make_scene
 
 VALIDATION = 1
 """Second number of a validation scene's seed; training scenes have another."""
-VQA_IMAGES, VQA_QUESTIONS = 150, 4
-VCR_IMAGES, VCR_ITEMS = 140, 2
-NLVR2_SETS, NLVR2_SENTENCES = 64, 2
-FLICKR_IMAGES, FLICKR_CAPTIONS = 120, 5
+VQA_QUESTIONS, VCR_ITEMS, NLVR2_SENTENCES, FLICKR_CAPTIONS = 4, 2, 2, 5
 WRONG_ANNOTATOR = 0.03
 
 
-def make_world(root: Path, seed: int) -> Path:
-    """Write the world of `seed` under `root` unless it is there; all of it or nothing appears."""
-    about = {"seed": seed, "made_by": "visualbert_core.world.files", "version": 1}
+def make_world(root: Path, config: WorldConfig) -> Path:
+    """Write the world of `config` under `root` unless it is there; all of it or nothing appears."""
+    about = {"made_by": "visualbert_core.world.files", "version": 1} | asdict(config)
     marker = root / "WORLD.json"
     if marker.exists() and json.loads(marker.read_text()) == about:
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        # One job a benchmark would leave a core idle behind NLVR2's 512 pictures: the pool draws single pictures.
-        for part, write in enumerate((_write_vqa, _write_vcr, _write_nlvr2, _write_flickr)):
-            rng = np.random.default_rng([seed, VALIDATION, part])
-            write(building, _Painter(pool, seed, part), rng)
+        for part, (write, count) in enumerate(
+            (
+                (_write_vqa, config.vqa_images),
+                (_write_vcr, config.vcr_images),
+                (_write_nlvr2, config.nlvr2_sets),
+                (_write_flickr, config.flickr_images),
+            )
+        ):
+            rng = np.random.default_rng([config.seed, VALIDATION, part])
+            write(building, _Painter(pool, config.seed, part), rng, count)
     (building / "WORLD.json").write_text(json.dumps(about, indent=2) + "\n")
     shutil.rmtree(root, ignore_errors=True)
     building.rename(root)
@@ -79,9 +84,9 @@ def _draw(seed: int, part: int, min_things: int, index: int, path: Path) -> Thin
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _write_vqa(root: Path, painter: _Painter, rng: np.random.Generator) -> None:
+def _write_vqa(root: Path, painter: _Painter, rng: np.random.Generator, count: int) -> None:
     folder = root / "vqa"
-    ids = [index + 1 for index in range(VQA_IMAGES)]
+    ids = [index + 1 for index in range(count)]
     scenes = painter.paint([folder / "val2014" / f"COCO_val2014_{i:012d}.jpg" for i in ids])
     questions, annotations = [], []
     for image_id, things in zip(ids, scenes, strict=True):
@@ -121,9 +126,9 @@ def _vqa_annotation(rng: np.random.Generator, item: ask.VqaItem) -> dict[str, An
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _write_vcr(root: Path, painter: _Painter, rng: np.random.Generator) -> None:
+def _write_vcr(root: Path, painter: _Painter, rng: np.random.Generator, count: int) -> None:
     folder = root / "vcr"
-    names = [f"world/world_{index:04d}@0" for index in range(VCR_IMAGES)]
+    names = [f"world/world_{index:04d}@0" for index in range(count)]
     images = folder / "vcr1images"
     records = []
     scenes = painter.paint([images / f"{name}.jpg" for name in names], min_things=4)
@@ -177,14 +182,14 @@ def _vcr_record(item: ask.VcrItem, things: Things) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _write_nlvr2(root: Path, painter: _Painter, rng: np.random.Generator) -> None:
+def _write_nlvr2(root: Path, painter: _Painter, rng: np.random.Generator, count: int) -> None:
     folder = root / "nlvr2"
-    names = [f"dev-{s}-{p}" for s in range(NLVR2_SETS) for p in range(ask.PAIRS)]
+    names = [f"dev-{s}-{p}" for s in range(count) for p in range(ask.PAIRS)]
     paths = [folder / "images" / "dev" / f"{name}-img{side}.png" for name in names for side in (0, 1)]
     scenes = painter.paint(paths)
     pairs = list(zip(scenes[::2], scenes[1::2], strict=True))
     records = []
-    for number in range(NLVR2_SETS):
+    for number in range(count):
         of_set = slice(number * ask.PAIRS, (number + 1) * ask.PAIRS)
         for k, item in enumerate(_distinct_sentences(rng, pairs[of_set])):
             for name, label in zip(names[of_set], item.labels, strict=True):
@@ -215,9 +220,9 @@ def _distinct_sentences(rng: np.random.Generator, pairs: Sequence[tuple[Things, 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _write_flickr(root: Path, painter: _Painter, rng: np.random.Generator) -> None:
+def _write_flickr(root: Path, painter: _Painter, rng: np.random.Generator, count: int) -> None:
     folder = root / "flickr30k"
-    ids = [str(1000 + index) for index in range(FLICKR_IMAGES)]
+    ids = [str(1000 + index) for index in range(count)]
     for name in ("Sentences", "Annotations"):
         (folder / name).mkdir(parents=True)
     for image_id, things in zip(ids, painter.paint([folder / "images" / f"{i}.jpg" for i in ids]), strict=True):

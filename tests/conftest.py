@@ -1,0 +1,49 @@
+"""A small night over the embedded world, run once: real scenes, real weights, every room of the house."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from visualbert_core.nightly import Night, load_matrix, run_matrix
+
+ROOT = Path(__file__).parents[1]
+
+
+def small_matrix(**changes: Any) -> dict[str, Any]:
+    """jobs/demo.yaml with a handful of scenes, in this process, without floors."""
+    matrix: dict[str, Any] = yaml.safe_load((ROOT / "jobs" / "demo.yaml").read_text())
+    matrix["world"] = {"seed": 5, "vqa_images": 12, "vcr_images": 10, "nlvr2_sets": 3, "flickr_images": 8}
+    matrix["pool"] = {"inline": True}
+    for corpus in matrix["corpora"].values():
+        corpus["detector"] = str(ROOT / corpus["detector"])
+        corpus["shard_size"] = 5
+    for cell in matrix["cells"]:
+        cell["model"] = str(ROOT / cell["model"])
+        cell["shard_size"] = 5
+        cell |= {"floors": {}, "wrong_image_ceilings": {}}
+    return matrix | changes
+
+
+@dataclass(frozen=True)
+class SmallNight:
+    """The matrix file and what came of it. Read only: every test sees the same one."""
+
+    matrix: Path
+    out: Path
+    night: Night
+
+    def run(self, task: str, suffix: str = "") -> Path:
+        return next((self.out / "runs" / "demo").glob(f"*__{task}__*{suffix or '[!e]'}"))
+
+
+@pytest.fixture(scope="session")
+def small_night(tmp_path_factory: pytest.TempPathFactory) -> SmallNight:
+    root = tmp_path_factory.mktemp("night")
+    matrix = root / "matrix.yaml"
+    matrix.write_text(yaml.safe_dump(small_matrix(out=str(root / "out"))))
+    return SmallNight(matrix, root / "out", run_matrix(load_matrix(matrix, {})))

@@ -1,0 +1,188 @@
+"""Evaluation end to end on a small world: complete, repeatable, and refused where its inputs do not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SmallNight
+
+from visualbert_core.cluster import Pool
+from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.errors import CheckpointError, CoverageError, InputError
+from visualbert_core.evaluation.batches import batches, join, plan_examples, wrong_images
+from visualbert_core.evaluation.predictions import encode, read_predictions
+from visualbert_core.evaluation.run import evaluate, read_run
+from visualbert_core.features.store import FeatureStore
+from visualbert_core.schema import Prediction
+from visualbert_core.tasks import open_task
+
+INLINE = PoolConfig(inline=True)
+
+
+@pytest.fixture
+def vqa(small_night: SmallNight, tmp_path: Path) -> EvaluateConfig:
+    """The VQA evaluation of the small night, with an output folder of its own."""
+    (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
+    return EvaluateConfig(
+        task="vqa",
+        split="val",
+        annotations=small_night.out / "world" / "vqa",
+        features=store,
+        model=ROOT / "visualbert_core" / "world" / "weights" / "visualbert-vqa",
+        out=tmp_path,
+        shard_size=5,
+    )
+
+
+def run(config: EvaluateConfig, pool: PoolConfig = INLINE) -> Path:
+    with Pool(pool) as workers:
+        return evaluate(config, workers).folder
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_every_cell_of_the_small_night_is_scored(small_night: SmallNight) -> None:
+    """Four tasks, each with the wrong-image baseline under its own score, complete coverage, exit code 0."""
+    assert small_night.night.exit_code == 0
+    assert len(small_night.night.cells) == 4
+    for cell in small_night.night.cells:
+        assert cell.run is not None
+        assert cell.baseline is not None
+        own, wrong = cell.run.scores, cell.baseline.scores
+        assert own is not None
+        assert wrong is not None
+        assert own["coverage"]["missing"] == wrong["coverage"]["missing"] == 0
+        assert own["scores"][own["headline"]] > wrong["scores"][own["headline"]] + 15
+
+
+def test_the_same_line_again_computes_nothing(vqa: EvaluateConfig) -> None:
+    """A finished run keeps every byte and every part's time of writing."""
+    folder = run(vqa)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    bytes_before = tree(folder)
+    run(vqa)
+    assert tree(folder) == bytes_before
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")} == before
+
+
+def test_a_resumed_run_ends_with_the_same_bytes(vqa: EvaluateConfig) -> None:
+    """Without some of its shards and its scores, a run is completed to what it was."""
+    folder = run(vqa)
+    whole = tree(folder)
+    for path in sorted((folder / "predictions" / "shards").iterdir())[::2]:
+        path.unlink()
+    (folder / "predictions" / "manifest.json").unlink()
+    (folder / "scores.json").unlink()
+    run(vqa)
+    assert tree(folder) == whole
+
+
+def test_answers_do_not_depend_on_batch_or_shard_size(vqa: EvaluateConfig) -> None:
+    """Other batches and shards give the same answer to every question, and the same score."""
+    first = run(vqa)
+    second = run(dataclasses.replace(vqa, out=vqa.out / "again", batch_size=7, shard_size=50))
+    answers = [{p.example_id: p.answer for p in read_predictions(f / "predictions")[0]} for f in (first, second)]
+    assert answers[0] == answers[1]
+    scores = [read_run(folder).scores for folder in (first, second)]
+    assert scores[0] is not None
+    assert scores[1] is not None
+    assert scores[0]["scores"] == scores[1]["scores"]
+
+
+def test_other_ingredients_are_refused_by_name(vqa: EvaluateConfig) -> None:
+    """A run folder made with another answer to any ingredient is not continued, and the message says which."""
+    run(vqa)
+    with pytest.raises(InputError, match=r"spec\.batch_size: 64 → 32") as raised:
+        run(dataclasses.replace(vqa, batch_size=32))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_quarantined_image_leaves_its_questions_uncovered(
+    vqa: EvaluateConfig, small_night: SmallNight, tmp_path: Path
+) -> None:
+    """Without the features of an image there is no score: the questions are counted as missing and the reason given."""
+    annotations = shutil.copytree(small_night.out / "world" / "vqa", tmp_path / "vqa")
+    for name in ("v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"):
+        path = annotations / name
+        path.write_text(path.read_text().replace('"image_id": 3,', '"image_id": 999,'))
+    config = dataclasses.replace(vqa, annotations=annotations)
+    with pytest.raises(CoverageError, match=r"44 predictions for 48 examples: 4 missing .*'COCO_val2014_0+999'"):
+        run(config)
+    record = read_run(tmp_path / "visualbert-vqa__vqa__val")
+    assert record.scores is None
+    assert record.record["status"] == "incomplete"
+    assert record.record["coverage"]["missing"] == 4
+
+
+def test_features_of_another_size_are_refused(vqa: EvaluateConfig, tmp_path: Path) -> None:
+    """A checkpoint whose visual dimension differs from the store's ends in one line before anything runs."""
+    model = shutil.copytree(vqa.model, tmp_path / "plain")
+    sidecar = model / "visualbert_core.json"
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"box_geometry": False}))
+    with pytest.raises(CheckpointError, match=r"needs 262-d region features, .* holds 256-d"):
+        run(dataclasses.replace(vqa, model=model))
+
+
+def test_features_of_another_space_are_refused(vqa: EvaluateConfig, tmp_path: Path) -> None:
+    """Equal dimensions do not make features comparable: the space's name must fit, too."""
+    model = shutil.copytree(vqa.model, tmp_path / "foreign")
+    sidecar = model / "visualbert_core.json"
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"feature_space": "vg_c4"}))
+    with pytest.raises(CheckpointError, match=r"'vg_c4'.*'world-tiny-rcnn-fc7'"):
+        run(dataclasses.replace(vqa, model=model))
+
+
+def test_a_broken_model_is_not_scored(vqa: EvaluateConfig, tmp_path: Path) -> None:
+    """Answers behind which there is no finite number are failures with a reason, never wrong answers."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    model = shutil.copytree(vqa.model, tmp_path / "nan")
+    weights = load_file(model / "model.safetensors")
+    weights["cls.bias"] = torch.full_like(weights["cls.bias"], float("nan"))
+    save_file(weights, model / "model.safetensors")
+    with pytest.raises(CoverageError, match=r"0 predictions for 48 examples.*NaN or infinity"):
+        run(dataclasses.replace(vqa, model=model))
+
+
+def test_wrong_images_are_never_the_own_one(vqa: EvaluateConfig, small_night: SmallNight) -> None:
+    """The baseline gives each example another image's regions, each image being used equally often."""
+    store = FeatureStore.open(vqa.features)
+    donors = wrong_images(open_task("vqa", vqa.annotations, "val").examples(), store)
+    assert len(donors) == 12
+    assert all(own != other for own, other in donors.items())
+    assert Counter(donors.values()) == Counter(donors.keys())
+    (pairs,) = (small_night.out / "features" / "nlvr2-dev").iterdir()
+    examples = list(open_task("nlvr2", small_night.out / "world" / "nlvr2", "dev").examples())
+    swapped = wrong_images(examples, FeatureStore.open(pairs))
+    assert all(not set(own) & set(other) for own, other in swapped.items())
+
+
+def test_batches_hold_every_example_once(vqa: EvaluateConfig) -> None:
+    """Sorting by length loses nothing, and the same shard gives the same batches."""
+    examples = list(open_task("vqa", vqa.annotations, "val").examples())
+    shards = plan_examples(examples, None, "salt", 5)
+    assert sorted(item for shard in shards for item in shard.items) == sorted(e.example_id for e in examples)
+    joined, failures = join(shards[0], FeatureStore.open(vqa.features))
+    assert not failures
+    cut = [[example.example_id for example, _ in batch] for batch in batches(joined, 3)]
+    assert cut == [[example.example_id for example, _ in batch] for batch in batches(joined[::-1], 3)]
+    assert sorted(i for batch in cut for i in batch) == sorted(shards[0].items)
+
+
+def test_predictions_survive_parquet() -> None:
+    """Every form of answer comes back as it was written, and equal rows give equal bytes."""
+    rows = [
+        Prediction("a", "i", "no", (0.5,)),
+        Prediction("b", "i", 3, (0.25, 0.75)),
+        Prediction("c", "j", [[[1.25, 2, 3, 4]], []], ()),
+    ]
+    assert encode(rows) == encode(list(rows))
+    assert encode(rows) != encode(rows[:2])

@@ -1,0 +1,156 @@
+"""The jobs as a person runs them: one line in, exit code and one-line errors out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, SmallNight, small_matrix
+
+WEIGHTS = ROOT / "visualbert_core" / "world" / "weights"
+
+
+def job(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def nightly(root: Path, **changes: Any) -> subprocess.CompletedProcess[str]:
+    path = root / "matrix.yaml"
+    path.write_text(yaml.safe_dump(small_matrix(out=str(root / "out")) | changes))
+    return job("nightly", path)
+
+
+def only(matrix: dict[str, Any], task: str) -> dict[str, Any]:
+    """The matrix with one task's cell and corpus."""
+    (cell,) = (c for c in matrix["cells"] if c["task"] == task)
+    return matrix | {"cells": [cell], "corpora": {cell["corpus"]: matrix["corpora"][cell["corpus"]]}}
+
+
+def the_error(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that the job complained with."""
+    assert "Traceback" not in done.stderr, done.stderr
+    (line,) = {line for line in done.stderr.splitlines() if line.startswith("error: ")}
+    return line
+
+
+@pytest.fixture
+def world(small_night: SmallNight, tmp_path: Path) -> Path:
+    """A copy of the small world's files that a test may damage."""
+    return shutil.copytree(small_night.out / "world", tmp_path / "world")
+
+
+def test_nightly_prints_scores_and_what_to_open(small_night: SmallNight) -> None:
+    """The same line again computes nothing, shows every task with its scores and names the report."""
+    done = job("nightly", small_night.matrix)
+    assert done.returncode == 0, done.stderr
+    for word in ("accuracy", "q_to_ar", "consistency", "recall@1", str(small_night.out / "report.html")):
+        assert word in done.stdout
+    assert "features of" not in done.stderr  # no progress: nothing was left to do
+
+
+def test_a_score_under_its_floor_is_a_regression(small_night: SmallNight, tmp_path: Path) -> None:
+    """The job ends with exit code 4 and one line for the floor that was missed."""
+    matrix = yaml.safe_load(small_night.matrix.read_text())
+    matrix["cells"][2]["floors"] = {"accuracy": 100.5}
+    path = tmp_path / "matrix.yaml"
+    path.write_text(yaml.safe_dump(matrix))
+    done = job("nightly", path)
+    assert done.returncode == 4
+    assert "under its floor 100.5" in the_error(done)
+
+
+def test_a_failing_cell_does_not_stop_the_others(tmp_path: Path, world: Path) -> None:
+    """With one task's annotations gone, the others are scored; report and exit code name the culprit."""
+    (world / "nlvr2" / "dev.json").unlink()
+    done = nightly(tmp_path, world=None, data=str(world))
+    assert done.returncode == 2
+    assert "dev.json" in the_error(done)
+    assert len(list((tmp_path / "out").glob("runs/demo/*/scores.json"))) == 6
+    assert "dev.json" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_truncated_annotation_file_is_named(tmp_path: Path, world: Path) -> None:
+    """Half a JSON file ends the cell with its path, not with a traceback."""
+    path = world / "vqa" / "v2_mscoco_val2014_annotations.json"
+    path.write_text(path.read_text()[:5000])
+    done = nightly(tmp_path, **only(small_matrix(), "vqa"), world=None, data=str(world), out=str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert path.name in the_error(done)
+
+
+def test_an_image_that_does_not_decode_is_quarantined_and_its_questions_are_missing(
+    tmp_path: Path, world: Path
+) -> None:
+    """The other images are extracted; the task has no score, exit code 3; the report names image and reason."""
+    (world / "vqa" / "val2014" / "COCO_val2014_000000000004.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really")
+    done = nightly(tmp_path, **only(small_matrix(), "vqa"), world=None, data=str(world), out=str(tmp_path / "out"))
+    assert done.returncode == 3
+    assert "44 predictions for 48 examples: 4 missing" in the_error(done)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "COCO_val2014_000000000004" in page
+    assert not list((tmp_path / "out").glob("runs/demo/*/scores.json"))
+
+
+def test_an_unknown_task_or_key_ends_before_anything_runs(tmp_path: Path) -> None:
+    """Exit code 2, the nearest name, and nothing written."""
+    matrix = small_matrix()
+    matrix["cells"][0]["task"] = "vqa2"
+    done = nightly(tmp_path, cells=matrix["cells"])
+    assert (done.returncode, "did you mean 'vqa'?" in the_error(done)) == (2, True)
+    done = nightly(tmp_path, wrong_image_baselin=True)
+    assert (done.returncode, "did you mean 'wrong_image_baseline'?" in the_error(done)) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_another_dimension_is_refused(small_night: SmallNight, tmp_path: Path) -> None:
+    """The published checkpoints need 2048 numbers a region; a store of 256 is refused in one line."""
+    model = shutil.copytree(WEIGHTS / "visualbert-vqa", tmp_path / "model")
+    (model / "visualbert_core.json").unlink()
+    (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
+    annotations = small_night.out / "world" / "vqa"
+    arguments = ("--annotations", annotations, "--features", store, "--model", model, "--out", tmp_path / "runs")
+    done = job("evaluate", "--task", "vqa", "--split", "val", *arguments)
+    assert done.returncode == 2
+    assert "needs 262-d region features" in the_error(done)
+    assert "256-d" in the_error(done)
+
+
+@pytest.mark.slow
+def test_extract_and_evaluate_by_hand_on_ray(small_night: SmallNight, tmp_path: Path) -> None:
+    """The two single jobs, on Ray with two workers, write the very bytes that the matrix wrote in one process."""
+    world = small_night.out / "world"
+    images = ("--images", world / "vqa" / "val2014", "--detector", WEIGHTS / "detector", "--corpus", "vqa-val2014")
+    done = job("extract_features", *images, "--out", tmp_path, "--shard-size", 5, "--workers", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
+    assert answer == {"store": str(tmp_path / "vqa-val2014" / store.name), "images": 12, "quarantined": 0}
+    assert _bytes(Path(answer["store"])) == _bytes(store)
+    arguments = ("--annotations", world / "vqa", "--features", answer["store"], "--model", WEIGHTS / "visualbert-vqa")
+    sizes = ("--shard-size", 5, "--workers", 2)
+    done = job("evaluate", "--task", "vqa", "--split", "val", *arguments, "--out", tmp_path / "runs", *sizes, "--json")
+    assert done.returncode == 0, done.stderr
+    scores = json.loads(done.stdout)
+    assert scores["scores"]["accuracy"] > 50
+    (reference,) = (small_night.out / "runs" / "demo").glob("*__vqa__val")
+    assert _bytes(Path(scores["run"])) == _bytes(reference)
+
+
+def test_help_is_quick_and_shows_the_command_line() -> None:
+    """`--help` needs no GPU stack and starts with what to type."""
+    for name in ("nightly", "extract_features", "evaluate"):
+        done = job(name, "--help")
+        assert done.returncode == 0
+        assert f"python jobs/{name}.py" in done.stdout
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {os.path.relpath(p, folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
