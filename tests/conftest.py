@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+# Before torch is imported: threads of several small processes that wait for each other's cores cost minutes here.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import yaml

@@ -75,6 +75,30 @@ def test_boxes_and_scores_are_torchvisions_own(detector: TorchvisionRCNN, scenes
         assert reference["scores"][gap.argmin()] == pytest.approx(float(score), abs=1e-5)
 
 
+def test_a_feature_pyramid_gives_its_own_box_heads_output() -> None:
+    """Of a stock torchvision detector with a pyramid, the features are what its box head gives in its own forward."""
+    config = DetectorConfig(
+        builder="fasterrcnn_mobilenet_v3_large_320_fpn",
+        space="test",
+        selection=Selection(score_threshold=0.0, nms_iou=1.0, max_regions=1000, box_kind="proposal"),
+        norm_eps=0.003,
+    )
+    torch.manual_seed(0)
+    detector = TorchvisionRCNN(build(config), config, "", "cpu")
+    pooled: list[torch.Tensor] = []
+    detector.model.roi_heads.box_head.register_forward_hook(lambda *call: pooled.append(call[2]))
+    picture = np.random.default_rng(0).integers(0, 255, (120, 200, 3), np.uint8)
+    with torch.inference_mode():
+        detector.model([torch.from_numpy(picture).permute(2, 0, 1).float() / 255])
+    found = detector.detect([picture])[0]
+    assert detector.feature_size == found.features.shape[1] == 1024
+    assert len(found.features) == len(pooled[0]) > 10
+    np.testing.assert_allclose(np.sort(found.features, 0), np.sort(pooled[0].numpy(), 0), atol=1e-5)
+    assert (found.boxes >= 0).all()
+    assert (found.boxes <= [200, 120, 200, 120]).all()
+    assert {m.eps for m in detector.model.modules() if isinstance(m, torch.nn.BatchNorm2d)} == {0.003}
+
+
 def test_batch_mates_change_nothing(detector: TorchvisionRCNN, scenes: list[Scene]) -> None:
     """The regions of an image are the same alone and in a batch of images of its shape."""
     pixels = [s.pixels for s in scenes]

@@ -51,7 +51,8 @@ def test_nightly_prints_scores_and_what_to_open(small_night: SmallNight) -> None
     """The same line again computes nothing, shows every task with its scores and names the report."""
     done = job("nightly", small_night.matrix)
     assert done.returncode == 0, done.stderr
-    for word in ("accuracy", "q_to_ar", "consistency", "recall@1", str(small_night.out / "report.html")):
+    report = str(small_night.out / "report.html")
+    for word in ("accuracy", "Q → AR", "consistency", "recall@1", "flickr30k_entities val", report):
         assert word in done.stdout
     assert "features of" not in done.stderr  # no progress: nothing was left to do
 

@@ -59,12 +59,15 @@ def write_vqa(folder: Path) -> list[str]:
 
 
 def write_vcr(folder: Path) -> list[str]:
+    ids = ['a" id="evil@0', "scene@1"]
     record = {"objects": ["box", "ball", "<b>"], "answer_label": 1, "rationale_label": 2, "family": "look"}
     record |= {"question": ["What", "is", [0, 1], "?"], "answer_choices": [[[index % 3], "."] for index in range(4)]}
     record |= {"rationale_choices": [["I", "see", str(index)] for index in range(4)]}
-    records = [record | {"annot_id": f"val-{index}", "img_fn": f"movie/scene@{index}.jpg"} for index in (0, 1)]
+    records = [
+        record | {"annot_id": f"val-{index}", "img_fn": f"movie/{image_id}.jpg"} for index, image_id in enumerate(ids)
+    ]
     (folder / "val.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
-    return ["scene@0", "scene@1"]
+    return ids
 
 
 def write_nlvr2(folder: Path) -> list[str]:
@@ -247,6 +250,7 @@ def test_paper_is_quoted_beside_real_scores_only(cell: Any) -> None:
     synthetic = render(DEMO, [grounding])
     assert SYNTHETIC in synthetic
     assert "70.4" not in synthetic
+    assert ">paper</th>" not in synthetic
     assert "arXiv" not in synthetic
 
 
@@ -282,12 +286,14 @@ def test_breakdown_has_both_scores(cell: Any) -> None:
 
 
 def test_annotation_text_is_escaped(cell: Any) -> None:
-    """Markup in a question, an object's name or a phrase is shown as text and never becomes an element."""
+    """Markup in questions, objects, phrases, titles and names of images becomes no element and no attribute."""
     page = render(ReportInfo("<u>", True, 12), [cell("vqa", title="<s>"), cell("vcr"), cell("flickr30k_entities")])
     assert "&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt; &amp; who?" in page
     assert "A &lt;i&gt;man&lt;/i&gt;" in page
     assert "&lt;b&gt;[2]" in page
     assert not {"script", "i", "u", "s"} & {tag for tag, _ in Page(page).tags}
+    alts = [attributes["alt"] or "" for tag, attributes in Page(page).tags if tag == "img"]
+    assert any('a" id="evil@0' in alt for alt in alts)
 
 
 def test_page_needs_no_network(cell: Any) -> None:
@@ -401,15 +407,13 @@ def test_run_whose_predictions_are_gone_keeps_its_scores(cell: Any) -> None:
 
 
 def test_terminal_prints_the_same_scores(cell: Any) -> None:
-    """The table holds score, interval and baseline of every metric; titles and reasons are not taken for markup."""
+    """At 80 columns, score, interval and baseline of a metric stand in one line; titles are not taken for markup."""
     cells = [cell("vqa", title="[red]VQA"), ReportCell("VCR", None, None, {}, None, None, "no [model]")]
     printed = StringIO()
-    print_table(DEMO, cells, Console(file=printed, width=120))
+    print_table(DEMO, cells, Console(file=printed, width=80))
     text = printed.getvalue()
     (row,) = Page(render(DEMO, cells)).scores()
     line = next(line for line in text.splitlines() if "accuracy" in line)
-    assert line.split()[0] == "[red]VQA"
-    assert row["score"].split()[0] in line.split()
-    assert " ".join(row["score"].split()[1:]) in line
-    assert row["wrong image"].split()[0] in line.split()
-    assert "VCR: no score: no [model]" in text
+    assert line.split() == ["accuracy", *row["score"].split(), row["n"], row["chance"], *row["wrong image"].split()]
+    assert "[red]VQA\n" in text
+    assert "VCR\n  no score: no [model]" in text

@@ -25,11 +25,11 @@ import torch
 import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import resize_boxes
-from torchvision.ops import clip_boxes_to_image, nms
+from torchvision.ops import FrozenBatchNorm2d, clip_boxes_to_image, nms
 
 from visualbert_core.config import from_mapping, read_json
 from visualbert_core.detector import Detection
@@ -61,6 +61,9 @@ class DetectorConfig:
     builder_args: dict[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     """Class names, background first."""
+    norm_eps: float | None = None
+    """Epsilon of the batch norms, if not torchvision's default: its COCO_V1 weights of fasterrcnn_resnet50_fpn need 0,
+    which torchvision sets only when it downloads them itself."""
     selection: Selection = field(default_factory=Selection)
 
 
@@ -109,6 +112,7 @@ class TorchvisionRCNN:
             "weights": self._weights_digest,
             "builder": self.config.builder,
             "builder_args": self.config.builder_args,
+            "norm_eps": self.config.norm_eps,
             "selection": dataclasses.asdict(self.config.selection),
             "color_order": "RGB",
             "resize": {"rule": "torchvision bilinear", "min": list(transform.min_size), "max": transform.max_size},
@@ -211,7 +215,12 @@ def build(config: DetectorConfig) -> FasterRCNN:
         inspect.signature(builder).bind(**arguments)
     except TypeError as error:
         raise CheckpointError(f"detector builder {config.builder!r}: {error}") from error
-    return builder(**arguments)
+    model = builder(**arguments)
+    for module in model.modules():
+        if config.norm_eps is not None and isinstance(module, (nn.BatchNorm2d, FrozenBatchNorm2d)):
+            module.eps = config.norm_eps
+    assert isinstance(model, FasterRCNN)
+    return model
 
 
 def _misfits(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:

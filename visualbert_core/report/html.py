@@ -100,7 +100,7 @@ def _rows(number: int, info: ReportInfo, cell: ReportCell, width: int) -> Html:
     name = tag("tr", tag("th", title, " ", about, scope="rowgroup", colspan=width), class_="name")
     rows = [
         tag("tr", *_cells(line, info.synthetic), class_="headline" if line.headline else None)
-        for line in score_lines(cell, info.synthetic)
+        for line in score_lines(cell)
     ]
     missing = tag("tr", tag("td", tag("strong", "✗ no score: "), reason(cell), colspan=width, class_="none"))
     return tag("tbody", name, *(rows or [missing]))

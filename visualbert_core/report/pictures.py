@@ -20,6 +20,7 @@ from visualbert_core.schema import Image, Regions
 LONGEST_SIDE = 256  # pixels
 COLOURS = 6  # .c0 … .c5 of style.py
 _QUALITY = 80
+_MANY = 16  # boxes; from here on they are drawn fainter, or nothing would be left to see
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def picture(path: Path | None, regions: Regions, boxes: Sequence[Box], alt: str)
         viewBox=f"0 0 {regions.width} {regions.height}",
         preserveAspectRatio="none",
         aria_hidden="true",
+        class_="many" if len(boxes) > _MANY else None,
     )
     return tag("div", content, overlay, class_="picture", style=f"aspect-ratio:{regions.width}/{regions.height}")
 

@@ -1,7 +1,7 @@
 """Run folders → lines of scores, the same for the page and the terminal.
 
 Owns what stands beside a score: its interval, the number of units, what guessing gets, what the same model gets when
-it is shown another image, and the paper's number where the two can be compared. Also the words that are the same
+it is shown another image, and what the paper reports. Also the words that are the same
 everywhere: names of metrics, and why there is no score.
 """
 
@@ -48,15 +48,16 @@ class ScoreLine:
     wrong_image: Estimate | None
     chance: float | None
     paper: float | None
+    """Of the same benchmark and split: never to be shown beside synthetic data."""
     units: int
 
 
-def score_lines(cell: ReportCell, synthetic: bool) -> list[ScoreLine]:
-    """A line a metric, the headline first; none where the cell has no score. No paper's numbers where `synthetic`."""
+def score_lines(cell: ReportCell) -> list[ScoreLine]:
+    """A line a metric, the headline first; none where the cell has no score."""
     own, wrong = scores_of(cell.run), scores_of(cell.baseline)
     if own is None:
         return []
-    paper = {} if synthetic else PAPERS[own["task"]].percent.get(own["split"], {})
+    paper = PAPERS[own["task"]].percent.get(own["split"], {})
     return [
         ScoreLine(
             metric=metric,

@@ -163,6 +163,7 @@ sup { font-size: .7em; margin-right: .1em; line-height: 0; }
 .picture rect.casing { stroke: #fff; stroke-width: 4; stroke-opacity: .75; }
 .picture .region rect { stroke: #10436e; stroke-width: 1; }
 .picture .region rect.casing { stroke: #fff; stroke-width: 2.5; stroke-opacity: .5; }
+.picture .many .region { opacity: .6; } .picture .many .region rect.casing { stroke-width: 1.75; stroke-opacity: .35; }
 .picture .gold rect:not(.casing) { stroke-dasharray: 5 4; }
 .picture text {
   fill: currentColor; font-weight: 700; paint-order: stroke; stroke: #fff; stroke-width: .25em;

@@ -1,47 +1,54 @@
-"""The score table in the terminal: the same lines as the page, and nothing else."""
+"""The score table in the terminal: the same lines as the page, and nothing else. Fits into 80 columns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from visualbert_core.report import ReportCell, ReportInfo
-from visualbert_core.report.scores import SYNTHETIC, Estimate, label, percent, reason, score_lines
+from visualbert_core.report.scores import SYNTHETIC, Estimate, ScoreLine, label, percent, reason, score_lines
+
+_COLUMNS = {"metric": 14, "score [95 %]": 19, "n": 8, "chance": 7, "wrong image": 19}
 
 
 def print_table(info: ReportInfo, cells: Sequence[ReportCell], console: Console) -> None:
-    """Print a row a metric. A cell without a score has one row, and its reason in full under the table."""
-    table = Table(title=Text(info.title, "bold"), caption=SYNTHETIC if info.synthetic else None, box=box.SIMPLE_HEAD)
-    table.add_column("task")
-    table.add_column("metric")
-    for name in ("score [95 %]", "n", "chance", "wrong image"):
-        table.add_column(name, justify="right", no_wrap=True)
+    """Print a line a cell and under it a row a metric, or why there is none."""
     # Every text is a Text: titles and reasons may hold what rich would take for its own markup.
-    reasons = []
+    console.print(Text(info.title, "bold underline"))
+    if info.synthetic:
+        console.print(Text(SYNTHETIC, "yellow"))
+    console.print("", _indented(_table([list(_COLUMNS)], "dim")), sep="\n")
     for cell in cells:
-        lines = score_lines(cell, info.synthetic)
-        for index, line in enumerate(lines):
-            style = "bold" if line.headline else ""
-            table.add_row(
-                Text(cell.title if index == 0 else "", "bold"),
-                Text(label(line.metric), style),
-                _estimate(line.own, style),
-                f"{line.units:,}",
-                percent(line.chance),
-                _estimate(line.wrong_image, ""),
-                end_section=index == len(lines) - 1,
-            )
-        if not lines:
-            table.add_row(Text(cell.title, "bold"), "", Text("no score", "bold red"), end_section=True)
-            reasons.append(Text(f"{cell.title}: no score: {reason(cell)}", "red"))
-    console.print(table, *reasons, sep="\n")
+        lines = score_lines(cell)
+        below = _table(map(_row, lines)) if lines else Text(f"no score: {reason(cell)}", "red")
+        console.print("", Text(cell.title, "bold"), _indented(below), sep="\n")
 
 
-def _estimate(estimate: Estimate | None, style: str) -> Text:
+def _indented(block: Table | Text) -> Padding:
+    return Padding(block, (0, 0, 0, 2), expand=False)
+
+
+def _table(rows: Iterable[Sequence[str | Text]], style: str = "") -> Table:
+    """Rows in columns of fixed width, so that those of all cells stand under one another."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 0, 0, 2), style=style)
+    for name, width in _COLUMNS.items():
+        table.add_column(width=width, justify="left" if name == "metric" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _row(line: ScoreLine) -> list[str | Text]:
+    style = "bold" if line.headline else ""
+    scores = _estimate(line.own, style), f"{line.units:,}", percent(line.chance), _estimate(line.wrong_image)
+    return [Text(label(line.metric), style), *scores]
+
+
+def _estimate(estimate: Estimate | None, style: str = "") -> Text:
     if estimate is None:
         return Text("no score", "dim")
     return Text.assemble((f"{estimate.value:.1f}", style), (f" {estimate.interval:>13}", "dim"))

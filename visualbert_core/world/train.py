@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 SEED = 2026
 SCENES, HELD_OUT_SCENES = 10_000, 400
-DETECTOR_STEPS, VISUALBERT_STEPS = 1_800, 8_000
+DETECTOR_STEPS, VISUALBERT_STEPS = 1_800, 7_500
 RECIPES = {
     "detector": f"{DETECTOR_STEPS} steps of {train_detector.BATCH} scenes out of {SCENES:,}, AdamW, one-cycle",
     "visualbert": f"{VISUALBERT_STEPS:,} steps, one trunk with four heads, questions made on the fly from {SCENES:,} "
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint folders")
     parser.add_argument("--work", type=Path, default=Path("build/world"), help="where finished stages are kept")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,7 @@ GEOMETRY = 6
 FEATURE_SCALE, GEOMETRY_SCALE = 0.25, 8.0
 TABLE_STD = 0.1
 LEARNING_RATE, WEIGHT_DECAY, WARMUP, CLIP = 1.3e-3, 0.01, 200, 1.0
-TASKS = {"vqa": (0.34, 112), "nlvr2": (0.28, 112), "flickr30k_entities": (0.22, 80), "vcr": (0.16, 32)}
+TASKS = {"vqa": (0.27, 112), "nlvr2": (0.25, 112), "flickr30k_entities": (0.18, 80), "vcr": (0.30, 32)}
 """task → (how often its batch is drawn, examples in its batch)."""
 VCR_MIN_THINGS = 4
 
@@ -205,7 +205,7 @@ class _Batches(IterableDataset[Batch]):
         for index in rng.choice(self.for_vcr, size=size):
             things = self.pool.things[index]
             item = ask.vcr_item(rng, things)
-            answering = bool(rng.random() < 0.6)
+            answering = bool(rng.random() < 0.4)
             example = vcr_example(item, things, answering)
             encoded.append(self.encoder.multiple_choice(example, [self.pool.given[int(index)]]))
             labels.append(item.answer_label if answering else item.rationale_label)
