@@ -22,14 +22,15 @@ def job(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
-def nightly(root: Path, **changes: Any) -> subprocess.CompletedProcess[str]:
+def nightly(root: Path, matrix: dict[str, Any] | None = None, **changes: Any) -> subprocess.CompletedProcess[str]:
     path = root / "matrix.yaml"
-    path.write_text(yaml.safe_dump(small_matrix(out=str(root / "out")) | changes))
+    path.write_text(yaml.safe_dump((matrix or small_matrix()) | {"out": str(root / "out")} | changes))
     return job("nightly", path)
 
 
-def only(matrix: dict[str, Any], task: str) -> dict[str, Any]:
-    """The matrix with one task's cell and corpus."""
+def only(task: str) -> dict[str, Any]:
+    """The small matrix with one task's cell and corpus."""
+    matrix = small_matrix()
     (cell,) = (c for c in matrix["cells"] if c["task"] == task)
     return matrix | {"cells": [cell], "corpora": {cell["corpus"]: matrix["corpora"][cell["corpus"]]}}
 
@@ -37,8 +38,9 @@ def only(matrix: dict[str, Any], task: str) -> dict[str, Any]:
 def the_error(done: subprocess.CompletedProcess[str]) -> str:
     """The one line that the job complained with."""
     assert "Traceback" not in done.stderr, done.stderr
-    (line,) = {line for line in done.stderr.splitlines() if line.startswith("error: ")}
-    return line
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert lines, done.stderr
+    return lines[0]
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def test_a_truncated_annotation_file_is_named(tmp_path: Path, world: Path) -> No
     """Half a JSON file ends the cell with its path, not with a traceback."""
     path = world / "vqa" / "v2_mscoco_val2014_annotations.json"
     path.write_text(path.read_text()[:5000])
-    done = nightly(tmp_path, **only(small_matrix(), "vqa"), world=None, data=str(world), out=str(tmp_path / "out"))
+    done = nightly(tmp_path, only("vqa"), world=None, data=str(world))
     assert done.returncode == 2
     assert path.name in the_error(done)
 
@@ -92,7 +94,7 @@ def test_an_image_that_does_not_decode_is_quarantined_and_its_questions_are_miss
 ) -> None:
     """The other images are extracted; the task has no score, exit code 3; the report names image and reason."""
     (world / "vqa" / "val2014" / "COCO_val2014_000000000004.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really")
-    done = nightly(tmp_path, **only(small_matrix(), "vqa"), world=None, data=str(world), out=str(tmp_path / "out"))
+    done = nightly(tmp_path, only("vqa"), world=None, data=str(world))
     assert done.returncode == 3
     assert "44 predictions for 48 examples: 4 missing" in the_error(done)
     page = (tmp_path / "out" / "report.html").read_text()

@@ -24,8 +24,8 @@ from visualbert_core.config import (
     nearest,
     read_yaml,
 )
-from visualbert_core.errors import ConfigError, VisualBertCoreError
-from visualbert_core.evaluation.run import Run, evaluate
+from visualbert_core.errors import ConfigError, CoverageError, VisualBertCoreError
+from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.images import list_images
@@ -121,8 +121,7 @@ def _extract(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> 
     try:
         return extract(job, pool)
     except VisualBertCoreError as error:
-        codes.append(error.exit_code)
-        _complain(f"corpus {name}: {error}")
+        _note(f"corpus {name}", error, codes)
         return error
 
 
@@ -138,17 +137,32 @@ def _cell(
         return ReportCell(title, None, None, {}, None, error=f"corpus {cell.corpus}: {store}")
     corpus = config.corpora[cell.corpus]
     images = {image.image_id: Path(image.path) for image in list_images(corpus.images)}
+    own, wrong = (_evaluate_config(config, cell, store, regions) for regions in ("own", "wrong-image"))
     try:
         task = open_task(cell.task, cell.annotations, cell.split)
-        run = evaluate(_evaluate_config(config, cell, store, "own"), pool)
-        baseline = None
-        if config.wrong_image_baseline:
-            baseline = evaluate(_evaluate_config(config, cell, store, "wrong-image"), pool)
     except VisualBertCoreError as error:
-        codes.append(error.exit_code)
-        _complain(f"{title}: {error}")
-        return ReportCell(title, None, store, images, None, error=str(error))
-    return ReportCell(title, task, store, images, run, baseline)
+        return ReportCell(title, None, store, images, None, error=_note(title, error, codes))
+    run, reason = _evaluate(title, own, pool, codes)
+    baseline = None
+    if config.wrong_image_baseline:
+        baseline, _ = _evaluate(f"{title} (wrong image)", wrong, pool, codes)
+    return ReportCell(title, task, store, images, run, baseline, reason)
+
+
+def _evaluate(title: str, config: EvaluateConfig, pool: Pool, codes: list[int]) -> tuple[Run | None, str | None]:
+    """The run, and why it has no score if it has none; an incomplete run is shown as far as it got."""
+    try:
+        return evaluate(config, pool), None
+    except CoverageError as error:
+        return read_run(run_folder(config)), _note(title, error, codes)
+    except VisualBertCoreError as error:
+        return None, _note(title, error, codes)
+
+
+def _note(title: str, error: VisualBertCoreError, codes: list[int]) -> str:
+    codes.append(error.exit_code)
+    _complain(f"{title}: {error}")
+    return str(error)
 
 
 def _evaluate_config(

@@ -98,9 +98,10 @@ def gallery(cell: ReportCell, count: int) -> Html:
     if not cases:
         return Html()
     form = type(cases[0].example)
+    faulty = sum(case.worth < 1 for case in cases)
     selection = (
-        f"{len(cases)} of {len(examples):,}, drawn by a hash of their ids so that about half are not right: "
-        "they show how the model fails, not how often. "
+        f"{len(cases)} of {len(examples):,}, drawn by a hash of their ids: {faulty} not right, {len(cases) - faulty} "
+        "right. Faults are favoured, up to half: this shows how the model fails, not how often. "
     )
     note = tag("p", selection, _NOTES[form], class_="note")
     return join([note, tag("div", *(_figure(cell, case) for case in cases), class_=f"examples {form.__name__}")])
