@@ -85,7 +85,7 @@ three four five six . , ? above below 0 1 2 3 4 5 6 yes
 
 
 def vocabulary() -> list[str]:
-    """A WordPiece vocabulary: BERT's special tokens, every word of the world, and letters for anything else."""
+    """A WordPiece vocabulary: BERT's special tokens, words of the world, and letters for any other, such as "does"."""
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     plurals = [Description(shape=shape).words(plural=True) for shape in SHAPES]
