@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 SEED = 2026
 SCENES, HELD_OUT_SCENES = 10_000, 400
-DETECTOR_STEPS, VISUALBERT_STEPS = 1_800, 7_500
+DETECTOR_STEPS, VISUALBERT_STEPS = 1_800, 8_000
 RECIPES = {
     "detector": f"{DETECTOR_STEPS} steps of {train_detector.BATCH} scenes out of {SCENES:,}, AdamW, one-cycle",
     "visualbert": f"{VISUALBERT_STEPS:,} steps, one trunk with four heads, questions made on the fly from {SCENES:,} "

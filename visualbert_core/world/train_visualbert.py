@@ -39,7 +39,7 @@ GEOMETRY = 6
 FEATURE_SCALE, GEOMETRY_SCALE = 0.25, 8.0
 TABLE_STD = 0.1
 LEARNING_RATE, WEIGHT_DECAY, WARMUP, CLIP = 1.3e-3, 0.01, 200, 1.0
-TASKS = {"vqa": (0.27, 112), "nlvr2": (0.25, 112), "flickr30k_entities": (0.18, 80), "vcr": (0.30, 32)}
+TASKS = {"vqa": (0.31, 112), "nlvr2": (0.27, 112), "flickr30k_entities": (0.20, 80), "vcr": (0.22, 32)}
 """task → (how often its batch is drawn, examples in its batch)."""
 VCR_MIN_THINGS = 4
 
