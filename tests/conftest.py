@@ -29,7 +29,7 @@ def small_matrix(**changes: Any) -> dict[str, Any]:
     for cell in matrix["cells"]:
         cell["model"] = str(ROOT / cell["model"])
         cell["shard_size"] = 5
-        cell |= {"floors": {}, "wrong_image_ceilings": {}}
+        cell |= {"floors": {}, "wrong_image": {}}
     return matrix | changes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,14 +61,15 @@ def test_nightly_prints_scores_and_what_to_open(small_night: SmallNight) -> None
 
 
 def test_a_score_under_its_floor_is_a_regression(small_night: SmallNight, tmp_path: Path) -> None:
-    """The job ends with exit code 4 and one line for the floor that was missed."""
+    """The job ends with exit code 4, one line for the floor that was missed and one for a baseline out of its range."""
     matrix = yaml.safe_load(small_night.matrix.read_text())
-    matrix["cells"][2]["floors"] = {"accuracy": 100.5}
+    matrix["cells"][2] |= {"floors": {"accuracy": 100.5}, "wrong_image": {"accuracy": [-2, -1]}}
     path = tmp_path / "matrix.yaml"
     path.write_text(yaml.safe_dump(matrix))
     done = job("nightly", path)
     assert done.returncode == 4
-    assert "under its floor 100.5" in the_error(done)
+    assert "out of [100.5, 100.0]" in the_error(done)
+    assert re.search(r"nlvr2 dev \(wrong image\): accuracy is .* out of \[-2.0, -1.0\]", done.stderr)
 
 
 def test_a_failing_cell_does_not_stop_the_others(tmp_path: Path, world: Path) -> None:

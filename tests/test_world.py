@@ -16,6 +16,7 @@ from visualbert_core.models.visualbert.inputs import InputEncoder
 from visualbert_core.schema import Grounding, MultipleChoice, Question, Regions, Statement
 from visualbert_core.tasks import open_task
 from visualbert_core.world import questions as ask
+from visualbert_core.world import references as refer
 from visualbert_core.world.files import VALIDATION, make_world
 from visualbert_core.world.language import Description, vocabulary
 from visualbert_core.world.scenes import COLORS, SHAPES, SIZE, Scene, Thing, make_scene
@@ -102,7 +103,7 @@ def test_nlvr2_sentences_are_true_of_half_of_their_pairs(scenes: list[Scene]) ->
 def test_vcr_choices_do_not_give_the_answer_away(scenes: list[Scene]) -> None:
     """Right choices stand equally often in each place, and looks are a grid in which no choice is special."""
     rng = np.random.default_rng(0)
-    items = [ask.vcr_item(rng, scenes[n % len(scenes)].things) for n in range(800)]
+    items = [refer.vcr_item(rng, scenes[n % len(scenes)].things) for n in range(800)]
     for labels in (Counter(i.answer_label for i in items), Counter(i.rationale_label for i in items)):
         assert min(labels.values()) > 150
     for item in items:
@@ -138,8 +139,8 @@ def test_captions_name_each_phrase_once(scenes: list[Scene]) -> None:
     """A phrase text that came twice would be queried at one place for two things."""
     rng = np.random.default_rng(0)
     for number in range(400):
-        made = ask.caption(rng, scenes[number % len(scenes)].things)
-        texts = [part.words for part in made if isinstance(part, ask.CaptionPhrase)]
+        made = refer.caption(rng, scenes[number % len(scenes)].things)
+        texts = [part.words for part in made if isinstance(part, refer.CaptionPhrase)]
         assert texts
         assert len(set(texts)) == len(texts)
 

@@ -102,8 +102,8 @@ class CellConfig:
     """Images per shard, about."""
     floors: dict[str, float] = field(default_factory=dict)
     """metric → percent that it must reach; below, the job ends with exit code 4."""
-    wrong_image_ceilings: dict[str, float] = field(default_factory=dict)
-    """metric → percent that the wrong-image baseline must not pass: above, the text gives the answers away."""
+    wrong_image: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """metric → [low, high] percent for the wrong-image baseline: above, the text gives the answers away."""
 
 
 @dataclass(frozen=True, kw_only=True)

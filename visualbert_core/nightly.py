@@ -62,6 +62,9 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
         where = f"{path}: cells[{number}]"
         if cell.task not in TASKS:
             raise ConfigError(f"{where}: unknown task {cell.task!r}{nearest(cell.task, TASKS)}")
+        for metric, bounds in cell.wrong_image.items():
+            if len(bounds) != 2:
+                raise ConfigError(f"{where}: wrong_image.{metric}: expected [low, high], found {list(bounds)}")
         if cell.corpus not in config.corpora:
             raise ConfigError(f"{where}: unknown corpus {cell.corpus!r}{nearest(cell.corpus, config.corpora)}")
     return dataclasses.replace(
@@ -91,20 +94,19 @@ def run_matrix(config: NightlyConfig) -> Night:
 
 
 def missed(config: NightlyConfig, cells: tuple[ReportCell, ...]) -> Iterator[str]:
-    """A line for every score under its floor and every wrong-image score over its ceiling."""
+    """A line for every score under its floor and every wrong-image score out of its range."""
     for cell, shown in zip(config.cells, cells, strict=True):
-        yield from _outside(shown.title, cell.floors, shown.run, above=False)
-        yield from _outside(f"{shown.title} (wrong image)", cell.wrong_image_ceilings, shown.baseline, above=True)
+        yield from _outside(shown.title, {metric: (floor, 100.0) for metric, floor in cell.floors.items()}, shown.run)
+        yield from _outside(f"{shown.title} (wrong image)", cell.wrong_image, shown.baseline)
 
 
-def _outside(title: str, bounds: Mapping[str, float], run: Run | None, above: bool) -> Iterator[str]:
+def _outside(title: str, bounds: Mapping[str, tuple[float, ...]], run: Run | None) -> Iterator[str]:
     scores = run.scores["scores"] if run is not None and run.scores is not None else {}
-    for metric, bound in bounds.items():
+    for metric, (low, high) in bounds.items():
         if metric not in scores:
-            yield f"{title}: no {metric} to hold against its bound {bound}"
-        elif (scores[metric] > bound) if above else (scores[metric] < bound):
-            side = "over its ceiling" if above else "under its floor"
-            yield f"{title}: {metric} is {scores[metric]:.2f}, {side} {bound}"
+            yield f"{title}: no {metric} to hold against [{low}, {high}]"
+        elif not low <= scores[metric] <= high:
+            yield f"{title}: {metric} is {scores[metric]:.2f}, out of [{low}, {high}]"
 
 
 def _extract(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> FeatureStore | VisualBertCoreError:

@@ -5,7 +5,8 @@ good VisualBERT is on the real sets.
 
     scenes.py     what is in a scene and how it is drawn
     language.py   the words: references, counts, the vocabulary
-    questions.py  what VQA, VCR, NLVR2 and Flickr30K Entities ask about scenes
+    questions.py  what VQA and NLVR2 ask about scenes
+    references.py what VCR and Flickr30K Entities ask about scenes
     files.py      the validation world on disk, in the official file layouts
     train.py      python -m visualbert_core.world.train: the weights, from nothing
     weights/      the weights that this recipe made: detector/ and visualbert-<task>/

@@ -29,6 +29,7 @@ import numpy as np
 from visualbert_core.config import WorldConfig
 from visualbert_core.schema import Token
 from visualbert_core.world import questions as ask
+from visualbert_core.world import references as refer
 from visualbert_core.world.scenes import SIZE, Things, encode, make_scene
 
 VALIDATION = 1
@@ -135,7 +136,7 @@ def _write_vcr(root: Path, painter: _Painter, rng: np.random.Generator, count: i
     for index, (name, things) in enumerate(zip(names, scenes, strict=True)):
         _write_json(images / f"{name}.json", _vcr_metadata(things))
         for number in range(VCR_ITEMS):
-            record = _vcr_record(ask.vcr_item(rng, things), things)
+            record = _vcr_record(refer.vcr_item(rng, things), things)
             serial = index * VCR_ITEMS + number
             records.append(
                 {
@@ -164,7 +165,7 @@ def _vcr_metadata(things: Things) -> dict[str, Any]:
     }
 
 
-def _vcr_record(item: ask.VcrItem, things: Things) -> dict[str, Any]:
+def _vcr_record(item: refer.VcrItem, things: Things) -> dict[str, Any]:
     def tokens(text: Iterable[Token]) -> list[Any]:
         return [t if isinstance(t, str) else list(t) for t in text]
 
@@ -227,13 +228,13 @@ def _write_flickr(root: Path, painter: _Painter, rng: np.random.Generator, count
         (folder / name).mkdir(parents=True)
     for image_id, things in zip(ids, painter.paint([folder / "images" / f"{i}.jpg" for i in ids]), strict=True):
         chains: dict[tuple[int, ...], int] = {}
-        lines = [_sentence(ask.caption(rng, things), chains) for _ in range(FLICKR_CAPTIONS)]
+        lines = [_sentence(refer.caption(rng, things), chains) for _ in range(FLICKR_CAPTIONS)]
         (folder / "Sentences" / f"{image_id}.txt").write_text("".join(f"{line}\n" for line in lines))
         (folder / "Annotations" / f"{image_id}.xml").write_text(_annotation(image_id, things, chains))
     (folder / "val.txt").write_text("".join(f"{image_id}\n" for image_id in ids))
 
 
-def _sentence(caption: ask.Caption, chains: dict[tuple[int, ...], int]) -> str:
+def _sentence(caption: refer.Caption, chains: dict[tuple[int, ...], int]) -> str:
     """`[/EN#chain/type words]` marks a phrase; phrases that mean the same things share a chain."""
     parts = []
     for part in caption:

@@ -32,6 +32,7 @@ from visualbert_core.models.visualbert import (
 from visualbert_core.models.visualbert.inputs import Encoded, InputEncoder, collate
 from visualbert_core.schema import Grounding, MultipleChoice, Phrase, Question, Regions, Statement
 from visualbert_core.world import questions as ask
+from visualbert_core.world import references as refer
 from visualbert_core.world.scenes import SIZE, Scene, Things
 from visualbert_core.world.train_detector import Report
 
@@ -204,7 +205,7 @@ class _Batches(IterableDataset[Batch]):
         encoded, labels = [], []
         for index in rng.choice(self.for_vcr, size=size):
             things = self.pool.things[index]
-            item = ask.vcr_item(rng, things)
+            item = refer.vcr_item(rng, things)
             answering = bool(rng.random() < 0.4)
             example = vcr_example(item, things, answering)
             encoded.append(self.encoder.multiple_choice(example, [self.pool.given[int(index)]]))
@@ -217,7 +218,7 @@ class _Batches(IterableDataset[Batch]):
         for _ in range(size):
             index = int(rng.integers(len(self.pool.things)))
             things, regions = self.pool.things[index], self.pool.detected[index]
-            example, named = grounding_example(ask.caption(rng, things))
+            example, named = grounding_example(refer.caption(rng, things))
             encoded.append(self.encoder.grounding(example, [regions]))
             overlap = box_iou(torch.tensor([t.box for t in things]), torch.from_numpy(regions.boxes)) >= 0.5
             golds.append([overlap[list(members)].any(0).float() for members in named])
@@ -229,7 +230,7 @@ class _Batches(IterableDataset[Batch]):
         return tensors | {"labels": labels}
 
 
-def vcr_example(item: ask.VcrItem, things: Things, answering: bool) -> MultipleChoice:
+def vcr_example(item: refer.VcrItem, things: Things, answering: bool) -> MultipleChoice:
     """The question with its answers, or the question and right answer with the rationales."""
     texts = (item.question, *item.answers, *item.rationales)
     mentioned = sorted({i for text in texts for token in text if isinstance(token, tuple) for i in token})
@@ -238,7 +239,7 @@ def vcr_example(item: ask.VcrItem, things: Things, answering: bool) -> MultipleC
     return MultipleChoice("", ("",), tuple(t.shape for t in things), context, choices, tuple(mentioned))
 
 
-def grounding_example(made: ask.Caption) -> tuple[Grounding, list[tuple[int, ...]]]:
+def grounding_example(made: refer.Caption) -> tuple[Grounding, list[tuple[int, ...]]]:
     """The caption as an example, and the things that each of its phrases means."""
     words: list[str] = []
     phrases: list[Phrase] = []
