@@ -1,8 +1,8 @@
 """A matrix of models × tasks × splits: extract what is missing → evaluate → report.
 
     python jobs/nightly.py jobs/demo.yaml
-    python jobs/nightly.py jobs/nightly.yaml --out /shared/evaluation
-    ray job submit --working-dir . -- python jobs/nightly.py jobs/nightly.yaml --out /shared/evaluation
+    python jobs/nightly.py my.yaml --out /shared/evaluation
+    ray job submit --working-dir . -- python jobs/nightly.py my.yaml --out /shared/evaluation
 
 Running the same line again resumes, and computes nothing that is already there.
 """

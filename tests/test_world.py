@@ -8,15 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, SmallNight
 from PIL import Image
+from safetensors.torch import load_file
 
 from visualbert_core.config import WorldConfig
+from visualbert_core.models.visualbert import VisualBertModel
 from visualbert_core.models.visualbert.inputs import InputEncoder
 from visualbert_core.schema import Grounding, MultipleChoice, Question, Regions, Statement
 from visualbert_core.tasks import open_task
 from visualbert_core.world import questions as ask
 from visualbert_core.world import references as refer
+from visualbert_core.world import train, train_visualbert
 from visualbert_core.world.files import VALIDATION, make_world
 from visualbert_core.world.language import Description, vocabulary
 from visualbert_core.world.scenes import COLORS, SHAPES, SIZE, Scene, Thing, make_scene
@@ -180,3 +184,41 @@ def test_the_weights_are_small_and_say_what_they_are() -> None:
 
 def _attributes() -> list[tuple[str | None, str | None, str | None]]:
     return [(s, c, h) for s in (None, "small", "large") for c in (None, *COLORS) for h in (None, *SHAPES)]
+
+
+def test_the_recipe_runs_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In miniature, the training module writes five checkpoint folders that open, with their scores."""
+    for name, value in {
+        "SCENES": 60,
+        "HELD_OUT_SCENES": 4,
+        "DETECTOR_STEPS": 2,
+        "VISUALBERT_STEPS": 8,
+        "WorldConfig": lambda: TINY,
+    }.items():
+        monkeypatch.setattr(train, name, value)
+    monkeypatch.setattr("sys.argv", ["train", "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")])
+    train.main()
+    for committed in WEIGHTS.iterdir():
+        made = tmp_path / "out" / committed.name
+        assert {p.name for p in made.iterdir()} == {p.name for p in committed.iterdir()}
+        tensors = [load_file(folder / "model.safetensors") for folder in (made, committed)]
+        assert {k: (v.shape, v.dtype) for k, v in tensors[0].items()} == {
+            k: (v.shape, v.dtype) for k, v in tensors[1].items()
+        }
+        assert "in percent" in (made / "README.md").read_text()
+
+
+def test_folding_the_scaling_changes_no_state() -> None:
+    """The exported projection on plain inputs gives what the trained one gives on scaled inputs."""
+    torch.manual_seed(0)
+    trunk = VisualBertModel(train_visualbert.config(20, 5)).eval()
+    torch.nn.init.normal_(trunk.embeddings.visual_projection.weight, std=0.3)
+    words, features = torch.tensor([[2, 7, 3]]), torch.rand(1, 4, 5 + 6)
+    scale, shift = train_visualbert._scaling(5)
+    with torch.no_grad():
+        scaled = trunk(words, visual_embeds=features * scale + shift).last_hidden_state
+        unfolded = trunk(words, visual_embeds=features).last_hidden_state
+        train_visualbert.fold_scaling(trunk)
+        folded = trunk(words, visual_embeds=features).last_hidden_state
+    assert (scaled - unfolded).abs().max() > 0.1
+    torch.testing.assert_close(folded, scaled, atol=1e-5, rtol=0)

@@ -3,8 +3,9 @@
     python -m visualbert_core.world.train --out visualbert_core/world/weights
 
 Draws 10,000 training scenes, trains the detector, extracts their regions, trains one VisualBERT trunk with four heads,
-and writes five checkpoint folders in float16, each with a card. The validation files (`world.files`) share no scene
-with them. Stages are kept in --work, so a stopped run goes on where it was.
+and writes five checkpoint folders in float16, each with a card. The scores on the cards are those of the validation
+files (`world.files`), which share no scene with the training, read and evaluated as `make demo` does. Finished stages
+are kept in --work, so a stopped run goes on where it was.
 """
 
 from __future__ import annotations
@@ -14,18 +15,24 @@ import copy
 import datetime
 import json
 import pickle
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
+from visualbert_core.cluster import Pool
+from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig, WorldConfig
 from visualbert_core.detector.torchvision_rcnn import TorchvisionRCNN, build
+from visualbert_core.evaluation.run import evaluate
+from visualbert_core.features.extract import extract
 from visualbert_core.models.visualbert import VisualBertModel
 from visualbert_core.world import questions as ask
 from visualbert_core.world import train_detector, train_visualbert
+from visualbert_core.world.files import make_world
 from visualbert_core.world.language import vocabulary
 
 T = TypeVar("T")
@@ -33,6 +40,13 @@ T = TypeVar("T")
 SEED = 2026
 SCENES, HELD_OUT_SCENES = 10_000, 400
 DETECTOR_STEPS, VISUALBERT_STEPS = 1_800, 8_000
+VALIDATION_FILES: dict[str, tuple[str, str, str, Literal["none", "beside"]]] = {
+    "vqa": ("val", "vqa", "vqa/val2014", "none"),
+    "vcr": ("val", "vcr", "vcr/vcr1images", "beside"),
+    "nlvr2": ("dev", "nlvr2", "nlvr2/images/dev", "none"),
+    "flickr30k_entities": ("val", "flickr30k", "flickr30k/images", "none"),
+}
+"""task → split, annotations, images, boxes, as in jobs/demo.yaml."""
 RECIPES = {
     "detector": f"{DETECTOR_STEPS} steps of {train_detector.BATCH} scenes out of {SCENES:,}, AdamW, one-cycle",
     "visualbert": f"{VISUALBERT_STEPS:,} steps, one trunk with four heads, questions made on the fly from {SCENES:,} "
@@ -63,6 +77,7 @@ def main() -> None:
         lambda: train_visualbert.train_visualbert(pool, vocab, SEED, VISUALBERT_STEPS, Progress("visualbert")),
     )
     _write_visualberts(args.out, models, detector.space)
+    _score_visualberts(args.out)
 
 
 class Progress:
@@ -98,8 +113,9 @@ def _write_detector(folder: Path, state: dict[str, torch.Tensor]) -> Torchvision
     TorchvisionRCNN(model, train_detector.CONFIG, "", "cpu").save_pretrained(folder, torch.float16)
     detector = TorchvisionRCNN.from_pretrained(folder, "cpu")  # rounded to float16, as everybody will use it
     held_out = train_detector.make_scenes(SEED, train_detector.HELD_OUT, HELD_OUT_SCENES)
+    heading = f"{HELD_OUT_SCENES} held-out scenes; things found with the right class at IoU 0.5, in percent:"
     scores = train_detector.found_share(detector, held_out)
-    _card(folder, "Faster R-CNN of the embedded world", RECIPES["detector"], scores)
+    _card(folder, "Faster R-CNN of the embedded world", RECIPES["detector"], heading, scores)
     return detector
 
 
@@ -116,13 +132,33 @@ def _write_visualberts(out: Path, models: dict[str, nn.Module], space: str) -> N
         (folder / "visualbert_core.json").write_text(json.dumps(sidecar, indent=2) + "\n")
         if task == "vqa":
             (folder / "answers.txt").write_text("".join(f"{answer}\n" for answer in ask.ANSWERS))
-        _card(folder, f"VisualBERT of the embedded world: {task}", RECIPES["visualbert"], None)
 
 
-def _card(folder: Path, title: str, recipe: str, scores: dict[str, Any] | None) -> None:
-    """README.md of a checkpoint. VisualBERT's scores are those of the demo, which measures them on every run."""
-    rows = [f"- {name}: {value:.1f}" for name, value in (scores or {}).items()]
-    heading = ["", "Held-out scenes (things found with the right class at IoU 0.5, in percent):", ""]
+def _score_visualberts(out: Path) -> None:
+    """Evaluate the checkpoints on the validation files and write their cards."""
+    with tempfile.TemporaryDirectory() as folder, Pool(PoolConfig(inline=True)) as pool:
+        work = Path(folder)
+        world = make_world(work / "world", WorldConfig())
+        for task, (split, annotations, images, boxes) in VALIDATION_FILES.items():
+            model = out / f"visualbert-{task.removesuffix('_entities')}"
+            corpus = ExtractConfig(images=world / images, detector=out / "detector", out=work, corpus=task, boxes=boxes)
+            store = extract(corpus, pool)
+            cell = EvaluateConfig(
+                task=task,
+                split=split,
+                annotations=world / annotations,
+                features=store.folder,
+                model=model,
+                out=work / "runs",
+            )
+            scores = evaluate(cell, pool).scores
+            assert scores is not None
+            heading = f"Validation files ({scores['n']} examples, {scores['protocol']}), in percent:"
+            _card(model, f"VisualBERT of the embedded world: {task}", RECIPES["visualbert"], heading, scores["scores"])
+
+
+def _card(folder: Path, title: str, recipe: str, heading: str, scores: dict[str, Any]) -> None:
+    """README.md of a checkpoint."""
     lines = [
         f"# {title}",
         "",
@@ -132,7 +168,10 @@ def _card(folder: Path, title: str, recipe: str, scores: dict[str, Any] | None) 
         f"- recipe: {recipe}",
         f"- date: {datetime.date.today().isoformat()}, torch {torch.__version__}",
         "- weights: float16 safetensors, Apache-2.0",
-        *([*heading, *rows] if rows else []),
+        "",
+        heading,
+        "",
+        *(f"- {name}: {value:.1f}" for name, value in scores.items()),
     ]
     (folder / "README.md").write_text("\n".join(lines) + "\n")
 

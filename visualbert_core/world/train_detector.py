@@ -92,7 +92,7 @@ def _targets(batch: Sequence[tuple[Scene, bool]]) -> tuple[list[torch.Tensor], l
 
 
 def found_share(detector: TorchvisionRCNN, scenes: Sequence[Scene]) -> dict[str, Any]:
-    """How many things are found (IoU ≥ 0.5) with the right class, in percent, and regions per scene."""
+    """Things found (IoU ≥ 0.5) with the right class, in percent, and regions per scene."""
     found = things = regions = 0
     for start in range(0, len(scenes), 16):
         chunk = scenes[start : start + 16]
@@ -103,4 +103,4 @@ def found_share(detector: TorchvisionRCNN, scenes: Sequence[Scene]) -> dict[str,
             found += int((overlap & same).any(1).sum())
             things += len(scene.things)
             regions += len(detection.boxes)
-    return {"scenes": len(scenes), "found": 100 * found / things, "regions per scene": regions / len(scenes)}
+    return {"things found": 100 * found / things, "regions per scene": regions / len(scenes)}
