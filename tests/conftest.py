@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import yaml
 
+from visualbert_core.cluster import start_ray
 from visualbert_core.nightly import Night, load_matrix, run_matrix
 
 ROOT = Path(__file__).parents[1]
@@ -51,3 +53,15 @@ def small_night(tmp_path_factory: pytest.TempPathFactory) -> SmallNight:
     matrix = root / "matrix.yaml"
     matrix.write_text(yaml.safe_dump(small_matrix(out=str(root / "out"))))
     return SmallNight(matrix, root / "out", run_matrix(load_matrix(matrix, {})))
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    """One Ray for the module, whose workers can import it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        start_ray()  # sets what must be set before ray is imported
+        import ray
+
+        yield
+        ray.shutdown()

@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
-import ray
 
-from visualbert_core.cluster import Pool, start_ray
+from visualbert_core.cluster import Pool
 from visualbert_core.config import PoolConfig
 from visualbert_core.errors import CheckpointError, ShardError
 from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan
 
+pytestmark = pytest.mark.usefixtures("ray_session")
 INLINE, ONE, TWO = PoolConfig(inline=True), PoolConfig(workers=1), PoolConfig(workers=2)
 
 
@@ -92,16 +91,6 @@ def no_worker() -> Clerk:
 
 def broken_worker() -> Clerk:
     raise RuntimeError("no driver for this device")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
-    """One Ray for the module, whose workers can import it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
-        start_ray()
-        yield
-        ray.shutdown()
 
 
 @pytest.fixture

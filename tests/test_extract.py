@@ -8,16 +8,15 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from PIL import Image as Pillow
 
-from visualbert_core.cluster import Pool, start_ray
+from visualbert_core.cluster import Pool
 from visualbert_core.config import ExtractConfig, PoolConfig
 from visualbert_core.detector import Detection
 from visualbert_core.errors import CheckpointError, ShardError
@@ -106,16 +105,6 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    """One Ray for the module, whose workers can import it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
-        start_ray()
-        yield
-        ray.shutdown()
 
 
 def tree(root: Path) -> dict[str, bytes]:
