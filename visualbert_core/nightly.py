@@ -90,9 +90,8 @@ def run_matrix(config: NightlyConfig) -> Night:
     report = config.out / "report.html"
     info = ReportInfo(title=config.name, synthetic=config.world is not None, examples=config.examples)
     write_report(report, info, cells)
-    return Night(
-        info, cells, report, min(codes, default=0)
-    )  # the most basic trouble: 1 crash, 2 input, 3 incomplete, 4
+    # Codes rise from the most basic trouble (1 crash) to the least (4 under a floor): the lowest is the night's.
+    return Night(info, cells, report, min(codes, default=0))
 
 
 def missed(config: NightlyConfig, cells: tuple[ReportCell, ...]) -> Iterator[str]:
