@@ -4,15 +4,17 @@
     tensors = collate([encoder.encode(example, regions) for example, regions in batch])
     loss = VisualBertForQuestionAnswering(config)(**tensors, labels=targets).loss
 
-`config` is the shape, `modeling` the trunk, `heads` the tasks, `checkpoint` the files, `inputs` the authors' layouts,
-`predictor` all of it behind the `Model` contract.
+`config` is the shape, `modeling` the trunk, `heads` the tasks and pre-training, `arguments` what a forward accepts,
+`checkpoint` the files, `inputs` the authors' layouts, `predictor` all of it behind the `Model` contract.
 """
 
 from visualbert_core.models.visualbert.checkpoint import Sidecar
 from visualbert_core.models.visualbert.config import VisualBertConfig
 from visualbert_core.models.visualbert.heads import (
     HeadOutput,
+    PreTrainingOutput,
     VisualBertForMultipleChoice,
+    VisualBertForPreTraining,
     VisualBertForQuestionAnswering,
     VisualBertForRegionToPhraseAlignment,
     VisualBertForVisualReasoning,
@@ -25,9 +27,11 @@ __all__ = [
     "Encoded",
     "HeadOutput",
     "InputEncoder",
+    "PreTrainingOutput",
     "Sidecar",
     "VisualBertConfig",
     "VisualBertForMultipleChoice",
+    "VisualBertForPreTraining",
     "VisualBertForQuestionAnswering",
     "VisualBertForRegionToPhraseAlignment",
     "VisualBertForVisualReasoning",

@@ -64,8 +64,6 @@ class VisualBertConfig:
         _require(known, self, "pad_token_id", "null or an index of the vocabulary")
         named = self.id2label is None or len(self.id2label) == self.num_labels
         _require(named, self, "num_labels", "the number of labels in id2label")
-        # transformers' own forward fails with it, and no published checkpoint uses it.
-        _require(not self.bypass_transformer, self, "bypass_transformer", "false: late fusion is not implemented")
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> VisualBertConfig:

@@ -1,9 +1,11 @@
-"""The four task heads of VisualBERT, with the forward arguments of Hugging Face transformers.
+"""The heads of VisualBERT, four tasks and pre-training, with the forward arguments of Hugging Face transformers.
 
 Owns which state each task reads and its loss (VisualBERT, Li et al. 2019; transformers `modeling_visual_bert`).
-Given the same tensors the logits are those of transformers, with three deliberate differences: logits stay raw when
-labels are given (transformers returns log-softmax for question answering), multiple choice also takes
-`image_text_alignment` as [B, C, V, A], and a missing mask that a head needs is a ValueError.
+Given the same tensors logits and losses are those of transformers, with five deliberate differences: logits stay raw
+when labels are given (transformers returns log-softmax for question answering); multiple choice also takes features as
+[B, V, D], shared by the choices, and `image_text_alignment` as [B, C, V, A]; pre-training needs no masks for its
+labels, and `sentence_image_labels` alone give their loss (transformers: none); masks may be of any dtype; what
+transformers gets silently wrong, such as padding on the left of a question, is a ValueError (see `arguments`).
 Shapes: B examples, C choices, T text tokens, V regions, K phrases.
 """
 
@@ -17,9 +19,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from visualbert_core.models.visualbert.arguments import (
+    IGNORED,
+    require,
+    require_classes,
+    require_ids,
+    require_shape,
+    require_targets,
+    require_text_first,
+)
 from visualbert_core.models.visualbert.checkpoint import Pretrained
 from visualbert_core.models.visualbert.config import VisualBertConfig
-from visualbert_core.models.visualbert.modeling import VisualBertModel, VisualBertOutput, initialize
+from visualbert_core.models.visualbert.modeling import ACTIVATION, VisualBertModel, VisualBertOutput, initialize
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,17 @@ class HeadOutput:
     """What a head answers; `loss` is None without labels, the last two unless asked for."""
 
     logits: Tensor
+    loss: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(frozen=True)
+class PreTrainingOutput:
+    """What the two pre-training heads answer; `loss` is None without labels, the last two unless asked for."""
+
+    prediction_logits: Tensor  # [B, T + V, vocab_size]
+    seq_relationship_logits: Tensor  # [B, 2]
     loss: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -52,12 +74,14 @@ class VisualBertForQuestionAnswering(Pretrained):
     ) -> HeadOutput:
         """Logits [B, num_labels]; `labels` are soft targets of that shape, the loss is KL divergence per example.
 
-        The other arguments are `VisualBertModel.forward`'s. `attention_mask` [B, T] is required and its zeros must be
-        on the right, because it says which token is read. Raises ValueError without it.
+        The other arguments are `VisualBertModel.forward`'s. `attention_mask` [B, T] is required, with two ones or more
+        and zeros on the right only, because it says which token is read. Raises ValueError for any other.
         """
-        mask = _needed(attention_mask, "attention_mask", "the head reads the last text token but one")
+        mask = require(attention_mask, "attention_mask", "the head reads the last text token but one")
+        require_shape("attention_mask", mask, B=None, T=None)
+        require_text_first(mask)
         states = self.visual_bert(input_ids, mask, **inputs)
-        position = (mask.long().sum(1) - 2)[:, None, None].expand(-1, 1, states.last_hidden_state.shape[-1])
+        position = (mask.bool().sum(1) - 2)[:, None, None].expand(-1, 1, states.last_hidden_state.shape[-1])
         logits = self.cls(self.dropout(states.last_hidden_state.gather(1, position).squeeze(1)))
         loss = None if labels is None else _divergence(logits, labels)
         return _output(logits, loss, states)
@@ -80,7 +104,7 @@ class VisualBertForVisualReasoning(Pretrained):
         """
         states = self.visual_bert(input_ids, **inputs)
         logits = self.cls(self.dropout(states.pooler_output))
-        loss = None if labels is None else functional.cross_entropy(logits, labels.view(-1))
+        loss = None if labels is None else _cross_entropy(logits, labels)
         return _output(logits, loss, states)
 
 
@@ -106,11 +130,21 @@ class VisualBertForMultipleChoice(Pretrained):
         """Logits [B, C]; `labels` long [B], the loss is cross-entropy over choices.
 
         The other arguments are `VisualBertModel.forward`'s with a choice axis second: `input_ids` [B, C, T],
-        `visual_embeds` [B, C, V, D]. `image_text_alignment` may be [B, C, V, A] or, as in transformers, [B * C, V, A].
+        `visual_embeds` [B, C, V, D]. `visual_embeds`, `visual_attention_mask` and `visual_token_type_ids` may do
+        without it: all choices then see the same regions. `image_text_alignment` may be [B, C, V, A] or, as in
+        transformers, [B * C, V, A].
         """
-        words = input_ids if inputs_embeds is None else inputs_embeds
-        choices = _needed(words, "input_ids", "they say how many choices there are").shape[1]
-        flat = {key: value.flatten(0, 1) if isinstance(value, Tensor) else value for key, value in inputs.items()}
+        if inputs_embeds is None:
+            words = require(input_ids, "input_ids", "they say how many choices there are")
+            require_shape("input_ids", words, B=None, C=None, T=None)
+        else:
+            words = inputs_embeds
+            require_shape("inputs_embeds", words, B=None, C=None, T=None, hidden=self.config.hidden_size)
+        examples, choices = words.shape[:2]
+        flat = {
+            key: _flat_choices(key, value, examples, choices) if isinstance(value, Tensor) else value
+            for key, value in inputs.items()
+        }
         if image_text_alignment is not None and image_text_alignment.dim() == 4:
             image_text_alignment = image_text_alignment.flatten(0, 1)
         states = self.visual_bert(
@@ -120,8 +154,54 @@ class VisualBertForMultipleChoice(Pretrained):
             **flat,
         )
         logits = self.cls(self.dropout(states.pooler_output)).view(-1, choices)
-        loss = None if labels is None else functional.cross_entropy(logits, labels.view(-1))
+        loss = None if labels is None else _cross_entropy(logits, labels)
         return _output(logits, loss, states)
+
+
+TIED_DECODER = {
+    "cls.predictions.decoder.weight": "visual_bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+
+
+class VisualBertForPreTraining(Pretrained):
+    """A word for every position, regions included, and whether the sentence belongs to the image."""
+
+    tied: ClassVar[Mapping[str, str]] = TIED_DECODER
+
+    def __init__(self, config: VisualBertConfig) -> None:
+        super().__init__(config)
+        self.visual_bert = VisualBertModel(config)
+        self.cls = PreTrainingHeads(config)
+        initialize(self.cls, config)
+        self.tie_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        sentence_image_labels: Tensor | None = None,
+        **inputs: Any,
+    ) -> PreTrainingOutput:
+        """Logits over words [B, T + V, vocab_size] and over {the image's sentence, a random one} [B, 2].
+
+        `labels` long [B, T + V] are the masked words, -100 wherever nothing is asked, which includes the regions;
+        `sentence_image_labels` long [B] are 0 for the image's own sentence, 1 for a random one. The loss is the sum of
+        the cross-entropies of those that are given: of the words alone without `sentence_image_labels`, of the
+        sentences alone without `labels` (transformers returns no loss then). Other arguments are
+        `VisualBertModel.forward`'s. Raises ValueError for labels of another length than text and regions together.
+        """
+        states = self.visual_bert(input_ids, **inputs)
+        words, sentences = self.cls(states.last_hidden_state, states.pooler_output)
+        losses = []
+        if labels is not None:
+            require_shape("labels", labels, **{"B": words.shape[0], "T+V": words.shape[1]})
+            losses.append(_cross_entropy(words.flatten(0, 1), labels))
+        if sentence_image_labels is not None:
+            losses.append(_cross_entropy(sentences, sentence_image_labels, "sentence_image_labels"))
+        loss = torch.stack(losses).sum() if losses else None
+        return PreTrainingOutput(words, sentences, loss, states.hidden_states, states.attentions)
 
 
 class VisualBertForRegionToPhraseAlignment(Pretrained):
@@ -130,10 +210,7 @@ class VisualBertForRegionToPhraseAlignment(Pretrained):
     The pre-training heads `cls.*` and `attention.value` take no part; they are here because checkpoints hold them.
     """
 
-    tied: ClassVar[Mapping[str, str]] = {
-        "cls.predictions.decoder.weight": "visual_bert.embeddings.word_embeddings.weight",
-        "cls.predictions.decoder.bias": "cls.predictions.bias",
-    }
+    tied: ClassVar[Mapping[str, str]] = TIED_DECODER
 
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__(config)
@@ -161,12 +238,15 @@ class VisualBertForRegionToPhraseAlignment(Pretrained):
         one), the loss is KL divergence per example. The other arguments are `VisualBertModel.forward`'s. Raises
         ValueError without positions or without both masks.
         """
-        positions = _needed(region_to_phrase_position, "region_to_phrase_position", "it says where a phrase is")
-        text_mask = _needed(attention_mask, "attention_mask", "it says where the regions start")
-        visual_mask = _needed(visual_attention_mask, "visual_attention_mask", "it says which regions exist")
+        positions = require(region_to_phrase_position, "region_to_phrase_position", "it says where a phrase is")
+        text_mask = require(attention_mask, "attention_mask", "it says where the regions start")
+        visual_mask = require(visual_attention_mask, "visual_attention_mask", "it says which regions exist")
+        require_shape("attention_mask", text_mask, B=None, T=None)
+        require_shape("region_to_phrase_position", positions, B=text_mask.shape[0], K=None)
+        require_ids("region_to_phrase_position", positions, text_mask.shape[1], least=-1)
         states = self.visual_bert(input_ids, text_mask, visual_attention_mask=visual_mask, **inputs)
         hidden = states.last_hidden_state
-        phrases = hidden.gather(1, positions.clamp(min=0).unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+        phrases = hidden.gather(1, positions.long().clamp(min=0).unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
         logits = self.attention(phrases, hidden[:, text_mask.shape[1] :], visual_mask)
         loss = None if labels is None else _divergence(logits, labels)
         return _output(logits, loss, states)
@@ -189,39 +269,59 @@ class RegionToPhraseAttention(nn.Module):
 
 
 class PreTrainingHeads(nn.Module):
-    """Parameters of the masked-language and sentence-image heads."""
+    """Masked-language and sentence-image heads."""
 
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
         self.predictions = LanguageModelHead(config)
         self.seq_relationship = nn.Linear(config.hidden_size, 2)
 
+    def forward(self, hidden: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        return self.predictions(hidden), self.seq_relationship(pooled)
+
 
 class LanguageModelHead(nn.Module):
+    """One more dense layer, then the word table as the decoder."""
+
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
         self.transform = LanguageModelTransform(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # the decoder's own, tied: checkpoints hold both names
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.decoder(self.transform(hidden))  # type: ignore[no-any-return]
 
 
 class LanguageModelTransform(nn.Module):
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACTIVATION[config.hidden_act]
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.LayerNorm(self.activation(self.dense(hidden)))  # type: ignore[no-any-return]
 
 
 def _output(logits: Tensor, loss: Tensor | None, states: VisualBertOutput) -> HeadOutput:
     return HeadOutput(logits, loss, states.hidden_states, states.attentions)
 
 
+def _flat_choices(name: str, value: Tensor, examples: int, choices: int) -> Tensor:
+    """One row per choice; what describes the regions of an image may be shared by its choices."""
+    axes = {"visual_embeds": "VD", "visual_attention_mask": "V", "visual_token_type_ids": "V"}.get(name)
+    if axes is not None and value.dim() == 1 + len(axes):
+        return value.unsqueeze(1).expand(-1, choices, *value.shape[1:]).flatten(0, 1)
+    require_shape(name, value, **{"B": examples, "C": choices, **dict.fromkeys(axes or "T")})
+    return value.flatten(0, 1)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, name: str = "labels") -> Tensor:
+    return functional.cross_entropy(logits, require_classes(name, labels, logits), ignore_index=IGNORED)
+
+
 def _divergence(logits: Tensor, targets: Tensor) -> Tensor:
+    require_targets(targets, logits)
     # float32 even under autocast, which on the CPU would round the log-probabilities to bfloat16.
     return functional.kl_div(logits.float().log_softmax(-1), targets, reduction="batchmean")
-
-
-def _needed(value: Tensor | None, name: str, why: str) -> Tensor:
-    if value is None:
-        raise ValueError(f"{name} is required: {why}")
-    return value

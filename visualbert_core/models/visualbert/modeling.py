@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from visualbert_core.models.visualbert.arguments import check_inputs
 from visualbert_core.models.visualbert.checkpoint import Pretrained
 from visualbert_core.models.visualbert.config import VisualBertConfig
 
@@ -28,7 +29,11 @@ Tensors = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class VisualBertOutput:
-    """States of the trunk; the last two are None unless asked for."""
+    """States of the trunk; the last two are None unless asked for.
+
+    With `bypass_transformer` the encoder's states and attentions are the text's alone, T wide; those of the additional
+    layer, L wide, come last.
+    """
 
     last_hidden_state: Tensor  # [B, L, hidden]
     pooler_output: Tensor  # [B, hidden]
@@ -74,11 +79,8 @@ class Embeddings(nn.Module):
         self.visual_position_embeddings.weight.copy_(self.position_embeddings.weight)
 
     def _text(self, words: Tensor, token_type_ids: Tensor | None, position_ids: Tensor | None) -> Tensor:
-        length, available = words.shape[1], self.position_embeddings.num_embeddings
-        if length > available:
-            raise ValueError(f"text of {length} tokens is longer than the {available} positions of this model")
         if position_ids is None:
-            position_ids = torch.arange(length, device=words.device)[None]
+            position_ids = torch.arange(words.shape[1], device=words.device)[None]
         if token_type_ids is None:
             token_type_ids = torch.zeros(words.shape[:2], dtype=torch.long, device=words.device)
         types: Tensor = self.token_type_embeddings(token_type_ids)
@@ -96,8 +98,6 @@ class Embeddings(nn.Module):
 
     def _mentions(self, alignment: Tensor, num_regions: int) -> Tensor:
         """Mean of the text positions [B, V, A] (-1 = none) that name each region: [B, V, hidden], 0 where unnamed."""
-        if alignment.shape[1] < num_regions:
-            raise ValueError(f"image_text_alignment covers {alignment.shape[1]} regions, visual_embeds {num_regions}")
         alignment = alignment[:, :num_regions]
         named = (alignment != -1).unsqueeze(-1)
         total = (self.position_embeddings(alignment.clamp(min=0)) * named).sum(2)
@@ -213,6 +213,8 @@ class VisualBertModel(Pretrained):
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
         self.pooler = Pooler(config)
+        if config.bypass_transformer:
+            self.additional_layer = Layer(config)
         initialize(self, config)
         if config.special_visual_initialize:
             self.embeddings.copy_text_tables()
@@ -231,7 +233,7 @@ class VisualBertModel(Pretrained):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> VisualBertOutput:
-        """One pass over text followed by regions.
+        """One pass over text followed by regions, or over text alone without `visual_embeds`.
 
         `input_ids`, `token_type_ids`, `position_ids`: long [B, T] (or `inputs_embeds` [B, T, hidden] in place of the
         ids); `visual_embeds`: float [B, V, visual_embedding_dim]; `visual_token_type_ids`: long [B, V]; masks: [B, T]
@@ -239,22 +241,46 @@ class VisualBertModel(Pretrained):
         text positions that name each region, padded with -1.
 
         `visual_token_type_ids` defaults to ones, as in transformers; the authors' inputs hold zeros (NLVR2: 0 and 1 by
-        image), which is why `inputs.py` always passes them. Raises ValueError for contradictory arguments.
+        image), which is why `inputs.py` always passes them. Raises ValueError for arguments that do not fit the network
+        or each other (see `arguments`).
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
+        check_inputs(
+            self.config,
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            visual_embeds,
+            visual_attention_mask,
+            visual_token_type_ids,
+            image_text_alignment,
+        )
         words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         mask = _key_mask(words, attention_mask, visual_embeds, visual_attention_mask)
         embedded = self.embeddings(
             words, token_type_ids, position_ids, visual_embeds, visual_token_type_ids, image_text_alignment
         )
-        states, attentions = self.encoder(embedded, mask, output_attentions)
+        if self.config.bypass_transformer and visual_embeds is not None:
+            states, attentions = self._late_fusion(embedded, mask, words.shape[1], output_attentions)
+        else:
+            states, attentions = self.encoder(embedded, mask, output_attentions)
         return VisualBertOutput(
             last_hidden_state=states[-1],
             pooler_output=self.pooler(states[-1]),
             hidden_states=states if output_hidden_states else None,
             attentions=attentions if output_attentions else None,
         )
+
+    def _late_fusion(self, embedded: Tensor, mask: Tensor, length: int, with_weights: bool) -> tuple[Tensors, Tensors]:
+        """Encode the text alone; it meets the embedded regions in one additional layer only, as in the authors' code.
+
+        transformers has the parameters of this variant but fails in its forward.
+        """
+        states, attentions = self.encoder(embedded[:, :length], mask[..., :length], with_weights)
+        joined = torch.cat((states[-1], embedded[:, length:]), dim=1)
+        last, weights = self.additional_layer(joined, mask, with_weights)
+        return (*states, last), (attentions if weights is None else (*attentions, weights))
 
 
 def initialize(network: nn.Module, config: VisualBertConfig) -> None:

@@ -1,35 +1,45 @@
-"""Checkpoint folders: `config.json` + `model.safetensors` (or `pytorch_model.bin`) as transformers writes them, and the
-sidecar `visualbert_core.json` with what those two cannot say.
+"""Checkpoint folders: `config.json` + weights as transformers writes them (`files`), and the sidecar
+`visualbert_core.json` with what those two cannot say. The authors' own files are converted (`convert`):
+
+    python -m visualbert_core.models.visualbert.checkpoint convert IN.th OUT
 
 Owns which key of a file lands in which parameter. Published files differ in four harmless ways that are accepted: an
 extra `position_ids` buffer, absent copies of tied weights, an absent `visual_bert.` prefix, half precision. Every other
-difference is a CheckpointError, because a head that silently keeps its random weights still prints a score.
+difference is a CheckpointError, because a head that silently keeps its random weights still prints a score; the one
+exception is a head that the caller declares to be new.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from visualbert_core.errors import CheckpointError
+from visualbert_core.models.visualbert.checkpoint.files import (
+    SAFETENSORS_FILE,
+    checkpoint_folder,
+    read_weights,
+    shown,
+    weights_digest,
+    weights_file,
+)
 from visualbert_core.models.visualbert.config import CONFIG_FILE, VisualBertConfig
-from visualbert_core.provenance import digest_file
 
-SAFETENSORS_FILE = "model.safetensors"
-TORCH_FILE = "pytorch_model.bin"
+__all__ = ["RECIPES", "SIDECAR_FILE", "Pretrained", "Sidecar", "checkpoint_folder", "weights_digest"]
+
 SIDECAR_FILE = "visualbert_core.json"
 RECIPES = ("original",)
+_LOG = logging.getLogger(__name__)
 
 
 class Pretrained(nn.Module):
@@ -45,16 +55,37 @@ class Pretrained(nn.Module):
         self.config = config
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """The network of `folder` in float32 on the CPU, in eval mode.
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        config: VisualBertConfig | None = None,
+        new_head: bool = False,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> Self:
+        """The network of a checkpoint folder or Hub id in float32 on the CPU, in eval mode.
 
-        Raises CheckpointError naming the file and the keys or shapes that do not fit.
+        `config` replaces the checkpoint's. With `new_head` only the trunk must be there: parameters of the head that
+        are absent or of another shape start as fresh ones, and other heads in the file are left out; `logging` lists
+        both at INFO. `revision` and `cache_dir` are Hugging Face's. Raises CheckpointError naming the file and the
+        keys or shapes that do not fit.
         """
-        folder = Path(folder)
-        with torch.device("meta"):  # no random initialisation of weights that are about to be replaced
-            model = cls(VisualBertConfig.from_folder(folder))
+        folder = checkpoint_folder(source, revision, cache_dir)
         path = weights_file(folder)
-        model.load_state_dict(model._fitted(read_weights(path), path), assign=True)
+        return cls.from_weights(config or VisualBertConfig.from_folder(folder), read_weights(path), path, new_head)
+
+    @classmethod
+    def from_weights(
+        cls, config: VisualBertConfig, found: dict[str, Tensor], path: Path, new_head: bool = False
+    ) -> Self:
+        """The network with the tensors `found` under the names of this file format, `path` being their origin."""
+        if new_head and cls.trunk is None:
+            raise ValueError(f"{cls.__name__} has no head that could be new")
+        # "meta": no random initialisation of weights that are about to be replaced
+        with torch.device("cpu" if new_head else "meta"):
+            model = cls(config)
+        model.load_state_dict(model._fitted(found, path, new_head), assign=True, strict=not new_head)
         model.tie_weights()
         return model.eval()
 
@@ -79,22 +110,42 @@ class Pretrained(nn.Module):
             owner, _, name = copy.rpartition(".")
             setattr(self.get_submodule(owner), name, self.get_parameter(original))
 
-    def _fitted(self, found: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-        """`found` under this network's names, complete and of the right shapes."""
+    def _fitted(self, found: dict[str, Tensor], path: Path, new_head: bool) -> dict[str, Tensor]:
+        """`found` under this network's names, of the right shapes, and complete but for a new head."""
         found = self._renamed({key: found[key] for key in found if not key.endswith("position_ids")})
         for copy, original in self.tied.items():
-            if original in found:
-                found[copy] = found[original]
+            if original not in found:
+                continue
+            if not torch.equal(found.get(copy, found[original]), found[original]):
+                raise CheckpointError(f"{path}: {copy} must be a copy of {original} and differs from it")
+            found[copy] = found[original]
         expected = self.state_dict()
+        if new_head:
+            found = self._without_head(found, expected)
         missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+        if new_head:
+            missing = [key for key in missing if self._in_trunk(key)]
         if missing or unknown:
-            parts = [f"{what} {_shown(keys)}" for what, keys in (("missing", missing), ("unknown", unknown)) if keys]
-            raise CheckpointError(f"{path}: does not fit {type(self).__name__}: {'; '.join(parts)}")
-        shapes = [(key, list(found[key].shape), list(expected[key].shape)) for key in sorted(expected)]
+            parts = [f"{what} {shown(keys)}" for what, keys in (("missing", missing), ("unknown", unknown)) if keys]
+            only_head = self.trunk is not None and not any(map(self._in_trunk, missing + unknown))
+            hint = " (new_head=True starts a new head on this trunk)" if only_head else ""
+            raise CheckpointError(f"{path}: does not fit {type(self).__name__}: {'; '.join(parts)}{hint}")
+        shapes = [(key, list(found[key].shape), list(expected[key].shape)) for key in sorted(found)]
         wrong = [f"{key} {there} instead of {wanted}" for key, there, wanted in shapes if there != wanted]
         if wrong:
-            raise CheckpointError(f"{path}: shapes do not fit {CONFIG_FILE}: {_shown(wrong)}")
+            raise CheckpointError(f"{path}: shapes do not fit {CONFIG_FILE}: {shown(wrong)}")
         return found
+
+    def _without_head(self, found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The trunk, and of the head what fits."""
+        fits = {key for key in found if key in expected and found[key].shape == expected[key].shape}
+        left = {key: value for key, value in found.items() if self._in_trunk(key) or key in fits}
+        fresh, dropped = sorted(expected.keys() - left.keys()), sorted(found.keys() - left.keys())
+        _LOG.info("%s: fresh %s; not used %s", type(self).__name__, shown(fresh) or "none", shown(dropped) or "none")
+        return left
+
+    def _in_trunk(self, key: str) -> bool:
+        return key.startswith(f"{self.trunk}.")
 
     def _renamed(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """Add or remove the trunk's prefix: a trunk is read out of a head's file, a head accepts a file without it."""
@@ -104,48 +155,8 @@ class Pretrained(nn.Module):
             return inside or found
         if any(key.startswith(prefix) for key in found):
             return found
-        parts = ("embeddings.", "encoder.", "pooler.")
+        parts = ("embeddings.", "encoder.", "pooler.", "additional_layer.")
         return {prefix + key if key.startswith(parts) else key: found[key] for key in found}
-
-
-def weights_file(folder: str | Path) -> Path:
-    """The file with the weights: safetensors where there is one. Raises CheckpointError if there is none."""
-    for name in (SAFETENSORS_FILE, TORCH_FILE):
-        if (Path(folder) / name).is_file():
-            return Path(folder) / name
-    raise CheckpointError(f"{folder}: neither {SAFETENSORS_FILE} nor {TORCH_FILE} is there")
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Every tensor of the file, floating ones as float32 in memory of their own. Raises CheckpointError."""
-    try:
-        found: Any = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({_first_line(error)})") from None
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise CheckpointError(f"{path}: must hold named tensors and nothing else")
-    # copy: both readers map the file, and weights must survive its replacement.
-    return {
-        key: value.to(torch.float32, copy=True) if value.is_floating_point() else value for key, value in found.items()
-    }
-
-
-def weights_digest(folder: str | Path) -> str:
-    """xxh3-128 of the weights file's bytes, for provenance."""
-    return digest_file(weights_file(folder))
-
-
-def _torch_load(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
-
-
-def _shown(names: list[str], limit: int = 6) -> str:
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,163 @@
+"""What a VisualBERT forward accepts, said in one line where it does not.
+
+Owns every check of the tensors that callers pass; each raises ValueError. Shapes and dtypes are always checked. Values
+(ids inside their tables, usable masks) only where the tensors are on the CPU: to look at them on a GPU would stall it,
+and an id outside its table ends there in CUDA's own assertion. Features are not searched for NaN anywhere: an example
+with NaN or infinity in any of its regions, masked ones included, gets NaN logits and its neighbours in the batch do
+not; evaluation counts it as a failure.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from visualbert_core.models.visualbert.config import VisualBertConfig
+
+IGNORED = -100
+"""The label that takes no part in a cross-entropy, as in torch and transformers (the authors' code had -1)."""
+
+
+def require(value: Tensor | None, name: str, why: str) -> Tensor:
+    """`value`, which the caller may have left out."""
+    if value is None:
+        raise ValueError(f"{name} is required: {why}")
+    return value
+
+
+def require_shape(name: str, tensor: Tensor, **axes: int | None) -> None:
+    """The tensor has these named axes, None standing for any size: `require_shape("labels", labels, B=8, C=None)`."""
+    sizes = list(tensor.shape)
+    if len(sizes) != len(axes) or any(want not in (None, got) for want, got in zip(axes.values(), sizes, strict=True)):
+        wanted = ", ".join(axis if size is None else f"{axis}={size}" for axis, size in axes.items())
+        raise ValueError(f"{name} must be [{wanted}], got {sizes}")
+
+
+def require_ids(name: str, ids: Tensor, stop: int, least: int = 0, ignored: int | None = None) -> None:
+    """Whole numbers from `least` to `stop` - 1, or `ignored`."""
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{name} must be whole numbers (torch.long), got {ids.dtype}")
+    if not visible(ids) or not ids.numel():
+        return
+    outside = (ids < least) | (ids >= stop)
+    if ignored is not None:
+        outside &= ids != ignored
+    if outside.any():
+        also = "" if ignored is None else f" or {ignored}"
+        raise ValueError(f"{name} must be {least} to {stop - 1}{also}, got {int(ids[outside][0])}")
+
+
+def require_classes(name: str, labels: Tensor, logits: Tensor) -> Tensor:
+    """The labels of a cross-entropy as long [N] for logits [N, classes]; -100 is ignored."""
+    if labels.numel() != logits.shape[0]:
+        raise ValueError(f"{name} must hold {logits.shape[0]} labels, got {list(labels.shape)}")
+    require_ids(name, labels, logits.shape[1], ignored=IGNORED)
+    return labels.reshape(-1).long()
+
+
+def require_targets(labels: Tensor, logits: Tensor) -> None:
+    """Soft targets: floats of the logits' shape, which must not be reached by broadcasting."""
+    if not labels.is_floating_point() or labels.shape != logits.shape:
+        kind = f"{list(labels.shape)} of {labels.dtype}"
+        raise ValueError(f"labels must be floating-point targets {list(logits.shape)}, got {kind}")
+
+
+def require_text_first(mask: Tensor) -> None:
+    """A text mask that says where the text ends: at least two tokens, padding on the right."""
+    if not visible(mask):
+        return
+    kept = mask.bool()
+    if (kept[:, 1:] & ~kept[:, :-1]).any():
+        raise ValueError("attention_mask must have its zeros on the right: it says which token the head reads")
+    if not kept[:, :2].all() or kept.shape[1] < 2:
+        raise ValueError("attention_mask must cover two tokens or more: the head reads the last but one")
+
+
+def check_inputs(
+    config: VisualBertConfig,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    token_type_ids: Tensor | None,
+    position_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    visual_embeds: Tensor | None,
+    visual_attention_mask: Tensor | None,
+    visual_token_type_ids: Tensor | None,
+    image_text_alignment: Tensor | None,
+) -> None:
+    """The arguments of `VisualBertModel.forward` fit each other and the network."""
+    examples, length = _check_words(config, input_ids, inputs_embeds)
+    _check_mask("attention_mask", attention_mask, B=examples, T=length)
+    for name, ids, stop in (
+        ("token_type_ids", token_type_ids, config.type_vocab_size),
+        ("position_ids", position_ids, config.max_position_embeddings),
+    ):
+        if ids is not None:
+            require_shape(name, ids, B=_or_one(ids, examples), T=length)
+            require_ids(name, ids, stop)
+    if visual_embeds is None:
+        others = {
+            "visual_attention_mask": visual_attention_mask,
+            "visual_token_type_ids": visual_token_type_ids,
+            "image_text_alignment": image_text_alignment,
+        }
+        for name, value in others.items():
+            if value is not None:
+                raise ValueError(f"{name} is given without visual_embeds")
+        return
+    require_shape("visual_embeds", visual_embeds, B=examples, V=None, D=config.visual_embedding_dim)
+    if not visual_embeds.is_floating_point():
+        raise ValueError(f"visual_embeds must be floating-point features, got {visual_embeds.dtype}")
+    regions = visual_embeds.shape[1]
+    _check_mask("visual_attention_mask", visual_attention_mask, B=examples, V=regions)
+    if visual_token_type_ids is not None:
+        types = visual_token_type_ids
+        require_shape("visual_token_type_ids", types, B=_or_one(types, examples), V=regions)
+        require_ids("visual_token_type_ids", types, config.type_vocab_size)
+    if image_text_alignment is not None:
+        alignment = image_text_alignment
+        require_shape("image_text_alignment", alignment, B=_or_one(alignment, examples), V=None, A=None)
+        if alignment.shape[1] < regions:
+            raise ValueError(f"image_text_alignment covers {alignment.shape[1]} regions, visual_embeds {regions}")
+        require_ids("image_text_alignment", alignment, config.max_position_embeddings, least=-1)
+
+
+def visible(tensor: Tensor) -> bool:
+    """Whether its values can be looked at without stalling a GPU or breaking a compiled graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _check_words(config: VisualBertConfig, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int, int]:
+    """Number of examples and of text tokens."""
+    if inputs_embeds is not None and input_ids is None:
+        require_shape("inputs_embeds", inputs_embeds, B=None, T=None, hidden=config.hidden_size)
+        words = inputs_embeds
+    elif input_ids is not None and inputs_embeds is None:
+        require_shape("input_ids", input_ids, B=None, T=None)
+        require_ids("input_ids", input_ids, config.vocab_size)
+        words = input_ids
+    else:
+        raise ValueError("give either input_ids or inputs_embeds")
+    examples, length = words.shape[:2]
+    if not length:
+        raise ValueError("text must hold one token or more: the first one is pooled")
+    if length > config.max_position_embeddings:
+        available = config.max_position_embeddings
+        raise ValueError(f"text of {length} tokens is longer than the {available} positions of this model")
+    return examples, length
+
+
+def _check_mask(name: str, mask: Tensor | None, **axes: int) -> None:
+    if mask is None:
+        return
+    require_shape(name, mask, **axes)
+    # Masks to be added to the scores (0 and a large negative number) would be read the wrong way round.
+    if visible(mask) and mask.dtype != torch.bool and mask.numel() and (mask < 0).any():
+        raise ValueError(f"{name} must be 1 where there is something and 0 where there is not, got {mask.min():g}")
+    if name == "attention_mask" and visible(mask) and not mask.bool().any(1).all():
+        raise ValueError("attention_mask must leave one token or more of every text")
+
+
+def _or_one(tensor: Tensor, examples: int) -> int:
+    """The first axis of a tensor that may be shared by all examples."""
+    return 1 if tensor.dim() and tensor.shape[0] == 1 else examples
