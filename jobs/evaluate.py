@@ -29,6 +29,8 @@ def main() -> int:
     if as_json:
         print(json.dumps(run.scores | {"run": str(run.folder)}))
         return 0
+    for warning in run.scores["warnings"]:
+        print(f"WARNING: {warning}")
     for metric, value in run.scores["scores"].items():
         low, high = run.scores["intervals"][metric]
         spread = "" if low is None else f"  [{low:.2f}, {high:.2f}]"
@@ -46,6 +48,9 @@ def parse() -> dict[str, Any]:
     parser.add_argument("--model", type=_path, required=True, help="checkpoint folder")
     parser.add_argument("--out", type=_path, required=True, help="folder of the run folders")
     parser.add_argument("--regions", choices=("own", "wrong-image"), default="own", help="wrong-image: the baseline")
+    parser.add_argument(
+        "--foreign-features", action="store_true", help="allow features of another space than trained on"
+    )
     parser.add_argument("--batch-size", type=int, default=EvaluateConfig.batch_size)
     parser.add_argument("--shard-size", type=int, default=EvaluateConfig.shard_size, help="images per shard, about")
     parser.add_argument("--workers", type=int, help="actors at most (default: one per GPU, else one per CPU)")

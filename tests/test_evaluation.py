@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import shutil
 from collections import Counter
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SmallNight
+from rich.console import Console
 
 from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig, PoolConfig
@@ -18,6 +20,9 @@ from visualbert_core.evaluation.batches import batches, join, plan_examples, wro
 from visualbert_core.evaluation.predictions import encode, read_predictions
 from visualbert_core.evaluation.run import evaluate, read_run
 from visualbert_core.features.store import FeatureStore
+from visualbert_core.report import ReportCell, ReportInfo
+from visualbert_core.report.html import render
+from visualbert_core.report.terminal import print_table
 from visualbert_core.schema import Prediction
 from visualbert_core.tasks import open_task
 
@@ -131,12 +136,24 @@ def test_features_of_another_size_are_refused(vqa: EvaluateConfig, tmp_path: Pat
 
 
 def test_features_of_another_space_are_refused(vqa: EvaluateConfig, tmp_path: Path) -> None:
-    """Equal dimensions do not make features comparable: the space's name must fit, too."""
+    """Equal dimensions do not make features comparable: the space's name must fit, or every score says so."""
     model = shutil.copytree(vqa.model, tmp_path / "foreign")
     sidecar = model / "visualbert_core.json"
     sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"feature_space": "vg_c4"}))
+    config = dataclasses.replace(vqa, model=model)
     with pytest.raises(CheckpointError, match=r"'vg_c4'.*'world-tiny-rcnn-fc7'"):
-        run(dataclasses.replace(vqa, model=model))
+        run(config)
+    forced = read_run(run(dataclasses.replace(config, foreign_features=True)))
+    assert forced.scores is not None
+    (warning,) = forced.scores["warnings"]
+    assert "'vg_c4'" in warning
+    assert read_run(run(vqa)).scores["warnings"] == []  # type: ignore[index]
+    cell = ReportCell("forced", open_task("vqa", vqa.annotations, "val"), None, {}, forced)
+    info = ReportInfo("t", synthetic=True, examples=0)
+    assert "foreign features" in render(info, [cell])
+    console = Console(file=io.StringIO(), width=120)
+    print_table(info, [cell], console)
+    assert "WARNING: foreign features" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_broken_model_is_not_scored(vqa: EvaluateConfig, tmp_path: Path) -> None:

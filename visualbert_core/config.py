@@ -70,6 +70,8 @@ class EvaluateConfig:
     """Runs folder; this run becomes OUT/MODEL__TASK__SPLIT."""
     regions: Literal["own", "wrong-image"] = "own"
     """`wrong-image`: give every example the regions of another image, to see what the text alone answers."""
+    foreign_features: bool = False
+    """Evaluate over features of another space than the checkpoint's all the same; every score then says so."""
     batch_size: int = 64
     shard_size: int = 256
     """Images per shard, about."""
@@ -97,6 +99,7 @@ class CellConfig:
     """Relative to the matrix's data folder."""
     corpus: str
     model: Path
+    foreign_features: bool = False
     batch_size: int = 64
     shard_size: int = 256
     """Images per shard, about."""

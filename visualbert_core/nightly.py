@@ -179,6 +179,7 @@ def _evaluate_config(
         model=cell.model,
         out=config.out / "runs" / config.name,
         regions=regions,
+        foreign_features=cell.foreign_features,
         batch_size=cell.batch_size,
         shard_size=cell.shard_size,
     )

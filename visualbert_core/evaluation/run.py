@@ -47,10 +47,10 @@ def evaluate(config: EvaluateConfig, pool: Pool) -> Run:
     task = open_task(config.task, config.annotations, config.split)
     store = FeatureStore.open(config.features)
     model = load_model(config.model, config.task, device="cpu")
-    _check_fit(model, store, config)
+    warnings = _check_fit(model, store, config)
     provenance = _provenance(config, task, store, model)
     folder = run_folder(config)
-    record = {"spec": _spec(config), "provenance": provenance, "status": "running"}
+    record = {"spec": _spec(config), "provenance": provenance, "status": "running", "warnings": warnings}
     _claim(folder, record)
 
     donors = wrong_images(task.examples(), store) if config.regions == "wrong-image" else None
@@ -113,17 +113,22 @@ def _unbelievable(predictions: list[Prediction]) -> list[Failure]:
     ]
 
 
-def _check_fit(model: Model, store: FeatureStore, config: EvaluateConfig) -> None:
+def _check_fit(model: Model, store: FeatureStore, config: EvaluateConfig) -> list[str]:
+    """What must be said with every score. Raises CheckpointError for features that cannot or must not be used."""
     if model.feature_size != store.feature_size:
         raise CheckpointError(
             f"{config.model} needs {model.feature_size}-d region features, {config.features} holds "
             f"{store.feature_size}-d ones: extract them with the detector that the checkpoint was trained on"
         )
-    if model.feature_space not in (None, store.space):
+    if model.feature_space in (None, store.space):
+        return []
+    if not config.foreign_features:
         raise CheckpointError(
             f"{config.model} was trained on features of {model.feature_space!r}, {config.features} holds "
-            f"{store.space!r}: equal sizes do not make them comparable, extract the right ones"
+            f"{store.space!r}: equal sizes do not make them comparable, extract the right ones (or force it with "
+            "foreign_features)"
         )
+    return [f"foreign features: the checkpoint was trained on {model.feature_space!r}, these are {store.space!r}"]
 
 
 def _spec(config: EvaluateConfig) -> dict[str, Any]:
@@ -133,6 +138,7 @@ def _spec(config: EvaluateConfig) -> dict[str, Any]:
         "task": config.task,
         "split": config.split,
         "regions": config.regions,
+        "foreign_features": config.foreign_features,
         "batch_size": config.batch_size,
         "shard_size": config.shard_size,
     }
@@ -201,6 +207,7 @@ def _scores(task: Task, predictions: list[Prediction], record: dict[str, Any]) -
         "chance": task.chance({p.example_id: p for p in predictions}),
         "breakdown": summary.breakdown,
         "coverage": record["coverage"],
+        "warnings": record["warnings"],
         "annotations_digest": record["provenance"]["annotations"],
     }
 

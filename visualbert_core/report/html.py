@@ -28,6 +28,7 @@ from visualbert_core.report.scores import (
     reason,
     score_lines,
     scores_of,
+    warnings,
 )
 from visualbert_core.report.style import STYLE
 from visualbert_core.schema import Failure
@@ -103,7 +104,8 @@ def _rows(number: int, info: ReportInfo, cell: ReportCell, width: int) -> Html:
         for line in score_lines(cell)
     ]
     missing = tag("tr", tag("td", tag("strong", "✗ no score: "), reason(cell), colspan=width, class_="none"))
-    return tag("tbody", name, *(rows or [missing]))
+    warned = [tag("tr", tag("td", tag("strong", "⚠ "), w, colspan=width, class_="none")) for w in warnings(cell)]
+    return tag("tbody", name, *warned, *(rows or [missing]))
 
 
 def _cells(line: ScoreLine, synthetic: bool) -> Iterator[Html]:

@@ -77,6 +77,12 @@ def scores_of(run: Run | None) -> dict[str, Any] | None:
     return None if run is None else run.scores
 
 
+def warnings(cell: ReportCell) -> list[str]:
+    """What has to be said with a cell's scores, such as features of another space than the checkpoint's."""
+    found: list[str] = [] if cell.run is None else cell.run.record["warnings"]
+    return found
+
+
 def in_order(metrics: Iterable[str], headline: str) -> list[str]:
     """The headline, then the others by name and number: recall@1, recall@5, recall@10."""
     return sorted(metrics, key=lambda metric: (metric != headline, _natural(metric)))

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from visualbert_core.report import ReportCell, ReportInfo
-from visualbert_core.report.scores import SYNTHETIC, Estimate, ScoreLine, label, percent, reason, score_lines
+from visualbert_core.report.scores import SYNTHETIC, Estimate, ScoreLine, label, percent, reason, score_lines, warnings
 
 _COLUMNS = {"metric": 14, "score [95 %]": 19, "n": 8, "chance": 7, "wrong image": 19}
 
@@ -25,7 +25,8 @@ def print_table(info: ReportInfo, cells: Sequence[ReportCell], console: Console)
     for cell in cells:
         lines = score_lines(cell)
         below = _table(map(_row, lines)) if lines else Text(f"no score: {reason(cell)}", "red")
-        console.print("", Text(cell.title, "bold"), _indented(below), sep="\n")
+        warned = [_indented(Text(f"WARNING: {warning}", "red")) for warning in warnings(cell)]
+        console.print("", Text(cell.title, "bold"), *warned, _indented(below), sep="\n")
 
 
 def _indented(block: Table | Text) -> Padding:
