@@ -316,6 +316,156 @@ def test_a_phrase_beyond_the_limit(vocab: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# recipe hf-docs
+
+
+@pytest.fixture(scope="module")
+def documented(vocab: Path) -> InputEncoder:
+    return InputEncoder(vocab, recipe="hf-docs")
+
+
+@pytest.mark.parametrize(
+    ("text", "layout"),
+    [
+        ("What is he holding?", "[CLS] what is he holding ? [SEP]"),
+        ("What?  is he", "[CLS] what ? is he [SEP]"),
+        ("What's he?", "[CLS] what ' s he ? [SEP]"),
+        ("", "[CLS] [SEP]"),
+    ],
+)
+def test_a_documented_question(documented: InputEncoder, text: str, layout: str) -> None:
+    """The raw question is tokenized as it stands: no [MASK], no "?" added or moved, so that the head reads its end."""
+    encoded = documented.question(question(text), [regions(2)])
+    assert spelled(encoded) == layout
+    assert set(encoded.token_type_ids) == {0}
+
+
+def test_documented_visual_types_are_1(documented: InputEncoder) -> None:
+    """Every region of every task has visual type 1; NLVR2's two images still share one sequence."""
+    (choice,) = documented.multiple_choice(choices(("a",), ("a",)), [regions(4)])
+    statement = documented.statement(Statement("s", ("l", "r"), "A cat."), [regions(150), regions(3)])
+    caption = documented.grounding(Grounding("g", ("i",), ("a",), ()), [regions(3)])
+    for encoded, count in ((documented.question(question("a"), [regions(3)]), 3), (choice, 4), (caption, 3)):
+        assert encoded.visual_types.tolist() == [1] * count
+    assert statement.visual_types.tolist() == [1] * (144 + 3)
+    assert statement.features[144:, 0].tolist() == [0, 1, 2]
+    assert spelled(statement) == "[CLS] a cat . [SEP]"
+    assert str(collate([statement])["visual_token_type_ids"].dtype) == "torch.int64"
+
+
+def test_documented_choices(encoder: InputEncoder, documented: InputEncoder) -> None:
+    """Tags are spelled by class name, people too, and no alignment reaches the network; the regions are the same."""
+    example = choices(("what", (0,)), ((1,), (2,)), objects=("cat", "diningtable", "person"))
+    (encoded,) = documented.multiple_choice(example, [regions(4)])
+    assert spelled(encoded) == "[CLS] what cat [SEP] dining ##table [UNK] [SEP]"  # "person" is not in this vocabulary
+    (original,) = encoder.multiple_choice(example, [regions(4)])
+    assert spelled(original) == "[CLS] what cat [SEP] dining ##table casey [SEP]"
+    assert encoded.mentions is None
+    assert "image_text_alignment" not in collate([(encoded,)])
+    assert encoded.features.tolist() == original.features.tolist()
+
+
+def test_documented_phrases(encoder: InputEncoder, documented: InputEncoder) -> None:
+    """Phrases are queried where "original" queries them, a repeated one at its first occurrence."""
+    example = Grounding("g", ("i",), ("a", "dogs", "and", "a", "dogs"), (Phrase(0, 2, ""), Phrase(3, 5, "")))
+    found = [each.grounding(example, [regions(2)]) for each in (encoder, documented)]
+    assert [each.phrases for each in found] == [(3, 3)] * 2
+    assert found[0].input_ids == found[1].input_ids
+
+
+def test_recipes_that_do_not_exist(vocab: Path) -> None:
+    """An unknown recipe, and quirks to be fixed in a recipe that has none, are ValueErrors."""
+    with pytest.raises(ValueError, match="recipe must be one of original, hf-docs, got 'hf'"):
+        InputEncoder(vocab, recipe="hf")
+    with pytest.raises(ValueError, match="fix_quirks belongs to recipe original, got 'hf-docs'"):
+        InputEncoder(vocab, recipe="hf-docs", fix_quirks=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the authors' bugs turned off
+
+
+@pytest.fixture(scope="module")
+def fixed(vocab: Path) -> InputEncoder:
+    return InputEncoder(vocab, fix_quirks=True)
+
+
+def test_fixed_names_go_on_in_a_choice(fixed: InputEncoder) -> None:
+    """A person first mentioned in a choice takes the next name; things do not count; choices do not share names."""
+    example = choices(((1,), (0,)), ((2,), "is", (0,)), ((0,), "and", (2,)))
+    first, second = fixed.multiple_choice(example, [regions(4)])
+    assert spelled(first) == "[CLS] dining ##table casey [SEP] riley is casey [SEP]"
+    assert spelled(second) == "[CLS] dining ##table casey [SEP] casey and riley [SEP]"
+    apart = choices(("a",), ((0,),), ((2,),))
+    assert [spelled(each) for each in fixed.multiple_choice(apart, [regions(4)])] == ["[CLS] a [SEP] casey [SEP]"] * 2
+
+
+def test_fixed_names_are_all_different(tmp_path: Path) -> None:
+    """The 14 names are given once each before one comes again; in the authors' list 'Peyton' comes twice."""
+    people = ["casey", "riley", "jessie", "jackie", "avery", "jaime", "peyton", "kerry", "jody", "kendall", "skyler"]
+    people += ["frankie", "pat", "quinn"]
+    (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in (*SPECIAL, *people)))
+    example = choices((tuple(range(15)),), ("casey",), objects=("person",) * 15, mentioned=())
+    given = []
+    for fix_quirks in (False, True):
+        encoder = InputEncoder(tmp_path / "vocab.txt", fix_quirks=fix_quirks)
+        (encoded,) = encoder.multiple_choice(example, [regions(16)])
+        given.append([(*SPECIAL, *people)[index] for index in encoded.input_ids[1:16]])
+    assert given == [[*people[:10], "peyton", *people[10:]], [*people, "casey"]]
+
+
+def test_fixed_alignment_holds_word_pieces(fixed: InputEncoder) -> None:
+    """A mention is aligned with all of its word pieces, where they really stand, behind split words too."""
+    example = choices(("dogs", (0,), "?"), ((1,), "and", (0,), "."))
+    (encoded,) = fixed.multiple_choice(example, [regions(4)])
+    assert spelled(encoded) == "[CLS] dog ##s casey ? [SEP] dining ##table and casey . [SEP]"
+    assert encoded.mentions == ((), (3, 9), (6, 7), ())
+
+
+def test_fixed_truncation_takes_the_contexts_end_first(vocab: Path) -> None:
+    """The end of the context goes first, per choice, and the choice stays whole while it fits; alignment follows."""
+    encoder = InputEncoder(vocab, max_length=9, fix_quirks=True)
+    example = choices(("what", (0,), "is", (1,)), ("a", "cat", (1,)), ("a", (0,)))
+    first, second = encoder.multiple_choice(example, [regions(4)])
+    assert spelled(first) == "[CLS] what casey [SEP] a cat dining ##table [SEP]"
+    assert first.mentions == ((), (2,), (6, 7), ())
+    assert spelled(second) == "[CLS] what casey is dining [SEP] a casey [SEP]"
+    assert second.mentions == ((), (2, 7), (4,), ())
+
+
+def test_fixed_truncation_keeps_the_front_of_a_choice(vocab: Path) -> None:
+    """A choice longer than the limit loses its end, and the context all it has."""
+    encoder = InputEncoder(vocab, max_length=7, fix_quirks=True)
+    (encoded,) = encoder.multiple_choice(choices(("what", "is"), ((0,), "a", "cat", (1,), (2,))), [regions(4)])
+    assert spelled(encoded) == "[CLS] [SEP] casey a cat dining [SEP]"
+    assert encoded.mentions == ((), (2,), (5,), ())
+
+
+def test_a_fixed_phrase_is_asked_where_it_stands(vocab: Path, fixed: InputEncoder) -> None:
+    """The second of two equal phrases is queried at its own last word piece, and at the last one left if cut off."""
+    words = ("a", "dogs", "and", "a", "dogs")
+    example = Grounding("g", ("i",), words, (Phrase(0, 2, "a dogs"), Phrase(3, 5, "a dogs")))
+    assert fixed.grounding(example, [regions(2)]).phrases == (3, 7)
+    assert InputEncoder(vocab, max_length=6, fix_quirks=True).grounding(example, [regions(2)]).phrases == (3, 4)
+
+
+def test_fixing_quirks_changes_nothing_else(encoder: InputEncoder, fixed: InputEncoder) -> None:
+    """Questions, statements, and choices and phrases without a quirk are encoded alike, visual types too."""
+    examples = [
+        (question("What is he, holding?"), [regions(3)]),
+        (Statement("s", ("l", "r"), "A cat is left."), [regions(2), regions(3)]),
+        (choices(("what", (0,)), ("he", "and", (0,)), ("a", (1,))), [regions(4)]),
+        (Grounding("g", ("i",), ("a", "cat", "and", "dogs"), (Phrase(0, 2, ""), Phrase(3, 4, ""))), [regions(3)]),
+    ]
+    for example, images in examples[:2] + examples[3:]:
+        before, after = (collate([each.encode(example, images)]) for each in (encoder, fixed))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    before, after = (collate([each.encode(*examples[2])]) for each in (encoder, fixed))
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"image_text_alignment"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # geometry, padding, the vocabulary
 
 

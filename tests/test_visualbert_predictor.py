@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from visualbert_core.errors import CheckpointError, ConfigError
 from visualbert_core.models import load_model
 from visualbert_core.models.visualbert import VisualBertConfig
-from visualbert_core.models.visualbert.checkpoint import Pretrained
+from visualbert_core.models.visualbert.checkpoint import Pretrained, Sidecar
 from visualbert_core.models.visualbert.inputs import InputEncoder, collate
 from visualbert_core.models.visualbert.predictor import TASKS, VisualBertPredictor
 from visualbert_core.schema import Example, Grounding, MultipleChoice, Phrase, Prediction, Question, Regions, Statement
@@ -269,6 +270,44 @@ def test_a_folder_without_sidecar_has_defaults(tmp_path: Path) -> None:
     model = open_cpu(write(tmp_path, "nlvr2"), "nlvr2")
     assert (model.feature_size, model.feature_space) == (SIZE, None)
     assert (model.fingerprint()["recipe"], model.fingerprint()["box_geometry"]) == ("original", False)
+    assert model.fingerprint()["fix_quirks"] is False
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_recipe_reaches_the_network(tmp_path: Path, task: str) -> None:
+    """The sidecar's recipe "hf-docs" changes every task's scores, and is what moves in the fingerprint."""
+    folder = write(tmp_path, task)
+    before = open_cpu(folder, task)
+    Sidecar(recipe="hf-docs").save(folder)
+    after = open_cpu(folder, task)
+    (one,), (other,) = (model.predict(batch(task)[1:2]) for model in (before, after))
+    assert np.abs(np.subtract(one.scores, other.scores)).max() > 1e-4
+    assert moved(before, after) == {"recipe"}
+
+
+@pytest.mark.parametrize(("task", "changes"), [("vqa", False), ("vcr", True), ("flickr30k_entities", True)])
+def test_fixed_quirks_reach_the_network(tmp_path: Path, task: str, changes: bool) -> None:
+    """The sidecar's `fix_quirks` changes the scores where there is a quirk, and is what moves in the fingerprint."""
+    folder = write(tmp_path, task)
+    before = open_cpu(folder, task)
+    Sidecar(fix_quirks=True).save(folder)
+    after = open_cpu(folder, task)
+    example, images = batch(task)[1]
+    if isinstance(example, Grounding):
+        # the second "a b" of the caption
+        example = replace(example, phrases=(Phrase(6, 8, "a b"),))
+    if isinstance(example, MultipleChoice):
+        # a mention behind a word of three pieces
+        example = replace(example, context=("a.b", (0,)))
+    (one,), (other,) = (model.predict([(example, images)]) for model in (before, after))
+    assert (np.abs(np.subtract(one.scores, other.scores)).max() > 1e-4) == changes
+    assert moved(before, after) == {"fix_quirks"}
+
+
+def moved(before: VisualBertPredictor, after: VisualBertPredictor) -> set[str]:
+    """Keys of the fingerprints that differ."""
+    one, other = before.fingerprint(), after.fingerprint()
+    return {key for key in one.keys() | other.keys() if one[key] != other[key]}
 
 
 @pytest.mark.parametrize(
@@ -276,7 +315,9 @@ def test_a_folder_without_sidecar_has_defaults(tmp_path: Path) -> None:
     [
         ({"feature_spce": "x"}, "unknown key 'feature_spce', the nearest known one is 'feature_space'"),
         ({"box_geometry": "yes"}, "box_geometry: 'yes' has the wrong type"),
-        ({"recipe": "hf-docs"}, "recipe: must be one of original, got 'hf-docs'"),
+        ({"recipe": "hf-doc"}, "recipe: unknown name 'hf-doc', the nearest known one is 'hf-docs'"),
+        ({"fix_quirks": 1}, "fix_quirks: 1 has the wrong type"),
+        ({"recipe": "hf-docs", "fix_quirks": True}, "fix_quirks: belongs to recipe original, not to hf-docs"),
         ({"task": "vcr"}, "trained for task vcr, asked for nlvr2"),
         ([], "must be an object"),
     ],

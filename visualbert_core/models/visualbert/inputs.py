@@ -1,4 +1,4 @@
-"""Text and regions → the tensors of a forward pass, laid out as the authors trained: recipe "original".
+"""Text and regions → the tensors of a forward pass, by default laid out as the authors trained: recipe "original".
 
 Owns the token layout, the visual token types and the choice of regions of the four tasks, token for token as in the
 authors' code (https://github.com/uclanlp/visualbert, `dataloaders/`; VCR naming from https://github.com/rowanz/r2c).
@@ -8,6 +8,13 @@ It differs from the examples in the transformers documentation, with which the p
     VCR                  [CLS] context [SEP] choice [SEP]  whole image + mentioned    four sequences; aligned; type 0
     NLVR2                [CLS] sentence [SEP]              left type 0, right type 1  one sequence
     Flickr30K Entities   [CLS] caption [SEP]               regions, type 0            a phrase is its last word piece
+
+Recipe "hf-docs" is what those examples show, for comparison only. It differs in this and in nothing else:
+
+    VQA v2               [CLS] raw question [SEP]          type 1                     read at the last piece, often "?"
+    VCR                  tags by class name ("person")     type 1                     not aligned
+    NLVR2                                                  left and right type 1
+    Flickr30K Entities                                     type 1
 """
 
 from __future__ import annotations
@@ -33,10 +40,11 @@ from visualbert_core.schema import Example, Grounding, MultipleChoice, Question,
 from visualbert_core.schema import Token as MixedToken
 
 VOCAB_FILE = "vocab.txt"
+RECIPES = ("original", "hf-docs")
 MAX_TOKENS = 128
 NLVR2_REGIONS_PER_IMAGE = 144
 GEOMETRY_SIZE = 6
-# R2C's names for people; 'Peyton' stands there twice.
+# R2C's names for people; 'Peyton' stands there twice, which `fix_quirks` undoes.
 NEUTRAL_NAMES = (
     *("Casey", "Riley", "Jessie", "Jackie", "Avery", "Jaime", "Peyton", "Kerry"),
     *("Jody", "Kendall", "Peyton", "Skyler", "Frankie", "Pat", "Quinn"),
@@ -59,7 +67,16 @@ class InputEncoder:
     """Encodes examples of every task with one vocabulary. Raises CheckpointError if `vocab` is not BERT's.
 
     `max_length` is the longest text in tokens ([CLS] and [SEP] counted); `num_positions` the size of the position
-    table; with `box_geometry` every feature is followed by [x1/W, y1/H, x2/W, y2/H, w/W, h/H].
+    table; with `box_geometry` every feature is followed by [x1/W, y1/H, x2/W, y2/H, w/W, h/H]. `recipe` is one of
+    RECIPES (ValueError otherwise; see the module).
+
+    Published weights were trained with four bugs of the authors' code, and "original" keeps them. `fix_quirks` is for
+    weights trained with it, and turns them off:
+
+        person names (VCR)     go on in a choice, so that no new person is "Casey" again; 14 names, 'Peyton' once
+        alignment (VCR)        holds the positions of all word pieces of a mention, not the number of its word
+        truncation (VCR)       takes from the end of the context, then from the end of the choice, not from its front
+        phrases (Flickr30K)    are queried where they stand, not at the first occurrence of the same words
     """
 
     def __init__(
@@ -69,13 +86,21 @@ class InputEncoder:
         max_length: int = MAX_TOKENS,
         num_positions: int = 512,
         box_geometry: bool = False,
+        recipe: str = "original",
+        fix_quirks: bool = False,
     ) -> None:
+        if recipe not in RECIPES:
+            raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
+        if fix_quirks and recipe != "original":
+            raise ValueError(f"fix_quirks belongs to recipe original, got {recipe!r}")
         self._pieces = _WordPieces(Path(vocab))
         self.vocab_size = self._pieces.size
         self._cls, self._sep, self._mask = (self._pieces.special(token) for token in ("[CLS]", "[SEP]", "[MASK]"))
         self._max_length = min(max_length, num_positions)
         self._num_positions = num_positions
         self._box_geometry = box_geometry
+        self._original, self._fix_quirks = recipe == "original", fix_quirks
+        self._names = tuple(dict.fromkeys(NEUTRAL_NAMES)) if fix_quirks else NEUTRAL_NAMES
 
     @singledispatchmethod
     def encode(self, example: Example, regions: Sequence[Regions]) -> Encoded | tuple[Encoded, ...]:
@@ -85,15 +110,17 @@ class InputEncoder:
     @encode.register
     def question(self, example: Question, regions: Sequence[Regions]) -> Encoded:
         """VQA v2. A question of more than 124 word pieces loses "? [MASK]", as it did in training."""
-        words = pythia_tokens(example.text)
-        pieces = [*self._pieces.of(words), *self._pieces["?"], self._mask]
+        if self._original:
+            pieces = [*self._pieces.of(pythia_tokens(example.text)), *self._pieces["?"], self._mask]
+        else:
+            pieces = self._pieces.of(example.text.split(" "))
         return self._single(pieces, self._features(regions[0]))
 
     @encode.register
     def statement(self, example: Statement, regions: Sequence[Regions]) -> Encoded:
         """NLVR2. Of each image the first 144 regions are used; the type says which image a region is of."""
         features = [self._features(image)[:NLVR2_REGIONS_PER_IMAGE] for image in regions]
-        types = np.repeat(np.arange(len(features)), [len(part) for part in features])
+        types = self._visual_types(*map(len, features))
         return self._single(self._pieces.of(example.text.split(" ")), np.concatenate(features), types)
 
     @encode.register
@@ -109,7 +136,9 @@ class InputEncoder:
         last = self._max_length - 2
         phrases = []
         for phrase in example.phrases:
-            stop = _first_stop(example.words, example.words[phrase.start : phrase.stop])
+            stop = phrase.stop
+            if not self._fix_quirks:
+                stop = _first_stop(example.words, example.words[phrase.start : phrase.stop])
             phrases.append(min(ends[stop - 1], last))
         return self._single(ids, self._features(regions[0]), phrases=tuple(phrases))
 
@@ -123,24 +152,36 @@ class InputEncoder:
         image = regions[0]
         rows = [row for row in (0, *(i + 1 for i in sorted(example.mentioned))) if row < image.num_regions]
         features = self._features(image)[rows]
-        types = np.zeros(len(rows), dtype=np.int64)
+        types = self._visual_types(len(rows))
         names: dict[int, str] = {}
-        context = self._named(example.context, example.objects, names).cut(stop=self._max_length - 3)
+        whole = self._named(example.context, example.objects, names)
         sequences = []
         for choice in example.choices:
             # A copy: no choice may learn the names that another one gave.
-            text = self._named(choice, example.objects, dict(names))
-            # The authors meant to shorten the context too; their code only ever takes from the front of the choice.
-            text = text.cut(start=max(0, len(context.ids) + len(text.ids) + 3 - self._max_length))
-            named = context.mentions(offset=1) + text.mentions(offset=len(context.ids) + 2)
-            of_row = defaultdict(list)
-            for index, position in named:
-                if position < self._num_positions:
-                    of_row[index + 1].append(position)
+            context, text = self._cut(whole, self._named(choice, example.objects, dict(names)))
             ids, token_types = self._pair(context.ids, text.ids)
-            mentions = tuple(tuple(of_row[row]) for row in rows)
+            mentions = self._mentions(context, text, rows) if self._original else None
             sequences.append(Encoded(ids, token_types, features, types, mentions=mentions))
         return tuple(sequences)
+
+    def _cut(self, context: _Text, choice: _Text) -> tuple[_Text, _Text]:
+        """What is left of two texts that share the limit."""
+        room = self._max_length - 3
+        if self._fix_quirks:
+            choice = choice.cut(stop=room)
+            return context.cut(stop=room - len(choice.ids)), choice
+        # The authors meant to shorten the context too; their code only ever takes from the front of the choice.
+        context = context.cut(stop=room)
+        return context, choice.cut(start=max(0, len(context.ids) + len(choice.ids) - room))
+
+    def _mentions(self, context: _Text, choice: _Text, rows: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """Per region, the positions its feature is aligned with."""
+        find = _Text.piece_mentions if self._fix_quirks else _Text.word_mentions
+        of_row = defaultdict(list)
+        for index, position in find(context, 1) + find(choice, len(context.ids) + 2):
+            if position < self._num_positions:
+                of_row[index + 1].append(position)
+        return tuple(tuple(of_row[row]) for row in rows)
 
     def _single(
         self,
@@ -149,15 +190,19 @@ class InputEncoder:
         types: np.ndarray | None = None,
         phrases: tuple[int, ...] | None = None,
     ) -> Encoded:
-        """[CLS] pieces [SEP], cut at the end; visual types are zero unless given."""
+        """[CLS] pieces [SEP], cut at the end; visual types are those of one image unless given."""
         ids, token_types = self._pair(pieces[: self._max_length - 2], [])
-        types = np.zeros(len(features), dtype=np.int64) if types is None else types
+        types = self._visual_types(len(features)) if types is None else types
         return Encoded(ids, token_types, features, types, phrases=phrases)
 
     def _pair(self, first: list[int], second: list[int]) -> tuple[list[int], list[int]]:
         """[CLS] first [SEP] and, if there is anything in it, second [SEP]; with token types 0 and 1."""
         tail = [*second, self._sep] if second else []
         return [self._cls, *first, self._sep, *tail], [0] * (len(first) + 2) + [1] * len(tail)
+
+    def _visual_types(self, *lengths: int) -> np.ndarray:
+        """The types of the regions of images with so many: which image it is, but 1 everywhere in "hf-docs"."""
+        return np.repeat(np.arange(len(lengths)) if self._original else np.ones(len(lengths), np.int64), lengths)
 
     def _features(self, image: Regions) -> np.ndarray:
         if not self._box_geometry:
@@ -166,20 +211,21 @@ class InputEncoder:
         return np.concatenate((image.features, corners, corners[:, 2:] - corners[:, :2]), axis=1, dtype=np.float32)
 
     def _named(self, tokens: Iterable[MixedToken], objects: Sequence[str], names: dict[int, str]) -> _Text:
-        """Spell out object tags: people get neutral names in order of first mention, other objects their class."""
+        """Spell out object tags: people get neutral names in order of first mention, other objects their class; in
+        "hf-docs" people too."""
         words: list[str] = []
         tags: list[tuple[int, int]] = []
         # Trap: R2C restarts its count in every text, so a person first mentioned in a choice is again "Casey", even
         # where the context has a Casey already.
-        people = 0
+        people = sum(objects[index] == "person" for index in names) if self._fix_quirks else 0
         for token in tokens:
             if isinstance(token, str):
                 words.append(token)
                 continue
             for index in token:
                 if index not in names:
-                    is_person = objects[index] == "person"
-                    names[index] = NEUTRAL_NAMES[people % len(NEUTRAL_NAMES)] if is_person else objects[index]
+                    is_person = self._original and objects[index] == "person"
+                    names[index] = self._names[people % len(self._names)] if is_person else objects[index]
                     people += is_person
                 tags.append((index, len(words)))
                 words.append(names[index])
@@ -198,10 +244,15 @@ class _Text:
     def cut(self, start: int = 0, stop: int | None = None) -> _Text:
         return _Text(self.ids[start:stop], self.word_of[start:stop], self.tags)
 
-    def mentions(self, offset: int) -> list[tuple[int, int]]:
+    def word_mentions(self, offset: int) -> list[tuple[int, int]]:
         """(object, word number + offset) of the tags of which a piece is left."""
         left = set(self.word_of)
         return [(index, number + offset) for index, number in self.tags if number in left]
+
+    def piece_mentions(self, offset: int) -> list[tuple[int, int]]:
+        """(object, position + offset) of every piece that is left of a tag."""
+        places = list(enumerate(self.word_of, offset))
+        return [(index, place) for index, tag in self.tags for place, number in places if number == tag]
 
 
 class _WordPieces(dict[str, tuple[int, ...]]):

@@ -65,7 +65,7 @@ class VisualBertPredictor:
         self._folder, self._task, self._device = folder, task, device
         self._answers = _answers(folder, config) if task == "vqa" else ()
         self._unanswerable = np.array([answer == UNKNOWN_ANSWER for answer in self._answers], dtype=bool)
-        self._encoder = _encoder(folder, config, sidecar.box_geometry)
+        self._encoder = _encoder(folder, config, sidecar)
         self._network = TASKS[task].network.from_pretrained(folder).to(device)
         self.feature_space = sidecar.feature_space
         # The numbers of box geometry are appended by the encoder, not stored.
@@ -74,6 +74,7 @@ class VisualBertPredictor:
             "class": TASKS[task].network.__name__,
             "task": task,
             "recipe": sidecar.recipe,
+            "fix_quirks": sidecar.fix_quirks,
             "box_geometry": sidecar.box_geometry,
             "precision": "float32",
             "weights": weights_digest(folder),
@@ -156,8 +157,14 @@ _DECODERS: dict[str, Callable[..., Answer]] = {
 }
 
 
-def _encoder(folder: Path, config: VisualBertConfig, box_geometry: bool) -> InputEncoder:
-    encoder = InputEncoder(folder / VOCAB_FILE, num_positions=config.max_position_embeddings, box_geometry=box_geometry)
+def _encoder(folder: Path, config: VisualBertConfig, sidecar: Sidecar) -> InputEncoder:
+    encoder = InputEncoder(
+        folder / VOCAB_FILE,
+        num_positions=config.max_position_embeddings,
+        box_geometry=sidecar.box_geometry,
+        recipe=sidecar.recipe,
+        fix_quirks=sidecar.fix_quirks,
+    )
     if encoder.vocab_size > config.vocab_size:
         raise CheckpointError(
             f"{folder / VOCAB_FILE}: {encoder.vocab_size} word pieces, {CONFIG_FILE} has vocab_size {config.vocab_size}"

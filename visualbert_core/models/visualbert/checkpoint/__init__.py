@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -34,11 +34,11 @@ from visualbert_core.models.visualbert.checkpoint.files import (
     weights_file,
 )
 from visualbert_core.models.visualbert.config import CONFIG_FILE, VisualBertConfig
+from visualbert_core.models.visualbert.inputs import RECIPES
 
-__all__ = ["RECIPES", "SIDECAR_FILE", "Pretrained", "Sidecar", "checkpoint_folder", "weights_digest"]
+__all__ = ["SIDECAR_FILE", "Pretrained", "Sidecar", "checkpoint_folder", "weights_digest"]
 
 SIDECAR_FILE = "visualbert_core.json"
-RECIPES = ("original",)
 _LOG = logging.getLogger(__name__)
 
 
@@ -161,12 +161,14 @@ class Pretrained(nn.Module):
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What a network was trained for. None: not said. `recipe` names the input layout (see `inputs.py`)."""
+    """What a network was trained for. None: not said. `recipe` names the input layout and `fix_quirks` says whether it
+    is without the authors' bugs (see `inputs.py`)."""
 
     task: str | None = None
     recipe: str = "original"
     feature_space: str | None = None
     box_geometry: bool = False
+    fix_quirks: bool = False
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Sidecar:
@@ -182,13 +184,14 @@ class Sidecar:
             raise CheckpointError(f"{path}: must be an object with the keys {', '.join(_SIDECAR_TYPES)}")
         for key, value in found.items():
             if key not in _SIDECAR_TYPES:
-                nearest = get_close_matches(key, _SIDECAR_TYPES, n=1, cutoff=0.0)[0]
-                raise CheckpointError(f"{path}: unknown key {key!r}, the nearest known one is {nearest!r}")
+                raise CheckpointError(f"{path}: unknown key {_with_nearest(key, _SIDECAR_TYPES)}")
             if not isinstance(value, _SIDECAR_TYPES[key]):
                 raise CheckpointError(f"{path}: {key}: {value!r} has the wrong type")
         sidecar = cls(**found)
         if sidecar.recipe not in RECIPES:
-            raise CheckpointError(f"{path}: recipe: must be one of {', '.join(RECIPES)}, got {sidecar.recipe!r}")
+            raise CheckpointError(f"{path}: recipe: unknown name {_with_nearest(sidecar.recipe, RECIPES)}")
+        if sidecar.fix_quirks and sidecar.recipe != "original":
+            raise CheckpointError(f"{path}: fix_quirks: belongs to recipe original, not to {sidecar.recipe}")
         return sidecar
 
     def save(self, folder: str | Path) -> None:
@@ -196,4 +199,14 @@ class Sidecar:
         (Path(folder) / SIDECAR_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
-_SIDECAR_TYPES = {"task": str | None, "recipe": str, "feature_space": str | None, "box_geometry": bool}
+_SIDECAR_TYPES = {
+    "task": str | None,
+    "recipe": str,
+    "feature_space": str | None,
+    "box_geometry": bool,
+    "fix_quirks": bool,
+}
+
+
+def _with_nearest(name: str, known: Iterable[str]) -> str:
+    return f"{name!r}, the nearest known one is {get_close_matches(name, list(known), n=1, cutoff=0.0)[0]!r}"
