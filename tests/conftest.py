@@ -43,9 +43,6 @@ class SmallNight:
     out: Path
     night: Night
 
-    def run(self, task: str, suffix: str = "") -> Path:
-        return next((self.out / "runs" / "demo").glob(f"*__{task}__*{suffix or '[!e]'}"))
-
 
 @pytest.fixture(scope="session")
 def small_night(tmp_path_factory: pytest.TempPathFactory) -> SmallNight:

@@ -23,7 +23,8 @@ from visualbert_core.features.store import FeatureStore
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.html import render
 from visualbert_core.report.terminal import print_table
-from visualbert_core.schema import Prediction
+from visualbert_core.schema import Prediction, Question
+from visualbert_core.shards import Part, ShardFolder, plan
 from visualbert_core.tasks import open_task
 
 INLINE = PoolConfig(inline=True)
@@ -194,12 +195,23 @@ def test_batches_hold_every_example_once(vqa: EvaluateConfig) -> None:
     assert sorted(i for batch in cut for i in batch) == sorted(shards[0].items)
 
 
-def test_predictions_survive_parquet() -> None:
+def test_predictions_survive_parquet(tmp_path: Path) -> None:
     """Every form of answer comes back as it was written, and equal rows give equal bytes."""
     rows = [
         Prediction("a", "i", "no", (0.5,)),
         Prediction("b", "i", 3, (0.25, 0.75)),
         Prediction("c", "j", [[[1.25, 2, 3, 4]], []], ()),
     ]
+    folder = ShardFolder(tmp_path)
+    (shard,) = plan([row.example_id for row in rows], "test", 10)
+    folder.commit(shard, Part(encode(rows), len(rows), None, 0))
+    folder.finish([shard], {})
+    assert read_predictions(tmp_path) == (rows, [])
     assert encode(rows) == encode(list(rows))
-    assert encode(rows) != encode(rows[:2])
+
+
+def test_a_lone_image_has_no_wrong_image(vqa: EvaluateConfig) -> None:
+    """Rather than hand an image its own regions as somebody else's, the baseline is refused."""
+    alone = [Question("1", ("COCO_val2014_000000000001",), "What?")]
+    with pytest.raises(InputError, match="needs a second image"):
+        wrong_images(alone, FeatureStore.open(vqa.features))

@@ -78,13 +78,16 @@ def test_training_and_validation_never_share_a_scene() -> None:
 
 
 def test_boxes_are_tight(scenes: list[Scene]) -> None:
-    """A box holds its thing: inside the picture, as large as its size says, and differing from the background."""
+    """A box lies inside the picture, is as large as its thing's size says, and what it holds differs from around it."""
     for scene in scenes:
         for thing in scene.things:
             x0, y0, x1, y1 = thing.box
             assert 0 <= x0 < x1 <= SIZE
             assert 0 <= y0 < y1 <= SIZE
             assert (max(x1 - x0, y1 - y0) > 36) == (thing.size == "large")
+            inside = scene.pixels[int(y0) : int(y1), int(x0) : int(x1)].astype(float)
+            near = np.abs(inside - COLORS[thing.color]).sum(-1) < 110
+            assert near.mean() > 0.15, thing
 
 
 def test_a_class_is_a_shape_in_a_color() -> None:

@@ -38,7 +38,7 @@ class Regions:
     width: int
     height: int
     boxes: np.ndarray  # float32 [R, 4] xyxy, original pixels
-    labels: np.ndarray  # int16 [R], detector classes; -1 where the box was given and not classified
+    labels: np.ndarray  # int16 [R], detector classes
     scores: np.ndarray  # float32 [R]
     features: np.ndarray  # float16 [R, D]
     image_digest: str  # xxh3-128 of the file's bytes
@@ -65,7 +65,7 @@ REGIONS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Failure:
-    """One image or example that could not be processed. `stage` is decode, detect, features or predict."""
+    """One image or example that could not be processed. `stage` is decode, features or predict."""
 
     item_id: str
     stage: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from visualbert_core.errors import InputError
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import Example, Failure, Grounding, MultipleChoice, Regions
@@ -43,9 +44,12 @@ def wrong_images(examples: Iterable[Example], store: FeatureStore) -> dict[tuple
     """A donor for the images of every example: the next ones in an order fixed by a hash, so never its own.
 
     An NLVR2 pair gets another pair. Images without features take no part: their examples fail as they would anyway.
+    Raises InputError where there is no other image.
     """
     units = {example.image_ids for example in examples if all(i in store for i in example.image_ids)}
-    order = sorted(units, key=lambda ids: digest_json(ids))
+    order = sorted(units, key=digest_json)
+    if len(order) == 1:
+        raise InputError("the wrong-image baseline needs a second image with features, this split has one")
     return dict(zip(order, [*order[1:], *order[:1]], strict=True))
 
 

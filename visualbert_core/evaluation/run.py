@@ -24,7 +24,7 @@ from visualbert_core.errors import CheckpointError, CoverageError, InputError
 from visualbert_core.evaluation.batches import ExampleShard, batches, join, plan_examples, wrong_images
 from visualbert_core.evaluation.predictions import encode, read_predictions
 from visualbert_core.features.store import FeatureStore, encode_failures
-from visualbert_core.metrics.coverage import check_coverage
+from visualbert_core.metrics.coverage import Coverage, check_coverage
 from visualbert_core.models import Model, load_model
 from visualbert_core.provenance import code_digest, differences, digest_file, digest_files, digest_json, versions
 from visualbert_core.schema import SCHEMA_VERSION, Failure, Prediction
@@ -212,7 +212,7 @@ def _scores(task: Task, predictions: list[Prediction], record: dict[str, Any]) -
     }
 
 
-def _counts(coverage: Any) -> dict[str, int]:
+def _counts(coverage: Coverage) -> dict[str, int]:
     return {
         "expected": coverage.expected,
         "predicted": coverage.predicted,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import datetime
-import json
 import pickle
 import tempfile
 import time
@@ -29,7 +28,7 @@ from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig, Wo
 from visualbert_core.detector.torchvision_rcnn import TorchvisionRCNN, build
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.features.extract import extract
-from visualbert_core.models.visualbert import VisualBertModel
+from visualbert_core.models.visualbert import Sidecar, VisualBertModel
 from visualbert_core.world import questions as ask
 from visualbert_core.world import train_detector, train_visualbert
 from visualbert_core.world.files import make_world
@@ -128,8 +127,7 @@ def _write_visualberts(out: Path, models: dict[str, nn.Module], space: str) -> N
         model.visual_bert = trunk
         model.save_pretrained(folder, dtype=torch.float16)  # type: ignore[operator]
         (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in vocabulary()))
-        sidecar = {"task": task, "recipe": "original", "feature_space": space, "box_geometry": True}
-        (folder / "visualbert_core.json").write_text(json.dumps(sidecar, indent=2) + "\n")
+        Sidecar(task=task, feature_space=space, box_geometry=True).save(folder)
         if task == "vqa":
             (folder / "answers.txt").write_text("".join(f"{answer}\n" for answer in ask.ANSWERS))
 

@@ -29,14 +29,14 @@ from visualbert_core.models.visualbert import (
     VisualBertForVisualReasoning,
     VisualBertModel,
 )
-from visualbert_core.models.visualbert.inputs import Encoded, InputEncoder, collate
+from visualbert_core.models.visualbert.inputs import GEOMETRY_SIZE, Encoded, InputEncoder, collate
 from visualbert_core.schema import Grounding, MultipleChoice, Phrase, Question, Regions, Statement
 from visualbert_core.world import questions as ask
 from visualbert_core.world import references as refer
 from visualbert_core.world.scenes import SIZE, Scene, Things
 from visualbert_core.world.train_detector import Report
 
-GEOMETRY = 6
+POSITIONS = 64  # of text
 FEATURE_SCALE, GEOMETRY_SCALE = 0.25, 8.0
 TABLE_STD = 0.1
 LEARNING_RATE, WEIGHT_DECAY, WARMUP, CLIP = 1.3e-3, 0.01, 200, 1.0
@@ -61,13 +61,13 @@ def config(vocab_size: int, feature_size: int) -> VisualBertConfig:
     return VisualBertConfig(
         vocab_size=vocab_size,
         hidden_size=96,
-        visual_embedding_dim=feature_size + GEOMETRY,
+        visual_embedding_dim=feature_size + GEOMETRY_SIZE,
         num_hidden_layers=4,
         num_attention_heads=4,
         intermediate_size=192,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        max_position_embeddings=64,
+        max_position_embeddings=POSITIONS,
         special_visual_initialize=False,
         pad_token_id=0,
     )
@@ -98,7 +98,7 @@ def extract_pool(detector: TorchvisionRCNN, scenes: Sequence[Scene], report: Rep
 def train_visualbert(pool: Pool, vocab: Path, seed: int, steps: int, report: Report) -> dict[str, nn.Module]:
     """Train the shared trunk with its four heads; returns task → model, scaling not yet folded in."""
     torch.manual_seed(seed)
-    encoder = InputEncoder(vocab, num_positions=64, box_geometry=True)
+    encoder = InputEncoder(vocab, num_positions=POSITIONS, box_geometry=True)
     feature_size = pool.detected[0].features.shape[1]
     base = config(encoder.vocab_size, feature_size)
     models = heads(base)
@@ -141,14 +141,14 @@ def heads(base: VisualBertConfig) -> dict[str, nn.Module]:
 def fold_scaling(trunk: VisualBertModel) -> None:
     """Make the visual projection take plain features and plain geometry, in place."""
     projection = trunk.embeddings.visual_projection
-    scale, shift = _scaling(projection.in_features - GEOMETRY)
+    scale, shift = _scaling(projection.in_features - GEOMETRY_SIZE)
     projection.bias.add_(projection.weight @ shift)
     projection.weight.mul_(scale)
 
 
 def _scaling(feature_size: int) -> tuple[Tensor, Tensor]:
-    scale = torch.tensor([FEATURE_SCALE] * feature_size + [GEOMETRY_SCALE] * GEOMETRY)
-    return scale, torch.tensor([0.0] * feature_size + [-GEOMETRY_SCALE / 2] * GEOMETRY)
+    scale = torch.tensor([FEATURE_SCALE] * feature_size + [GEOMETRY_SCALE] * GEOMETRY_SIZE)
+    return scale, torch.tensor([0.0] * feature_size + [-GEOMETRY_SCALE / 2] * GEOMETRY_SIZE)
 
 
 def _cosine(step: int, steps: int) -> float:
