@@ -51,6 +51,7 @@ def parse() -> dict[str, Any]:
     parser.add_argument(
         "--foreign-features", action="store_true", help="allow features of another space than trained on"
     )
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default=EvaluateConfig.precision)
     parser.add_argument("--batch-size", type=int, default=EvaluateConfig.batch_size)
     parser.add_argument("--shard-size", type=int, default=EvaluateConfig.shard_size, help="images per shard, about")
     parser.add_argument("--workers", type=int, help="actors at most (default: one per GPU, else one per CPU)")

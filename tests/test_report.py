@@ -156,7 +156,7 @@ class Stand:
 @pytest.fixture
 def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function that makes the cell of a task."""
-    monkeypatch.setattr(evaluation, "load_model", lambda folder, task, device=None: Stand())
+    monkeypatch.setattr(evaluation, "load_model", lambda folder, task, device=None, precision="float32": Stand())
 
     def make(task_name: str, bad: Sequence[str] = (), title: str | None = None) -> ReportCell:
         root = tmp_path / task_name

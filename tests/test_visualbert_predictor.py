@@ -20,7 +20,8 @@ from visualbert_core.errors import CheckpointError, ConfigError
 from visualbert_core.models import load_model
 from visualbert_core.models.visualbert import VisualBertConfig
 from visualbert_core.models.visualbert.checkpoint import Pretrained, Sidecar
-from visualbert_core.models.visualbert.inputs import InputEncoder, collate
+from visualbert_core.models.visualbert.inputs import InputEncoder
+from visualbert_core.models.visualbert.packing import collate
 from visualbert_core.models.visualbert.predictor import TASKS, VisualBertPredictor
 from visualbert_core.schema import Example, Grounding, MultipleChoice, Phrase, Prediction, Question, Regions, Statement
 
@@ -403,6 +404,7 @@ def test_half_precision_weights_predict_in_float32(tmp_path: Path) -> None:
     network: Pretrained = TASKS["nlvr2"].network.from_pretrained(folder)
     network.save_pretrained(folder, dtype=torch.float16)
     model = open_cpu(folder, "nlvr2")
-    assert {parameter.dtype for parameter in model._network.parameters()} == {torch.float32}
+    again = TASKS["nlvr2"].network.from_pretrained(folder)
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
     for one, other in zip(exact, model.predict(batch("nlvr2")), strict=True):
         assert one.scores == pytest.approx(other.scores, abs=1e-2)

@@ -72,6 +72,8 @@ class EvaluateConfig:
     """`wrong-image`: give every example the regions of another image, to see what the text alone answers."""
     foreign_features: bool = False
     """Evaluate over features of another space than the checkpoint's all the same; every score then says so."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 is for GPUs and for CPUs with AVX512_BF16 or AMX; others are slower with it than with float32."""
     batch_size: int = 64
     shard_size: int = 256
     """Images per shard, about."""
@@ -100,6 +102,7 @@ class CellConfig:
     corpus: str
     model: Path
     foreign_features: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
     batch_size: int = 64
     shard_size: int = 256
     """Images per shard, about."""

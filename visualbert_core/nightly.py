@@ -180,6 +180,7 @@ def _evaluate_config(
         out=config.out / "runs" / config.name,
         regions=regions,
         foreign_features=cell.foreign_features,
+        precision=cell.precision,
         batch_size=cell.batch_size,
         shard_size=cell.shard_size,
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from visualbert_core.errors import InputError
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.provenance import digest_json
-from visualbert_core.schema import Example, Failure, Grounding, MultipleChoice, Regions
+from visualbert_core.schema import Example, Failure, Regions
 from visualbert_core.shards import Shard, plan
 
 Joined = tuple[Example, tuple[Regions, ...]]
@@ -69,16 +69,8 @@ def join(shard: ExampleShard, store: FeatureStore) -> tuple[list[Joined], list[F
 
 
 def batches(joined: Sequence[Joined], size: int) -> Iterator[list[Joined]]:
-    """Batches of examples of similar length, so that little is padded; the same batches for the same shard."""
-    by_length = sorted(joined, key=lambda pair: (_length(pair[0]), pair[0].example_id))
-    for start in range(0, len(by_length), size):
-        yield by_length[start : start + size]
-
-
-def _length(example: Example) -> int:
-    """Words of the example's longest sequence, about."""
-    if isinstance(example, MultipleChoice):
-        return len(example.context) + max(len(choice) for choice in example.choices)
-    if isinstance(example, Grounding):
-        return len(example.words)
-    return example.text.count(" ") + 1
+    """Batches in which the examples of an image stand together, so that the model needs its regions once; the same
+    batches for the same shard."""
+    by_image = sorted(joined, key=lambda pair: (pair[0].image_ids, pair[0].example_id))
+    for start in range(0, len(by_image), size):
+        yield by_image[start : start + size]

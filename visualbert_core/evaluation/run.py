@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,7 +45,7 @@ def evaluate(config: EvaluateConfig, pool: Pool) -> Run:
     run.json says so) where examples are left without a prediction."""
     task = open_task(config.task, config.annotations, config.split)
     store = FeatureStore.open(config.features)
-    model = load_model(config.model, config.task, device="cpu")
+    model = load_model(config.model, config.task, "cpu", config.precision)
     warnings = _check_fit(model, store, config)
     provenance = _provenance(config, task, store, model)
     folder = run_folder(config)
@@ -57,7 +56,7 @@ def evaluate(config: EvaluateConfig, pool: Pool) -> Run:
     shards = plan_examples(task.examples(), donors, digest_json(provenance), config.shard_size)
     predictions = ShardFolder(folder / "predictions")
     inputs = (config.model, config.task, config.features)
-    make_worker = partial(EvaluationWorker, *inputs, predictions.root, config.batch_size)
+    make_worker = partial(EvaluationWorker, *inputs, predictions.root, config.batch_size, config.precision)
     label = f"{config.task} {config.split}" + (" (wrong image)" if donors is not None else "")
     pool.run(make_worker, predictions.pending(shards), label)
     predictions.finish(shards, {"task": config.task, "split": config.split})
@@ -81,22 +80,20 @@ def read_run(folder: Path) -> Run:
 
 
 class EvaluationWorker:
-    """Holds a model and turns shards of examples into committed parts; the model serves one batch at a time."""
+    """Holds a model and turns shards of examples into committed parts."""
 
-    def __init__(self, model: Path, task: str, features: Path, out: Path, batch_size: int) -> None:
-        self.model = load_model(model, task)
+    def __init__(self, model: Path, task: str, features: Path, out: Path, batch_size: int, precision: str) -> None:
+        self.model = load_model(model, task, precision=precision)
         self.store = FeatureStore.open(features)
         self.folder = ShardFolder(out)
         self.batch_size = batch_size
-        self.lock = threading.Lock()
 
     def run(self, shard: ExampleShard) -> Marker:
         """Predict and commit one shard."""
         joined, failures = join(shard, self.store)
         answered: dict[str, Prediction] = {}
         for batch in batches(joined, self.batch_size):
-            with self.lock:
-                answered |= {p.example_id: p for p in self.model.predict(batch)}
+            answered |= {p.example_id: p for p in self.model.predict(batch)}
         predictions = [answered[item] for item in shard.items if item in answered]
         failures += _unbelievable(predictions)
         bad = {failure.item_id for failure in failures}
@@ -139,6 +136,7 @@ def _spec(config: EvaluateConfig) -> dict[str, Any]:
         "split": config.split,
         "regions": config.regions,
         "foreign_features": config.foreign_features,
+        "precision": config.precision,
         "batch_size": config.batch_size,
         "shard_size": config.shard_size,
     }

@@ -21,14 +21,18 @@ class Model(Protocol):
         """What changes a prediction, as JSON values: weights digest, class, recipe, answer list digest, precision."""
 
     def predict(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> list[Prediction]:
-        """One prediction per example, in order; each example comes with the regions of its images, in order."""
+        """One prediction per example, in order; each example comes with the regions of its images, in order.
+
+        Safe to call from several threads.
+        """
 
 
-def load_model(folder: str | Path, task: str, device: str | None = None) -> Model:
+def load_model(folder: str | Path, task: str, device: str | None = None, precision: str = "float32") -> Model:
     """Open a VisualBERT checkpoint folder for `task` (vqa, vcr, nlvr2, flickr30k_entities).
 
+    `device` defaults to CUDA where there is one; `precision` is float32 or bfloat16.
     Raises CheckpointError when the folder is incomplete or holds another architecture.
     """
     from visualbert_core.models.visualbert.predictor import VisualBertPredictor
 
-    return VisualBertPredictor.from_pretrained(folder, task=task, device=device)
+    return VisualBertPredictor.from_pretrained(folder, task=task, device=device, precision=precision)

@@ -29,7 +29,8 @@ from visualbert_core.models.visualbert import (
     VisualBertForVisualReasoning,
     VisualBertModel,
 )
-from visualbert_core.models.visualbert.inputs import GEOMETRY_SIZE, Encoded, InputEncoder, collate
+from visualbert_core.models.visualbert.inputs import GEOMETRY_SIZE, Encoded, InputEncoder
+from visualbert_core.models.visualbert.packing import collate
 from visualbert_core.schema import Grounding, MultipleChoice, Phrase, Question, Regions, Statement
 from visualbert_core.world import questions as ask
 from visualbert_core.world import references as refer

@@ -19,8 +19,9 @@ from visualbert_core.models.visualbert.heads import (
     VisualBertForRegionToPhraseAlignment,
     VisualBertForVisualReasoning,
 )
-from visualbert_core.models.visualbert.inputs import Encoded, InputEncoder, collate
+from visualbert_core.models.visualbert.inputs import Encoded, InputEncoder
 from visualbert_core.models.visualbert.modeling import VisualBertModel, VisualBertOutput
+from visualbert_core.models.visualbert.packing import collate
 from visualbert_core.models.visualbert.predictor import VisualBertPredictor
 
 __all__ = [

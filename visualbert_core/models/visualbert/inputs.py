@@ -1,4 +1,4 @@
-"""Text and regions → the tensors of a forward pass, by default laid out as the authors trained: recipe "original".
+"""Text and regions → sequences of tokens, by default laid out as the authors trained: recipe "original".
 
 Owns the token layout, the visual token types and the choice of regions of the four tasks, token for token as in the
 authors' code (https://github.com/uclanlp/visualbert, `dataloaders/`; VCR naming from https://github.com/rowanz/r2c).
@@ -24,16 +24,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import singledispatchmethod
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
-from torch import Tensor
 
 from visualbert_core.errors import CheckpointError
 from visualbert_core.schema import Example, Grounding, MultipleChoice, Question, Regions, Statement
@@ -53,14 +50,23 @@ NEUTRAL_NAMES = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """One sequence before padding: T tokens, V regions."""
+    """One sequence before it joins a batch: T tokens, V regions.
+
+    Sequences about one image hold the very same array in `images`, so that a batch needs to send and project it once.
+    """
 
     input_ids: list[int]  # T
     token_type_ids: list[int]  # T
-    features: np.ndarray  # float [V, D]
+    images: tuple[np.ndarray, ...]  # per image, float [R, D]: all of its features
+    rows: np.ndarray  # int64 [V], rows of the images' features one after the other
     visual_types: np.ndarray  # int64 [V]
     mentions: tuple[tuple[int, ...], ...] | None = None  # VCR: per region, the text positions that name it
     phrases: tuple[int, ...] | None = None  # Flickr30K Entities: per phrase, the text position it is queried at
+
+    @property
+    def features(self) -> np.ndarray:
+        """The sequence's regions: float [V, D], a copy."""
+        return np.asarray(np.concatenate(self.images)[self.rows])
 
 
 class InputEncoder:
@@ -101,6 +107,7 @@ class InputEncoder:
         self._box_geometry = box_geometry
         self._original, self._fix_quirks = recipe == "original", fix_quirks
         self._names = tuple(dict.fromkeys(NEUTRAL_NAMES)) if fix_quirks else NEUTRAL_NAMES
+        self._last_features: tuple[Regions | None, np.ndarray] = (None, np.empty(0))
 
     @singledispatchmethod
     def encode(self, example: Example, regions: Sequence[Regions]) -> Encoded | tuple[Encoded, ...]:
@@ -114,14 +121,12 @@ class InputEncoder:
             pieces = [*self._pieces.of(pythia_tokens(example.text)), *self._pieces["?"], self._mask]
         else:
             pieces = self._pieces.of(example.text.split(" "))
-        return self._single(pieces, self._features(regions[0]))
+        return self._single(pieces, regions[:1])
 
     @encode.register
     def statement(self, example: Statement, regions: Sequence[Regions]) -> Encoded:
         """NLVR2. Of each image the first 144 regions are used; the type says which image a region is of."""
-        features = [self._features(image)[:NLVR2_REGIONS_PER_IMAGE] for image in regions]
-        types = self._visual_types(*map(len, features))
-        return self._single(self._pieces.of(example.text.split(" ")), np.concatenate(features), types)
+        return self._single(self._pieces.of(example.text.split(" ")), regions, limit=NLVR2_REGIONS_PER_IMAGE)
 
     @encode.register
     def grounding(self, example: Grounding, regions: Sequence[Regions]) -> Encoded:
@@ -140,7 +145,7 @@ class InputEncoder:
             if not self._fix_quirks:
                 stop = _first_stop(example.words, example.words[phrase.start : phrase.stop])
             phrases.append(min(ends[stop - 1], last))
-        return self._single(ids, self._features(regions[0]), phrases=tuple(phrases))
+        return self._single(ids, regions[:1], phrases=tuple(phrases))
 
     @encode.register
     def multiple_choice(self, example: MultipleChoice, regions: Sequence[Regions]) -> tuple[Encoded, ...]:
@@ -151,8 +156,7 @@ class InputEncoder:
         """
         image = regions[0]
         rows = [row for row in (0, *(i + 1 for i in sorted(example.mentioned))) if row < image.num_regions]
-        features = self._features(image)[rows]
-        types = self._visual_types(len(rows))
+        images, types = (self._features(image),), self._visual_types(len(rows))
         names: dict[int, str] = {}
         whole = self._named(example.context, example.objects, names)
         sequences = []
@@ -161,7 +165,7 @@ class InputEncoder:
             context, text = self._cut(whole, self._named(choice, example.objects, dict(names)))
             ids, token_types = self._pair(context.ids, text.ids)
             mentions = self._mentions(context, text, rows) if self._original else None
-            sequences.append(Encoded(ids, token_types, features, types, mentions=mentions))
+            sequences.append(Encoded(ids, token_types, images, np.array(rows, np.int64), types, mentions=mentions))
         return tuple(sequences)
 
     def _cut(self, context: _Text, choice: _Text) -> tuple[_Text, _Text]:
@@ -186,14 +190,17 @@ class InputEncoder:
     def _single(
         self,
         pieces: list[int],
-        features: np.ndarray,
-        types: np.ndarray | None = None,
+        regions: Sequence[Regions],
+        limit: int | None = None,
         phrases: tuple[int, ...] | None = None,
     ) -> Encoded:
-        """[CLS] pieces [SEP], cut at the end; visual types are those of one image unless given."""
+        """[CLS] pieces [SEP], cut at the end, with the first `limit` regions of each image."""
         ids, token_types = self._pair(pieces[: self._max_length - 2], [])
-        types = self._visual_types(len(features)) if types is None else types
-        return Encoded(ids, token_types, features, types, phrases=phrases)
+        images = tuple(map(self._features, regions))
+        starts = np.cumsum([0, *map(len, images)])
+        kept = [np.arange(start, start + len(image[:limit])) for start, image in zip(starts, images, strict=False)]
+        types = self._visual_types(*map(len, kept))
+        return Encoded(ids, token_types, images, np.concatenate(kept), types, phrases=phrases)
 
     def _pair(self, first: list[int], second: list[int]) -> tuple[list[int], list[int]]:
         """[CLS] first [SEP] and, if there is anything in it, second [SEP]; with token types 0 and 1."""
@@ -207,8 +214,14 @@ class InputEncoder:
     def _features(self, image: Regions) -> np.ndarray:
         if not self._box_geometry:
             return image.features
-        corners = image.boxes / np.array([image.width, image.height] * 2, dtype=np.float32)
-        return np.concatenate((image.features, corners, corners[:, 2:] - corners[:, :2]), axis=1, dtype=np.float32)
+        # Examples of an image follow each other: they are to share one array here too.
+        last, features = self._last_features
+        if last is not image:
+            corners = image.boxes / np.array([image.width, image.height] * 2, dtype=np.float32)
+            sides = corners[:, 2:] - corners[:, :2]
+            features = np.concatenate((image.features, corners, sides), axis=1, dtype=np.float32)
+            self._last_features = image, features
+        return features
 
     def _named(self, tokens: Iterable[MixedToken], objects: Sequence[str], names: dict[int, str]) -> _Text:
         """Spell out object tags: people get neutral names in order of first mention, other objects their class; in
@@ -295,68 +308,3 @@ def _first_stop(words: Sequence[str], phrase: Sequence[str]) -> int:
     size = len(phrase)
     starts = (start for start in range(len(words)) if words[start : start + size] == phrase)
     return next(starts) + size
-
-
-def collate(batch: Sequence[Encoded | tuple[Encoded, ...]]) -> dict[str, Tensor]:
-    """Pad sequences of one task into the keyword tensors of its head's forward, on the CPU.
-
-    long [B, T] `input_ids`, `attention_mask`, `token_type_ids`; float32 [B, V, D] `visual_embeds`; long [B, V]
-    `visual_attention_mask`, `visual_token_type_ids`; and where the task has them long [B, V, A]
-    `image_text_alignment`, long [B, K] `region_to_phrase_position` (both padded with -1). Multiple choice has a choice
-    axis second in each. Raises ValueError where examples differ in number of choices or feature size.
-    """
-    choices = {len(item) for item in batch if isinstance(item, tuple)}
-    if not choices:
-        return _padded([item for item in batch if isinstance(item, Encoded)])
-    if len(choices) > 1:
-        raise ValueError(f"a batch needs one number of choices, got {sorted(choices)}")
-    flat = _padded([sequence for item in batch if isinstance(item, tuple) for sequence in item])
-    return {name: tensor.view(len(batch), *choices, *tensor.shape[1:]) for name, tensor in flat.items()}
-
-
-def _padded(sequences: Sequence[Encoded]) -> dict[str, Tensor]:
-    texts, images = [len(s.input_ids) for s in sequences], [len(s.features) for s in sequences]
-    arrays = {
-        "input_ids": _rows([s.input_ids for s in sequences], texts),
-        "attention_mask": _lengths(texts),
-        "token_type_ids": _rows([s.token_type_ids for s in sequences], texts),
-        "visual_embeds": _regions([s.features for s in sequences], images),
-        "visual_attention_mask": _lengths(images),
-        "visual_token_type_ids": _rows([s.visual_types for s in sequences], images),
-    }
-    if sequences[0].mentions is not None:
-        arrays["image_text_alignment"] = _alignment([s.mentions or () for s in sequences], max(images))
-    if sequences[0].phrases is not None:
-        phrases = [s.phrases or () for s in sequences]
-        arrays["region_to_phrase_position"] = _rows(phrases, [len(p) for p in phrases], fill=-1)
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def _rows(values: Sequence[Iterable[int]], lengths: Sequence[int], fill: int = 0) -> np.ndarray:
-    rows = np.full((len(lengths), max(lengths)), fill, dtype=np.int64)
-    rows[_lengths(lengths).astype(bool)] = np.fromiter(chain.from_iterable(values), np.int64, sum(lengths))
-    return rows
-
-
-def _lengths(lengths: Sequence[int]) -> np.ndarray:
-    """1 where a padded row holds something: [B, longest]."""
-    return (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
-
-
-def _regions(features: Sequence[np.ndarray], lengths: Sequence[int]) -> np.ndarray:
-    sizes = {part.shape[1] for part in features}
-    if len(sizes) > 1:
-        raise ValueError(f"a batch needs one feature size, got {sorted(sizes)}")
-    padded = np.zeros((len(features), max(lengths), *sizes), dtype=np.float32)
-    for row, part in zip(padded, features, strict=True):
-        row[: len(part)] = part
-    return padded
-
-
-def _alignment(mentions: Sequence[tuple[tuple[int, ...], ...]], num_regions: int) -> np.ndarray:
-    longest = max((len(positions) for of_regions in mentions for positions in of_regions), default=0)
-    padded = np.full((len(mentions), num_regions, max(longest, 1)), -1, dtype=np.int64)
-    for row, of_regions in zip(padded, mentions, strict=True):
-        for region, positions in enumerate(of_regions):
-            row[region, : len(positions)] = positions
-    return padded

@@ -94,14 +94,13 @@ class Embeddings(nn.Module):
         position = self.visual_position_embeddings.weight[0]
         embedded: Tensor = self.visual_projection(features)
         embedded = embedded + self.visual_token_type_embeddings(types) + position
-        return embedded if alignment is None else embedded + self._mentions(alignment, features.shape[1])
+        return embedded if alignment is None else embedded + self.mentions(alignment[:, : features.shape[1]])
 
-    def _mentions(self, alignment: Tensor, num_regions: int) -> Tensor:
-        """Mean of the text positions [B, V, A] (-1 = none) that name each region: [B, V, hidden], 0 where unnamed."""
-        alignment = alignment[:, :num_regions]
+    def mentions(self, alignment: Tensor) -> Tensor:
+        """Mean of the text positions [..., A] (-1 = none) that name each region: [..., hidden], 0 where unnamed."""
         named = (alignment != -1).unsqueeze(-1)
-        total = (self.position_embeddings(alignment.clamp(min=0)) * named).sum(2)
-        return total / named.sum(2).clamp(min=1)  # type: ignore[no-any-return]
+        total = (self.position_embeddings(alignment.clamp(min=0)) * named).sum(-2)
+        return total / named.sum(-2).clamp(min=1)  # type: ignore[no-any-return]
 
 
 class SelfAttention(nn.Module):

@@ -7,6 +7,7 @@ published with Pythia, https://github.com/facebookresearch/mmf, or the names in 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ from visualbert_core.models.visualbert.heads import (
     VisualBertForRegionToPhraseAlignment,
     VisualBertForVisualReasoning,
 )
-from visualbert_core.models.visualbert.inputs import GEOMETRY_SIZE, VOCAB_FILE, InputEncoder, collate
+from visualbert_core.models.visualbert.inference import PRECISIONS, InferenceNetwork
+from visualbert_core.models.visualbert.inputs import GEOMETRY_SIZE, VOCAB_FILE, InputEncoder
 from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import Example, Grounding, MultipleChoice, Prediction, Question, Regions, Statement
 
@@ -52,9 +54,9 @@ TASKS = {
 
 
 class VisualBertPredictor:
-    """Answers examples of one task in float32."""
+    """Answers examples of one task. Threads may share it: one batch computes while others are prepared."""
 
-    def __init__(self, folder: Path, task: str, device: torch.device) -> None:
+    def __init__(self, folder: Path, task: str, device: torch.device, precision: str) -> None:
         """Use `from_pretrained`."""
         sidecar = Sidecar.from_folder(folder)
         if sidecar.task not in (None, task):
@@ -62,11 +64,12 @@ class VisualBertPredictor:
         config = VisualBertConfig.from_folder(folder)
         if task == "nlvr2" and config.num_labels != 2:
             raise CheckpointError(f"{folder / CONFIG_FILE}: num_labels: task nlvr2 needs 2, got {config.num_labels}")
-        self._folder, self._task, self._device = folder, task, device
+        self._folder, self._task = folder, task
         self._answers = _answers(folder, config) if task == "vqa" else ()
         self._unanswerable = np.array([answer == UNKNOWN_ANSWER for answer in self._answers], dtype=bool)
         self._encoder = _encoder(folder, config, sidecar)
-        self._network = TASKS[task].network.from_pretrained(folder).to(device)
+        self._network = InferenceNetwork(TASKS[task].network.from_pretrained(folder), precision, device)
+        self._lock = threading.Lock()
         self.feature_space = sidecar.feature_space
         # The numbers of box geometry are appended by the encoder, not stored.
         self.feature_size = config.visual_embedding_dim - (GEOMETRY_SIZE if sidecar.box_geometry else 0)
@@ -76,7 +79,7 @@ class VisualBertPredictor:
             "recipe": sidecar.recipe,
             "fix_quirks": sidecar.fix_quirks,
             "box_geometry": sidecar.box_geometry,
-            "precision": "float32",
+            "precision": precision,
             "weights": weights_digest(folder),
             "config": digest_json(config.to_dict()),
             "vocab": digest_file(folder / VOCAB_FILE),
@@ -84,17 +87,22 @@ class VisualBertPredictor:
         }
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, task: str, device: str | None = None) -> VisualBertPredictor:
+    def from_pretrained(
+        cls, folder: str | Path, task: str, device: str | None = None, precision: str = "float32"
+    ) -> VisualBertPredictor:
         """Open a checkpoint folder for `task` on `device` (default: CUDA where there is one).
 
-        Raises ConfigError for an unknown task and CheckpointError, naming file and key, for a folder that is
-        incomplete, damaged, or of another task.
+        `precision` is float32 or bfloat16 (see `inference`). Raises ConfigError for an unknown task or precision and
+        CheckpointError, naming file and key, for a folder that is incomplete, damaged, or of another task.
         """
         if task not in TASKS:
             raise ConfigError(f"unknown task {task!r}: VisualBERT has heads for {', '.join(TASKS)}")
+        if precision not in PRECISIONS:
+            raise ConfigError(f"unknown precision {precision!r}: VisualBERT computes in {' or '.join(PRECISIONS)}")
         if not Path(folder).is_dir():
             raise CheckpointError(f"{folder}: no such checkpoint folder")
-        return cls(Path(folder), task, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(Path(folder), task, on, precision)
 
     def fingerprint(self) -> dict[str, Any]:
         """What changes a prediction: class, task, recipe, precision and the digests of everything that was read."""
@@ -109,10 +117,12 @@ class VisualBertPredictor:
             self._check(example, regions)
         if not batch:
             return []
-        tensors = collate([self._encoder.encode(example, regions) for example, regions in batch])
-        with torch.inference_mode():
-            output = self._network(**{name: tensor.to(self._device) for name, tensor in tensors.items()})
-        rows = output.logits.float().cpu().numpy()
+        encoded = [self._encoder.encode(example, regions) for example, regions in batch]
+        items = [item if isinstance(item, tuple) else (item,) for item in encoded]
+        packed = self._network.prepare([sequence for item in items for sequence in item])
+        with self._lock:
+            logits = iter(self._network(packed))
+        rows = [torch.cat([next(logits) for _ in item]).numpy() for item in items]
         return [self._decoded(*item, row) for item, row in zip(batch, rows, strict=True)]
 
     def _check(self, example: Example, regions: tuple[Regions, ...]) -> None:

@@ -1,0 +1,303 @@
+"""Packed inference against the padded networks, which are themselves tested against transformers.
+
+Networks are tiny and random, sequences are drawn at random: text of 2 to 12 tokens, images of 1 to 9 regions that
+several sequences share. Nothing here needs a GPU; what does is skipped without one.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from visualbert_core.errors import ConfigError
+from visualbert_core.models.visualbert import VisualBertConfig, inference
+from visualbert_core.models.visualbert.checkpoint import Pretrained
+from visualbert_core.models.visualbert.cuda import GraphedEncoder, bucket
+from visualbert_core.models.visualbert.inference import PRECISIONS, Groups, InferenceNetwork
+from visualbert_core.models.visualbert.inputs import Encoded
+from visualbert_core.models.visualbert.packing import collate, pack
+from visualbert_core.models.visualbert.predictor import TASKS, VisualBertPredictor
+from visualbert_core.schema import Question, Regions
+
+SIZE = 6  # numbers in a feature
+CONFIG = VisualBertConfig(
+    vocab_size=30,
+    hidden_size=16,
+    visual_embedding_dim=SIZE,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    intermediate_size=24,
+    max_position_embeddings=20,
+    num_labels=5,
+    initializer_range=0.3,
+)
+Item = tuple[Encoded, ...]
+
+
+def network(task: str, **changes: Any) -> Pretrained:
+    torch.manual_seed(4)
+    config = replace(CONFIG, **changes) if task == "vqa" else replace(CONFIG, num_labels=2, **changes)
+    made = TASKS[task].network(config).eval()
+    with torch.no_grad():  # so that a norm that is left out would be seen
+        for name, parameter in made.named_parameters():
+            if "LayerNorm" in name or "bias" in name:
+                parameter.add_(torch.randn(parameter.shape) * 0.2)
+    return made
+
+
+def images(seed: int, count: int = 3) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(int(rng.integers(1, 10)), SIZE)).astype(np.float16) for _ in range(count)]
+
+
+def sequence(task: str, rng: np.random.Generator, pool: list[np.ndarray], text: int | None = None) -> Encoded:
+    text = int(rng.integers(2, 13)) if text is None else text
+    ids = rng.integers(5, CONFIG.vocab_size, text).tolist()
+    types = sorted(rng.integers(0, 2, text).tolist())
+    chosen = [pool[int(i)] for i in rng.integers(0, len(pool), 2 if task == "nlvr2" else 1)]
+    total = sum(map(len, chosen))
+    rows = np.sort(rng.choice(total, size=int(rng.integers(1, total + 1)), replace=False))
+    encoded = Encoded(ids, types, tuple(chosen), rows, rng.integers(0, 2, len(rows)))
+    if task == "vcr":
+        mentions = tuple(tuple(rng.integers(0, text, rng.integers(0, 4)).tolist()) for _ in rows)
+        return replace(encoded, mentions=mentions)
+    if task == "flickr30k_entities":
+        return replace(encoded, phrases=tuple(rng.integers(0, text, rng.integers(0, 4)).tolist()))
+    return encoded
+
+
+def draw(task: str, seed: int, count: int) -> list[Item]:
+    """A batch of examples, each with its sequences: four for multiple choice, which share an image, else one."""
+    rng, pool = np.random.default_rng(seed), images(seed)
+    if task != "vcr":
+        return [(sequence(task, rng, pool),) for _ in range(count)]
+    return [tuple(sequence(task, rng, [pool[i % len(pool)]]) for _ in range(4)) for i in range(count)]
+
+
+def padded(made: Pretrained, task: str, batch: list[Item]) -> list[np.ndarray]:
+    """The padded network's logits of each sequence, without what is padding."""
+    with torch.inference_mode():
+        logits = made(**collate([item if task == "vcr" else item[0] for item in batch])).logits
+    if task == "vcr":
+        return [value[None].numpy() for value in logits.flatten()]
+    if task == "flickr30k_entities":
+        shapes = [(len(s.phrases or ()), len(s.rows)) for (s,) in batch]
+        return [row[:k, :v].numpy() for row, (k, v) in zip(logits, shapes, strict=True)]
+    return [row.numpy() for row in logits]
+
+
+def packed(made: Pretrained, batch: list[Item], precision: str = "float32") -> list[np.ndarray]:
+    ready = InferenceNetwork(made, precision)
+    return [logits.numpy() for logits in ready(ready.prepare([s for item in batch for s in item]))]
+
+
+def largest_difference(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    assert [part.shape for part in found] == [part.shape for part in expected]
+    return max((float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True) if a.size), default=0.0)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 9))
+def test_packed_equals_padded(task: str, seed: int, count: int) -> None:
+    """Any batch, of sequences alone or of one shape or of many, has the padded network's logits, in its order."""
+    made, batch = network(task), draw(task, seed, count)
+    assert largest_difference(packed(made, batch), padded(made, task, batch)) < 1e-5
+
+
+@pytest.mark.parametrize("change", [{"hidden_act": "gelu_new"}, {"hidden_act": "relu"}, {"bypass_transformer": True}])
+@pytest.mark.parametrize("task", TASKS)
+def test_packed_equals_padded_in_other_shapes(task: str, change: dict[str, Any]) -> None:
+    """Other activations, and the variant in which text and regions meet in one additional layer only."""
+    made, batch = network(task, **change), draw(task, 3, 7)
+    assert largest_difference(packed(made, batch), padded(made, task, batch)) < 1e-5
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
+@pytest.mark.parametrize("task", TASKS)
+def test_onednn_weights(task: str, act: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights in oneDNN's layout, with the activation in the product, give the same logits; so it is on any CPU that
+    has the operators, also where the default is not to use them."""
+    if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        pytest.skip("this torch has no oneDNN operators")
+    if precision == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN computes bfloat16 with AVX-512 or AMX only")
+    made, batch = network(task, hidden_act=act), draw(task, 5, 7)
+    monkeypatch.setattr(inference, "_onednn_pays", lambda: False)
+    plain = packed(made, batch, precision)
+    monkeypatch.setattr(inference, "_onednn_pays", lambda: True)
+    monkeypatch.setattr(inference, "_PlainDense", None)
+    spread = max(1.0, float(np.concatenate([part.ravel() for part in plain]).std()))
+    tolerance = 1e-5 if precision == "float32" else 0.05 * spread
+    assert largest_difference(packed(made, batch, precision), plain) < tolerance
+
+
+def test_where_onednn_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only with AVX-512: with AVX2 alone the default library is as fast."""
+    for capability, expected in (("AVX512", True), ("AVX2", False), ("DEFAULT", False)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        assert inference._onednn_pays() is expected
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_bfloat16_stays_close(task: str) -> None:
+    """bfloat16 products with float32 residuals move logits by a few hundredths of their spread; logits are float32."""
+    made, batch = network(task), draw(task, 11, 40)
+    exact, found = (np.concatenate([part.ravel() for part in packed(made, batch, p)]) for p in PRECISIONS)
+    assert found.dtype == np.float32
+    assert 0 < np.abs(found - exact).mean() < 0.03 * exact.std()
+
+
+def test_precisions_that_do_not_exist(tmp_path: Path) -> None:
+    """An unknown precision is refused by name."""
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, got 'float16'"):
+        InferenceNetwork(network("vqa"), "float16")
+    with pytest.raises(ConfigError, match="unknown precision 'half': VisualBERT computes in float32 or bfloat16"):
+        VisualBertPredictor.from_pretrained(tmp_path, "vqa", precision="half")
+
+
+def test_an_image_is_sent_once() -> None:
+    """Sequences that hold the same array share its rows; equal arrays of two images stay apart."""
+    first, second = images(1, 2)
+    twin = first.copy()
+    rng = np.random.default_rng(0)
+    batch = [sequence("vqa", rng, [image]) for image in (first, second, first, twin, first)]
+    found = pack(batch, lambda s: (0,))
+    assert len(found.features) == 2 * len(first) + len(second)
+    assert found.features.dtype == torch.float16
+    for place, original in enumerate(found.order):
+        stop = sum(len(batch[i].rows) for i in found.order[: place + 1])
+        rows = found.feature_rows[stop - len(batch[original].rows) : stop]
+        assert torch.equal(found.features[rows], torch.from_numpy(batch[original].features))
+
+
+def test_nan_features_spoil_their_own_example_only() -> None:
+    """A damaged region makes the logits of its example NaN and leaves the others' as they are."""
+    made = network("vqa")
+    rng, pool = np.random.default_rng(0), images(2, 3)
+    good = [(sequence("vqa", rng, [image]),) for image in pool]
+    bad = (Encoded([2, 7, 3], [0] * 3, (np.full((2, SIZE), np.nan, np.float16),), np.arange(2), np.zeros(2, int)),)
+    *others, spoilt = packed(made, [*good, bad])
+    assert np.isnan(spoilt).all()
+    assert largest_difference(others, packed(made, good)) < 1e-6
+
+
+def test_features_of_two_sizes_are_refused() -> None:
+    """A batch cannot mix feature sizes."""
+    one, other = (Encoded([2, 3], [0, 0], (np.ones((1, d)),), np.arange(1), np.zeros(1, int)) for d in (4, 5))
+    with pytest.raises(ValueError, match=r"a batch needs one feature size, got \[4, 5\]"):
+        pack([one, other], lambda s: (0,))
+
+
+def test_no_autograd_state() -> None:
+    """Logits hold no graph, also where the caller has gradients on and the network's parameters require them."""
+    made = network("nlvr2")
+    ready = InferenceNetwork(made)
+    with torch.enable_grad():
+        found = ready(ready.prepare([s for item in draw("nlvr2", 0, 3) for s in item]))
+    assert not any(logits.requires_grad for logits in found)
+    assert all(parameter.grad is None for parameter in made.parameters())
+
+
+def test_threads_share_a_predictor(tmp_path: Path) -> None:
+    """Batches from several threads at once have the answers and scores of the same batches one after the other."""
+    network("vqa").save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n?\na\nb\nc\nd\n")
+    (tmp_path / "answers.txt").write_text("<unk>\n0\n1\n2\n3\n")
+    model = VisualBertPredictor.from_pretrained(tmp_path, "vqa", "cpu")
+    rng = np.random.default_rng(0)
+    batches = []
+    for number, image in enumerate(images(9, 12)):
+        R = len(image)
+        boxes, labels, scores = np.zeros((R, 4), np.float32), np.zeros(R, np.int16), np.ones(R, np.float32)
+        regions = Regions(f"i{number}", 9, 9, boxes, labels, scores, image, "")
+        texts = [" ".join(rng.choice(list("abcd"), int(rng.integers(1, 9)))) for _ in range(5)]
+        batches.append([(Question(f"{number}/{i}", (f"i{number}",), t), (regions,)) for i, t in enumerate(texts)])
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(model.predict, batches)) == [model.predict(batch) for batch in batches]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# graphs: the rounding of sizes is the same on any device; recording stands for itself here
+
+
+class ByEnds:
+    """Attention as `cuda.VariableLength` has it, in a loop: rows behind the last end are left undefined (NaN)."""
+
+    def __init__(self, query_ends: Tensor, key_ends: Tensor, most_queries: int, most_keys: int) -> None:
+        self.ends, self.most = (query_ends, key_ends), (most_queries, most_keys)
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        mixed = torch.full_like(query, float("nan"))
+        for (q, r), (k, m) in zip(*(pairwise(ends.tolist()) for ends in self.ends), strict=True):
+            assert r - q <= self.most[0]
+            assert m - k <= self.most[1]
+            if r > q:
+                parts = (query[q:r], key[k:m], value[k:m])
+                found = functional.scaled_dot_product_attention(*(part.transpose(0, 1) for part in parts))
+                mixed[q:r] = found.transpose(0, 1)
+        return mixed.flatten(1)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_graphs_of_rounded_sizes(task: str) -> None:
+    """Batches of many sizes, in sizes rounded up, have the same logits; equal buckets share one recording, and what an
+    earlier batch left behind the last token does not matter."""
+    made = network(task)
+    ready = InferenceNetwork(made)
+    recordings = []
+
+    def record(function: Any) -> Any:
+        recordings.append(function)
+        states = function()
+        return lambda: states.copy_(function()), states
+
+    graphed = GraphedEncoder(ready._trunk._encode, ByEnds, record)
+    batches = [draw(task, seed, count) for seed, count in enumerate((9, 8, 9, 3, 1, 9))]
+    batches += batches[:3]
+    for batch in batches:
+        ready._trunk._graphed = graphed
+        flat = [s for item in batch for s in item]
+        found = [logits.numpy() for logits in ready(ready.prepare(flat))]
+        assert largest_difference(found, padded(made, task, batch)) < 1e-5
+    assert len(recordings) < len(batches) - 2
+
+
+def test_buckets() -> None:
+    """Sizes up to 16 stay; above, at most an eighth is added; a bucket is its own bucket."""
+    assert [bucket(size) for size in range(1, 17)] == list(range(1, 17))
+    assert bucket(1000) == 1024
+    for size in range(1, 5000):
+        assert size <= bucket(size) <= size * 9 / 8
+        assert bucket(bucket(size)) == bucket(size)
+
+
+def test_groups_join_neighbours() -> None:
+    """Sequences of one shape that stand together are one group."""
+    assert Groups.of((1, 1, 1, 2), (5, 5, 6, 6)).groups == ((2, 1, 5), (1, 1, 6), (1, 2, 6))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("task", TASKS)
+def test_gpu_equals_cpu(task: str, precision: str) -> None:
+    """On a GPU, float32 has the CPU's logits and bfloat16, through graphs and variable-length attention, its own."""
+    made = network(task, hidden_size=64)
+    expected = [packed(made, draw(task, seed, 9), precision) for seed in range(4)]
+    ready = InferenceNetwork(made, precision, torch.device("cuda"))
+    for seed, logits in enumerate(expected):
+        flat = [s for item in draw(task, seed, 9) for s in item]
+        found = [part.numpy() for part in ready(ready.prepare(flat))]
+        assert largest_difference(found, logits) < (1e-4 if precision == "float32" else 0.1)

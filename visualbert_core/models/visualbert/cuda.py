@@ -1,0 +1,140 @@
+"""What a GPU needs to be kept busy: attention by variable length, and the whole encoder replayed as one CUDA graph.
+
+A batch of packed questions is a few hundred small kernels, which take longer to launch one by one than to run. A graph
+launches them together but is good for one set of sizes only, so sizes are rounded up to a bucket: rows behind the last
+token are computed and never read. (CUDA graphs: https://docs.pytorch.org/docs/stable/notes/cuda.html; FlashAttention's
+variable-length form: Dao 2023, arXiv:2307.08691.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visualbert_core.models.visualbert.packing import Packed
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Encode = Callable[[Tensor, Attend, Tensor, Attend], Tensor]
+"""hidden [N, H], attention of all tokens, reads [R], attention of the reads → states [R, H]."""
+MakeAttend = Callable[[Tensor, Tensor, int, int], Attend]
+Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class VariableLength:
+    """Attention of sequences end to end: `ends` are int32 [B + 1], 0 first, then the end of every sequence."""
+
+    query_ends: Tensor
+    key_ends: Tensor
+    most_queries: int
+    most_keys: int
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """bfloat16 queries [Q, heads, W], keys and values [N, heads, W] → [Q, heads * W]."""
+        from torch.nn.attention.varlen import varlen_attn
+
+        ends = self.query_ends, self.key_ends
+        mixed = varlen_attn(query, key, value, *ends, self.most_queries, self.most_keys)
+        assert isinstance(mixed, Tensor)
+        return mixed.flatten(1)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    sequences: int
+    tokens: int
+    reads: int
+    longest: int
+    most_reads: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Graph:
+    """One recording: fill the inputs, replay, take the states."""
+
+    hidden: Tensor  # float32 [N, H]
+    reads: Tensor  # long [R]
+    token_ends: Tensor  # int32 [B + 1]
+    read_ends: Tensor  # int32 [B + 1]
+    replay: Callable[[], None]
+    states: Tensor  # float32 [R, H]
+
+
+class GraphedEncoder:
+    """`encode`, recorded once for every bucket of sizes and replayed from then on."""
+
+    def __init__(self, encode: Encode, make_attend: MakeAttend = VariableLength, record: Record | None = None) -> None:
+        self._encode = encode
+        self._make_attend = make_attend
+        self._record = record or Recorder()
+        self._graphs: dict[_Sizes, _Graph] = {}
+
+    def __call__(self, hidden: Tensor, packed: Packed) -> Tensor:
+        """float32 [N, H] → [R, H]; the next call overwrites them."""
+        sizes = _Sizes(
+            bucket(len(packed.lengths)),
+            bucket(len(hidden)),
+            bucket(len(packed.reads)),
+            bucket(packed.lengths[-1]),
+            bucket(max(packed.read_lengths)),
+        )
+        graph = self._graphs.get(sizes)
+        if graph is None:
+            graph = self._graphs[sizes] = self._recorded(sizes, hidden)
+        graph.hidden[: len(hidden)].copy_(hidden)
+        graph.reads[: len(packed.reads)].copy_(packed.reads)
+        _fill(graph.token_ends, packed.lengths)
+        _fill(graph.read_ends, packed.read_lengths)
+        graph.replay()
+        return graph.states[: len(packed.reads)]
+
+    def _recorded(self, sizes: _Sizes, like: Tensor) -> _Graph:
+        hidden = like.new_zeros(sizes.tokens, like.shape[1])
+        reads = torch.zeros(sizes.reads, dtype=torch.long, device=like.device)
+        token_ends, read_ends = (
+            torch.zeros(sizes.sequences + 1, dtype=torch.int32, device=like.device) for _ in range(2)
+        )
+        attend = self._make_attend(token_ends, token_ends, sizes.longest, sizes.longest)
+        attend_reads = self._make_attend(read_ends, token_ends, sizes.most_reads, sizes.longest)
+        replay, states = self._record(lambda: self._encode(hidden, attend, reads, attend_reads))
+        return _Graph(hidden, reads, token_ends, read_ends, replay, states)
+
+
+class Recorder:
+    """Records a function of static tensors as a CUDA graph; all recordings share one pool of memory."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """How to run it again, and the tensor in which its result then lies."""
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        # libraries set themselves up in a first run, which must not be recorded
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            function()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = function()
+        return graph.replay, result
+
+
+def bucket(size: int) -> int:
+    """The next of eight sizes per doubling: at most an eighth is computed for nothing."""
+    step = max(1, 1 << max(0, (size - 1).bit_length() - 4))
+    return -(-size // step) * step
+
+
+def _fill(ends: Tensor, lengths: Sequence[int]) -> None:
+    """Ends of the sequences; those that the bucket has too many are empty."""
+    values = list(accumulate(lengths, initial=0))
+    values += values[-1:] * (len(ends) - len(values))
+    host = torch.tensor(values, dtype=torch.int32)
+    ends.copy_(host.pin_memory() if ends.is_cuda else host, non_blocking=True)
