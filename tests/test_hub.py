@@ -1,0 +1,149 @@
+"""Datasets of the Hugging Face kind become official annotation files, or are refused by name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from visualbert_core.errors import AnnotationError, ConfigError
+from visualbert_core.schema import Prediction
+from visualbert_core.tasks import judge, open_task
+from visualbert_core.tasks.hub import import_annotations
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def answers(*texts: str) -> list[dict[str, Any]]:
+    return [{"answer": text, "answer_confidence": "yes", "answer_id": i} for i, text in enumerate(texts, start=1)]
+
+
+VQA = {  # the columns of HuggingFaceM4/VQAv2, without its pictures
+    "question_type": ["what color", "is the"],
+    "multiple_choice_answer": ["red", "yes"],
+    "answers": [answers(*["red"] * 7, *["Red."] * 3), answers(*["yes"] * 10)],
+    "image_id": [42, 7],
+    "answer_type": ["other", "yes/no"],
+    "question_id": [42000, 7001],
+    "question": ["What color is it?", "Is the “sky” blue?"],
+}
+NLVR2 = {
+    "identifier": ["dev-1-0-0", "dev-1-1-0"],
+    "sentence": ["Two dogs.", "Zwei Hunde — größer."],
+    "label": ["True", "False"],
+    "left_url": ["a", "a"],
+    "right_url": ["b", "c"],
+}
+
+
+def save(folder: Path, columns: Mapping[str, list[Any]], split: str = "validation") -> Path:
+    datasets.DatasetDict({split: datasets.Dataset.from_dict(dict(columns))}).save_to_disk(str(folder))
+    return folder
+
+
+def without(columns: Mapping[str, list[Any]], *names: str, **changed: list[Any]) -> dict[str, list[Any]]:
+    return {name: values for name, values in columns.items() if name not in names} | changed
+
+
+def test_vqa_from_a_saved_dataset(tmp_path: Path) -> None:
+    """The imported files open as the official ones do, with every answer, and score."""
+    source = save(tmp_path / "source", VQA)
+    paths = import_annotations("vqa", str(source), "validation", "val", tmp_path / "out")
+    assert [path.name for path in paths] == [
+        "v2_OpenEnded_mscoco_val2014_questions.json",
+        "v2_mscoco_val2014_annotations.json",
+    ]
+    task = open_task("vqa", tmp_path / "out", "val")
+    assert [(e.example_id, e.image_ids[0], e.text) for e in task.examples()] == [  # type: ignore[union-attr]
+        ("42000", "COCO_val2014_000000000042", "What color is it?"),
+        ("7001", "COCO_val2014_000000000007", "Is the “sky” blue?"),
+    ]
+    scores = judge(task, [Prediction("42000", "", "red", ()), Prediction("7001", "", "Yes", ())])
+    # Normalised only where the ten differ: "red" gets all, "Yes" is not "yes".
+    assert [(score.unit_id, score.value) for score in scores] == [("42000", 1.0), ("7001", 0.0)]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in paths)
+
+
+def test_vqa_from_parquet_files(tmp_path: Path) -> None:
+    """A folder of Parquet files will do, and a file name for an image id."""
+    columns = without(VQA, "multiple_choice_answer", image_id=["val2014/COCO_val2014_000000000042.jpg", "7"])
+    (tmp_path / "source").mkdir()
+    datasets.Dataset.from_dict(columns).to_parquet(str(tmp_path / "source" / "validation-00000-of-00001.parquet"))
+    import_annotations("vqa", str(tmp_path / "source"), "validation", "val", tmp_path / "out")
+    task = open_task("vqa", tmp_path / "out", "val")
+    assert list(task.expected().values()) == ["COCO_val2014_000000000042", "COCO_val2014_000000000007"]
+    assert task.gold("42000") == "red"
+
+
+def test_questions_alone_for_a_test_split(tmp_path: Path) -> None:
+    """A test split needs no answers, and gets a file of questions only."""
+    source = save(tmp_path / "source", without(VQA, "answers", "answer_type", "question_type"), "test")
+    (path,) = import_annotations("vqa", str(source), "test", "test", tmp_path / "out")
+    assert path.name == "v2_OpenEnded_mscoco_test2015_questions.json"
+    assert len(open_task("vqa", tmp_path / "out", "test").expected()) == 2
+
+
+@pytest.mark.parametrize("labels", [["True", "false"], [True, False], [1, 0]])
+def test_nlvr2_labels(tmp_path: Path, labels: list[Any]) -> None:
+    """Labels may be text in any case, booleans or numbers."""
+    source = save(tmp_path / "source", without(NLVR2, label=labels), "dev")
+    import_annotations("nlvr2", str(source), "dev", "dev", tmp_path / "out")
+    task = open_task("nlvr2", tmp_path / "out", "dev")
+    assert [(e.example_id, e.text, task.gold(e.example_id)) for e in task.examples()] == [  # type: ignore[union-attr]
+        ("dev-1-0-0", "Two dogs.", "True"),
+        ("dev-1-1-0", "Zwei Hunde — größer.", "False"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "says"),
+    [
+        (
+            "vqa",
+            without(VQA, "answers", label=[{"ids": ["red"]}] * 2),
+            "no column 'answers', without which the officia",
+        ),
+        ("vqa", without(VQA, "question_id"), "no column 'question_id', which every question has; it has question_ty"),
+        ("vqa", without(VQA, image_id=["a", "b"]), "row 0 image_id: 'a' neither is nor ends in a number"),
+        ("nlvr2", without(NLVR2, label=["True", "yes"]), "row 1: 'label' is 'yes', neither true nor false"),
+        ("nlvr2", without(NLVR2, "sentence"), "no column 'sentence', which every statement has"),
+    ],
+)
+def test_what_a_dataset_lacks(tmp_path: Path, task: str, columns: dict[str, list[Any]], says: str) -> None:
+    """Soft labels are not ten answers; a column or value that is not there is named, and no file is left."""
+    source = save(tmp_path / "source", columns)
+    with pytest.raises(AnnotationError, match=says):
+        import_annotations(task, str(source), "validation", "val" if task == "vqa" else "dev", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_what_cannot_be_opened(tmp_path: Path) -> None:
+    """Other benchmarks, splits that are not there, and folders that hold no dataset are one line each."""
+    source = str(save(tmp_path / "source", VQA))
+    with pytest.raises(
+        ConfigError, match="flickr30k_entities cannot be imported from a dataset: such datasets hold cap"
+    ):
+        import_annotations("flickr30k_entities", source, "test", "test", tmp_path)
+    with pytest.raises(ConfigError, match="unknown split of the dataset 'val': did you mean 'validation'"):
+        import_annotations("vqa", source, "val", "val", tmp_path)
+    with pytest.raises(ConfigError, match="unknown vqa split 'validation'"):
+        import_annotations("vqa", source, "validation", "validation", tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="split 'val' cannot be opened as a dataset"):
+        import_annotations("vqa", str(tmp_path / "empty"), "val", "val", tmp_path)
+
+
+def test_the_job(tmp_path: Path) -> None:
+    """The job prints the files that it wrote; a wrong split is exit code 2."""
+    source = str(save(tmp_path / "source", NLVR2, "dev"))
+    command = [sys.executable, "jobs/import_annotations.py", "--task", "nlvr2", "--dataset", source, "--split"]
+    done = subprocess.run([*command, "dev", "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'dev.json'}\n")
+    done = subprocess.run([*command, "test1", "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
