@@ -1,20 +1,25 @@
-"""Flickr30K Entities: the reader on official layouts, and recall against MDETR's evaluator (golden/README.md)."""
+"""Flickr30K Entities: the reader on official layouts, and the three protocols against MDETR's and Plummer's evaluators
+(golden/README.md), submissions."""
 
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from visualbert_core.errors import AnnotationError, InputError
+from visualbert_core.errors import AnnotationError, ConfigError, InputError, VisualBertCoreError
 from visualbert_core.schema import Phrase, Prediction
 from visualbert_core.tasks import judge, summarize
-from visualbert_core.tasks.flickr30k_entities import Flickr30kEntitiesTask
+from visualbert_core.tasks.flickr30k_entities import METRICS, PROTOCOLS, Flickr30kEntitiesTask
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "flickr_any_box.json").read_text())
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "flickr_protocols.json").read_text())
 
 CAPTION = (
     "[/EN#1/people Two young guys] near [/EN#0/notvisual it] and [/EN#2/clothing/other a hat] in [/EN#3/scene a yard] ."
@@ -55,21 +60,54 @@ def predict(answer: Any) -> list[Prediction]:
     return [Prediction("77/1", "77", answer, ())]
 
 
-def test_scores_as_mdetr(tmp_path: Path) -> None:
-    """Made-up captions and boxes: every recall, overall and by phrase type, equals MDETR's "separate" evaluator."""
-    task = Flickr30kEntitiesTask(write(tmp_path, GOLDEN["files"]), "val")
-    rows = [
-        Prediction(f"{row['image_id']}/{row['sentence_id']}", row["image_id"], row["boxes"], ())
-        for row in GOLDEN["predictions"]
-    ]
-    summary = summarize(judge(task, rows))
-    assert list(summary.metrics) == list(GOLDEN["report"])
-    for metric, official in GOLDEN["report"].items():
-        assert summary.metrics[metric].value == pytest.approx(100 * official["all"], abs=1e-9)
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden files: twelve images, 63 boxed phrases."""
+    return write(tmp_path_factory.mktemp("flickr"), GOLDEN["files"])
+
+
+def saved(path: Path, records: Any) -> Path:
+    path.write_text(json.dumps(records))
+    return path
+
+
+@pytest.mark.parametrize("protocol", ["any-box", "merged"])
+def test_scores_as_mdetr(made_up: Path, tmp_path: Path, protocol: str) -> None:
+    """Every recall of every category is the number that MDETR's evaluator returns, under the name it gives it; the
+    candidates hold inverted boxes and ones without area, which can cost that evaluator a phrase it had found."""
+    task = Flickr30kEntitiesTask(made_up, "val", protocol)
+    rows = task.read_submission(saved(tmp_path / "p.json", GOLDEN["predictions"]))
+    assert list(task.official(judge(task, rows)).items()) == list(GOLDEN[protocol].items())
+
+
+def test_scores_as_plummer(made_up: Path, tmp_path: Path) -> None:
+    """Accuracy and upper bound are those of pl-clc, as printed, in full and by phrase type; so are recall@5 and
+    recall@10, its upper bound of the first 5 and 10."""
+    task = Flickr30kEntitiesTask(made_up, "val", "plummer")
+    scores = judge(task, task.read_submission(saved(tmp_path / "p.json", GOLDEN["predictions"])))
+    assert task.official(scores) == GOLDEN["plummer"]["printed"]
+    summary = summarize(scores)
+    for metric, k in METRICS.items():
+        name = "Upper_bound" if k is None else f"Recall@{k}"
+        assert summary.metrics[metric].value == pytest.approx(100 * GOLDEN["plummer"]["all"][name], abs=1e-9)
         ours = {group: values[metric][0] for group, values in summary.breakdown["phrase type"].items()}
-        assert ours == pytest.approx(
-            {group: 100 * value for group, value in official.items() if group != "all"}, abs=1e-9
-        )
+        assert ours == pytest.approx(GOLDEN["plummer"]["percent by type"][metric], abs=0.00501)
+
+
+def test_lenient_reading_is_mdetrs(made_up: Path, tmp_path: Path) -> None:
+    """What MDETR's evaluator forgives without changing its number: the second of two counts for nothing, unknown
+    captions neither, a caption without boxed phrases is no prediction at all, and a sentence may be named "0"."""
+    task = Flickr30kEntitiesTask(made_up, "val")
+    path = saved(tmp_path / "p.json", GOLDEN["predictions"] + GOLDEN["forgiven"])
+    with pytest.raises(InputError, match="record 29: 'sentence_id' is str, not int"):
+        task.read_submission(path)
+    first: dict[str, Prediction] = {}
+    for row in task.read_submission(path, lenient=True):
+        first.setdefault(row.example_id, row)
+    assert first.keys() - task.expected().keys() == {"nobody/0", "700/77"}
+    assert (task.lenient.duplicate, task.lenient.unknown) == ("first", "ignore")
+    known = [row for row in first.values() if row.example_id in task.expected()]
+    assert task.official(judge(task, known)) == GOLDEN["any-box"]
 
 
 def test_example_has_the_boxed_phrases_only(task: Flickr30kEntitiesTask) -> None:
@@ -102,6 +140,45 @@ def test_two_types_count_in_both(task: Flickr30kEntitiesTask) -> None:
         "people": (100.0, 1),
     }
     assert summary.metrics["recall@1"].n == 2
+
+
+def test_enclosing_box_is_right_where_boxes_are_merged(tmp_path: Path) -> None:
+    """Under merged and plummer the box around all boxes of a phrase is the right one, and one of them alone wrong."""
+    write(tmp_path, files())
+    around, alone, hat = [10, 10, 90, 90], [10, 10, 20, 30], [50, 50, 90, 90]
+    found = {}
+    for protocol in PROTOCOLS:
+        task = Flickr30kEntitiesTask(tmp_path, "test", protocol)
+        for name, box in (("around", around), ("alone", alone)):
+            scores = judge(task, predict([[box], [hat]]))
+            found[protocol, name] = next(s.value for s in scores if s.metric == "recall@1")
+        assert task.protocol == PROTOCOLS[protocol]
+    assert {key for key, value in found.items() if value} == {
+        ("any-box", "alone"),
+        ("merged", "around"),
+        ("plummer", "around"),
+    }
+
+
+def test_plummer_adds_one_to_every_side(tmp_path: Path) -> None:
+    """A gold box of 9 by 9 or, last pixel included, 10 by 10: half of the one is not half of the other."""
+    xml = f"<annotation>{thing(['1'], (1, 1, 10, 10))}</annotation>"
+    write(tmp_path, files("[/EN#1/people He] .") | {"Annotations/77.xml": xml})
+    half = {"merged": [1.0, 1.0, 5.5, 10.0], "plummer": [1.0, 1.0, 5.0, 10.0]}
+    for protocol, box in half.items():
+        task = Flickr30kEntitiesTask(tmp_path, "test", protocol)
+        assert summarize(judge(task, predict([[box]]))).metrics["recall@1"].value == 100.0
+        narrower = [*box[:2], box[2] - 0.01, box[3]]
+        assert summarize(judge(task, predict([[narrower]]))).metrics["recall@1"].value == 0.0
+    strictest = Flickr30kEntitiesTask(tmp_path, "test", "merged")
+    assert summarize(judge(strictest, predict([[half["plummer"]]]))).metrics["recall@1"].value == 0.0
+
+
+def test_pointing_asks_for_the_centre_of_the_first_box(task: Flickr30kEntitiesTask) -> None:
+    """The first candidate points right if its centre is in a gold box, edges included, however large it is."""
+    wide, edge = [[40, 40, 100, 100]], [[40, 60, 60, 80]]
+    for first, second, value in ((wide, edge, 100.0), ([[0, 0, 5, 5], *wide], edge, 50.0), (wide, [], 50.0)):
+        assert summarize(judge(task, predict([first, second]))).metrics["pointing"].value == value
 
 
 def test_raw_coordinates(task: Flickr30kEntitiesTask) -> None:
@@ -140,6 +217,11 @@ def test_chance_is_a_random_order_of_the_candidates(task: Flickr30kEntitiesTask)
         ([[[0, 0, 1]], []], "phrase 0: not a list of"),
         ([[], [["a", 0, 1, 1]]], "phrase 1: not a list of"),
         ([[], 3], "phrase 1: not a list of"),
+        ([[], [["0", "0", "1", "1"]]], "phrase 1: not a list of"),
+        ([[], [[0, 0, 1, 10**400]]], "phrase 1: not a list of"),
+        ([[], [[0, 0, 1, None]]], "phrase 1: not a list of"),
+        ([[], [[]]], "phrase 1: not a list of"),
+        ([[], {}], "phrase 1: not a list of"),
         ([[[0, 0, 1, float("nan")]], []], "phrase 0: a coordinate is not finite"),
     ],
 )
@@ -162,9 +244,19 @@ def test_malformed_answer_is_refused(task: Flickr30kEntitiesTask, answer: Any, m
             "<a><object><name>1</name><bndbox><xmin>1</xmin></bndbox></object></a>",
             "lacks a number",
         ),
+        ("test.txt", "../77\n", "image id '../77' is not a file's name"),
+        ("Annotations/77.xml", '<!DOCTYPE a [<!ENTITY b "bbb">]><a>&b;</a>', "77.xml: has a DOCTYPE"),
+        ("Annotations/77.xml", "<a>&b;</a>", "77.xml: not XML .*undefined entity"),
+        ("Annotations/77.xml", f"<a>{thing(['1'], (1, 1, 10**400, 9))}</a>", "77.xml: bndbox .*inf.* is no box"),
+        ("Annotations/77.xml", f"<a>{thing(['1'], (9, 1, 1, 9))}</a>", "77.xml: bndbox .* is no box"),
+        ("Annotations/77.xml", "<a>" * 100_000, "77.xml: not XML"),
         ("Sentences/77.txt", "[/EN#1/people Two guys", "77.txt sentence 0: a phrase is not closed"),
+        ("Sentences/77.txt", "[/EN#one/people Two] guys", "does not read"),
+        ("Sentences/77.txt", "[/EN#1/people] guys", "sentence 0: .*does not read"),
+        ("Sentences/77.txt", "[Two] guys", "sentence 0: .*Two.* does not read"),
         ("Sentences/77.txt", "x\n[/EN#1/people Two [/EN#2/other guys] .", "sentence 1: .*inside another phrase"),
     ],
+    ids=lambda text: text[:30],
 )
 def test_bad_files_end_in_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:
     """Missing images, broken XML and broken markup end in one line with the file and the sentence."""
@@ -178,3 +270,214 @@ def test_annotation_files_are_all_that_was_read(task: Flickr30kEntitiesTask) -> 
     """The list of files covers the split, its captions and its boxes."""
     assert [path.name for path in task.annotation_files()] == ["test.txt", "77.txt", "77.xml"]
     assert all(path.is_file() for path in task.annotation_files())
+
+
+def test_deep_xml_is_read(tmp_path: Path) -> None:
+    """Elements in elements without end are no reason to crash: the boxes at the top are found."""
+    deep = "<x>" * 100_000 + "</x>" * 100_000
+    write(tmp_path, files() | {"Annotations/77.xml": f"<annotation>{deep}{thing(['1'], (1, 1, 9, 9))}</annotation>"})
+    assert Flickr30kEntitiesTask(tmp_path, "test").gold("77/1") == [[[1.0, 1.0, 9.0, 9.0]]]
+
+
+def test_best_and_worst_bound_every_answer(made_up: Path, tmp_path: Path) -> None:
+    """Whatever the protocol, no answer is worth more than `best` or less than `worst`, in any metric."""
+    for protocol in PROTOCOLS:
+        task = Flickr30kEntitiesTask(made_up, "val", protocol)
+        rows = task.read_submission(saved(tmp_path / "p.json", GOLDEN["predictions"]))
+        lists = [task.best, None, task.worst]
+        best, real, worst = (
+            [score.value for score in judge(task, rows if answer is None else answered(task, answer))]
+            for answer in lists
+        )
+        assert all(high >= value >= low for high, value, low in zip(best, real, worst, strict=True))
+        assert (set(best), set(worst)) == ({1.0}, {0.0})
+
+
+def answered(task: Flickr30kEntitiesTask, answer: Any) -> list[Prediction]:
+    return [Prediction(example_id, image, answer(example_id), ()) for example_id, image in task.expected().items()]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# submissions
+
+
+def test_submission_comes_back_the_same(made_up: Path, tmp_path: Path) -> None:
+    """Written, read and written again: the same predictions in the split's order, the same scores, the same bytes."""
+    task = Flickr30kEntitiesTask(made_up, "val")
+    rows = task.read_submission(saved(tmp_path / "p.json", GOLDEN["predictions"]))
+    shuffled = {row.example_id: row for row in random.Random(1).sample(rows, len(rows))}
+    written = task.submission(shuffled)
+    (tmp_path / task.submission_name).write_bytes(written)
+    again = task.read_submission(tmp_path / task.submission_name)
+    assert [row.example_id for row in again] == list(task.expected())
+    assert judge(task, again) == judge(task, rows)
+    assert task.submission({row.example_id: row for row in again}) == written
+    record = json.loads(written)[0]
+    assert (type(record["image_id"]), type(record["sentence_id"])) == (str, int)
+
+
+def test_submission_needs_every_caption(task: Flickr30kEntitiesTask) -> None:
+    """A caption without a prediction, or with one that cannot be scored, is named."""
+    with pytest.raises(InputError, match="no prediction of 77/1"):
+        task.submission({})
+    with pytest.raises(InputError, match="77/1: 1 ranked lists for 2 phrases"):
+        task.submission({"77/1": predict([[]])[0]})
+
+
+def test_reading_keeps_what_coverage_must_judge(task: Flickr30kEntitiesTask, tmp_path: Path) -> None:
+    """Twice the same caption, an unknown image, an unknown sentence: all are there, in the file's order. An empty
+    ranking is a prediction; the caption without boxed phrases is none."""
+    good = {"image_id": 77, "sentence_id": 1, "boxes": [[], [[1, 1, 2, 2]]], "scores": "ignored"}
+    unknown = [{"image_id": "78", "sentence_id": 1, "boxes": []}, {"image_id": "77", "sentence_id": 2, "boxes": [1]}]
+    unasked = {"image_id": "77", "sentence_id": 0, "boxes": [[["nonsense"]]]}
+    rows = task.read_submission(saved(tmp_path / "p.json", [good, *unknown, unasked, good]))
+    assert [(row.example_id, row.image_id) for row in rows] == [
+        ("77/1", "77"),
+        ("78/1", ""),
+        ("77/2", ""),
+        ("77/1", "77"),
+    ]
+    assert (rows[0].answer, rows[0].scores) == ([[], [[1, 1, 2, 2]]], ())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not JSON at line 1 column 1"),
+        ('[{"image_id": "77", "sent', "p.json: not JSON at line 1 .*truncated"),
+        ("{}", "p.json: dict, not a list of records"),
+        ("[3]", "record 1: int, not an object"),
+        ("[" * 100_000, "p.json: .*lists in lists"),
+        (f"[{'9' * 5000}]", "p.json: .*thousands of digits"),
+        ('[{"sentence_id": 1, "boxes": []}]', "record 1: no 'image_id'"),
+        ('[{"image_id": null, "sentence_id": 1, "boxes": []}]', "record 1: 'image_id' is NoneType, not str or int"),
+        ('[{"image_id": "77", "sentence_id": true, "boxes": []}]', "record 1: 'sentence_id' is bool, not int"),
+        ('[{"image_id": "77", "sentence_id": 1, "boxes": {}}]', "record 1: 'boxes' is dict, not list"),
+        ('[{"image_id": "7\\n7", "sentence_id": 1, "boxes": []}]', "is not the id of a caption"),
+        ('[{"image_id": "\\ud800", "sentence_id": 1, "boxes": []}]', "is not the id of a caption"),
+        ('[{"image_id": "77", "sentence_id": 1, "boxes": [[]]}]', r"record 1 .77/1.: 1 ranked lists for 2 phrases"),
+        ('[{"image_id": "77", "sentence_id": 1, "boxes": [[], [[0, 0, NaN, 1]]]}]', "phrase 1: .*not finite"),
+        ('[{"image_id": "77", "sentence_id": 1, "boxes": [[], [[0, 0, 1e999, 1]]]}]', "phrase 1: .*not finite"),
+    ],
+    ids=lambda text: text[:30],
+)
+@pytest.mark.parametrize("lenient", [False, True])
+def test_bad_submission_is_one_line(
+    task: Flickr30kEntitiesTask, tmp_path: Path, text: str, message: str, lenient: bool
+) -> None:
+    """What is no list of records, or no boxes, ends in one line with file and record, lenient or not."""
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        task.read_submission(tmp_path / "p.json", lenient)
+    assert "p.json" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_submission_that_is_no_text(task: Flickr30kEntitiesTask, tmp_path: Path) -> None:
+    """A missing file, a folder and a picture are refused by name."""
+    (tmp_path / "p.json").write_bytes(b"\xff\xd8\xff")
+    for path, message in (
+        (tmp_path / "no.json", "cannot be read"),
+        (tmp_path, "cannot be read"),
+        (tmp_path / "p.json", "not UTF-8 at byte 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            task.read_submission(path)
+
+
+def test_unknown_protocol_names_the_nearest(tmp_path: Path) -> None:
+    """A mistyped protocol is a configuration error; without one it is any-box, which VisualBERT reports."""
+    write(tmp_path, files())
+    with pytest.raises(ConfigError, match="'anybox': did you mean 'any-box'"):
+        Flickr30kEntitiesTask(tmp_path, "test", "anybox")
+    assert Flickr30kEntitiesTask(tmp_path, "test").protocol_key == "any-box"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# properties
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32), protocol=st.sampled_from(sorted(PROTOCOLS)))
+def test_order_of_predictions_never_matters(made_up: Path, seed: int, protocol: str) -> None:
+    """A shuffled file scores the same, unit by unit."""
+    task = Flickr30kEntitiesTask(made_up, "val", protocol)
+    rows = [
+        Prediction(f"{r['image_id']}/{r['sentence_id']}", str(r["image_id"]), r["boxes"], ())
+        for r in GOLDEN["predictions"]
+    ]
+    assert judge(task, random.Random(seed).sample(rows, len(rows))) == judge(task, rows)
+
+
+coordinate = st.integers(0, 300).map(float)
+boxes = st.tuples(coordinate, coordinate, st.integers(30, 200), st.integers(30, 200)).map(
+    lambda b: (b[0] + 1, b[1] + 1, b[0] + b[2], b[1] + b[3])
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(gold=boxes, ranked=st.lists(boxes, max_size=12))
+def test_protocols_agree_on_a_single_box(
+    tmp_path_factory: pytest.TempPathFactory, gold: tuple[float, ...], ranked: list[tuple[float, ...]]
+) -> None:
+    """A phrase with one box has one answer, unless an IoU is so near 0.5 that a pixel decides."""
+    near = [box for box in ranked if abs(iou(box, gold) - 0.5) < 0.05]
+    ranked = [box for box in ranked if box not in near]
+    folder = tmp_path_factory.mktemp("one")
+    xml = f"<annotation>{thing(['1'], tuple(int(v) for v in gold))}</annotation>"
+    write(folder, files("[/EN#1/people He] .") | {"Annotations/77.xml": xml})
+    values = [
+        [score.value for score in judge(Flickr30kEntitiesTask(folder, "test", key), predict([list(map(list, ranked))]))]
+        for key in PROTOCOLS
+    ]
+    assert values[0] == values[1] == values[2]
+
+
+def iou(box: tuple[float, ...], gold: tuple[float, ...]) -> float:
+    width = min(box[2], gold[2]) - max(box[0], gold[0])
+    height = min(box[3], gold[3]) - max(box[1], gold[1])
+    shared = max(width, 0) * max(height, 0)
+    sizes = sum((b[2] - b[0]) * (b[3] - b[1]) for b in (box, gold))
+    return shared / (sizes - shared)
+
+
+def mutants(text: str, count: int) -> Iterator[bytes]:
+    """The same text cut short, with bytes replaced, pieces doubled, and numbers made huge."""
+    rng = random.Random(8)
+    raw = text.encode()
+    for _ in range(count):
+        start, stop = sorted(rng.randrange(len(raw) + 1) for _ in range(2))
+        yield rng.choice(
+            [
+                raw[:stop],
+                raw[:start] + rng.randbytes(rng.randrange(1, 4)) + raw[start + 1 :],
+                raw[:stop] + raw[start:],
+                raw[:start]
+                + rng.choice([b"1e999", b"-1", b"[", b"]", b"{", b'"', b"<", b"null", b"9" * 5000])
+                + raw[start:],
+            ]
+        )
+
+
+def test_mutated_files_score_or_end_in_one_line(tmp_path: Path) -> None:
+    """Whatever happens to a byte of the four files, there are scores or one line that names the file."""
+    submitted = json.dumps([{"image_id": "77", "sentence_id": 1, "boxes": [[[1, 1, 9, 9]], [[1.5, 2, 3, 4]]]}])
+    original = files() | {"p.json": submitted}
+    errors = []
+    for name in original:
+        for mutant in mutants(original[name], 80):
+            write(tmp_path, original)
+            (tmp_path / name).write_bytes(mutant)
+            errors.append(error_of(tmp_path))
+    assert all(str(error).isprintable() for error in errors if error is not None)
+    assert 20 < errors.count(None) < len(errors) - 20
+
+
+def error_of(folder: Path) -> VisualBertCoreError | None:
+    """Score the folder's p.json: what it ended in, None for scores. Nothing but our own errors is caught."""
+    try:
+        task = Flickr30kEntitiesTask(folder, "test")
+        judge(task, task.read_submission(folder / "p.json"))
+    except VisualBertCoreError as error:
+        return error
+    return None

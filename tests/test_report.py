@@ -226,7 +226,7 @@ def test_every_score_has_its_baseline_beside_it(cell: Any) -> None:
     expected = [
         (f"{own.run.scores['scores'][m]:.1f}", f"{own.baseline.scores['scores'][m]:.1f}")
         for own, metrics in zip(
-            cells, (["accuracy"], ["recall@1", "recall@5", "recall@10", "upper_bound"]), strict=True
+            cells, (["accuracy"], ["recall@1", "pointing", "recall@5", "recall@10", "upper_bound"]), strict=True
         )
         for m in metrics
     ]

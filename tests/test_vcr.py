@@ -1,18 +1,24 @@
-"""VCR: the reader on official layouts, and the scores against R2C's eval_q2ar output (golden/README.md)."""
+"""VCR: the reader on official layouts, and scores and submissions against R2C's own programs (golden/README.md)."""
 
 from __future__ import annotations
 
+import csv
 import json
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from visualbert_core.errors import AnnotationError, ConfigError, InputError
+from visualbert_core.errors import AnnotationError, ConfigError, InputError, VisualBertCoreError
 from visualbert_core.schema import Prediction
 from visualbert_core.tasks import judge, summarize
-from visualbert_core.tasks.vcr import VcrTask
+from visualbert_core.tasks.vcr import COLUMNS, METRICS, VcrTask
 
+SUBMISSION = json.loads((Path(__file__).parent / "golden" / "vcr_submission.json").read_text())
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "vcr_scores.json").read_text())
 
 
@@ -32,8 +38,13 @@ def record(annot_id: str = "val-1", **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def write(folder: Path, *records: dict[str, Any]) -> Path:
-    (folder / "val.jsonl").write_text("".join(json.dumps(line) + "\n" for line in records))
+def unlabelled(annot_id: str = "test-1") -> dict[str, Any]:
+    """A record of the test set."""
+    return {key: value for key, value in record(annot_id).items() if not key.endswith("_label")}
+
+
+def write(folder: Path, *records: dict[str, Any], split: str = "val") -> Path:
+    (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in records))
     return folder
 
 
@@ -56,6 +67,8 @@ def test_scores_as_officially(tmp_path: Path) -> None:
     for name, metric in metrics.items():
         assert f"{metric.value / 100:.3f}" == f"{GOLDEN[name]:.3f}"
         assert metric.n == 61
+    printed = {name: GOLDEN[metric] for metric, name in METRICS.items()}
+    assert task.official(judge(task, predict(task, said))) == printed
 
 
 def test_two_examples_a_record(tmp_path: Path) -> None:
@@ -137,6 +150,15 @@ def test_choice_out_of_range_is_refused(tmp_path: Path, answer: Any) -> None:
         ({"question": ["Why", ["3"]]}, "question: is str, not a whole number"),
         ({"objects": ["person", 2]}, "'objects' is int, not a string"),
         ({"annot_id": "val-1"}, "annot_id val-1 occurs twice"),
+        ({"annot_id": "val\n2"}, r"annot_id 'val\\n2' is not an id"),
+        ({"annot_id": ""}, "annot_id '' is not an id"),
+        ({"img_fn": "../movie/x.jpg"}, "'img_fn' is '../movie/x.jpg', not a file below the image folder"),
+        ({"img_fn": "movie/../../x.jpg"}, "not a file below the image folder"),
+        ({"img_fn": "/movie/x.jpg"}, "not a file below the image folder"),
+        ({"img_fn": ""}, "'img_fn' is '', not a file"),
+        ({"img_fn": "movie/\ud800.jpg"}, "not a file below the image folder"),
+        ({"rationale_label": 1.0}, "'rationale_label' is float, not a whole number"),
+        ({"question": [["Why"]]}, "question: is str, not a whole number"),
     ],
 )
 def test_bad_record_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -148,11 +170,245 @@ def test_bad_record_is_named(tmp_path: Path, changes: dict[str, Any], message: s
     assert "\n" not in str(caught.value)
 
 
-def test_record_without_labels_is_an_error(tmp_path: Path) -> None:
-    """Test records have no labels; a val file made of them cannot be scored, and the test split cannot be opened."""
-    unlabelled = record()
-    del unlabelled["answer_label"]
-    with pytest.raises(AnnotationError, match=r"line 1 .val-1.: no 'answer_label'"):
-        VcrTask(write(tmp_path, unlabelled), "val")
-    with pytest.raises(ConfigError, match="known: val, train"):
-        VcrTask(tmp_path, "test")
+def test_labelled_split_needs_labels(tmp_path: Path) -> None:
+    """A val file made of test records cannot be opened."""
+    with pytest.raises(AnnotationError, match=r"line 1 .test-1.: no 'answer_label'"):
+        VcrTask(write(tmp_path, unlabelled()), "val")
+    with pytest.raises(ConfigError, match="known: val, train, test"):
+        VcrTask(tmp_path, "tset")
+    with pytest.raises(ConfigError, match="unknown VCR protocol 'r2c': did you mean 'official'"):
+        VcrTask(tmp_path, "val", "r2c")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the test set
+
+
+@pytest.fixture
+def test_set(tmp_path: Path) -> VcrTask:
+    return VcrTask(write(tmp_path, unlabelled("test-0"), unlabelled("test-1"), split="test"), "test")
+
+
+def test_unlabelled_records_give_five_examples(test_set: VcrTask) -> None:
+    """The answer, and the rationale after each of the four answers, over the same regions."""
+    examples = list(test_set.examples())[:5]
+    assert [example.example_id for example in examples] == [
+        "test-0/answer",
+        "test-0/rationale/0",
+        "test-0/rationale/1",
+        "test-0/rationale/2",
+        "test-0/rationale/3",
+    ]
+    question = ("Why", "does", (2,), "wait", "?")
+    assert [example.context for example in examples[1:]] == [question + answer for answer in examples[0].choices]
+    assert {example.choices for example in examples[1:]} == {(("A",), ("B",), ((2, 1), "are", "close", "."), ("D",))}
+    assert {example.mentioned for example in examples} == {(1, 2)}
+    assert list(test_set.expected()) == [example.example_id for example in test_set.examples()]
+
+
+def test_unlabelled_split_has_no_score(test_set: VcrTask) -> None:
+    """Whatever needs labels says that there are none, and what one can make instead."""
+    asked = [
+        lambda: list(test_set.score({})),
+        lambda: test_set.chance({}),
+        lambda: test_set.gold("test-0/answer"),
+        lambda: test_set.best("test-0/answer"),
+        lambda: test_set.worst("test-0/rationale/2"),
+    ]
+    assert not test_set.labelled
+    for ask in asked:
+        with pytest.raises(ConfigError, match=r"VCR test has no public labels.*submission\.csv"):
+            ask()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# submissions
+
+
+def golden_task(folder: Path) -> VcrTask:
+    labels = [{"answer_label": a, "rationale_label": r} for _, a, r in SUBMISSION["labels"]]
+    names = [annot_id for annot_id, _, _ in SUBMISSION["labels"]]
+    return VcrTask(write(folder, *(record(n, **label) for n, label in zip(names, labels, strict=True))), "val")
+
+
+def golden_file(folder: Path) -> Path:
+    (folder / "s.csv").write_text("".join(line + "\n" for line in SUBMISSION["csv"]))
+    return folder / "s.csv"
+
+
+def five_a_record(rows: list[dict[str, str]]) -> dict[str, Prediction]:
+    """Predictions that hold the scores of a submission's rows."""
+    found = {}
+    for row in rows:
+        names = {"answer": "answer"} | {f"rationale/{i}": f"rationale_conditioned_on_a{i}" for i in range(4)}
+        for part, block in names.items():
+            example_id = f"{row['annot_id']}/{part}"
+            found[example_id] = Prediction(example_id, "", 0, tuple(float(row[f"{block}_{i}"]) for i in range(4)))
+    return found
+
+
+def test_official_submission_is_scored_as_officially(tmp_path: Path) -> None:
+    """A CSV that R2C's own program wrote is worth what eval_q2ar prints for its arrays, with the rationales' block of
+    the right answer; scores may be tied, tiny, huge and negative."""
+    task = golden_task(tmp_path)
+    rows = task.read_submission(golden_file(tmp_path))
+    assert [row.example_id for row in rows] == list(task.expected())
+    assert task.official(judge(task, rows)) == SUBMISSION["printed"]
+    assert task.read_submission(golden_file(tmp_path), lenient=True) == rows
+
+
+def test_submission_is_the_official_file(tmp_path: Path) -> None:
+    """The bytes are those that R2C's program writes for the same scores."""
+    predictions = five_a_record(list(csv.DictReader(SUBMISSION["csv"])))
+    assert golden_task(tmp_path).submission(predictions) == golden_file(tmp_path).read_bytes()
+
+
+def test_test_submission_comes_back(test_set: VcrTask, tmp_path: Path) -> None:
+    """On the test set all five examples of a record come back with their scores, in the split's order."""
+    rng = random.Random(3)
+    made = {
+        example_id: Prediction(example_id, image, 0, tuple(rng.random() for _ in range(4)))
+        for example_id, image in test_set.expected().items()
+    }
+    (tmp_path / test_set.submission_name).write_bytes(test_set.submission(made))
+    back = test_set.read_submission(tmp_path / test_set.submission_name)
+    assert [(row.example_id, row.image_id, row.scores) for row in back] == [
+        (row.example_id, row.image_id, row.scores) for row in made.values()
+    ]
+    assert all(row.answer == row.scores.index(max(row.scores)) for row in back)
+
+
+@pytest.mark.parametrize(
+    ("part", "scores", "message"),
+    [
+        ("rationale/2", None, "no prediction of test-1/rationale/2; .*rationale for each of the four answers"),
+        ("answer", None, "no prediction of test-1/answer"),
+        ("answer", (), r"test-1/answer: scores \[\] are not 4 finite numbers"),
+        ("answer", (1.0, 2.0, 3.0), "are not 4 finite numbers"),
+        ("rationale/0", (1.0, 2.0, 3.0, float("nan")), "test-1/rationale/0: .*not 4 finite numbers"),
+    ],
+)
+def test_submission_needs_four_scores_of_five_examples(
+    test_set: VcrTask, part: str, scores: tuple[float, ...] | None, message: str
+) -> None:
+    """What is missing, or has no four numbers, is named."""
+    made = {e: Prediction(e, image, 0, (0.1, 0.2, 0.3, 0.4)) for e, image in test_set.expected().items()}
+    del made[f"test-1/{part}"]
+    if scores is not None:
+        made[f"test-1/{part}"] = Prediction(f"test-1/{part}", "", 0, scores)
+    with pytest.raises(InputError, match=message):
+        test_set.submission(made)
+
+
+def test_reading_keeps_what_coverage_must_judge(test_set: VcrTask, tmp_path: Path) -> None:
+    """Twice the same record and an unknown one are there, in the file's order; columns may come in any order."""
+    names = list(reversed(COLUMNS))
+    rows = [
+        {"annot_id": a} | {name: str(i % 7) for i, name in enumerate(COLUMNS[1:])} for a in ("test-1", "who", "test-1")
+    ]
+    lines = [",".join(names), *(",".join(row[name] for name in names) for row in rows)]
+    (tmp_path / "s.csv").write_bytes(("\ufeff" + "\r\n".join(lines) + "\r\n\r\n").encode())
+    found = test_set.read_submission(tmp_path / "s.csv")
+    five = [f"test-1/{part}" for part in ("answer", *(f"rationale/{i}" for i in range(4)))]
+    assert [row.example_id for row in found] == [*five, "who/answer", *five]
+    assert [row.scores for row in found[:3]] == [(0, 1, 2, 3), (4, 5, 6, 0), (1, 2, 3, 4)]
+    assert [row.answer for row in found[:3]] == [3, 2, 3]
+    assert found[5].image_id == ""
+
+
+def row_of(annot_id: str = "test-1", **cells: str) -> str:
+    return ",".join((dict.fromkeys(COLUMNS, "0.5") | {"annot_id": annot_id} | cells)[name] for name in COLUMNS)
+
+
+HEADER = ",".join(COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty; its first line must name the 21 columns"),
+        (row_of(), "line 1: column 'annot_id' is lacking"),
+        (HEADER.replace("a3_3", "a3_4"), "column 'rationale_conditioned_on_a3_3' is lacking"),
+        (HEADER.replace("answer_1", "answer_0"), "column 'answer_0' is twice"),
+        (HEADER + ",extra", "column 'extra' is not one of the leaderboard's 21"),
+        (f"{HEADER}\n{row_of()}\n{row_of()[:-9]}", "line 3: 19 cells for 21 columns; truncated"),
+        (f"{HEADER}\n{row_of(answer_2='')}", "line 2 .test-1. answer_2: '' is not a finite number"),
+        (f"{HEADER}\n{row_of(answer_2='nan')}", "answer_2: 'nan' is not a finite number"),
+        (f"{HEADER}\n{row_of(answer_2='1e999')}", "answer_2: '1e999' is not a finite number"),
+        (f"{HEADER}\n{row_of(rationale_conditioned_on_a1_0='x')}", "rationale_conditioned_on_a1_0: 'x' is not"),
+        (f"{HEADER}\n{row_of('')}", "line 2: annot_id '' is not the id of a record"),
+        (f'{HEADER}\n"{row_of()}', "line 2: not CSV"),
+        (f"{HEADER}\n{'x' * 200_000}", "line 2: not CSV .field larger"),
+    ],
+    ids=lambda text: text[-30:],
+)
+def test_bad_submission_is_one_line(test_set: VcrTask, tmp_path: Path, text: str, message: str) -> None:
+    """A header without the 21 columns, a short row or a cell without a number end in one line with file and line."""
+    (tmp_path / "s.csv").write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        test_set.read_submission(tmp_path / "s.csv")
+    assert "s.csv" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# properties
+
+
+@settings(max_examples=40, deadline=None)
+@given(chosen=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=24, max_size=24), seed=st.integers())
+def test_order_never_matters_and_best_and_worst_are_bounds(
+    tmp_path_factory: pytest.TempPathFactory, chosen: list[tuple[int, int]], seed: int
+) -> None:
+    """Shuffled predictions score the same, unit by unit, and between the worst and the best answers."""
+    task = golden_task(tmp_path_factory.mktemp("vcr"))
+    answers = [answer for pair in chosen for answer in pair]
+    said = dict(zip(task.expected(), answers, strict=True))
+    rows = predict(task, said)
+    scores = judge(task, rows)
+    assert judge(task, random.Random(seed).sample(rows, len(rows))) == scores
+    best = judge(task, predict(task, {e: task.best(e) for e in task.expected()}))
+    worst = judge(task, predict(task, {e: task.worst(e) for e in task.expected()}))
+    assert all(b.value >= s.value >= w.value for b, s, w in zip(best, scores, worst, strict=True))
+    assert ({s.value for s in best}, {s.value for s in worst}) == ({1.0}, {0.0})
+
+
+def mutants(text: str, count: int) -> Iterator[bytes]:
+    """The same text cut short, with bytes replaced, pieces doubled, and numbers made huge."""
+    rng = random.Random(9)
+    raw = text.encode()
+    for _ in range(count):
+        start, stop = sorted(rng.randrange(len(raw) + 1) for _ in range(2))
+        grains = [b"1e999", b"-1", b"[", b"]", b"{", b'"', b",", b"null", b"9" * 300]
+        yield rng.choice(
+            [
+                raw[:stop],
+                raw[:start] + rng.randbytes(rng.randrange(1, 4)) + raw[start + 1 :],
+                raw[:stop] + raw[start:],
+                raw[:start] + rng.choice(grains) + raw[start:],
+            ]
+        )
+
+
+def test_mutated_files_score_or_end_in_one_line(tmp_path: Path) -> None:
+    """Whatever happens to a byte of the annotations or of a submission, there are scores or one line of error."""
+    files = {"val.jsonl": json.dumps(record("val-1")) + "\n", "s.csv": f"{HEADER}\n{row_of('val-1')}\n"}
+    errors = []
+    for name in files:
+        for mutant in mutants(files[name], 300):
+            for other, text in files.items():
+                (tmp_path / other).write_text(text)
+            (tmp_path / name).write_bytes(mutant)
+            errors.append(error_of(tmp_path))
+    assert all(str(error).isprintable() for error in errors if error is not None)
+    assert 20 < errors.count(None) < len(errors) - 20
+
+
+def error_of(folder: Path) -> VisualBertCoreError | None:
+    """Score the folder's s.csv: what it ended in, None for scores. Nothing but our own errors is caught."""
+    try:
+        task = VcrTask(folder, "val")
+        judge(task, task.read_submission(folder / "s.csv"))
+    except VisualBertCoreError as error:
+        return error
+    return None

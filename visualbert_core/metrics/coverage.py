@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 _SHOWN = 5
 
@@ -33,6 +34,14 @@ class Coverage:
         kinds = (("missing", self.missing), ("duplicate", self.duplicate), ("unknown", self.unknown))
         faults = [f"{len(ids):,} {kind} ({_first(ids)})" for kind, ids in kinds if ids]
         return f"{self.predicted:,} predictions for {self.expected:,} examples: " + ("; ".join(faults) or "complete")
+
+
+@dataclass(frozen=True)
+class Lenient:
+    """What an official program silently does with ids that occur twice or that it does not know."""
+
+    duplicate: Literal["first", "last", "refuse"]
+    unknown: Literal["ignore", "refuse"]
 
 
 def check_coverage(expected: Collection[str], predicted: Iterable[str]) -> Coverage:

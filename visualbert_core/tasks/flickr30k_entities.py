@@ -1,28 +1,47 @@
 """Flickr30K Entities: locate the phrases of a caption in its image.
 
-Paper: Plummer et al. 2015, arXiv:1505.04870. Files: {split}.txt (image ids), Sentences/<id>.txt (captions with marked
-phrases), Annotations/<id>.xml (boxes). The dataset has no evaluator, and three protocols are in use, sixteen points
-apart on one slice. This is ANY-BOX on the raw coordinates of the XML, that of BAN, of VisualBERT and of MDETR's
-"separate", tested against the last (`flickr_eval.py`, github.com/ashkamath/mdetr at ea09acc4). Asked and scored are the
-phrases with a box, every mention once; captions without such a phrase are no examples.
+Paper: Plummer et al. 2015, arXiv:1505.04870. The dataset has no evaluator and three protocols are in use, sixteen
+points apart on one slice; all ask the phrases that have a box, every mention once, and ask IoU >= 0.5 of a box:
+
+any-box   with any box of the phrase: BAN, VisualBERT, MDETR's "separate" (`flickr_eval.py` of ashkamath/mdetr at
+          ea09acc4, against which it is tested).
+merged    with the smallest box around them all: MDETR's "merged", the same program.
+plummer   the same, with 1 added to every side in the IoU: `flickrPhraseLocalizationEval.m`, `getGTBox` and `getIOU.m`
+          of BryanPlummer/pl-clc at 41ee4934. That program knows top-1 and the upper bound ("Oracle"); recall@5 and
+          recall@10 are its upper bound of the first 5 and 10 candidates.
+
+Coordinates: gold boxes are those of the XML, 1-based, under every protocol (see flickr30k_files.py), and candidates are
+taken as they come. A detector that counts pixels from 0 is thus up to one pixel off, in all of these programs: what was
+published for VisualBERT was measured so. It is not corrected here, because a file does not say how it counts; shifting
+jittered gold boxes by one pixel moved recall@1 on the real val and test splits by 0.2 to 0.3 points.
+
+Beyond the official metrics, `pointing`: is the centre of the top-1 box inside a box that the protocol judges by?
 """
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
+import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from visualbert_core.errors import AnnotationError, InputError
-from visualbert_core.metrics.recall import chance_recall, hits, recall
-from visualbert_core.schema import Grounding, Phrase, Prediction, Score
-from visualbert_core.tasks.reading import choose, read_text
+from visualbert_core.metrics.coverage import Lenient
+from visualbert_core.metrics.recall import chance_recall, enclosing, hits, overlaps, points, recall
+from visualbert_core.schema import Grounding, Prediction, Score
+from visualbert_core.tasks.flickr30k_files import Caption, read_captions, read_image_ids
+from visualbert_core.tasks.reading import choose
+from visualbert_core.tasks.submissions import submission_records
 
 SPLITS = ("test", "val", "train")
+PROTOCOLS = {
+    "any-box": "Flickr30K Entities ANY-BOX, IoU ≥ 0.5 (BAN, VisualBERT, MDETR 'separate')",
+    "merged": "Flickr30K Entities MERGED boxes, IoU ≥ 0.5 (MDETR 'merged')",
+    "plummer": "Flickr30K Entities enclosing box, IoU ≥ 0.5 with + 1 a side (Plummer et al., pl-clc)",
+}
 METRICS: dict[str, int | None] = {"recall@1": 1, "recall@5": 5, "recall@10": 10, "upper_bound": None}
 
 PAPER_TABLE = "VisualBERT, arXiv:1908.03557, table 4"
@@ -32,47 +51,44 @@ PAPER = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Mention:
-    phrase: Phrase
-    chain: str  # names the boxes of this entity in the XML; "0" is "not visual" and never has any
-    types: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    image_id: str
-    words: tuple[str, ...]
-    mentions: tuple[_Mention, ...]
-    boxes: tuple[np.ndarray, ...]  # of each mention: float64 [B, 4] xyxy, B >= 1, as the XML has them
-
-
 class Flickr30kEntitiesTask:
     """One split of Flickr30K Entities. An answer is, per phrase, *all* candidate boxes of the image, best first:
-    `upper_bound` and `chance` are about the candidates."""
+    `upper_bound` and `chance` are about the candidates.
+
+    A phrase without candidates is a miss (MDETR's evaluator asserts that there are some), and so is an inverted box or
+    one without area.
+    """
 
     name = "flickr30k_entities"
-    protocol = "Flickr30K Entities ANY-BOX, IoU ≥ 0.5 (BAN, VisualBERT, MDETR 'separate')"
     headline = "recall@1"
+    labelled = True
+    submission_name = "flickr30k_entities_predictions.json"
+    lenient = Lenient(duplicate="first", unknown="ignore")
 
-    def __init__(self, annotations: Path, split: str) -> None:
-        """`annotations` is the folder of {split}.txt, Sentences/ and Annotations/.
+    def __init__(self, annotations: Path, split: str, protocol: str | None = None) -> None:
+        """`annotations` is the folder of {split}.txt, Sentences/ and Annotations/; `protocol` a key of PROTOCOLS.
 
-        Raises ConfigError (split), AnnotationError (files).
+        Raises ConfigError (split, protocol), AnnotationError (files).
         """
         self.split = choose("Flickr30K Entities split", split, SPLITS)
+        chosen = next(iter(PROTOCOLS)) if protocol is None else protocol
+        self.protocol_key = choose("Flickr30K Entities protocol", chosen, PROTOCOLS)
+        self.protocol = PROTOCOLS[self.protocol_key]
+        self._inclusive = self.protocol_key == "plummer"
         self._root = Path(annotations)
-        self._image_ids = _image_ids(self._root / f"{split}.txt")
-        self._items = {
-            f"{item.image_id}/{number}": item
+        self._image_ids = read_image_ids(self._root / f"{split}.txt")
+        captions = {
+            f"{image_id}/{index}": caption
             for image_id in self._image_ids
-            for number, item in _captions(self._root, image_id)
+            for index, caption in enumerate(read_captions(self._root, image_id))
         }
+        self._items = {example_id: caption for example_id, caption in captions.items() if caption.mentions}
+        self._unasked = captions.keys() - self._items.keys()
         if not self._items:
             raise AnnotationError(f"{self._root}: no {split} caption has a phrase with a box; nothing can be asked")
 
     def examples(self) -> Iterator[Grounding]:
-        """Captions in file order; `example_id` is "<image id>/<sentence index from 0>"."""
+        """Captions with a boxed phrase, in file order; `example_id` is "<image id>/<sentence index from 0>"."""
         for example_id, item in self._items.items():
             phrases = tuple(mention.phrase for mention in item.mentions)
             yield Grounding(example_id, (item.image_id,), item.words, phrases)
@@ -82,27 +98,97 @@ class Flickr30kEntitiesTask:
         return {example_id: item.image_id for example_id, item in self._items.items()}
 
     def score(self, predictions: Mapping[str, Prediction]) -> Iterator[Score]:
-        """Every phrase's recall@1, recall@5, recall@10 and upper_bound, under "<example_id>/<phrase index>".
+        """Every phrase's recall@1, recall@5, recall@10, upper_bound and pointing, under "<example_id>/<phrase index>".
 
-        A phrase without candidates is a miss. Raises InputError if an answer is not a list of finite boxes a phrase.
+        Raises InputError if an answer is not a list of finite boxes a phrase.
         """
         for example_id, item in self._items.items():
-            for index, (mention, hit) in enumerate(
-                zip(item.mentions, _hits(predictions[example_id], item), strict=True)
-            ):
-                groups = {"phrase type": mention.types}
-                for metric, k in METRICS.items():
-                    yield Score(f"{example_id}/{index}", metric, recall(hit, k), item.image_id, groups)
+            for index, (ranked, gold) in enumerate(self._phrases(predictions[example_id], item)):
+                overlap = overlaps(ranked, gold, self._inclusive)
+                values = {metric: recall(overlap, k) for metric, k in METRICS.items()}
+                values["pointing"] = float(points(ranked[:1], gold).any())
+                groups = {"phrase type": item.mentions[index].types}
+                for metric, value in values.items():
+                    yield Score(f"{example_id}/{index}", metric, value, item.image_id, groups)
 
     def chance(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
-        """Expected recall of the same candidates in random order. The upper bound knows no order: it has none."""
-        every = [hit for example_id, item in self._items.items() for hit in _hits(predictions[example_id], item)]
-        ranks = {metric: k for metric, k in METRICS.items() if k is not None}
-        return {metric: 100 * sum(chance_recall(hit, k) for hit in every) / len(every) for metric, k in ranks.items()}
+        """Expected scores of the same candidates in random order. The upper bound knows no order: it has none."""
+        totals: defaultdict[str, float] = defaultdict(float)
+        count = 0
+        for example_id, item in self._items.items():
+            for ranked, gold in self._phrases(predictions[example_id], item):
+                hit = hits(ranked, gold, self._inclusive)
+                for metric, k in METRICS.items():
+                    if k is not None:
+                        totals[metric] += chance_recall(hit, k)
+                totals["pointing"] += chance_recall(points(ranked, gold), 1)
+                count += 1
+        return {metric: 100 * total / count for metric, total in totals.items()}
 
     def gold(self, example_id: str) -> list[list[list[float]]]:
-        """Per phrase its boxes, in the file's order."""
-        return [boxes.tolist() for boxes in self._items[example_id].boxes]
+        """Per phrase the boxes that the protocol judges by, in the file's order."""
+        return [boxes.tolist() for boxes in self._gold(self._items[example_id])]
+
+    def best(self, example_id: str) -> list[list[list[float]]]:
+        """Per phrase the largest of its gold boxes: found, and pointed at, under every metric."""
+        return [[max(boxes, key=_area)] for boxes in self.gold(example_id)]
+
+    def worst(self, example_id: str) -> list[list[list[float]]]:
+        """No candidate for any phrase."""
+        return [[] for _ in self._items[example_id].mentions]
+
+    def official(self, scores: Sequence[Score]) -> dict[str, float]:
+        """As MDETR's `FlickrEvaluator` returns it: fractions under "Recall@1_all", …, "Upper_bound_<category>".
+
+        Under plummer as pl-clc's `evalAllCuesFlickr30K` prints it: "Accuracy" and "Upper Bound", six decimals.
+        """
+        printed: dict[str, float] = {}
+        for metric, k in METRICS.items():
+            values: defaultdict[str, list[float]] = defaultdict(list)
+            for score in scores:
+                if score.metric == metric:
+                    for category in ("all", *score.groups["phrase type"]):
+                        values[category].append(score.value)
+            header = "Upper_bound" if k is None else f"Recall@{k}"
+            printed |= {f"{header}_{category}": sum(of) / len(of) for category, of in sorted(values.items())}
+        if self.protocol_key != "plummer":
+            return printed
+        names = {"Accuracy": "Recall@1_all", "Upper Bound": "Upper_bound_all"}
+        return {name: float(f"{printed[key]:f}") for name, key in names.items()}
+
+    def submission(self, predictions: Mapping[str, Prediction]) -> bytes:
+        """MDETR's form, the captions in the split's order, one a line. There is no server that takes it.
+
+        Raises InputError if a caption has no prediction or one that cannot be scored.
+        """
+        lines = []
+        for example_id, item in self._items.items():
+            if example_id not in predictions:
+                raise InputError(f"no prediction of {example_id}; a submission needs one for every caption")
+            boxes = [ranked.tolist() for ranked, _ in self._phrases(predictions[example_id], item)]
+            sentence_id = int(example_id.rpartition("/")[2])
+            lines.append(json.dumps({"image_id": item.image_id, "sentence_id": sentence_id, "boxes": boxes}))
+        return ("[\n" + ",\n".join(lines) + "\n]\n").encode()
+
+    def read_submission(self, path: Path, lenient: bool = False) -> list[Prediction]:
+        """Predictions of a JSON list of {"image_id": str or int, "sentence_id": int from 0, "boxes": [per boxed phrase:
+        ranked list of [x1, y1, x2, y2]]}; other keys are ignored.
+
+        A caption of the split without boxed phrases is dropped, whatever its boxes, as by MDETR's evaluator. `lenient`
+        takes a "sentence_id" that is a string, too. Boxes that are not finite are refused always: that evaluator then
+        counts a miss. Raises InputError naming file and record.
+        """
+        found: list[Prediction] = []
+        for number, record in enumerate(submission_records(path), start=1):
+            where = f"{path} record {number}"
+            example_id, boxes = _record(record, where, (int, str) if lenient else (int,))
+            if example_id in self._unasked:
+                continue
+            item = self._items.get(example_id)
+            if item is not None:
+                _ranked(boxes, len(item.mentions), f"{where} ({example_id})")
+            found.append(Prediction(example_id, item.image_id if item else "", boxes, ()))
+        return found
 
     def annotation_files(self) -> tuple[Path, ...]:
         """The split's list, then captions and boxes of every image."""
@@ -110,83 +196,51 @@ class Flickr30kEntitiesTask:
         files = (self._root / name / f"{image_id}{suffix}" for image_id in self._image_ids for name, suffix in folders)
         return (self._root / f"{self.split}.txt", *files)
 
+    def _gold(self, item: Caption) -> tuple[np.ndarray, ...]:
+        return item.boxes if self.protocol_key == "any-box" else tuple(map(enclosing, item.boxes))
 
-def _hits(prediction: Prediction, item: _Item) -> Iterator[np.ndarray]:
-    """For each phrase, which of its ranked candidates are right: bool [N]."""
-    answer, where = prediction.answer, f"prediction of {prediction.example_id}"
-    if not isinstance(answer, (list, tuple)) or len(answer) != len(item.boxes):
+    def _phrases(self, prediction: Prediction, item: Caption) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each phrase, its ranked candidates [N, 4] and its gold boxes [M, 4]."""
+        where = f"prediction of {prediction.example_id}"
+        return zip(_ranked(prediction.answer, len(item.boxes), where), self._gold(item), strict=True)
+
+
+def _area(box: Sequence[float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _ranked(answer: Any, phrases: int, where: str) -> list[np.ndarray]:
+    """Each phrase's candidates, float64 [N, 4], N >= 0. Raises InputError if that is not what `answer` holds."""
+    if not isinstance(answer, (list, tuple)) or len(answer) != phrases:
         got = len(answer) if isinstance(answer, (list, tuple)) else type(answer).__name__
-        raise InputError(
-            f"{where}: {got} ranked lists for {len(item.boxes)} phrases; one list of boxes a phrase, in order"
-        )
-    for index, (ranked, gold) in enumerate(zip(answer, item.boxes, strict=True)):
+        raise InputError(f"{where}: {got} ranked lists for {phrases} phrases; one list of boxes a phrase, in order")
+    ranked = []
+    for index, boxes in enumerate(answer):
         try:
-            boxes = np.asarray(ranked, np.float64).reshape(len(ranked), 4)
-        except (TypeError, ValueError):
-            raise InputError(f"{where} phrase {index}: not a list of [x1, y1, x2, y2]") from None
-        if not np.isfinite(boxes).all():
+            array = np.asarray(boxes)
+        except ValueError:  # rows of unequal length
+            array = np.empty(0, object)
+        empty = isinstance(boxes, (list, tuple)) and not boxes
+        if not empty and (array.dtype.kind not in "iuf" or array.ndim != 2 or array.shape[1] != 4):
+            raise InputError(f"{where} phrase {index}: not a list of [x1, y1, x2, y2]")
+        if not np.isfinite(array).all():
             raise InputError(f"{where} phrase {index}: a coordinate is not finite")
-        yield hits(boxes, gold)
+        ranked.append(array.astype(np.float64).reshape(-1, 4))
+    return ranked
 
 
-def _image_ids(path: Path) -> tuple[str, ...]:
-    ids = tuple(read_text(path).split())
-    if not ids:
-        raise AnnotationError(f"{path}: no image ids; download it again")
-    if len(set(ids)) < len(ids):
-        twice = next(image_id for index, image_id in enumerate(ids) if image_id in ids[:index])
-        raise AnnotationError(f"{path}: image id {twice} occurs twice; remove one of its lines")
-    return ids
-
-
-def _captions(root: Path, image_id: str) -> Iterator[tuple[int, _Item]]:
-    """(index, caption) of each caption with a boxed phrase; as in the official parser, empty lines have no index."""
-    boxes = _boxes(root / "Annotations" / f"{image_id}.xml")
-    path = root / "Sentences" / f"{image_id}.txt"
-    for number, line in enumerate(line for line in read_text(path).split("\n") if line):
-        words, mentions = _parse(line, f"{path} sentence {number}")
-        boxed = tuple(mention for mention in mentions if mention.chain in boxes)
-        if boxed:
-            yield number, _Item(image_id, words, boxed, tuple(boxes[mention.chain] for mention in boxed))
-
-
-def _parse(line: str, where: str) -> tuple[tuple[str, ...], list[_Mention]]:
-    """Words and mentions of a line such as "[/EN#1/people Two guys] wait .": [/EN#<chain>/<type>(/<type>) <words>]."""
-    words: list[str] = []
-    mentions: list[_Mention] = []
-    opened: tuple[int, list[str]] | None = None  # start and tag of the phrase being read
-    for token in line.split():
-        if token.startswith("[/EN#"):
-            if opened is not None:
-                raise AnnotationError(f"{where}: {token} inside another phrase; download the file again")
-            opened = (len(words), token.removeprefix("[/EN#").split("/"))
-            continue
-        closes = opened is not None and token.endswith("]")
-        words.append(token[:-1] if closes else token)
-        if opened is not None and closes:
-            start, (chain, *types) = opened
-            mentions.append(_Mention(Phrase(start, len(words), " ".join(words[start:])), chain, tuple(types)))
-            opened = None
-    if opened is not None:
-        raise AnnotationError(f"{where}: a phrase is not closed by ']'; download the file again")
-    return tuple(words), mentions
-
-
-def _boxes(path: Path) -> dict[str, np.ndarray]:
-    """chain → float64 [B, 4]; chains that are only flagged (`scene`, `nobndbox`) are absent."""
-    try:
-        objects = ET.fromstring(read_text(path)).findall("object")
-        boxes: defaultdict[str, list[list[float]]] = defaultdict(list)
-        for thing in objects:
-            box = thing.find("bndbox")
-            if box is not None:
-                corners = [float(box.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax")]
-                for name in thing.findall("name"):
-                    boxes[name.text or ""].append(corners)
-    except ET.ParseError as error:
-        raise AnnotationError(f"{path}: not XML ({error}); truncated? download it again") from None
-    except ValueError:
-        raise AnnotationError(
-            f"{path}: a bndbox lacks a number in xmin, ymin, xmax or ymax; download it again"
-        ) from None
-    return {chain: np.array(corners) for chain, corners in boxes.items()}
+def _record(record: Any, where: str, sentence_types: tuple[type, ...]) -> tuple[str, list[Any]]:
+    """Example id and boxes of one record of a submission."""
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: {type(record).__name__}, not an object with image_id, sentence_id and boxes")
+    kinds = {"image_id": (str, int), "sentence_id": sentence_types, "boxes": (list,)}
+    for key, types in kinds.items():
+        if key not in record:
+            raise InputError(f"{where}: no {key!r}; a record has image_id, sentence_id and boxes")
+        if not isinstance(record[key], types) or isinstance(record[key], bool):
+            names = " or ".join(kind.__name__ for kind in types)
+            raise InputError(f"{where}: {key!r} is {type(record[key]).__name__}, not {names}")
+    example_id = f"{record['image_id']}/{record['sentence_id']}"
+    if not example_id.isprintable():
+        raise InputError(f"{where}: {example_id!r} is not the id of a caption")
+    return example_id, record["boxes"]

@@ -1,30 +1,49 @@
 """VCR: choose one of four answers (Q→A), then one of four rationales for the right answer (QA→R).
 
-Paper: Zellers et al. 2019, arXiv:1811.10830. File: {split}.jsonl. Official program: `eval_q2ar.py` of
-github.com/rowanz/r2c at 77813d9e. Every record gives two examples; the rationale's context is the question followed by
-the *right* answer, whatever was answered, and Q→AR counts the records where both are right. The test set has no public
-labels, so only train and val can be opened. Boxes are no business of this file: they belong to the features.
+Paper: Zellers et al. 2019, arXiv:1811.10830. File: {split}.jsonl. Official programs: `eval_q2ar.py` for the score and
+`eval_for_leaderboard.py` for the submission, github.com/rowanz/r2c at 77813d9e. Every labelled record gives two
+examples; the rationale's context is the question followed by the *right* answer, whatever was answered, and Q→AR counts
+the records where both are right. The test set has no public labels: there a rationale is asked after each of the four
+answers, because the organisers pick the block of the right one. Boxes are no business of this file: they belong to the
+features.
+
+eval_q2ar.py takes two arrays and pairs their rows with the file's by order, without an id; that is not offered here,
+as a shuffled array has a score, too. Nor does it forgive anything that a lenient reading could: it asserts the counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import fsum
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from visualbert_core.errors import AnnotationError, InputError
+from visualbert_core.errors import AnnotationError, ConfigError, InputError
+from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.schema import MultipleChoice, Prediction, Score, Token
 from visualbert_core.tasks.reading import checked, choose, family, field, read_json_lines, strings
+from visualbert_core.tasks.submissions import submission_text
 
-SPLITS = ("val", "train")
+SPLITS = ("val", "train", "test")
+UNLABELLED = ("test",)
+PROTOCOLS = {"official": "VCR official (r2c eval_q2ar; rationales given the right answer)"}
 CHOICES = 4
+METRICS = {"q_to_a": "Answer acc", "qa_to_r": "Rationale acc", "q_to_ar": "Joint acc"}
+"""metric → the name under which eval_q2ar.py prints it."""
 
 PAPER_TABLE = "VisualBERT, arXiv:1908.03557, table 2"
 PAPER = {
     "val": {"q_to_a": 70.8, "qa_to_r": 73.2, "q_to_ar": 52.2},
     "test": {"q_to_a": 71.6, "qa_to_r": 73.2, "q_to_ar": 52.4},
 }
+
+BLOCKS = {"answer": "answer"} | {f"rationale/{i}": f"rationale_conditioned_on_a{i}" for i in range(CHOICES)}
+"""Part of an example's id → the columns of the submission that hold its four scores, less their number."""
+COLUMNS = ("annot_id", *(f"{block}_{i}" for block in BLOCKS.values() for i in range(CHOICES)))
 
 Tokens = tuple[Token, ...]
 
@@ -36,8 +55,8 @@ class _Item:
     question: Tokens
     answers: tuple[Tokens, ...]
     rationales: tuple[Tokens, ...]
-    answer_label: int
-    rationale_label: int
+    answer_label: int  # -1 on an unlabelled split
+    rationale_label: int  # likewise
     groups: dict[str, tuple[str, ...]]
 
 
@@ -45,53 +64,183 @@ class VcrTask:
     """One split of VCR. Answers are the index of a choice; scores are per record, under its annot_id."""
 
     name = "vcr"
-    protocol = "VCR official (r2c eval_q2ar; rationales given the right answer)"
     headline = "q_to_ar"
+    submission_name = "submission.csv"
+    lenient = Lenient(duplicate="refuse", unknown="refuse")
 
-    def __init__(self, annotations: Path, split: str) -> None:
-        """`annotations` is the folder of {split}.jsonl. Raises ConfigError (split), AnnotationError (file)."""
+    def __init__(self, annotations: Path, split: str, protocol: str | None = None) -> None:
+        """`annotations` is the folder of {split}.jsonl; `protocol` a key of PROTOCOLS.
+
+        Raises ConfigError (split, protocol), AnnotationError (file).
+        """
         self.split = choose("VCR split", split, SPLITS)
+        chosen = next(iter(PROTOCOLS)) if protocol is None else protocol
+        self.protocol_key = choose("VCR protocol", chosen, PROTOCOLS)
+        self.protocol = PROTOCOLS[self.protocol_key]
+        self.labelled = split not in UNLABELLED
         self._path = Path(annotations) / f"{split}.jsonl"
-        self._items = _read(self._path)
+        self._items = _read(self._path, self.labelled)
+        self._parts = ("answer", "rationale") if self.labelled else tuple(BLOCKS)
 
     def examples(self) -> Iterator[MultipleChoice]:
-        """Records in file order, "<annot_id>/answer" before "<annot_id>/rationale"."""
+        """Records in file order: "<annot_id>/answer", then "<annot_id>/rationale", whose context has the right answer.
+
+        On an unlabelled split, after "<annot_id>/answer", "<annot_id>/rationale/0" to "/3": after each of the answers.
+        """
         for annot_id, item in self._items.items():
             image_ids, mentioned = (item.image_id,), _mentioned(item)
-            context = item.question
-            yield MultipleChoice(f"{annot_id}/answer", image_ids, item.objects, context, item.answers, mentioned)
-            context = item.question + item.answers[item.answer_label]
-            yield MultipleChoice(f"{annot_id}/rationale", image_ids, item.objects, context, item.rationales, mentioned)
+            given = {"answer": (item.question, item.answers)}
+            if self.labelled:
+                given["rationale"] = (item.question + item.answers[item.answer_label], item.rationales)
+            else:
+                for index, answer in enumerate(item.answers):
+                    given[f"rationale/{index}"] = (item.question + answer, item.rationales)
+            for part, (context, choices) in given.items():
+                yield MultipleChoice(f"{annot_id}/{part}", image_ids, item.objects, context, choices, mentioned)
 
     def expected(self) -> dict[str, str]:
-        """Both example ids of every record → image id."""
-        return {
-            f"{annot_id}/{part}": item.image_id
-            for annot_id, item in self._items.items()
-            for part in ("answer", "rationale")
-        }
+        """The ids of `examples`, two or five a record → image id."""
+        return {f"{annot_id}/{part}": item.image_id for annot_id, item in self._items.items() for part in self._parts}
 
     def score(self, predictions: Mapping[str, Prediction]) -> Iterator[Score]:
-        """Every record's q_to_a, qa_to_r and q_to_ar. Raises InputError if an answer is not 0, 1, 2 or 3."""
+        """Every record's q_to_a, qa_to_r and q_to_ar.
+
+        Raises InputError if an answer is not 0, 1, 2 or 3, ConfigError on an unlabelled split.
+        """
+        self._need_labels()
         for annot_id, item in self._items.items():
             right = _chosen(predictions[f"{annot_id}/answer"]) == item.answer_label
             reasoned = _chosen(predictions[f"{annot_id}/rationale"]) == item.rationale_label
-            for metric, value in (("q_to_a", right), ("qa_to_r", reasoned), ("q_to_ar", right and reasoned)):
+            for metric, value in zip(METRICS, (right, reasoned, right and reasoned), strict=True):
                 yield Score(annot_id, metric, float(value), item.image_id, item.groups)
 
     def chance(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
-        """One of four, twice."""
+        """One of four, twice. Raises ConfigError on an unlabelled split."""
+        self._need_labels()
         return {"q_to_a": 100 / CHOICES, "qa_to_r": 100 / CHOICES, "q_to_ar": 100 / CHOICES**2}
 
     def gold(self, example_id: str) -> int:
-        """The index of the right choice."""
+        """The index of the right choice. Raises ConfigError on an unlabelled split."""
+        self._need_labels()
         annot_id, _, part = example_id.rpartition("/")
         item = self._items[annot_id]
         return item.answer_label if part == "answer" else item.rationale_label
 
+    def best(self, example_id: str) -> int:
+        """The right choice. Raises ConfigError on an unlabelled split."""
+        return self.gold(example_id)
+
+    def worst(self, example_id: str) -> int:
+        """A wrong choice. Raises ConfigError on an unlabelled split."""
+        return (self.gold(example_id) + 1) % CHOICES
+
+    def official(self, scores: Sequence[Score]) -> dict[str, float]:
+        """As eval_q2ar.py prints it: fractions with three decimals under "Answer acc", "Rationale acc", "Joint acc"."""
+        values = {metric: [score.value for score in scores if score.metric == metric] for metric in METRICS}
+        return {name: float(f"{fsum(values[metric]) / len(values[metric]):.3f}") for metric, name in METRICS.items()}
+
+    def submission(self, predictions: Mapping[str, Prediction]) -> bytes:
+        """The leaderboard's CSV, a row a record, in the split's order: its id, and the `scores` of five predictions.
+
+        Those are "<annot_id>/answer" and "<annot_id>/rationale/0" to "/3", which are the examples of an unlabelled
+        split. Raises InputError if one of them is missing or has no four finite scores.
+        """
+        file = io.StringIO(newline="")
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for annot_id in self._items:
+            blocks = (_four_scores(predictions, f"{annot_id}/{part}") for part in BLOCKS)
+            writer.writerow([annot_id, *(score for block in blocks for score in block)])
+        return file.getvalue().encode()
+
+    def read_submission(self, path: Path, lenient: bool = False) -> list[Prediction]:
+        """Predictions of a leaderboard's CSV, whose columns may stand in any order; ties are the lowest index's.
+
+        A row becomes the examples of its record. On a labelled split the rationale is taken from the block of the right
+        answer, as the leaderboard does; a row of an unknown id, where none is right, becomes "<annot_id>/answer" alone.
+        `lenient` changes nothing. Raises InputError naming file and line.
+        """
+        found: list[Prediction] = []
+        for where, row in _rows(path):
+            annot_id, item = row["annot_id"], self._items.get(row["annot_id"])
+            if item is None:
+                blocks = {"answer": BLOCKS["answer"]}
+            elif self.labelled:
+                blocks = {"answer": BLOCKS["answer"], "rationale": BLOCKS[f"rationale/{item.answer_label}"]}
+            else:
+                blocks = BLOCKS
+            numbers = {column: _number(row[column], f"{where} ({annot_id}) {column}") for column in COLUMNS[1:]}
+            for part, block in blocks.items():
+                scores = tuple(numbers[f"{block}_{i}"] for i in range(CHOICES))
+                answer = max(range(CHOICES), key=scores.__getitem__)
+                found.append(Prediction(f"{annot_id}/{part}", item.image_id if item else "", answer, scores))
+        return found
+
     def annotation_files(self) -> tuple[Path, ...]:
         """The one file."""
         return (self._path,)
+
+    def _need_labels(self) -> None:
+        if not self.labelled:
+            raise ConfigError(
+                f"VCR {self.split} has no public labels, so it has no score: make the leaderboard's "
+                f"{self.submission_name} instead"
+            )
+
+
+def _four_scores(predictions: Mapping[str, Prediction], example_id: str) -> tuple[float, ...]:
+    if example_id not in predictions:
+        raise InputError(
+            f"no prediction of {example_id}; "
+            "a submission needs the answer, and the rationale for each of the four answers"
+        )
+    scores = tuple(predictions[example_id].scores)
+    if len(scores) != CHOICES or not all(map(math.isfinite, scores)):
+        raise InputError(f"prediction of {example_id}: scores {list(scores)} are not {CHOICES} finite numbers")
+    return scores
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """(where, column → text) of each row below the header; blank lines are skipped."""
+    lines = csv.reader(io.StringIO(submission_text(path), newline=""), strict=True)
+    header: list[str] | None = None
+    try:
+        for cells in lines:
+            where = f"{path} line {lines.line_num}"
+            if header is None:
+                header = cells
+                _check_header(header, where)
+            elif cells:
+                if len(cells) != len(header):
+                    raise InputError(f"{where}: {len(cells)} cells for {len(header)} columns; truncated?")
+                row = dict(zip(header, cells, strict=True))
+                if not row["annot_id"] or not row["annot_id"].isprintable():
+                    raise InputError(f"{where}: annot_id {row['annot_id']!r} is not the id of a record")
+                yield where, row
+    except csv.Error as error:
+        raise InputError(f"{path} line {lines.line_num}: not CSV ({error}); write the file again") from None
+    if header is None:
+        raise InputError(f"{path}: empty; its first line must name the {len(COLUMNS)} columns")
+
+
+def _check_header(header: list[str], where: str) -> None:
+    for column in COLUMNS:
+        if header.count(column) != 1:
+            fault = "twice" if column in header else "lacking"
+            raise InputError(f"{where}: column {column!r} is {fault}; the header must name {', '.join(COLUMNS[:3])}, …")
+    if len(header) != len(COLUMNS):
+        extra = next(column for column in header if column not in COLUMNS)
+        raise InputError(f"{where}: column {extra!r} is not one of the leaderboard's {len(COLUMNS)}; remove it")
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{where}: {text!r} is not a finite number")
+    return number
 
 
 def _chosen(prediction: Prediction) -> int:
@@ -115,31 +264,39 @@ def _mentioned(item: _Item) -> tuple[int, ...]:
     return tuple(sorted(found or persons or range(len(item.objects))))
 
 
-def _read(path: Path) -> dict[str, _Item]:
+def _read(path: Path, labelled: bool) -> dict[str, _Item]:
     items: dict[str, _Item] = {}
     for where, record in read_json_lines(path):
         annot_id = field(record, "annot_id", str, where)
+        if not annot_id or not annot_id.isprintable():
+            raise AnnotationError(f"{where}: annot_id {annot_id!r} is not an id; correct the record")
         if annot_id in items:
             raise AnnotationError(f"{where}: annot_id {annot_id} occurs twice; remove one of its lines")
-        items[annot_id] = _item(record, f"{where} ({annot_id})")
+        items[annot_id] = _item(record, labelled, f"{where} ({annot_id})")
     if not items:
         raise AnnotationError(f"{path}: no records; download it again")
     return items
 
 
-def _item(record: dict[str, Any], where: str) -> _Item:
+def _item(record: dict[str, Any], labelled: bool, where: str) -> _Item:
     objects = strings(record, "objects", where)
     return _Item(
-        # The name holds dots ("….avi@12.jpg" is one image): only the last suffix goes.
-        image_id=PurePosixPath(field(record, "img_fn", str, where)).stem,
+        image_id=_image_id(field(record, "img_fn", str, where), where),
         objects=objects,
         question=_tokens(field(record, "question", list, where), len(objects), f"{where} question"),
         answers=_choices(record, "answer_choices", len(objects), where),
         rationales=_choices(record, "rationale_choices", len(objects), where),
-        answer_label=_label(record, "answer_label", where),
-        rationale_label=_label(record, "rationale_label", where),
+        answer_label=_label(record, "answer_label", where) if labelled else -1,
+        rationale_label=_label(record, "rationale_label", where) if labelled else -1,
         groups=family(record, where),
     )
+
+
+def _image_id(img_fn: str, where: str) -> str:
+    path = PurePosixPath(img_fn)
+    if not path.name or path.is_absolute() or ".." in path.parts or not img_fn.isprintable():
+        raise AnnotationError(f"{where}: 'img_fn' is {img_fn!r}, not a file below the image folder; correct the record")
+    return path.stem  # the name holds dots ("….avi@12.jpg" is one image): only the last suffix goes
 
 
 def _choices(record: dict[str, Any], key: str, num_objects: int, where: str) -> tuple[Tokens, ...]:
