@@ -87,6 +87,26 @@ def test_coverage_message_counts_and_names() -> None:
     )
 
 
+def test_coverage_as_counts_and_as_a_table() -> None:
+    """The five numbers for a document; the same in five lines for people, with the first ids of every fault."""
+    coverage = check_coverage([f"q{i}" for i in range(1200)], ["q7", "q7", "x"])
+    assert coverage.counts() == {"expected": 1200, "predicted": 3, "missing": 1199, "duplicate": 1, "unknown": 1}
+    assert coverage.table().splitlines() == [
+        "  expected      1,200",
+        " predicted          3",
+        "   missing      1,199  q0, q1, q2, q3, q4, …",
+        " duplicate          1  q7",
+        "   unknown          1  x",
+    ]
+
+
+@pytest.mark.parametrize(("name", "shown"), [("a\nb", r"'a\nb'"), ("", "''"), ("\ud800", r"'\ud800'"), ("a b", "a b")])
+def test_any_id_fits_into_a_line(name: str, shown: str) -> None:
+    """An id is a file's text: line ends and the like are escaped, and a long one is cut."""
+    assert check_coverage(["q"], ["q", name]).message().endswith(f"1 unknown ({shown})")
+    assert len(check_coverage(["q"], ["q", name + "x" * 9999]).message()) < 120
+
+
 def test_unknown_id_given_twice_is_unknown_only() -> None:
     """An id outside the split is one unknown, however often it comes."""
     coverage = check_coverage(["a"], ["a", "x", "x"])

@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 
-from visualbert_core.errors import AnnotationError, InputError
+from visualbert_core.errors import AnnotationError, ConfigError, CoverageError, InputError
+from visualbert_core.evaluation.score import read_answers, score
 from visualbert_core.schema import Prediction, Statement
 from visualbert_core.tasks import judge, summarize
-from visualbert_core.tasks.nlvr2 import Nlvr2Task
+from visualbert_core.tasks.nlvr2 import SPLITS, Nlvr2Task
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "nlvr2_scores.json").read_text())
+FOLDER = Path(__file__).parent / "golden"
+GOLDEN = json.loads((FOLDER / "nlvr2_scores.json").read_text())
+SUBSETS = json.loads((FOLDER / "nlvr2_subsets.json").read_text())
+LENIENT = json.loads((FOLDER / "nlvr2_lenient.json").read_text())
 SHARED = Path(os.environ.get("VISUALBERT_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -25,6 +29,15 @@ def record(identifier: str, label: str = "True", **extra: Any) -> dict[str, Any]
 def write(folder: Path, records: list[dict[str, Any]], split: str = "dev") -> Path:
     (folder / f"{split}.json").write_text("".join(json.dumps(line) + "\n" for line in records))
     return folder
+
+
+def gold(task: Nlvr2Task) -> list[Prediction]:
+    return predict(task, [task.gold(name) for name in task.expected()])
+
+
+def balance(task: Nlvr2Task) -> dict[str, str]:
+    """identifier → balanced, unbalanced or neither, in file order."""
+    return {s.unit_id: s.groups["balance"][0] for s in judge(task, gold(task)) if s.metric == "accuracy"}
 
 
 def predict(task: Nlvr2Task, said: list[Any]) -> list[Prediction]:
@@ -44,6 +57,7 @@ def test_real_slice_scores_as_officially(which: int) -> None:
     assert metrics["accuracy"].value == pytest.approx(100 * official["accuracy"], abs=1e-9)
     assert metrics["consistency"].value == pytest.approx(100 * official["consistency"], abs=1e-9)
     assert (metrics["accuracy"].n, metrics["consistency"].n) == (1193, 346)
+    assert "".join(kind[0] for kind in balance(task).values()) == SUBSETS["slice"]
 
 
 def test_made_up_records_score_as_officially(tmp_path: Path) -> None:
@@ -53,6 +67,195 @@ def test_made_up_records_score_as_officially(tmp_path: Path) -> None:
     metrics = summarize(judge(task, predict(task, official["predictions"]))).metrics
     assert metrics["accuracy"].value == pytest.approx(100 * official["accuracy"], abs=1e-9)
     assert metrics["consistency"].value == pytest.approx(100 * official["consistency"], abs=1e-9)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# subsets and breakdowns
+
+
+@pytest.fixture
+def made_up(tmp_path: Path) -> Path:
+    """The made-up records with URLs, their official subsets in their folders, and their phenomena with CRLF."""
+    made = SUBSETS["made_up"]
+    write(tmp_path, made["records"])
+    for kind, subset in made["subsets"].items():
+        (tmp_path / kind).mkdir()
+        ids = set(subset["ids"])
+        write(tmp_path / kind, [line for line in made["records"] if line["identifier"] in ids], f"{kind}_dev")
+    (tmp_path / "annotated_dev_examples.txt").write_bytes(made["annotated"].encode())
+    return tmp_path
+
+
+def answered(task: Nlvr2Task) -> list[Prediction]:
+    """The made-up answers to what the task asks."""
+    names = (line["identifier"] for line in SUBSETS["made_up"]["records"])
+    said = dict(zip(names, SUBSETS["made_up"]["predictions"], strict=True))
+    return predict(task, [said[name] for name in task.expected()])
+
+
+@pytest.mark.parametrize("kind", ["balanced", "unbalanced"])
+def test_subsets_score_as_officially(made_up: Path, kind: str) -> None:
+    """A subset is filter_data.py's; its accuracy is a group of the whole split, its consistency metrics.py's on it."""
+    official = SUBSETS["made_up"]["subsets"][kind]
+    task = Nlvr2Task(made_up, f"{kind}-dev")
+    scores = judge(task, answered(task))
+    assert task.official(scores) == {metric: official[metric] for metric in ("accuracy", "consistency")}
+    assert "balance" not in summarize(scores).breakdown
+    whole = Nlvr2Task(made_up, "dev")
+    in_group = [name for name, group in balance(whole).items() if group == kind]
+    assert in_group == official["ids"]
+    group = summarize(judge(whole, answered(whole))).breakdown["balance"][kind]
+    assert group == {"accuracy": (pytest.approx(official["filtered_accuracy"], abs=1e-9), len(in_group))}
+
+
+def test_phenomena_score_as_officially(made_up: Path) -> None:
+    """The accuracy on each linguistic phenomenon equals compute_category_accuracy.py's, number of examples included."""
+    task = Nlvr2Task(made_up, "dev")
+    groups = summarize(judge(task, answered(task))).breakdown["phenomenon"]
+    ours = {name: [f"{value:.2f}", n] for name, metrics in groups.items() for value, n in [metrics["accuracy"]]}
+    assert ours == SUBSETS["made_up"]["phenomena"]
+    assert made_up / "annotated_dev_examples.txt" in task.annotation_files()
+
+
+def test_groups_need_their_ingredients(made_up: Path) -> None:
+    """Without the file of phenomena, on test splits, or with URLs lacking in one record, a breakdown is not there."""
+    records = SUBSETS["made_up"]["records"]
+    write(made_up, [line | {"identifier": "test1" + line["identifier"][3:]} for line in records], "test1")
+    test = Nlvr2Task(made_up, "test1")
+    assert summarize(judge(test, gold(test))).breakdown.keys() == {"balance"}
+    (made_up / "annotated_dev_examples.txt").unlink()
+    without = [records[0] | {"left_url": None}, *records[1:]]
+    with pytest.raises(AnnotationError, match=r"line 1 .*'left_url' is NoneType"):
+        Nlvr2Task(write(made_up, without), "dev")
+    del without[0]["left_url"], without[0]["right_url"]
+    task = Nlvr2Task(write(made_up, without), "dev")
+    assert summarize(judge(task, gold(task))).breakdown == {}
+
+
+def test_a_subset_may_lie_in_the_folder_itself(made_up: Path) -> None:
+    """balanced/balanced_dev.json may as well be balanced_dev.json; where neither is, the error says what is lacking."""
+    for place, name in ((made_up, "balanced-dev"), (made_up / "balanced", "balanced-dev")):
+        assert len(Nlvr2Task(place, name).expected()) == len(SUBSETS["made_up"]["subsets"]["balanced"]["ids"])
+    with pytest.raises(AnnotationError, match=r"balanced_test1\.json: not found"):
+        Nlvr2Task(made_up, "balanced-test1")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("A.\n* x\n\nA.\n", "line 4: this sentence occurs twice"),
+        ("A.\n* x\nB.\n", "line 3: neither an empty line nor '. phenomenon'"),
+    ],
+)
+def test_bad_phenomena_are_named(made_up: Path, text: str, message: str) -> None:
+    """A damaged file of phenomena is one line with its line number, not a guess."""
+    (made_up / "annotated_dev_examples.txt").write_text(text)
+    with pytest.raises(AnnotationError, match=f"annotated_dev_examples.txt {message}"):
+        Nlvr2Task(made_up, "dev")
+
+
+def test_splits_and_protocol(tmp_path: Path) -> None:
+    """All official files are known by a split's name, all are labelled; there is one protocol."""
+    assert len(SPLITS) == 8
+    task = Nlvr2Task(write(tmp_path, [record("dev-1-0-0")]), "dev", "official")
+    assert (task.protocol, task.protocol_key, task.labelled) == ("NLVR2 official (metrics.py)", "official", True)
+    with pytest.raises(ConfigError, match="did you mean 'balanced-dev'"):
+        Nlvr2Task(tmp_path, "balanced_dev")
+    with pytest.raises(ConfigError, match="unknown NLVR2 protocol 'any'"):
+        Nlvr2Task(tmp_path, "dev", "any")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# submissions
+
+
+@pytest.mark.parametrize("case", LENIENT["cases"], ids=lambda case: case["name"])
+def test_lenient_is_what_the_official_program_does(tmp_path: Path, case: dict[str, Any]) -> None:
+    """On 24 good and faulty files: its score where it prints one, no score where it prints a remark or breaks."""
+    task = Nlvr2Task(write(tmp_path, LENIENT["records"]), "dev")
+    path = tmp_path / "predictions.csv"
+    path.write_bytes(case["csv"].encode())
+
+    def official() -> dict[str, Any]:
+        return score(task, read_answers(task, path, "", "official"), "", "official")
+
+    if case["scores"] is None:
+        with pytest.raises(CoverageError, match="no score"):
+            official()
+    else:
+        assert official()["official"] == case["scores"]
+
+
+@pytest.mark.parametrize("case", LENIENT["cases"], ids=lambda case: case["name"])
+def test_strict_refuses_what_is_not_one_answer_each(tmp_path: Path, case: dict[str, Any]) -> None:
+    """Line ends, spaces around a line and a byte order mark are harmless; every other fault is refused."""
+    task = Nlvr2Task(write(tmp_path, LENIENT["records"]), "dev")
+    path = tmp_path / "predictions.csv"
+    path.write_bytes(case["csv"].encode())
+    harmless = {"as asked", "no newline at the end", "spaces around the line", "byte order mark"}
+    if case["name"] in harmless or case["name"].startswith("line ends"):
+        assert score(task, read_answers(task, path, ""), "")["scores"]["accuracy"] == 75.0
+    else:
+        with pytest.raises(CoverageError, match=r"predictions\.csv"):
+            score(task, read_answers(task, path, ""), "")
+
+
+def test_submission_is_the_leaderboards_file(tmp_path: Path) -> None:
+    """A line a statement in the split's order, labels as the files word them; read back it is the same."""
+    task = Nlvr2Task(write(tmp_path, [record("dev-7-0-0"), record("dev-1-0-0")]), "dev")
+    predictions = {row.example_id: row for row in predict(task, ["true", "FALSE"])[::-1]}
+    data = task.submission(predictions)
+    assert data == b"dev-7-0-0,True\ndev-1-0-0,False\n"
+    (tmp_path / task.submission_name).write_bytes(data)
+    read = task.read_submission(tmp_path / task.submission_name)
+    assert read == [
+        Prediction(name, f"{name[:-2]}-img0", answer, ())
+        for name, answer in (("dev-7-0-0", "True"), ("dev-1-0-0", "False"))
+    ]
+
+
+def test_read_submission_keeps_what_coverage_judges(tmp_path: Path) -> None:
+    """Duplicates and unknown ids stay, in file order; an unknown id has no image."""
+    task = Nlvr2Task(write(tmp_path, [record("dev-7-0-0")]), "dev")
+    path = tmp_path / "predictions.csv"
+    path.write_text("dev-9-0-0,True\ndev-7-0-0,true\ndev-7-0-0,False")
+    assert [(row.example_id, row.image_id, row.answer) for row in task.read_submission(path)] == [
+        ("dev-9-0-0", "", "True"),
+        ("dev-7-0-0", "dev-7-0-img0", "True"),
+        ("dev-7-0-0", "dev-7-0-img0", "False"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"dev-7-0-0,True\ndev-7-0-0", "line 2: 1 columns; a line reads identifier,True"),
+        (b"dev-7-0-0,True,0.7", "line 1: 3 columns"),
+        (b"dev-7-0-0,True\n\n", "line 2: 1 columns"),
+        (b"dev-7-0-0,yes", r"line 1 \('dev-7-0-0'\): 'yes' is neither"),
+        (b"dev-7-0-0,\xff", "not UTF-8 at byte 10"),
+    ],
+)
+def test_bad_submission_is_named(tmp_path: Path, data: bytes, message: str) -> None:
+    """A malformed line ends in one error line with file and line number."""
+    task = Nlvr2Task(write(tmp_path, [record("dev-7-0-0")]), "dev")
+    path = tmp_path / "predictions.csv"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=message) as caught:
+        task.read_submission(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_best_and_worst(tmp_path: Path) -> None:
+    """The label and the other label are worth everything and nothing."""
+    task = Nlvr2Task(write(tmp_path, [record("dev-1-0-0", "False"), record("dev-1-1-0")]), "dev")
+    for answer, value in ((task.best, 1.0), (task.worst, 0.0)):
+        scores = judge(task, predict(task, [answer(name) for name in task.expected()]))
+        assert {score.value for score in scores} == {value}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# records
 
 
 def test_examples(tmp_path: Path) -> None:
@@ -81,7 +284,7 @@ def test_chance_knows_the_group_sizes(tmp_path: Path) -> None:
 
 
 def test_family_becomes_a_breakdown(tmp_path: Path) -> None:
-    """The optional "family" groups both metrics; official records have no groups."""
+    """The optional "family" groups both metrics; records without it and without URLs have no groups."""
     task = Nlvr2Task(write(tmp_path, [record("dev-1-0-0", family="count"), record("dev-2-0-0")]), "dev")
     breakdown = summarize(judge(task, predict(task, ["True", "False"]))).breakdown
     assert breakdown == {"family": {"count": {"accuracy": (100.0, 1), "consistency": (100.0, 1)}}}
@@ -90,7 +293,7 @@ def test_family_becomes_a_breakdown(tmp_path: Path) -> None:
 def test_gold_answers_score_full(tmp_path: Path) -> None:
     """Predicting `gold` is 100 % on both metrics."""
     task = Nlvr2Task(write(tmp_path, [record("dev-1-0-0", "False"), record("dev-1-1-0")]), "dev")
-    metrics = summarize(judge(task, predict(task, [task.gold(name) for name in task.expected()]))).metrics
+    metrics = summarize(judge(task, gold(task))).metrics
     assert (metrics["accuracy"].value, metrics["consistency"].value) == (100.0, 100.0)
 
 
@@ -109,7 +312,8 @@ def test_other_answers_are_refused(tmp_path: Path, answer: Any) -> None:
         ("[]", "line 2: is list"),
         ('{"sentence": "x"}', "line 2: no 'identifier'"),
         (json.dumps(record("dev-1-0-0")), "line 2: identifier dev-1-0-0 occurs twice"),
-        (json.dumps(record("dev-1-0")), "line 2 .*not split-set-pair-sentence"),
+        (json.dumps(record("dev-1-0")), "line 2: identifier 'dev-1-0' is not split-set-pair-sentence"),
+        (json.dumps(record("dev\n-1-0-0")), r"line 2: identifier 'dev\\n-1-0-0' is not split-set-pair-sentence"),
         (json.dumps(record("dev-1-0-1", "true")), "line 2 .*'label' is 'true'"),
         (json.dumps(record("dev-1-0-1", sentence=3)), "line 2 .*'sentence' is int, not a string"),
     ],

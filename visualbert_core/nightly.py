@@ -143,6 +143,8 @@ def _cell(
     own, wrong = (_evaluate_config(config, cell, store, regions) for regions in ("own", "wrong-image"))
     try:
         task = open_task(cell.task, cell.annotations, cell.split)
+        if not task.labelled:
+            raise ConfigError(f"{cell.split} has no public labels: jobs/evaluate.py makes its {task.submission_name}")
     except VisualBertCoreError as error:
         return ReportCell(title, None, store, images, None, error=_note(title, error, codes))
     run, reason = _evaluate(title, own, pool, codes)

@@ -3,7 +3,8 @@
     <out>/<model>__<task>__<split>/     "…__wrong-image" for the baseline
         run.json        what was asked, what it was made of, how far it got
         predictions/    a shards.ShardFolder
-        scores.json     written last, and only over complete predictions
+        submission.*    the leaderboard's file of complete predictions, where they hold all that it asks
+        scores.json     written last, and only over complete predictions of a split with public labels
 
 Running the same line again resumes; a finished run is not computed again; a folder made of something else is refused.
 """
@@ -22,18 +23,20 @@ from visualbert_core.config import EvaluateConfig
 from visualbert_core.errors import CheckpointError, CoverageError, InputError
 from visualbert_core.evaluation.batches import ExampleShard, batches, join, plan_examples, wrong_images
 from visualbert_core.evaluation.predictions import encode, read_predictions
+from visualbert_core.evaluation.score import Answers, score
 from visualbert_core.features.store import FeatureStore, encode_failures
-from visualbert_core.metrics.coverage import Coverage, check_coverage
+from visualbert_core.metrics.coverage import check_coverage
 from visualbert_core.models import Model, load_model
 from visualbert_core.provenance import code_digest, differences, digest_file, digest_files, digest_json, versions
 from visualbert_core.schema import SCHEMA_VERSION, Failure, Prediction
 from visualbert_core.shards import Marker, Part, ShardFolder, publish
-from visualbert_core.tasks import Task, judge, open_task, summarize
+from visualbert_core.tasks import Task, open_task
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder with its two documents; `scores` is None where predictions do not cover the split."""
+    """A run folder with its two documents; `scores` is None where predictions do not cover the split, or where it has
+    no public labels."""
 
     folder: Path
     record: dict[str, Any]
@@ -174,54 +177,36 @@ def _claim(folder: Path, record: dict[str, Any]) -> None:
 def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
     predictions, failures = read_predictions(folder / "predictions")
     coverage = check_coverage(task.expected(), (p.example_id for p in predictions))
-    record |= {"coverage": _counts(coverage), "failed": [vars(f) for f in failures[:20]]}
+    record |= {"coverage": coverage.counts(), "failed": [vars(f) for f in failures[:20]]}
     if not coverage.complete:
-        (folder / "scores.json").unlink(missing_ok=True)
+        for name in ("scores.json", task.submission_name):
+            (folder / name).unlink(missing_ok=True)
         _write(folder / "run.json", record | {"status": "incomplete"})
         reason = f"; e.g. {failures[0].item_id}: {failures[0].message}" if failures else ""
         raise CoverageError(f"{folder.name}: no score, {coverage.message()}{reason}")
-    record["status"] = "complete"
+    submission = _submission(folder, task, predictions)
+    record |= {"status": "complete", "submission": submission}
     _write(folder / "run.json", record)
-    scores = _scores(task, predictions, record)
+    if not task.labelled:
+        return Run(folder, record, None)
+    origin = {"model": record["spec"]["model"], "regions": record["spec"]["regions"]}
+    answers = Answers(folder, predictions, coverage, origin, tuple(record["warnings"]))
+    scores = score(task, answers, record["provenance"]["annotations"])
     _write(folder / "scores.json", scores)
     return Run(folder, record, scores)
 
 
-def _scores(task: Task, predictions: list[Prediction], record: dict[str, Any]) -> dict[str, Any]:
-    """The document that a reader of scores needs, without times or paths: equal runs give equal bytes."""
-    summary = summarize(judge(task, predictions))
-    metrics = summary.metrics
-    return {
-        "task": task.name,
-        "split": task.split,
-        "protocol": task.protocol,
-        "headline": task.headline,
-        "model": record["spec"]["model"],
-        "regions": record["spec"]["regions"],
-        "n": len(predictions),
-        "scores": {name: m.value for name, m in metrics.items()},
-        "intervals": {name: [_number(m.low), _number(m.high)] for name, m in metrics.items()},
-        "units": {name: m.n for name, m in metrics.items()},
-        "chance": task.chance({p.example_id: p for p in predictions}),
-        "breakdown": summary.breakdown,
-        "coverage": record["coverage"],
-        "warnings": record["warnings"],
-        "annotations_digest": record["provenance"]["annotations"],
-    }
-
-
-def _counts(coverage: Coverage) -> dict[str, int]:
-    return {
-        "expected": coverage.expected,
-        "predicted": coverage.predicted,
-        "missing": len(coverage.missing),
-        "duplicate": len(coverage.duplicate),
-        "unknown": len(coverage.unknown),
-    }
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _submission(folder: Path, task: Task, predictions: list[Prediction]) -> str | None:
+    """Name of the file written. Of a labelled split it is None where the leaderboard asks for more than the examples
+    hold, as VCR's does: the rationale after each of the four answers."""
+    try:
+        data = task.submission({p.example_id: p for p in predictions})
+    except InputError:
+        if not task.labelled:
+            raise
+        return None
+    publish(folder / task.submission_name, data)
+    return task.submission_name
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

@@ -12,6 +12,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 _SHOWN = 5
+_WIDTH = 60
+
+
+@dataclass(frozen=True)
+class Lenient:
+    """What an official program silently does with ids that occur twice or that it does not know."""
+
+    duplicate: Literal["first", "last", "refuse"]
+    unknown: Literal["ignore", "refuse"]
 
 
 @dataclass(frozen=True)
@@ -31,9 +40,20 @@ class Coverage:
 
     def message(self) -> str:
         """One line: counts, and the first ids of each kind."""
-        kinds = (("missing", self.missing), ("duplicate", self.duplicate), ("unknown", self.unknown))
-        faults = [f"{len(ids):,} {kind} ({_first(ids)})" for kind, ids in kinds if ids]
+        faults = [f"{len(ids):,} {kind} ({_first(ids)})" for kind, ids in self._faults().items() if ids]
         return f"{self.predicted:,} predictions for {self.expected:,} examples: " + ("; ".join(faults) or "complete")
+
+    def counts(self) -> dict[str, int]:
+        """The five numbers, for a scores document."""
+        return {"expected": self.expected, "predicted": self.predicted} | {k: len(v) for k, v in self._faults().items()}
+
+    def table(self) -> str:
+        """Five lines: a number each, and the first ids of each fault."""
+        ids = {kind: _first(ids) for kind, ids in self._faults().items()}
+        return "\n".join(f"{kind:>10} {n:>10,}  {ids.get(kind, '')}".rstrip() for kind, n in self.counts().items())
+
+    def _faults(self) -> dict[str, tuple[str, ...]]:
+        return {"missing": self.missing, "duplicate": self.duplicate, "unknown": self.unknown}
 
 
 @dataclass(frozen=True)
@@ -58,4 +78,10 @@ def check_coverage(expected: Collection[str], predicted: Iterable[str]) -> Cover
 
 
 def _first(ids: tuple[str, ...]) -> str:
-    return ", ".join(ids[:_SHOWN]) + (", …" if len(ids) > _SHOWN else "")
+    return ", ".join(map(_printable, ids[:_SHOWN])) + (", …" if len(ids) > _SHOWN else "")
+
+
+def _printable(example_id: str) -> str:
+    """An id is a file's text: it may be empty, end a line or never end."""
+    text = example_id if example_id and example_id.isprintable() else repr(example_id)
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"

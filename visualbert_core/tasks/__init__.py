@@ -6,14 +6,15 @@ A task file is read top to bottom: `examples()` asks, `score()` judges, `summari
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from visualbert_core.errors import CoverageError
-from visualbert_core.metrics.coverage import check_coverage
+from visualbert_core.metrics.coverage import Lenient, check_coverage
 from visualbert_core.metrics.statistics import clustered_mean, interval
 from visualbert_core.schema import Example, Prediction, Score
 from visualbert_core.tasks import flickr30k_entities, nlvr2, vcr, vqa
@@ -21,14 +22,26 @@ from visualbert_core.tasks.reading import choose
 
 
 class Task(Protocol):
-    """One benchmark split, opened."""
+    """One benchmark split, opened.
+
+    Where a split has no public labels, the members that need them (`score`, `chance`, `gold`, `best`, `worst`) raise
+    ConfigError; one can still ask a model, and write and read submissions.
+    """
 
     name: str
     split: str
+    labelled: bool
+    """Whether the split's labels are public, so that predictions can be scored here."""
     protocol: str
     """Name of the metric's protocol and of the official program it is tested against."""
+    protocol_key: str
+    """Its short name, as `--protocol` takes it: a key of the task file's PROTOCOLS, whose first is the default."""
     headline: str
     """The metric a single-number summary shows."""
+    submission_name: str
+    """File name of a submission."""
+    lenient: Lenient
+    """What the official program does where coverage is refused here."""
 
     def examples(self) -> Iterator[Example]:
         """Every example of the split, in file order. `example_id`s are unique."""
@@ -44,6 +57,28 @@ class Task(Protocol):
 
     def gold(self, example_id: str) -> Any:
         """The right answer in the form of `Prediction.answer`, for reports."""
+
+    def best(self, example_id: str) -> Any:
+        """An answer that gets the highest possible value of every metric."""
+
+    def worst(self, example_id: str) -> Any:
+        """An answer that gets the lowest possible value of every metric."""
+
+    def official(self, scores: Sequence[Score]) -> dict[str, Any]:
+        """The scores under the official program's own names, in its own form and rounding."""
+
+    def submission(self, predictions: Mapping[str, Prediction]) -> bytes:
+        """The leaderboard's file, in the split's order: equal predictions give equal bytes.
+
+        Raises InputError where the predictions do not hold all that the leaderboard asks.
+        """
+
+    def read_submission(self, path: Path, lenient: bool = False) -> list[Prediction]:
+        """A file in that format, of any system, in file order; duplicates and unknown ids (with image id "") stay.
+
+        `lenient` accepts as a record what the official program accepts in silence. Raises InputError naming the file
+        and the record.
+        """
 
     def annotation_files(self) -> tuple[Path, ...]:
         """The files that were read; their digest identifies the annotations."""
@@ -80,27 +115,30 @@ class Paper:
     percent: Mapping[str, Mapping[str, float]]
 
 
-TASKS: dict[str, Callable[[Path, str], Task]] = {
+TASKS: dict[str, Callable[[Path, str, str | None], Task]] = {
     "vqa": vqa.VqaTask,
     "vcr": vcr.VcrTask,
     "nlvr2": nlvr2.Nlvr2Task,
     "flickr30k_entities": flickr30k_entities.Flickr30kEntitiesTask,
 }
 
-PAPERS = {
-    "vqa": Paper(vqa.PAPER_TABLE, vqa.PAPER),
-    "vcr": Paper(vcr.PAPER_TABLE, vcr.PAPER),
-    "nlvr2": Paper(nlvr2.PAPER_TABLE, nlvr2.PAPER),
-    "flickr30k_entities": Paper(flickr30k_entities.PAPER_TABLE, flickr30k_entities.PAPER),
-}
+_FILES: dict[str, ModuleType] = {"vqa": vqa, "vcr": vcr, "nlvr2": nlvr2, "flickr30k_entities": flickr30k_entities}
+
+PAPERS = {name: Paper(file.PAPER_TABLE, file.PAPER) for name, file in _FILES.items()}
 
 
-def open_task(name: str, annotations: Path, split: str) -> Task:
-    """Read a split of a benchmark from the folder of its official files.
+def open_task(name: str, annotations: Path, split: str, protocol: str | None = None) -> Task:
+    """Read a split of a benchmark from the folder of its official files, to be scored under a protocol of its own.
 
-    Raises ConfigError for an unknown task or split, AnnotationError for files that are missing or malformed.
+    Raises ConfigError for an unknown task, split or protocol, AnnotationError for files that are missing or malformed.
     """
-    return TASKS[choose("task", name, TASKS)](annotations, split)
+    return TASKS[choose("task", name, TASKS)](annotations, split, protocol)
+
+
+def paper_numbers(task: Task) -> Mapping[str, float]:
+    """Metric → the percent that VisualBERT's paper reports for this split; nothing under another protocol than its."""
+    protocols = _FILES[task.name].PROTOCOLS
+    return PAPERS[task.name].percent.get(task.split, {}) if task.protocol_key == next(iter(protocols)) else {}
 
 
 def judge(task: Task, predictions: Iterable[Prediction]) -> list[Score]:

@@ -1,31 +1,42 @@
 """NLVR2: is a sentence true of a pair of photographs, left and right?
 
-Paper: Suhr et al. 2019, arXiv:1811.00491. File: {split}.json, which holds JSON *Lines*. Official program: `metrics.py`
-of github.com/lil-lab/nlvr (nlvr2/eval, at 18924841). An identifier reads split-set-pair-sentence: the pairs of one set
-are made of the same eight photographs, and one sentence is asked of up to four of them. Consistency is the share of
-sentences that are right on every pair they are asked of.
+Paper: Suhr et al. 2019, arXiv:1811.00491. Files: {split}.json, which holds JSON *Lines*; the subset balanced-dev is
+balanced/balanced_dev.json, or that file directly in the folder, and so on; annotated_dev_examples.txt, if it is there,
+adds the linguistic phenomena of 800 dev sentences. Official programs: `metrics.py`, and for the breakdowns
+`filter_data.py` and `compute_category_accuracy.py`, of github.com/lil-lab/nlvr (nlvr2/, at 18924841).
+
+An identifier reads split-set-pair-sentence: the pairs of one set are made of the same eight photographs, and one
+sentence is asked of up to four of them. Consistency is the share of sentences that are right on every pair they are
+asked of. All labels are public, those of test2 (Test-U) since 2022.
+
+metrics.py is silent where we are not: of two predictions it takes the last, unknown ids it ignores, any text but true
+and false it counts as wrong, and where predictions are missing it prints a remark, no score, and exits with 0.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from visualbert_core.errors import AnnotationError, InputError
+from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.schema import Prediction, Score, Statement
-from visualbert_core.tasks.reading import choose, family, field, read_json_lines
+from visualbert_core.tasks.reading import choose, family, field, read_json_lines, read_text
 
-SPLITS = ("dev", "test1", "test2", "train")
+SUBSETS = ("balanced-dev", "unbalanced-dev", "balanced-test1", "unbalanced-test1")
+SPLITS = ("dev", "test1", "test2", "train", *SUBSETS)
+PROTOCOLS = {"official": "NLVR2 official (metrics.py)"}
 LABELS = ("True", "False")
+PHENOMENA = "annotated_dev_examples.txt"
 
 PAPER_TABLE = "VisualBERT, arXiv:1908.03557, table 3"
 PAPER = {"dev": {"accuracy": 67.4}, "test1": {"accuracy": 67.0}, "test2": {"accuracy": 67.3, "consistency": 26.9}}
 
-_IDENTIFIER = re.compile(r"(?P<set>[^-]+-\d+)-(?P<pair>\d+)-(?P<sentence>\d+)", re.ASCII)
+_IDENTIFIER = re.compile(r"(?P<set>\w+-\d+)-(?P<pair>\d+)-(?P<sentence>\d+)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +46,37 @@ class _Item:
     image_ids: tuple[str, str]
     text: str
     label: str
+    urls: tuple[str, str] | None  # of the left and the right photograph: what makes two pairs the same
     groups: dict[str, tuple[str, ...]]
 
 
 class Nlvr2Task:
-    """One split of NLVR2. Answers are "True" or "False". Intervals cluster by set: its pairs share photographs."""
+    """One split of NLVR2. Answers are "True" or "False". Intervals cluster by set: its pairs share photographs.
+
+    Breakdowns: "balance" of whole splits (accuracy only: a sentence may be asked of pairs of several kinds; open a
+    subset for its consistency, which then is over the pairs in it, as metrics.py has it) and "phenomenon" of dev.
+    """
 
     name = "nlvr2"
-    protocol = "NLVR2 official (metrics.py)"
     headline = "accuracy"
+    labelled = True
+    submission_name = "submission.csv"
+    lenient = Lenient(duplicate="last", unknown="ignore")
 
-    def __init__(self, annotations: Path, split: str) -> None:
-        """`annotations` is the folder of {split}.json. Raises ConfigError (split), AnnotationError (file)."""
+    def __init__(self, annotations: Path, split: str, protocol: str | None = None) -> None:
+        """`annotations` is the folder of the official files.
+
+        Raises ConfigError (split, protocol), AnnotationError (files).
+        """
         self.split = choose("NLVR2 split", split, SPLITS)
-        self._path = Path(annotations) / f"{split}.json"
-        self._items = _read(self._path)
+        self.protocol_key = choose("NLVR2 protocol", protocol or next(iter(PROTOCOLS)), PROTOCOLS)
+        self.protocol = PROTOCOLS[self.protocol_key]
+        folder = Path(annotations)
+        phenomena = folder / PHENOMENA
+        known = split.endswith("dev") and phenomena.exists()
+        self._paths = (_path(folder, split), *([phenomena] if known else []))
+        self._items = _read(self._paths[0], _phenomena(phenomena) if known else {})
+        self._balance = {} if split in SUBSETS else _balance(self._items)
 
     def examples(self) -> Iterator[Statement]:
         """Statements in file order; `example_id` is the identifier."""
@@ -70,7 +97,8 @@ class Nlvr2Task:
         consistent: dict[str, bool] = {}
         for identifier, item in self._items.items():
             right = _truth(predictions[identifier]) == item.label
-            yield Score(identifier, "accuracy", float(right), item.set_id, item.groups)
+            groups = item.groups | self._balance.get(identifier, {})
+            yield Score(identifier, "accuracy", float(right), item.set_id, groups)
             sentences.setdefault(item.sentence_id, item)
             consistent[item.sentence_id] = consistent.get(item.sentence_id, True) and right
         for sentence_id, item in sentences.items():
@@ -85,9 +113,45 @@ class Nlvr2Task:
         """The label: "True" or "False"."""
         return self._items[example_id].label
 
+    def best(self, example_id: str) -> str:
+        """The label."""
+        return self.gold(example_id)
+
+    def worst(self, example_id: str) -> str:
+        """The other label."""
+        return LABELS[self.gold(example_id) == LABELS[0]]
+
+    def official(self, scores: Sequence[Score]) -> dict[str, Any]:
+        """What metrics.py prints: fractions, not rounded."""
+        values = {metric: [s.value for s in scores if s.metric == metric] for metric in ("accuracy", "consistency")}
+        return {metric: sum(every) / len(every) for metric, every in values.items()}
+
+    def submission(self, predictions: Mapping[str, Prediction]) -> bytes:
+        """A line "identifier,True" or "identifier,False" a statement, without a header."""
+        return "".join(f"{name},{_truth(predictions[name])}\n" for name in self._items).encode()
+
+    def read_submission(self, path: Path, lenient: bool = False) -> list[Prediction]:
+        """A system's CSV file; `scores` is ().
+
+        Lenient, as metrics.py: further columns are ignored, a label that is no label is the wrong one, and a byte
+        order mark is part of the first id. Raises InputError with file and line.
+        """
+        return [self._answered(line, f"{path} line {number}", lenient) for number, line in _lines(path, lenient)]
+
+    def _answered(self, line: str, where: str, lenient: bool) -> Prediction:
+        identifier, *rest = line.strip().split(",")
+        if not rest or (len(rest) > 1 and not lenient):
+            raise InputError(f"{where}: {len(rest) + 1} columns; a line reads identifier,True or identifier,False")
+        item, label = self._items.get(identifier), rest[0].capitalize()
+        if label not in LABELS:
+            if not lenient:
+                raise InputError(f"{where} ({identifier[:40]!r}): {rest[0][:40]!r} is neither 'True' nor 'False'")
+            label = self.worst(identifier) if item else rest[0]
+        return Prediction(identifier, item.image_ids[0] if item else "", label, ())
+
     def annotation_files(self) -> tuple[Path, ...]:
-        """The one file."""
-        return (self._path,)
+        """The split's file and, where it is there and used, that of the phenomena."""
+        return self._paths
 
 
 def _truth(prediction: Prediction) -> str:
@@ -97,31 +161,87 @@ def _truth(prediction: Prediction) -> str:
     return answer.capitalize()
 
 
-def _read(path: Path) -> dict[str, _Item]:
+def _lines(path: Path, lenient: bool) -> Iterator[tuple[int, str]]:
+    """(number from 1, line) of a CSV file."""
+    try:
+        text = path.read_text(encoding="utf-8" if lenient else "utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"
+        raise InputError(f"{path}: cannot be read ({reason})") from None
+    yield from enumerate(text.removesuffix("\n").split("\n") if text else (), start=1)
+
+
+def _path(folder: Path, split: str) -> Path:
+    kind, _, of = split.rpartition("-")
+    path = folder / (f"{kind}_{of}.json" if kind else f"{split}.json")
+    return path if not kind or path.exists() else folder / kind / path.name
+
+
+def _phenomena(path: Path) -> dict[str, tuple[str, ...]]:
+    """sentence → its phenomena: blocks of a sentence and lines "* phenomenon", with empty lines between them."""
+    found: dict[str, tuple[str, ...]] = {}
+    sentence = None
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line:
+            sentence = None
+        elif sentence is None:
+            sentence = line
+            if sentence in found:
+                raise AnnotationError(f"{path} line {number}: this sentence occurs twice; remove one of its blocks")
+            found[sentence] = ()
+        elif line.startswith("* "):
+            found[sentence] += (line[2:],)
+        else:
+            raise AnnotationError(f"{path} line {number}: neither an empty line nor '* phenomenon'; download it again")
+    return found
+
+
+def _balance(items: Mapping[str, _Item]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """identifier → its group, by the rule of filter_data.py: a pair of photographs that occurs more than once is
+    "balanced" if it has both labels, else "unbalanced"; one that occurs once is "neither". Empty without URLs."""
+    labels: defaultdict[tuple[str, str] | None, list[str]] = defaultdict(list)
+    for item in items.values():
+        labels[item.urls].append(item.label)
+    if None in labels:
+        return {}
+    names = {
+        urls: "neither" if len(every) == 1 else "balanced" if len(set(every)) > 1 else "unbalanced"
+        for urls, every in labels.items()
+    }
+    return {identifier: {"balance": (names[item.urls],)} for identifier, item in items.items()}
+
+
+def _read(path: Path, phenomena: Mapping[str, tuple[str, ...]]) -> dict[str, _Item]:
     items: dict[str, _Item] = {}
     for where, record in read_json_lines(path):
         identifier = field(record, "identifier", str, where)
         if identifier in items:
             raise AnnotationError(f"{where}: identifier {identifier} occurs twice; remove one of its lines")
-        items[identifier] = _item(identifier, record, f"{where} ({identifier})")
+        items[identifier] = _item(identifier, record, phenomena, where)
     if not items:
         raise AnnotationError(f"{path}: no records; download it again")
     return items
 
 
-def _item(identifier: str, record: dict[str, Any], where: str) -> _Item:
+def _item(identifier: str, record: dict[str, Any], phenomena: Mapping[str, tuple[str, ...]], where: str) -> _Item:
     parts = _IDENTIFIER.fullmatch(identifier)
     if parts is None:
-        raise AnnotationError(f"{where}: the identifier is not split-set-pair-sentence; correct the record")
+        raise AnnotationError(
+            f"{where}: identifier {identifier[:40]!r} is not split-set-pair-sentence; correct the record"
+        )
+    where = f"{where} ({identifier})"
     label = field(record, "label", str, where)
     if label not in LABELS:
         raise AnnotationError(f"{where}: 'label' is {label!r}, not 'True' or 'False'; correct the record")
     pair = f"{parts['set']}-{parts['pair']}"
+    text = field(record, "sentence", str, where)
+    located = "left_url" in record or "right_url" in record
     return _Item(
         set_id=parts["set"],
         sentence_id=f"{parts['set']}-{parts['sentence']}",
         image_ids=(f"{pair}-img0", f"{pair}-img1"),
-        text=field(record, "sentence", str, where),
+        text=text,
         label=label,
-        groups=family(record, where),
+        urls=(field(record, "left_url", str, where), field(record, "right_url", str, where)) if located else None,
+        groups=family(record, where) | ({"phenomenon": phenomena[text]} if text in phenomena else {}),
     )
