@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-WAITING = {"vqa", "vcr", "flickr30k_entities"}  # for `read_submission`
+WAITING: set[str] = {"vqa"}  # for `read_submission`
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,10 @@ from collections.abc import Callable
 from typing import NoReturn
 
 
+LONGEST = 800
+"""Characters of a message that `end` prints."""
+
+
 class VisualBertCoreError(Exception):
     """Root of the tree; `exit_code` is what a job returns when this error ends it."""
 
@@ -66,5 +70,6 @@ def end(job: Callable[[], int]) -> NoReturn:
     try:
         sys.exit(job())
     except VisualBertCoreError as error:
-        sys.stderr.write(f"error: {error}\n")
+        message = str(error)  # it may quote a value of any length from a file
+        sys.stderr.write(f"error: {message if len(message) <= LONGEST else message[:LONGEST] + ' …'}\n")
         sys.exit(error.exit_code)

@@ -56,14 +56,6 @@ class Coverage:
         return {"missing": self.missing, "duplicate": self.duplicate, "unknown": self.unknown}
 
 
-@dataclass(frozen=True)
-class Lenient:
-    """What an official program silently does with ids that occur twice or that it does not know."""
-
-    duplicate: Literal["first", "last", "refuse"]
-    unknown: Literal["ignore", "refuse"]
-
-
 def check_coverage(expected: Collection[str], predicted: Iterable[str]) -> Coverage:
     """Compare the example ids that a split has (unique) with those that were predicted (any)."""
     counts = Counter(predicted)
