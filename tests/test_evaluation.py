@@ -110,6 +110,17 @@ def test_other_ingredients_are_refused_by_name(vqa: EvaluateConfig) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_precision_is_an_ingredient(vqa: EvaluateConfig) -> None:
+    """bfloat16 answers nearly all questions as float32 does, its provenance says so, and the two never mix."""
+    half = dataclasses.replace(vqa, out=vqa.out / "half", precision="bfloat16")
+    folders = run(vqa), run(half)
+    exact, found = ({p.example_id: p.answer for p in read_predictions(f / "predictions")[0]} for f in folders)
+    assert sum(exact[example_id] == answer for example_id, answer in found.items()) > 0.95 * len(exact)
+    assert [read_run(f).record["provenance"]["model"]["precision"] for f in folders] == ["float32", "bfloat16"]
+    with pytest.raises(InputError, match=r"precision: float32 → bfloat16"):
+        run(dataclasses.replace(vqa, precision="bfloat16"))
+
+
 def test_a_quarantined_image_leaves_its_questions_uncovered(
     vqa: EvaluateConfig, small_night: SmallNight, tmp_path: Path
 ) -> None:
