@@ -121,6 +121,8 @@ def score(task: Task, answers: Answers, annotations_digest: str, mode: Mode = "s
         values = _ranges(task, by_id, left.missing) if partial else _scores(task, by_id)
     except InputError as error:
         raise CoverageError(f"{answers.source}: no score, {error}") from None
+    if answers.origin.get("regions", "own") == "own":  # the wrong image's regions may well be worse than none
+        warnings += _under_chance(values)
     return {
         "task": task.name,
         "split": task.split,
@@ -148,6 +150,16 @@ def _scores(task: Task, predictions: Mapping[str, Prediction]) -> dict[str, Any]
         "official": task.official(scores),
         "breakdown": summary.breakdown,
     }
+
+
+def _under_chance(values: Mapping[str, Any]) -> list[str]:
+    """Worse than guessing is no accident: most likely the answer list or the features are another checkpoint's."""
+    return [
+        f"{name} is under chance ({values['scores'][name]:.2f}, guessing gets {chance:.2f}): do the answer list, the "
+        "features and the annotations belong to this checkpoint?"
+        for name, chance in values.get("chance", {}).items()
+        if (high := values["intervals"][name][1]) is not None and high < chance
+    ]
 
 
 def _ranges(task: Task, predictions: Mapping[str, Prediction], missing: Iterable[str]) -> dict[str, Any]:
