@@ -9,8 +9,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 _SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Lenient:
+    """What an official program silently does with ids that occur twice or that it does not know."""
+
+    duplicate: Literal["first", "last", "refuse"]
+    unknown: Literal["ignore", "refuse"]
 
 
 @dataclass(frozen=True)
