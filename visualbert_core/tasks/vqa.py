@@ -1,70 +1,134 @@
 """VQA v2: an open question about one image, judged against ten people's answers.
 
-Paper: Goyal et al. 2017, arXiv:1612.00837. Files, read under their official names: v2_OpenEnded_mscoco_*_questions.json
-and v2_mscoco_*_annotations.json. Official program: `VQAEval` (github.com/GT-Vision-Lab/VQA at a013f004); its score of a
-question lives in `metrics.accuracy`. The test sets have no public answers, so only train and val can be opened.
+Paper: Goyal et al. 2017, arXiv:1612.00837. Official program: `VQAEval` (github.com/GT-Vision-Lab/VQA at a013f004); its
+score of a question lives in `metrics.accuracy`. Files, read under their official names:
+v2_OpenEnded_mscoco_*_questions.json; for train and val v2_mscoco_*_annotations.json, the test sets having no public
+answers, and v2_mscoco_*_complementary_pairs.json where it is there.
+
+Complementary pairs are questions of the same words whose images, and so whose answers, differ. Their measure is that
+of Zhang et al. 2018, arXiv:1802.05766 (eval-acc.py of github.com/Cyanogenoid/vqa-counting at 4042b129): a pair is worth
+1 if both answers have full marks, else 0, and belongs to a group if both questions do.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from visualbert_core.errors import AnnotationError, InputError
-from visualbert_core.metrics.accuracy import soft_accuracy
+from visualbert_core.errors import AnnotationError, ConfigError, InputError
+from visualbert_core.metrics.accuracy import AnswerTable, official_percent
+from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.schema import Prediction, Question, Score
-from visualbert_core.tasks.reading import choose, field, read_json
+from visualbert_core.tasks.reading import checked, choose, field, stream_fields, stream_list
 
-SUBSETS = {"val": "val2014", "train": "train2014"}
+SUBSETS = {"val": "val2014", "train": "train2014", "test": "test2015", "test-dev": "test-dev2015"}
+LABELLED = ("val", "train")
+
+PROTOCOLS = {
+    "official": "VQA v2 official (VQAEval, leave-one-out)",
+    "always-normalise": "VQA v2 with both sides always normalised (lmms-eval, leave-one-out)",
+}
+"""VQAEval normalises where a question's ten answers differ, lmms-eval (vqav2_process_results at 75571cfe) everywhere;
+its normaliser differs in one rule, on answers such as "1,,000". MMF (vqa_evalai_accuracy at b0ffc7fb) normalises
+everywhere as well, but drops commas and question marks and splits off 's beforehand, which is not offered here."""
 
 PAPER_TABLE = "VisualBERT, arXiv:1908.03557, table 1"
 PAPER = {"test-dev": {"accuracy": 70.80}, "test-std": {"accuracy": 71.00}}
 
+Groups = dict[str, tuple[str, ...]]
 
-@dataclass(frozen=True, slots=True)
-class _Item:
-    image_id: str
-    text: str
-    annotators: list[dict[str, Any]]
-    common_answer: str
-    groups: dict[str, tuple[str, ...]]  # one "answer type" and one "question type"
+
+@dataclass(frozen=True)
+class _Questions:
+    """Columns, one row a question, in file order."""
+
+    rows: dict[str, int]  # example_id → row
+    image_ids: list[str]
+    texts: list[str]
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Columns, one row a question, in the order of the questions."""
+
+    answers: AnswerTable
+    common: list[str]
+    groups: list[Groups]  # one "answer type" and one "question type"
+    order: list[str]  # the example ids in the order of the annotations
+    pairs: list[tuple[str, str]]  # example ids; empty where the file is not there
 
 
 class VqaTask:
-    """One split of VQA v2. Answers are strings; the score is the soft accuracy of each question."""
+    """One split of VQA v2. Answers are strings; the score is the soft accuracy of each question.
+
+    The files are streamed into columns, so that no more than a record of their JSON is held at a time.
+    """
 
     name = "vqa"
-    protocol = "VQA v2 official (VQAEval, leave-one-out)"
     headline = "accuracy"
+    submission_name = "submission.json"
+    lenient = Lenient(duplicate="last", unknown="refuse")
 
-    def __init__(self, annotations: Path, split: str) -> None:
-        """`annotations` is the folder of the official files. Raises ConfigError (split), AnnotationError (files)."""
+    def __init__(self, annotations: Path, split: str, protocol: str | None = None) -> None:
+        """`annotations` is the folder of the official files.
+
+        Raises ConfigError (split, protocol), AnnotationError (files).
+        """
         self.split = split
         subset = SUBSETS[choose("VQA split", split, SUBSETS)]
-        self._questions_path = Path(annotations) / f"v2_OpenEnded_mscoco_{subset}_questions.json"
-        self._annotations_path = Path(annotations) / f"v2_mscoco_{subset}_annotations.json"
-        self._items = _join(self._questions_path, self._annotations_path, subset)
+        self.protocol_key = choose("VQA protocol", protocol or next(iter(PROTOCOLS)), PROTOCOLS)
+        self.protocol = PROTOCOLS[self.protocol_key]
+        self.labelled = split in LABELLED
+        folder = Path(annotations)
+        self._files = [folder / f"v2_OpenEnded_mscoco_{subset}_questions.json"]
+        if self.labelled:
+            self._files.append(folder / f"v2_mscoco_{subset}_annotations.json")
+            pairs = folder / f"v2_mscoco_{subset}_complementary_pairs.json"
+            self._files += [pairs] if pairs.exists() else []
+        self._questions = _read_questions(self._files[0], subset.replace("-dev", ""))
+        self._labels = self._read_labels() if self.labelled else None
 
     def examples(self) -> Iterator[Question]:
         """Questions in file order; `example_id` is the question_id as a string."""
-        for example_id, item in self._items.items():
-            yield Question(example_id, (item.image_id,), item.text)
+        columns = self._questions
+        for example_id, image_id, text in zip(columns.rows, columns.image_ids, columns.texts, strict=True):
+            yield Question(example_id, (image_id,), text)
 
     def expected(self) -> dict[str, str]:
         """question_id → image id."""
-        return {example_id: item.image_id for example_id, item in self._items.items()}
+        return dict(zip(self._questions.rows, self._questions.image_ids, strict=True))
 
     def score(self, predictions: Mapping[str, Prediction]) -> Iterator[Score]:
-        """One "accuracy" a question. Raises InputError if an answer is not a string."""
-        for example_id, item in self._items.items():
-            answer = predictions[example_id].answer
-            if not isinstance(answer, str):
-                raise InputError(f"prediction of question {example_id}: answer {answer!r} is not a string")
-            value = soft_accuracy(answer, item.annotators)
-            yield Score(example_id, "accuracy", value, item.image_id, item.groups)
+        """One "accuracy" a question; where the file of pairs is there, one "pair_accuracy" a pair.
+
+        A pair is clustered by the image that it names first. Raises InputError if an answer is not a string.
+        """
+        labels, questions = self._judged, self._questions
+        values = labels.answers.values([_answer(predictions, example_id) for example_id in questions.rows]).tolist()
+        columns = zip(questions.rows, values, questions.image_ids, labels.groups, strict=True)
+        for example_id, value, image_id, groups in columns:
+            yield Score(example_id, "accuracy", value, image_id, groups)
+        for pair, value in zip(labels.pairs, self._pair_values(values), strict=True):
+            first, second = (questions.rows[example_id] for example_id in pair)
+            shared = labels.groups[first].items() & labels.groups[second].items()
+            yield Score("+".join(pair), "pair_accuracy", value, questions.image_ids[first], dict(sorted(shared)))
+
+    def official(self, scores: Sequence[Score]) -> dict[str, Any]:
+        """What VQAEval reports: percent, two decimals, halves away from zero, summed in the annotations' order."""
+        by_id = {score.unit_id: score for score in scores if score.metric == "accuracy"}
+        ordered = [by_id[example_id] for example_id in self._judged.order if example_id in by_id]
+        report: dict[str, Any] = {"overall": official_percent(score.value for score in ordered)}
+        for key, kind in (("perQuestionType", "question type"), ("perAnswerType", "answer type")):
+            values: defaultdict[str, list[float]] = defaultdict(list)
+            for score in ordered:
+                values[score.groups[kind][0]].append(score.value)
+            report[key] = {group: official_percent(values[group]) for group in sorted(values)}
+        return report
 
     def chance(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
         """The blind guesser: every question gets the commonest answer of its question type *on this split*.
@@ -72,79 +136,179 @@ class VqaTask:
         The commonest is counted over `multiple_choice_answer` (where a record lacks it, its commonest raw answer). As
         the gold answers of the split itself are looked at, a guesser trained elsewhere would get a little less.
         """
+        labels = self._judged
+        types = [groups["question type"][0] for groups in labels.groups]
         by_type: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for item in self._items.values():
-            by_type[item.groups["question type"][0]][item.common_answer] += 1
+        for question_type, answer in zip(types, labels.common, strict=True):
+            by_type[question_type][answer] += 1
         guess = {question_type: answers.most_common(1)[0][0] for question_type, answers in by_type.items()}
-        values = [
-            soft_accuracy(guess[item.groups["question type"][0]], item.annotators) for item in self._items.values()
-        ]
-        return {"accuracy": 100 * sum(values) / len(values)}
+        values = labels.answers.values([guess[question_type] for question_type in types]).tolist()
+        units = {"accuracy": values, "pair_accuracy": self._pair_values(values)}
+        return {metric: 100 * sum(values) / len(values) for metric, values in units.items() if values}
 
     def gold(self, example_id: str) -> str:
         """The annotators' commonest answer, as the file words it."""
-        return self._items[example_id].common_answer
+        return self._judged.common[self._questions.rows[example_id]]
+
+    def best(self, example_id: str) -> str:
+        """An annotator's answer that no other answer beats."""
+        return self._judged.answers.best(self._questions.rows[example_id])
+
+    def worst(self, example_id: str) -> str:
+        """A string that no annotator of the split wrote, worth nothing."""
+        return self._nobodys_answer
+
+    def submission(self, predictions: Mapping[str, Prediction]) -> bytes:
+        """EvalAI's file: a JSON list of {"question_id": int, "answer": str} in the order of the questions.
+
+        EvalAI wants all 447,793 questions of test2015 in its test-dev phase, too: submit split "test" to either phase;
+        a file of split "test-dev" is for scoring elsewhere.
+        """
+        records = [
+            {"question_id": int(example_id), "answer": _answer(predictions, example_id)}
+            for example_id in self._questions.rows
+        ]
+        return json.dumps(records).encode()
+
+    def read_submission(self, path: Path, lenient: bool = False) -> list[Prediction]:
+        """Any system's file in that form; further keys of a record are not read.
+
+        VQAEval asserts on an id that is a string and breaks on an answer that is none, so `lenient` changes nothing.
+        """
+        image_ids = self.expected()
+        try:
+            return [
+                Prediction(str(question_id), image_ids.get(str(question_id), ""), answer, ())
+                for _, (question_id, answer) in stream_fields(path, None, question_id=int, answer=str)
+            ]
+        except AnnotationError as error:
+            raise InputError(str(error)) from None
 
     def annotation_files(self) -> tuple[Path, ...]:
-        """Questions, annotations."""
-        return self._questions_path, self._annotations_path
+        """Questions; then, if labelled, annotations and, where they are there, complementary pairs."""
+        return tuple(self._files)
 
+    @property
+    def _judged(self) -> _Labels:
+        if self._labels is None:
+            raise ConfigError(
+                f"{self.name} {self.split}: this split has no public labels, so nothing can be scored here; make a "
+                "submission file and hand it in"
+            )
+        return self._labels
 
-def _join(questions_path: Path, annotations_path: Path, subset: str) -> dict[str, _Item]:
-    """Every question with its annotation, in the order of the questions; each must have the other exactly once."""
-    questions = _by_id(questions_path, "questions")
-    annotations = _by_id(annotations_path, "annotations")
-    for path, ids, others, other_path in (
-        (questions_path, questions, annotations, annotations_path),
-        (annotations_path, annotations, questions, questions_path),
-    ):
-        for question_id in ids:
-            if question_id not in others:
-                raise AnnotationError(
-                    f"{path}: question_id {question_id} is not in {other_path.name}; take both files from one release"
-                )
-    return {
-        str(question_id): _item(
-            question,
-            f"{questions_path} question_id {question_id}",
-            annotations[question_id],
-            f"{annotations_path} question_id {question_id}",
-            subset,
+    @cached_property
+    def _nobodys_answer(self) -> str:
+        return self._judged.answers.nobodys()
+
+    def _pair_values(self, values: Sequence[float]) -> list[float]:
+        rows = self._questions.rows
+        return [float(values[rows[first]] == values[rows[second]] == 1.0) for first, second in self._judged.pairs]
+
+    def _read_labels(self) -> _Labels:
+        rows = self._questions.rows
+        labels = _Labels(
+            AnswerTable(len(rows), always_normalise=self.protocol_key == "always-normalise"),
+            common=[""] * len(rows),
+            groups=[{}] * len(rows),
+            order=[],
+            pairs=_read_pairs(self._files[2], self._files[0], rows) if len(self._files) > 2 else [],
         )
-        for question_id, question in questions.items()
-    }
+        _read_annotations(self._files[1], self._files[0], rows, labels)
+        return labels
 
 
-def _by_id(path: Path, key: str) -> dict[int, dict[str, Any]]:
-    records: dict[int, dict[str, Any]] = {}
-    for index, record in enumerate(field(read_json(path), key, list, str(path))):
-        question_id = field(record, "question_id", int, f"{path} {key}[{index}]")
-        if question_id in records:
-            raise AnnotationError(f"{path}: question_id {question_id} occurs twice; remove one of its records")
-        records[question_id] = record
-    if not records:
-        raise AnnotationError(f"{path}: {key!r} is empty; download it again")
-    return records
+def _answer(predictions: Mapping[str, Prediction], example_id: str) -> str:
+    answer = predictions[example_id].answer
+    if not isinstance(answer, str):
+        raise InputError(f"prediction of question {example_id}: answer {answer!r} is not a string")
+    return answer
 
 
-def _item(
-    question: dict[str, Any], where: str, annotation: dict[str, Any], annotation_where: str, subset: str
-) -> _Item:
-    annotators = field(annotation, "answers", list, annotation_where)
-    answers = [field(record, "answer", str, annotation_where) for record in annotators]
-    if not answers:
-        raise AnnotationError(f"{annotation_where}: no answers; this is not the official format")
-    if "multiple_choice_answer" in annotation:
-        common = field(annotation, "multiple_choice_answer", str, annotation_where)
-    else:
-        common = Counter(answers).most_common(1)[0][0]
-    return _Item(
-        image_id=f"COCO_{subset}_{field(question, 'image_id', int, where):012d}",
-        text=field(question, "question", str, where),
-        annotators=annotators,
-        common_answer=common,
-        groups={
-            "answer type": (field(annotation, "answer_type", str, annotation_where),),
-            "question type": (field(annotation, "question_type", str, annotation_where),),
-        },
+def _read_questions(path: Path, images: str) -> _Questions:
+    questions = _Questions({}, [], [])
+    image_ids: dict[int, str] = {}  # one string object an image
+    texts: dict[str, str] = {}  # and one a wording: complementary pairs share theirs
+    for _, fields in stream_fields(path, "questions", question_id=int, image_id=int, question=str):
+        question_id, image_id, text = fields
+        example_id = str(question_id)
+        if example_id in questions.rows:
+            raise _twice(path, question_id)
+        if image_id not in image_ids:
+            image_ids[image_id] = f"COCO_{images}_{image_id:012d}"
+        questions.rows[example_id] = len(questions.rows)
+        questions.image_ids.append(image_ids[image_id])
+        questions.texts.append(texts.setdefault(text, text))
+    if not questions.rows:
+        raise AnnotationError(f"{path}: 'questions' is empty; download it again")
+    return questions
+
+
+def _read_annotations(path: Path, questions_path: Path, rows: Mapping[str, int], labels: _Labels) -> None:
+    """Fill the rows of `labels`: each question must have exactly one annotation, in any order."""
+    answers: dict[str, str] = {}  # one string object a commonest answer
+    groups: dict[tuple[str, str], Groups] = {}  # one dictionary a combination
+    kinds = {"question_id": int, "answers": list, "answer_type": str, "question_type": str}
+    for record, (question_id, annotators, answer_type, question_type) in stream_fields(path, "annotations", **kinds):
+        example_id = str(question_id)
+        row = rows.get(example_id)
+        if row is None:
+            raise _not_in(path, question_id, questions_path)
+        if labels.groups[row]:
+            raise _twice(path, question_id)
+        _set_answers(labels.answers, row, annotators, f"{path} question_id {question_id}")
+        common = _common_answer(record, f"{path} question_id {question_id}")
+        labels.common[row] = answers.setdefault(common, common)
+        types = answer_type, question_type
+        if types not in groups:
+            groups[types] = {"answer type": (answer_type,), "question type": (question_type,)}
+        labels.groups[row] = groups[types]
+        labels.order.append(example_id)
+    for example_id, row in rows.items():
+        if not labels.groups[row]:
+            raise _not_in(questions_path, example_id, path)
+
+
+def _set_answers(table: AnswerTable, row: int, annotators: list[Any], where: str) -> None:
+    if not annotators:
+        raise AnnotationError(f"{where}: no answers; this is not the official format")
+    try:
+        table[row] = annotators
+    except (AttributeError, KeyError, TypeError):
+        for annotator in annotators:  # which of them is it?
+            field(annotator, "answer", str, where)
+        raise
+
+
+def _common_answer(record: dict[str, Any], where: str) -> str:
+    if "multiple_choice_answer" in record:
+        return field(record, "multiple_choice_answer", str, where)
+    common: str = Counter(annotator["answer"] for annotator in record["answers"]).most_common(1)[0][0]
+    return common
+
+
+def _read_pairs(path: Path, questions_path: Path, rows: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Pairs in file order, each once. All their questions must be there, in a slice of the benchmark, too: a pair that
+    is silently left out would change the score."""
+    pairs: dict[frozenset[str], tuple[str, str]] = {}
+    for index, pair in stream_list(path):
+        where = f"{path} [{index}]"
+        ids = [checked(question_id, int, where) for question_id in checked(pair, list, where)]
+        if len(ids) != 2 or ids[0] == ids[1]:
+            raise AnnotationError(f"{where}: {ids} is not a pair of questions; this is not the official format")
+        for question_id in ids:
+            if str(question_id) not in rows:
+                raise _not_in(path, question_id, questions_path)
+        first, second = map(str, ids)
+        pairs.setdefault(frozenset((first, second)), (first, second))
+    return list(pairs.values())
+
+
+def _not_in(path: Path, question_id: object, other: Path) -> AnnotationError:
+    return AnnotationError(
+        f"{path}: question_id {question_id} is not in {other.name}; take both files from one release, or cut both"
     )
+
+
+def _twice(path: Path, question_id: int) -> AnnotationError:
+    return AnnotationError(f"{path}: question_id {question_id} occurs twice; remove one of its records")
