@@ -9,10 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-WAITING: set[str] = {"vqa"}  # for `read_submission`
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -103,7 +99,3 @@ def _flickr30k_entities() -> Layout:
 
 
 LAYOUTS = {layout.task: layout for layout in (_vqa(), _vcr(), _nlvr2(), _flickr30k_entities())}
-
-_waits = pytest.mark.skip(reason="the task cannot read submissions yet")
-EVERY = [pytest.param(name, marks=_waits if name in WAITING else ()) for name in LAYOUTS]
-"""Every task, for `pytest.mark.parametrize`."""

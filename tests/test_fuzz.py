@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from layouts import LAYOUTS, WAITING
+from layouts import LAYOUTS
 
 from visualbert_core.errors import VisualBertCoreError
 from visualbert_core.evaluation.score import Mode, describe, read_answers, score
@@ -224,10 +224,6 @@ def run(name: str, folder: Path, cases: int) -> None:
     assert 0.01 * cases < results < 0.9 * cases
 
 
-_waits = pytest.mark.skip(reason="the task cannot read submissions yet")
-EVERY = [pytest.param(name, marks=_waits if of.task in WAITING else ()) for name, of in FORMATS.items()]
-
-
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """In memory where there is such a folder: most of a case's time is that of its files."""
@@ -236,14 +232,14 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", FORMATS)
 def test_a_sample_of_damaged_files(folder: Path, name: str) -> None:
     """A score or one line, whatever the damage."""
     run(name, folder, CASES["sample"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", FORMATS)
 def test_ten_thousand_damaged_files(folder: Path, name: str) -> None:
     """The same, 10,000 times a format."""
     run(name, folder, CASES["all"])

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, SmallNight
-from layouts import EVERY, LAYOUTS, Layout
+from layouts import LAYOUTS, Layout
 
 from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig, PoolConfig
@@ -60,7 +60,7 @@ def job(layout: Layout, folder: Path, text: str, *flags: str) -> subprocess.Comp
 # complete predictions
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_a_file_is_scored_by_the_job(tmp_path: Path, name: str) -> None:
     """One line in, one JSON object out with everything asked for; and the same as text."""
     layout = LAYOUTS[name]
@@ -80,7 +80,7 @@ def test_a_file_is_scored_by_the_job(tmp_path: Path, name: str) -> None:
     assert all(key in text.stdout for key in (*answer["official"], *answer["breakdown"]))
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_the_order_of_predictions_never_matters(tmp_path: Path, name: str) -> None:
     """A shuffled file gives the same document, byte for byte."""
     layout = LAYOUTS[name]
@@ -90,7 +90,7 @@ def test_the_order_of_predictions_never_matters(tmp_path: Path, name: str) -> No
     assert len({json.dumps(scored(task, tmp_path, layout.text(rows))) for rows in orders[:24]}) == 1
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_a_written_submission_scores_as_what_it_was_written_from(tmp_path: Path, name: str) -> None:
     """Read, written and read again, a file that holds all that the leaderboard asks for is worth the same."""
     layout = LAYOUTS[name]
@@ -148,7 +148,7 @@ def test_text_for_people(tmp_path: Path) -> None:
 # incomplete predictions
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("fault", ["missing", "duplicate", "unknown", "mistyped"])
 def test_no_score_without_full_coverage(tmp_path: Path, name: str, fault: str) -> None:
     """Whatever the benchmark, a fault means no score, exit code 3 and one line that names file and fault."""
@@ -217,7 +217,7 @@ def test_partial_predictions_leave_a_range(tmp_path: Path) -> None:
     assert "interval" not in done.stdout
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_a_range_holds_the_complete_score(tmp_path: Path, name: str) -> None:
     """However many answers are missing, the complete score lies in the range; without any answer it is all there is."""
     layout = LAYOUTS[name]
@@ -306,7 +306,7 @@ def made_run(folder: Path, task: Task, answers: Path, spec: Mapping[str, str] = 
     return folder
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_a_run_scores_as_its_file(tmp_path: Path, name: str) -> None:
     """Predictions from Parquet give the document of the file; what has to be said with the run is said."""
     layout = LAYOUTS[name]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from visualbert_core.errors import ConfigError, CoverageError
+from visualbert_core.errors import AnnotationError, ConfigError, CoverageError
 from visualbert_core.schema import Prediction, Score
 from visualbert_core.tasks import PAPERS, TASKS, Task, judge, open_task, summarize
 
@@ -139,3 +139,14 @@ def test_scoring_needs_no_torch_no_ray_no_pillow() -> None:
     code = "import sys, visualbert_core.tasks; print([m for m in ('torch', 'ray', 'PIL') if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_half_a_character_is_refused(tmp_path: Path) -> None:
+    """A lone surrogate, which JSON can escape but no text file can hold, is an error of its record; a pair is not."""
+    record = {"identifier": "dev-1-0-0", "sentence": "\N{DOG FACE}", "label": "True"}
+    path = tmp_path / "dev.json"
+    path.write_text(json.dumps(record))
+    assert next(open_task("nlvr2", tmp_path, "dev").examples()).text == "\N{DOG FACE}"  # type: ignore[union-attr]
+    path.write_text(json.dumps(record | {"sentence": "\ud83d"}))
+    with pytest.raises(AnnotationError, match=r"line 1 .*'\\ud83d' is half a character"):
+        open_task("nlvr2", tmp_path, "dev")

@@ -22,7 +22,6 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-
 LONGEST = 800
 """Characters of a message that `end` prints."""
 

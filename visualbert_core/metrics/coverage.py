@@ -24,14 +24,6 @@ class Lenient:
 
 
 @dataclass(frozen=True)
-class Lenient:
-    """What an official program silently does with ids that occur twice or that it does not know."""
-
-    duplicate: Literal["first", "last", "refuse"]
-    unknown: Literal["ignore", "refuse"]
-
-
-@dataclass(frozen=True)
 class Coverage:
     """How a set of predictions covers what is expected; ids in their order of expectation, or of appearance."""
 

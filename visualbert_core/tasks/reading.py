@@ -18,6 +18,7 @@ from visualbert_core.errors import AnnotationError, ConfigError
 
 T = TypeVar("T")
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may escape one, no file can hold it
 _JSON_NAMES = {str: "a string", int: "a whole number", list: "a list", dict: "an object"}
 
 
@@ -71,6 +72,10 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         at = f"line {error.lineno} column {error.colno}"
         raise AnnotationError(f"{where}: not JSON at {at} ({error.msg}); truncated? download it again") from None
+    except (ValueError, RecursionError):  # integers of thousands of digits, thousands of brackets
+        raise AnnotationError(
+            f"{where}: a number too long or lists too deep; this is not the official format"
+        ) from None
     return checked(parsed, dict, where)
 
 
@@ -88,6 +93,8 @@ def checked(value: Any, kind: type[T], where: str, key: str | None = None) -> T:
         raise AnnotationError(
             f"{where}: {subject} {type(value).__name__}, not {_JSON_NAMES[kind]}; this is not the official format"
         )
+    if isinstance(value, str) and not value.isascii() and _LONE_SURROGATE.search(value):
+        raise AnnotationError(f"{where}: {value!a} is half a character; correct the record")
     return value
 
 
