@@ -36,13 +36,14 @@ def main() -> int:
 
 def parse() -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder of the corpus, searched recursively")
+    parser.add_argument("--images", type=Path, required=True, help="folder, pattern, list of files or tar")
     parser.add_argument("--detector", type=Path, required=True, help="folder with config.json and model.safetensors")
     parser.add_argument("--out", type=Path, required=True, help="root of the feature stores")
     parser.add_argument("--corpus", help="name of the corpus (default: the images folder's name)")
     parser.add_argument("--boxes", choices=("none", "beside"), default="none", help="beside: use NAME.json, as in VCR")
     parser.add_argument("--batch-size", type=int, default=ExtractConfig.batch_size)
     parser.add_argument("--shard-size", type=int, default=ExtractConfig.shard_size, help="images per part, about")
+    parser.add_argument("--max-failures", type=int, help="exit 3 where more images than these are quarantined")
     parser.add_argument("--limit", type=int, help="only the first N images")
     parser.add_argument("--workers", type=int, help="actors at most (default: one per GPU, else one per CPU)")
     parser.add_argument("--gpus-per-worker", type=float)

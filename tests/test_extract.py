@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from PIL import Image as Pillow
 
 from visualbert_core.cluster import Pool
 from visualbert_core.config import ExtractConfig, PoolConfig
+from visualbert_core.corpus import list_images
 from visualbert_core.detector import Detection
-from visualbert_core.errors import CheckpointError, ShardError
+from visualbert_core.errors import CheckpointError, CoverageError, ShardError
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
-from visualbert_core.images import list_images, read_image
+from visualbert_core.images import read_image
 
 INLINE = PoolConfig(inline=True)
 
@@ -182,6 +183,24 @@ def test_bad_images_are_rows(world: World) -> None:
     assert failures.keys() == {"bad", "nan"}
     assert (failures["bad"].stage, failures["bad"].error) == ("decode", "UnidentifiedImageError")
     assert failures["nan"].stage == "features"
+
+
+def test_a_thousand_bad_images_among_a_thousand_good_ones(world: World) -> None:
+    """Every good image is a row and every bad one a failure row with its reason; a limit turns that into exit code 3,
+    and the features are kept."""
+    good = (world.pictures / "image00.png").read_bytes()
+    damage: list[Callable[[bytes], bytes]] = [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"GIF89a" + b[6:]]
+    for number in range(960):
+        (world.pictures / f"more{number}.png").write_bytes(good)
+    for number in range(1000):
+        (world.pictures / f"bad{number}.png").write_bytes(damage[number % 3](good))
+    store = world.extract(shard_size=500, batch_size=100)
+    failures = store.failures()
+    assert (len(store), len(failures)) == (1000, 1000)
+    assert all(failure.item_id.startswith("bad") and failure.message for failure in failures)
+    with pytest.raises(CoverageError, match=r"1,000 images quarantined, more than the 999 allowed"):
+        world.extract(shard_size=500, batch_size=100, max_failures=999)
+    assert len(world.extract(shard_size=500, batch_size=100, max_failures=1000)) == 1000
 
 
 def test_a_shard_of_bad_images_only_is_finished(world: World) -> None:

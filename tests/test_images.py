@@ -1,4 +1,4 @@
-"""Which files are images, what their ids are, and how each kind of file becomes RGB or a named failure."""
+"""How each kind of file becomes RGB or a named failure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 import xxhash
 from PIL import Image as Pillow
 
-from visualbert_core.errors import InputError
-from visualbert_core.images import DecodeError, image_shape, list_images, read_boxes, read_image
+from visualbert_core.images import DecodeError, image_shape, read_boxes, read_image
 from visualbert_core.schema import Image
 
 RAMP = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3) * 3
@@ -25,40 +24,6 @@ def saved(path: Path, picture: Pillow.Image, **options: object) -> Image:
 
 def ramp() -> Pillow.Image:
     return Pillow.fromarray(RAMP)
-
-
-def test_listing_is_recursive_sorted_and_case_insensitive(tmp_path: Path) -> None:
-    """Image files of any depth and case are found, others are not, and ids keep every dot but the suffix's."""
-    for name in ("b/x.y.JPG", "a/2.png", "1.jpeg", "z.webp", "notes.txt", "x.json", "c.tiff.bak"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    images = list_images(tmp_path, "none")
-    assert [image.image_id for image in images] == ["1", "2", "x.y", "z"]
-    assert images[2] == Image("x.y", str(tmp_path / "b/x.y.JPG"))
-
-
-def test_boxes_lie_beside_their_image(tmp_path: Path) -> None:
-    """VCR's layout: the metadata has the image's path with .json, whether or not it is there yet."""
-    (tmp_path / "3005_X@0.jpg").touch()
-    (image,) = list_images(tmp_path, "beside")
-    assert image.boxes_path == str(tmp_path / "3005_X@0.json")
-
-
-def test_two_files_of_one_id_are_refused(tmp_path: Path) -> None:
-    """The same name in two folders, or with two suffixes, would be one row: the error names both paths."""
-    for name in ("a/1.jpg", "b/1.png"):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).touch()
-    with pytest.raises(InputError, match=r"two images are called '1': .*1\.(jpg|png) and .*1\.(jpg|png)"):
-        list_images(tmp_path, "none")
-
-
-def test_no_images_is_an_error(tmp_path: Path) -> None:
-    """A missing folder, a file and an empty folder are bad input, never an empty corpus."""
-    with pytest.raises(InputError, match="is not a folder"):
-        list_images(tmp_path / "nowhere", "none")
-    with pytest.raises(InputError, match="has no images"):
-        list_images(tmp_path, "none")
 
 
 def test_pixels_and_digest(tmp_path: Path) -> None:

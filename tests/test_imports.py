@@ -21,7 +21,7 @@ ORDER = (
     {"evaluation"},
     {"features"},
     {"tasks", "models", "detector"},
-    {"images", "metrics", "cluster"},
+    {"images", "corpus", "metrics", "cluster"},
     {"supervision"},
     {"shards", "provenance"},
     {"schema"},

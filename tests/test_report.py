@@ -31,7 +31,7 @@ from visualbert_core.report.examples import choose
 from visualbert_core.report.html import render, write_report
 from visualbert_core.report.scores import SYNTHETIC
 from visualbert_core.report.terminal import print_table
-from visualbert_core.schema import Failure, Grounding, MultipleChoice, Prediction, Question, Regions, Statement
+from visualbert_core.schema import Failure, Grounding, Image, MultipleChoice, Prediction, Question, Regions, Statement
 from visualbert_core.shards import Part, ShardFolder, plan
 from visualbert_core.tasks import Task, open_task
 
@@ -97,12 +97,12 @@ def write_flickr(folder: Path) -> list[str]:
 WRITERS = {"vqa": write_vqa, "vcr": write_vcr, "nlvr2": write_nlvr2, "flickr30k_entities": write_flickr}
 
 
-def write_pictures(folder: Path, image_ids: Sequence[str]) -> dict[str, Path]:
+def write_pictures(folder: Path, image_ids: Sequence[str]) -> dict[str, Image]:
     folder.mkdir()
-    paths = {image_id: folder / f"{image_id}.png" for image_id in image_ids}
-    for path in paths.values():
-        Pillow.new("RGB", (WIDTH, HEIGHT), "teal").save(path)
-    return paths
+    images = {image_id: Image(image_id, str(folder / f"{image_id}.png")) for image_id in image_ids}
+    for image in images.values():
+        Pillow.new("RGB", (WIDTH, HEIGHT), "teal").save(image.path)
+    return images
 
 
 def write_store(root: Path, image_ids: Sequence[str], bad: Sequence[str] = ()) -> FeatureStore:
@@ -387,7 +387,7 @@ def test_thumbnails_are_small(cell: Any) -> None:
 def test_picture_that_cannot_be_read_is_said_to_be(cell: Any) -> None:
     """A picture that was moved since costs its thumbnail, not the page."""
     grounding = cell("flickr30k_entities")
-    grounding.images["7"].unlink()
+    Path(grounding.images["7"].path).unlink()
     del grounding.images["8"]
     page = render(DEMO, [grounding])
     assert "7 cannot be shown: No such file" in page

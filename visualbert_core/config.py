@@ -39,19 +39,21 @@ class ExtractConfig:
     """images → feature store. See jobs/extract_features.py."""
 
     images: Path
-    """Folder of the corpus."""
+    """The corpus: a folder, a pattern, a .txt or .lst list of files, or a .tar (see `corpus`)."""
     detector: Path
     """Detector folder."""
     out: Path
     """Root of the feature stores; this one becomes OUT/CORPUS/FINGERPRINT."""
     corpus: str | None = None
-    """Name of the corpus; default: the name of the images folder."""
+    """Name of the corpus; default: the name of the images folder, list or tar."""
     boxes: Literal["none", "beside"] = "none"
     """`beside`: take the boxes from NAME.json beside NAME.jpg, as VCR ships them, instead of detecting."""
     batch_size: int = 8
     shard_size: int = 1024
     limit: int | None = None
     """Only the first N images; the store then holds no more than these."""
+    max_failures: int | None = None
+    """Exit 3 where more images than these are quarantined; default: any number, said with the result."""
 
 
 @dataclass(frozen=True, kw_only=True)

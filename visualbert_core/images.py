@@ -1,71 +1,35 @@
-"""An image corpus on disk: which files it has, and how one becomes pixels.
+"""How an image of a corpus becomes pixels, and the boxes that come with it.
 
-Owns the id of an image (its file name without the suffix) and the one decode function of the library. A bad file is
-that image's failure (`DecodeError`), which the caller turns into a row; a file that cannot be reached is not (`OSError`
-goes through as it is): a broken mount must never look like a million bad images.
+Owns the one decode function of the library. A bad file is that image's failure (`DecodeError`), which the caller turns
+into a row; a file that cannot be reached is not (`OSError` goes through as it is): a broken mount must never look like
+a million bad images.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 import numpy as np
 import xxhash
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
-from visualbert_core.errors import InputError
 from visualbert_core.schema import Image
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
 
 
 class DecodeError(ValueError):
     """The bytes of this image, or of the boxes that come with it, cannot be used; the message is deterministic."""
 
 
-def list_images(root: str | Path, boxes: Literal["none", "beside"] = "none") -> list[Image]:
-    """Every image file at or below `root`, sorted by id. With boxes "beside", each has its boxes in the JSON of the
-    same name (VCR's layout); one that is missing is that image's failure later.
-
-    Raises InputError where the folder is missing or has no image, or naming two files of one id.
-    """
-    by_id: dict[str, Image] = {}
-    for path in _files(Path(root).absolute()):
-        image_id = path.name[: -len(path.suffix)]
-        boxes_path = str(path.with_suffix(".json")) if boxes == "beside" else None
-        if image_id in by_id:
-            raise InputError(f"two images are called {image_id!r}: {by_id[image_id].path} and {path}; rename one")
-        by_id[image_id] = Image(image_id, str(path), boxes_path)
-    if not by_id:
-        raise InputError(f"{root} has no images ({' '.join(sorted(SUFFIXES))}): name the folder that holds them")
-    return [by_id[image_id] for image_id in sorted(by_id)]
-
-
-def _files(root: Path) -> Iterator[Path]:
-    if not root.is_dir():
-        raise InputError(f"{root} is not a folder: name the folder that holds the images")
-    # os.walk skips a folder that it cannot read unless told otherwise, and the corpus would silently be smaller.
-    for folder, _, names in os.walk(root, onerror=_raise, followlinks=True):
-        for name in names:
-            if Path(name).suffix.lower() in SUFFIXES:
-                yield Path(folder, name)
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
 def image_shape(image: Image) -> tuple[int, int]:
     """(H, W) in pixels from the file's header, without decoding it. Raises DecodeError, OSError."""
     with Path(image.path).open("rb") as file, _blame(image.path):
-        width, height = _open(file).size
+        width, height = _open(file if image.size is None else BytesIO(_bytes(image))).size
     return height, width
 
 
@@ -79,7 +43,7 @@ def read_image(image: Image) -> tuple[np.ndarray, str]:
     Raises DecodeError for bytes that are no image, cut short, or larger than Pillow's decompression-bomb limit, and
     OSError where the file cannot be read.
     """
-    data = Path(image.path).read_bytes()
+    data = _bytes(image)
     with _blame(image.path):
         pixels = np.array(_rgb(_open(BytesIO(data))))
     return pixels, xxhash.xxh3_128_hexdigest(data)
@@ -102,6 +66,12 @@ def read_boxes(path: str | Path) -> np.ndarray:
     if boxes.shape[1:] != (4,) or not np.isfinite(boxes).all():
         raise DecodeError(f"{Path(path).name} has boxes that are not four finite numbers")
     return boxes
+
+
+def _bytes(image: Image) -> bytes:
+    with Path(image.path).open("rb") as file:
+        file.seek(image.start)
+        return file.read(-1 if image.size is None else image.size)
 
 
 def _open(file: IO[bytes]) -> Pillow.Image:

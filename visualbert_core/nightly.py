@@ -24,11 +24,11 @@ from visualbert_core.config import (
     nearest,
     read_yaml,
 )
+from visualbert_core.corpus import list_images
 from visualbert_core.errors import ConfigError, CoverageError, VisualBertCoreError
 from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
-from visualbert_core.images import list_images
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.html import write_report
 from visualbert_core.tasks import TASKS, open_task
@@ -139,7 +139,7 @@ def _cell(
     if isinstance(store, VisualBertCoreError):
         return ReportCell(title, None, None, {}, None, error=f"corpus {cell.corpus}: {store}")
     corpus = config.corpora[cell.corpus]
-    images = {image.image_id: Path(image.path) for image in list_images(corpus.images)}
+    images = {image.image_id: image for image in list_images(corpus.images)}
     own, wrong = (_evaluate_config(config, cell, store, regions) for regions in ("own", "wrong-image"))
     try:
         task = open_task(cell.task, cell.annotations, cell.split)

@@ -22,12 +22,16 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Image:
-    """One file of a corpus. `image_id` is the file name without its suffix; `boxes_path` is a VCR-style metadata
-    JSON whose boxes are to be used instead of the detector's own."""
+    """One image of a corpus: a file, or `size` bytes of one from byte `start` on (a member of a tar).
+
+    `image_id` is its name without the suffix; `boxes_path` is a VCR-style metadata JSON whose boxes are to be used
+    instead of the detector's own."""
 
     image_id: str
     path: str
     boxes_path: str | None = None
+    start: int = 0
+    size: int | None = None
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,11 @@ import numpy as np
 
 from visualbert_core.cluster import Pool
 from visualbert_core.config import ExtractConfig
+from visualbert_core.corpus import corpus_name, list_images
 from visualbert_core.detector import Detection, Detector, load_detector
-from visualbert_core.errors import CheckpointError
+from visualbert_core.errors import CheckpointError, CoverageError
 from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
-from visualbert_core.images import DecodeError, image_shape, list_images, read_boxes, read_image
+from visualbert_core.images import DecodeError, image_shape, read_boxes, read_image
 from visualbert_core.provenance import differences, digest_json
 from visualbert_core.schema import SCHEMA_VERSION, Failure, Image, Regions
 from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan, publish
@@ -56,12 +57,12 @@ def extract(config: ExtractConfig, pool: Pool, load: LoadDetector = load_detecto
     Run the same line again to resume; a finished store is opened at once. Images that cannot be decoded are counted
     in the store's manifest and listed by `FeatureStore.failures`.
 
-    Raises InputError for a folder without images, CheckpointError for a detector that does not load, ShardError where
-    a shard could not be computed.
+    Raises InputError for a corpus without images, CheckpointError for a detector that does not load, ShardError where
+    a shard could not be computed, CoverageError for more failed images than `max_failures`.
     """
     images = {image.image_id: image for image in list_images(config.images, config.boxes)[: config.limit]}
     detector, out = config.detector.absolute(), config.out.absolute()  # workers may stand elsewhere
-    corpus = config.corpus or config.images.absolute().name
+    corpus = config.corpus or corpus_name(config.images)
     fingerprint = full_fingerprint(load(detector, "cpu"), config.boxes)
     folder = ShardFolder(store_folder(out, corpus, fingerprint))
     publish(folder.root / "fingerprint.json", json.dumps(fingerprint, indent=1, sort_keys=True).encode())
@@ -73,7 +74,14 @@ def extract(config: ExtractConfig, pool: Pool, load: LoadDetector = load_detecto
     make_worker = partial(FeatureWorker, detector, folder.root, fingerprint, config.batch_size, load)
     pool.run(make_worker, folder.pending(shards), f"features of {corpus}")
     folder.finish(shards, {"corpus": corpus, "fingerprint": fingerprint})
-    return FeatureStore.open(folder.root)
+    store = FeatureStore.open(folder.root)
+    failed = len(store.failures())
+    if config.max_failures is not None and failed > config.max_failures:
+        raise CoverageError(
+            f"{folder.root}: {failed:,} images quarantined, more than the {config.max_failures:,} allowed; the others' "
+            "features are kept"
+        )
+    return store
 
 
 def full_fingerprint(detector: Detector, boxes: str) -> dict[str, Any]:

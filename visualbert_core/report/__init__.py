@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from visualbert_core.evaluation.run import Run
 from visualbert_core.features.store import FeatureStore
+from visualbert_core.schema import Image
 from visualbert_core.tasks import Task
 
 
@@ -22,7 +22,7 @@ class ReportCell:
     title: str
     task: Task | None
     store: FeatureStore | None
-    images: Mapping[str, Path]
+    images: Mapping[str, Image]
     run: Run | None
     baseline: Run | None = None
     error: str | None = None

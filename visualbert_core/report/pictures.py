@@ -9,7 +9,6 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 
 from PIL import Image as Pillow
 
@@ -35,12 +34,12 @@ class Box:
     """How many boxes in the same place are drawn before this one: it is drawn so much smaller, to be seen as well."""
 
 
-def picture(path: Path | None, regions: Regions, boxes: Sequence[Box], alt: str) -> Html:
+def picture(image: Image | None, regions: Regions, boxes: Sequence[Box], alt: str) -> Html:
     """The image of `regions` with `boxes` over it; an empty frame that says why where it cannot be shown."""
     try:
-        if path is None:
+        if image is None:
             raise FileNotFoundError("its file is not known here")
-        source = _thumbnail(path, regions.image_id)
+        source = _thumbnail(image)
     except (DecodeError, OSError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         content = tag("span", f"{regions.image_id} cannot be shown: {why}", class_="missing")
@@ -64,8 +63,8 @@ def colour_class(colour: int) -> str:
     return f"c{colour % COLOURS}"
 
 
-def _thumbnail(path: Path, image_id: str) -> str:
-    pixels, _ = read_image(Image(image_id, str(path)))
+def _thumbnail(image: Image) -> str:
+    pixels, _ = read_image(image)
     small = Pillow.fromarray(pixels)
     small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Pillow.Resampling.LANCZOS)
     buffer = BytesIO()

@@ -1,4 +1,4 @@
-"""A head's network made ready to answer: packed sequences in, logits out, several times the padded forward's speed.
+"""A head's network made ready to answer: packed sequences in, logits out, without the work that no answer needs.
 
 Owns what inference may do differently from `heads` without changing an answer (float32: to about 1e-6):
 

@@ -1,0 +1,138 @@
+"""Which images a corpus has, from every kind of source, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+from PIL import Image as Pillow
+
+from visualbert_core.corpus import list_images
+from visualbert_core.errors import InputError
+from visualbert_core.images import DecodeError, image_shape, read_image
+from visualbert_core.schema import Image
+
+
+def test_listing_is_recursive_sorted_and_case_insensitive(tmp_path: Path) -> None:
+    """Image files of any depth and case are found, others are not, and ids keep every dot but the suffix's."""
+    for name in ("b/x.y.JPG", "a/2.png", "1.jpeg", "z.webp", "notes.txt", "x.json", "c.tiff.bak"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    images = list_images(tmp_path, "none")
+    assert [image.image_id for image in images] == ["1", "2", "x.y", "z"]
+    assert images[2] == Image("x.y", str(tmp_path / "b/x.y.JPG"))
+
+
+def test_boxes_lie_beside_their_image(tmp_path: Path) -> None:
+    """VCR's layout: the metadata has the image's path with .json, whether or not it is there yet."""
+    (tmp_path / "3005_X@0.jpg").touch()
+    (image,) = list_images(tmp_path, "beside")
+    assert image.boxes_path == str(tmp_path / "3005_X@0.json")
+
+
+def test_two_files_of_one_id_are_refused(tmp_path: Path) -> None:
+    """The same name in two folders, or with two suffixes, would be one row: the error names both paths."""
+    for name in ("a/1.jpg", "b/1.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"two images are called '1': .*1\.(jpg|png) and .*1\.(jpg|png)"):
+        list_images(tmp_path, "none")
+
+
+def test_no_images_is_an_error(tmp_path: Path) -> None:
+    """A missing folder, a file and an empty folder are bad input, never an empty corpus."""
+    with pytest.raises(InputError, match="is no folder, pattern, list or tar"):
+        list_images(tmp_path / "nowhere", "none")
+    with pytest.raises(InputError, match="has no images"):
+        list_images(tmp_path, "none")
+
+
+def test_patterns(tmp_path: Path) -> None:
+    """A pattern takes the files that it matches and passes over what is no image."""
+    for name in ("a1.jpg", "a2.png", "b1.jpg", "a3.txt", "deep/a4.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [image.image_id for image in list_images(tmp_path / "a*")] == ["a1", "a2"]
+    assert [image.image_id for image in list_images(f"{tmp_path}/**/a?.jpg")] == ["a1", "a4"]
+    with pytest.raises(InputError, match="has no images"):
+        list_images(tmp_path / "c*")
+
+
+def test_lists(tmp_path: Path) -> None:
+    """A list has a path a line, relative to itself or absolute; blank lines count for nothing."""
+    for name in ("in/1.jpg", "2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    path = tmp_path / "val.txt"
+    path.write_text(f"in/1.jpg\n\n{tmp_path / '2.png'}\n")
+    assert list_images(path) == [Image("1", str(tmp_path / "in/1.jpg")), Image("2", str(tmp_path / "2.png"))]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [("3.jpg", r"val\.txt line 2: .*3\.jpg is not there"), ("1.gz", r"line 2: '1\.gz' does not end like an image")],
+)
+def test_lists_that_are_wrong(tmp_path: Path, line: str, says: str) -> None:
+    """A line that names no image is refused by number: a corpus is never silently smaller than its list."""
+    (tmp_path / "1.jpg").touch()
+    (tmp_path / "val.txt").write_text(f"1.jpg\n{line}\n")
+    with pytest.raises(InputError, match=says):
+        list_images(tmp_path / "val.txt")
+
+
+def packed(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, data in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def png(value: int, size: tuple[int, int] = (4, 6)) -> bytes:
+    buffer = io.BytesIO()
+    Pillow.new("RGB", size, (value, 0, 9)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_tars(tmp_path: Path) -> None:
+    """Members of tar shards are read where they lie, pixels and digest as of the files themselves."""
+    packed(tmp_path / "s-0.tar", {"a/x.1.png": png(1), "a/x.1.json": b"{}", "a/._x.1.png": b"mac"})
+    packed(tmp_path / "s-1.tar", {"y.png": png(2, (3, 5)), "broken.png": png(3)[:40]})
+    broken, x, y = list_images(tmp_path / "s-*.tar")
+    assert [image.image_id for image in (broken, x, y)] == ["broken", "x.1", "y"]
+    for image, value, shape in ((x, 1, (6, 4)), (y, 2, (5, 3))):
+        pixels, digest = read_image(image)
+        assert (pixels == np.array([value, 0, 9])).all()
+        assert image_shape(image) == pixels.shape[:2] == shape
+        assert digest == xxhash.xxh3_128_hexdigest(png(value, shape[::-1]))
+    with pytest.raises(DecodeError):
+        read_image(broken)
+    assert list_images(tmp_path / "s-1.tar") == [broken, y]
+
+
+def test_tars_that_are_refused(tmp_path: Path) -> None:
+    """Compressed or damaged tars, one id in two tars, and boxes beside members are errors that say where."""
+    one = packed(tmp_path / "1.tar", {"a.png": png(1)})
+    packed(tmp_path / "2.tar", {"b/a.png": png(2)})
+    with pytest.raises(InputError, match=r"two images are called 'a': .*1\.tar at byte 512 and .*2\.tar at byte 512"):
+        list_images(tmp_path / "*.tar")
+    with pytest.raises(InputError, match=r"boxes beside the images are read from folders"):
+        list_images(one, "beside")
+    packed(tmp_path / "z.tar", {"a.png": png(1)}, "w:gz")
+    with pytest.raises(InputError, match=r"z\.tar: cannot be read as an uncompressed tar"):
+        list_images(tmp_path / "z.tar")
+    (tmp_path / "cut.tar").write_bytes(one.read_bytes()[:300])
+    with pytest.raises(InputError, match=r"cut\.tar: cannot be read as an uncompressed tar"):
+        list_images(tmp_path / "cut.tar")
+
+
+def test_tars_among_the_files_of_a_folder_are_left_alone(tmp_path: Path) -> None:
+    """A folder is its image files: an archive of them that lies there, too, is no second copy."""
+    (tmp_path / "a.png").write_bytes(png(1))
+    packed(tmp_path / "all.tar", {"a.png": png(1)})
+    assert list_images(tmp_path) == [Image("a", str(tmp_path / "a.png"))]
