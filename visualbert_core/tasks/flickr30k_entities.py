@@ -62,7 +62,7 @@ class Flickr30kEntitiesTask:
     name = "flickr30k_entities"
     headline = "recall@1"
     labelled = True
-    submission_name = "flickr30k_entities_predictions.json"
+    submission_name = "submission.json"
     lenient = Lenient(duplicate="first", unknown="ignore")
 
     def __init__(self, annotations: Path, split: str, protocol: str | None = None) -> None:
