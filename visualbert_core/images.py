@@ -8,18 +8,18 @@ a million bad images.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import xxhash
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
-from visualbert_core.schema import Image
+from visualbert_core.schema import GivenObjects, Image
 
 
 class DecodeError(ValueError):
@@ -55,17 +55,55 @@ def read_boxes(path: str | Path) -> np.ndarray:
     Returns float32 [R, 4] xyxy in pixels: region 0 is the whole image [0, 0, W, H], object i is region i + 1.
     Raises DecodeError where the file is missing or malformed, OSError where it cannot be read.
     """
-    try:
-        record = json.loads(Path(path).read_bytes())
+    return _boxes(_metadata(path), path)
+
+
+def read_objects(path: str | Path, classes: Sequence[str]) -> GivenObjects:
+    """Boxes, classes and outlines of a VCR metadata file: as above, and "names": [class, …], "segms": [[polygon, …], …]
+    with polygons [[x, y], …]. A label is the index of the name in `classes`, that of the whole image is 0.
+
+    Raises DecodeError as above, and for a name that is not among `classes`.
+    """
+    record = _metadata(path)
+    boxes = _boxes(record, path)
+    width, height = boxes[0, 2:].tolist()
+    with _blame_metadata(path):
+        names = [str(name) for name in record["names"]]
+        outlines = [[np.array(polygon, np.float64) for polygon in outline] for outline in record["segms"]]
+    if not len(names) == len(outlines) == len(boxes) - 1:
+        found = f"{len(boxes) - 1} boxes, {len(names)} names and {len(outlines)} segms"
+        raise DecodeError(f"{Path(path).name} has {found}: each object needs one of each")
+    if any(p.shape[1:] != (2,) or not np.isfinite(p).all() for outline in outlines for p in outline):
+        raise DecodeError(f"{Path(path).name} has segms that are not polygons of finite points")
+    if unknown := sorted(set(names) - set(classes)):
+        raise DecodeError(f"{Path(path).name} names {unknown[0]!r}, which is no class of the detector")
+    labels = np.array([0, *map(list(classes).index, names)], np.int16)
+    whole = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64)
+    return GivenObjects(boxes, labels, ((whole,), *map(tuple, outlines)))
+
+
+def _boxes(record: Any, path: str | Path) -> np.ndarray:
+    with _blame_metadata(path):
         objects = [box[:4] for box in record["boxes"]]
         boxes = np.array([[0, 0, record["width"], record["height"]], *objects], np.float32)
+    if boxes.shape[1:] != (4,) or not np.isfinite(boxes).all():
+        raise DecodeError(f"{Path(path).name} has boxes that are not four finite numbers")
+    return boxes
+
+
+def _metadata(path: str | Path) -> Any:
+    with _blame_metadata(path):
+        return json.loads(Path(path).read_bytes())
+
+
+@contextmanager
+def _blame_metadata(path: str | Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError as error:
         raise DecodeError(f"{Path(path).name} with its boxes is missing") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DecodeError(f"{Path(path).name} is not a VCR metadata file: {error!r}") from error
-    if boxes.shape[1:] != (4,) or not np.isfinite(boxes).all():
-        raise DecodeError(f"{Path(path).name} has boxes that are not four finite numbers")
-    return boxes
 
 
 def _bytes(image: Image) -> bytes:

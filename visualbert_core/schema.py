@@ -35,6 +35,15 @@ class Image:
 
 
 @dataclass(frozen=True)
+class GivenObjects:
+    """Objects that somebody marked in one image, with their classes and outlines. The first is the whole image."""
+
+    boxes: np.ndarray  # float32 [R, 4] xyxy, original pixels
+    labels: np.ndarray  # int16 [R], detector classes
+    outlines: tuple[tuple[np.ndarray, ...], ...]  # R times the polygons float64 [N, 2] xy of an object, original pixels
+
+
+@dataclass(frozen=True)
 class Regions:
     """The detector's answer for one image, and one row of the feature store."""
 

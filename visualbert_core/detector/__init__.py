@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+
+from visualbert_core.config import read_json
+from visualbert_core.errors import CheckpointError, ConfigError
+from visualbert_core.schema import GivenObjects
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,36 @@ class Detector(Protocol):
         """
 
 
+@runtime_checkable
+class ObjectEncoder(Protocol):
+    """A detector that finds nothing itself, but encodes objects that somebody marked, with their classes and outlines
+    (VCR). Extraction gives it those instead of bare boxes."""
+
+    classes: Sequence[str]
+    """Class names by label; class 0 is the whole image's."""
+
+    def encode(self, images: Sequence[np.ndarray], objects: Sequence[GivenObjects]) -> list[Detection]:
+        """The given objects of images of one shape, uint8 [H, W, 3] RGB each, in their order."""
+
+
+_BUILDERS = {
+    "pythia_fpn": ("fpn", "FPNDetector"),
+    "detectron_fpn": ("fpn", "FPNDetector"),
+    "r2c_resnet50": ("r2c_resnet50", "R2CDetector"),
+}
+"""`builder` of a folder's config.json → module, class; any other is a builder of torchvision's."""
+
+
 def load_detector(folder: str | Path, device: str | None = None) -> Detector:
     """Open a detector folder (`config.json` + `model.safetensors`) on `device` (default: CUDA where there is one).
 
     Raises CheckpointError naming the file that is missing or does not fit.
     """
-    from visualbert_core.detector.torchvision_rcnn import TorchvisionRCNN
-
-    return TorchvisionRCNN.from_pretrained(folder, device=device)
+    try:
+        config = read_json(Path(folder) / "config.json")
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: not a detector folder: {error}") from error
+    builder = config.get("builder") if isinstance(config, dict) else None
+    module, name = _BUILDERS.get(str(builder), ("torchvision_rcnn", "TorchvisionRCNN"))
+    detector: Detector = getattr(import_module(f"{__name__}.{module}"), name).from_pretrained(folder, device=device)
+    return detector

@@ -22,12 +22,12 @@ import numpy as np
 from visualbert_core.cluster import Pool
 from visualbert_core.config import ExtractConfig
 from visualbert_core.corpus import corpus_name, list_images
-from visualbert_core.detector import Detection, Detector, load_detector
-from visualbert_core.errors import CheckpointError, CoverageError
+from visualbert_core.detector import Detection, Detector, ObjectEncoder, load_detector
+from visualbert_core.errors import CheckpointError, ConfigError, CoverageError
 from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
-from visualbert_core.images import DecodeError, image_shape, read_boxes, read_image
+from visualbert_core.images import DecodeError, image_shape, read_boxes, read_image, read_objects
 from visualbert_core.provenance import differences, digest_json
-from visualbert_core.schema import SCHEMA_VERSION, Failure, Image, Regions
+from visualbert_core.schema import SCHEMA_VERSION, Failure, GivenObjects, Image, Regions
 from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan, publish
 
 DECODERS = 4  # threads per shard
@@ -47,7 +47,7 @@ class ImageShard(Shard):
 class _Loaded:
     image: Image
     pixels: np.ndarray
-    boxes: np.ndarray | None
+    given: np.ndarray | GivenObjects | None
     digest: str
 
 
@@ -57,13 +57,17 @@ def extract(config: ExtractConfig, pool: Pool, load: LoadDetector = load_detecto
     Run the same line again to resume; a finished store is opened at once. Images that cannot be decoded are counted
     in the store's manifest and listed by `FeatureStore.failures`.
 
-    Raises InputError for a corpus without images, CheckpointError for a detector that does not load, ShardError where
-    a shard could not be computed, CoverageError for more failed images than `max_failures`.
+    Raises InputError for a corpus without images, ConfigError for a detector that needs boxes and is given none,
+    CheckpointError for a detector that does not load, ShardError where a shard could not be computed, CoverageError for
+    more failed images than `max_failures`.
     """
     images = {image.image_id: image for image in list_images(config.images, config.boxes)[: config.limit]}
     detector, out = config.detector.absolute(), config.out.absolute()  # workers may stand elsewhere
     corpus = config.corpus or corpus_name(config.images)
-    fingerprint = full_fingerprint(load(detector, "cpu"), config.boxes)
+    probe = load(detector, "cpu")
+    if config.boxes == "none" and isinstance(probe, ObjectEncoder):
+        raise ConfigError(f"{config.detector} finds no objects, it encodes given ones: add --boxes beside")
+    fingerprint = full_fingerprint(probe, config.boxes)
     folder = ShardFolder(store_folder(out, corpus, fingerprint))
     publish(folder.root / "fingerprint.json", json.dumps(fingerprint, indent=1, sort_keys=True).encode())
     salt = f"{SCHEMA_VERSION}:{digest_json(fingerprint)}"
@@ -123,7 +127,7 @@ class FeatureWorker:
         with ThreadPoolExecutor(DECODERS) as threads:
             shapes = dict(zip(shard.images, threads.map(_shape, shard.images), strict=True))
             for batch in _batches(shapes, self.batch_size):
-                answers = list(threads.map(_load, batch, [shapes[image] for image in batch]))
+                answers = list(threads.map(self._load, batch, [shapes[image] for image in batch]))
                 outcomes |= {answer.item_id: answer for answer in answers if isinstance(answer, Failure)}
                 outcomes |= self._detect([answer for answer in answers if isinstance(answer, _Loaded)])
         ordered = [outcomes[item] for item in shard.items]
@@ -135,11 +139,37 @@ class FeatureWorker:
     def _detect(self, batch: Sequence[_Loaded]) -> dict[str, Regions | Failure]:
         if not batch:
             return {}
-        boxes = [loaded.boxes for loaded in batch if loaded.boxes is not None] or None
+        pixels = [loaded.pixels for loaded in batch]
+        objects = [loaded.given for loaded in batch if isinstance(loaded.given, GivenObjects)]
+        boxes = [loaded.given for loaded in batch if isinstance(loaded.given, np.ndarray)] or None
         with self.lock:
-            detections = self.detector.detect([loaded.pixels for loaded in batch], boxes)
+            if objects and isinstance(self.detector, ObjectEncoder):
+                detections = self.detector.encode(pixels, objects)
+            else:
+                detections = self.detector.detect(pixels, boxes)
         pairs = zip(batch, detections, strict=True)
         return {loaded.image.image_id: _row(loaded, detection) for loaded, detection in pairs}
+
+    def _load(self, image: Image, shape: tuple[int, int] | None) -> _Loaded | Failure:
+        name = Path(image.path).name
+        try:
+            pixels, digest = read_image(image)
+            height, width = pixels.shape[:2]
+            if (height, width) != shape:
+                raise DecodeError(f"{name} decodes to {width} × {height}, but its header says otherwise")
+            given = None if image.boxes_path is None else self._read_given(image.boxes_path)
+            boxes = given.boxes if isinstance(given, GivenObjects) else given
+            if boxes is not None and boxes[0].tolist() != [0, 0, width, height]:
+                theirs = "{:g} × {:g}".format(*boxes[0, 2:])
+                raise DecodeError(f"{name} is {width} × {height}, but its boxes are for {theirs}")
+        except DecodeError as error:
+            return Failure(image.image_id, "decode", type(error.__cause__ or error).__name__, str(error))
+        return _Loaded(image, pixels, given, digest)
+
+    def _read_given(self, path: str) -> np.ndarray | GivenObjects:
+        if isinstance(self.detector, ObjectEncoder):
+            return read_objects(path, self.detector.classes)
+        return read_boxes(path)
 
 
 def _shape(image: Image) -> tuple[int, int] | None:
@@ -158,21 +188,6 @@ def _batches(shapes: dict[Image, tuple[int, int] | None], size: int) -> Iterator
         members = iter(group)
         while batch := list(islice(members, size)):
             yield batch
-
-
-def _load(image: Image, shape: tuple[int, int] | None) -> _Loaded | Failure:
-    try:
-        pixels, digest = read_image(image)
-        height, width = pixels.shape[:2]
-        if (height, width) != shape:
-            raise DecodeError(f"{Path(image.path).name} decodes to {width} × {height}, but its header says otherwise")
-        boxes = None if image.boxes_path is None else read_boxes(image.boxes_path)
-        if boxes is not None and boxes[0].tolist() != [0, 0, width, height]:
-            theirs = "{:g} × {:g}".format(*boxes[0, 2:])
-            raise DecodeError(f"{Path(image.path).name} is {width} × {height}, but its boxes are for {theirs}")
-    except DecodeError as error:
-        return Failure(image.image_id, "decode", type(error.__cause__ or error).__name__, str(error))
-    return _Loaded(image, pixels, boxes, digest)
 
 
 def _row(loaded: _Loaded, detection: Detection) -> Regions | Failure:

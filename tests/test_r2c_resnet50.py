@@ -1,0 +1,181 @@
+"""VCR's encoder of given objects: what r2c answers, from VCR's metadata to the store."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from published import picture, random_tensor
+from safetensors.torch import save_file
+
+from visualbert_core.cluster import Pool
+from visualbert_core.config import ExtractConfig, PoolConfig
+from visualbert_core.detector import ObjectEncoder, load_detector
+from visualbert_core.detector.r2c_resnet50 import (
+    CLASSES,
+    R2CConfig,
+    R2CDetector,
+    convert_r2c_resnet50,
+    inside,
+    masks_of,
+)
+from visualbert_core.errors import CheckpointError, ConfigError
+from visualbert_core.features.extract import extract
+from visualbert_core.images import DecodeError, read_objects
+from visualbert_core.schema import GivenObjects
+
+GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "r2c_features.json").read_text())
+CONFIG = R2CConfig(blocks=(1, 1, 1, 1), feature_size=24)
+
+
+def weights() -> dict[str, torch.Tensor]:
+    """The random weights behind the golden values, as our checkpoint converter keeps them."""
+    found = {name: random_tensor((seed or [name])[0], shape) for name, shape, *seed in GOLDEN["tensors"]}
+    return {name: tensor.long() if name.endswith("tracked") else tensor for name, tensor in found.items()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("r2c")
+    save_file(weights(), root / "detector.safetensors")
+    convert_r2c_resnet50(root / "detector.safetensors", root / "folder", CONFIG)
+    return root / "folder"
+
+
+@pytest.fixture(scope="module")
+def detector(folder: Path) -> R2CDetector:
+    found = load_detector(folder, "cpu")
+    assert isinstance(found, R2CDetector)
+    assert isinstance(found, ObjectEncoder)
+    return found
+
+
+def marked(root: Path, index: int) -> tuple[np.ndarray, GivenObjects]:
+    """A golden picture and its objects, by way of a metadata file."""
+    record = GOLDEN["metadata"][index]
+    (root / "image.json").write_text(json.dumps(record))
+    return picture(index, record["height"], record["width"]), read_objects(root / "image.json", CLASSES)
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_features_are_r2cs(detector: R2CDetector, tmp_path: Path, index: int) -> None:
+    """Metadata and picture in, and out come the classes, masks, probabilities and features of the published code, the
+    whole image first: landscape, portrait and a strip."""
+    answer = GOLDEN["regions"][index]
+    pixels, objects = marked(tmp_path, index)
+    found = detector.encode([pixels], [objects])[0]
+    masks = ["".join(str(int(bit)) for bit in mask.ravel()) for mask in masks_of(objects, 14)]
+    assert masks == answer["masks"]
+    assert found.labels.tolist() == answer["labels"]
+    assert found.boxes.tolist() == objects.boxes.tolist()
+    np.testing.assert_allclose(found.scores, answer["scores"], atol=1e-5)
+    np.testing.assert_allclose(found.features, answer["features"], atol=1e-4)
+
+
+def test_a_batch_changes_nothing(detector: R2CDetector, tmp_path: Path) -> None:
+    """Images give together what each gives alone."""
+    pixels, objects = marked(tmp_path, 0)
+    images = [pixels, pixels[::-1].copy(), pixels[:, ::-1].copy()]
+    for image, together in zip(images, detector.encode(images, [objects] * 3), strict=True):
+        alone = detector.encode([image], [objects])[0]
+        np.testing.assert_allclose(together.features, alone.features, atol=1e-5)
+
+
+def test_class_and_outline_count(detector: R2CDetector, tmp_path: Path) -> None:
+    """Another class or outline of the same box is another feature."""
+    pixels, objects = marked(tmp_path, 0)
+    relabelled = GivenObjects(objects.boxes, objects.labels[[0, 2, 1, 3]], objects.outlines)
+    bare = GivenObjects(objects.boxes, objects.labels, (objects.outlines[0], (), (), ()))
+    first, second, third = (detector.encode([pixels], [o])[0].features for o in (objects, relabelled, bare))
+    assert np.abs(first[1] - second[1]).max() > 1e-2
+    assert np.abs(first[1] - third[1]).max() > 1e-2
+    np.testing.assert_allclose(first[0], second[0], atol=1e-6)
+
+
+def test_bare_boxes_are_encoded_as_the_whole_image_is(detector: R2CDetector, tmp_path: Path) -> None:
+    """Without class and outline: class 0 and a full mask, the box where it is; without boxes there is no answer."""
+    pixels, objects = marked(tmp_path, 0)
+    (found,) = detector.detect([pixels], [objects.boxes])
+    assert found.labels.tolist() == [0, 0, 0, 0]
+    np.testing.assert_allclose(found.features[0], detector.encode([pixels], [objects])[0].features[0], atol=1e-2)
+    with pytest.raises(ConfigError, match="finds no objects"):
+        detector.detect([pixels])
+
+
+def test_a_polygon_holds_what_is_inside() -> None:
+    """Even-odd rule, closed by itself, nothing in a line; where a point lies on a side does not matter to VCR."""
+    xs, ys = np.meshgrid(np.arange(4) + 0.5, np.arange(4) + 0.5)
+    square = np.array([[1, 1], [3, 1], [3, 3], [1, 3]], float)
+    assert inside(square, xs, ys).nonzero()[0].tolist() == [1, 1, 2, 2]
+    twice = np.concatenate([square, square])
+    assert not inside(twice, xs, ys).any()
+    assert not inside(square[:2], xs, ys).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"names": None}, "not a VCR metadata file"),
+        ({"names": ["person"]}, "3 boxes, 1 names and 3 segms"),
+        ({"names": ["person", "unicorn", "cat"]}, "names 'unicorn', which is no class"),
+        ({"segms": [[[1, 2, 3]], [], []]}, "not polygons of finite points"),
+        ({"segms": [[[[1, 2], [3, float("nan")], [4, 5]]], [], []]}, "not polygons of finite points"),
+    ],
+)
+def test_malformed_objects_are_a_decode_error(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    """What cannot be read is that image's failure and says why."""
+    (tmp_path / "a.json").write_text(json.dumps(GOLDEN["metadata"][0] | change))
+    with pytest.raises(DecodeError, match=reason):
+        read_objects(tmp_path / "a.json", CLASSES)
+
+
+def test_a_store_is_made_of_vcrs_layout(folder: Path, tmp_path: Path) -> None:
+    """Extraction hands over classes and outlines; an image without them is one failure; without boxes the job ends
+    before it starts."""
+    for index, record in enumerate(GOLDEN["metadata"]):
+        Image.fromarray(picture(index, record["height"], record["width"])).save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.json").write_text(json.dumps(record))
+    (tmp_path / "2.json").write_text(json.dumps({**GOLDEN["metadata"][2], "names": ["unicorn"] * 3}))
+    config = ExtractConfig(images=tmp_path, detector=folder, out=tmp_path / "out", boxes="beside")
+    with Pool(PoolConfig(inline=True)) as pool:
+        store = extract(config, pool)
+    assert store.space == "r2c_resnet50"
+    for index in range(2):
+        row, answer = store.fetch(str(index)), GOLDEN["regions"][index]
+        assert row.labels.tolist() == answer["labels"]
+        np.testing.assert_allclose(row.features, answer["features"], rtol=1e-3, atol=1e-3)
+    assert [failure.message for failure in store.failures()] == [
+        "2.json names 'unicorn', which is no class of the detector"
+    ]
+    with Pool(PoolConfig(inline=True)) as pool, pytest.raises(ConfigError, match="--boxes beside"):
+        extract(dataclasses.replace(config, boxes="none"), pool)
+
+
+def test_other_weights_are_refused(tmp_path: Path) -> None:
+    """A lacking tensor and a file of another kind are named in one line, and nothing is written."""
+    tensors = weights()
+    del tensors["detector.object_embed.weight"]
+    save_file(tensors, tmp_path / "detector.safetensors")
+    with pytest.raises(CheckpointError, match=r"missing object_embed\.weight"):
+        convert_r2c_resnet50(tmp_path / "detector.safetensors", tmp_path / "out", CONFIG)
+    (tmp_path / "detector.safetensors").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        convert_r2c_resnet50(tmp_path / "detector.safetensors", tmp_path / "out", CONFIG)
+    assert not (tmp_path / "out").exists()
+
+
+def test_classes_are_cocos() -> None:
+    """81 with the background, each once, in COCO's order."""
+    assert len(set(CLASSES)) == len(CLASSES) == 81
+    assert [CLASSES.index(name) for name in ("__background__", "person", "trafficlight", "toothbrush")] == [
+        0,
+        1,
+        10,
+        80,
+    ]

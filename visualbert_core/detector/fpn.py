@@ -1,0 +1,396 @@
+"""The feature spaces `pythia_fpn` and `detectron_fpn`: fc6 of a Faster R-CNN with a feature pyramid (Lin et al. 2017).
+
+`pythia_fpn` (2048-d, 100 regions) is what `visualbert-vqa*` was trained on: ResNeXt-101-64x4d on Visual Genome, the
+network of github.com/meetshah1995/vqa-maskrcnn-benchmark, the recipe of MMF's `extract_features_vmb.py`.
+`detectron_fpn` (1024-d, 150 regions, of which VisualBERT uses 144) is behind `visualbert-nlvr2*`: Detectron's Mask
+R-CNN R-101-FPN_2x (model 35861858) on COCO, the recipe of VisualBERT's `extract_image_features_nlvr.py`.
+
+The two programs agree on everything but the numbers in `FPNConfig`: BGR less its mean, OpenCV's bilinear resize,
+padding to a multiple of 32; boxes whose last pixel belongs to them (every side is x2 - x1 + 1); proposals clipped to
+the *padded* image; a region is a proposal, never refined; a proposal's confidence is its best score among the classes
+in which non-maximum suppression keeps it, and the most confident ones are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.resnet import Bottleneck, ResNet
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, nms, roi_align
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from visualbert_core.detector import Detection
+from visualbert_core.detector.folder import (
+    WEIGHTS_FILE,
+    fill,
+    read_folder,
+    read_pickle,
+    read_torch,
+    tensor,
+    write_folder,
+)
+from visualbert_core.detector.inclusive_boxes import ASPECT_RATIOS, anchors, clip, confidences, decode, half_open
+from visualbert_core.errors import CheckpointError
+from visualbert_core.provenance import digest_file
+
+STRIDES = (4, 8, 16, 32, 64)  # of the pyramid's levels; regions are pooled from the first four
+ANCHOR_SIZES = (32, 64, 128, 256, 512)
+PAD_TO = 32
+ROI_SIZE, ROI_SAMPLES = 7, 2
+CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # equation 1 of the FPN paper
+
+
+@dataclass(frozen=True, kw_only=True)
+class FPNConfig:
+    """`config.json`. The defaults are the published recipe of `pythia_fpn`; see `DETECTRON` for the other."""
+
+    builder: Literal["pythia_fpn", "detectron_fpn"] = "pythia_fpn"
+    space: str = "pythia_fpn"
+
+    blocks: tuple[int, ...] = (3, 4, 23, 3)
+    """Residual blocks of each stage."""
+    groups: int = 64
+    group_width: int = 4
+    stride_in_1x1: bool = False
+    """Where a stage halves its map: in the first 1x1 convolution (the original ResNet) or in the 3x3."""
+    pyramid_size: int = 512
+    """Channels of every level."""
+    feature_size: int = 2048
+    num_classes: int = 1601
+    """With the background, class 0."""
+
+    min_size: int = 800
+    max_size: int = 1333
+    mean: tuple[float, ...] = (102.9801, 115.9465, 122.7717)
+    """Blue, green, red."""
+
+    pre_nms_top_n: int = 1000
+    """Anchors of each level that become boxes. The fork's training files leave 6,000, 1,000 and 2,000 here and in the
+    next two; the file that its extraction script names has 1,000 three times, as Detectron has."""
+    post_nms_top_n: int = 1000
+    """Proposals of each level."""
+    num_proposals: int = 1000
+    """Proposals of all levels."""
+    proposal_nms_iou: float = 0.7
+    min_proposal_size: float = 0.0
+    """Shortest side of a proposal, in pixels of the resized image."""
+
+    layer: Literal["fc6", "fc7"] = "fc6"
+    nms_iou: float = 0.5
+    """Of the suppression within each class."""
+    num_regions: int = 100
+
+
+PYTHIA = FPNConfig()
+DETECTRON = FPNConfig(
+    builder="detectron_fpn",
+    space="detectron_fpn",
+    groups=1,
+    group_width=64,
+    stride_in_1x1=True,
+    pyramid_size=256,
+    feature_size=1024,
+    num_classes=81,
+    min_proposal_size=1.0,
+    num_regions=150,
+)
+
+
+class FPNDetector:
+    """See `detector.Detector`. Labels count the background: class 0 is never an answer."""
+
+    def __init__(self, model: FPNNetwork, config: FPNConfig, weights_digest: str, device: str | None) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.eval().to(self.device)
+        self.config = config
+        self.space = config.space
+        self.feature_size = config.feature_size
+        self._weights_digest = weights_digest
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | None = None) -> FPNDetector:
+        """Open a detector folder. Raises CheckpointError naming what is missing or does not fit."""
+        folder = Path(folder)
+        config, state = read_folder(folder, FPNConfig)
+        model = _empty(config)
+        fill(model, state, folder / WEIGHTS_FILE)
+        return cls(model, config, digest_file(folder / WEIGHTS_FILE), device)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that changes a feature (see `detector.Detector`)."""
+        return {
+            **asdict(self.config),
+            "weights": self._weights_digest,
+            "color_order": "BGR",
+            "resize": "bilinear as cv2.resize, pixel values float32",
+            "pad_to": PAD_TO,
+            "box_kind": "proposal",
+            "proposals_clipped_to": "the padded image",
+            "nms": "class-wise",
+            "dtype": "float16",
+            "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
+        }
+
+    @torch.inference_mode()
+    def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
+        """See `detector.Detector`. Images of more than one shape are refused: padding would leak between them."""
+        shapes = {image.shape for image in images}
+        if len(shapes) != 1:
+            raise ValueError(f"a batch holds images of one shape, found {sorted(shapes)}")
+        scale = resize_scale(images[0].shape[:2], self.config)
+        batch = torch.stack([self._pixels(image, scale) for image in images])
+        maps = self.model.maps(batch)
+        if boxes is None:
+            proposals = self._proposals(maps, (batch.shape[2], batch.shape[3]))
+        else:
+            proposals = [torch.from_numpy(given).to(self.device).float() * scale for given in boxes]
+        features, logits = self.model.regions(maps[:4], proposals, self.config.layer)
+        counts = [len(p) for p in proposals]
+        scores = torch.split(logits.float().softmax(-1), counts)
+        per_image = zip(proposals, torch.split(features, counts), scores, strict=True)
+        if boxes is None:
+            return [self._select(p / scale, f, s) for p, f, s in per_image]
+        return [
+            _detection(torch.from_numpy(given), s[:, 1:].amax(1), f, s)
+            for given, (_, f, s) in zip(boxes, per_image, strict=True)
+        ]
+
+    def _pixels(self, image: np.ndarray, scale: float) -> Tensor:
+        """float32 [3, H, W] BGR less the mean, resized and padded with zeros."""
+        mean = torch.tensor(self.config.mean, device=self.device)
+        pixels = torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1])).to(self.device).float().sub_(mean)
+        pixels = resize(pixels.permute(2, 0, 1), scale)
+        height, width = pixels.shape[1:]
+        return pad(pixels, (0, -width % PAD_TO, 0, -height % PAD_TO))
+
+    def _proposals(self, maps: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
+        """float32 [P, 4] in pixels of the resized image, best first, of each image of a batch of (H, W) `size`."""
+        logits, deltas = self.model.rpn(list(maps))
+        levels = []
+        for logits_BAHW, deltas_BDHW, stride, side in zip(logits, deltas, STRIDES, ANCHOR_SIZES, strict=True):
+            batch, _, height, width = logits_BAHW.shape
+            anchors_N4 = anchors(height, width, stride, side).to(self.device)
+            deltas_BN4 = deltas_BDHW.view(batch, -1, 4, height, width).permute(0, 3, 4, 1, 2).reshape(batch, -1, 4)
+            scores_BN = logits_BAHW.permute(0, 2, 3, 1).reshape(batch, -1).sigmoid()
+            top = scores_BN.topk(min(self.config.pre_nms_top_n, scores_BN.shape[1]), dim=1)
+            levels.append(
+                [
+                    self._of_level(clip(decode(deltas_N4[chosen], anchors_N4[chosen]), size), scores)
+                    for deltas_N4, chosen, scores in zip(deltas_BN4, top.indices, top.values, strict=True)
+                ]
+            )
+        return [self._of_all_levels(image) for image in zip(*levels, strict=True)]
+
+    def _of_level(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        long_enough = (boxes[:, 2:] - boxes[:, :2] + 1 >= self.config.min_proposal_size).all(1)
+        boxes, scores = boxes[long_enough], scores[long_enough]
+        keep = nms(half_open(boxes), scores, self.config.proposal_nms_iou)[: self.config.post_nms_top_n]
+        return boxes[keep], scores[keep]
+
+    def _of_all_levels(self, levels: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        boxes, scores = (torch.cat(column) for column in zip(*levels, strict=True))
+        best: Tensor = boxes[scores.topk(min(self.config.num_proposals, len(scores))).indices]
+        return best
+
+    def _select(self, boxes: Tensor, features: Tensor, scores: Tensor) -> Detection:
+        wanted = self.config.num_regions
+        confidence = confidences(boxes, scores[:, 1:], self.config.nms_iou, wanted)
+        order = confidence.sort(descending=True, stable=True).indices[:wanted]
+        return _detection(boxes[order], confidence[order], features[order], scores[order])
+
+
+def _detection(boxes: Tensor, confidence: Tensor, features: Tensor, scores: Tensor) -> Detection:
+    labels = scores[:, 1:].argmax(1) + 1
+    return Detection(
+        boxes=boxes.cpu().numpy(),
+        labels=labels.to(torch.int16).cpu().numpy(),
+        scores=confidence.cpu().numpy(),
+        features=features.float().cpu().numpy(),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the network
+
+
+class FPNNetwork(nn.Module):
+    """Image → pyramid → proposals' scores and deltas; pyramid and boxes → fc6 or fc7 and class logits."""
+
+    def __init__(self, config: FPNConfig) -> None:
+        super().__init__()
+        self.body = ResNet(
+            Bottleneck,
+            list(config.blocks),
+            groups=config.groups,
+            width_per_group=config.group_width,
+            norm_layer=_frozen_norm,
+        )
+        self.body.fc = nn.Identity()
+        if config.stride_in_1x1:
+            for stage in (self.body.layer2, self.body.layer3, self.body.layer4):
+                stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+        width = config.pyramid_size
+        self.fpn = FeaturePyramidNetwork([256, 512, 1024, 2048], width, LastLevelMaxPool())
+        self.rpn = RPNHead(width, len(ASPECT_RATIOS))
+        self.fc6 = nn.Linear(width * ROI_SIZE**2, config.feature_size)
+        self.fc7 = nn.Linear(config.feature_size, config.feature_size)
+        self.cls_score = nn.Linear(config.feature_size, config.num_classes)
+
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] → five levels [B, C, H / stride, W / stride]."""
+        body = self.body
+        x = body.maxpool(body.relu(body.bn1(body.conv1(pixels))))
+        stages = {}
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            x = stages[name] = getattr(body, name)(x)
+        return list(self.fpn(stages).values())
+
+    def regions(self, maps: Sequence[Tensor], boxes: list[Tensor], layer: str) -> tuple[Tensor, Tensor]:
+        """Boxes [R, 4] an image, in pixels of the resized one → features [ΣR, D] after ReLU, logits [ΣR, classes]."""
+        fc6 = torch.relu(self.fc6(pool(maps, boxes).flatten(1)))
+        fc7 = torch.relu(self.fc7(fc6))
+        return (fc6 if layer == "fc6" else fc7), self.cls_score(fc7)
+
+
+def _frozen_norm(channels: int) -> FrozenBatchNorm2d:
+    return FrozenBatchNorm2d(channels, eps=0.0)
+
+
+def pool(maps: Sequence[Tensor], boxes: list[Tensor]) -> Tensor:
+    """RoIAlign of every box in the level of its size → [ΣR, C, 7, 7]."""
+    batch = torch.cat([torch.full((len(b), 1), float(i), device=b.device) for i, b in enumerate(boxes)])
+    rois = torch.cat([batch, torch.cat(boxes)], 1)
+    sides = rois[:, 3:] - rois[:, 1:3] + 1
+    # A box turned inside out has no size; the smallest level takes it.
+    size = sides.prod(1).clamp(min=0).sqrt()
+    level = torch.floor(CANONICAL_LEVEL + torch.log2(size / CANONICAL_SIZE + 1e-6)).clamp(2, 5).long() - 2
+    pooled = maps[0].new_empty(len(rois), maps[0].shape[1], ROI_SIZE, ROI_SIZE)
+    for index, (features, stride) in enumerate(zip(maps, STRIDES[:4], strict=True)):
+        members = (level == index).nonzero().squeeze(1)
+        pooled[members] = roi_align(features, rois[members], ROI_SIZE, 1 / stride, ROI_SAMPLES)
+    return pooled
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# pixels
+
+
+def resize_scale(shape: Sequence[int], config: FPNConfig) -> float:
+    """By how much an image of (H, W) grows: the short side to `min_size`, the long one to `max_size` at most."""
+    scale = config.min_size / min(shape)
+    return config.max_size / max(shape) if round(scale * max(shape)) > config.max_size else scale
+
+
+def resize(pixels_CHW: Tensor, scale: float) -> Tensor:
+    """`cv2.resize(…, fx=scale, fy=scale)` with bilinear interpolation. Unlike torch, OpenCV steps by exactly 1 / scale
+    whatever the rounded size is, in double precision."""
+    left, right, weight = _taps(pixels_CHW.shape[2], scale, pixels_CHW.device)
+    pixels_CHW = torch.lerp(pixels_CHW[:, :, left], pixels_CHW[:, :, right], weight)
+    above, below, weight = _taps(pixels_CHW.shape[1], scale, pixels_CHW.device)
+    return torch.lerp(pixels_CHW[:, above], pixels_CHW[:, below], weight[:, None])
+
+
+def _taps(size: int, scale: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    at = (torch.arange(max(1, round(size * scale)), dtype=torch.float64) + 0.5) / scale - 0.5
+    at = at.clamp(0, size - 1)
+    low = at.floor().long()
+    high = (low + 1).clamp(max=size - 1)
+    return low.to(device), high.to(device), (at - low).float().to(device)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# published weights
+
+
+def convert_pythia_fpn(source: Path, out: Path, config: FPNConfig = PYTHIA) -> None:
+    """`detectron_model.pth`, a torch file with the names of maskrcnn-benchmark → the new folder `out`.
+
+    Raises CheckpointError for a file of another kind or network.
+    """
+    found = read_torch(source).get("model")
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{source}: has no 'model', it is not a checkpoint of maskrcnn-benchmark")
+    found = {key.removeprefix("module."): value for key, value in found.items()}
+    network = _empty(config)
+    keys = {name: _pythia_key(name) for name in network.state_dict()}
+    _require(keys.values(), found, config, source)
+    _write({name: found[key] for name, key in keys.items()}, network, config, source, out)
+
+
+def convert_detectron_fpn(source: Path, out: Path, config: FPNConfig = DETECTRON) -> None:
+    """`model_final.pkl` of Detectron (Caffe2) → the new folder `out`. Raises CheckpointError as above."""
+    blobs = read_pickle(source).get("blobs")
+    if not isinstance(blobs, dict):
+        raise CheckpointError(f"{source}: has no 'blobs', it is not a model of Detectron")
+    network = _empty(config)
+    keys = {name: _detectron_key(name, config.blocks) for name in network.state_dict()}
+    _require(keys.values(), blobs, config, source)
+    state = {name: tensor(blobs[key], key, source) for name, key in keys.items()}
+    for name in state:  # Detectron folds the statistics of its norms into their scales and biases
+        if name.endswith(("running_mean", "running_var")):
+            state[name] = torch.full_like(state[name], float(name.endswith("var")))
+    _write(state, network, config, source, out)
+
+
+def _empty(config: FPNConfig) -> FPNNetwork:
+    with torch.device("meta"):
+        return FPNNetwork(config)
+
+
+def _require(keys: Iterable[str], found: Mapping[str, Any], config: FPNConfig, source: Path) -> None:
+    if missing := sorted(set(keys) - found.keys()):
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise CheckpointError(f"{source}: is no {config.builder}: it lacks {', '.join(missing[:3])}{more}")
+
+
+def _write(state: dict[str, Tensor], network: FPNNetwork, config: FPNConfig, source: Path, out: Path) -> None:
+    fill(network, state, source)
+    write_folder(out, config, state)
+
+
+def _pythia_key(name: str) -> str:
+    top, _, rest = name.partition(".")
+    if top == "body":
+        return f"backbone.body.{rest}" if rest.startswith("layer") else f"backbone.body.stem.{rest}"
+    if top == "fpn":
+        kind, level, _, parameter = rest.split(".")
+        return f"backbone.fpn.fpn_{kind.removesuffix('_blocks')}{int(level) + 1}.{parameter}"
+    if top == "rpn":
+        return f"rpn.head.{rest.replace('conv.0.0.', 'conv.')}"
+    return f"roi_heads.box.{'predictor' if top == 'cls_score' else 'feature_extractor'}.{name}"
+
+
+def _detectron_key(name: str, blocks: Sequence[int]) -> str:
+    """Statistics, which Detectron has not, go by the name of the scale beside them."""
+    module, _, parameter = name.rpartition(".")
+    suffix = "b" if parameter == "bias" else "w"
+    norm = "bn_b" if parameter == "bias" else "bn_s"
+    match module.split("."):
+        case ["body", "conv1"]:
+            return "conv1_w"
+        case ["body", "bn1"]:
+            return f"res_conv1_{norm}"
+        case ["body", layer, block, "downsample", index]:
+            return f"res{int(layer[-1]) + 1}_{block}_branch1_{norm if index == '1' else suffix}"
+        case ["body", layer, block, part]:
+            branch = "abc"[int(part[-1]) - 1]
+            return f"res{int(layer[-1]) + 1}_{block}_branch2{branch}_{norm if part.startswith('bn') else suffix}"
+        case ["fpn", kind, level, _]:
+            stage = f"res{int(level) + 2}_{blocks[int(level)] - 1}_sum"
+            if kind == "layer_blocks":
+                return f"fpn_{stage}_{suffix}"
+            return f"fpn_inner_{stage}_{suffix}" if level == "3" else f"fpn_inner_{stage}_lateral_{suffix}"
+        case ["rpn", "conv", *_]:
+            return f"conv_rpn_fpn2_{suffix}"
+        case ["rpn", head]:
+            return f"rpn_{head}_fpn2_{suffix}"
+    return f"{module}_{suffix}"

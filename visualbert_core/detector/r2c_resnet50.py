@@ -1,0 +1,279 @@
+"""The feature space `r2c_resnet50` (512-d): given boxes, classes and outlines of VCR, encoded for `visualbert-vcr*`.
+
+The network is `SimpleDetector` of github.com/rowanz/r2c (Zellers et al. 2019), which VisualBERT trained end to end with
+itself: its weights are in the authors' `.th` files, from which our converter keeps `detector.safetensors`. It finds
+nothing. A region is ResNet-50's map at stride 16 under its box (RoIAlign, 7 x 7), with the outline's mask added to 32
+of the channels, through the last stage, averaged, beside an embedding of its class. Region 0 is the whole image, class
+0. Images are letterboxed into 768 x 384 with Pillow's bilinear filter, as there.
+
+Batch norms use their running statistics, as the authors' fine-tuning does (`freeze_detector: false`). Where their
+detector was frozen, in r2c and in VisualBERT's pre-training on VCR, they normalised by the batch at hand even in
+evaluation; such features depend on the images that share a batch, and nobody can make them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from PIL import Image as Pillow
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck, ResNet
+from torchvision.ops import roi_align
+
+from visualbert_core.detector import Detection
+from visualbert_core.detector.folder import WEIGHTS_FILE, fill, read_folder, write_folder
+from visualbert_core.errors import CheckpointError, ConfigError
+from visualbert_core.provenance import digest_file, digest_json
+from visualbert_core.schema import GivenObjects
+
+_COCO = """
+    person bicycle car motorcycle airplane bus train truck boat trafficlight firehydrant stopsign parkingmeter bench
+    bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis
+    snowboard sportsball kite baseballbat baseballglove skateboard surfboard tennisracket bottle wineglass cup fork
+    knife spoon bowl banana apple sandwich orange broccoli carrot hotdog pizza donut cake chair couch pottedplant bed
+    diningtable toilet tv laptop mouse remote keyboard cellphone microwave oven toaster sink refrigerator book clock
+    vase scissors teddybear hairdrier toothbrush
+"""
+CLASSES = ("__background__", *_COCO.split())
+"""By label: COCO's, in the order and spelling of `cocoontology.json`."""
+
+STRIDE = 16
+MASK_CHANNELS = 32
+CLASS_SIZE = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class R2CConfig:
+    """`config.json`. The defaults are the published recipe."""
+
+    builder: Literal["r2c_resnet50"] = "r2c_resnet50"
+    space: str = "r2c_resnet50"
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    """Residual blocks of each stage."""
+    feature_size: int = 512
+    width: int = 768
+    height: int = 384
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Red, green, blue of pixels in [0, 1]; the margin is black before it is normalised."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mask_size: int = 14
+    """Points sampled along each side of a box: is this one inside the outline?"""
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Where an image lies in the letterbox: pixels, but for `scale`."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    scale: float
+
+
+class R2CDetector:
+    """See `detector.Detector` and `detector.ObjectEncoder`. The score of a region is the probability that the network's
+    own classifier gives to its class."""
+
+    classes = CLASSES
+
+    def __init__(self, model: R2CNetwork, config: R2CConfig, weights_digest: str, device: str | None) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.eval().to(self.device)
+        self.config = config
+        self.space = config.space
+        self.feature_size = config.feature_size
+        self._weights_digest = weights_digest
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | None = None) -> R2CDetector:
+        """Open a detector folder. Raises CheckpointError naming what is missing or does not fit."""
+        folder = Path(folder)
+        config, state = read_folder(folder, R2CConfig)
+        model = _empty(config)
+        fill(model, state, folder / WEIGHTS_FILE)
+        return cls(model, config, digest_file(folder / WEIGHTS_FILE), device)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that changes a feature (see `detector.Detector`)."""
+        return {
+            **asdict(self.config),
+            "weights": self._weights_digest,
+            "classes": digest_json(CLASSES),
+            "color_order": "RGB",
+            "resize": "letterbox, Pillow bilinear",
+            "batch_norm": "running statistics",
+            "box_kind": "given",
+            "dtype": "float16",
+            "versions": {
+                "torch": torch.__version__,
+                "torchvision": torchvision.__version__,
+                "pillow": PIL.__version__,
+            },
+        }
+
+    def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
+        """Boxes that nobody named or outlined are encoded as the published code does the whole image: class 0, full
+        mask. Raises ConfigError without boxes."""
+        if boxes is None:
+            raise ConfigError("r2c_resnet50 finds no objects, it encodes given ones: extract with boxes")
+        objects = [GivenObjects(b, np.zeros(len(b), np.int16), tuple((_corners(box),) for box in b)) for b in boxes]
+        windows = [self._window(image) for image in images]
+        return self._encode(images, objects, windows, [_scaled(b, w) for b, w in zip(boxes, windows, strict=True)])
+
+    def encode(self, images: Sequence[np.ndarray], objects: Sequence[GivenObjects]) -> list[Detection]:
+        """See `detector.ObjectEncoder`."""
+        windows = [self._window(image) for image in images]
+        boxes = [_scaled(given.boxes, window) for given, window in zip(objects, windows, strict=True)]
+        for window, of_image in zip(windows, boxes, strict=True):
+            # The whole image is the window, whose sides are whole pixels.
+            of_image[0] = (window.left, window.top, window.left + window.width, window.top + window.height)
+        return self._encode(images, objects, windows, boxes)
+
+    @torch.inference_mode()
+    def _encode(
+        self,
+        images: Sequence[np.ndarray],
+        objects: Sequence[GivenObjects],
+        windows: Sequence[_Window],
+        boxes: Sequence[np.ndarray],
+    ) -> list[Detection]:
+        pixels = torch.stack([self._pixels(image, w) for image, w in zip(images, windows, strict=True)])
+        masks = np.concatenate([masks_of(given, self.config.mask_size) for given in objects])
+        labels = torch.from_numpy(np.concatenate([given.labels for given in objects])).long().to(self.device)
+        features, logits = self.model(
+            pixels,
+            [torch.from_numpy(b.astype(np.float32)).to(self.device) for b in boxes],
+            labels,
+            torch.from_numpy(masks).to(self.device),
+        )
+        scores = logits.softmax(-1).gather(1, labels[:, None])[:, 0]
+        counts = [len(given.boxes) for given in objects]
+        per_image = zip(objects, features.split(counts), scores.split(counts), strict=True)
+        return [Detection(o.boxes, o.labels, s.cpu().numpy(), f.cpu().numpy()) for o, f, s in per_image]
+
+    def _window(self, image: np.ndarray) -> _Window:
+        height, width = image.shape[:2]
+        scale = min(self.config.width / width, self.config.height / height)
+        inner_width, inner_height = round(width * scale), round(height * scale)
+        left, top = (self.config.width - inner_width) // 2, (self.config.height - inner_height) // 2
+        return _Window(left, top, inner_width, inner_height, scale)
+
+    def _pixels(self, image: np.ndarray, window: _Window) -> Tensor:
+        """float32 [3, height, width], normalised."""
+        # An image of extreme shape would shrink to nothing.
+        size = (max(1, window.width), max(1, window.height))
+        box = np.zeros((self.config.height, self.config.width, 3), np.uint8)
+        inner = np.asarray(Pillow.fromarray(image).resize(size, Pillow.Resampling.BILINEAR))
+        box[window.top : window.top + size[1], window.left : window.left + size[0]] = inner
+        pixels = torch.from_numpy(box).to(self.device).permute(2, 0, 1).float().div_(255)
+        mean, std = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (self.config.mean, self.config.std))
+        return pixels.sub_(mean).div_(std)
+
+
+class R2CNetwork(nn.Module):
+    """`SimpleDetector` under its own names, without what only trains it."""
+
+    def __init__(self, config: R2CConfig) -> None:
+        super().__init__()
+        resnet = ResNet(Bottleneck, list(config.blocks))
+        for stage in (resnet.layer2, resnet.layer3):
+            stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+        resnet.layer4[0].conv2.stride = resnet.layer4[0].downsample[0].stride = (1, 1)
+        self.backbone = nn.Sequential(
+            resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool, resnet.layer1, resnet.layer2, resnet.layer3
+        )
+        self.after_roi_align = nn.Sequential(resnet.layer4)
+        self.mask_upsample = nn.Conv2d(1, MASK_CHANNELS, 3, stride=2, padding=1)
+        self.object_embed = nn.Embedding(len(CLASSES), CLASS_SIZE)
+        self.obj_downsample = nn.Sequential(
+            nn.Dropout(0.1), nn.Linear(2048 + CLASS_SIZE, config.feature_size), nn.ReLU()
+        )
+        self.regularizing_predictor = nn.Linear(2048, len(CLASSES))
+        self.roi_size = config.mask_size // 2
+
+    def forward(
+        self, pixels: Tensor, boxes: list[Tensor], labels_R: Tensor, masks_RMM: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """[B, 3, H, W], boxes [R, 4] an image, labels and masks of all → features [ΣR, D], logits [ΣR, 81]."""
+        # sampling_ratio 0: as many samples as a cell has pixels
+        regions = roi_align(self.backbone(pixels), boxes, self.roi_size, 1 / STRIDE, 0)
+        regions[:, :MASK_CHANNELS] += self.mask_upsample(masks_RMM[:, None] - 0.5)
+        pooled = self.after_roi_align(regions).mean((2, 3))
+        features: Tensor = self.obj_downsample(torch.cat([pooled, self.object_embed(labels_R)], -1))
+        return features, self.regularizing_predictor(pooled)
+
+
+def _empty(config: R2CConfig) -> R2CNetwork:
+    with torch.device("meta"):
+        return R2CNetwork(config)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# boxes and outlines
+
+
+def _scaled(boxes: np.ndarray, window: _Window) -> np.ndarray:
+    moved: np.ndarray = boxes.astype(np.float64) * window.scale + np.array([window.left, window.top] * 2)
+    return moved
+
+
+def _corners(box: np.ndarray) -> np.ndarray:
+    x1, y1, x2, y2 = box.tolist()
+    return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
+
+
+def masks_of(given: GivenObjects, size: int) -> np.ndarray:
+    """float32 [R, size, size] in {0, 1}: which points of a grid within each box lie inside one of its polygons."""
+    masks = np.zeros((len(given.boxes), size, size), np.float32)
+    steps = (np.arange(size) + 0.5) / size
+    for mask, (x1, y1, x2, y2), polygons in zip(masks, given.boxes.astype(np.float64), given.outlines, strict=True):
+        xs, ys = np.meshgrid(x1 + steps * (x2 - x1), y1 + steps * (y2 - y1))
+        for polygon in polygons:
+            mask[inside(polygon, xs, ys)] = 1
+    return masks
+
+
+def inside(polygon: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+    """Which points a ray to the right leaves the polygon [N, 2] from, an odd number of its sides crossed. The last
+    point joins the first; fewer than three points hold nothing."""
+    odd = np.zeros(xs.shape, bool)
+    if len(polygon) < 3:
+        return odd
+    for (x1, y1), (x2, y2) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+        crosses = (y1 >= ys) != (y2 >= ys)
+        # Cross-multiplied, as in the published code's library: a side may be almost level.
+        odd ^= crosses & (((y2 - ys) * (x1 - x2) >= (x2 - xs) * (y1 - y2)) == (y2 >= ys))
+    return odd
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# published weights
+
+
+def convert_r2c_resnet50(source: Path, out: Path, config: R2CConfig | None = None) -> None:
+    """`detector.safetensors`, which the checkpoint converter kept of an authors' VCR file → the new folder `out`.
+
+    Raises CheckpointError for a file of another kind or network.
+    """
+    config = config or R2CConfig()
+    try:
+        found = load_file(source)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{source}: cannot be read as safetensors: {error}") from None
+    state = {
+        name.removeprefix("detector."): value
+        for name, value in found.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    fill(_empty(config), state, source)
+    write_folder(out, config, state)
