@@ -1,13 +1,15 @@
 """How fast VQA v2 is scored: this package beside the official program, on the same files of the size of VQA v2 val.
 
-    python benchmarks/scoring.py --official CHECKOUT_OF_GT-Vision-Lab/VQA [--questions N] [--repeats N]
+    python benchmarks/scoring.py --official CHECKOUT [--python2 PYTHON] [--questions N] [--repeats N]
 
-Each program runs in a process of its own, in turn, `--repeats` times: from starting Python to the score, so reading the
-questions, the annotations and the predictions, and checking that every question has one, are in it. Without
-`--official` ours runs alone. Nothing of the official program (tested with commit a013f0043c1e) is kept here; being
-Python 2, it is translated into the temporary folder first: tabs become spaces, eight columns each as Python 2 counts
-them, and `print x` becomes `print(x)`. Division and rounding need no change: both write float() where it matters, and
-scores are compared before they are rounded.
+CHECKOUT is one of github.com/GT-Vision-Lab/VQA (tested with commit a013f0043c1e), of which nothing is kept here. It is
+a program for Python 2: with `--python2` that interpreter runs it as it is, else it is translated for this one, in the
+temporary folder. Tabs become spaces, eight columns each as Python 2 counts them, and `print x` becomes `print(x)`;
+division and rounding need no change, as it writes float() where it matters and scores are compared unrounded.
+Without `--official` ours runs alone.
+
+Each program runs in a process of its own, in turn, `--repeats` times: from starting Python to the scores, so that
+reading the questions, the annotations and the predictions, and checking that every question has one, are counted.
 
 The files are made up, with a fixed seed: a third of the questions have ten equal answers, the others two to four
 different ones, answers are drawn from a Zipf distribution over 100,000 strings, a tenth of them with marks, articles,
@@ -19,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -39,24 +40,57 @@ SEED = 20170
 TYPES = [("what", "other"), ("what color is the", "other"), ("is the", "yes/no"), ("how many", "number")]
 
 
+# What each process runs; START, END and the official one are read by Python 2 and 3 alike. Rounding to 20 decimals
+# leaves a float alone, so `percents` (question_id → percent) is unrounded.
+START = f"""
+import json, resource, sys, time
+program, folder, root = sys.argv[1:]
+questions, annotations, predictions = [folder + "/" + name for name in {[QUESTIONS, ANNOTATIONS, PREDICTIONS]}]
+"""
+PROGRAMS = {
+    "ours": """
+sys.path.insert(0, root)
+from pathlib import Path
+from visualbert_core.tasks import judge
+from visualbert_core.tasks.vqa import VqaTask
+task = VqaTask(Path(folder), "val")
+scores = judge(task, task.read_submission(Path(predictions)))
+task.official(scores)
+percents = {score.unit_id: 100 * score.value for score in scores}
+""",
+    "official": """
+sys.path.insert(0, folder + "/official")
+from vqa import VQA
+from vqaEval import VQAEval
+vqa = VQA(annotations, questions)
+evaluation = VQAEval(vqa, vqa.loadRes(predictions, questions), n=20)
+evaluation.evaluate()
+percents = evaluation.evalQA
+""",
+}
+END = """
+print("\\n%r %r" % (time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+with open(folder + "/" + program + ".json", "w") as file:
+    json.dump(percents, file)
+"""
+
+
 def main() -> int:
     """Make the files, run both programs in turn, print the table; 1 if any score differs."""
     arguments = _parse()
-    if arguments.child:
-        return _child(*arguments.child)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_files(folder, arguments.questions)
         programs = ["ours"]
         if arguments.official:
-            translate(arguments.official, folder / "official")
+            copy_official(arguments.official, folder / "official", translated=arguments.python2 is None)
             programs.append("official")
         size = sum((folder / file).stat().st_size for file in (QUESTIONS, ANNOTATIONS, PREDICTIONS)) / 1e6
         print(f"{arguments.questions:,} questions, {size:.0f} MB of JSON, {arguments.repeats} runs of each in turn")
         runs: dict[str, list[dict[str, float]]] = {program: [] for program in programs}
         for _ in range(arguments.repeats):
             for program in programs:
-                runs[program].append(measure(program, folder))
+                runs[program].append(measure(program, folder, arguments.python2))
         return report(runs, folder)
 
 
@@ -99,21 +133,24 @@ def _ten_answers(rng: np.random.Generator, words: list[str]) -> list[str]:
     return [different[min(int(rng.geometric(0.6)) - 1, len(different) - 1)] for _ in range(10)]
 
 
-def translate(checkout: Path, to: Path) -> None:
-    """The two official modules as Python 3, in a folder to import them from."""
+def copy_official(checkout: Path, to: Path, translated: bool) -> None:
+    """The two official modules, as they are or as Python 3, in a folder to import them from."""
     to.mkdir()
     for name in ("PythonHelperTools/vqaTools/vqa.py", "PythonEvaluationTools/vqaEvaluation/vqaEval.py"):
-        text = (checkout / name).read_text(encoding="utf-8").expandtabs(8)
-        (to / Path(name).name).write_text(re.sub(r"(?m)^( *)print (.*?);?$", r"\1print(\2)", text), encoding="utf-8")
+        text = (checkout / name).read_text(encoding="utf-8")
+        if translated:
+            text = re.sub(r"(?m)^( *)print (.*?);?$", r"\1print(\2)", text.expandtabs(8))
+        (to / Path(name).name).write_text(text, encoding="utf-8")
 
 
-def measure(program: str, folder: Path) -> dict[str, float]:
+def measure(program: str, folder: Path, python2: str | None) -> dict[str, float]:
     """One run in a new process: seconds from its start until it had the scores, and the most memory it held."""
-    command = [sys.executable, "-W", "ignore", __file__, "--child", program, str(folder)]
+    python = python2 if python2 and program == "official" else sys.executable
+    command = [python, "-W", "ignore", "-c", START + PROGRAMS[program] + END, program, str(folder), str(ROOT)]
     start = time.time()
-    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    end, megabytes = map(float, done.stdout.splitlines()[-1].split())
-    return {"seconds": end - start, "megabytes": megabytes}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    end, kilobytes = map(float, done.stdout.splitlines()[-1].split())
+    return {"seconds": end - start, "megabytes": kilobytes / (1e6 if sys.platform == "darwin" else 1e3)}
 
 
 def report(runs: dict[str, list[dict[str, float]]], folder: Path) -> int:
@@ -136,44 +173,12 @@ def report(runs: dict[str, list[dict[str, float]]], folder: Path) -> int:
     return 0 if equal else 1
 
 
-def _child(program: str, folder: str) -> int:
-    percents = {"ours": score_ours, "official": score_officially}[program](Path(folder))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-    print(f"\n{time.time()} {peak}")
-    (Path(folder) / f"{program}.json").write_text(json.dumps(percents))
-    return 0
-
-
-def score_ours(folder: Path) -> dict[str, float]:
-    """question_id → percent."""
-    sys.path.insert(0, str(ROOT))
-    from visualbert_core.tasks import judge
-    from visualbert_core.tasks.vqa import VqaTask
-
-    task = VqaTask(folder, "val")
-    scores = judge(task, task.read_submission(folder / PREDICTIONS))
-    task.official(scores)
-    return {score.unit_id: 100 * score.value for score in scores}
-
-
-def score_officially(folder: Path) -> dict[str, float]:
-    """question_id → percent, unrounded: rounding to 20 decimals leaves a float alone."""
-    sys.path.insert(0, str(folder / "official"))
-    from vqa import VQA  # type: ignore[import-not-found]
-    from vqaEval import VQAEval  # type: ignore[import-not-found]
-
-    vqa = VQA(str(folder / ANNOTATIONS), str(folder / QUESTIONS))
-    evaluation = VQAEval(vqa, vqa.loadRes(str(folder / PREDICTIONS), str(folder / QUESTIONS)), n=20)
-    evaluation.evaluate()
-    return {str(question_id): percent for question_id, percent in evaluation.evalQA.items()}
-
-
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--official", type=Path, help="a checkout of github.com/GT-Vision-Lab/VQA")
+    parser.add_argument("--python2", help="a Python 2.7 to run that checkout as it is")
     parser.add_argument("--questions", type=int, default=VQA_VAL, help="how many questions (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each program (default: %(default)s)")
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

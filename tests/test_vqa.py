@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from visualbert_core.errors import AnnotationError, ConfigError, InputError
-from visualbert_core.metrics.accuracy import CONTRACTIONS, normalise, official_percent, soft_accuracy
+from visualbert_core.metrics.accuracy import CONTRACTIONS, AnswerTable, normalise, official_percent, soft_accuracy
 from visualbert_core.schema import Prediction
 from visualbert_core.tasks import judge, summarize
 from visualbert_core.tasks.vqa import VqaTask
@@ -19,6 +26,7 @@ GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(os.environ.get("VISUALBERT_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"
+PAIRS = "v2_mscoco_val2014_complementary_pairs.json"
 
 
 def golden(name: str) -> Any:
@@ -85,6 +93,45 @@ def test_corner_case_scores_as_officially(case: dict[str, Any]) -> None:
     value = soft_accuracy(case["prediction"], case["answers"])
     assert 100 * value == pytest.approx(case["percent"], abs=1e-9)
     assert official_percent([value]) == case["rounded"]
+    table = AnswerTable(1)
+    table[0] = case["answers"]
+    assert table.values([case["prediction"]]).tolist() == [value]
+
+
+@pytest.mark.parametrize("index", range(35))
+def test_always_normalising_scores_as_lmms_eval(index: int) -> None:
+    """The other protocol gives every corner case what lmms-eval's vqav2_process_results gives it."""
+    case, percent = golden("vqa_corner_cases.json")["cases"][index], golden("vqa_always_normalise.json")["cases"][index]
+    value = soft_accuracy(case["prediction"], case["answers"], always_normalise=True)
+    assert 100 * value == pytest.approx(percent, abs=1e-9)
+    table = AnswerTable(1, always_normalise=True)
+    table[0] = case["answers"]
+    assert table.values([case["prediction"]]).tolist() == [value]
+
+
+WORDS = st.sampled_from(["yes", "Yes", "yes.", "two dogs", "2 dogs", "the", "", " \t", "no\n", "1,000-2", "dont"])
+RECORDS = st.fixed_dictionaries(
+    {"answer": WORDS}, optional={"answer_id": st.integers(1, 11), "answer_confidence": st.sampled_from(["yes", "no"])}
+)
+OFFICIAL_RECORDS = st.lists(WORDS, min_size=10, max_size=10).map(lambda words: answers(*words))
+
+
+@settings(deadline=None)
+@given(
+    rows=st.lists(st.tuples(OFFICIAL_RECORDS | st.lists(RECORDS, min_size=1, max_size=12), WORDS), min_size=1),
+    always=st.booleans(),
+)
+def test_many_questions_score_as_one_by_one(rows: list[tuple[list[dict[str, Any]], str]], always: bool) -> None:
+    """The vectorised scores are the very floats of the general ones, whatever records and answers are mixed; the best
+    answer is beaten by no other, and nobody's answer gets nothing."""
+    table = AnswerTable(len(rows), always)
+    for row, (annotators, _) in enumerate(rows):
+        table[row] = annotators
+    one_by_one = [soft_accuracy(answer, annotators, always) for annotators, answer in rows]
+    assert table.values([answer for _, answer in rows]).tolist() == one_by_one
+    best = table.values([table.best(row) for row in range(len(rows))])
+    assert (best >= np.array(one_by_one) - 1e-12).all()  # equally many matches may add up to another last bit
+    assert not table.values([table.nobodys()] * len(rows)).any()
 
 
 @pytest.mark.parametrize(("runs", "percent"), golden("vqa_corner_cases.json")["rounding"])
@@ -100,14 +147,16 @@ def test_real_slice_scores_as_officially(which: int) -> None:
         pytest.skip("the real VQA slice is not beside this clone (VISUALBERT_SHARED_DATA)")
     official = golden("vqa_slice.json")[which]
     task = VqaTask(SHARED / "vqa", "val")
-    scores = judge(task, predict(task, {example_id: said for example_id, said, _ in official["questions"]}))
+    said = {example_id: answer for example_id, answer, _ in official["questions"]}
+    scores = judge(task, predict(task, said))
     percents = {score.unit_id: 100 * score.value for score in scores}
     assert percents == pytest.approx({example_id: value for example_id, _, value in official["questions"]}, abs=1e-9)
-    assert official_percent(score.value for score in scores) == official["accuracy"]["overall"]
+    assert task.official(scores) == official["accuracy"]
     for kind, key in (("answer type", "perAnswerType"), ("question type", "perQuestionType")):
-        groups = {name: [s.value for s in scores if name in s.groups[kind]] for name in official["accuracy"][key]}
-        assert {name: official_percent(values) for name, values in groups.items()} == official["accuracy"][key]
         assert summarize(scores).breakdown[kind].keys() == official["accuracy"][key].keys()
+    other = VqaTask(SHARED / "vqa", "val", protocol="always-normalise")
+    percents = {score.unit_id: 100 * score.value for score in judge(other, predict(task, said))}
+    assert list(percents.values()) == pytest.approx(golden("vqa_always_normalise.json")["slice"][which], abs=1e-9)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -161,10 +210,154 @@ def test_answer_that_is_no_string_is_refused(folder: Path) -> None:
         judge(task, predict(task, {"42000": "white", "42001": 17, "73000": "red"}))
 
 
-def test_unknown_split_names_the_known(folder: Path) -> None:
-    """A split without public answers is a configuration error."""
-    with pytest.raises(ConfigError, match=r"'test'.*known: val, train"):
-        VqaTask(folder, "test")
+def test_unknown_split_and_protocol_name_the_known(folder: Path) -> None:
+    """A wrong choice is a configuration error that lists the right ones."""
+    with pytest.raises(ConfigError, match=r"'test-std'.*known: val, train, test, test-dev"):
+        VqaTask(folder, "test-std")
+    with pytest.raises(ConfigError, match=r"'mmf'.*known: official, always-normalise"):
+        VqaTask(folder, "val", protocol="mmf")
+
+
+def test_order_never_changes_a_score(folder: Path) -> None:
+    """Shuffled annotations, questions and predictions give every question the score that it had."""
+    said = {"42000": "cream", "42001": "Yes.", "73000": "red"}
+    ordered = {score.unit_id: score for score in judge(VqaTask(folder, "val"), predict(VqaTask(folder, "val"), said))}
+    for seed in range(5):
+        shuffle = random.Random(seed).shuffle
+        _edit(folder / ANNOTATIONS, "annotations", shuffle)
+        _edit(folder / QUESTIONS, "questions", shuffle)
+        task = VqaTask(folder, "val")
+        predictions = predict(task, said)
+        shuffle(predictions)
+        scores = judge(task, predictions)
+        assert {score.unit_id: score for score in scores} == ordered
+        assert task.official(scores) == VqaTask(folder, "val").official(list(ordered.values()))
+
+
+def test_official_report_has_the_official_form(folder: Path) -> None:
+    """Keys and roundings are VQAEval's."""
+    task = VqaTask(folder, "val")
+    scores = judge(task, predict(task, {"42000": "cream", "42001": "maybe", "73000": "red"}))
+    assert task.official(scores) == {
+        "overall": 63.33,
+        "perQuestionType": {"is the": 0.0, "what": 95.0},
+        "perAnswerType": {"other": 63.33},
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# complementary pairs
+
+
+def test_a_pair_counts_if_both_answers_have_full_marks(folder: Path) -> None:
+    """90 percent is not enough; a pair has one image as cluster and the groups that its questions share."""
+    (folder / PAIRS).write_text("[[42000, 73000], [42001, 42000], [73000, 42000]]")
+    task = VqaTask(folder, "val")
+    assert task.annotation_files()[-1].name == PAIRS
+    scores = judge(task, predict(task, {"42000": "white", "42001": "perhaps", "73000": "red"}))
+    pairs = {score.unit_id: score for score in scores if score.metric == "pair_accuracy"}
+    assert {unit_id: score.value for unit_id, score in pairs.items()} == {"42000+73000": 1.0, "42001+42000": 0.0}
+    assert pairs["42000+73000"].cluster == "COCO_val2014_000000000042"
+    assert pairs["42000+73000"].groups == {"answer type": ("other",), "question type": ("what",)}
+    assert pairs["42001+42000"].groups == {"answer type": ("other",)}
+    assert summarize(scores).metrics["accuracy"].n == 3
+    assert task.chance({}).keys() == {"accuracy", "pair_accuracy"}
+    scores = judge(task, predict(task, {"42000": "cream", "42001": "no", "73000": "red"}))  # 90, 100, 100
+    assert [score.value for score in scores if score.metric == "pair_accuracy"] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[42000, 1]]", "question_id 1 is not in v2_OpenEnded"),
+        ("[[42000, 73000], [42000]]", r"\[1\]: \[42000\] is not a pair"),
+        ("[[42000, 42000]]", "is not a pair"),
+        ('[[42000, "73000"]]', r"\[0\]: is str, not a whole number"),
+        ("[42000]", r"\[0\]: is int, not a list"),
+        ('{"pairs": []}', "is dict, not a list"),
+    ],
+)
+def test_bad_pairs_end_in_one_line(folder: Path, text: str, message: str) -> None:
+    """A pair that cannot be scored is an error, in a slice of the benchmark, too, never a smaller denominator."""
+    (folder / PAIRS).write_text(text)
+    with pytest.raises(AnnotationError, match=message):
+        VqaTask(folder, "val")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# splits without labels, submissions
+
+
+@pytest.mark.parametrize("split", ["test", "test-dev"])
+def test_a_split_without_labels_makes_submissions_only(folder: Path, split: str) -> None:
+    """Both test sets are about test2015 images; what needs labels says that there are none."""
+    subset = {"test": "test2015", "test-dev": "test-dev2015"}[split]
+    (folder / QUESTIONS).rename(folder / QUESTIONS.replace("val2014", subset))
+    task = VqaTask(folder, split)
+    assert not task.labelled
+    assert next(task.examples()).image_ids == ("COCO_test2015_000000000042",)
+    assert len(task.annotation_files()) == 1
+    predictions = {p.example_id: p for p in predict(task, {"42000": "white", "42001": "é", "73000": ""})}
+    sent = json.loads(task.submission(predictions))
+    assert [list(record.values()) for record in sent] == [[42000, "white"], [42001, "é"], [73000, ""]]
+    for judged in (
+        lambda: list(task.score(predictions)),
+        lambda: task.chance(predictions),
+        lambda: task.official([]),
+        lambda: task.gold("42000"),
+        lambda: task.best("42000"),
+        lambda: task.worst("42000"),
+    ):
+        with pytest.raises(ConfigError, match=f"vqa {split}: this split has no public labels"):
+            judged()
+
+
+def test_a_submission_is_read_back(folder: Path) -> None:
+    """A record is a prediction, in file order, duplicates and unknown ids included; further keys are not read."""
+    task = VqaTask(folder, "val")
+    predictions = predict(task, {"42000": "white", "42001": "no", "73000": "red"})
+    path = folder / task.submission_name
+    path.write_bytes(task.submission({p.example_id: p for p in predictions}))
+    assert [(p.example_id, p.image_id, p.answer) for p in task.read_submission(path)] == [
+        (p.example_id, p.image_id, p.answer) for p in predictions
+    ]
+    path.write_text('[{"question_id": 7, "answer": "a", "confidence": NaN}, {"question_id": 7, "answer": "b"}]')
+    assert task.read_submission(path) == [Prediction("7", "", "a", ()), Prediction("7", "", "b", ())]
+
+
+@pytest.mark.parametrize("lenient", [False, True])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"question_id": "42000", "answer": "a"}]', r"\[0\]: 'question_id' is str, not a whole number"),
+        ('[{"question_id": 1, "answer": "a"}, {"question_id": 2, "answer": 3}]', "question_id 2: 'answer' is int"),
+        ('[{"question_id": 1}]', "question_id 1: no 'answer'"),
+        ('[["question_id", 1]]', r"\[0\]: is list, not an object"),
+        ('{"question_id": 1, "answer": "a"}', "is dict, not a list"),
+        ('[{"question_id": 1, "answer": "a"}', "not JSON at line 1 column 35"),
+        ("", "not JSON at line 1 column 1"),
+    ],
+)
+def test_a_bad_submission_ends_in_one_line(folder: Path, text: str, message: str, lenient: bool) -> None:
+    """What VQAEval asserts on or breaks on is an error that names file and record, in either mode."""
+    path = folder / "submission.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"submission.json.*{message}") as caught:
+        VqaTask(folder, "val").read_submission(path, lenient)
+    assert not isinstance(caught.value, AnnotationError)
+
+
+def test_best_and_worst_span_the_range(folder: Path) -> None:
+    """Best answers get all that can be had and worst answers nothing."""
+    (folder / PAIRS).write_text("[[42000, 73000]]")
+    task = VqaTask(folder, "val")
+    for choose, percent in ((task.best, 100.0), (task.worst, 0.0)):
+        scores = judge(task, predict(task, {example_id: choose(example_id) for example_id in task.expected()}))
+        assert {metric.value for metric in summarize(scores).metrics.values()} == {percent}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# bad files
 
 
 def _edit(path: Path, key: str, change: Any) -> None:
@@ -197,6 +390,18 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "duplicate": (lambda f: _edit(f / QUESTIONS, "questions", lambda q: q.append(q[0])), "42000 occurs twice"),
     "no annotation": (lambda f: _edit(f / ANNOTATIONS, "annotations", lambda a: a.pop()), "42000 is not in v2_mscoco"),
     "no question": (lambda f: _edit(f / QUESTIONS, "questions", lambda q: q.pop()), "73000 is not in v2_OpenEnded"),
+    "numbered common answer": (
+        lambda f: _edit(f / ANNOTATIONS, "annotations", lambda a: a[2].update(multiple_choice_answer=7)),
+        "42000: 'multiple_choice_answer' is int",
+    ),
+    "common answer but no answers": (
+        lambda f: _edit(f / ANNOTATIONS, "annotations", lambda a: a[0].update(answers=[], multiple_choice_answer="x")),
+        "73000: no answers",
+    ),
+    "annotation twice": (
+        lambda f: _edit(f / ANNOTATIONS, "annotations", lambda a: a.append(a[0])),
+        f"{ANNOTATIONS}: question_id 73000 occurs twice",
+    ),
     "no answers": (
         lambda f: _edit(f / ANNOTATIONS, "annotations", lambda a: a[0]["answers"].clear()),
         "73000: no answers",
@@ -217,3 +422,20 @@ def test_bad_files_end_in_one_line(tmp_path: Path, fault: str) -> None:
         VqaTask(folder, "val")
     assert "\n" not in str(caught.value)
     assert "vqa" in str(caught.value)
+
+
+def test_odd_answer_ids_are_scored_one_by_one(folder: Path) -> None:
+    """An answer_id that is a list or missing is legal, if odd; the records are compared as VQAEval compares them."""
+    odd = [{"answer": "red", "answer_id": [i]} for i in range(4)] + [{"answer": "blue"}] * 6
+    _edit(folder / ANNOTATIONS, "annotations", lambda a: a[0].update(answers=odd))
+    task = VqaTask(folder, "val")
+    said = {"42000": "x", "42001": "x", "73000": "red"}
+    assert [score.value for score in judge(task, predict(task, said))] == [0.0, 0.0, soft_accuracy("red", odd)]
+
+
+def test_benchmark_runs_small() -> None:
+    """benchmarks/scoring.py makes its files and scores them; without the official program it says so."""
+    command = [sys.executable, "benchmarks/scoring.py", "--questions", "60", "--repeats", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "60 questions" in done.stdout
+    assert "--official" in done.stdout

@@ -97,7 +97,10 @@ class AnswerTable:
         self._others: dict[int, list[dict[str, Any]]] = {}  # row → records; its codes are a placeholder
 
     def __setitem__(self, row: int, annotators: list[dict[str, Any]]) -> None:
-        """Raises AttributeError, KeyError or TypeError if a record is no object with an "answer" that is a string."""
+        """Raises AttributeError, KeyError or TypeError if a record is no object with an "answer" that is a string,
+        ValueError if there is none."""
+        if not annotators:
+            raise ValueError("a question needs an annotator")
         code_of = self._code_of
         codes = [code_of[record["answer"]] for record in annotators]
         if _are_ten_told_apart(annotators):

@@ -200,6 +200,7 @@ class _Cursor:
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
         self._decode = json.JSONDecoder().raw_decode
         self._text, self._at, self._ended = "", 0, False
+        self._escapes = False  # whether the text held may hold half a character, which only an escape can write
         self._bytes, self._line, self._column = 0, 1, 1  # bytes read; where the text held begins
         if self.peek() == "\ufeff":
             raise self.error("a byte order mark: save it without")
@@ -236,7 +237,7 @@ class _Cursor:
 
     def values_held(self) -> Iterator[Any]:
         """Read values with the commas that follow them, as far as the text held goes; may be none. For speed alone."""
-        while True:
+        while not self._escapes:
             try:
                 value, end = self._decode(self._text, self._at)
             except (ValueError, RecursionError):  # cut or wrong, `value` will tell
@@ -261,7 +262,9 @@ class _Cursor:
             except ValueError:  # Python refuses to read integers of thousands of digits
                 raise self.error("a number is too long") from None
             else:
-                if end < len(self._text) or self._ended:  # else a number may go on
+                if end + len("e-") < len(self._text) or self._ended:  # else a number may go on
+                    if self._escapes and _LONE_SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+                        raise AnnotationError(f"{self.path}{self.element}: half a character; correct the record")
                     self._at = end
                     return value
             self._read()
@@ -292,6 +295,7 @@ class _Cursor:
         except UnicodeDecodeError as error:
             raise _not_utf8(self.path, self._bytes - pending + error.start) from None
         self._text, self._at = self._text[self._at :] + text, 0
+        self._escapes = "\\ud" in self._text or "\\uD" in self._text
         self._bytes += len(data)
         self._ended = not data
 
