@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+from visualbert_core.config import read_json
+from visualbert_core.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,10 @@ class Detection:
     labels: np.ndarray
     scores: np.ndarray
     features: np.ndarray
+    attributes: np.ndarray | None = None
+    """int16 [R], of detectors that name attributes ("red"); the store does not keep them."""
+    attribute_scores: np.ndarray | None = None
+    """float32 [R]."""
 
 
 class Detector(Protocol):
@@ -43,11 +51,22 @@ class Detector(Protocol):
         """
 
 
+_BUILDERS = {
+    "vg_c4": ("visualbert_core.detector.vg_c4", "VgC4"),
+}
+_TORCHVISION = ("visualbert_core.detector.torchvision_rcnn", "TorchvisionRCNN")
+
+
 def load_detector(folder: str | Path, device: str | None = None) -> Detector:
     """Open a detector folder (`config.json` + `model.safetensors`) on `device` (default: CUDA where there is one).
 
-    Raises CheckpointError naming the file that is missing or does not fit.
+    Its `builder` says which detector it is. Raises CheckpointError naming the file that is missing or does not fit.
     """
-    from visualbert_core.detector.torchvision_rcnn import TorchvisionRCNN
-
-    return TorchvisionRCNN.from_pretrained(folder, device=device)
+    try:
+        config = read_json(Path(folder) / "config.json")
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: not a detector folder: {error}") from error
+    builder = str(config.get("builder")) if isinstance(config, dict) else ""
+    module, name = _BUILDERS.get(builder, _TORCHVISION)
+    detector: Detector = getattr(import_module(module), name).from_pretrained(folder, device=device)
+    return detector
