@@ -21,7 +21,7 @@ from visualbert_core.detector.r2c_resnet50 import (
     CLASSES,
     R2CConfig,
     R2CDetector,
-    convert_r2c_resnet50,
+    convert,
     inside,
     masks_of,
 )
@@ -44,7 +44,7 @@ def weights() -> dict[str, torch.Tensor]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("r2c")
     save_file(weights(), root / "detector.safetensors")
-    convert_r2c_resnet50(root / "detector.safetensors", root / "folder", CONFIG)
+    convert(root / "detector.safetensors", CONFIG)[0].save_pretrained(root / "folder")
     return root / "folder"
 
 
@@ -158,16 +158,15 @@ def test_a_store_is_made_of_vcrs_layout(folder: Path, tmp_path: Path) -> None:
 
 
 def test_other_weights_are_refused(tmp_path: Path) -> None:
-    """A lacking tensor and a file of another kind are named in one line, and nothing is written."""
+    """A lacking tensor and a file of another kind are named in one line."""
     tensors = weights()
     del tensors["detector.object_embed.weight"]
     save_file(tensors, tmp_path / "detector.safetensors")
     with pytest.raises(CheckpointError, match=r"missing object_embed\.weight"):
-        convert_r2c_resnet50(tmp_path / "detector.safetensors", tmp_path / "out", CONFIG)
+        convert(tmp_path / "detector.safetensors", CONFIG)
     (tmp_path / "detector.safetensors").write_bytes(b"no weights")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        convert_r2c_resnet50(tmp_path / "detector.safetensors", tmp_path / "out", CONFIG)
-    assert not (tmp_path / "out").exists()
+        convert(tmp_path / "detector.safetensors", CONFIG)
 
 
 def test_classes_are_cocos() -> None:

@@ -27,6 +27,10 @@ class Detection:
     labels: np.ndarray
     scores: np.ndarray
     features: np.ndarray
+    attributes: np.ndarray | None = None
+    """int16 [R], of detectors that name attributes ("red"); the store does not keep them."""
+    attribute_scores: np.ndarray | None = None
+    """float32 [R]."""
 
 
 class Detector(Protocol):
@@ -61,6 +65,7 @@ class ObjectEncoder(Protocol):
 
 
 _BUILDERS = {
+    "vg_c4": ("vg_c4", "VgC4"),
     "pythia_fpn": ("fpn", "FPNDetector"),
     "detectron_fpn": ("fpn", "FPNDetector"),
     "r2c_resnet50": ("r2c_resnet50", "R2CDetector"),
@@ -71,7 +76,7 @@ _BUILDERS = {
 def load_detector(folder: str | Path, device: str | None = None) -> Detector:
     """Open a detector folder (`config.json` + `model.safetensors`) on `device` (default: CUDA where there is one).
 
-    Raises CheckpointError naming the file that is missing or does not fit.
+    Its `builder` says which detector it is. Raises CheckpointError naming the file that is missing or does not fit.
     """
     try:
         config = read_json(Path(folder) / "config.json")

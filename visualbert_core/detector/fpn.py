@@ -29,16 +29,10 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, nms, roi_a
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from visualbert_core.detector import Detection
-from visualbert_core.detector.folder import (
-    WEIGHTS_FILE,
-    fill,
-    read_folder,
-    read_pickle,
-    read_torch,
-    tensor,
-    write_folder,
-)
-from visualbert_core.detector.inclusive_boxes import ASPECT_RATIOS, anchors, clip, confidences, decode, half_open
+from visualbert_core.detector.class_nms import confidences
+from visualbert_core.detector.folder import WEIGHTS_FILE, load_weights, read_folder, write_folder
+from visualbert_core.detector.inclusive_boxes import ASPECT_RATIOS, anchors, clip, decode, half_open
+from visualbert_core.detector.published import read_entries, tensors
 from visualbert_core.errors import CheckpointError
 from visualbert_core.provenance import digest_file
 
@@ -122,8 +116,12 @@ class FPNDetector:
         folder = Path(folder)
         config, state = read_folder(folder, FPNConfig)
         model = _empty(config)
-        fill(model, state, folder / WEIGHTS_FILE)
+        load_weights(model, state, folder / WEIGHTS_FILE, "its network")
         return cls(model, config, digest_file(folder / WEIGHTS_FILE), device)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the folder that `from_pretrained` reads."""
+        write_folder(Path(folder), self.config, self.model.state_dict())
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes a feature (see `detector.Detector`)."""
@@ -203,7 +201,7 @@ class FPNDetector:
 
     def _select(self, boxes: Tensor, features: Tensor, scores: Tensor) -> Detection:
         wanted = self.config.num_regions
-        confidence = confidences(boxes, scores[:, 1:], self.config.nms_iou, wanted)
+        confidence = confidences(half_open(boxes), scores[:, 1:], self.config.nms_iou, wanted)
         order = confidence.sort(descending=True, stable=True).indices[:wanted]
         return _detection(boxes[order], confidence[order], features[order], scores[order])
 
@@ -311,34 +309,30 @@ def _taps(size: int, scale: float, device: torch.device) -> tuple[Tensor, Tensor
 # published weights
 
 
-def convert_pythia_fpn(source: Path, out: Path, config: FPNConfig = PYTHIA) -> None:
-    """`detectron_model.pth`, a torch file with the names of maskrcnn-benchmark → the new folder `out`.
+def convert_pythia(source: Path, config: FPNConfig = PYTHIA) -> tuple[FPNDetector, list[str]]:
+    """The detector in `detectron_model.pth`, a torch file with the names of maskrcnn-benchmark, and notes on it.
 
     Raises CheckpointError for a file of another kind or network.
     """
-    found = read_torch(source).get("model")
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{source}: has no 'model', it is not a checkpoint of maskrcnn-benchmark")
-    found = {key.removeprefix("module."): value for key, value in found.items()}
+    found = {key.removeprefix("module."): value for key, value in read_entries(source, "model").items()}
     network = _empty(config)
-    keys = {name: _pythia_key(name) for name in network.state_dict()}
+    keys = {name: _pythia_key(name) for name in _parameters(network)}
     _require(keys.values(), found, config, source)
-    _write({name: found[key] for name, key in keys.items()}, network, config, source, out)
+    state = tensors({name: found[key] for name, key in keys.items()}, source)
+    return _detector(network, state, config, source)
 
 
-def convert_detectron_fpn(source: Path, out: Path, config: FPNConfig = DETECTRON) -> None:
-    """`model_final.pkl` of Detectron (Caffe2) → the new folder `out`. Raises CheckpointError as above."""
-    blobs = read_pickle(source).get("blobs")
-    if not isinstance(blobs, dict):
-        raise CheckpointError(f"{source}: has no 'blobs', it is not a model of Detectron")
+def convert_detectron(source: Path, config: FPNConfig = DETECTRON) -> tuple[FPNDetector, list[str]]:
+    """The detector in `model_final.pkl` of Detectron (Caffe2), and notes on it. Raises CheckpointError as above."""
+    blobs = read_entries(source, "blobs", pickled=True)
     network = _empty(config)
-    keys = {name: _detectron_key(name, config.blocks) for name in network.state_dict()}
+    keys = {name: _detectron_key(name, config.blocks) for name in _parameters(network)}
     _require(keys.values(), blobs, config, source)
-    state = {name: tensor(blobs[key], key, source) for name, key in keys.items()}
+    state = tensors({name: blobs[key] for name, key in keys.items()}, source)
     for name in state:  # Detectron folds the statistics of its norms into their scales and biases
         if name.endswith(("running_mean", "running_var")):
             state[name] = torch.full_like(state[name], float(name.endswith("var")))
-    _write(state, network, config, source, out)
+    return _detector(network, state, config, source)
 
 
 def _empty(config: FPNConfig) -> FPNNetwork:
@@ -352,9 +346,16 @@ def _require(keys: Iterable[str], found: Mapping[str, Any], config: FPNConfig, s
         raise CheckpointError(f"{source}: is no {config.builder}: it lacks {', '.join(missing[:3])}{more}")
 
 
-def _write(state: dict[str, Tensor], network: FPNNetwork, config: FPNConfig, source: Path, out: Path) -> None:
-    fill(network, state, source)
-    write_folder(out, config, state)
+def _parameters(network: FPNNetwork) -> list[str]:
+    return [name for name in network.state_dict() if not name.endswith("num_batches_tracked")]
+
+
+def _detector(
+    network: FPNNetwork, state: dict[str, Tensor], config: FPNConfig, source: Path
+) -> tuple[FPNDetector, list[str]]:
+    load_weights(network, state, source, "its network")
+    note = f"{config.feature_size}-d features of {config.space}; config.json says the rest"
+    return FPNDetector(network, config, "", "cpu"), [note]
 
 
 def _pythia_key(name: str) -> str:

@@ -23,15 +23,14 @@ import PIL
 import torch
 import torchvision
 from PIL import Image as Pillow
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import roi_align
 
 from visualbert_core.detector import Detection
-from visualbert_core.detector.folder import WEIGHTS_FILE, fill, read_folder, write_folder
-from visualbert_core.errors import CheckpointError, ConfigError
+from visualbert_core.detector.folder import WEIGHTS_FILE, load_weights, read_folder, write_folder
+from visualbert_core.detector.published import read_weights
+from visualbert_core.errors import ConfigError
 from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import GivenObjects
 
@@ -100,8 +99,12 @@ class R2CDetector:
         folder = Path(folder)
         config, state = read_folder(folder, R2CConfig)
         model = _empty(config)
-        fill(model, state, folder / WEIGHTS_FILE)
+        load_weights(model, state, folder / WEIGHTS_FILE, "its network")
         return cls(model, config, digest_file(folder / WEIGHTS_FILE), device)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the folder that `from_pretrained` reads."""
+        write_folder(Path(folder), self.config, self.model.state_dict())
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes a feature (see `detector.Detector`)."""
@@ -260,20 +263,13 @@ def inside(polygon: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
 # published weights
 
 
-def convert_r2c_resnet50(source: Path, out: Path, config: R2CConfig | None = None) -> None:
-    """`detector.safetensors`, which the checkpoint converter kept of an authors' VCR file → the new folder `out`.
+def convert(source: Path, config: R2CConfig | None = None) -> tuple[R2CDetector, list[str]]:
+    """The detector in `detector.safetensors`, which the checkpoint converter kept of an authors' VCR file, and notes.
 
     Raises CheckpointError for a file of another kind or network.
     """
     config = config or R2CConfig()
-    try:
-        found = load_file(source)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{source}: cannot be read as safetensors: {error}") from None
-    state = {
-        name.removeprefix("detector."): value
-        for name, value in found.items()
-        if not name.endswith("num_batches_tracked")
-    }
-    fill(_empty(config), state, source)
-    write_folder(out, config, state)
+    network = _empty(config)
+    state = {name.removeprefix("detector."): value for name, value in read_weights(source).items()}
+    load_weights(network, state, source, "its network")
+    return R2CDetector(network, config, "", "cpu"), [f"{config.feature_size}-d features; extract with --boxes beside"]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,18 +22,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import FrozenBatchNorm2d, clip_boxes_to_image, nms
 
-from visualbert_core.config import from_mapping, read_json
 from visualbert_core.detector import Detection
+from visualbert_core.detector.folder import WEIGHTS_FILE, load_weights, read_folder, write_folder
 from visualbert_core.detector.tiny_rcnn import tiny_rcnn
-from visualbert_core.errors import CheckpointError, ConfigError
+from visualbert_core.errors import CheckpointError
 from visualbert_core.provenance import digest_file
 
 
@@ -82,26 +79,14 @@ class TorchvisionRCNN:
     def from_pretrained(cls, folder: str | Path, device: str | None = None) -> TorchvisionRCNN:
         """Open a detector folder. Raises CheckpointError naming what is missing or does not fit."""
         folder = Path(folder)
-        weights = folder / "model.safetensors"
-        try:
-            config = from_mapping(DetectorConfig, read_json(folder / "config.json"), where=str(folder / "config.json"))
-            state = {name: tensor.float() for name, tensor in load_file(weights).items()}
-        except (ConfigError, FileNotFoundError, SafetensorError) as error:
-            raise CheckpointError(f"{folder}: not a detector folder: {error}") from error
+        config, state = read_folder(folder, DetectorConfig)
         model = build(config)
-        wrong = _misfits(model.state_dict(), state)
-        if wrong:
-            raise CheckpointError(f"{weights}: does not fit builder {config.builder!r}: {'; '.join(wrong[:5])}")
-        model.load_state_dict(state, strict=False)
-        return cls(model, config, digest_file(weights), device)
+        load_weights(model, state, folder / WEIGHTS_FILE, f"builder {config.builder!r}")
+        return cls(model, config, digest_file(folder / WEIGHTS_FILE), device)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the folder that `from_pretrained` reads, floating-point weights stored as `dtype`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {k: v for k, v in self.model.state_dict().items() if not k.endswith("num_batches_tracked")}
-        save_file({k: v.to(dtype).contiguous().cpu() for k, v in state.items()}, folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
+        write_folder(Path(folder), self.config, self.model.state_dict(), dtype)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes a feature (see `detector.Detector`)."""
@@ -221,17 +206,3 @@ def build(config: DetectorConfig) -> FasterRCNN:
             module.eps = config.norm_eps
     assert isinstance(model, FasterRCNN)
     return model
-
-
-def _misfits(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
-    """What keeps a state dict from loading: missing, unknown or misshapen tensors."""
-    expected = {k: v for k, v in expected.items() if not k.endswith("num_batches_tracked")}
-    found = {k: v for k, v in found.items() if not k.endswith("num_batches_tracked")}
-    missing = [f"missing {k}" for k in expected.keys() - found.keys()]
-    unknown = [f"unknown {k}" for k in found.keys() - expected.keys()]
-    shaped = [
-        f"{k} is {list(found[k].shape)}, not {list(expected[k].shape)}"
-        for k in expected.keys() & found.keys()
-        if found[k].shape != expected[k].shape
-    ]
-    return sorted(missing + unknown + shaped)

@@ -1,0 +1,63 @@
+"""Weights as they are published → detector folders: the command line.
+
+    python -m visualbert_core.detector convert vg_c4 pytorch_model.bin OUT
+    python -m visualbert_core.detector convert pythia_fpn detectron_model.pth OUT
+    python -m visualbert_core.detector convert detectron_fpn model_final.pkl OUT
+    python -m visualbert_core.detector convert r2c_resnet50 CONVERTED_VCR_CHECKPOINT/detector.safetensors OUT
+
+What the keys mean belongs to each detector: `CONVERTERS` names the function that knows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from visualbert_core.errors import CheckpointError
+
+CONVERTERS = {
+    "vg_c4": ("vg_c4_weights", "convert"),
+    "pythia_fpn": ("fpn", "convert_pythia"),
+    "detectron_fpn": ("fpn", "convert_detectron"),
+    "r2c_resnet50": ("r2c_resnet50", "convert"),
+}
+"""Detector → the module and its function `(source: Path) -> (detector, notes for the reader)`."""
+
+
+class Convertible(Protocol):
+    """What a converter returns: a detector that can be saved."""
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write its folder."""
+
+
+def convert(name: str, source: str | Path, target: str | Path) -> str:
+    """Convert `source`, a weights file or a folder with one, into the new folder `target`; returns a report.
+
+    Raises CheckpointError where `target` is not empty, or naming what in `source` cannot be read or does not fit.
+    """
+    source, target = Path(source), Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target}: exists and is not empty")
+    module, function = CONVERTERS[name]
+    load: Callable[[Path], tuple[Convertible, list[str]]]
+    load = getattr(import_module(f"visualbert_core.detector.{module}"), function)
+    detector, notes = load(source)
+    detector.save_pretrained(target)
+    return "\n".join([f"{source} → {target} ({name})", *notes])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m visualbert_core.detector")
+    command = parser.add_subparsers(required=True).add_parser("convert", help="published weights → a detector folder")
+    command.add_argument("name", choices=CONVERTERS, help="the detector")
+    command.add_argument("source", metavar="IN", type=Path, help="the published file, or the folder that holds it")
+    command.add_argument("target", metavar="OUT", type=Path, help="new folder: config.json, model.safetensors")
+    given = parser.parse_args(arguments)
+    sys.stdout.write(convert(given.name, given.source, given.target) + "\n")
+    return 0

@@ -1,0 +1,110 @@
+"""Weights as their authors published them, read without running what a file says.
+
+torch files are opened with `weights_only`. The pickles of Caffe2's Detectron and of detectron2 hold NumPy arrays: an
+unpickler that knows arrays, dictionaries, strings and numbers reads them, and anything else in one is refused by name.
+What the keys mean belongs to each detector.
+"""
+
+from __future__ import annotations
+
+import codecs
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from visualbert_core.errors import CheckpointError
+
+
+def find(source: Path, names: Sequence[str]) -> Path:
+    """`source` itself, or the first of `names` in the folder `source`. Raises CheckpointError if there is none."""
+    found = next((path for path in [source, *(source / name for name in names)] if path.is_file()), None)
+    if found is None:
+        raise CheckpointError(f"{source}: neither a file nor a folder with {' or '.join(names)}")
+    return found
+
+
+def read_weights(path: Path, under: str | None = None) -> dict[str, Tensor]:
+    """Every tensor of a `.safetensors`, `.pkl` or torch file, floating ones as float32; see `read_entries`."""
+    return tensors(read_entries(path, under), path)
+
+
+def read_entries(path: Path, under: str | None = None, pickled: bool | None = None) -> dict[str, Any]:
+    """The named entries of a file, which may lie under the key `under`: some authors put more beside it.
+
+    Whether it is a pickle of arrays is told by its suffix, unless `pickled` says it. Raises CheckpointError for a file
+    that cannot be read or holds no names.
+    """
+    pickled = path.suffix == ".pkl" if pickled is None else pickled
+    read = _unpickle if pickled else load_file if path.suffix == ".safetensors" else _torch_load
+    try:
+        found: Any = read(path)
+    except (SafetensorError, pickle.UnpicklingError, *_MALFORMED) as error:
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path}: cannot be read ({why})") from None
+    if under is not None and isinstance(found, dict) and isinstance(found.get(under), dict):
+        found = found[under]
+    if not isinstance(found, dict) or not found:
+        raise CheckpointError(f"{path}: holds no named tensors")
+    return found
+
+
+def tensors(entries: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """Entries of `path` as tensors, floating ones as float32. Raises CheckpointError for one of anything else."""
+    return {str(key): _tensor(key, value, path) for key, value in entries.items()}
+
+
+def _tensor(key: Any, value: Any, path: Path) -> Tensor:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        value = torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
+    if not isinstance(key, str) or not isinstance(value, Tensor):
+        raise CheckpointError(f"{path}: {key!r} is a {type(value).__name__}, not a tensor of numbers")
+    return value.float() if value.is_floating_point() else value
+
+
+def _torch_load(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def _unpickle(path: Path) -> Any:
+    with path.open("rb") as file:
+        return _Arrays(file, encoding="latin1").load()  # Python 2 wrote some of them
+
+
+class _Arrays(pickle.Unpickler):
+    """Unpickles what NumPy arrays, dictionaries, strings and numbers are made of."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = _KNOWN.get((module.replace("numpy.core.", "numpy._core."), name))
+        if known is None:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only arrays of numbers are read")
+        return known
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How pickles below protocol 3 spell bytes."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for the codec {encoding}")
+    return codecs.latin_1_encode(text)[0]
+
+
+# NumPy's own functions, had from what it would write: their modules are private and have moved.
+_KNOWN: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy._core.multiarray", "_reconstruct"): np.zeros(1).__reduce__()[0],
+    ("numpy._core.multiarray", "scalar"): np.float32(1).__reduce__()[0],
+    ("numpy._core.numeric", "_frombuffer"): np.zeros(1).__reduce_ex__(5)[0],
+    ("collections", "OrderedDict"): OrderedDict,
+    ("_codecs", "encode"): _latin1,
+}
+# What cut or garbled files raise, besides the readers' own errors.
+_MALFORMED = (OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, MemoryError)

@@ -1,0 +1,226 @@
+"""`vg_c4`: bottom-up attention's Faster R-CNN, ResNet-101-C4, for 1,600 objects and 400 attributes of Visual Genome.
+
+Anderson et al. 2018 (https://github.com/peteanderson80/bottom-up-attention, Caffe), whose weights run in
+https://github.com/airsplay/py-bottom-up-attention (detectron2) and, as `unc-nlp/frcnn-vg-finetuned`, in Hugging Face's
+research project visual_bert. The feature of a region is the mean of res5 over its *proposal*; its box is that proposal
+refined for its best class. `vg_c4_network.py` has the network, this file the recipe: what goes in and what is kept.
+
+The defaults of `VgC4Config` are py-bottom-up-attention's script for COCO: 36 regions at 600 × 1000 pixels. Two others:
+
+- Hugging Face's: `resize="interpolate"`, the rest from the `config.yaml` beside its weights (`convert` reads it);
+- the original 10 to 100 regions: `Selection(rule="class-wise", box_kind="proposal", nms_iou=(0.3,), min_regions=10,
+  max_regions=100)` and its own weights. Caffe's proposals lie on a grid of whole pixels, so boxes differ slightly.
+
+Where no threshold of `nms_iou` leaves `min_regions` boxes, Hugging Face's code returns the boxes of the image before,
+or crashes on the first; here the last threshold's are kept, as in py-bottom-up-attention.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor
+from torch.nn import functional
+from torchvision.models.detection.transform import resize_boxes
+from torchvision.ops import clip_boxes_to_image, nms
+
+from visualbert_core.detector import Detection
+from visualbert_core.detector.class_nms import confidences
+from visualbert_core.detector.folder import WEIGHTS_FILE, load_weights, read_folder, write_folder
+from visualbert_core.detector.resize import pillow_bilinear
+from visualbert_core.detector.vg_c4_network import Architecture, Proposals, Regions, VgC4Network
+from visualbert_core.errors import ConfigError
+from visualbert_core.provenance import digest_file
+
+_SMALLEST = 3  # pixels; of a shorter side the max pooling without padding leaves nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """uint8 RGB → what the network was trained on."""
+
+    color_order: Literal["BGR", "RGB"] = "BGR"
+    mean: tuple[float, ...] = (102.9801, 115.9465, 122.7717)
+    """In `color_order`, of 0 … 255."""
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    short_side: int = 600
+    long_side: int = 1000
+    """Cap, in pixels: where the longer side would exceed it, it is this long and the shorter side less."""
+    resize: Literal["pillow", "interpolate"] = "pillow"
+    """Bilinear with half-pixel centres. `pillow`: its filter widens as the image shrinks, and levels are whole
+    (detectron2). `interpolate`: torch's function of that name, two pixels wide at any scale (Hugging Face)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which proposals become regions.
+
+    `best-class` (py-bottom-up-attention, Hugging Face): one suppression over all classes, of the boxes refined for each
+    proposal's best class, at each threshold of `nms_iou` until `min_regions` are left; the best `max_regions` of them.
+    `class-wise` (Caffe): proposals are suppressed in every class by itself and keep the best score that survives; all
+    at or over `score_threshold`, but at least `min_regions` and at most `max_regions`.
+    """
+
+    rule: Literal["best-class", "class-wise"] = "best-class"
+    nms_iou: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    """`class-wise` has one."""
+    min_regions: int = 36
+    max_regions: int = 36
+    score_threshold: float = 0.2
+    """Of `class-wise`; the other programs have the option and never read it."""
+    box_kind: Literal["refined", "proposal"] = "refined"
+    """The box that is stored; the feature is the proposal's either way."""
+
+    def __post_init__(self) -> None:
+        if not self.nms_iou or (self.rule == "class-wise" and len(self.nms_iou) > 1):
+            raise ConfigError(f"selection: nms_iou of {self.rule} cannot be {list(self.nms_iou)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VgC4Config:
+    """`config.json` of a `vg_c4` folder."""
+
+    builder: Literal["vg_c4"] = "vg_c4"
+    space: str = "vg_c4"
+    """Name of the feature space. Weights of another training, such as the original for 10 to 100 regions, are another
+    space: rename it."""
+    labels: tuple[str, ...] = ()
+    """Names of the objects; label i is the i-th (the background comes last and has none)."""
+    attributes: tuple[str, ...] = ()
+    architecture: Architecture = field(default_factory=Architecture)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    proposals: Proposals = field(default_factory=Proposals)
+    selection: Selection = field(default_factory=Selection)
+
+
+class VgC4:
+    """See `detector.Detector`."""
+
+    def __init__(self, network: VgC4Network, config: VgC4Config, weights_digest: str, device: str | None) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.network = network.eval().to(self.device)
+        self.config = config
+        self.space = config.space
+        self.feature_size = config.architecture.feature_size
+        self._weights_digest = weights_digest
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | None = None) -> VgC4:
+        """Open a detector folder. Raises CheckpointError naming what is missing or does not fit."""
+        folder = Path(folder)
+        config, state = read_folder(folder, VgC4Config)
+        network = VgC4Network(config.architecture, config.proposals)
+        load_weights(network, state, folder / WEIGHTS_FILE, "the architecture of its config.json")
+        return cls(network, config, digest_file(folder / WEIGHTS_FILE), device)
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write the folder that `from_pretrained` reads, weights stored as `dtype`."""
+        write_folder(Path(folder), self.config, self.network.state_dict(), dtype)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that changes a feature (see `detector.Detector`)."""
+        config = dataclasses.asdict(self.config)
+        for names in ("labels", "attributes"):
+            del config[names]
+        return config | {
+            "feature_size": self.feature_size,
+            "weights": self._weights_digest,
+            "pooled_from": "proposal",
+            "dtype": "float16",
+            "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
+        }
+
+    @torch.inference_mode()
+    def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
+        """See `detector.Detector`. Images of more than one shape are refused: padding would leak between them.
+
+        Given boxes are pooled in place of proposals, neither refined nor clipped.
+        """
+        shapes = {image.shape for image in images}
+        if len(shapes) != 1:
+            raise ValueError(f"a batch holds images of one shape, found {sorted(shapes)}")
+        original = images[0].shape[0], images[0].shape[1]
+        pixels_BCHW = preprocess(torch.from_numpy(np.stack(images)).to(self.device), self.config.preprocessing)
+        size = pixels_BCHW.shape[2], pixels_BCHW.shape[3]
+        # On a CPU the last bits of a convolution depend on how many images it is given.
+        together = 1 if self.device.type == "cpu" else len(images)
+        maps = [map_CHW for chunk in torch.split(pixels_BCHW, together) for map_CHW in self.network.trunk(chunk)]
+        given: Sequence[np.ndarray | None] = [None] * len(images) if boxes is None else boxes
+        return [self._detect(map_CHW, size, original, b) for map_CHW, b in zip(maps, given, strict=True)]
+
+    def _detect(
+        self, map_CHW: Tensor, size: tuple[int, int], original: tuple[int, int], given: np.ndarray | None
+    ) -> Detection:
+        if given is None:
+            regions = self.network.describe(map_CHW, self.network.propose(map_CHW, size))
+            return _detection(regions, *select(regions, size, original, self.config.selection))
+        boxes_R4 = torch.from_numpy(given).to(self.device)
+        regions = self.network.describe(map_CHW, resize_boxes(boxes_R4, original, size))
+        return _detection(regions, torch.arange(len(given), device=self.device), regions.scores, boxes_R4)
+
+
+def preprocess(pixels_BHWC: Tensor, config: Preprocessing) -> Tensor:
+    """uint8 RGB of one shape → [B, 3, H', W'] float32, resized and normalised on the device it is on."""
+    pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).contiguous()  # the layout decides the features' last bits
+    if config.color_order == "BGR":
+        pixels_BCHW = pixels_BCHW.flip(1)
+    height, width = resized(pixels_BCHW.shape[2], pixels_BCHW.shape[3], config.short_side, config.long_side)
+    if config.resize == "pillow":
+        pixels_BCHW = pillow_bilinear(pixels_BCHW, height, width).float()
+    else:
+        pixels_BCHW = functional.interpolate(pixels_BCHW.float(), (height, width), mode="bilinear", align_corners=False)
+    mean, std = (torch.tensor(values, device=pixels_BCHW.device)[:, None, None] for values in (config.mean, config.std))
+    return (pixels_BCHW - mean) / std
+
+
+def resized(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
+    """(H', W') by the rule that all published programs share: short side first, then the cap, then rounded half up."""
+    scale = short_side / min(height, width)
+    sides = (short_side, scale * width) if height < width else (scale * height, short_side)
+    shrink = min(1.0, long_side / max(sides))
+    new_height, new_width = (max(int(side * shrink + 0.5), _SMALLEST) for side in sides)
+    return new_height, new_width
+
+
+def select(
+    regions: Regions, size: tuple[int, int], original: tuple[int, int], rule: Selection
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The proposals to keep, [R] by descending score; those scores, [R]; and their boxes, [R, 4] in original pixels."""
+    refined_P4 = clip_boxes_to_image(regions.refined, size)
+    if rule.rule == "best-class":
+        scores_P = regions.scores
+        for iou in rule.nms_iou:
+            kept_R = nms(refined_P4, scores_P, iou)[: rule.max_regions]
+            if len(kept_R) >= rule.min_regions:
+                break
+    else:
+        # Caffe's boxes are of whole pixels: a box of one pixel has x1 = x2, here as in its areas and overlaps.
+        pixels_P4 = resize_boxes(regions.proposals, size, original) + regions.proposals.new_tensor([0, 0, 1, 1])
+        scores_P = confidences(pixels_P4, regions.object_scores, rule.nms_iou[0], rule.max_regions)
+        above = int((scores_P >= rule.score_threshold).sum())
+        kept_R = scores_P.argsort(descending=True, stable=True)
+        kept_R = kept_R[: min(max(above, rule.min_regions), rule.max_regions)]
+    boxes_P4 = refined_P4 if rule.box_kind == "refined" else regions.proposals
+    return kept_R, scores_P[kept_R], resize_boxes(boxes_P4[kept_R], size, original)
+
+
+def _detection(regions: Regions, kept_R: Tensor, scores_R: Tensor, boxes_R4: Tensor) -> Detection:
+    attributes = attribute_scores = None
+    if regions.attributes is not None and regions.attribute_scores is not None:
+        attributes = regions.attributes[kept_R].to(torch.int16).cpu().numpy()
+        attribute_scores = regions.attribute_scores[kept_R].cpu().numpy()
+    return Detection(
+        boxes=boxes_R4.cpu().numpy(),
+        labels=regions.labels[kept_R].to(torch.int16).cpu().numpy(),
+        scores=scores_R.cpu().numpy(),
+        features=regions.features[kept_R].cpu().numpy(),
+        attributes=attributes,
+        attribute_scores=attribute_scores,
+    )
