@@ -25,3 +25,12 @@ def test_throughput_compares_equal_logits() -> None:
     assert len(differences) == 3
     assert all(float(difference) < 1e-5 for difference in differences)
     assert len(re.findall(r"^transformers", printed, re.MULTILINE)) == 1 + 3 * 2
+
+
+def test_feature_store_compares_equal_features() -> None:
+    """Every container that is installed gives back what was written, and stands in the table."""
+    printed = run("feature_store.py", "--images", "3", "--rounds", "1", "--cold", "1")
+    names = ("visualbert_core store", "Parquet lists", "LMDB", "npy", "HDF5", "base64 TSV", "datasets")
+    for name in names:
+        (line,) = re.findall(rf"^{name}.*$", printed, re.MULTILINE)
+        assert re.search(r"( +[\d.]+){8}$| missing: pip install \w+$", line)

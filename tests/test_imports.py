@@ -24,7 +24,7 @@ ORDER = (
     {"images", "corpus", "metrics", "cluster"},
     {"supervision"},
     {"shards", "provenance"},
-    {"schema"},
+    {"schema", "storage"},
     {"config"},
     {"errors"},
 )

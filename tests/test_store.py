@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from visualbert_core.errors import StoreError
 from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
@@ -179,16 +182,138 @@ def test_a_truncated_part_is_refused_by_name(tmp_path: Path) -> None:
         FeatureStore.open(store.folder)
 
 
-def test_a_flipped_bit_is_found_by_verification(tmp_path: Path) -> None:
-    """A changed feature passes a plain open, as nothing is decoded, and not a verifying one."""
+def flip(path: Path, at: int, bit: int = 2) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def test_a_flipped_feature_is_found_when_it_is_read(tmp_path: Path) -> None:
+    """A store that was opened before still notices: by fetch and scan, in one line that names part and image."""
     store = write(tmp_path, [ROWS["image005"]], 10)
     (path,) = (store.folder / "parts").iterdir()
-    data = bytearray(path.read_bytes())
-    data[data.index(ROWS["image005"].features.tobytes()) + 1] ^= 4
-    path.write_bytes(data)
-    assert not same(FeatureStore.open(store.folder).fetch("image005"), ROWS["image005"])
-    with pytest.raises(StoreError, match=rf"{path.name} is damaged"):
+    flip(path, path.read_bytes().index(ROWS["image005"].features.tobytes()) + 1)
+    for read in (lambda opened: opened.fetch("image005"), lambda opened: list(opened.scan(copy=False))):
+        with pytest.raises(StoreError, match=rf"{path.name} is damaged at 'image005'"):
+            read(FeatureStore.open(store.folder))
+    with pytest.raises(StoreError, match=rf"{path.name} is damaged \(its hash"):
         FeatureStore.open(store.folder, verify=True)
+
+
+def test_one_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
+    """A bit of every file of a small store at many places: verification names that file, and the first opening does,
+    except for the index, which is derived and is made anew."""
+    store = write(tmp_path, [ROWS["image001"], ROWS["image005"]], 10, [BAD])
+    random, undamaged = np.random.default_rng(0), list(store.scan())
+    attached = store.folder / "index.arrow"
+    derived = attached.read_bytes()
+    for path in sorted(path for path in store.folder.rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        for at in random.permutation(len(data))[:80].tolist():
+            flip(path, at, int(random.integers(8)))
+            with pytest.raises(StoreError, match=path.name):
+                FeatureStore.open(store.folder, verify=True)
+            if path == attached:
+                assert all(map(same, FeatureStore.open(store.folder).scan(), undamaged))
+            else:
+                attached.unlink()
+                with pytest.raises(StoreError, match=path.name):
+                    FeatureStore.open(store.folder)
+            path.write_bytes(data)
+            attached.write_bytes(derived)
+
+
+def test_the_index_is_derived(tmp_path: Path) -> None:
+    """Deleting it, or finishing the folder over other shards, costs one pass over the parts and changes no row."""
+    store = write(tmp_path, list(ROWS.values()), 50)
+    path = store.folder / "index.arrow"
+    data = path.read_bytes()
+    path.unlink()
+    assert all(map(same, FeatureStore.open(store.folder).scan(), store.scan()))
+    assert path.read_bytes() == data
+    folder = ShardFolder(store.folder)
+    folder.finish([], {"fingerprint": FINGERPRINT})
+    assert len(FeatureStore.open(store.folder)) == 0
+
+
+def test_a_store_that_may_not_be_written_opens(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an index and without the right to leave one, a store is read all the same."""
+    copy = store.folder.parent / "read-only"
+    shutil.copytree(store.folder, copy)
+    (copy / "index.arrow").unlink()
+
+    def refuse(path: Path, data: bytes) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr("visualbert_core.features.store.publish", refuse)
+    assert all(map(same, FeatureStore.open(copy).scan(), store.scan()))
+    assert not (copy / "index.arrow").exists()
+
+
+def test_views_are_scanned_where_they_can_be(store: FeatureStore) -> None:
+    """Without copying, every row is the same and aligned; some cannot be written to, as they are the file itself."""
+    views = list(store.scan(copy=False))
+    assert all(map(same, views, store.scan()))
+    assert all(view.features.flags.aligned for view in views)
+    assert {view.features.flags.writeable for view in views} == {True, False}
+    assert [regions.image_id for regions in store.scan(10, 20)] == store.image_ids[10:20]
+
+
+def test_torch_shares_what_is_scanned(store: FeatureStore) -> None:
+    """A tensor over a scanned row is that row's memory, not a copy."""
+    regions = store.fetch("image005")
+    torch.from_numpy(regions.features)[0, 0] = 7
+    assert regions.features[0, 0] == 7
+
+
+def test_arrow_has_typed_columns(store: FeatureStore) -> None:
+    """`to_arrow` streams every row in order, nested by region, float16 as such."""
+    table = store.to_arrow().read_all()
+    assert table["image_id"].to_pylist() == store.image_ids
+    assert table.schema.field("features").type == pa.list_(pa.list_(pa.float16(), D))
+    for record in table.to_pylist():
+        expected = ROWS[record["image_id"]]
+        assert np.array(record["features"], np.float16).tobytes() == expected.features.tobytes()
+        assert record["labels"] == expected.labels.tolist()
+        np.testing.assert_array_equal(np.array(record["boxes"], np.float32).reshape(-1, 4), expected.boxes)
+
+
+def test_datasets_has_typed_columns(store: FeatureStore) -> None:
+    """`to_datasets` streams every row in order with Hugging Face's own array types, and can be split by parts."""
+    dataset = store.to_datasets()
+    assert dataset.num_shards == len(store.part_paths)
+    assert dataset.features["features"].dtype == "float16"
+    examples = list(dataset)
+    assert {example["features"].dtype for example in examples} == {np.dtype(np.float16)}
+    assert [example["image_id"] for example in examples] == store.image_ids
+    for example in examples:
+        np.testing.assert_array_equal(example["features"], ROWS[example["image_id"]].features)
+        np.testing.assert_array_equal(example["labels"], ROWS[example["image_id"]].labels)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_ray_reads_arrays(store: FeatureStore) -> None:
+    """`ray_dataset` gives every row once, its bytes as arrays."""
+    records = store.ray_dataset().take_all()
+    assert sorted(record["image_id"] for record in records) == store.image_ids
+    for record in records:
+        expected = ROWS[record["image_id"]]
+        np.testing.assert_array_equal(record["features"], expected.features)
+        np.testing.assert_array_equal(record["boxes"], expected.boxes)
+
+
+def test_duckdb_and_pandas_read_a_part(store: FeatureStore) -> None:
+    """To other readers of Parquet a part is an ordinary table."""
+    duckdb = pytest.importorskip("duckdb")
+    paths = [str(path) for path in store.part_paths]
+    query = "select image_id, num_regions, octet_length(features), features from read_parquet($paths) order by 1"
+    found = duckdb.execute(query, {"paths": paths}).fetchall()
+    assert [image_id for image_id, *_ in found] == store.image_ids
+    for image_id, regions, length, features in found:
+        assert (length, bytes(features)) == (regions * D * 2, ROWS[image_id].features.tobytes())
+    frames = pandas.concat([pandas.read_parquet(path) for path in paths]).set_index("image_id").sort_index()
+    assert list(frames.index) == store.image_ids
+    assert frames.loc["image005", "features"] == ROWS["image005"].features.tobytes()
 
 
 def test_a_part_of_another_recipe_is_refused(tmp_path: Path) -> None:

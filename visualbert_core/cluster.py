@@ -102,6 +102,14 @@ def start_ray() -> bool:
     return True
 
 
+def read_parquet(paths: Sequence[str], decode: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """A `ray.data.Dataset` over Parquet files, each batch (column → array) through `decode`; Ray starts if need be."""
+    start_ray()
+    import ray.data
+
+    return ray.data.read_parquet(list(paths)).map_batches(decode, batch_format="numpy")
+
+
 class _Actors(Actors, Protocol):
     """Where workers live, for one stage after the other."""
 

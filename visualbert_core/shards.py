@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import xxhash
 
+from visualbert_core import storage
 from visualbert_core.errors import InputError, ShardError, StoreError
 
 _AGAIN = "delete it and run the same line again"
@@ -143,7 +144,10 @@ class Manifest:
 
 
 class ShardFolder:
-    """The parts, markers and manifest below one folder. Needs a file system whose rename is atomic."""
+    """The parts, markers and manifest below one folder or `s3://…` address (see `storage.py`).
+
+    Needs a file system whose rename is atomic, or an object store.
+    """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
@@ -191,31 +195,63 @@ class ShardFolder:
             )
         manifest = Manifest(dict(about), done)
         record = {**asdict(manifest), "rows": manifest.rows, "failed": manifest.failed}
-        data = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False).encode()
-        if not self.manifest_path.exists() or self.manifest_path.read_bytes() != data:
+        data = _signed(record)
+        if storage.size(self.manifest_path) is None or storage.read(self.manifest_path) != data:
             publish(self.manifest_path, data)
         return manifest
 
     def read_manifest(self, verify: bool = False) -> Manifest:
-        """The manifest, after checking that every file it names has its size and, with `verify`, its hash.
+        """The manifest, after checking its own hash, that every file it names has its size and, with `verify`, that
+        every file is what was written.
 
         Raises StoreError where the folder is unfinished, or naming the first file that is not as it was written.
         """
-        if not self.manifest_path.exists():
-            raise StoreError(f"{self.root} is unfinished (it has no manifest.json): run the same line again")
         try:
-            record = json.loads(self.manifest_path.read_bytes())
+            data = storage.read(self.manifest_path)
+        except FileNotFoundError as error:
+            message = f"{self.root} is unfinished (it has no manifest.json): run the same line again"
+            raise StoreError(message) from error
+        try:
+            record = json.loads(data)
             manifest = Manifest(record["about"], tuple(map(Marker.from_record, record["shards"])))
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{self.manifest_path} is not a manifest: {_AGAIN}") from error
-        for path, blob in self._files(manifest.shards):
-            _check(path, blob, verify)
+        if data != _signed(record):
+            raise StoreError(f"{self.manifest_path} is damaged (its hash is not its own): {_AGAIN}")
+        self._check_sizes(manifest)
+        if verify:
+            self.verify(manifest)
         return manifest
+
+    def verify(self, manifest: Manifest) -> None:
+        """Read every file that the manifest names. Raises StoreError naming the first that is not as it was written."""
+        for marker in manifest.shards:
+            path = self.marker_path(marker.shard_id)
+            try:
+                data = storage.read(path)
+            except FileNotFoundError as error:
+                raise StoreError(f"{path} is missing: run the same line again") from error
+            if data != _json(asdict(marker)):
+                raise StoreError(f"{path} is damaged (it is not what the manifest says): {_AGAIN}")
+        for path, blob in self._files(manifest.shards):
+            state = xxhash.xxh3_128()
+            for chunk in storage.chunks(path):
+                state.update(chunk)
+            if state.hexdigest() != blob.xxh3_128:
+                raise StoreError(f"{path} is damaged (its hash is not the manifest's): {_AGAIN}")
+
+    def _check_sizes(self, manifest: Manifest) -> None:
+        files = list(self._files(manifest.shards))
+        for (path, blob), size in zip(files, storage.sizes([path for path, _ in files]), strict=True):
+            if size is None:
+                raise StoreError(f"{path} is missing: run the same line again")
+            if size != blob.size:
+                raise StoreError(f"{path} has {size} bytes instead of {blob.size}: {_AGAIN}")
 
     def _done(self, shard: Shard) -> Marker | None:
         try:
-            marker = Marker.from_record(json.loads(self.marker_path(shard.shard_id).read_bytes()))
-            intact = all(path.stat().st_size == blob.size for path, blob in self._files([marker]))
+            marker = Marker.from_record(json.loads(storage.read(self.marker_path(shard.shard_id))))
+            intact = all(storage.size(path) == blob.size for path, blob in self._files([marker]))
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
         return marker if intact and marker.rows + marker.failed == len(shard.items) else None
@@ -227,18 +263,12 @@ class ShardFolder:
                 yield self.failures_path(marker.shard_id), marker.failures
 
 
-def _check(path: Path, blob: Blob, verify: bool) -> None:
-    size = path.stat().st_size if path.exists() else None
-    if size is None:
-        raise StoreError(f"{path} is missing: run the same line again")
-    if size != blob.size:
-        raise StoreError(f"{path} has {size} bytes instead of {blob.size}: {_AGAIN}")
-    if verify and xxhash.xxh3_128_hexdigest(path.read_bytes()) != blob.xxh3_128:
-        raise StoreError(f"{path} is damaged (its hash is not the manifest's): {_AGAIN}")
-
-
 def publish(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: a temporary file in its folder, fsync, rename, fsync of the folder."""
+    """Write a file whole or not at all: a temporary file in its folder, fsync, rename, fsync of the folder; in an
+    object store one PUT."""
+    if storage.url(path):
+        storage.put(path, data)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -254,6 +284,13 @@ def publish(path: Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _signed(record: Mapping[str, Any]) -> bytes:
+    """A manifest's bytes, with the hash of all the rest of it inside."""
+    rest = {name: value for name, value in record.items() if name != "xxh3_128"}
+    signed = {**rest, "xxh3_128": xxhash.xxh3_128_hexdigest(_json(rest))}
+    return json.dumps(signed, indent=1, sort_keys=True, ensure_ascii=False).encode()
 
 
 def _json(value: Any) -> bytes:

@@ -27,7 +27,7 @@ from visualbert_core.evaluation.score import Answers, score
 from visualbert_core.features.store import FeatureStore, encode_failures
 from visualbert_core.metrics.coverage import check_coverage
 from visualbert_core.models import Model, load_model
-from visualbert_core.provenance import code_digest, differences, digest_file, digest_files, digest_json, versions
+from visualbert_core.provenance import code_digest, differences, digest_files, digest_json, versions
 from visualbert_core.schema import SCHEMA_VERSION, Failure, Prediction
 from visualbert_core.shards import Marker, Part, ShardFolder, publish
 from visualbert_core.tasks import Task, open_task
@@ -153,7 +153,7 @@ def _provenance(config: EvaluateConfig, task: Task, store: FeatureStore, model: 
         "protocol": task.protocol,
         "features": {
             "fingerprint": digest_json(store.fingerprint),
-            "manifest": digest_file(config.features / "manifest.json"),
+            "manifest": store.manifest_digest(),
         },
         "model": model.fingerprint(),
         "code": code_digest(),

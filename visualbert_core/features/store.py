@@ -1,36 +1,48 @@
-"""The feature store: `schema.Regions` as Parquet parts, and the reader that scans them or fetches one image by id.
+"""The feature store: `schema.Regions` as Parquet parts, and the reader that scans them or fetches images by id.
 
 Owns the file layout. The features column is stored so that it never has to be decoded: binary, uncompressed, PLAIN,
 one page per row group. A row's bytes then lie at an offset that follows from the footer, so a fetch is one copy out of
 a memory map, while pandas, DuckDB, Spark and Ray read the same file as ordinary Parquet.
 
-    <root>/<corpus>/<fingerprint>/   a shards.ShardFolder + fingerprint.json
+    <root>/<corpus>/<fingerprint>/   a shards.ShardFolder + fingerprint.json + index.arrow (derived, see index.py)
 
 The fingerprint names everything that changes a feature: two recipes cannot end up in one folder.
+
+What is checked when. Every opening: the manifest's own hash, the size of every file, the index's own hash. The first
+opening, which makes the index: the hash of every file, at the speed of the disk. The first reading of an image in a
+process: the hash of its features (7 µs for 36 × 2048). `open(folder, verify=True)`: every byte of every file again.
 """
 
 from __future__ import annotations
 
 import json
-import mmap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
+from visualbert_core import storage
 from visualbert_core.errors import StoreError
+from visualbert_core.features import index, views
+from visualbert_core.features.index import Index, Span
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import FAILURE_SCHEMA, REGIONS_SCHEMA, SCHEMA_VERSION, Failure, Regions
-from visualbert_core.shards import Manifest, ShardFolder
+from visualbert_core.shards import Manifest, ShardFolder, publish
+
+if TYPE_CHECKING:
+    import datasets
 
 ROW_GROUP = 64  # images; 9 MB of 36 × 2048 features
-_SMALL = [name for name in REGIONS_SCHEMA.names if name != "features"]
-_PREFIX = 4  # bytes; PLAIN writes a binary value as its length and then its bytes
 _OPEN_FILES = 256
+_WINDOW = 512  # images; 75 MB: what a scan of a remote store asks for at once
+_GAP = 1 << 18  # bytes; rather read these than ask twice. Two row groups lie 30 kB apart.
 
 
 def store_folder(root: str | Path, corpus: str, fingerprint: Mapping[str, Any]) -> Path:
@@ -58,7 +70,7 @@ def encode(rows: Sequence[Regions], fingerprint: Mapping[str, Any]) -> bytes:
         "image_digest": [row.image_digest for row in rows],
         "features": [_bytes(row, "features", "<f2", fingerprint["feature_size"]) for row in rows],
     }
-    schema = REGIONS_SCHEMA.with_metadata(_footer(fingerprint))
+    schema = REGIONS_SCHEMA.with_metadata(footer(fingerprint))
     sink = pa.BufferOutputStream()
     pq.write_table(
         pa.table(columns, schema),
@@ -73,7 +85,8 @@ def encode(rows: Sequence[Regions], fingerprint: Mapping[str, Any]) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _footer(fingerprint: Mapping[str, Any]) -> dict[str, str]:
+def footer(fingerprint: Mapping[str, Any]) -> dict[str, str]:
+    """What every part says of itself in its Parquet metadata."""
     return {
         "schema_version": str(SCHEMA_VERSION),
         "feature_dtype": "float16",
@@ -105,63 +118,114 @@ def encode_failures(failures: Sequence[Failure]) -> bytes | None:
 class FeatureStore:
     """A finished store, opened for reading. Cheap to open again elsewhere: pass its folder, not the object.
 
-    Holds every column but the features in memory (about 1 kB an image).
+    Images ascend by id. Holds their ids in memory and every column but the features in a shared memory map.
     """
 
-    def __init__(self, folder: ShardFolder, manifest: Manifest) -> None:
-        if "fingerprint" not in manifest.about:
-            raise StoreError(f"{folder.root} is not a feature store: its manifest has no fingerprint")
-        self.folder = folder.root
+    def __init__(self, folder: Path, manifest: Manifest, table: pa.Table) -> None:
+        shards = ShardFolder(folder)
+        self.folder = folder
+        self.manifest = manifest
         self.fingerprint: dict[str, Any] = manifest.about["fingerprint"]
         self.feature_size: int = self.fingerprint["feature_size"]
         self.space: str = self.fingerprint["space"]
-        self._failure_paths = [folder.failures_path(shard.shard_id) for shard in manifest.shards if shard.failures]
-        paths = [folder.part_path(shard.shard_id) for shard in manifest.shards]
-        self._map = lru_cache(_OPEN_FILES)(_map)  # bounded: every map holds a file descriptor
-        parts = [self._index(path) for path in paths]
-        # Plain lists: an Arrow scalar costs more to take out than a row of features.
-        self._rows = {name: [value for table, _ in parts for value in table[name].to_pylist()] for name in _SMALL}
-        self._place = [(path, at) for path, (_, starts) in zip(paths, parts, strict=True) for at in starts.tolist()]
-        self._row_of = {image_id: row for row, image_id in enumerate(self._rows["image_id"])}
+        self.part_paths = [shards.part_path(shard.shard_id) for shard in manifest.shards]
+        self._failure_paths = [shards.failures_path(shard.shard_id) for shard in manifest.shards if shard.failures]
+        self._index = Index(table, self.feature_size)
+        self._remote = storage.url(folder) is not None
+        self._map = lru_cache(_OPEN_FILES)(storage.view)  # bounded: every map holds a file descriptor
 
     @classmethod
     def open(cls, folder: str | Path, verify: bool = False) -> FeatureStore:
-        """Open `<root>/<corpus>/<fingerprint>/`, checking the size and, with `verify`, the hash of every file.
+        """Open `<root>/<corpus>/<fingerprint>/`, a folder or an `s3://…` address.
 
-        Raises StoreError where it is unfinished or damaged.
+        Raises StoreError naming the file where it is unfinished or damaged; what is checked stands at the top of this
+        file.
         """
         shards = ShardFolder(folder)
-        return cls(shards, shards.read_manifest(verify))
+        manifest = shards.read_manifest(verify)
+        if "fingerprint" not in manifest.about:
+            raise StoreError(f"{shards.root} is not a feature store: its manifest has no fingerprint")
+        return cls(shards.root, manifest, _table(shards, manifest, verify))
 
     @property
     def image_ids(self) -> list[str]:
-        """Every image with features, in the order of `scan`."""
-        return list(self._row_of)
+        """Every image with features, ascending: the order of `scan`."""
+        return list(self._index.image_ids)
 
     def __len__(self) -> int:
-        return len(self._row_of)
+        return len(self._index.image_ids)
 
     def __contains__(self, image_id: object) -> bool:
-        return image_id in self._row_of
+        return image_id in self._index.row_of
 
     def failures(self) -> list[Failure]:
         """Every image without features, and why."""
-        return [Failure(**row) for path in self._failure_paths for row in pq.read_table(path).to_pylist()]
+        tables = (pq.read_table(pa.BufferReader(storage.read(path))) for path in self._failure_paths)
+        return [Failure(**row) for table in tables for row in table.to_pylist()]
 
-    def scan(self) -> Iterator[Regions]:
-        """Every row, part by part."""
-        return map(self._read, range(len(self)))
+    def sizes(self) -> Iterator[tuple[str, int, int, int]]:
+        """(image id, width, height, regions) of every image, in the order of `scan`; reads no features."""
+        return self._index.sizes()
+
+    def info(self) -> dict[str, Any]:
+        """What the store holds and what made it, as JSON."""
+        regions = [count for *_, count in self.sizes()]
+        return {
+            "folder": storage.url(self.folder) or str(self.folder),
+            "corpus": self.manifest.about.get("corpus"),
+            "space": self.space,
+            "feature_size": self.feature_size,
+            "images": len(self),
+            "failures": self.manifest.failed,
+            "regions": {"total": sum(regions), "fewest": min(regions, default=0), "most": max(regions, default=0)},
+            "parts": len(self.part_paths),
+            "bytes": sum(shard.part.size for shard in self.manifest.shards),
+            "fingerprint": self.fingerprint,
+        }
+
+    def scan(self, start: int = 0, stop: int | None = None, copy: bool = True) -> Iterator[Regions]:
+        """The rows [start, stop) in the order of `image_ids`; from an object store, one window ahead of the caller.
+
+        With `copy` the arrays are the caller's own, and `torch.from_numpy` shares them. Without, `features` are a
+        read-only view into the file where its alignment allows, about half of the row groups.
+        """
+        rows = range(len(self))[start:stop]
+        if not self._remote:
+            return (self._row(row, self._local(self._index.span(row)), copy) for row in rows)
+        return self._scan_ahead([rows[at : at + _WINDOW] for at in range(0, len(rows), _WINDOW)], copy)
 
     def fetch(self, image_id: str) -> Regions:
         """The row of one image. Raises StoreError where there is none, saying why."""
-        row = self._row_of.get(image_id)
-        if row is None:
-            raise StoreError(self._why_not(image_id))
-        return self._read(row)
+        return self.fetch_many([image_id])[0]
 
     def fetch_many(self, image_ids: Iterable[str]) -> list[Regions]:
-        """The rows of several images, in the order asked for."""
-        return [self.fetch(image_id) for image_id in image_ids]
+        """The rows of several images, in the order asked for; of an object store all at once. Raises StoreError."""
+        rows = []
+        for image_id in image_ids:
+            row = self._index.row_of.get(image_id)
+            if row is None:
+                raise StoreError(self._why_not(image_id))
+            rows.append(row)
+        return self._read(rows)
+
+    def manifest_digest(self) -> str:
+        """xxh3-128 of manifest.json: all there is to say about which bytes were read."""
+        return xxhash.xxh3_128_hexdigest(storage.read(ShardFolder(self.folder).manifest_path))
+
+    def to_arrow(self) -> pa.RecordBatchReader:
+        """`scan` as Arrow with typed nested columns: boxes list<float[4]>, features list<half_float[D]>."""
+        return views.to_arrow(self)
+
+    def to_datasets(self) -> datasets.IterableDataset:
+        """`scan` as a Hugging Face dataset with typed columns, streamed; as many shards as parts.
+
+        Its examples hold float16 arrays as they are; `with_format("torch")` makes them float32, at 30 times the cost.
+        """
+        return views.to_datasets(self)
+
+    def ray_dataset(self) -> Any:
+        """Every row as a Ray dataset of typed columns, in no particular order."""
+        return views.to_ray(self)
 
     def _why_not(self, image_id: str) -> str:
         for failure in self.failures():
@@ -169,48 +233,70 @@ class FeatureStore:
                 return f"image {image_id!r} is quarantined in {self.folder}: {failure.stage}: {failure.message}"
         return f"image {image_id!r} is not in {self.folder}: extract the features of its corpus"
 
-    def _index(self, path: Path) -> tuple[pa.Table, np.ndarray]:
-        """The small columns of a part, and where in the file each row's features lie, int64 [rows]."""
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            expected, found = _footer(self.fingerprint), file.schema_arrow.metadata or {}
-            if any(found.get(key.encode()) != value.encode() for key, value in expected.items()):
-                raise StoreError(f"{path} is not of this store (its footer names another recipe): delete the folder")
-            table = file.read(_SMALL).combine_chunks()
-            lengths = table["num_regions"].to_numpy().astype(np.int64) * self.feature_size * 2
-            return table, _offsets(file.metadata, lengths)
+    def _read(self, rows: Sequence[int], copy: bool = True) -> list[Regions]:
+        spans = [self._index.span(row) for row in rows]
+        pieces = self._ranges(spans) if self._remote else map(self._local, spans)
+        return [self._row(row, piece, copy) for row, piece in zip(rows, pieces, strict=True)]
 
-    def _read(self, row: int) -> Regions:
-        columns = {name: values[row] for name, values in self._rows.items()}
-        path, start = self._place[row]
-        count, size = columns.pop("num_regions"), self.feature_size * 2
-        window = self._map(path)[start - _PREFIX : start + count * size]
-        if int.from_bytes(window[:_PREFIX].tobytes(), "little") != count * size:
-            raise StoreError(f"{path} is damaged at {columns['image_id']!r}: delete it and run the same line again")
-        columns["boxes"] = _array(columns["boxes"], "<f4").reshape(count, 4)
-        columns["labels"] = _array(columns["labels"], "<i2")
-        columns["scores"] = _array(columns["scores"], "<f4")
-        return Regions(**columns, features=_array(window[_PREFIX:], "<f2").reshape(count, self.feature_size))
+    def _scan_ahead(self, windows: Sequence[Sequence[int]], copy: bool) -> Iterator[Regions]:
+        with ThreadPoolExecutor(1) as thread:
+            coming = [thread.submit(self._read, window, copy) for window in windows[:1]]
+            for following in [*windows[1:], None]:
+                ready = coming.pop().result() if coming else []
+                if following is not None:
+                    coming.append(thread.submit(self._read, following, copy))
+                yield from ready
 
+    def _local(self, span: Span) -> np.ndarray:
+        return self._map(self.part_paths[span.part])[span.start : span.stop]
 
-def _offsets(footer: pq.FileMetaData, lengths: np.ndarray) -> np.ndarray:
-    """With one page per row group, its values end where its column chunk ends."""
-    offsets = np.zeros(len(lengths), np.int64)
-    first = 0
-    for group in (footer.row_group(number) for number in range(footer.num_row_groups)):
-        column = group.column(footer.num_columns - 1)
-        rows = slice(first, first + group.num_rows)
-        before_each = np.cumsum(lengths[rows] + _PREFIX) - lengths[rows]
-        total = int(lengths[rows].sum()) + group.num_rows * _PREFIX
-        offsets[rows] = column.data_page_offset + column.total_compressed_size - total + before_each
-        first = rows.stop
-    return offsets
+    def _ranges(self, spans: Sequence[Span]) -> list[np.ndarray]:
+        groups = _neighbours(spans)
+        wholes = [Span(group[0].part, group[0].start, max(span.stop for span in group)) for group in groups]
+        paths = [self.part_paths[whole.part] for whole in wholes]
+        pieces = storage.ranges(paths, [whole.start for whole in wholes], [whole.stop for whole in wholes])
+        found = {}
+        for group, whole, piece in zip(groups, wholes, pieces, strict=True):
+            data = np.frombuffer(piece, np.uint8)
+            found.update({span: data[span.start - whole.start : span.stop - whole.start] for span in group})
+        return [found[span] for span in spans]
 
-
-def _map(path: Path) -> np.ndarray:
-    with path.open("rb") as file:
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    def _row(self, row: int, piece: np.ndarray, copy: bool) -> Regions:
+        if not self._index.intact(row, piece):
+            path = self.part_paths[self._index.span(row).part]
+            image_id = self._index.image_ids[row]
+            raise StoreError(f"{path} is damaged at {image_id!r}: delete it and run the same line again")
+        # torch wants aligned memory that it may write to.
+        return self._index.regions(row, piece.copy() if copy or piece.ctypes.data % 2 else piece)
 
 
-def _array(data: bytes | np.ndarray, dtype: str) -> np.ndarray:
-    # A copy: offsets in the file may be odd, and torch wants memory that it may write to.
-    return np.frombuffer(data, dtype).copy()
+def _table(shards: ShardFolder, manifest: Manifest, verify: bool) -> pa.Table:
+    """The index, made anew where there is none that fits; with `verify`, held against the parts."""
+    path, data = shards.root / "index.arrow", storage.read(shards.manifest_path)
+    table = index.load(path, data)
+    if table is not None and not verify:
+        return table
+    if not verify:
+        shards.verify(manifest)
+    fingerprint = manifest.about["fingerprint"]
+    paths = [shards.part_path(shard.shard_id) for shard in manifest.shards]
+    made = index.build(paths, footer(fingerprint), fingerprint["feature_size"])
+    if verify and storage.size(path) is not None:
+        if table is None or not table.equals(made):
+            raise StoreError(f"{path} is damaged or of an older manifest: delete it, opening the store makes it anew")
+        return table
+    with suppress(OSError):  # a store that may only be read is read without it
+        publish(path, index.dump(made, data))
+    return made
+
+
+def _neighbours(spans: Iterable[Span]) -> list[list[Span]]:
+    """Groups of spans that lie close together in one part, each ascending."""
+    groups: list[list[Span]] = []
+    for span in sorted(set(spans)):
+        last = groups[-1][-1] if groups else None
+        if last and last.part == span.part and span.start - last.stop <= _GAP:
+            groups[-1].append(span)
+        else:
+            groups.append([span])
+    return groups

@@ -1,0 +1,287 @@
+"""Features of other layouts become a store: the same numbers, bad records as failures, nothing executed."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from visualbert_core.cluster import Pool
+from visualbert_core.config import PoolConfig
+from visualbert_core.errors import ConfigError, InputError
+from visualbert_core.features.importers import import_features
+from visualbert_core.features.store import FeatureStore
+
+D = 6
+COUNTS = {"8": 3, "31": 1, "42": 5, "139": 2}
+
+
+def record(image_id: str) -> dict[str, Any]:
+    """What an extractor knows of one image."""
+    random, count = np.random.default_rng(int(image_id)), COUNTS[image_id]
+    return {
+        "image_w": 640,
+        "image_h": 400 + count,
+        "num_boxes": count,
+        "boxes": random.random((count, 4), np.float32) * 300,
+        "features": random.random((count, D), np.float32) * 20,
+        "objects_id": random.integers(0, 1600, count),
+        "objects_conf": random.random(count, np.float32),
+        "attrs_id": random.integers(0, 400, count),
+        "attrs_conf": random.random(count, np.float32),
+    }
+
+
+BUA = ["image_id", "image_w", "image_h", "num_boxes", "boxes", "features"]
+LXMERT = [
+    *("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf"),
+    *("num_boxes", "boxes", "features"),
+]
+
+
+def write_tsv(path: Path, fields: Sequence[str]) -> Path:
+    """As both projects write theirs: csv.DictWriter, tabs, arrays in base64, no header."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fields, delimiter="\t")
+        for image_id in COUNTS:
+            known = record(image_id)
+            known |= {"image_id": image_id, "img_id": image_id, "img_w": known["image_w"], "img_h": known["image_h"]}
+            values = {name: known[name] for name in fields}
+            arrays = {name: v for name, v in values.items() if isinstance(v, np.ndarray)}
+            writer.writerow(values | {name: base64.b64encode(v.tobytes()).decode() for name, v in arrays.items()})
+    return path
+
+
+def mmf(image_id: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """The two arrays that MMF saves for an image."""
+    known = record(image_id)
+    scores = np.zeros((known["num_boxes"], 1600), np.float32)
+    scores[np.arange(known["num_boxes"]), known["objects_id"]] = known["objects_conf"]
+    info = {
+        "bbox": known["boxes"],
+        "num_boxes": known["num_boxes"],
+        "objects": known["objects_id"],
+        "cls_prob": scores,
+        "image_width": known["image_w"],
+        "image_height": known["image_h"],
+    }
+    return known["features"], info
+
+
+def write_npy(folder: Path) -> Path:
+    folder.mkdir()
+    for image_id in COUNTS:
+        features, info = mmf(image_id)
+        np.save(folder / f"{image_id}.npy", features)
+        np.save(folder / f"{image_id}_info.npy", info)  # type: ignore[arg-type]
+    return folder
+
+
+def write_lmdb(path: Path, **more: bytes) -> Path:
+    lmdb = pytest.importorskip("lmdb")
+    with lmdb.open(str(path), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
+        for image_id in COUNTS:
+            features, info = mmf(image_id)
+            value = {"feature_path": image_id, "features": features, **info}
+            transaction.put(image_id.encode(), pickle.dumps(value))
+        for key, data in more.items():
+            transaction.put(key.encode(), data)
+        transaction.put(b"keys", pickle.dumps([image_id.encode() for image_id in COUNTS]))
+    return path
+
+
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "bua-tsv": lambda path: write_tsv(path, BUA),
+    "lxmert-tsv": lambda path: write_tsv(path, LXMERT),
+    "mmf-npy": write_npy,
+    "mmf-lmdb": write_lmdb,
+}
+
+
+def run(kind: str, source: Path, out: Path, **options: Any) -> FeatureStore:
+    with Pool(PoolConfig(inline=True)) as pool:
+        return import_features(kind, source, out, "vg_c4", pool, **options)
+
+
+def failures(store: FeatureStore) -> dict[str, str]:
+    return {failure.item_id: failure.message for failure in store.failures()}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_number_arrives(kind: str, tmp_path: Path) -> None:
+    """Boxes exactly, features to the nearest float16, objects where the layout has them; marked as unverified."""
+    store = run(kind, WRITERS[kind](tmp_path / "source"), tmp_path / "out")
+    assert store.image_ids == sorted(COUNTS)
+    assert store.failures() == []
+    assert (store.space, store.feature_size, store.fingerprint["imported"]) == ("vg_c4", D, "unverified")
+    for regions in store.scan():
+        known = record(regions.image_id)
+        assert (regions.width, regions.height) == (known["image_w"], known["image_h"])
+        np.testing.assert_array_equal(regions.boxes, known["boxes"])
+        np.testing.assert_array_equal(regions.features, known["features"].astype(np.float16))
+        if kind == "bua-tsv":
+            assert set(regions.labels.tolist()) == {-1}
+            assert np.isnan(regions.scores).all()
+        else:
+            np.testing.assert_array_equal(regions.labels, known["objects_id"])
+            np.testing.assert_array_equal(regions.scores, known["objects_conf"])
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_the_same_line_again_changes_nothing(kind: str, tmp_path: Path) -> None:
+    """A second import finds the first's store; a changed source is another store."""
+    source = WRITERS[kind](tmp_path / "source")
+    store = run(kind, source, tmp_path / "out")
+    times = {path: path.stat().st_mtime_ns for path in store.folder.rglob("parts/*")}
+    assert run(kind, source, tmp_path / "out").folder == store.folder
+    assert times == {path: path.stat().st_mtime_ns for path in store.folder.rglob("parts/*")}
+    file = next(path for path in [*sorted(source.rglob("*[0-9].npy")), source / "data.mdb", source] if path.is_file())
+    file.write_bytes(file.read_bytes().replace(record("42")["features"].tobytes(), bytes(5 * D * 4)) + b"\n")
+    assert run(kind, source, tmp_path / "out").folder != store.folder
+
+
+def test_ids_become_the_benchmarks(tmp_path: Path) -> None:
+    """Bare COCO numbers get the names that the questions use; a template that makes none is refused."""
+    source = WRITERS["bua-tsv"](tmp_path / "trainval.tsv")
+    assert "COCO_val2014_000000000042" in run("bua-tsv", source, tmp_path, ids="COCO_val2014_{:0>12}")
+    with pytest.raises(ConfigError, match="does not make an image id"):
+        run("bua-tsv", source, tmp_path, ids="{:d}")
+
+
+def lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True)
+
+
+def test_torn_rows_of_a_tsv_are_failures(tmp_path: Path) -> None:
+    """What crashed and resumed extractions leave behind costs a row each, with the reason, and no neighbour."""
+    source = WRITERS["bua-tsv"](tmp_path / "source.tsv")
+    good = lines(source)
+    cut = good[0][: len(good[0]) // 2]
+    bad_number, short = good[1].replace(b"\t640\t", b"\twide\t"), good[2].replace(b"\t5\t", b"\t4\t")
+    source.write_bytes(b"".join([good[3], bad_number, short, b"\tx\n", b"\n", b"\xff\xfe\n", cut + good[3]]))
+    store = run("bua-tsv", source, tmp_path)
+    assert store.image_ids == ["139"]
+    assert failures(store) == {
+        "31": "image_w is no number: b'wide'",
+        "42": "30 feature values for 4 boxes",
+        "line 4": "2 fields instead of 6",
+        "line 6": "1 fields instead of 6",
+        "8": "11 fields instead of 6",
+    }
+
+
+def test_a_row_twice_is_one_row_only_if_it_is_the_same(tmp_path: Path) -> None:
+    """An extraction that was resumed may repeat itself; where it contradicts itself the image is a failure."""
+    source = WRITERS["bua-tsv"](tmp_path / "source.tsv")
+    good = lines(source)
+    other = b"\t".join([b"42", *good[0].split(b"\t")[1:]])
+    source.write_bytes(b"".join([*good, good[0], other]))
+    store = run("bua-tsv", source, tmp_path)
+    assert store.image_ids == ["139", "31", "8"]
+    assert failures(store) == {"42": "2 records of this id, and they differ"}
+
+
+def test_values_that_no_store_holds_are_failures(tmp_path: Path) -> None:
+    """NaN, another feature size, missing or truncated files, and an info that is none."""
+    source = write_npy(tmp_path / "source")
+    features, info = mmf("8")
+    features[0, 0] = np.nan
+    np.save(source / "8.npy", features)
+    np.save(source / "31.npy", np.zeros((1, D + 1), np.float32))
+    (source / "42_info.npy").unlink()
+    np.save(source / "77.npy", features)
+    np.save(source / "77_info.npy", info["bbox"])
+    np.save(source / "78.npy", features)
+    (source / "78_info.npy").write_bytes((source / "139_info.npy").read_bytes()[:-99])
+    np.save(source / "79.npy", features[1:])
+    np.save(source / "79_info.npy", info)  # type: ignore[arg-type]
+    found = failures(store := run("mmf-npy", source, tmp_path / "out"))
+    assert store.image_ids == ["139"]
+    assert found["8"] == "boxes or features hold NaN or infinity"
+    assert found["31"] == "features have shape (1, 7), not (1, 6)"
+    assert found["42"] == "42_info.npy is missing"
+    assert found["77"] == "features of [R, D] and a dictionary beside them are expected"
+    assert found["78"] == "78_info.npy: UnpicklingError: pickle data was truncated"
+    assert found["79"] == "features have shape (2, 6), not (3, 6)"
+
+
+class Trap:
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.witness,)
+
+
+def traps(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    trap = Trap(tmp_path / "sprung")
+    folder = write_npy(tmp_path / "npy")
+    np.save(folder / "8_info.npy", np.array({"bbox": trap}, object))
+    yield "mmf-npy", folder
+    yield "mmf-lmdb", write_lmdb(tmp_path / "lmdb", **{"666": pickle.dumps({"features": trap})})
+
+
+def test_pickles_are_not_executed(tmp_path: Path) -> None:
+    """A record that names anything but an array is a failure that says what it named, and nothing was called."""
+    for kind, source in traps(tmp_path):
+        (message,) = failures(run(kind, source, tmp_path / "out")).values()
+        assert "which is no part of an array" in message
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_every_pickle_of_an_array_is_read(protocol: int, tmp_path: Path) -> None:
+    """MMF's stores are of any age: protocols 0 to 5, and numpy scalars among the numbers."""
+    features, info = mmf("8")
+    info["num_boxes"], info["image_width"] = np.int64(3), np.float32(640)
+    value = pickle.dumps({"features": features, **info}, protocol)
+    assert "9" in run("mmf-lmdb", write_lmdb(tmp_path / "source", **{"9": value}), tmp_path / "out")
+
+
+def test_a_source_without_records_is_refused(tmp_path: Path) -> None:
+    """One line that names it: nothing there, an empty file, another kind's folder, a file that is no database."""
+    (tmp_path / "empty.tsv").touch()
+    (tmp_path / "text.tsv").write_text("hello\n")
+    for kind, name, message in (
+        ("bua-tsv", "absent.tsv", "does not exist"),
+        ("bua-tsv", "empty.tsv", "it holds no record"),
+        ("bua-tsv", "text.tsv", "no record can be read, 'line 1': 1 fields instead of 6"),
+        ("bua-tsv", "", "is not a file"),
+        ("mmf-npy", "text.tsv", "is not a folder"),
+        ("mmf-lmdb", "text.tsv", "is not an LMDB"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(kind, tmp_path / name, tmp_path / "out")
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "visualbert_core.features", *arguments]
+    return subprocess.run(line, check=False, capture_output=True, text=True)
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    """Import, look and verify; a damaged store is one line and exit code 2."""
+    source = WRITERS["bua-tsv"](tmp_path / "trainval.tsv")
+    source.write_bytes(source.read_bytes() + b"torn\trow\n")
+    done = command("import", "bua-tsv", str(source), str(tmp_path / "out"), "--space", "vg_c4")
+    assert done.stderr.endswith("malformed: torn: 2 fields instead of 6\n4 images, 1 malformed\n")
+    folder = Path(done.stdout.strip())
+    assert folder.parent == tmp_path / "out" / "trainval"
+    assert command("ls", str(folder), "--limit", "1").stdout == "139\t640\t402\t2\n"
+    assert '"failures": 1' in command("info", str(folder)).stdout
+    assert "4 images in 1 parts are as they were written" in command("verify", str(folder)).stdout
+    shutil.copytree(folder, tmp_path / "short")
+    (part,) = (tmp_path / "short" / "parts").iterdir()
+    part.write_bytes(part.read_bytes()[:-1])
+    done = command("verify", str(tmp_path / "short"))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert part.name in done.stderr

@@ -1,0 +1,134 @@
+"""A store in an object store is written, opened, scanned and fetched as one on a disk, against a real S3 protocol."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_store import BAD, FINGERPRINT, ROWS, D, same, write
+
+from visualbert_core import storage
+from visualbert_core.errors import ConfigError, StoreError
+from visualbert_core.features.store import FeatureStore
+from visualbert_core.shards import Part, Shard, ShardFolder
+
+BUCKET = "features"
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Path]:
+    """An empty bucket of an S3 server in this process, as `Path("s3://…")`."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        address = "http://{}:{}".format(*server.get_host_and_port())
+        patch.setenv("AWS_ENDPOINT_URL", address)
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        storage._system.cache_clear()
+        storage._system("s3").mkdir(BUCKET)
+        yield Path(f"s3://{BUCKET}")
+        storage._system.cache_clear()
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def remote(bucket: Path) -> FeatureStore:
+    """300 images of 0 to 10 regions in several parts, and one failure, written straight to the bucket."""
+    return write(bucket / "store", list(ROWS.values()), 50, [BAD])
+
+
+def test_a_url_survives_being_a_path() -> None:
+    """The slash that a Path drops is put back; a disk's letters and ordinary folders stay what they are."""
+    assert storage.url(Path("s3://bucket/a") / "b.json") == "s3://bucket/a/b.json"
+    assert [storage.url(name) for name in ("a/b", "/a/b", "C:/a", "a:b", "s3")] == [None] * 5
+
+
+def test_only_object_stores_are_taken() -> None:
+    """A file system where half a file can be seen is refused by name."""
+    with pytest.raises(ConfigError, match=r"^sftp:// is none of s3"):
+        storage.read(Path("sftp://host/file"))
+
+
+def test_a_remote_store_is_a_store(remote: FeatureStore) -> None:
+    """Scan, fetch and failures are the local store's, through ranged reads."""
+    assert len(remote.part_paths) > 3
+    assert all(same(regions, ROWS[regions.image_id]) for regions in remote.scan())
+    assert [regions.image_id for regions in remote.scan(7, 30)] == remote.image_ids[7:30]
+    ids = np.random.default_rng(0).permutation(remote.image_ids)[:40].tolist()
+    assert all(same(regions, ROWS[image_id]) for image_id, regions in zip(ids, remote.fetch_many(ids), strict=True))
+    assert remote.fetch_many(["image003", "image003"])[1].num_regions == ROWS["image003"].num_regions
+    assert remote.failures() == [BAD]
+
+
+def test_only_what_is_asked_for_is_read(remote: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening reads manifest and index and no part; a fetch reads the bytes of its features."""
+    system, read = storage._system("s3"), []
+    cat_file, cat_ranges = system.cat_file, system.cat_ranges
+    monkeypatch.setattr(system, "cat_file", lambda key, *a, **k: read.append(key) or cat_file(key, *a, **k))
+    monkeypatch.setattr(
+        system,
+        "cat_ranges",
+        lambda keys, starts, stops, **k: read.append(stops[0] - starts[0]) or cat_ranges(keys, starts, stops, **k),
+    )
+    store = FeatureStore.open(remote.folder)
+    assert {Path(key).name for key in read} == {"manifest.json", "index.arrow"}
+    read.clear()
+    store.fetch("image005")
+    assert read == [ROWS["image005"].num_regions * D * 2]
+
+
+def test_a_remote_store_has_a_local_ones_bytes(remote: FeatureStore, tmp_path: Path) -> None:
+    """File by file the same as on a disk, index and manifest included, and nothing beside."""
+    local = write(tmp_path, list(ROWS.values()), 50, [BAD])
+    files = {path.relative_to(local.folder).as_posix() for path in local.folder.rglob("*") if path.is_file()}
+    keys = storage._system("s3").find((storage.url(remote.folder) or "").removeprefix("s3://"))
+    assert {key.split(f"{remote.folder.name}/", 1)[1] for key in keys} == files
+    assert all(storage.read(remote.folder / name) == (local.folder / name).read_bytes() for name in files)
+
+
+def test_a_damaged_remote_part_is_named(bucket: Path) -> None:
+    """Cut short it is refused at opening, with one bit flipped when the image is read or the store verified."""
+    store = write(bucket / "damaged", [ROWS["image005"]], 10)
+    (path,) = store.part_paths
+    data = storage.read(path)
+    changed = bytearray(data)
+    changed[data.index(ROWS["image005"].features.tobytes())] ^= 1
+    storage.put(path, bytes(changed))
+    with pytest.raises(StoreError, match=rf"{path.name} is damaged at 'image005'"):
+        FeatureStore.open(store.folder).fetch("image005")
+    with pytest.raises(StoreError, match=rf"{path.name} is damaged \(its hash"):
+        FeatureStore.open(store.folder, verify=True)
+    storage.put(path, data[:-1])
+    with pytest.raises(StoreError, match=rf"{path.name} has \d+ bytes instead of"):
+        FeatureStore.open(store.folder)
+
+
+def test_a_resumed_remote_run_redoes_only_what_is_missing(bucket: Path) -> None:
+    """Without its marker a shard is pending, with it not; the second writer changes nothing."""
+    folder = ShardFolder(bucket / "shards")
+    shards = [Shard("a", ("1",)), Shard("b", ("2",))]
+    folder.commit(shards[0], Part(b"first", 1, None, 0))
+    assert folder.pending(shards) == shards[1:]
+    folder.commit(shards[0], Part(b"first", 1, None, 0))
+    folder.commit(shards[1], Part(b"second", 1, None, 0))
+    assert folder.pending(shards) == []
+    manifest = folder.finish(shards, {"of": "two"})
+    assert folder.read_manifest(verify=True) == manifest
+
+
+def test_a_store_that_is_not_there(bucket: Path) -> None:
+    """An address without a manifest is unfinished, as a folder without one is."""
+    with pytest.raises(StoreError, match="is unfinished"):
+        FeatureStore.open(bucket / "nowhere")
+
+
+def test_fingerprint_of_a_remote_store(remote: FeatureStore) -> None:
+    """What the store is about travels in its manifest."""
+    assert remote.fingerprint == FINGERPRINT
+    assert json.loads(storage.read(remote.folder / "manifest.json"))["rows"] == len(ROWS)

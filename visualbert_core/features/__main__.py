@@ -1,0 +1,84 @@
+"""Feature stores from the command line.
+
+    python -m visualbert_core.features ls STORE [--limit N]      image ids with their size and number of regions
+    python -m visualbert_core.features info STORE                what it holds and what made it, as JSON
+    python -m visualbert_core.features verify STORE              read and hash every byte
+    python -m visualbert_core.features import KIND SOURCE OUT --space NAME
+
+STORE is the folder that holds manifest.json, or its s3://… address. An import writes OUT/CORPUS/FINGERPRINT/ and prints
+that folder; running the same line again resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from itertools import islice
+from pathlib import Path
+
+from visualbert_core.cluster import Pool
+from visualbert_core.config import PoolConfig
+from visualbert_core.errors import end
+from visualbert_core.features.importers import KINDS, import_features
+from visualbert_core.features.store import FeatureStore
+
+
+def main() -> int:
+    flags = parse()
+    run = {"ls": ls, "info": info, "verify": verify, "import": import_}[flags.command]
+    run(flags)
+    return 0
+
+
+def ls(flags: argparse.Namespace) -> None:
+    store = FeatureStore.open(flags.store)
+    for image_id, width, height, regions in islice(store.sizes(), flags.limit):
+        print(f"{image_id}\t{width}\t{height}\t{regions}")
+
+
+def info(flags: argparse.Namespace) -> None:
+    print(json.dumps(FeatureStore.open(flags.store).info(), indent=1, ensure_ascii=False))
+
+
+def verify(flags: argparse.Namespace) -> None:
+    store = FeatureStore.open(flags.store, verify=True)
+    print(f"{flags.store}: {len(store)} images in {len(store.part_paths)} parts are as they were written")
+
+
+def import_(flags: argparse.Namespace) -> None:
+    pool = PoolConfig(workers=flags.workers, gpus_per_worker=0, inline=flags.workers is None)
+    with Pool(pool) as workers:
+        store = import_features(flags.kind, flags.source, flags.out, flags.space, workers, flags.corpus, flags.ids)
+    failures = store.failures()
+    for failure in failures[:10]:
+        sys.stderr.write(f"malformed: {failure.item_id}: {failure.message}\n")
+    sys.stderr.write(f"{len(store)} images, {len(failures)} malformed\n")
+    print(store.folder)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m visualbert_core.features",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("ls", "info", "verify"):
+        command = commands.add_parser(name)
+        command.add_argument("store", type=Path)
+        if name == "ls":
+            command.add_argument("--limit", type=int, help="only the first N")
+    command = commands.add_parser("import")
+    command.add_argument("kind", choices=KINDS)
+    command.add_argument("source", type=Path, help="file or folder to read")
+    command.add_argument("out", type=Path, help="root of the feature stores")
+    command.add_argument("--space", required=True, help="name of the feature space, which checkpoints are matched with")
+    command.add_argument("--corpus", help="name of the corpus (default: the source's name)")
+    command.add_argument("--ids", default="{}", help="image id from the source's own, e.g. COCO_val2014_{:0>12}")
+    command.add_argument("--workers", type=int, help="Ray actors (default: this process alone)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    end(main)

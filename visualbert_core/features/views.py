@@ -1,0 +1,119 @@
+"""A feature store as other libraries' typed tables: Arrow, Hugging Face datasets, Ray Data.
+
+Owns how `Regions` look there. The parts themselves are ordinary Parquet with the arrays as bytes; these are for whoever
+wants arrays. R regions vary from image to image, D does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from visualbert_core import storage
+from visualbert_core.schema import Regions
+
+if TYPE_CHECKING:
+    import datasets
+
+    from visualbert_core.features.store import FeatureStore
+
+_BATCH = 64
+_ARRAYS = {"boxes": "<f4", "labels": "<i2", "scores": "<f4", "features": "<f2"}
+
+
+def arrow_schema(feature_size: int) -> pa.Schema:
+    """Typed columns of a store: int16 and float16 as stored."""
+    return pa.schema(
+        {
+            "image_id": pa.string(),
+            "width": pa.int32(),
+            "height": pa.int32(),
+            "boxes": pa.list_(pa.list_(pa.float32(), 4)),
+            "labels": pa.list_(pa.int16()),
+            "scores": pa.list_(pa.float32()),
+            "features": pa.list_(pa.list_(pa.float16(), feature_size)),
+            "image_digest": pa.string(),
+        }
+    )
+
+
+def to_arrow(store: FeatureStore) -> pa.RecordBatchReader:
+    """Batches of 64 images in the order of `scan`."""
+    schema = arrow_schema(store.feature_size)
+    return pa.RecordBatchReader.from_batches(schema, _batches(store.scan(copy=False), schema))
+
+
+def _batches(rows: Iterator[Regions], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    while batch := list(islice(rows, _BATCH)):
+        offsets = np.cumsum([0, *(row.num_regions for row in batch)], dtype=np.int32)
+        columns = [_column(batch, field, offsets) for field in schema]
+        yield pa.record_batch(columns, schema=schema)
+
+
+def _column(batch: Sequence[Regions], field: pa.Field, offsets: np.ndarray) -> pa.Array:
+    values = [getattr(row, field.name) for row in batch]
+    if field.name not in _ARRAYS:
+        return pa.array(values, field.type)
+    flat = pa.array(np.concatenate([array.reshape(-1) for array in values]))
+    inner = field.type.value_type
+    if pa.types.is_fixed_size_list(inner):
+        flat = pa.FixedSizeListArray.from_arrays(flat, type=inner)
+    return pa.ListArray.from_arrays(pa.array(offsets), flat, type=field.type)
+
+
+def to_datasets(store: FeatureStore) -> datasets.IterableDataset:
+    """One example an image, in the order of `scan`; every reading process takes its share of the ranges of images."""
+    import datasets
+
+    features = datasets.Features(
+        {
+            "image_id": datasets.Value("string"),
+            "width": datasets.Value("int32"),
+            "height": datasets.Value("int32"),
+            "boxes": datasets.Array2D((None, 4), "float32"),
+            "labels": datasets.List(datasets.Value("int16")),
+            "scores": datasets.List(datasets.Value("float32")),
+            "features": datasets.Array2D((None, store.feature_size), "float16"),
+            "image_digest": datasets.Value("string"),
+        }
+    )
+    count = max(1, len(store.part_paths))
+    cuts = [len(store) * number // count for number in range(count + 1)]
+    ranges = list(pairwise(cuts))
+    places = {"folder": str(store.folder), "ranges": ranges}
+    return datasets.IterableDataset.from_generator(_examples, features=features, gen_kwargs=places)
+
+
+def _examples(folder: str, ranges: Sequence[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    from visualbert_core.features.store import FeatureStore
+
+    store = FeatureStore.open(Path(folder))
+    for start, stop in ranges:
+        yield from map(vars, store.scan(start, stop))
+
+
+def to_ray(store: FeatureStore) -> Any:
+    """Ray reads the parts as Parquet, in parallel, and turns the bytes into arrays."""
+    from visualbert_core.cluster import read_parquet
+
+    return read_parquet(
+        [storage.url(path) or str(path) for path in store.part_paths], partial(decode, D=store.feature_size)
+    )
+
+
+def decode(batch: Mapping[str, np.ndarray], D: int) -> dict[str, np.ndarray]:
+    """A batch of a part's own columns with its bytes as arrays: [R, 4], [R] and [R, D] an image."""
+    typed = {name: column for name, column in batch.items() if name != "num_regions"}
+    for name, dtype in _ARRAYS.items():
+        width = {"boxes": 4, "features": D}.get(name)
+        typed[name] = np.empty(len(batch[name]), object)
+        for row, data in enumerate(batch[name]):
+            array = np.frombuffer(data, dtype)
+            typed[name][row] = array if width is None else array.reshape(len(array) // width, width)
+    return typed

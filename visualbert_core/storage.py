@@ -1,0 +1,119 @@
+"""Whole files by name, on a disk or in an object store: the only file that knows the difference.
+
+A file is named by a `Path` everywhere. `Path("s3://bucket/key")` keeps one of its two slashes; the other is put back
+here, so a URL may stand wherever a configuration asks for a folder. Object stores are reached through fsspec and its
+plug-ins (`pip install s3fs` for s3://), which read credentials and endpoints from their own environment variables.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visualbert_core.errors import ConfigError
+
+# Only file systems in which a file appears whole, when its last byte has arrived.
+OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
+
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)  # two letters at least: C:/ is a disk
+_CHUNK = 1 << 24
+_REQUESTS = 16
+
+
+def url(path: str | Path) -> str | None:
+    """The URL that `path` spells; None for a name on a disk."""
+    found = _URL.fullmatch(str(path))
+    return found and f"{found[1]}://{found[2]}"
+
+
+def size(path: Path) -> int | None:
+    """Bytes of a file; None where there is none."""
+    return sizes([path])[0]
+
+
+def sizes(paths: Sequence[Path]) -> list[int | None]:
+    """Bytes of several files, asked for at once where that is a question over a network."""
+    if paths and url(paths[0]):
+        with ThreadPoolExecutor(_REQUESTS) as threads:
+            return list(threads.map(_remote_size, paths))
+    return [path.stat().st_size if path.exists() else None for path in paths]
+
+
+def read(path: Path) -> bytes:
+    """All of a file. Raises FileNotFoundError."""
+    if url(path) is None:
+        return path.read_bytes()
+    system, key = _remote(path)
+    data: bytes = system.cat_file(key)
+    return data
+
+
+def chunks(path: Path) -> Iterator[bytes]:
+    """All of a file, piece by piece."""
+    if url(path) is None:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+        return
+    system, key = _remote(path)
+    total = system.size(key)
+    for start in range(0, total, _CHUNK):
+        yield system.cat_file(key, start=start, end=min(start + _CHUNK, total))
+
+
+def view(path: Path) -> np.ndarray:
+    """All of a file as uint8, read-only: a memory map of a file on a disk, else a copy."""
+    if url(path) is not None:
+        return np.frombuffer(read(path), np.uint8)
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:
+            return np.empty(0, np.uint8)
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def ranges(paths: Sequence[Path], starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
+    """Pieces of remote files, all asked for at once. Raises OSError."""
+    system, _ = _remote(paths[0])
+    pieces: list[bytes] = system.cat_ranges([_remote(path)[1] for path in paths], starts, stops, on_error="raise")
+    return pieces
+
+
+def put(path: Path, data: bytes) -> None:
+    """Write a remote file whole or not at all: one PUT, or one multipart upload, which shows when it is complete."""
+    system, key = _remote(path)
+    system.pipe_file(key, data)
+
+
+def _remote_size(path: Path) -> int | None:
+    system, key = _remote(path)
+    try:
+        return int(system.info(key)["size"])
+    except FileNotFoundError:
+        return None
+
+
+def _remote(path: Path) -> tuple[Any, str]:
+    address = url(path)
+    assert address is not None
+    protocol, _, key = address.partition("://")
+    return _system(protocol), key
+
+
+@lru_cache
+def _system(protocol: str) -> Any:
+    import fsspec
+
+    if protocol not in OBJECT_STORES:
+        raise ConfigError(f"{protocol}:// is none of {', '.join(OBJECT_STORES)}: use one of them, or a folder")
+    try:
+        # Another process may write what this one has just looked for.
+        return fsspec.filesystem(protocol, use_listings_cache=False)
+    except ImportError as error:
+        raise ConfigError(f"{protocol}:// cannot be read here: {error}") from error
