@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -98,22 +99,35 @@ def make_files(folder: Path, questions: int) -> None:
     """The three files of `questions` questions, three an image."""
     rng = np.random.default_rng(SEED)
     words = [_word(rng, i) for i in range(WORDS)]
-    about: dict[str, Any] = {"info": {}, "license": {}, "data_type": "mscoco", "data_subtype": "val2014"}
-    asked, annotated, predicted = [], [], []
-    for i in range(questions):
-        key = {"image_id": 1 + i // 3, "question_id": (1 + i // 3) * 1000 + i % 3}
-        said = _ten_answers(rng, words)
-        question_type, answer_type = TYPES[int(rng.integers(len(TYPES)))]
-        asked.append(key | {"question": f"{question_type} thing number {i % 5000}?"})
-        records = [{"answer": a, "answer_confidence": "yes", "answer_id": n} for n, a in enumerate(said, start=1)]
-        types = {"question_type": question_type, "answer_type": answer_type, "multiple_choice_answer": said[0]}
-        annotated.append(types | {"answers": records} | key)
-        guess = said[int(rng.integers(10))] if rng.random() < 0.7 else words[_zipf(rng)]
-        predicted.append({"question_id": key["question_id"], "answer": guess})
-    question_file = about | {"task_type": "Open-Ended", "questions": asked}
-    (folder / QUESTIONS).write_text(json.dumps(question_file))
-    (folder / ANNOTATIONS).write_text(json.dumps(about | {"annotations": annotated}))
-    (folder / PREDICTIONS).write_text(json.dumps(predicted))
+    about = '{"info": {}, "license": {}, "data_type": "mscoco", "data_subtype": "val2014", '
+    with ExitStack() as stack:  # written as they are made: what this process holds, Linux counts as its children's
+        asked, annotated, predicted = (
+            stack.enter_context((folder / name).open("w")) for name in (QUESTIONS, ANNOTATIONS, PREDICTIONS)
+        )
+        asked.write(about + '"task_type": "Open-Ended", "questions": [')
+        annotated.write(about + '"annotations": [')
+        predicted.write("[")
+        for i in range(questions):
+            for file, record in zip((asked, annotated, predicted), _records(rng, words, i), strict=True):
+                file.write((", " if i else "") + json.dumps(record))
+        asked.write("]}")
+        annotated.write("]}")
+        predicted.write("]")
+
+
+def _records(rng: np.random.Generator, words: list[str], i: int) -> tuple[dict[str, Any], ...]:
+    """Question, annotation and prediction."""
+    key = {"image_id": 1 + i // 3, "question_id": (1 + i // 3) * 1000 + i % 3}
+    said = _ten_answers(rng, words)
+    question_type, answer_type = TYPES[int(rng.integers(len(TYPES)))]
+    annotators = [{"answer": a, "answer_confidence": "yes", "answer_id": n} for n, a in enumerate(said, start=1)]
+    types = {"question_type": question_type, "answer_type": answer_type, "multiple_choice_answer": said[0]}
+    guess = said[int(rng.integers(10))] if rng.random() < 0.7 else words[_zipf(rng)]
+    return (
+        key | {"question": f"{question_type} thing number {i % 5000}?"},
+        types | {"answers": annotators} | key,
+        {"question_id": key["question_id"], "answer": guess},
+    )
 
 
 def _word(rng: np.random.Generator, i: int) -> str:

@@ -115,6 +115,7 @@ CHUNK = 1 << 20  # bytes read at a time
 
 _SPACE = " \t\n\r"
 _COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
+_HALF = re.compile(r"\\u[dD]")  # an escape that may write a lone surrogate
 _LONGEST_WORD = 16  # characters: an error so close to the end of what is held may be a word cut in two, as -Infinity
 
 
@@ -295,7 +296,7 @@ class _Cursor:
         except UnicodeDecodeError as error:
             raise _not_utf8(self.path, self._bytes - pending + error.start) from None
         self._text, self._at = self._text[self._at :] + text, 0
-        self._escapes = "\\ud" in self._text or "\\uD" in self._text
+        self._escapes = "\\" in self._text and bool(_HALF.search(self._text))
         self._bytes += len(data)
         self._ended = not data
 
