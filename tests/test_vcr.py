@@ -156,7 +156,7 @@ def test_choice_out_of_range_is_refused(tmp_path: Path, answer: Any) -> None:
         ({"img_fn": "movie/../../x.jpg"}, "not a file below the image folder"),
         ({"img_fn": "/movie/x.jpg"}, "not a file below the image folder"),
         ({"img_fn": ""}, "'img_fn' is '', not a file"),
-        ({"img_fn": "movie/\ud800.jpg"}, "not a file below the image folder"),
+        ({"img_fn": "movie/\ud800.jpg"}, "is half a character"),
         ({"rationale_label": 1.0}, "'rationale_label' is float, not a whole number"),
         ({"question": [["Why"]]}, "question: is str, not a whole number"),
     ],

@@ -158,7 +158,7 @@ Example = Question | MultipleChoice | Statement | Grounding
 # models → metrics: what is answered
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """One model answer.
 
@@ -184,7 +184,7 @@ PREDICTION_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Score:
     """What one scored unit is worth to one metric: a question, an item, a pair group, a phrase.
 
