@@ -54,13 +54,26 @@ class _Sizes:
 
 
 @dataclass(frozen=True, eq=False)
-class _Graph:
-    """One recording: fill the inputs, replay, take the states."""
+class _Inputs:
+    """Where a recording looks for a batch; what lies behind the batch's own part is computed and never read."""
 
     hidden: Tensor  # float32 [N, H]
     reads: Tensor  # long [R]
     token_ends: Tensor  # int32 [B + 1]
     read_ends: Tensor  # int32 [B + 1]
+
+    def fill(self, hidden: Tensor, packed: Packed) -> None:
+        self.hidden[: len(hidden)].copy_(hidden)
+        self.reads[: len(packed.reads)].copy_(packed.reads)
+        _fill(self.token_ends, packed.lengths)
+        _fill(self.read_ends, packed.read_lengths)
+
+
+@dataclass(frozen=True, eq=False)
+class _Graph:
+    """One recording: fill the inputs, replay, take the states."""
+
+    inputs: _Inputs
     replay: Callable[[], None]
     states: Tensor  # float32 [R, H]
 
@@ -85,24 +98,21 @@ class GraphedEncoder:
         )
         graph = self._graphs.get(sizes)
         if graph is None:
-            graph = self._graphs[sizes] = self._recorded(sizes, hidden)
-        graph.hidden[: len(hidden)].copy_(hidden)
-        graph.reads[: len(packed.reads)].copy_(packed.reads)
-        _fill(graph.token_ends, packed.lengths)
-        _fill(graph.read_ends, packed.read_lengths)
+            graph = self._graphs[sizes] = self._recorded(sizes, hidden, packed)
+        graph.inputs.fill(hidden, packed)
         graph.replay()
         return graph.states[: len(packed.reads)]
 
-    def _recorded(self, sizes: _Sizes, like: Tensor) -> _Graph:
-        hidden = like.new_zeros(sizes.tokens, like.shape[1])
-        reads = torch.zeros(sizes.reads, dtype=torch.long, device=like.device)
-        token_ends, read_ends = (
-            torch.zeros(sizes.sequences + 1, dtype=torch.int32, device=like.device) for _ in range(2)
-        )
-        attend = self._make_attend(token_ends, token_ends, sizes.longest, sizes.longest)
-        attend_reads = self._make_attend(read_ends, token_ends, sizes.most_reads, sizes.longest)
-        replay, states = self._record(lambda: self._encode(hidden, attend, reads, attend_reads))
-        return _Graph(hidden, reads, token_ends, read_ends, replay, states)
+    def _recorded(self, sizes: _Sizes, hidden: Tensor, packed: Packed) -> _Graph:
+        device = hidden.device
+        reads = torch.zeros(sizes.reads, dtype=torch.long, device=device)
+        ends = [torch.zeros(sizes.sequences + 1, dtype=torch.int32, device=device) for _ in range(2)]
+        inputs = _Inputs(hidden.new_zeros(sizes.tokens, hidden.shape[1]), reads, *ends)
+        inputs.fill(hidden, packed)  # so that the first runs, too, are of a real batch
+        attend = self._make_attend(inputs.token_ends, inputs.token_ends, sizes.longest, sizes.longest)
+        attend_reads = self._make_attend(inputs.read_ends, inputs.token_ends, sizes.most_reads, sizes.longest)
+        replay, states = self._record(lambda: self._encode(inputs.hidden, attend, inputs.reads, attend_reads))
+        return _Graph(inputs, replay, states)
 
 
 class Recorder:
