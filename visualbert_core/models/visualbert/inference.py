@@ -321,8 +321,8 @@ _ONEDNN_ACTIVATION = {
 def _onednn_pays() -> bool:
     """Whether packed weights are faster than torch's default here, and these private operators exist.
 
-    With AVX-512 they are, twice on AMD's CPUs, for which MKL keeps its narrower code; with AVX2 alone both libraries
-    reach the same rate and oneDNN's GELU is the slower one (benchmarks/visualbert_throughput.py).
+    With AVX-512 a prototype ran at twice MKL's rate on AMD, for whose CPUs MKL keeps its narrower code; with AVX2 alone
+    both libraries reach the same rate and oneDNN's GELU is the slower one.
     """
     operators = hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     return operators and "AVX512" in torch.backends.cpu.get_cpu_capability()
