@@ -1,30 +1,40 @@
 """One model × task × split over a feature store → run folder.
 
     python jobs/evaluate.py --task vqa --split val --annotations DIR --features STORE --model FOLDER --out RUNS
+    python jobs/evaluate.py … --self-check       # does an answer depend on batch or workers? 64 examples, no run
     ray job submit --working-dir . -- python jobs/evaluate.py --task … (the same)
 
 Writes RUNS/MODEL__TASK__SPLIT/ with predictions and, if they cover the split, scores.json and the leaderboard's file
 (that alone where the split has no public labels). Running the same line again resumes; a finished run is not computed
-again. Exit code 3: some examples have no prediction, so there is no score.
+again. Exit code 3: some examples have no prediction, so there is no score. Exit code 4: the self-check found an answer
+that changed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from visualbert_core.cluster import Pool
+from visualbert_core.cluster import Pool, start_ray
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.errors import end
 from visualbert_core.evaluation.run import evaluate
+from visualbert_core.evaluation.selfcheck import REGRESSION, describe, self_check
 
 
 def main() -> int:
     flags = parse()
-    as_json = flags.pop("as_json")
-    with Pool(PoolConfig(workers=flags.pop("workers"), gpus_per_worker=flags.pop("gpus_per_worker"))) as pool:
+    as_json, checks = flags.pop("as_json"), flags.pop("self_check")
+    workers = PoolConfig(workers=flags.pop("workers"), gpus_per_worker=flags.pop("gpus_per_worker"))
+    if checks:
+        start_ray()  # one for both of its pools
+        check = self_check(EvaluateConfig(**flags), workers)
+        print(json.dumps(asdict(check)) if as_json else "\n".join(describe(check)))
+        return REGRESSION if check.changed else 0
+    with Pool(workers) as pool:
         run = evaluate(EvaluateConfig(**flags), pool)
     if run.scores is None:
         submission = run.folder / run.record["submission"]
@@ -61,6 +71,7 @@ def parse() -> dict[str, Any]:
     parser.add_argument("--shard-size", type=int, default=EvaluateConfig.shard_size, help="images per shard, about")
     parser.add_argument("--workers", type=int, help="actors at most (default: one per GPU, else one per CPU)")
     parser.add_argument("--gpus-per-worker", type=float)
+    parser.add_argument("--self-check", action="store_true", help="batch and worker invariance on 64 examples")
     parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON object on stdout")
     return vars(parser.parse_args())
 

@@ -34,3 +34,11 @@ def test_feature_store_compares_equal_features() -> None:
     for name in names:
         (line,) = re.findall(rf"^{name}.*$", printed, re.MULTILINE)
         assert re.search(r"( +[\d.]+){8}$| missing: pip install \w+$", line)
+
+
+def test_gate_power_tells_a_drop_from_none() -> None:
+    """On a small set, too: hardly a false alarm, and a large drop is found every time."""
+    printed = run("gate_power.py", "--images", "500", "--nights", "30", "--drops", "20")
+    (alarms,) = re.findall(r"without a change: (\d+) of 30 nights fail", printed)
+    assert int(alarms) <= 3
+    assert "a drop of 20 points: found on 30 of 30 nights" in printed

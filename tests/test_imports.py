@@ -29,7 +29,17 @@ ORDER = (
     {"errors"},
 )
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
-LIGHT = ("visualbert_core", "visualbert_core.tasks", "visualbert_core.metrics", "visualbert_core.report.html")
+LIGHT = (
+    "visualbert_core",
+    "visualbert_core.tasks",
+    "visualbert_core.metrics",
+    "visualbert_core.report.html",
+    "visualbert_core.report.gate",
+    "visualbert_core.report.ci",
+    "visualbert_core.report.history",
+    "jobs.compare",
+    "jobs.score",
+)
 
 
 def sources() -> Iterator[tuple[str, Path]]:

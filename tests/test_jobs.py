@@ -151,7 +151,7 @@ def test_extract_and_evaluate_by_hand_on_ray(small_night: SmallNight, tmp_path: 
 
 def test_help_is_quick_and_shows_the_command_line() -> None:
     """`--help` needs no GPU stack and starts with what to type."""
-    for name in ("nightly", "extract_features", "evaluate", "score", "import_annotations"):
+    for name in ("nightly", "extract_features", "evaluate", "score", "compare", "import_annotations"):
         done = job(name, "--help")
         assert done.returncode == 0
         assert f"python jobs/{name}.py" in done.stdout

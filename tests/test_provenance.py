@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, SmallNight
 
-from visualbert_core.provenance import code_digest, differences, digest_file, digest_files, digest_json, versions
+from visualbert_core.provenance import (
+    INGREDIENTS,
+    changed,
+    code_digests,
+    differences,
+    digest_file,
+    digest_files,
+    digest_json,
+    versions,
+)
 
 
 def test_file_digest_is_xxh3_128(tmp_path: Path) -> None:
@@ -41,9 +53,39 @@ def test_json_digest_ignores_the_order_of_keys() -> None:
         digest_json(Path())
 
 
-def test_code_digest_is_stable() -> None:
-    """The same checkout has one digest."""
-    assert code_digest() == code_digest()
+def test_code_digests_are_stable() -> None:
+    """The same checkout has the same three digests, of different sources."""
+    assert code_digests() == code_digests()
+    assert len(set(code_digests().values())) == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "kinds"),
+    [
+        ("detector/resize.py", {"features"}),
+        ("models/visualbert/heads.py", {"predictions"}),
+        ("schema.py", {"predictions"}),
+        ("tasks/vqa.py", {"scores"}),
+        ("metrics/recall.py", {"scores"}),
+        ("report/html.py", set()),
+        ("nightly/__init__.py", set()),
+    ],
+)
+def test_code_digests_see_what_can_change_a_number(source: str, kinds: set[str], tmp_path: Path) -> None:
+    """A changed line changes the digest of the first number that it can change; a page's changes none."""
+    package = tmp_path / "visualbert_core"
+    shutil.copytree(ROOT / "visualbert_core", package, ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    look = "import json; from visualbert_core.provenance import code_digests; print(json.dumps(code_digests()))"
+
+    def digests() -> dict[str, str]:
+        done = subprocess.run([sys.executable, "-c", look], cwd=tmp_path, check=True, capture_output=True, text=True)
+        found: dict[str, str] = json.loads(done.stdout)
+        return found
+
+    before = digests()
+    (package / source).write_text((package / source).read_text() + "# \n")
+    after = digests()
+    assert {kind for kind in before if before[kind] != after[kind]} == kinds
 
 
 def test_versions_import_nothing_heavy() -> None:
@@ -63,3 +105,38 @@ def test_differences_name_each_ingredient() -> None:
     b = {"weights": "1f", "versions": {"torch": "2.12.0", "numpy": "2.1"}, "mean": [1, 3], "nms": 0.5}
     assert differences(a, b) == ["mean: [1, 2] → [1, 3]", "nms: (absent) → 0.5", "versions.torch: 2.11.0 → 2.12.0"]
     assert differences(a, a) == []
+
+
+def test_changes_are_sorted_by_ingredient() -> None:
+    """Every line belongs to the ingredient that an owner would name, and `code` is not what judges."""
+    a = {
+        "model": {"weights": "1f", "precision": "float32"},
+        "code": {"features": "1", "predictions": "1", "scores": "1"},
+        "annotations": "aa",
+        "spec": {"batch_size": 64, "model": "m"},
+    }
+    b = a | {"model": {"weights": "2f", "precision": "float32"}, "code": a["code"] | {"scores": "2"}}  # type: ignore[operator]
+    assert changed(a, b) == {"model": ["model.weights: 1f → 2f"], "scorer": ["code.scores: 1 → 2"]}
+    assert list(changed(a, b | {"annotations": "bb"})) == ["model", "annotations", "scorer"]
+    assert changed(a, a) == {}
+
+
+def test_a_run_says_what_it_is_made_of(small_night: SmallNight) -> None:
+    """run.json names code, packages, weights, answer list, detector, feature manifest, annotations and scorer, and
+    every part of it belongs to one ingredient."""
+    (folder,) = (small_night.out / "runs" / "demo").glob("*__vqa__val")
+    made_of = json.loads((folder / "run.json").read_text())["provenance"]
+    (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
+    weights = ROOT / "visualbert_core" / "world" / "weights"
+    assert made_of["code"] == code_digests()
+    assert made_of["versions"] == versions()
+    assert made_of["model"]["weights"] == digest_file(weights / "visualbert-vqa" / "model.safetensors")
+    assert made_of["model"]["answers"] is not None
+    assert made_of["features"]["detector"]["weights"] == digest_file(weights / "detector" / "model.safetensors")
+    assert made_of["features"]["detector"]["resize"]["min"] == [224]
+    assert made_of["features"]["manifest"] == digest_file(store / "manifest.json")
+    assert made_of["annotations"] == digest_files((small_night.out / "world" / "vqa").glob("*.json"))
+    assert "official" in made_of["protocol"]
+    sorted_in = changed({}, made_of)
+    assert set(sorted_in) == set(INGREDIENTS)
+    assert sorted(line for lines in sorted_in.values() for line in lines) == differences({}, made_of)

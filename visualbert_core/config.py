@@ -79,6 +79,8 @@ class EvaluateConfig:
     batch_size: int = 64
     shard_size: int = 256
     """Images per shard, about."""
+    limit: int | None = None
+    """Predict only N examples that have features, drawn by a hash of their ids; there is no score then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,9 @@ class CellConfig:
     """metric → percent that it must reach; below, the job ends with exit code 4."""
     wrong_image: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """metric → [low, high] percent for the wrong-image baseline: above, the text gives the answers away."""
+    drops: dict[str, float] = field(default_factory=dict)
+    """The metrics that the gate watches → points of a drop that it must be able to see; default: the headline metric
+    and the gate's `drop`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +135,29 @@ class WorldConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """When a night got worse. See `report.gate`."""
+
+    false_alarms: float = 0.01
+    """Chance that a night on which nothing changed fails, over all cells together."""
+    power: float = 0.8
+    """Chance with which a drop that matters is found."""
+    drop: float = 1.0
+    """Points: the drop that matters. A cell too small to show it with that power "cannot tell"."""
+    baseline: str | None = None
+    """Night to compare with; default: the last one on which the cell did not fail. A fixed one shows slow drifts."""
+
+    def __post_init__(self) -> None:
+        for name in ("false_alarms", "power"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"gate: {name}: {getattr(self, name)} is not between 0 and 1")
+        if self.drop <= 0:
+            raise ConfigError(f"gate: drop: {self.drop} is not a positive number of points")
+
+
+@dataclass(frozen=True, kw_only=True)
 class NightlyConfig:
-    """A matrix: corpora, then models × tasks × splits over them. See jobs/nightly.py and jobs/demo.yaml."""
+    """A matrix: corpora, then models × tasks × splits over them. See jobs/nightly.py and jobs/nightly.yaml."""
 
     name: str
     out: Path
@@ -146,6 +172,13 @@ class NightlyConfig:
     """Also evaluate every cell over the regions of other images."""
     examples: int = 10
     """Example pictures a cell in the report."""
+    gate: GateConfig | None = None
+    """Compare each night with an earlier one. Runs then lie in runs/NAME/NIGHT/, and every night enters history/NAME/;
+    without a gate the matrix is a single evaluation."""
+    night: str | None = None
+    """Name of this night; nights follow each other in the order of their names. Default: the date, UTC."""
+    limit: int | None = None
+    """A smoke night: N images a corpus, N examples a cell, under OUT/smoke; no scores, no gate, no history."""
     pool: PoolConfig = field(default_factory=PoolConfig)
 
 

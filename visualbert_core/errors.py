@@ -7,6 +7,7 @@
     │   ├── CheckpointError                      weights or config.json that do not fit
     │   └── StoreError                           a feature store that is unfinished, damaged or of another space
     ├── CoverageError                   exit 3   examples without a prediction: no score
+    ├── NotComparableError              exit 5   two runs of different questions: their difference says nothing
     └── ShardError                      exit 1   a shard that could not be computed; the finished ones are kept
 
 A message is one line: what is wrong, where (file, line, id), what to do. Failures of a single image or example are not
@@ -58,6 +59,12 @@ class CoverageError(VisualBertCoreError):
     """Predictions do not cover the split exactly, so no score may be printed."""
 
     exit_code = 3
+
+
+class NotComparableError(VisualBertCoreError):
+    """Two runs were asked or judged differently, so their difference would say nothing about either."""
+
+    exit_code = 5
 
 
 class ShardError(VisualBertCoreError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,8 +17,21 @@ from typing import Any
 import xxhash
 
 _CHUNK = 1 << 24
-_NO_NUMBERS = ("report", "world")  # they show finished runs and make data, which has a digest of its own
-_PACKAGES = ("torch", "torchvision", "pyarrow", "ray", "numpy", "pillow")
+_NO_NUMBERS = ("report", "world", "nightly")  # they show finished runs and make data, which has a digest of its own
+_FEATURES = ("detector", "images.py", "corpus.py")
+_SCORES = ("tasks", "metrics")
+_PACKAGES = ("torch", "torchvision", "pyarrow", "ray", "numpy", "pillow", "tokenizers")
+
+INGREDIENTS = {
+    "model": ("model",),
+    "features": ("features",),
+    "annotations": ("annotations",),
+    "scorer": ("protocol", "code.scores"),
+    "code": ("code.predictions", "code.features", "schema"),
+    "versions": ("versions",),
+    "settings": ("spec",),
+}
+"""What a run is made of, for people → the parts of its provenance."""
 
 
 def digest_file(path: str | Path) -> str:
@@ -40,11 +54,17 @@ def digest_json(value: Any) -> str:
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
-def code_digest() -> str:
-    """Digest of the Python sources that can change a feature, a prediction or a score: all but report/ and world/."""
+def code_digests() -> dict[str, str]:
+    """Digests of the Python sources that can change a number, by the first number they change: the `features` of an
+    image, the `predictions` made from given features, or the `scores` of given predictions."""
     package = Path(__file__).parent
-    sources = [path for path in sorted(package.rglob("*.py")) if path.relative_to(package).parts[0] not in _NO_NUMBERS]
-    return digest_json([[path.relative_to(package).as_posix(), digest_file(path)] for path in sources])
+    sources: dict[str, list[list[str]]] = {"features": [], "predictions": [], "scores": []}
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package)
+        if name.parts[0] not in _NO_NUMBERS:
+            kind = "features" if name.parts[0] in _FEATURES else "scores" if name.parts[0] in _SCORES else "predictions"
+            sources[kind].append([name.as_posix(), digest_file(path)])
+    return {kind: digest_json(files) for kind, files in sources.items()}
 
 
 def versions() -> dict[str, str]:
@@ -65,6 +85,16 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     names = sorted(before.keys() | after.keys())
     pairs = ((name, before.get(name, "(absent)"), after.get(name, "(absent)")) for name in names)
     return [f"{name}: {old} → {new}" for name, old, new in pairs if old != new]
+
+
+def changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[str]]:
+    """`differences` of two runs' provenance by ingredient, those without any left out; the same order always."""
+    lines = differences(a, b)
+    found = {
+        name: [line for line in lines if any(re.match(rf"{re.escape(part)}[.:]", line) for part in parts)]
+        for name, parts in INGREDIENTS.items()
+    }
+    return {name: lines for name, lines in found.items() if lines}
 
 
 def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:

@@ -53,6 +53,17 @@ def wrong_images(examples: Iterable[Example], store: FeatureStore) -> dict[tuple
     return dict(zip(order, [*order[1:], *order[:1]], strict=True))
 
 
+def sample(examples: Iterable[Example], store: FeatureStore, count: int) -> list[Example]:
+    """`count` of the examples whose images have features, by the hash of their ids, so spread over the split.
+
+    Raises InputError where there is none.
+    """
+    able = [example for example in examples if all(i in store for i in example.image_ids)]
+    if not able:
+        raise InputError(f"no example has the features of all its images among the {len(store):,} of {store.folder}")
+    return sorted(able, key=lambda example: digest_json(example.example_id))[:count]
+
+
 def join(shard: ExampleShard, store: FeatureStore) -> tuple[list[Joined], list[Failure]]:
     """Examples with their regions, each image read once; and a failure for each example that lacks an image."""
     regions = {i: store.fetch(i) for ids in shard.sources for i in ids if i in store}

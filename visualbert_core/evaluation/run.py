@@ -4,8 +4,10 @@
         run.json        what was asked, what it was made of, how far it got
         predictions/    a shards.ShardFolder
         submission.*    the leaderboard's file of complete predictions, where they hold all that it asks
+        units.parquet   what each scored unit is worth, by which runs are compared
         scores.json     written last, and only over complete predictions of a split with public labels
 
+Of a `limit` only the predictions are kept: a part of a split has no score.
 Running the same line again resumes; a finished run is not computed again; a folder made of something else is refused.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,22 +24,23 @@ from typing import Any
 from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig
 from visualbert_core.errors import CheckpointError, CoverageError, InputError
-from visualbert_core.evaluation.batches import ExampleShard, batches, join, plan_examples, wrong_images
+from visualbert_core.evaluation.batches import ExampleShard, Joined, batches, join, plan_examples, sample, wrong_images
 from visualbert_core.evaluation.predictions import encode, read_predictions
 from visualbert_core.evaluation.score import Answers, score
+from visualbert_core.evaluation.units import UNITS_FILE, by_metric, encode_units
 from visualbert_core.features.store import FeatureStore, encode_failures
 from visualbert_core.metrics.coverage import check_coverage
 from visualbert_core.models import Model, load_model
-from visualbert_core.provenance import code_digest, differences, digest_files, digest_json, versions
-from visualbert_core.schema import SCHEMA_VERSION, Failure, Prediction
+from visualbert_core.provenance import code_digests, differences, digest_files, digest_json, versions
+from visualbert_core.schema import SCHEMA_VERSION, Example, Failure, Prediction
 from visualbert_core.shards import Marker, Part, ShardFolder, publish
 from visualbert_core.tasks import Task, open_task
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder with its two documents; `scores` is None where predictions do not cover the split, or where it has
-    no public labels."""
+    """A run folder with its two documents; `scores` is None where predictions do not cover the split (a `limit` never
+    does), or where it has no public labels."""
 
     folder: Path
     record: dict[str, Any]
@@ -49,20 +53,23 @@ def evaluate(config: EvaluateConfig, pool: Pool) -> Run:
     task = open_task(config.task, config.annotations, config.split)
     store = FeatureStore.open(config.features)
     model = load_model(config.model, config.task, "cpu", config.precision)
-    warnings = _check_fit(model, store, config)
+    warnings = check_fit(model, store, config)
     provenance = _provenance(config, task, store, model)
     folder = run_folder(config)
     record = {"spec": _spec(config), "provenance": provenance, "status": "running", "warnings": warnings}
     _claim(folder, record)
 
-    donors = wrong_images(task.examples(), store) if config.regions == "wrong-image" else None
-    shards = plan_examples(task.examples(), donors, digest_json(provenance), config.shard_size)
+    asked = list(task.examples()) if config.limit is None else sample(task.examples(), store, config.limit)
+    donors = wrong_images(asked, store) if config.regions == "wrong-image" else None
+    shards = plan_examples(asked, donors, digest_json(provenance), config.shard_size)
     predictions = ShardFolder(folder / "predictions")
     inputs = (config.model, config.task, config.features)
     make_worker = partial(EvaluationWorker, *inputs, predictions.root, config.batch_size, config.precision)
     label = f"{config.task} {config.split}" + (" (wrong image)" if donors is not None else "")
     pool.run(make_worker, predictions.pending(shards), label)
     predictions.finish(shards, {"task": config.task, "split": config.split})
+    if config.limit is not None:
+        return _keep_sample(folder, record, asked)
     return _score(folder, record, task)
 
 
@@ -96,12 +103,16 @@ class EvaluationWorker:
         joined, failures = join(shard, self.store)
         answered: dict[str, Prediction] = {}
         for batch in batches(joined, self.batch_size):
-            answered |= {p.example_id: p for p in self.model.predict(batch)}
+            answered |= {p.example_id: p for p in self.predict(batch)}
         predictions = [answered[item] for item in shard.items if item in answered]
         failures += _unbelievable(predictions)
         bad = {failure.item_id for failure in failures}
         rows = [p for p in predictions if p.example_id not in bad]
         return self.folder.commit(shard, Part(encode(rows), len(rows), encode_failures(failures), len(failures)))
+
+    def predict(self, batch: Sequence[Joined]) -> list[Prediction]:
+        """What is kept of a batch."""
+        return self.model.predict(batch)
 
 
 def _unbelievable(predictions: list[Prediction]) -> list[Failure]:
@@ -113,7 +124,7 @@ def _unbelievable(predictions: list[Prediction]) -> list[Failure]:
     ]
 
 
-def _check_fit(model: Model, store: FeatureStore, config: EvaluateConfig) -> list[str]:
+def check_fit(model: Model, store: FeatureStore, config: EvaluateConfig) -> list[str]:
     """What must be said with every score. Raises CheckpointError for features that cannot or must not be used."""
     if model.feature_size != store.feature_size:
         raise CheckpointError(
@@ -142,6 +153,7 @@ def _spec(config: EvaluateConfig) -> dict[str, Any]:
         "precision": config.precision,
         "batch_size": config.batch_size,
         "shard_size": config.shard_size,
+        **({} if config.limit is None else {"limit": config.limit}),
     }
 
 
@@ -151,12 +163,9 @@ def _provenance(config: EvaluateConfig, task: Task, store: FeatureStore, model: 
         "schema": SCHEMA_VERSION,
         "annotations": digest_files(task.annotation_files()),
         "protocol": task.protocol,
-        "features": {
-            "fingerprint": digest_json(store.fingerprint),
-            "manifest": store.manifest_digest(),
-        },
+        "features": {"detector": store.fingerprint, "manifest": store.manifest_digest()},
         "model": model.fingerprint(),
-        "code": code_digest(),
+        "code": code_digests(),
         "versions": versions(),
     }
 
@@ -174,12 +183,22 @@ def _claim(folder: Path, record: dict[str, Any]) -> None:
     _write(folder / "run.json", record)
 
 
+def _keep_sample(folder: Path, record: dict[str, Any], asked: Sequence[Example]) -> Run:
+    predictions, failures = read_predictions(folder / "predictions")
+    coverage = check_coverage([example.example_id for example in asked], (p.example_id for p in predictions))
+    record |= {"coverage": coverage.counts(), "failed": [vars(f) for f in failures[:20]], "status": "sample"}
+    _write(folder / "run.json", record)
+    if not coverage.complete:
+        raise CoverageError(f"{folder.name}: {coverage.message()}; e.g. {failures[0].item_id}: {failures[0].message}")
+    return Run(folder, record, None)
+
+
 def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
     predictions, failures = read_predictions(folder / "predictions")
     coverage = check_coverage(task.expected(), (p.example_id for p in predictions))
     record |= {"coverage": coverage.counts(), "failed": [vars(f) for f in failures[:20]]}
     if not coverage.complete:
-        for name in ("scores.json", task.submission_name):
+        for name in ("scores.json", UNITS_FILE, task.submission_name):
             (folder / name).unlink(missing_ok=True)
         _write(folder / "run.json", record | {"status": "incomplete"})
         reason = f"; e.g. {failures[0].item_id}: {failures[0].message}" if failures else ""
@@ -192,6 +211,7 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
     origin = {"model": record["spec"]["model"], "regions": record["spec"]["regions"]}
     answers = Answers(folder, predictions, coverage, origin, tuple(record["warnings"]))
     scores = score(task, answers, record["provenance"]["annotations"])
+    publish(folder / UNITS_FILE, encode_units(by_metric(task.score({p.example_id: p for p in predictions}))))
     _write(folder / "scores.json", scores)
     return Run(folder, record, scores)
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from visualbert_core.schema import Example, Prediction, Regions
 
 
@@ -25,6 +27,9 @@ class Model(Protocol):
 
         Safe to call from several threads.
         """
+
+    def examine(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> list[tuple[Prediction, np.ndarray]]:
+        """The same, each with the logits behind it; the answer is the largest over the last axis."""
 
 
 def load_model(folder: str | Path, task: str, device: str | None = None, precision: str = "float32") -> Model:

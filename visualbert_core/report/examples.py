@@ -25,7 +25,7 @@ from visualbert_core.report.pictures import Box, colour_class, picture
 from visualbert_core.schema import Example, Grounding, MultipleChoice, Prediction, Question, Regions, Statement, Token
 from visualbert_core.tasks import Task, judge
 
-_EXAMPLE_OF: dict[str, Callable[[str], str]] = {
+EXAMPLE_OF: dict[str, Callable[[str], str]] = {
     "accuracy": lambda unit_id: unit_id,
     "q_to_a": lambda unit_id: f"{unit_id}/answer",
     "qa_to_r": lambda unit_id: f"{unit_id}/rationale",
@@ -49,8 +49,8 @@ class Answers:
         predictions, _ = read_predictions(run.folder / "predictions")
         values: defaultdict[str, list[float]] = defaultdict(list)
         for score in judge(task, predictions):
-            if score.metric in _EXAMPLE_OF:
-                values[_EXAMPLE_OF[score.metric](score.unit_id)].append(score.value)
+            if score.metric in EXAMPLE_OF:
+                values[EXAMPLE_OF[score.metric](score.unit_id)].append(score.value)
         return cls({p.example_id: p for p in predictions}, {key: fmean(value) for key, value in values.items()})
 
 

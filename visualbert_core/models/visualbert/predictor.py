@@ -113,6 +113,11 @@ class VisualBertPredictor:
 
         Ties go to the lowest index. Raises CheckpointError where features are not `feature_size` numbers long.
         """
+        return [prediction for prediction, _ in self.examine(batch)]
+
+    def examine(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> list[tuple[Prediction, np.ndarray]]:
+        """`predict`, each answer with the logits that it is the largest of: [answers], -inf for what is never answered,
+        [choices], [false, true], or [phrases, regions]."""
         for example, regions in batch:
             self._check(example, regions)
         if not batch:
@@ -123,7 +128,7 @@ class VisualBertPredictor:
         with self._lock:
             logits = iter(self._network(packed))
         rows = [torch.cat([next(logits) for _ in item]).numpy() for item in items]
-        return [self._decoded(*item, row) for item, row in zip(batch, rows, strict=True)]
+        return [(self._decoded(*item, row), self._deciding(*item, row)) for item, row in zip(batch, rows, strict=True)]
 
     def _check(self, example: Example, regions: tuple[Regions, ...]) -> None:
         if not isinstance(example, TASKS[self._task].form):
@@ -138,9 +143,14 @@ class VisualBertPredictor:
         answer, scores = _DECODERS[self._task](self, example, regions, logits)
         return Prediction(example.example_id, example.image_ids[0], answer, scores)
 
+    def _deciding(self, example: Example, regions: tuple[Regions, ...], logits: np.ndarray) -> np.ndarray:
+        if isinstance(example, Grounding):
+            return logits[: len(example.phrases), : regions[0].num_regions]
+        return np.where(self._unanswerable, -np.inf, logits) if isinstance(example, Question) else logits
+
     def _vqa(self, example: Question, regions: tuple[Regions, ...], logits: np.ndarray) -> Answer:
         # The authors' accuracy masks <unk> too, though their writer of test files does not.
-        masked = np.where(self._unanswerable, -np.inf, logits)
+        masked = self._deciding(example, regions, logits)
         best = int(masked.argmax())
         return self._answers[best], (float(_softmax(masked)[best]),)
 
@@ -153,7 +163,7 @@ class VisualBertPredictor:
     def _flickr(self, example: Grounding, regions: tuple[Regions, ...], logits: np.ndarray) -> Answer:
         boxes = regions[0].boxes.astype(np.float64).round(2)
         ranked, scores = [], []
-        for row in logits[: len(example.phrases), : len(boxes)]:
+        for row in self._deciding(example, regions, logits):
             ranked.append(boxes[np.argsort(-row, kind="stable")].tolist())
             scores.append(float(_softmax(row).max(initial=0.0)))
         return ranked, tuple(scores)

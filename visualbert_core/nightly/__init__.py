@@ -1,15 +1,20 @@
-"""The matrix: corpora, then models × tasks × splits over them. Extract what is missing → evaluate → report → exit code.
+"""The matrix: corpora, then models × tasks × splits over them. Extract what is missing → evaluate → gate → report →
+exit code.
 
 One failing corpus or cell does not stop the others; it is named in the report and makes the exit code non-zero.
-Everything lands under the configuration's `out`: features/, runs/, report.html and, for the demo, world/.
+Everything lands under the configuration's `out`: features/, runs/, report.html, with a gate history/ (see `gating`)
+and, for the demo, world/. A smoke night has an `out` of its own, so that nothing of it can be taken for more.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,8 +34,11 @@ from visualbert_core.errors import ConfigError, CoverageError, VisualBertCoreErr
 from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
+from visualbert_core.nightly.gating import Judged, Tonight, judge_cells
 from visualbert_core.report import ReportCell, ReportInfo
+from visualbert_core.report.history import Timing
 from visualbert_core.report.html import write_report
+from visualbert_core.shards import ShardFolder
 from visualbert_core.tasks import TASKS, open_task
 from visualbert_core.world.files import make_world
 
@@ -44,7 +52,10 @@ class Night:
     info: ReportInfo
     cells: tuple[ReportCell, ...]
     report: Path
+    runs: Path
     exit_code: int
+    judged: Judged | None = None
+    """Where the matrix has a gate."""
 
 
 def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
@@ -56,8 +67,11 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
     config = from_mapping(NightlyConfig, values | overrides if isinstance(values, dict) else values, str(path))
     if not config.cells:
         raise ConfigError(f"{path}: cells: the matrix is empty")
+    config = dataclasses.replace(config, night=_night(path, config))
     out = config.out.absolute()
     data = (out / "world" if config.world else config.data).absolute()
+    if config.limit is not None:
+        out /= "smoke"
     for number, cell in enumerate(config.cells):
         where = f"{path}: cells[{number}]"
         if cell.task not in TASKS:
@@ -78,20 +92,56 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
     )
 
 
+def _night(path: Path, config: NightlyConfig) -> str:
+    night = config.night or datetime.now(UTC).date().isoformat()
+    if not re.fullmatch(r"\w[\w.-]*", night):
+        raise ConfigError(f"{path}: night: {night!r} cannot name a folder: use letters, digits, dots and dashes")
+    if config.limit is not None and config.limit < 1:
+        raise ConfigError(f"{path}: limit: {config.limit} examples are none")
+    return night
+
+
+def runs_folder(config: NightlyConfig) -> Path:
+    """Where tonight's run folders lie: with a gate every night has its own."""
+    runs = config.out / "runs" / config.name
+    return runs / str(config.night) if _gated(config) else runs
+
+
 def run_matrix(config: NightlyConfig) -> Night:
     """Run the whole matrix; the report is written whatever failed."""
     if config.world:
         make_world(config.data, config.world)
     codes: list[int] = []
     with Pool(config.pool) as pool:
-        stores = {name: _extract(config, name, pool, codes) for name in config.corpora}
-        cells = tuple(_cell(config, cell, stores[cell.corpus], pool, codes) for cell in config.cells)
-    codes += [REGRESSION for line in missed(config, cells) if _complain(line)]
+        stores = {name: _timed_extract(config, name, pool, codes) for name in config.corpora}
+        tonight = [_tonight(config, cell, *stores[cell.corpus], pool, codes) for cell in config.cells]
+    cells = tuple(cell.shown for cell in tonight)
+    complaints = [] if config.limit is not None else list(missed(config, cells))
+    codes += [REGRESSION for line in complaints if _complain(line)]
+    judged = _judge(config, tonight, complaints, codes) if _gated(config) else None
     report = config.out / "report.html"
-    info = ReportInfo(title=config.name, synthetic=config.world is not None, examples=config.examples)
+    smoke = "" if config.limit is None else f" (smoke night: {config.limit} images and examples)"
+    info = ReportInfo(title=config.name + smoke, synthetic=config.world is not None, examples=config.examples)
     write_report(report, info, cells)
-    # Codes rise from the most basic trouble (1 crash) to the least (4 under a floor): the lowest is the night's.
-    return Night(info, cells, report, min(codes, default=0))
+    # Codes rise from the most basic trouble (1 crash) to the least (5 cannot tell): the lowest is the night's.
+    return Night(info, cells, report, runs_folder(config), min(codes, default=0), judged)
+
+
+def _gated(config: NightlyConfig) -> bool:
+    return config.gate is not None and config.limit is None
+
+
+def _judge(config: NightlyConfig, cells: Sequence[Tonight], missed: Sequence[str], codes: list[int]) -> Judged | None:
+    try:
+        judged = judge_cells(config, str(config.night), cells, missed)
+    except VisualBertCoreError as error:
+        _note("gate", error, codes)
+        return None
+    for check in judged.gate.checks:
+        if check.verdict != "pass":
+            _complain(f"{check.verdict}: {check.watched.cell} {check.watched.metric}: {check.reason}")
+    codes += [judged.gate.exit_code] if judged.gate.exit_code else []
+    return judged
 
 
 def missed(config: NightlyConfig, cells: tuple[ReportCell, ...]) -> Iterator[str]:
@@ -110,6 +160,23 @@ def _outside(title: str, bounds: Mapping[str, tuple[float, ...]], run: Run | Non
             yield f"{title}: {metric} is {scores[metric]:.2f}, out of [{low}, {high}]"
 
 
+def _timed_extract(
+    config: NightlyConfig, name: str, pool: Pool, codes: list[int]
+) -> tuple[FeatureStore | VisualBertCoreError, Timing | None]:
+    since, start = time.time(), time.monotonic()
+    store = _extract(config, name, pool, codes)
+    if isinstance(store, VisualBertCoreError):
+        return store, None
+    return store, _timing(store.folder, since, start)
+
+
+def _timing(folder: Path, since: float, start: float) -> Timing:
+    """The seconds since `start`, and the items of the shards that were written in them."""
+    shards = ShardFolder(folder)
+    fresh = [m for m in shards.read_manifest().shards if shards.marker_path(m.shard_id).stat().st_mtime >= since]
+    return Timing(items=sum(m.rows + m.failed for m in fresh), seconds=round(time.monotonic() - start, 3))
+
+
 def _extract(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> FeatureStore | VisualBertCoreError:
     corpus = config.corpora[name]
     job = ExtractConfig(
@@ -120,6 +187,7 @@ def _extract(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> 
         boxes=corpus.boxes,
         batch_size=corpus.batch_size,
         shard_size=corpus.shard_size,
+        limit=config.limit,
     )
     try:
         return extract(job, pool)
@@ -128,16 +196,18 @@ def _extract(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> 
         return error
 
 
-def _cell(
+def _tonight(
     config: NightlyConfig,
     cell: CellConfig,
     store: FeatureStore | VisualBertCoreError,
+    extraction: Timing | None,
     pool: Pool,
     codes: list[int],
-) -> ReportCell:
+) -> Tonight:
     title = f"{cell.model.name} on {cell.task} {cell.split}"
     if isinstance(store, VisualBertCoreError):
-        return ReportCell(title, None, None, {}, None, error=f"corpus {cell.corpus}: {store}")
+        shown = ReportCell(title, None, None, {}, None, error=f"corpus {cell.corpus}: {store}")
+        return Tonight(cell, shown, None, None)
     corpus = config.corpora[cell.corpus]
     images = {image.image_id: image for image in list_images(corpus.images)}
     own, wrong = (_evaluate_config(config, cell, store, regions) for regions in ("own", "wrong-image"))
@@ -146,12 +216,17 @@ def _cell(
         if not task.labelled:
             raise ConfigError(f"{cell.split} has no public labels: jobs/evaluate.py makes its {task.submission_name}")
     except VisualBertCoreError as error:
-        return ReportCell(title, None, store, images, None, error=_note(title, error, codes))
+        shown = ReportCell(title, None, store, images, None, error=_note(title, error, codes))
+        return Tonight(cell, shown, extraction, None)
+    since, start = time.time(), time.monotonic()
     run, reason = _evaluate(title, own, pool, codes)
+    evaluation = _timing(run.folder / "predictions", since, start) if run else None
     baseline = None
     if config.wrong_image_baseline:
         baseline, _ = _evaluate(f"{title} (wrong image)", wrong, pool, codes)
-    return ReportCell(title, task, store, images, run, baseline, reason)
+    if run is not None and config.limit is not None and reason is None:
+        reason = f"a smoke night: {run.record['coverage']['predicted']} examples predicted, no score over a sample"
+    return Tonight(cell, ReportCell(title, task, store, images, run, baseline, reason), extraction, evaluation)
 
 
 def _evaluate(title: str, config: EvaluateConfig, pool: Pool, codes: list[int]) -> tuple[Run | None, str | None]:
@@ -179,12 +254,13 @@ def _evaluate_config(
         annotations=cell.annotations,
         features=store.folder,
         model=cell.model,
-        out=config.out / "runs" / config.name,
+        out=runs_folder(config),
         regions=regions,
         foreign_features=cell.foreign_features,
         precision=cell.precision,
         batch_size=cell.batch_size,
         shard_size=cell.shard_size,
+        limit=config.limit,
     )
 
 

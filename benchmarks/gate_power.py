@@ -1,0 +1,81 @@
+"""How often the nightly gate cries wolf, and what it sees, on a set of VQA v2 val's size.
+
+    python benchmarks/gate_power.py
+    python benchmarks/gate_power.py --images 5000 --nights 400 --changed 0.2
+
+Simulated nights: a model that gets two thirds of the credit, questions of an image alike, and a second run in which a
+share of the answers is drawn anew (reruns of other weights, say). Nights without a change give the rate of false
+alarms; nights on which right answers were lost until the score is a drop lower give the power. No model is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+import numpy as np
+
+from visualbert_core.config import GateConfig
+from visualbert_core.metrics.statistics import Paired, paired, smallest_drop
+
+QUESTIONS_PER_IMAGE = 214_354 / 40_504
+WORTH = (0.3, 0.6, 0.9, 1.0)
+SHARES = (0.06, 0.08, 0.12, 0.74)  # of right answers that three, four, five, or more annotators gave
+
+
+def main() -> None:
+    args = parse()
+    rng, alpha = np.random.default_rng(args.seed), GateConfig.false_alarms
+    questions = 1 + rng.poisson(QUESTIONS_PER_IMAGE - 1, args.images)
+    images = np.repeat(np.arange(args.images), questions)
+    same = [night(rng, images, args.changed, 0.0) for _ in range(args.nights)]
+    alarms = sum(result.p_drop < alpha for result in same)
+    visible = 100 * float(np.mean([smallest_drop(r.spread, len(images), alpha) for r in same]))
+    low, high = share(alarms, args.nights)
+    print(f"{len(images):,} questions about {args.images:,} images, {args.changed:.0%} of the answers drawn anew")
+    moved = [night_values(rng, images, args.changed, 0.0) for _ in range(3)]
+    flips = float(np.mean([(before != after).mean() for before, after in moved]))
+    print(f"{flips:.1%} of the questions change their score from run to run")
+    print(f"without a change: {alarms} of {args.nights} nights fail at {alpha:.0%} (95 %: {low:.1%} to {high:.1%})")
+    print(f"smallest drop seen with {GateConfig.power:.0%} power: {visible:.2f} points")
+    for drop in args.drops:
+        found = sum(night(rng, images, args.changed, drop / 100).p_drop < alpha for _ in range(args.nights))
+        low, high = share(found, args.nights)
+        print(f"a drop of {drop:g} points: found on {found} of {args.nights} nights (95 %: {low:.1%} to {high:.1%})")
+
+
+def night(rng: np.random.Generator, images: np.ndarray, changed: float, drop: float) -> Paired:
+    return paired(*night_values(rng, images, changed, drop), images)
+
+
+def night_values(
+    rng: np.random.Generator, images: np.ndarray, changed: float, drop: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """One run and another: a share `changed` of the answers is drawn anew, then right ones are lost."""
+    ease = rng.beta(2, 1, images.max() + 1)[images]  # two thirds on average
+    worth = rng.choice(WORTH, len(images), p=SHARES)
+    right = rng.random(len(images)) < ease
+    again = np.where(rng.random(len(images)) < changed, rng.random(len(images)) < ease, right)
+    lost = drop / float((again * worth).mean())
+    return right * worth, (again & (rng.random(len(images)) >= lost)) * worth
+
+
+def share(count: int, of: int) -> tuple[float, float]:
+    """Wilson's 95 % interval."""
+    z, p = 1.96, count / of
+    centre, reach = p + z * z / (2 * of), z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
+    return (centre - reach) / (1 + z * z / of), (centre + reach) / (1 + z * z / of)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=40_504)
+    parser.add_argument("--nights", type=int, default=1000)
+    parser.add_argument("--changed", type=float, default=0.25, help="share of the answers that the second run redraws")
+    parser.add_argument("--drops", type=float, nargs="+", default=[0.1, 0.25, 0.5, 1.0], help="points")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Two runs of each task, compared: aligned unit by unit, in every group, with flips that name the example."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import SmallNight
+
+from visualbert_core.errors import InputError, NotComparableError
+from visualbert_core.evaluation.run import Run, read_run
+from visualbert_core.evaluation.units import by_metric, encode_units, read_units
+from visualbert_core.report.causes import NOTHING, causes
+from visualbert_core.report.compare import compare, describe
+from visualbert_core.schema import Score
+
+TASKS = ("vqa", "vcr", "nlvr2", "flickr30k_entities")
+
+
+def pair(night: SmallNight, task: str) -> tuple[Run, Run]:
+    """A run over the wrong images, and the same over the right ones."""
+    (own,) = (run for cell in night.night.cells if (run := cell.run) and run.record["spec"]["task"] == task)
+    return read_run(own.folder.with_name(f"{own.folder.name}__wrong-image")), own
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_right_image_is_better_than_the_wrong_one(task: str, small_night: SmallNight) -> None:
+    """Every metric of every task is compared, overall as the scores say and in each group of the task's breakdown."""
+    wrong, own = pair(small_night, task)
+    found = compare(wrong, own)
+    assert own.scores is not None
+    assert wrong.scores is not None
+    assert set(found.metrics) == set(own.scores["scores"])
+    for metric, change in found.metrics.items():
+        assert change.before == pytest.approx(wrong.scores["scores"][metric])
+        assert change.after == pytest.approx(own.scores["scores"][metric])
+        assert change.difference == pytest.approx(change.after - change.before)
+        assert change.n == own.scores["units"][metric]
+    headline = found.metrics[found.headline]
+    assert headline.low is not None
+    assert headline.p_drop > 0.9
+    if task != "nlvr2":  # three sets of sentences are too few to be sure of anything
+        assert headline.low > 0
+        assert headline.p < 0.05
+    groups = own.scores["breakdown"]
+    assert {kind: set(of) for kind, of in found.groups.items()} == {kind: set(of) for kind, of in groups.items()}
+    for kind, of in found.groups.items():
+        for group, changes in of.items():
+            for metric, change in changes.items():
+                assert [change.after, change.n] == pytest.approx(groups[kind][group][metric])
+                assert change.p_holm is not None
+                assert change.p_holm >= change.p
+    assert list(found.differs) == ["settings"]
+    assert [cause.ingredients for cause in found.causes] == [("settings",)]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_flips_are_the_units_whose_value_changed(task: str, small_night: SmallNight) -> None:
+    """Of each metric about single answers, all of them, with an image, an example, and confidences of the answers."""
+    wrong, own = pair(small_night, task)
+    found = compare(wrong, own, shown=10_000)
+    metrics = {"vcr": ["q_to_a", "qa_to_r"], "flickr30k_entities": ["recall@1"]}.get(task, ["accuracy"])
+    assert list(found.flips) == metrics
+    units = [read_units(run.folder) for run in (wrong, own)]
+    for metric, flips in found.flips.items():
+        values = [dict(zip(u[metric].unit_ids, u[metric].values, strict=True)) for u in units]
+        better = {name for name in values[0] if values[1][name] > values[0][name]}
+        assert {flip.unit_id for flip in flips.better} == better
+        assert flips.better_count == len(better) > flips.worse_count == len(flips.worse)
+        for flip in (*flips.better, *flips.worse):
+            assert 0 <= flip.confidence_before <= 1
+            assert 0 <= flip.confidence_after <= 1
+            assert flip.answer_before != flip.answer_after
+            assert (flip.change > 0) == (flip in flips.better) or abs(flip.change) < 1
+    document = json.loads(json.dumps(found.document(), allow_nan=False))
+    assert document["metrics"][found.headline]["images"] > 1
+    assert "settings" in "\n".join(describe(found))
+
+
+def test_a_run_against_itself(small_night: SmallNight) -> None:
+    """Difference 0, p = 1, nothing flips, nothing differs, no cause."""
+    _, own = pair(small_night, "nlvr2")
+    found = compare(own, own)
+    assert {(c.difference, c.p, c.images_changed) for c in found.metrics.values()} == {(0.0, 1.0, 0)}
+    assert (found.answers_changed, found.causes, found.differs) == (0, (), {})
+
+
+def test_other_tasks_and_splits_are_refused(small_night: SmallNight, tmp_path: Path) -> None:
+    """A task never compares with another; another split only if told; a run without scores has nothing to compare."""
+    (_, vqa), (_, nlvr2) = (pair(small_night, task) for task in ("vqa", "nlvr2"))
+    with pytest.raises(NotComparableError, match="task: nlvr2 → vqa"):
+        compare(nlvr2, vqa, force=True)
+    assert vqa.scores is not None
+    other = dataclasses.replace(vqa, scores=vqa.scores | {"split": "train"})
+    with pytest.raises(NotComparableError, match="split: train → val"):
+        compare(other, vqa)
+    assert compare(other, vqa, force=True).metrics["accuracy"].difference == 0
+    with pytest.raises(InputError, match="only complete runs"):
+        compare(dataclasses.replace(vqa, scores=None), vqa)
+    folder = shutil.copytree(vqa.folder, tmp_path / "old")
+    (folder / "units.parquet").unlink()
+    with pytest.raises(InputError, match=r"no units\.parquet"):
+        compare(read_run(folder), vqa)
+    (folder / "units.parquet").write_bytes(b"PAR1 not really PAR1")
+    with pytest.raises(InputError, match="damaged"):
+        compare(read_run(folder), vqa)
+
+
+def test_units_survive_their_file(tmp_path: Path) -> None:
+    """Metrics in order, values to the last bit, several groups of a kind; equal units give equal bytes."""
+    scores = [
+        Score("u1", "m", 0.1 + 0.2, "image 1", {"kind": ("a", "b")}),
+        Score("u2", "m", 1.0, "image 1", {}),
+        Score("u1", "a", 0.0, "café", {"kind": ("c",)}),
+    ]
+    made = by_metric(scores)
+    (tmp_path / "units.parquet").write_bytes(encode_units(made))
+    read = read_units(tmp_path)
+    assert list(read) == ["m", "a"]
+    for metric, units in made.items():
+        assert read[metric].unit_ids == units.unit_ids
+        assert read[metric].clusters == units.clusters
+        assert read[metric].groups == units.groups
+        np.testing.assert_array_equal(read[metric].values, units.values)
+    assert encode_units(read) == encode_units(made)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# causes
+
+
+class Swapped:
+    """80 % became 70 %; judged as before the new answers get 74 %, judged as after the old ones 77 %."""
+
+    before, after = 80.0, 70.0
+
+    def __init__(self, either: bool = True) -> None:
+        self.either = either
+
+    def before_judged_as_after(self) -> float | None:
+        return 77.0 if self.either else None
+
+    def after_judged_as_before(self) -> float | None:
+        return 74.0 if self.either else None
+
+
+def named(found: Iterator[Any]) -> dict[tuple[str, ...], float | None]:
+    return {cause.ingredients: cause.points for cause in found}
+
+
+def test_causes_add_up() -> None:
+    """The judge's share is the mean of both ways to swap it (-3 and -4), the answers' what is left."""
+    differs = {"model": ["model.weights: 1 → 2"], "annotations": ["annotations: 1 → 2"]}
+    assert named(causes(Swapped(), True, differs)) == {("model",): -6.5, ("annotations",): -3.5}
+
+
+def test_causes_that_cannot_be_told_apart_stay_together() -> None:
+    """Two ingredients of the answers are one cause; so are answers and judge where no annotations are at hand."""
+    both = {"model": ["model.weights: 1 → 2"], "features": ["features.manifest: 1 → 2"]}
+    assert named(causes(Swapped(), True, both)) == {("model", "features"): -10.0}
+    judged = {"model": ["model.weights: 1 → 2"], "scorer": ["code.scores: 1 → 2"]}
+    assert named(causes(Swapped(either=False), True, judged)) == {("model", "scorer"): None}
+
+
+def test_without_changed_answers_only_the_judge_can_be_the_cause() -> None:
+    """Other weights that answer the same are no cause of anything."""
+    differs = {"model": ["model.weights: 1 → 2"], "scorer": ["code.scores: 1 → 2"]}
+    assert named(causes(Swapped(), False, differs)) == {("scorer",): -10.0}
+    assert named(causes(Swapped(), False, {"model": ["model.weights: 1 → 2"]})) == {}
+
+
+def test_what_cannot_change_an_answer_is_no_cause() -> None:
+    """A detector's code with the same features, and the name of a folder, are not blamed; nothing else is: a rerun
+    that differs by itself."""
+    differs = {"code": ["code.features: 1 → 2"], "settings": ["spec.model: a → b"]}
+    assert named(causes(Swapped(), True, differs)) == {(NOTHING,): -10.0}
+    differs["code"].append("code.predictions: 1 → 2")
+    assert named(causes(Swapped(), True, differs)) == {("code",): -10.0}

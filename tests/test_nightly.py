@@ -1,0 +1,318 @@
+"""Nights in a row on the embedded world: what got worse, what did not, and because of what."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+from conftest import ROOT, small_matrix
+from test_jobs import job, the_error
+
+from visualbert_core.nightly import Night, load_matrix, run_matrix, runs_folder
+from visualbert_core.nightly.plan import plan_night
+from visualbert_core.report.compare import Comparison
+from visualbert_core.report.gate import Check
+from visualbert_core.report.history import History
+
+WEIGHTS = ROOT / "visualbert_core" / "world" / "weights"
+CELL = "visualbert-vqa__vqa__val"
+ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
+
+
+def write_matrix(root: Path, **changes: Any) -> Path:
+    """VQA alone, over copies of the world's weights that a test may damage, with a gate."""
+    matrix = small_matrix(out=str(root / "out"), wrong_image_baseline=False, examples=0)
+    matrix["world"] |= {"seed": 6, "vqa_images": 24, "vcr_images": 1, "nlvr2_sets": 1, "flickr_images": 1}
+    matrix["cells"] = [matrix["cells"][0] | {"model": str(root / "visualbert-vqa"), "shard_size": 50}]
+    matrix["corpora"] = {"vqa-val2014": matrix["corpora"]["vqa-val2014"] | {"detector": str(root / "detector")}}
+    matrix["gate"] = {"drop": 25}
+    path = root / "matrix.yaml"
+    path.write_text(yaml.safe_dump(matrix | changes))
+    for name in ("visualbert-vqa", "detector"):
+        if not (root / name).exists():
+            shutil.copytree(WEIGHTS / name, root / name)
+    return path
+
+
+def damage(model: Path) -> None:
+    """Add noise to every matrix of a checkpoint."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    generator = torch.Generator().manual_seed(0)
+    weights = load_file(model / "model.safetensors")
+    noisy = {
+        name: w + (0.3 * torch.randn(w.shape, generator=generator)).to(w.dtype) if w.ndim == 2 else w
+        for name, w in weights.items()
+    }
+    save_file(noisy, model / "model.safetensors")
+
+
+def resize_to(detector: Path, size: int) -> None:
+    config = json.loads((detector / "config.json").read_text())
+    config["builder_args"]["image_size"] = size
+    (detector / "config.json").write_text(json.dumps(config))
+
+
+def relabel(annotations: Path, count: int, answer: str = "zebra") -> None:
+    """Change what all ten annotators said of the first questions."""
+    path = annotations / ANNOTATIONS
+    document = json.loads(path.read_text())
+    for record in document["annotations"][:count]:
+        record["multiple_choice_answer"] = answer
+        record["answers"] = [person | {"answer": answer} for person in record["answers"]]
+    path.write_text(json.dumps(document))
+
+
+@dataclass(frozen=True)
+class Nights:
+    root: Path
+    nights: dict[str, Night]
+
+    def check(self, name: str) -> Check:
+        judged = self.nights[name].judged
+        assert judged is not None
+        (check,) = judged.gate.checks
+        return check
+
+    def comparison(self, name: str) -> Comparison:
+        judged = self.nights[name].judged
+        assert judged is not None
+        return judged.comparisons[CELL]
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory: pytest.TempPathFactory) -> Nights:
+    """A first night, the same again, a damaged checkpoint, another resize rule, two annotations changed."""
+    root = tmp_path_factory.mktemp("nights")
+    matrix, nights = write_matrix(root), {}
+
+    def run(night: str) -> None:
+        nights[night] = run_matrix(load_matrix(matrix, {"night": night}))
+
+    run("1-first")
+    run("2-again")
+    damage(root / "visualbert-vqa")
+    run("3-damaged")
+    shutil.copy(WEIGHTS / "visualbert-vqa" / "model.safetensors", root / "visualbert-vqa")
+    resize_to(root / "detector", 160)
+    run("4-resized")
+    resize_to(root / "detector", 224)
+    world = root / "out" / "world" / "vqa"
+    shutil.copytree(world, root / "annotations")
+    relabel(world, 2)
+    run("5-relabelled")
+    shutil.copy(root / "annotations" / ANNOTATIONS, world)
+    return Nights(root, nights)
+
+
+def test_the_first_night_cannot_tell(five: Nights) -> None:
+    """There is nothing to compare it with, exit code 5; the next night can use it."""
+    assert five.nights["1-first"].exit_code == 5
+    assert five.check("1-first").reason.startswith("no earlier night")
+    assert five.check("2-again").watched.compared_with == "1-first"
+
+
+def test_the_same_again_passes(five: Nights) -> None:
+    """An identical rerun: p = 1, no flips, no causes, though so few questions could not show a drop that matters."""
+    night, check, comparison = five.nights["2-again"], five.check("2-again"), five.comparison("2-again")
+    assert (night.exit_code, check.verdict, check.p) == (0, "pass", 1.0)
+    assert (comparison.answers_changed, comparison.causes, comparison.differs) == (0, (), {})
+    assert comparison.metrics["accuracy"].difference == 0
+    assert [(f.worse_count, f.better_count) for f in comparison.flips.values()] == [(0, 0)]
+
+
+def test_a_damaged_checkpoint_fails_and_the_model_is_named(five: Nights) -> None:
+    """Exit code 4; all of the drop is the model's, whose weights are said to differ."""
+    night, check, comparison = five.nights["3-damaged"], five.check("3-damaged"), five.comparison("3-damaged")
+    assert (night.exit_code, check.verdict) == (4, "fail")
+    assert comparison.metrics["accuracy"].difference < -15
+    (cause,) = comparison.causes
+    assert cause.ingredients == ("model",)
+    assert cause.points == pytest.approx(comparison.metrics["accuracy"].difference)
+    assert [line.partition(":")[0] for line in cause.lines] == ["model.weights"]
+    assert comparison.flips["accuracy"].worse_count > comparison.flips["accuracy"].better_count
+
+
+def test_flips_say_what_was_answered_and_how_surely(five: Nights) -> None:
+    """Each flip has both answers as the runs hold them; those that were surest in both ways come first."""
+    flips = five.comparison("3-damaged").flips["accuracy"]
+    assert all(f.value_after < f.value_before and f.answer_before != f.answer_after for f in flips.worse)
+    changes = [f.change for f in flips.worse]
+    assert changes == sorted(changes)  # falls of confidence: the largest first
+    first = flips.worse[0]
+    assert first.change == pytest.approx(
+        first.confidence_after * (2 * first.value_after - 1) - first.confidence_before * (2 * first.value_before - 1)
+    )
+
+
+def test_a_failed_night_is_no_baseline(five: Nights) -> None:
+    """The night after a failure is compared with the one before it."""
+    assert five.check("4-resized").watched.compared_with == "2-again"
+
+
+def test_other_features_are_named_with_the_rule_that_changed(five: Nights) -> None:
+    """A store extracted with another image size: the whole change is the features', and the resize rule says why."""
+    comparison = five.comparison("4-resized")
+    assert comparison.answers_changed > 0
+    (cause,) = comparison.causes
+    assert cause.ingredients == ("features",)
+    scores = comparison.after["scores"]["accuracy"] - comparison.before["scores"]["accuracy"]
+    assert cause.points == pytest.approx(scores)
+    assert "features.detector.resize.min: [224] → [160]" in cause.lines
+
+
+def test_changed_annotations_are_no_regression(five: Nights) -> None:
+    """Two questions with other answers: the score moves, no prediction does; the gate judges both nights by tonight's
+    annotations and passes, and the annotations get all of the change."""
+    check, comparison = five.check("5-relabelled"), five.comparison("5-relabelled")
+    moved = comparison.after["scores"]["accuracy"] - comparison.before["scores"]["accuracy"]
+    assert moved < 0
+    assert (five.nights["5-relabelled"].exit_code, check.verdict) == (0, "pass")
+    assert comparison.answers_changed == 0
+    assert comparison.metrics["accuracy"].difference == 0
+    (cause,) = comparison.causes
+    assert cause.ingredients == ("annotations",)
+    assert cause.points == pytest.approx(moved)
+
+
+def test_every_night_enters_the_history(five: Nights) -> None:
+    """A row a night, in order, with score, interval, what it was made of, how long it took; only the rerun is one."""
+    rows = History(five.root / "out" / "history" / "demo").rows(CELL)
+    assert [row.night for row in rows] == list(five.nights)
+    assert [row.verdict for row in rows][:3] == ["cannot tell", "pass", "fail"]
+    assert [row.rerun for row in rows] == [False, True, False, False, False]
+    assert all(row.evaluation is not None and row.evaluation.items == 96 for row in rows)
+    assert [row.extraction.items for row in rows if row.extraction] == [24, 0, 0, 24, 0]
+    other = [[name for name in row.ingredients if row.ingredients[name] != rows[0].ingredients[name]] for row in rows]
+    assert other == [[], [], ["model"], ["features"], ["annotations"]]
+
+
+def test_the_verdict_is_written_for_programs_and_people(five: Nights) -> None:
+    """gate.json, JUnit's XML and Markdown say the same of a failed night."""
+    folder = five.nights["3-damaged"].runs
+    assert json.loads((folder / "gate.json").read_text())["verdict"] == "fail"
+    (suite,) = ElementTree.parse(folder / "junit.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("1", "1", "0")
+    (case,) = suite
+    assert (case.get("classname"), case.get("name"), case[0].tag) == (CELL, "accuracy", "failure")
+    summary = (folder / "summary.md").read_text()
+    assert summary.startswith("## ❌ demo, 3-damaged: fail")
+    assert "points: model (nothing else differs); model.weights:" in summary
+    document = json.loads((folder / CELL / "comparison.json").read_text())
+    assert document["causes"][0]["ingredients"] == ["model"]
+
+
+def test_compare_as_a_person_runs_it(five: Nights) -> None:
+    """`jobs/compare.py` tells the same story of two run folders, refuses others, and can be overruled."""
+    runs = five.root / "out" / "runs" / "demo"
+    first, damaged, relabelled = (runs / night / CELL for night in ("1-first", "3-damaged", "5-relabelled"))
+    done = job("compare", first, damaged)
+    assert done.returncode == 0, done.stderr
+    assert "points: model (nothing else differs)" in done.stdout
+    document = json.loads(job("compare", first, damaged, "--json", "--flips", 3).stdout)
+    assert document["metrics"]["accuracy"]["p"] < 0.001
+    assert len(document["flips"]["accuracy"]["worse"]) == 3
+    assert set(document["groups"]) == {"answer type", "question type"}
+
+    refused = job("compare", first, relabelled)
+    assert refused.returncode == 5
+    assert "annotations: " in the_error(refused)
+    forced = json.loads(job("compare", first, relabelled, "--force", "--json").stdout)
+    assert forced["metrics"]["accuracy"]["difference"] < 0
+    assert forced["warnings"][0].startswith("not comparable: annotations")
+    rescored = json.loads(job("compare", first, relabelled, "-a", five.root / "annotations", "--json").stdout)
+    assert rescored["metrics"]["accuracy"]["difference"] == 0
+    other = job("compare", damaged, relabelled, "-a", WEIGHTS)
+    assert other.returncode == 2
+
+
+def test_model_and_annotations_are_told_apart(five: Nights) -> None:
+    """Both changed at once: scoring stored predictions anew gives each its points, which add up to the whole."""
+    runs = five.root / "out" / "runs" / "demo"
+    pair = runs / "5-relabelled" / CELL, runs / "3-damaged" / CELL
+    document = json.loads(job("compare", *pair, "-a", five.root / "annotations", "--json").stdout)
+    causes = {tuple(cause["ingredients"]): cause["points"] for cause in document["causes"]}
+    assert set(causes) == {("model",), ("annotations",)}
+    total = document["after"]["scores"]["accuracy"] - document["before"]["scores"]["accuracy"]
+    assert sum(causes.values()) == pytest.approx(total)
+    assert causes["annotations",] > 0 > causes["model",]
+    unknown = json.loads(job("compare", *pair, "--force", "--json").stdout)
+    (cause,) = unknown["causes"]
+    assert (cause["ingredients"], cause["points"]) == (["model", "annotations"], None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_counts_and_does_nothing(five: Nights, tmp_path: Path) -> None:
+    """Images, examples and time of a night that is not there, nothing to do of one that is; nothing is written."""
+    matrix = write_matrix(five.root)
+    before = sorted((five.root / "out").rglob("*"))
+    done = job("nightly", matrix, "--night", "6-planned", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    features, examples = done.stdout.splitlines()
+    assert features == "features of vqa-val2014: 0 of 24 images to do"
+    assert examples.startswith(f"{CELL}: 96 of 96 examples to do, about ")
+    there = load_matrix(matrix, {"night": "4-resized"})
+    assert str(list(plan_night(there, runs_folder(there)))[1]) == f"{CELL}: 0 of 96 examples to do"
+    assert sorted((five.root / "out").rglob("*")) == before
+    new = load_matrix(write_matrix(tmp_path), {})
+    unknown = list(plan_night(new, runs_folder(new)))
+    assert [step.to_do for step in unknown] == [None, None]
+    assert all(str(tmp_path / "out" / "world") in step.note for step in unknown)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_smoke_night_leaves_no_trace(five: Nights) -> None:
+    """It runs a few examples, says so, and enters neither history nor the nights' runs and stores."""
+    out = five.root / "out"
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if "smoke" not in path.parts}
+    night = run_matrix(load_matrix(write_matrix(five.root), {"night": "7", "limit": 5}))
+    assert (night.exit_code, night.judged) == (0, None)
+    (cell,) = night.cells
+    assert cell.run is not None
+    assert cell.run.scores is None
+    assert cell.run.record["status"] == "sample"
+    assert cell.run.record["coverage"] == {"expected": 5, "predicted": 5, "missing": 0, "duplicate": 0, "unknown": 0}
+    assert "smoke night" in night.info.title
+    assert "smoke night" in (out / "smoke" / "report.html").read_text()
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if "smoke" not in path.parts}
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        ({"false_alarm": 0.01}, "did you mean 'false_alarms'"),
+        ({"false_alarms": 0}, "not between 0 and 1"),
+        ({"drop": -1}, "not a positive number"),
+        ({"drop": "much"}, "expected float"),
+    ],
+)
+def test_a_wrong_threshold_ends_before_anything_runs(gate: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Exit code 2 and the key, and nothing written."""
+    done = job("nightly", write_matrix(tmp_path, gate=gate))
+    assert done.returncode == 2
+    assert message in the_error(done)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_night_must_be_a_name(tmp_path: Path) -> None:
+    """A name that leads elsewhere is refused."""
+    done = job("nightly", write_matrix(tmp_path), "--night", "../x")
+    assert (done.returncode, "cannot name a folder" in the_error(done)) == (2, True)
+
+
+def test_the_matrix_that_comes_along_is_valid() -> None:
+    """jobs/nightly.yaml names what exists, with a gate that its sets can pass."""
+    config = load_matrix(ROOT / "jobs" / "nightly.yaml", {})
+    assert config.gate is not None
+    assert all((cell.model / "config.json").exists() for cell in config.cells)
+    assert all((corpus.detector / "config.json").exists() for corpus in config.corpora.values())

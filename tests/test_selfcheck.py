@@ -1,0 +1,93 @@
+"""Answers must not depend on batch or workers; where one does, it is listed with what separated the two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, SmallNight
+from test_jobs import job
+
+from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.evaluation import run, selfcheck
+from visualbert_core.evaluation.selfcheck import describe, self_check
+from visualbert_core.models import load_model
+from visualbert_core.schema import Prediction
+
+INLINE = PoolConfig(inline=True)
+CELLS = {
+    "vqa": ("val", "vqa", "vqa-val2014", "visualbert-vqa"),
+    "vcr": ("val", "vcr", "vcr-val", "visualbert-vcr"),
+    "nlvr2": ("dev", "nlvr2", "nlvr2-dev", "visualbert-nlvr2"),
+    "flickr30k_entities": ("val", "flickr30k", "flickr30k-val", "visualbert-flickr30k"),
+}
+
+
+def config(night: SmallNight, task: str, out: Path) -> EvaluateConfig:
+    split, annotations, corpus, model = CELLS[task]
+    (store,) = (night.out / "features" / corpus).iterdir()
+    return EvaluateConfig(
+        task=task,
+        split=split,
+        annotations=night.out / "world" / annotations,
+        features=store,
+        model=ROOT / "visualbert_core" / "world" / "weights" / model,
+        out=out,
+        batch_size=7,
+    )
+
+
+@pytest.mark.parametrize("task", CELLS)
+def test_no_answer_depends_on_its_batch(task: str, small_night: SmallNight, tmp_path: Path) -> None:
+    """Every task's answers are the same alone and in batches, logits to 1e-4; nothing is left behind."""
+    found = self_check(config(small_night, task, tmp_path), INLINE, examples=20)
+    assert (found.examples, found.batch_size, found.changed) == (20, 7, ())
+    assert 0 <= found.largest_difference < 1e-4
+    assert list(tmp_path.iterdir()) == []
+
+
+class Leaky:
+    """A model whose second example of a batch gets other logits: as if padding leaked."""
+
+    def __init__(self, model: Any, nudge: float) -> None:
+        self.model, self.nudge = model, nudge
+        self.feature_size, self.feature_space = model.feature_size, model.feature_space
+
+    def examine(self, batch: Sequence[Any]) -> list[tuple[Prediction, np.ndarray]]:
+        found = self.model.examine(batch)
+        for place, (prediction, logits) in enumerate(found[1:2], start=1):
+            other = logits[::-1] + self.nudge
+            found[place] = Prediction(prediction.example_id, prediction.image_id, "other", ()), other
+        return list(found)
+
+
+def test_a_leak_is_found_and_sized(small_night: SmallNight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One example of each batch answers otherwise: those are listed, with the gap between the two answers alone."""
+
+    def leaky(folder: Path, task: str, device: str | None = None, precision: str = "float32") -> Any:
+        return Leaky(load_model(folder, task, device, precision), nudge=0.5)
+
+    monkeypatch.setattr(run, "load_model", leaky)
+    monkeypatch.setattr(selfcheck, "load_model", leaky)
+    found = self_check(config(small_night, "nlvr2", tmp_path), INLINE, examples=20)
+    assert 1 <= len(found.changed) < 20
+    assert all(each.together == "other" and each.alone in ("True", "False") for each in found.changed)
+    assert all(each.gap > 0 for each in found.changed)
+    assert found.largest_difference >= 0.5
+    verdict, _, first, *_ = describe(found)
+    assert verdict == f"20 examples, alone and in batches of 7: {len(found.changed)} answers changed"
+    assert first.startswith(f"{found.changed[0].example_id}: {found.changed[0].alone} → other, logit gap ")
+
+
+@pytest.mark.slow
+def test_self_check_as_a_person_runs_it(small_night: SmallNight, tmp_path: Path) -> None:
+    """On Ray with two workers against one: exit code 0, one line of verdict, no run folder."""
+    asked = config(small_night, "vqa", tmp_path)
+    paths = ("--annotations", asked.annotations, "--features", asked.features, "--model", asked.model)
+    done = job("evaluate", "--task", "vqa", "--split", "val", *paths, "--out", tmp_path, "--workers", 2, "--self-check")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("48 examples, alone and in batches of 64: 0 answers changed\n")
+    assert list(tmp_path.iterdir()) == []

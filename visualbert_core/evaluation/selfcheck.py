@@ -1,0 +1,137 @@
+"""Do answers depend on the batch or on the number of workers? They must not, or no score can be compared with another.
+
+A sample is predicted one example at a time on one worker, and again as the evaluation would: in batches, on all
+workers. Logits differ in their last digits, as sums are added in another order; an answer changes only where two logits
+are closer than that, and so tells a rounding (a gap of 1e-6) from a fault (a gap of 1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visualbert_core.cluster import Pool
+from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.errors import CoverageError
+from visualbert_core.evaluation.batches import Joined, plan_examples, sample
+from visualbert_core.evaluation.predictions import read_predictions
+from visualbert_core.evaluation.run import EvaluationWorker, check_fit, run_folder
+from visualbert_core.features.store import FeatureStore
+from visualbert_core.models import load_model
+from visualbert_core.schema import Example, Prediction
+from visualbert_core.shards import ShardFolder
+from visualbert_core.tasks import open_task
+
+EXAMPLES = 64
+REGRESSION = 4  # exit code where an answer changed
+
+
+@dataclass(frozen=True)
+class ChangedAnswer:
+    """`gap`: by how much, alone, the logit of its answer there exceeds that of the answer it gets in a batch."""
+
+    example_id: str
+    alone: Any
+    together: Any
+    gap: float
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """What a sample came to; `largest_difference` is that of any two logits of one example."""
+
+    examples: int
+    batch_size: int
+    largest_difference: float
+    changed: tuple[ChangedAnswer, ...]
+
+
+def self_check(config: EvaluateConfig, pool: PoolConfig, examples: int = EXAMPLES) -> SelfCheck:
+    """Predict a sample both ways, in a folder beside the run's that is removed afterwards.
+
+    Raises InputError for inputs that do not fit together, CoverageError where an example has no prediction.
+    """
+    task, store = open_task(config.task, config.annotations, config.split), FeatureStore.open(config.features)
+    check_fit(load_model(config.model, config.task, "cpu", config.precision), store, config)
+    asked = sample(task.examples(), store, examples)
+    folder = run_folder(config).with_name(f"{run_folder(config).name}__self-check")
+    alone, together = folder / "alone", folder / "together"
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed check left
+    try:
+        one = _logits(dataclasses.replace(config, batch_size=1), alone, asked, dataclasses.replace(pool, workers=1), 64)
+        all_ = _logits(config, together, asked, pool, 4)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return _compared(asked, one, all_, config)
+
+
+def describe(check: SelfCheck) -> Iterator[str]:
+    """The lines of a check."""
+    how = f"{check.examples} examples, alone and in batches of {check.batch_size}"
+    yield f"{how}: {len(check.changed)} answers changed"
+    yield f"largest difference of logits: {check.largest_difference:.1e}"
+    yield from (f"{c.example_id}: {c.alone} → {c.together}, logit gap {c.gap:.1e}" for c in check.changed)
+
+
+def _logits(
+    config: EvaluateConfig, folder: Path, asked: Sequence[Example], pool: PoolConfig, images: int
+) -> Mapping[str, Prediction]:
+    """Predictions of the sample whose `scores` are the logits, row by row; shards of so many images."""
+    shards, parts = plan_examples(asked, None, "self-check", images), ShardFolder(folder)
+    make_worker = partial(
+        _LogitsWorker, config.model, config.task, config.features, folder, config.batch_size, config.precision
+    )
+    with Pool(pool) as workers:
+        workers.run(make_worker, shards, f"self-check, batches of {config.batch_size}")
+    parts.finish(shards, {"task": config.task})
+    found, failures = read_predictions(folder)
+    if failures:
+        raise CoverageError(f"self-check: {failures[0].item_id}: {failures[0].message}")
+    return {prediction.example_id: prediction for prediction in found}
+
+
+class _LogitsWorker(EvaluationWorker):
+    """Keeps the logits where the evaluation keeps confidences."""
+
+    def predict(self, batch: Sequence[Joined]) -> list[Prediction]:
+        """An answer that is ruled out has the logit -inf, which is not a fault: it stands as the lowest number."""
+        lowest = float(np.finfo(np.float32).min)
+        return [
+            dataclasses.replace(prediction, scores=tuple(np.nan_to_num(logits, neginf=lowest, nan=np.nan).ravel()))
+            for prediction, logits in self.model.examine(batch)
+        ]
+
+
+def _compared(
+    asked: Sequence[Example],
+    alone: Mapping[str, Prediction],
+    together: Mapping[str, Prediction],
+    config: EvaluateConfig,
+) -> SelfCheck:
+    changed, largest = [], 0.0
+    for example in asked:
+        one, other = alone[example.example_id], together[example.example_id]
+        rows = len(one.answer) if config.task == "flickr30k_entities" else 1
+        logits, others = (np.array(p.scores, np.float64).reshape(rows, -1) for p in (one, other))
+        largest = max(largest, float(np.abs(logits - others).max(initial=0.0)))
+        if one.answer != other.answer:
+            changed.append(ChangedAnswer(example.example_id, one.answer, other.answer, _gap(logits, others)))
+    return SelfCheck(len(asked), config.batch_size, largest, tuple(changed))
+
+
+def _gap(logits: np.ndarray, others: np.ndarray) -> float:
+    """The largest, over the rows [rows, choices], of what separates the first choices that are ranked otherwise."""
+    gaps = [0.0]
+    for row, other in zip(logits, others, strict=True):
+        order, its = np.argsort(-row, kind="stable"), np.argsort(-other, kind="stable")
+        if len(differing := np.flatnonzero(order != its)):
+            first = differing[0]
+            gaps.append(float(row[order[first]] - row[its[first]]))
+    return max(gaps)

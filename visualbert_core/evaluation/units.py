@@ -1,0 +1,112 @@
+"""What every scored unit of a run is worth, as one Parquet file beside its scores: what two runs are compared by.
+
+    units.parquet    unit_id, metric, value in [0, 1], cluster (image), groups (JSON: kind → groups)
+
+With it two run folders can be compared anywhere, without the annotations that they were scored by.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from visualbert_core.errors import InputError
+from visualbert_core.schema import SCHEMA_VERSION, Score
+
+UNITS_FILE = "units.parquet"
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("unit_id", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("cluster", pa.string(), nullable=False),
+        pa.field("groups", pa.string(), nullable=False),
+    ],
+    metadata={"schema_version": str(SCHEMA_VERSION)},
+)
+
+Groups = Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of one metric, in the task's order: `values` float64 [n], the others as long."""
+
+    unit_ids: list[str]
+    values: np.ndarray
+    clusters: list[str]
+    groups: list[Groups]
+
+
+def by_metric(scores: Iterable[Score]) -> dict[str, Units]:
+    """Metric → its units, in the order in which the task yields them."""
+    rows: dict[str, list[Score]] = {}
+    for score in scores:
+        rows.setdefault(score.metric, []).append(score)
+    return {
+        metric: Units(
+            [score.unit_id for score in found],
+            np.array([score.value for score in found]),
+            [score.cluster for score in found],
+            [score.groups for score in found],
+        )
+        for metric, found in rows.items()
+    }
+
+
+def encode_units(metrics: Mapping[str, Units]) -> bytes:
+    """The file: the same bytes for the same units."""
+    tables = [
+        pa.table(
+            {
+                "unit_id": units.unit_ids,
+                "metric": [metric] * len(units.unit_ids),
+                "value": units.values,
+                "cluster": units.clusters,
+                "groups": [json.dumps({kind: list(of) for kind, of in groups.items()}) for groups in units.groups],
+            },
+            _SCHEMA,
+        )
+        for metric, units in metrics.items()
+    ]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.concat_tables(tables), sink, compression="zstd", write_page_checksum=True)
+    return bytes(sink.getvalue())
+
+
+def read_units(folder: Path) -> dict[str, Units]:
+    """The units of a finished run folder. Raises InputError where there are none, or the file is damaged."""
+    try:
+        columns = pq.read_table(folder / UNITS_FILE, page_checksum_verification=True).to_pydict()
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder} has no {UNITS_FILE}: it is no finished run of a labelled split; run the same line again"
+        ) from None
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{folder / UNITS_FILE} is damaged ({error}): run the same line again") from None
+    rows: dict[str, list[int]] = {}
+    for row, metric in enumerate(columns["metric"]):
+        rows.setdefault(metric, []).append(row)
+    return {
+        metric: Units(
+            [columns["unit_id"][row] for row in found],
+            np.array([columns["value"][row] for row in found]),
+            [columns["cluster"][row] for row in found],
+            [_groups(columns["groups"][row]) for row in found],
+        )
+        for metric, found in rows.items()
+    }
+
+
+@lru_cache(maxsize=1 << 16)
+def _groups(text: str) -> Groups:
+    """Hundreds of thousands of units share a few thousand combinations."""
+    return {kind: tuple(of) for kind, of in json.loads(text).items()}

@@ -1,0 +1,90 @@
+"""A night's verdict in the forms that continuous integration shows: JUnit's XML, and Markdown as GitHub renders it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from xml.etree import ElementTree
+
+from visualbert_core.report.compare import Comparison
+from visualbert_core.report.gate import Check, Gate
+
+_SIGNS = {"pass": "✅", "fail": "❌", "cannot tell": "❓"}
+_NO_XML = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
+
+
+def junit(name: str, gate: Gate) -> bytes:
+    """A test case for each watched metric (`fail` is a failure, `cannot tell` an error), and one for each floor that
+    was missed."""
+    count = {verdict: sum(check.verdict == verdict for check in gate.checks) for verdict in _SIGNS}
+    numbers = {
+        "tests": len(gate.checks) + len(gate.missed),
+        "failures": count["fail"] + len(gate.missed),
+        "errors": count["cannot tell"],
+    }
+    attributes = {"name": _clean(f"{name} {gate.night}")} | {key: str(value) for key, value in numbers.items()}
+    suites = ElementTree.Element("testsuites")
+    suite = ElementTree.SubElement(suites, "testsuite", attributes)
+    for check in gate.checks:
+        of = {"classname": _clean(check.watched.cell), "name": check.watched.metric}
+        case = ElementTree.SubElement(suite, "testcase", of)
+        if check.verdict == "pass":
+            ElementTree.SubElement(case, "system-out").text = _clean(check.reason)
+        else:
+            kind = "failure" if check.verdict == "fail" else "error"
+            ElementTree.SubElement(case, kind, {"type": check.verdict, "message": _clean(check.reason)})
+    for line in gate.missed:
+        case = ElementTree.SubElement(suite, "testcase", {"classname": "bounds", "name": _clean(line)})
+        ElementTree.SubElement(case, "failure", {"type": "out of bounds", "message": _clean(line)})
+    ElementTree.indent(suites)
+    data: bytes = ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
+    return data + b"\n"
+
+
+def markdown(name: str, gate: Gate, comparisons: Mapping[str, Comparison]) -> str:
+    """The verdict, a row a watched metric, and per cell what changed and why."""
+    return "\n".join(_markdown(name, gate, comparisons)) + "\n"
+
+
+def _markdown(name: str, gate: Gate, comparisons: Mapping[str, Comparison]) -> Iterator[str]:
+    yield f"## {_SIGNS[gate.verdict]} {_text(name)}, {_text(gate.night)}: {gate.verdict}"
+    yield from ("", "| | cell | metric | before | now | points [95 %] | p (Holm) | would have seen | against |")
+    yield "|---|---|---|--:|--:|--:|--:|--:|---|"
+    yield from (_row(check) for check in gate.checks)
+    yield from (f"\n❌ {_text(line)}" for line in gate.missed)
+    for check in gate.checks:
+        if check.verdict != "pass":
+            yield f"\n{_SIGNS[check.verdict]} **{_text(check.watched.cell)}** {check.watched.metric}: {check.reason}"
+    for cell, comparison in comparisons.items():
+        yield from _why(cell, comparison)
+
+
+def _row(check: Check) -> str:
+    change, watched = check.change, check.watched
+    columns = [_SIGNS[check.verdict], _text(watched.cell), watched.metric]
+    if change is None:
+        return f"| {' | '.join([*columns, *['–'] * 5, _text(watched.compared_with or '–')])} |"
+    reach = "" if change.low is None else f" [{change.low:+.2f}, {change.high:+.2f}]"
+    seen = "–" if check.visible is None else f"{check.visible:.2f}"
+    columns += [f"{change.before:.2f}", f"{change.after:.2f}", f"{change.difference:+.2f}{reach}"]
+    columns += [f"{check.p_holm:.4f}", seen, _text(watched.compared_with or "–")]
+    return f"| {' | '.join(columns)} |"
+
+
+def _why(cell: str, comparison: Comparison) -> Iterator[str]:
+    if not comparison.differs and not comparison.answers_changed:
+        return
+    yield f"\n**{_text(cell)}**: {comparison.answers_changed:,} of {comparison.examples:,} answers changed"
+    for metric, flips in comparison.flips.items():
+        yield f"- {metric}: {flips.worse_count:,} worse, {flips.better_count:,} better"
+    yield from (f"- {_text(str(cause))}" for cause in comparison.causes)
+    yield from (f"- ⚠ {_text(warning)}" for warning in comparison.warnings)
+
+
+def _text(text: str) -> str:
+    """Annotations and names are not ours: no markup, no new cell, no new line."""
+    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join(text.split()))
+
+
+def _clean(text: str) -> str:
+    return _NO_XML.sub("�", text)

@@ -1,0 +1,323 @@
+"""Two run folders → what changed, how surely, on which examples, and because of what.
+
+Runs are compared unit by unit under one set of annotations. Where theirs differ, stored predictions are scored again
+under one of them, if its folder is given: then what is left is the predictions' change, and the rest the annotations'.
+What cannot be told apart is named together. Percent and points throughout; nothing here imports torch or ray.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from visualbert_core.errors import CoverageError, InputError, NotComparableError
+from visualbert_core.evaluation.predictions import read_predictions
+from visualbert_core.evaluation.run import Run
+from visualbert_core.evaluation.units import Groups, Units, by_metric, read_units
+from visualbert_core.metrics.statistics import Paired, holm, paired
+from visualbert_core.provenance import changed
+from visualbert_core.report.causes import Cause, causes, scorers
+from visualbert_core.report.flips import Flips, changed_answers, flips
+from visualbert_core.schema import Prediction
+from visualbert_core.tasks import Task, judge
+
+SHOWN = 100
+"""Flips listed each way."""
+
+Tasks = Mapping[str, Task]
+"""Digest of annotations → the task opened over them."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One metric over the units that both runs have, overall or in a group: percent, and points after - before.
+
+    `low` and `high` bound the difference with 95 %, None with a single image. `p` is two-sided, `p_drop` that of no
+    drop; `p_holm` is `p` corrected for all groups of the metric. `spread` is the standard error if nothing changed.
+    """
+
+    before: float
+    after: float
+    difference: float
+    low: float | None
+    high: float | None
+    p: float
+    p_drop: float
+    spread: float
+    n: int
+    images: int
+    images_changed: int
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All there is to say about two runs; `document` is it as JSON."""
+
+    before: dict[str, Any]
+    after: dict[str, Any]
+    headline: str
+    basis: str
+    warnings: tuple[str, ...]
+    metrics: dict[str, Change]
+    groups: dict[str, dict[str, dict[str, Change]]]  # kind → group → metric
+    examples: int
+    answers_changed: int
+    flips: dict[str, Flips]
+    causes: tuple[Cause, ...]
+    differs: dict[str, list[str]]
+
+    def document(self) -> dict[str, Any]:
+        """JSON values only."""
+        return asdict(self)
+
+
+class Side:
+    """One of two runs, read as far as it is needed."""
+
+    def __init__(self, run: Run) -> None:
+        """Raises InputError where the run has no score."""
+        if run.scores is None:
+            raise InputError(f"{run.folder} has no score ({run.record['status']}): only complete runs are compared")
+        self.run, self.scores = run, run.scores
+        self.provenance: dict[str, Any] = run.record["provenance"]
+        self.annotations: str = self.provenance["annotations"]
+
+    @cached_property
+    def units(self) -> dict[str, Units]:
+        """As the run scored them."""
+        return read_units(self.run.folder)
+
+    @cached_property
+    def predictions(self) -> dict[str, Prediction]:
+        found, _ = read_predictions(self.run.folder / "predictions")
+        return {prediction.example_id: prediction for prediction in found}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        spec = self.run.record["spec"]
+        return {
+            "folder": str(self.run.folder),
+            "scores": self.scores["scores"],
+            **{name: spec[name] for name in ("model", "task", "split", "regions")},
+        }
+
+    def rescored(self, task: Task) -> dict[str, Units]:
+        """The stored predictions under other annotations. Raises CoverageError where those ask other questions."""
+        return by_metric(judge(task, self.predictions.values()))
+
+
+def compare(before: Run, after: Run, tasks: Tasks | None = None, force: bool = False, shown: int = SHOWN) -> Comparison:
+    """What changed from one run to another of the same task and split.
+
+    `tasks` are the annotations at hand, by digest; with those of either run, both are scored under them where theirs
+    differ. `force` compares what cannot be compared, on the units whose ids both have, and says so.
+    Raises NotComparableError naming what differs, InputError for a run that has no score or is damaged.
+    """
+    a, b, tasks = Side(before), Side(after), tasks or {}
+    _check_questions(a, b, force)
+    if foreign := tasks.keys() - {a.annotations, b.annotations}:
+        raise InputError(
+            f"the annotations given are those of neither run: their digest is {', '.join(sorted(foreign))}"
+        )
+    own, basis, warnings = _under_one(a, b, tasks, force)
+    aligned = {metric: _aligned(*own, metric) for metric in own[1] if metric in own[0]}
+    metrics = {metric: _change(*pair) for metric, pair in aligned.items()}
+    differs = changed(a.provenance, b.provenance)
+    answers = changed_answers(a.predictions, b.predictions)
+    task, headline = b.scores["task"], b.scores["headline"]
+    return Comparison(
+        before=a.about,
+        after=b.about,
+        headline=headline,
+        basis=basis,
+        warnings=tuple(warnings),
+        metrics=metrics,
+        groups=_groups(aligned),
+        examples=len(b.predictions),
+        answers_changed=len(answers),
+        flips={
+            metric: found
+            for metric, (first, second) in aligned.items()
+            if (found := flips(task, metric, first, second, a.predictions, b.predictions, shown)) is not None
+        },
+        causes=tuple(causes(_Stored(a, b, tasks, headline), bool(answers), differs)),
+        differs=differs,
+    )
+
+
+def _check_questions(a: Side, b: Side, force: bool) -> None:
+    """The same questions were asked of both, or the owner wants to compare them all the same."""
+    for name in ("task", "split"):
+        one, other = a.scores[name], b.scores[name]
+        if one != other and (name == "task" or not force):
+            raise NotComparableError(
+                f"{a.run.folder} and {b.run.folder} are not comparable: {name}: {one} → {other}"
+                + ("" if name == "task" else " (--force compares the units that both have)")
+            )
+
+
+def _under_one(
+    a: Side, b: Side, tasks: Tasks, force: bool
+) -> tuple[tuple[dict[str, Units], dict[str, Units]], str, list[str]]:
+    """The units of both under one set of annotations, how they came about, and what must be said with it."""
+    if a.annotations == b.annotations and a.provenance["protocol"] == b.provenance["protocol"]:
+        return (a.units, b.units), "scores as stored", []
+    for side, name in ((b, "after"), (a, "before")):
+        if side.annotations in tasks:
+            try:
+                under = a.rescored(tasks[side.annotations]), b.rescored(tasks[side.annotations])
+            except CoverageError as error:
+                if not force:
+                    raise NotComparableError(f"other annotations ask other questions: {error}") from None
+                break
+            return under, f"both scored under the annotations of `{name}`, as theirs differ", []
+    differing = changed(a.provenance, b.provenance)
+    lines = differing.get("annotations", []) + differing.get("scorer", [])
+    if not force:
+        raise NotComparableError(
+            f"{a.run.folder} and {b.run.folder} are not comparable: {'; '.join(lines)}; give --annotations of either "
+            "to score both under them, or --force"
+        )
+    return (a.units, b.units), "scores as stored, though judged differently", [f"not comparable: {'; '.join(lines)}"]
+
+
+def _aligned(first: Mapping[str, Units], second: Mapping[str, Units], metric: str) -> tuple[Units, Units]:
+    """The units that both have, in the second's order, with the second's groups."""
+    one, other = first[metric], second[metric]
+    if one.unit_ids == other.unit_ids:
+        return one, other
+    row_of = {unit_id: row for row, unit_id in enumerate(one.unit_ids)}
+    rows = [row for row, unit_id in enumerate(other.unit_ids) if unit_id in row_of]
+    if not rows:
+        raise NotComparableError(f"the runs have no unit of {metric} in common")
+    return _taken(one, [row_of[other.unit_ids[row]] for row in rows]), _taken(other, rows)
+
+
+def _taken(units: Units, rows: Sequence[int]) -> Units:
+    return Units(
+        [units.unit_ids[row] for row in rows],
+        units.values[list(rows)],
+        [units.clusters[row] for row in rows],
+        [units.groups[row] for row in rows],
+    )
+
+
+def _change(before: Units, after: Units) -> Change:
+    return _from(before.values, after.values, paired(before.values, after.values, after.clusters))
+
+
+def _from(before: np.ndarray, after: np.ndarray, result: Paired) -> Change:
+    one_image = math.isnan(result.low)
+    return Change(
+        before=100 * float(np.mean(before)),
+        after=100 * float(np.mean(after)),
+        difference=100 * result.difference.value,
+        low=None if one_image else 100 * result.low,
+        high=None if one_image else 100 * result.high,
+        p=result.p,
+        p_drop=result.p_drop,
+        spread=100 * result.spread,
+        n=result.difference.n,
+        images=result.difference.clusters,
+        images_changed=result.changed,
+    )
+
+
+def _groups(aligned: Mapping[str, tuple[Units, Units]]) -> dict[str, dict[str, dict[str, Change]]]:
+    """Every metric in every group, kinds and groups sorted; p corrected for all groups of a metric."""
+    found: dict[str, dict[str, dict[str, Change]]] = {}
+    for metric, (before, after) in aligned.items():
+        images = np.unique(np.asarray(after.clusters), return_inverse=True)[1]
+        changes = {}
+        for name, rows in _rows_of(after.groups).items():
+            first, second = before.values[rows], after.values[rows]
+            changes[name] = _from(first, second, paired(first, second, images[rows]))
+        corrected = holm([change.p for change in changes.values()])
+        for ((kind, group), change), p in zip(changes.items(), corrected, strict=True):
+            found.setdefault(kind, {}).setdefault(group, {})[metric] = Change(**vars(change) | {"p_holm": p})
+    return {kind: dict(sorted(groups.items())) for kind, groups in sorted(found.items())}
+
+
+def _rows_of(groups: Sequence[Groups]) -> dict[tuple[str, str], list[int]]:
+    rows: dict[tuple[str, str], list[int]] = {}
+    for row, places in enumerate(groups):
+        for kind, names in places.items():
+            for name in names:
+                rows.setdefault((kind, name), []).append(row)
+    return rows
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """See `causes.Swap`: scores of either run's predictions under either's annotations and scorer."""
+
+    a: Side
+    b: Side
+    tasks: Tasks
+    headline: str
+
+    @property
+    def before(self) -> float:
+        return float(self.a.scores["scores"][self.headline])
+
+    @property
+    def after(self) -> float:
+        return float(self.b.scores["scores"][self.headline])
+
+    def before_judged_as_after(self) -> float | None:
+        return self._swapped(self.a, self.b)
+
+    def after_judged_as_before(self) -> float | None:
+        return self._swapped(self.b, self.a)
+
+    def _swapped(self, predictions: Side, judge_of: Side) -> float | None:
+        """Only the scorer in this checkout is at hand: where the judge's was another, nothing can be said."""
+        task = self.tasks.get(judge_of.annotations)
+        if task is None or scorers(judge_of.provenance) != scorers(None, task.protocol):
+            return None
+        try:
+            return 100 * float(np.mean(predictions.rescored(task)[self.headline].values))
+        except CoverageError:
+            return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# for people
+
+
+def describe(comparison: Comparison) -> Iterator[str]:
+    """The lines of a comparison."""
+    yield f"{comparison.before['folder']} → {comparison.after['folder']}"
+    yield comparison.basis
+    yield from (f"WARNING: {warning}" for warning in comparison.warnings)
+    yield from ("", f"{'metric':<14} {'before':>7} {'after':>7} {'points':>7}  {'95 % interval':<16} {'p':>7} {'n':>9}")
+    yield from (_line(metric, change) for metric, change in comparison.metrics.items())
+    yield from ("", f"answers: {comparison.answers_changed:,} of {comparison.examples:,} changed")
+    for metric, found in comparison.flips.items():
+        yield f"{metric}: {found.worse_count:,} worse, {found.better_count:,} better"
+        yield from (f"  {flip}" for flip in (*found.worse[:_LINES], *found.better[:_LINES]))
+    yield from ("", "because of:")
+    yield from (f"  {cause}" for cause in comparison.causes)
+    for kind, groups in comparison.groups.items():
+        rows = [(name, changes) for name, changes in groups.items() if comparison.headline in changes]
+        moved = sorted(rows, key=lambda row: row[1][comparison.headline].p)[:_LINES]
+        yield from ("", f"{comparison.headline} by {kind}" + (f", {_LINES} of {len(rows)}" * (len(rows) > _LINES)))
+        yield from (_line(name, changes[comparison.headline]) for name, changes in moved)
+
+
+_LINES = 8
+
+
+def _line(name: str, change: Change) -> str:
+    spread = "" if change.low is None else f"[{change.low:+.2f}, {change.high:+.2f}]"
+    p = change.p if change.p_holm is None else change.p_holm
+    return (
+        f"{name:<14} {change.before:7.2f} {change.after:7.2f} {change.difference:+7.2f}  {spread:<16} "
+        f"{'<0.0001' if p < 1e-4 else f'{p:.4f}':>7} {change.n:>9,}"
+    )
