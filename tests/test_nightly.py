@@ -270,6 +270,22 @@ def test_a_dry_run_counts_and_does_nothing(five: Nights, tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
+def test_a_night_under_its_floor_is_no_baseline(five: Nights, tmp_path: Path) -> None:
+    """Nothing changed and the gate's test passes, but the score is under its floor: the night failed, for good."""
+    root = tmp_path / "nights"
+    shutil.copytree(five.root, root)
+    cells = yaml.safe_load(write_matrix(root).read_text())["cells"]
+    floors = [cells[0] | {"floors": {"accuracy": 100.0}}]
+    night = run_matrix(load_matrix(write_matrix(root, cells=floors), {"night": "6-floor"}))
+    assert night.judged is not None
+    assert ([check.verdict for check in night.judged.gate.checks], night.exit_code) == (["pass"], 4)
+    history = History(root / "out" / "history" / "demo")
+    assert history.rows(CELL)[-1].verdict == "fail"
+    baseline = history.baseline(CELL, "7", None)
+    assert baseline is not None
+    assert baseline.night == "5-relabelled"
+
+
 def test_a_smoke_night_leaves_no_trace(five: Nights) -> None:
     """It runs a few examples, says so, and enters neither history nor the nights' runs and stores."""
     out = five.root / "out"

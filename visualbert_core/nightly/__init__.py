@@ -116,8 +116,8 @@ def run_matrix(config: NightlyConfig) -> Night:
         stores = {name: _timed_extract(config, name, pool, codes) for name in config.corpora}
         tonight = [_tonight(config, cell, *stores[cell.corpus], pool, codes) for cell in config.cells]
     cells = tuple(cell.shown for cell in tonight)
-    complaints = [] if config.limit is not None else list(missed(config, cells))
-    codes += [REGRESSION for line in complaints if _complain(line)]
+    complaints = {} if config.limit is not None else {cell.name: list(missed(cell)) for cell in tonight}
+    codes += [REGRESSION for lines in complaints.values() for line in lines if _complain(line)]
     judged = _judge(config, tonight, complaints, codes) if _gated(config) else None
     report = config.out / "report.html"
     smoke = "" if config.limit is None else f" (smoke night: {config.limit} images and examples)"
@@ -131,7 +131,9 @@ def _gated(config: NightlyConfig) -> bool:
     return config.gate is not None and config.limit is None
 
 
-def _judge(config: NightlyConfig, cells: Sequence[Tonight], missed: Sequence[str], codes: list[int]) -> Judged | None:
+def _judge(
+    config: NightlyConfig, cells: Sequence[Tonight], missed: Mapping[str, Sequence[str]], codes: list[int]
+) -> Judged | None:
     try:
         judged = judge_cells(config, str(config.night), cells, missed)
     except VisualBertCoreError as error:
@@ -144,11 +146,11 @@ def _judge(config: NightlyConfig, cells: Sequence[Tonight], missed: Sequence[str
     return judged
 
 
-def missed(config: NightlyConfig, cells: tuple[ReportCell, ...]) -> Iterator[str]:
-    """A line for every score under its floor and every wrong-image score out of its range."""
-    for cell, shown in zip(config.cells, cells, strict=True):
-        yield from _outside(shown.title, {metric: (floor, 100.0) for metric, floor in cell.floors.items()}, shown.run)
-        yield from _outside(f"{shown.title} (wrong image)", cell.wrong_image, shown.baseline)
+def missed(cell: Tonight) -> Iterator[str]:
+    """A line for every score of a cell under its floor and every wrong-image score out of its range."""
+    shown, floors = cell.shown, {metric: (floor, 100.0) for metric, floor in cell.config.floors.items()}
+    yield from _outside(shown.title, floors, shown.run)
+    yield from _outside(f"{shown.title} (wrong image)", cell.config.wrong_image, shown.baseline)
 
 
 def _outside(title: str, bounds: Mapping[str, tuple[float, ...]], run: Run | None) -> Iterator[str]:

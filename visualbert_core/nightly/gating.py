@@ -59,8 +59,11 @@ def history_of(config: NightlyConfig) -> History:
     return History(config.out / "history" / config.name)
 
 
-def judge_cells(config: NightlyConfig, night: str, cells: Sequence[Tonight], missed: Sequence[str]) -> Judged:
-    """Compare, judge, write. Raises InputError where the history is damaged."""
+def judge_cells(
+    config: NightlyConfig, night: str, cells: Sequence[Tonight], missed: Mapping[str, Sequence[str]]
+) -> Judged:
+    """Compare, judge, write. `missed` are each cell's scores out of their bounds: such a cell failed, whatever else it
+    shows, and is no baseline for a later night. Raises InputError where the history is damaged."""
     assert config.gate is not None
     history = history_of(config)
     baselines = {cell.name: history.baseline(cell.name, night, config.gate.baseline) for cell in cells}
@@ -78,11 +81,13 @@ def judge_cells(config: NightlyConfig, night: str, cells: Sequence[Tonight], mis
         for cell in cells
         for each in _watched(config.gate, cell, baselines[cell.name], comparisons, reasons, history, night)
     ]
-    judged = Judged(judge_night(night, config.gate, watched, missed), comparisons)
+    lines = [line for found in missed.values() for line in found]
+    judged = Judged(judge_night(night, config.gate, watched, lines), comparisons)
     _write(config, night, judged, cells)
     for cell in cells:
         if cell.run is not None:
-            history.add(_row(config, night, cell, cell.run, judged, baselines[cell.name]))
+            verdict = "fail" if missed.get(cell.name) else judged.gate.cell_verdict(cell.name)
+            history.add(_row(config, night, cell, cell.run, verdict, judged, baselines[cell.name]))
     return judged
 
 
@@ -136,14 +141,16 @@ def _write(config: NightlyConfig, night: str, judged: Judged, cells: Sequence[To
     publish(folder / "summary.md", summary.encode(errors="replace"))
 
 
-def _row(config: NightlyConfig, night: str, cell: Tonight, run: Run, judged: Judged, baseline: Row | None) -> Row:
+def _row(
+    config: NightlyConfig, night: str, cell: Tonight, run: Run, verdict: str, judged: Judged, baseline: Row | None
+) -> Row:
     comparison, scores = judged.comparisons.get(cell.name), run.scores
     assert scores is not None
     parts = changed({}, run.record["provenance"])
     return Row(
         night=night,
         cell=cell.name,
-        verdict=judged.gate.cell_verdict(cell.name),
+        verdict=verdict,
         run=run.folder.relative_to(config.out).as_posix(),
         headline=scores["headline"],
         scores=scores["scores"],
