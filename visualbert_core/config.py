@@ -179,6 +179,8 @@ class NightlyConfig:
     """Name of this night; nights follow each other in the order of their names. Default: the date, UTC."""
     limit: int | None = None
     """A smoke night: N images a corpus, N examples a cell, under OUT/smoke; no scores, no gate, no history."""
+    trackers: tuple[str, ...] = ()
+    """Where finished nights are sent as well: mlflow, wandb, tensorboard. See `report.trackers`."""
     pool: PoolConfig = field(default_factory=PoolConfig)
 
 

@@ -8,6 +8,7 @@
     │   └── StoreError                           a feature store that is unfinished, damaged or of another space
     ├── CoverageError                   exit 3   examples without a prediction: no score
     ├── NotComparableError              exit 5   two runs of different questions: their difference says nothing
+    ├── TrackerError                    exit 1   a finished night that could not be sent to a tracker
     └── ShardError                      exit 1   a shard that could not be computed; the finished ones are kept
 
 A message is one line: what is wrong, where (file, line, id), what to do. Failures of a single image or example are not
@@ -65,6 +66,10 @@ class NotComparableError(VisualBertCoreError):
     """Two runs were asked or judged differently, so their difference would say nothing about either."""
 
     exit_code = 5
+
+
+class TrackerError(VisualBertCoreError):
+    """An experiment tracker did not take a night, which is complete on disk."""
 
 
 class ShardError(VisualBertCoreError):

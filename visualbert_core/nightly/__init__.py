@@ -30,7 +30,7 @@ from visualbert_core.config import (
     read_yaml,
 )
 from visualbert_core.corpus import list_images
-from visualbert_core.errors import ConfigError, CoverageError, VisualBertCoreError
+from visualbert_core.errors import ConfigError, CoverageError, TrackerError, VisualBertCoreError
 from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
@@ -38,6 +38,7 @@ from visualbert_core.nightly.gating import Judged, Tonight, judge_cells
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.history import Timing
 from visualbert_core.report.html import write_report
+from visualbert_core.report.trackers import TrackedNight, check_trackers, track
 from visualbert_core.shards import ShardFolder
 from visualbert_core.tasks import TASKS, open_task
 from visualbert_core.world.files import make_world
@@ -68,6 +69,7 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
     if not config.cells:
         raise ConfigError(f"{path}: cells: the matrix is empty")
     config = dataclasses.replace(config, night=_night(path, config))
+    check_trackers(config.trackers, str(path))
     out = config.out.absolute()
     data = (out / "world" if config.world else config.data).absolute()
     if config.limit is not None:
@@ -123,6 +125,8 @@ def run_matrix(config: NightlyConfig) -> Night:
     smoke = "" if config.limit is None else f" (smoke night: {config.limit} images and examples)"
     info = ReportInfo(title=config.name + smoke, synthetic=config.world is not None, examples=config.examples)
     write_report(report, info, cells)
+    if config.limit is None:
+        _track(config, tonight, judged, report, codes)
     # Codes rise from the most basic trouble (1 crash) to the least (5 cannot tell): the lowest is the night's.
     return Night(info, cells, report, runs_folder(config), min(codes, default=0), judged)
 
@@ -144,6 +148,19 @@ def _judge(
             _complain(f"{check.verdict}: {check.watched.cell} {check.watched.metric}: {check.reason}")
     codes += [judged.gate.exit_code] if judged.gate.exit_code else []
     return judged
+
+
+def _track(
+    config: NightlyConfig, cells: Sequence[Tonight], judged: Judged | None, report: Path, codes: list[int]
+) -> None:
+    runs = {cell.name: cell.run for cell in cells if cell.run is not None}
+    verdict = judged.gate.verdict if judged else None
+    night = TrackedNight(config.name, str(config.night), runs, verdict, report, config.out)
+    for tracker in config.trackers:
+        try:
+            track(tracker, night)
+        except TrackerError as error:
+            _note("the night is complete, but a tracker did not take it", error, codes)
 
 
 def missed(cell: Tonight) -> Iterator[str]:

@@ -1,0 +1,105 @@
+"""Nights in MLflow, Weights & Biases and TensorBoard, each offline and read back with its own reader."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import SmallNight
+
+from visualbert_core.errors import ConfigError, TrackerError
+from visualbert_core.evaluation.run import read_run
+from visualbert_core.report.trackers import TrackedNight, check_trackers, track
+
+CELL = "visualbert-vqa__vqa__val"
+
+
+@pytest.fixture
+def night(small_night: SmallNight, tmp_path: Path) -> TrackedNight:
+    """A real run of the world, as the nightly hands it over."""
+    runs = {CELL: read_run(small_night.out / "runs" / "demo" / CELL)}
+    return TrackedNight("demo", "2026-02-03", runs, "pass", small_night.out / "report.html", tmp_path)
+
+
+def test_metrics_are_the_runs_scores(night: TrackedNight) -> None:
+    """Every score and both ends of its interval, in percent, under the cell's name; no digest is empty."""
+    scores = night.runs[CELL].scores
+    assert scores is not None
+    metrics = night.metrics()
+    assert metrics[f"{CELL}/accuracy"] == scores["scores"]["accuracy"]
+    low, high = scores["intervals"]["accuracy"]
+    assert (metrics[f"{CELL}/accuracy.low"], metrics[f"{CELL}/accuracy.high"]) == (low, high)
+    assert {f"{CELL}/model", f"{CELL}/features", f"{CELL}/annotations"} <= night.ingredients().keys()
+    assert all(night.ingredients().values())
+
+
+def test_mlflow(night: TrackedNight, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run a night however often it is sent, with metrics, digests, verdict and the page."""
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (night.out / "mlruns").as_uri())
+    track("mlflow", night)
+    track("mlflow", night)
+    (run,) = mlflow.search_runs(experiment_names=["demo"], output_format="list")
+    assert run.info.run_name == "2026-02-03"
+    assert run.data.metrics == pytest.approx(night.metrics())
+    assert run.data.params == night.ingredients()
+    assert run.data.tags["verdict"] == "pass"
+    (page,) = Path(run.info.artifact_uri.removeprefix("file://")).iterdir()
+    assert page.read_bytes() == night.report.read_bytes()
+
+
+def test_mlflow_that_does_not_answer(night: TrackedNight, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is not there is one line that names the tracker."""
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(TrackerError, match=r"^mlflow: .*127\.0\.0\.1"):
+        track("mlflow", night)
+
+
+def test_wandb(night: TrackedNight, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline, a run of the night's name holds the metrics, the digests and the page."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(night.out))
+    track("wandb", night)
+    (folder,) = (night.out / "wandb").glob("offline-run-*-demo-2026-02-03")
+    (page,) = folder.rglob("report.html")
+    assert page.read_bytes() == night.report.read_bytes()
+    (journal,) = folder.glob("*.wandb")
+    text = journal.read_bytes()
+    assert f"{CELL}/accuracy".encode() in text
+    assert night.ingredients()[f"{CELL}/model"].encode() in text
+
+
+def test_tensorboard(night: TrackedNight) -> None:
+    """An event file holds each metric once, under its name."""
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event
+
+    track("tensorboard", night)
+    (file,) = (night.out / "tensorboard" / "demo").iterdir()
+    data, found = file.read_bytes(), {}
+    while data:  # length, its checksum, the event, its checksum
+        size = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + size])
+        found |= {value.tag: value.simple_value for value in event.summary.value}
+        data = data[16 + size :]
+    assert found == pytest.approx(night.metrics())
+
+
+def test_a_tracker_that_is_missing_is_said_before_the_night(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typing error names the nearest; one that is not installed, how to install it."""
+    with pytest.raises(ConfigError, match=r"unknown tracker 'mlfow'.*mlflow"):
+        check_trackers(["mlfow"], "m.yaml")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"wandb is not installed: pip install 'visualbert-core\[wandb\]'"):
+        check_trackers(["wandb"], "m.yaml")
+
+
+def test_ingredients_are_the_historys(night: TrackedNight) -> None:
+    """JSON values only, short enough for every tracker's limits (MLflow: 6,000 characters a value)."""
+    assert json.loads(json.dumps(night.ingredients())) == night.ingredients()
+    assert max(map(len, night.ingredients().values())) < 100

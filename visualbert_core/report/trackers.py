@@ -1,0 +1,130 @@
+"""A night sent to experiment trackers: `trackers: [mlflow]` in the matrix, `pip install visualbert-core[mlflow]`.
+
+    mlflow        a run a night, in an experiment named after the matrix     https://mlflow.org
+    wandb         a run a night, in a project named after the matrix         https://docs.wandb.ai
+    tensorboard   a step a day, in OUT/tensorboard/NAME                      https://www.tensorflow.org/tensorboard
+
+Each gets every cell's scores with their intervals; the first two also what each cell was made of, the gate's verdict
+and the page. Where a tracker's server is and who may write there, its own environment says (MLFLOW_TRACKING_URI,
+WANDB_API_KEY, WANDB_MODE=offline, …). The same night again replaces its run. Nothing is read back from a tracker.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from visualbert_core.config import nearest
+from visualbert_core.errors import ConfigError, TrackerError
+from visualbert_core.evaluation.run import Run
+from visualbert_core.provenance import INGREDIENTS, changed, digest_json
+
+
+@dataclass(frozen=True)
+class TrackedNight:
+    """What trackers are told. `runs` are the scored ones, by name of their cell."""
+
+    name: str
+    night: str
+    runs: Mapping[str, Run]
+    verdict: str | None
+    report: Path
+    out: Path
+
+    def metrics(self) -> dict[str, float]:
+        """CELL/METRIC, and .low and .high of its interval, in percent."""
+        found = {}
+        for cell, run in self.runs.items():
+            assert run.scores is not None
+            for metric, score in run.scores["scores"].items():
+                found[f"{cell}/{metric}"] = score
+                ends = zip(("low", "high"), run.scores["intervals"].get(metric, ()), strict=False)
+                found |= {f"{cell}/{metric}.{name}": end for name, end in ends if end is not None}
+        return found
+
+    def ingredients(self) -> dict[str, str]:
+        """CELL/INGREDIENT → digest, the history's."""
+        parts = {cell: changed({}, run.record["provenance"]) for cell, run in self.runs.items()}
+        return {f"{cell}/{name}": digest_json(of.get(name, [])) for cell, of in parts.items() for name in INGREDIENTS}
+
+
+def check_trackers(names: Sequence[str], where: str) -> None:
+    """Raises ConfigError for a tracker that there is not, or that is not installed, before a night is computed."""
+    for name in names:
+        if name not in _TRACKERS:
+            raise ConfigError(f"{where}: trackers: unknown tracker {name!r}{nearest(name, _TRACKERS)}")
+        package, _ = _TRACKERS[name]
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"{where}: trackers: {name} is not installed: pip install 'visualbert-core[{name}]'")
+
+
+def track(tracker: str, night: TrackedNight) -> None:
+    """Send a night. Raises TrackerError where that fails; the night itself lies on disk by then."""
+    _TRACKERS[tracker][1](night)
+
+
+def _mlflow(night: TrackedNight) -> None:
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    tags = {"visualbert_core.night": night.night} | ({"verdict": night.verdict} if night.verdict else {})
+    try:
+        experiment = mlflow.set_experiment(night.name)
+        earlier = mlflow.search_runs(
+            [experiment.experiment_id],
+            f"tags.`visualbert_core.night` = '{night.night}'",
+            output_format="list",
+        )
+        for run in earlier:
+            mlflow.delete_run(run.info.run_id)
+        with mlflow.start_run(run_name=night.night, tags=tags):
+            mlflow.log_params(night.ingredients())
+            mlflow.log_metrics(night.metrics())
+            mlflow.log_artifact(str(night.report))
+    except (MlflowException, OSError) as error:
+        raise TrackerError(f"mlflow: {_line(error)}") from error
+
+
+def _wandb(night: TrackedNight) -> None:
+    import wandb
+
+    try:
+        with wandb.init(
+            project=night.name,
+            name=night.night,
+            id=f"{night.name}-{night.night}",
+            dir=os.environ.get("WANDB_DIR", night.out),
+            config=night.ingredients() | {"verdict": night.verdict},
+            settings=wandb.Settings(silent=True),
+        ) as run:
+            run.log(night.metrics())
+            run.save(night.report, base_path=night.report.parent, policy="now")
+    except (wandb.Error, OSError) as error:
+        raise TrackerError(f"wandb: {_line(error)}") from error
+
+
+def _tensorboard(night: TrackedNight) -> None:
+    from tensorboardX import SummaryWriter
+
+    day = datetime.now(UTC).date().toordinal()
+    try:
+        with SummaryWriter(str(night.out / "tensorboard" / night.name)) as writer:
+            for name, value in night.metrics().items():
+                writer.add_scalar(name, value, day)
+    except OSError as error:
+        raise TrackerError(f"tensorboard: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+_TRACKERS: dict[str, tuple[str, Callable[[TrackedNight], None]]] = {
+    "mlflow": ("mlflow", _mlflow),
+    "wandb": ("wandb", _wandb),
+    "tensorboard": ("tensorboardX", _tensorboard),
+}
