@@ -5,7 +5,8 @@
     │   ├── ConfigError                          unknown key, wrong type, missing file named by the configuration
     │   ├── AnnotationError                      an annotation file that is missing, truncated or malformed
     │   ├── CheckpointError                      weights or config.json that do not fit
-    │   └── StoreError                           a feature store that is unfinished, damaged or of another space
+    │   ├── StoreError                           a feature store that is unfinished, damaged or of another space
+    │   └── DriftError                           a detector that does not give a store's features (--canary)
     ├── CoverageError                   exit 3   examples without a prediction: no score
     └── ShardError                      exit 1   a shard that could not be computed; the finished ones are kept
 
@@ -52,6 +53,10 @@ class CheckpointError(InputError):
 
 class StoreError(InputError):
     """A feature store is unfinished, damaged, or lacks what is asked of it."""
+
+
+class DriftError(InputError):
+    """Images extracted anew do not have the features that a store holds of them."""
 
 
 class CoverageError(VisualBertCoreError):
