@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from visualbert_core.cluster import Pool, start_ray
@@ -23,6 +22,7 @@ from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.errors import end
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.selfcheck import REGRESSION, describe, self_check
+from visualbert_core.storage import absolute  # a worker's working directory is another one
 
 
 def main() -> int:
@@ -58,10 +58,10 @@ def parse() -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", required=True, help="vqa, vcr, nlvr2 or flickr30k_entities")
     parser.add_argument("--split", required=True, help="val, dev, test1, …")
-    parser.add_argument("--annotations", type=_path, required=True, help="folder of the official annotation files")
-    parser.add_argument("--features", type=_path, required=True, help="feature store: a folder with a manifest.json")
-    parser.add_argument("--model", type=_path, required=True, help="checkpoint folder")
-    parser.add_argument("--out", type=_path, required=True, help="folder of the run folders")
+    parser.add_argument("--annotations", type=absolute, required=True, help="folder of the official annotation files")
+    parser.add_argument("--features", type=absolute, required=True, help="feature store: its folder or s3://… address")
+    parser.add_argument("--model", type=absolute, required=True, help="checkpoint folder")
+    parser.add_argument("--out", type=absolute, required=True, help="folder of the run folders")
     parser.add_argument("--regions", choices=("own", "wrong-image"), default="own", help="wrong-image: the baseline")
     parser.add_argument(
         "--foreign-features", action="store_true", help="allow features of another space than trained on"
@@ -74,10 +74,6 @@ def parse() -> dict[str, Any]:
     parser.add_argument("--self-check", action="store_true", help="batch and worker invariance on 64 examples")
     parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON object on stdout")
     return vars(parser.parse_args())
-
-
-def _path(text: str) -> Path:
-    return Path(text).absolute()  # a worker's working directory is another one
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     ray job submit --working-dir . -- python jobs/extract_features.py --images DIR --detector FOLDER --out STORE_ROOT
 
 Writes STORE_ROOT/CORPUS/FINGERPRINT/ and prints that folder on stdout; progress goes to stderr. Images that do not
-decode are counted and kept as rows of failures/. Running the same line again resumes.
+decode are counted and kept as rows of failures/. Running the same line again resumes; with --canary N only after N
+images of the store (or of --canary-store) were extracted anew and came out the same, else it ends with exit code 2.
 """
 
 from __future__ import annotations
@@ -29,21 +30,23 @@ def main() -> int:
     failures = store.failures()
     for failure in failures[:10]:
         sys.stderr.write(f"quarantined: {failure.item_id}: {failure.stage}: {failure.message}\n")
-    summary = {"store": str(store.folder), "images": len(store), "quarantined": len(failures)}
-    print(json.dumps(summary) if as_json else store.folder)
+    summary = {"store": store.address, "images": len(store), "quarantined": len(failures)}
+    print(json.dumps(summary) if as_json else store.address)
     return 0
 
 
 def parse() -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder, pattern, list of files or tar")
+    parser.add_argument("--images", type=Path, required=True, help="folder, pattern, list, table or tar; s3://…")
     parser.add_argument("--detector", type=Path, required=True, help="folder with config.json and model.safetensors")
-    parser.add_argument("--out", type=Path, required=True, help="root of the feature stores")
+    parser.add_argument("--out", type=Path, required=True, help="root of the feature stores: folder or s3://…")
     parser.add_argument("--corpus", help="name of the corpus (default: the images folder's name)")
     parser.add_argument("--boxes", choices=("none", "beside"), default="none", help="beside: use NAME.json, as in VCR")
     parser.add_argument("--batch-size", type=int, default=ExtractConfig.batch_size)
     parser.add_argument("--shard-size", type=int, default=ExtractConfig.shard_size, help="images per part, about")
     parser.add_argument("--max-failures", type=int, help="exit 3 where more images than these are quarantined")
+    parser.add_argument("--canary", type=int, metavar="N", help="first compare N images with the store that is resumed")
+    parser.add_argument("--canary-store", type=Path, help="compare with this store instead, e.g. one that was imported")
     parser.add_argument("--limit", type=int, help="only the first N images")
     parser.add_argument("--workers", type=int, help="actors at most (default: one per GPU, else one per CPU)")
     parser.add_argument("--gpus-per-worker", type=float)

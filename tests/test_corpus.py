@@ -45,7 +45,7 @@ def test_two_files_of_one_id_are_refused(tmp_path: Path) -> None:
 
 def test_no_images_is_an_error(tmp_path: Path) -> None:
     """A missing folder, a file and an empty folder are bad input, never an empty corpus."""
-    with pytest.raises(InputError, match="is no folder, pattern, list or tar"):
+    with pytest.raises(InputError, match="is no folder, pattern, list, table or tar"):
         list_images(tmp_path / "nowhere", "none")
     with pytest.raises(InputError, match="has no images"):
         list_images(tmp_path, "none")
@@ -121,7 +121,7 @@ def test_tars_that_are_refused(tmp_path: Path) -> None:
     packed(tmp_path / "2.tar", {"b/a.png": png(2)})
     with pytest.raises(InputError, match=r"two images are called 'a': .*1\.tar at byte 512 and .*2\.tar at byte 512"):
         list_images(tmp_path / "*.tar")
-    with pytest.raises(InputError, match=r"boxes beside the images are read from folders"):
+    with pytest.raises(InputError, match=r"boxes beside the images are read from folders on a disk only"):
         list_images(one, "beside")
     packed(tmp_path / "z.tar", {"a.png": png(1)}, "w:gz")
     with pytest.raises(InputError, match=r"z\.tar: cannot be read as an uncompressed tar"):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
+from visualbert_core import storage
 from visualbert_core.cluster import Pool
 from visualbert_core.config import ExtractConfig, PoolConfig
 from visualbert_core.corpus import list_images
@@ -96,7 +98,8 @@ class World:
         settings = {"batch_size": 4, "shard_size": 10, "pool": INLINE, "load": load, **options}
         with Pool(settings.pop("pool")) as pool:
             how = settings.pop("load")
-            paths = {"images": self.pictures, "detector": self.detector, "out": self.root / out, "corpus": "toy"}
+            root = Path(out) if storage.url(out) else self.root / out
+            paths = {"images": self.pictures, "detector": self.detector, "out": root, "corpus": "toy"}
             return extract(ExtractConfig(**paths, **settings), pool, how)
 
     def batches(self) -> int:
@@ -235,6 +238,28 @@ def test_given_boxes_are_used(world: World) -> None:
     reasons = {failure.item_id: failure.message for failure in given.failures()}
     assert reasons["image00"] == "image00.json with its boxes is missing"
     assert reasons["image01"] == "image01.png is 6 × 8, but its boxes are for 99 × 99"
+
+
+def load_naming(folder: str | Path, device: str | None = None) -> PixelDetector:
+    """With attributes: the ranks of the regions, at scores of a half."""
+
+    class Naming(PixelDetector):
+        def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
+            found = super().detect(images, boxes)
+            ranks = [np.arange(len(detection.boxes)) for detection in found]
+            return [replace(d, attributes=r, attribute_scores=r * 0 + 0.5) for d, r in zip(found, ranks, strict=True)]
+
+    return Naming(folder)
+
+
+def test_attributes_are_kept(world: World) -> None:
+    """What a detector names stands in the row as int16 and float32; other detectors' rows have None."""
+    row = world.extract(load=load_naming).fetch("image03")
+    assert row.attributes is not None
+    assert row.attribute_scores is not None
+    assert (row.attributes.tolist(), row.attributes.dtype) == ([0, 1, 2], np.int16)
+    assert (row.attribute_scores.tolist(), row.attribute_scores.dtype) == ([0.5, 0.5, 0.5], np.float32)
+    assert world.extract("plain").fetch("image03").attributes is None
 
 
 def test_a_file_out_of_reach_stops_the_job(world: World) -> None:

@@ -134,6 +134,11 @@ def test_every_number_arrives(kind: str, tmp_path: Path) -> None:
         else:
             np.testing.assert_array_equal(regions.labels, known["objects_id"])
             np.testing.assert_array_equal(regions.scores, known["objects_conf"])
+        if kind == "lxmert-tsv":
+            np.testing.assert_array_equal(regions.attributes, known["attrs_id"])
+            np.testing.assert_array_equal(regions.attribute_scores, known["attrs_conf"])
+        else:
+            assert (regions.attributes, regions.attribute_scores) == (None, None)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -177,6 +182,17 @@ def test_torn_rows_of_a_tsv_are_failures(tmp_path: Path) -> None:
         "line 6": "1 fields instead of 6",
         "8": "11 fields instead of 6",
     }
+
+
+def test_attributes_that_are_torn_are_failures(tmp_path: Path) -> None:
+    """As many as there are boxes, and each within int16."""
+    source = WRITERS["lxmert-tsv"](tmp_path / "source.tsv")
+    good = [line.split(b"\t") for line in lines(source)]
+    good[0][5] = base64.b64encode(np.array([1, 2], np.int64).tobytes())
+    good[1][5] = base64.b64encode(np.array([40000], np.int64).tobytes())
+    source.write_bytes(b"".join(b"\t".join(values) for values in good))
+    found = failures(run("lxmert-tsv", source, tmp_path))
+    assert found == {"8": "attributes have shape (2,), not (3,)", "31": "attribute 40000 is out of range"}
 
 
 def test_a_row_twice_is_one_row_only_if_it_is_the_same(tmp_path: Path) -> None:

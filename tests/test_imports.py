@@ -23,7 +23,7 @@ ORDER = (
     {"tasks", "models", "detector"},
     {"images", "corpus", "metrics", "cluster"},
     {"supervision"},
-    {"shards", "provenance"},
+    {"shards", "provenance", "tables"},
     {"schema", "storage"},
     {"config"},
     {"errors"},

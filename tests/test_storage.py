@@ -7,12 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from conftest import ROOT, SmallNight
+from test_extract import World, tree
 from test_store import BAD, FINGERPRINT, ROWS, D, same, write
 
 from visualbert_core import storage
-from visualbert_core.errors import ConfigError, StoreError
+from visualbert_core.cluster import Pool
+from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig
+from visualbert_core.corpus import corpus_name, list_images
+from visualbert_core.errors import ConfigError, InputError, StoreError
+from visualbert_core.evaluation.run import evaluate
+from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
+from visualbert_core.images import fetch
 from visualbert_core.shards import Part, Shard, ShardFolder
 
 BUCKET = "features"
@@ -47,6 +57,13 @@ def test_a_url_survives_being_a_path() -> None:
     """The slash that a Path drops is put back; a disk's letters and ordinary folders stay what they are."""
     assert storage.url(Path("s3://bucket/a") / "b.json") == "s3://bucket/a/b.json"
     assert [storage.url(name) for name in ("a/b", "/a/b", "C:/a", "a:b", "s3")] == [None] * 5
+
+
+def test_a_url_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder is made so for whoever stands elsewhere, an address is the same everywhere."""
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("a/b") == tmp_path / "a" / "b"
+    assert storage.url(storage.absolute("s3://bucket/a")) == "s3://bucket/a"
 
 
 def test_only_object_stores_are_taken() -> None:
@@ -132,3 +149,97 @@ def test_fingerprint_of_a_remote_store(remote: FeatureStore) -> None:
     """What the store is about travels in its manifest."""
     assert remote.fingerprint == FINGERPRINT
     assert json.loads(storage.read(remote.folder / "manifest.json"))["rows"] == len(ROWS)
+
+
+def names(folder: Path) -> set[str]:
+    """Every key below an address, relative to it."""
+    root = (storage.url(folder) or "").removeprefix("s3://")
+    return {key.removeprefix(f"{root}/") for key in storage._system("s3").find(root)}
+
+
+def test_an_extraction_to_an_address_is_the_one_to_a_folder(bucket: Path, tmp_path: Path) -> None:
+    """Every file has the local store's bytes, after a run that lost some of its files to an accident, too."""
+    world = World(tmp_path)
+    (world.pictures / "bad.png").write_bytes(b"no image")
+    local = world.extract("local")
+    reference = {path.relative_to(local.folder).as_posix() for path in local.folder.rglob("*") if path.is_file()}
+    remote = world.extract(out=str(bucket / "extracted"))
+
+    def same_files() -> bool:
+        there = {name: storage.read(remote.folder / name) for name in names(remote.folder)}
+        return there == {name: (local.folder / name).read_bytes() for name in reference}
+
+    assert same_files()
+    for name in sorted(reference)[::3]:
+        storage._system("s3").rm(f"{remote.address}/{name}")
+    before = world.batches()
+    world.extract(out=str(bucket / "extracted"))
+    assert same_files()
+    assert 0 < world.batches() - before < before
+    assert remote.address == f"s3://{BUCKET}/extracted/toy/{local.folder.name}"
+    assert len(world.extract(out=str(bucket / "extracted"), canary=5)) == 40
+
+
+def test_images_in_a_bucket(bucket: Path, tmp_path: Path) -> None:
+    """A prefix is a folder of images, a Parquet file a table; either gives the store of the files on the disk."""
+    world = World(tmp_path)
+    reference = tree(world.extract("local").folder)
+    files = {path.stem: path.read_bytes() for path in sorted(world.pictures.iterdir())}
+    for name, data in files.items():
+        storage.put(bucket / "pictures" / "deep" / f"{name}.png", data)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"image": list(files.values()), "id": list(files)}), sink, row_group_size=8)
+    storage.put(bucket / "tables" / "val.parquet", sink.getvalue().to_pybytes())
+    for number, source in enumerate(("pictures", "tables", "tables/val.parquet")):
+        world.pictures = bucket / source
+        assert tree(world.extract(f"out{number}").folder) == reference
+    assert corpus_name(bucket / "pictures") == "pictures"
+    assert corpus_name(bucket / "tables/val.parquet") == "val"
+    with pytest.raises(InputError, match="has no images"):
+        list_images(bucket / "nothing")
+
+
+def test_an_image_that_the_store_does_not_hand_out_stops_the_job(bucket: Path, tmp_path: Path) -> None:
+    """As on a disk: what is listed and then gone is no bad image."""
+    world = World(tmp_path)
+    for path in sorted(world.pictures.iterdir())[:3]:
+        storage.put(bucket / "vanishing" / path.name, path.read_bytes())
+    images = list_images(bucket / "vanishing")
+    storage._system("s3").rm(images[1].path)
+    with pytest.raises(FileNotFoundError):
+        fetch(images)
+    assert [len(image.data or b"") for image in fetch(images[::2])] == [
+        storage.size(Path(image.path)) for image in images[::2]
+    ]
+
+
+def test_evaluation_over_an_address_gives_the_same_scores(
+    bucket: Path, small_night: SmallNight, tmp_path: Path
+) -> None:
+    """Extracted to a bucket and evaluated from there, the run folder is the small night's, byte for byte."""
+    world, weights = small_night.out / "world" / "vqa", ROOT / "visualbert_core" / "world" / "weights"
+    with Pool(PoolConfig(inline=True)) as pool:
+        store = extract(
+            ExtractConfig(
+                images=world / "val2014",
+                corpus="vqa-val2014",
+                detector=weights / "detector",
+                out=bucket / "night",
+                shard_size=5,
+            ),
+            pool,
+        )
+        run = evaluate(
+            EvaluateConfig(
+                task="vqa",
+                split="val",
+                annotations=world,
+                features=storage.absolute(store.address),
+                model=weights / "visualbert-vqa",
+                out=tmp_path,
+                shard_size=5,
+            ),
+            pool,
+        )
+    (reference,) = (small_night.out / "runs" / "demo").glob("*__vqa__val")
+    assert tree(run.folder) == tree(reference)

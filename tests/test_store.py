@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
@@ -27,6 +29,7 @@ BAD = Failure("bad", "decode", "OSError", "bad.jpg: truncated")
 
 def row(image_id: str, regions: int) -> Regions:
     random = np.random.default_rng(sum(map(ord, image_id)))
+    named = regions % 3 > 0  # some rows have attributes and some do not
     return Regions(
         image_id=image_id,
         width=640,
@@ -36,6 +39,8 @@ def row(image_id: str, regions: int) -> Regions:
         scores=random.random(regions, np.float32),
         features=random.random((regions, D), np.float32).astype(np.float16),
         image_digest=f"digest of {image_id}",
+        attributes=random.integers(0, 400, regions).astype(np.int16) if named else None,
+        attribute_scores=random.random(regions, np.float32) if named else None,
     )
 
 
@@ -62,12 +67,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 
 
 def same(a: Regions, b: Regions) -> bool:
-    arrays = ("boxes", "labels", "scores", "features")
-    rest = ("image_id", "width", "height", "image_digest")
-    return all(getattr(a, name) == getattr(b, name) for name in rest) and all(
-        getattr(a, name).dtype == getattr(b, name).dtype and np.array_equal(getattr(a, name), getattr(b, name))
-        for name in arrays
-    )
+    def equal(mine: Any, yours: Any) -> bool:
+        if not isinstance(mine, np.ndarray) or not isinstance(yours, np.ndarray):
+            return bool(mine == yours)
+        return mine.dtype == yours.dtype and np.array_equal(mine, yours)
+
+    return vars(a).keys() == vars(b).keys() and all(equal(value, vars(b)[name]) for name, value in vars(a).items())
 
 
 def test_what_goes_in_comes_out(store: FeatureStore) -> None:
@@ -276,6 +281,11 @@ def test_torch_shares_what_is_scanned(store: FeatureStore) -> None:
     assert regions.features[0, 0] == 7
 
 
+def listed(array: Sequence[Any] | np.ndarray | None) -> list[Any] | None:
+    """Values alone: where only some rows have any, Ray hands out lists."""
+    return None if array is None else list(array)
+
+
 def test_arrow_has_typed_columns(store: FeatureStore) -> None:
     """`to_arrow` streams every row in order, nested by region, float16 as such."""
     table = store.to_arrow().read_all()
@@ -285,6 +295,8 @@ def test_arrow_has_typed_columns(store: FeatureStore) -> None:
         expected = ROWS[record["image_id"]]
         assert np.array(record["features"], np.float16).tobytes() == expected.features.tobytes()
         assert record["labels"] == expected.labels.tolist()
+        assert record["attributes"] == listed(expected.attributes)
+        assert record["attribute_scores"] == listed(expected.attribute_scores)
         np.testing.assert_array_equal(np.array(record["boxes"], np.float32).reshape(-1, 4), expected.boxes)
 
 
@@ -299,6 +311,7 @@ def test_datasets_has_typed_columns(store: FeatureStore) -> None:
     for example in examples:
         np.testing.assert_array_equal(example["features"], ROWS[example["image_id"]].features)
         np.testing.assert_array_equal(example["labels"], ROWS[example["image_id"]].labels)
+        assert example["attributes"] == listed(ROWS[example["image_id"]].attributes)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -310,6 +323,7 @@ def test_ray_reads_arrays(store: FeatureStore) -> None:
         expected = ROWS[record["image_id"]]
         np.testing.assert_array_equal(record["features"], expected.features)
         np.testing.assert_array_equal(record["boxes"], expected.boxes)
+        assert listed(record["attributes"]) == listed(expected.attributes)
 
 
 def test_duckdb_and_pandas_read_a_part(store: FeatureStore) -> None:
@@ -335,6 +349,16 @@ def test_a_part_of_another_recipe_is_refused(tmp_path: Path) -> None:
     folder.finish(shards, {"fingerprint": FINGERPRINT})
     with pytest.raises(StoreError, match="is not of this store"):
         FeatureStore.open(tmp_path)
+
+
+def test_a_store_without_attributes(tmp_path: Path) -> None:
+    """Of a detector that names none both columns are null, to Arrow too, and rows hold None."""
+    plain = [dataclasses.replace(row, attributes=None, attribute_scores=None) for row in ROWS.values()]
+    store = write(tmp_path, plain, 200)
+    assert all(map(same, store.scan(), sorted(plain, key=lambda row: row.image_id)))
+    table = store.to_arrow().read_all()
+    assert table["attributes"].null_count == table["attribute_scores"].null_count == 300
+    assert pq.read_table(store.part_paths[0])["attributes"].null_count == store.manifest.shards[0].rows
 
 
 def test_rows_of_another_shape_are_not_written() -> None:

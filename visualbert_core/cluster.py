@@ -62,8 +62,8 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         self._exit.close()
 
-    def run(self, make_worker: Callable[[], Worker[AnyShard]], shards: Sequence[AnyShard], label: str) -> None:
-        """Run every shard; returns when each is committed.
+    def run(self, make_worker: Callable[[], Worker[AnyShard]], shards: Sequence[AnyShard], label: str) -> list[Marker]:
+        """Run every shard; returns when each is committed, with their markers in no particular order.
 
         `make_worker` is called once in each worker process and must be picklable. Progress goes to stderr.
 
@@ -71,10 +71,10 @@ class Pool:
         attempt, after all others are committed, or as soon as five workers in a row finish nothing.
         """
         if not shards:
-            return
+            return []
         self._actors = self._actors or self._start()
         with Progress(label, sum(len(shard.items) for shard in shards)) as progress:
-            Supervisor(self._actors.serving(make_worker), shards, progress).run()
+            return Supervisor(self._actors.serving(make_worker), shards, progress).run()
 
     def _start(self) -> _Actors:
         if self.config.inline:

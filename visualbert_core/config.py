@@ -39,11 +39,11 @@ class ExtractConfig:
     """images → feature store. See jobs/extract_features.py."""
 
     images: Path
-    """The corpus: a folder, a pattern, a .txt or .lst list of files, or a .tar (see `corpus`)."""
+    """The corpus: a folder, a pattern, a list of files, a .tar, tables, or an s3:// address (see `corpus`)."""
     detector: Path
     """Detector folder."""
     out: Path
-    """Root of the feature stores; this one becomes OUT/CORPUS/FINGERPRINT."""
+    """Root of the feature stores, a folder or s3:// address; this one becomes OUT/CORPUS/FINGERPRINT."""
     corpus: str | None = None
     """Name of the corpus; default: the name of the images folder, list or tar."""
     boxes: Literal["none", "beside"] = "none"
@@ -54,6 +54,10 @@ class ExtractConfig:
     """Only the first N images; the store then holds no more than these."""
     max_failures: int | None = None
     """Exit 3 where more images than these are quarantined; default: any number, said with the result."""
+    canary: int | None = None
+    """First extract this many images anew that a store has, and stop where they come out otherwise."""
+    canary_store: Path | None = None
+    """The store of the canary; default: the one that this run resumes."""
 
 
 @dataclass(frozen=True, kw_only=True)

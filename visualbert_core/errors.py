@@ -5,7 +5,8 @@
     │   ├── ConfigError                          unknown key, wrong type, missing file named by the configuration
     │   ├── AnnotationError                      an annotation file that is missing, truncated or malformed
     │   ├── CheckpointError                      weights or config.json that do not fit
-    │   └── StoreError                           a feature store that is unfinished, damaged or of another space
+    │   ├── StoreError                           a feature store that is unfinished, damaged or of another space
+    │   └── DriftError                           a detector that does not give a store's features (--canary)
     ├── CoverageError                   exit 3   examples without a prediction: no score
     ├── NotComparableError              exit 5   two runs of different questions: their difference says nothing
     ├── TrackerError                    exit 1   a finished night that could not be sent to a tracker
@@ -54,6 +55,10 @@ class CheckpointError(InputError):
 
 class StoreError(InputError):
     """A feature store is unfinished, damaged, or lacks what is asked of it."""
+
+
+class DriftError(InputError):
+    """Images extracted anew do not have the features that a store holds of them."""
 
 
 class CoverageError(VisualBertCoreError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +20,9 @@ import xxhash
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
+from visualbert_core import storage
 from visualbert_core.schema import GivenObjects, Image
+from visualbert_core.tables import read_rows
 
 
 class DecodeError(ValueError):
@@ -28,9 +31,26 @@ class DecodeError(ValueError):
 
 def image_shape(image: Image) -> tuple[int, int]:
     """(H, W) in pixels from the file's header, without decoding it. Raises DecodeError, OSError."""
-    with Path(image.path).open("rb") as file, _blame(image.path):
-        width, height = _open(file if image.size is None else BytesIO(_bytes(image))).size
+    with _file(image) as file, _blame(image.path):
+        width, height = _open(file).size
     return height, width
+
+
+def fetch(images: Sequence[Image]) -> list[Image]:
+    """The same images, those in tables and object stores with their `data`: a table's in one pass, objects at once.
+
+    Raises OSError where they cannot be read."""
+    rows: dict[str, set[int]] = {}
+    for image in images:
+        if image.row is not None:
+            rows.setdefault(image.path, set()).add(image.row)
+    found: dict[tuple[str, int | None], bytes] = {}
+    for path, numbers in rows.items():
+        found |= {(path, row): data for row, data in read_rows(path, numbers).items()}
+    objects = [image.path for image in images if image.row is None and storage.url(image.path)]
+    answers = storage.gather(storage.read, map(Path, objects)) if objects else []
+    found |= {(path, None): data for path, data in zip(objects, answers, strict=True)}
+    return [replace(image, data=found.get((image.path, image.row))) for image in images]
 
 
 def read_image(image: Image) -> tuple[np.ndarray, str]:
@@ -106,7 +126,19 @@ def _blame_metadata(path: str | Path) -> Iterator[None]:
         raise DecodeError(f"{Path(path).name} is not a VCR metadata file: {error!r}") from error
 
 
+def _file(image: Image) -> IO[bytes]:
+    """A whole file on a disk is not read for its header alone."""
+    whole = image.size is None and image.row is None and image.data is None and not storage.url(image.path)
+    return Path(image.path).open("rb") if whole else BytesIO(_bytes(image))
+
+
 def _bytes(image: Image) -> bytes:
+    if image.data is not None:
+        return image.data
+    if image.row is not None:
+        return read_rows(image.path, [image.row])[image.row]
+    if storage.url(image.path):
+        return storage.read(Path(image.path))
     with Path(image.path).open("rb") as file:
         file.seek(image.start)
         return file.read(-1 if image.size is None else image.size)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # ---------------------------------------------------------------------------------------------------------------------
 # images → regions
@@ -22,16 +22,19 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Image:
-    """One image of a corpus: a file, or `size` bytes of one from byte `start` on (a member of a tar).
+    """One image of a corpus: a file, or `size` bytes of one from byte `start` on (a member of a tar), or `row` of a
+    Parquet file (see `tables`).
 
     `image_id` is its name without the suffix; `boxes_path` is a VCR-style metadata JSON whose boxes are to be used
-    instead of the detector's own."""
+    instead of the detector's own. `data` are its bytes, where they have been read already."""
 
     image_id: str
     path: str
     boxes_path: str | None = None
     start: int = 0
     size: int | None = None
+    row: int | None = None
+    data: bytes | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Regions:
     scores: np.ndarray  # float32 [R]
     features: np.ndarray  # float16 [R, D]
     image_digest: str  # xxh3-128 of the file's bytes
+    attributes: np.ndarray | None = None  # int16 [R]; of detectors that name attributes ("red")
+    attribute_scores: np.ndarray | None = None  # float32 [R]
 
     @property
     def num_regions(self) -> int:
@@ -70,6 +75,8 @@ REGIONS_SCHEMA = pa.schema(
         pa.field("boxes", pa.binary(), nullable=False),
         pa.field("labels", pa.binary(), nullable=False),
         pa.field("scores", pa.binary(), nullable=False),
+        pa.field("attributes", pa.binary()),  # null where the detector names none
+        pa.field("attribute_scores", pa.binary()),
         pa.field("image_digest", pa.string(), nullable=False),
         pa.field("features", pa.binary(), nullable=False),
     ]

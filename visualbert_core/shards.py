@@ -164,7 +164,11 @@ class ShardFolder:
 
     def pending(self, shards: Sequence[AnyShard]) -> list[AnyShard]:
         """The shards without a marker, or whose files are not of the size that it says; in plan order."""
-        return [shard for shard in shards if self._done(shard) is None]
+        return [shard for shard, marker in zip(shards, self._markers(shards), strict=True) if marker is None]
+
+    def committed(self, shards: Sequence[Shard]) -> list[Marker]:
+        """The markers of the others."""
+        return [marker for marker in self._markers(shards) if marker is not None]
 
     def commit(self, shard: Shard, part: Part) -> Marker:
         """Publish `part`, then its marker. Idempotent. Raises ShardError unless rows + failures cover the items."""
@@ -185,7 +189,7 @@ class ShardFolder:
 
         Raises ShardError where one of them is not done.
         """
-        markers = [self._done(shard) for shard in shards]
+        markers = self._markers(shards)
         done = tuple(marker for marker in markers if marker is not None)
         if len(done) < len(shards):
             missing = next(shard for shard, marker in zip(shards, markers, strict=True) if marker is None)
@@ -247,6 +251,9 @@ class ShardFolder:
                 raise StoreError(f"{path} is missing: run the same line again")
             if size != blob.size:
                 raise StoreError(f"{path} has {size} bytes instead of {blob.size}: {_AGAIN}")
+
+    def _markers(self, shards: Sequence[Shard]) -> list[Marker | None]:
+        return storage.gather(self._done, shards) if storage.url(self.root) else [self._done(shard) for shard in shards]
 
     def _done(self, shard: Shard) -> Marker | None:
         try:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,11 +26,19 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)  # two letters at le
 _CHUNK = 1 << 24
 _REQUESTS = 16
 
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
 
 def url(path: str | Path) -> str | None:
     """The URL that `path` spells; None for a name on a disk."""
     found = _URL.fullmatch(str(path))
     return found and f"{found[1]}://{found[2]}"
+
+
+def absolute(path: str | Path) -> Path:
+    """`path` for whoever stands elsewhere; a URL stays as it is."""
+    return Path(path) if url(path) else Path(path).absolute()
 
 
 def size(path: Path) -> int | None:
@@ -41,9 +49,28 @@ def size(path: Path) -> int | None:
 def sizes(paths: Sequence[Path]) -> list[int | None]:
     """Bytes of several files, asked for at once where that is a question over a network."""
     if paths and url(paths[0]):
-        with ThreadPoolExecutor(_REQUESTS) as threads:
-            return list(threads.map(_remote_size, paths))
+        return gather(_remote_size, paths)
     return [path.stat().st_size if path.exists() else None for path in paths]
+
+
+def gather(function: Callable[[Item], Answer], items: Iterable[Item]) -> list[Answer]:
+    """What `function` says of each, all asked at once: for questions over a network."""
+    with ThreadPoolExecutor(_REQUESTS) as threads:
+        return list(threads.map(function, items))
+
+
+def files(folder: Path) -> list[Path]:
+    """Every remote file below `folder`, at any depth."""
+    system, key = _remote(folder)
+    return [Path(f"{str(folder).partition(':')[0]}://{name}") for name in system.find(key)]
+
+
+def opened(path: Path) -> Any:
+    """A file for a library that reads pieces of it: the name of one on a disk, else a Python file."""
+    if url(path) is None:
+        return str(path)
+    system, key = _remote(path)
+    return system.open(key, "rb")
 
 
 def read(path: Path) -> bytes:

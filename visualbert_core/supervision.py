@@ -93,10 +93,12 @@ class Supervisor:
         self.given_up: list[_Ticket] = []
         self.seats: list[_Seat] = []
         self.calls: dict[Any, tuple[_Seat, _Ticket | None]] = {}
+        self.markers: list[Marker] = []
         self.fruitless = 0
 
-    def run(self) -> None:
-        """Raises InputError as soon as a worker does, ShardError at the end or when no actor gets anything done."""
+    def run(self) -> list[Marker]:
+        """The markers, in no particular order. Raises InputError as soon as a worker does, ShardError at the end or
+        when no actor gets anything done."""
         try:
             while outstanding := len(self.queue) + len(self.suspects) + sum(len(seat.load) for seat in self.seats):
                 while len(self.seats) < min(self.actors.size, outstanding):
@@ -111,6 +113,7 @@ class Supervisor:
                 (self.actors.release if seat.ready and not seat.load else self.actors.discard)(seat.actor)
         if self.given_up:
             raise ShardError(self._verdict()) from self.given_up[0].cause
+        return self.markers
 
     def _boot(self) -> None:
         actor, call = self.actors.boot()
@@ -154,6 +157,7 @@ class Supervisor:
         seat.load.remove(ticket)
         seat.useful = True
         self.fruitless = 0
+        self.markers.append(marker)
         self.progress.add(marker)
 
     def _retry(self, seat: _Seat, ticket: _Ticket, error: Exception) -> None:

@@ -28,7 +28,7 @@ class Detection:
     scores: np.ndarray
     features: np.ndarray
     attributes: np.ndarray | None = None
-    """int16 [R], of detectors that name attributes ("red"); the store does not keep them."""
+    """int16 [R], of detectors that name attributes ("red")."""
     attribute_scores: np.ndarray | None = None
     """float32 [R]."""
 

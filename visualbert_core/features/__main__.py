@@ -3,10 +3,13 @@
     python -m visualbert_core.features ls STORE [--limit N]      image ids with their size and number of regions
     python -m visualbert_core.features info STORE                what it holds and what made it, as JSON
     python -m visualbert_core.features verify STORE              read and hash every byte
+    python -m visualbert_core.features canary STORE --images DIR --detector FOLDER
+                                                                 does this detector still give these features?
     python -m visualbert_core.features import KIND SOURCE OUT --space NAME
 
 STORE is the folder that holds manifest.json, or its s3://… address. An import writes OUT/CORPUS/FINGERPRINT/ and prints
-that folder; running the same line again resumes.
+that folder; running the same line again resumes. The canary extracts some images anew, prints how they compare, and
+ends with exit code 2 where they do not.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from visualbert_core.features.store import FeatureStore
 
 def main() -> int:
     flags = parse()
-    run = {"ls": ls, "info": info, "verify": verify, "import": import_}[flags.command]
+    run = {"ls": ls, "info": info, "verify": verify, "canary": canary, "import": import_}[flags.command]
     run(flags)
     return 0
 
@@ -46,6 +49,14 @@ def verify(flags: argparse.Namespace) -> None:
     print(f"{flags.store}: {len(store)} images in {len(store.part_paths)} parts are as they were written")
 
 
+def canary(flags: argparse.Namespace) -> None:
+    from visualbert_core.features.extract import check  # with everything that a detector needs
+
+    with Pool(PoolConfig(inline=True)) as workers:
+        check(flags.store, flags.images, flags.detector, flags.number, workers)
+    print(f"{flags.detector} gives the features of {flags.store}")
+
+
 def import_(flags: argparse.Namespace) -> None:
     pool = PoolConfig(workers=flags.workers, gpus_per_worker=0, inline=flags.workers is None)
     with Pool(pool) as workers:
@@ -54,7 +65,7 @@ def import_(flags: argparse.Namespace) -> None:
     for failure in failures[:10]:
         sys.stderr.write(f"malformed: {failure.item_id}: {failure.message}\n")
     sys.stderr.write(f"{len(store)} images, {len(failures)} malformed\n")
-    print(store.folder)
+    print(store.address)
 
 
 def parse() -> argparse.Namespace:
@@ -69,6 +80,11 @@ def parse() -> argparse.Namespace:
         command.add_argument("store", type=Path)
         if name == "ls":
             command.add_argument("--limit", type=int, help="only the first N")
+    command = commands.add_parser("canary")
+    command.add_argument("store", type=Path)
+    command.add_argument("--images", type=Path, required=True, help="its images: folder, pattern, list, table or tar")
+    command.add_argument("--detector", type=Path, required=True, help="detector folder")
+    command.add_argument("-n", "--number", type=int, default=16, help="images to extract anew (default: 16)")
     command = commands.add_parser("import")
     command.add_argument("kind", choices=KINDS)
     command.add_argument("source", type=Path, help="file or folder to read")

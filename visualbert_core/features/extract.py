@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,18 +19,21 @@ from typing import Any
 
 import numpy as np
 
-from visualbert_core.cluster import Pool
+from visualbert_core import storage
+from visualbert_core.cluster import Pool, Worker
 from visualbert_core.config import ExtractConfig
 from visualbert_core.corpus import corpus_name, list_images
 from visualbert_core.detector import Detection, Detector, ObjectEncoder, load_detector
-from visualbert_core.errors import CheckpointError, ConfigError, CoverageError
+from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
+from visualbert_core.features import canary
 from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
-from visualbert_core.images import DecodeError, image_shape, read_boxes, read_image, read_objects
+from visualbert_core.images import DecodeError, fetch, image_shape, read_boxes, read_image, read_objects
 from visualbert_core.provenance import differences, digest_json
 from visualbert_core.schema import SCHEMA_VERSION, Failure, GivenObjects, Image, Regions
 from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan, publish
 
 DECODERS = 4  # threads per shard
+CANARY_SHARD = 8  # images; small, so that several workers share the canary
 HALF_MAX = float(np.finfo(np.float16).max)
 
 LoadDetector = Callable[[str | Path, str | None], Detector]
@@ -58,25 +61,31 @@ def extract(config: ExtractConfig, pool: Pool, load: LoadDetector = load_detecto
     in the store's manifest and listed by `FeatureStore.failures`.
 
     Raises InputError for a corpus without images, ConfigError for a detector that needs boxes and is given none,
-    CheckpointError for a detector that does not load, ShardError where a shard could not be computed, CoverageError for
-    more failed images than `max_failures`.
+    CheckpointError for a detector that does not load, DriftError where the canary finds other features and InputError
+    where it has nothing to compare, both before anything is written, ShardError where a shard could not be computed,
+    CoverageError for more failed images than `max_failures`.
     """
+    if config.canary_store is not None and config.canary is None:
+        raise ConfigError("canary_store needs to be told how many images of it to extract: add --canary N")
     images = {image.image_id: image for image in list_images(config.images, config.boxes)[: config.limit]}
-    detector, out = config.detector.absolute(), config.out.absolute()  # workers may stand elsewhere
+    detector, out = config.detector.absolute(), storage.absolute(config.out)  # workers may stand elsewhere
     corpus = config.corpus or corpus_name(config.images)
     probe = load(detector, "cpu")
     if config.boxes == "none" and isinstance(probe, ObjectEncoder):
         raise ConfigError(f"{config.detector} finds no objects, it encodes given ones: add --boxes beside")
     fingerprint = full_fingerprint(probe, config.boxes)
     folder = ShardFolder(store_folder(out, corpus, fingerprint))
-    publish(folder.root / "fingerprint.json", json.dumps(fingerprint, indent=1, sort_keys=True).encode())
-    salt = f"{SCHEMA_VERSION}:{digest_json(fingerprint)}"
-    shards = [
-        ImageShard(shard.shard_id, shard.items, tuple(images[item] for item in shard.items))
-        for shard in plan(list(images), salt, config.shard_size)
-    ]
+    shards = _shards(images, list(images), f"{SCHEMA_VERSION}:{digest_json(fingerprint)}", config.shard_size)
     make_worker = partial(FeatureWorker, detector, folder.root, fingerprint, config.batch_size, load)
-    pool.run(make_worker, folder.pending(shards), f"features of {corpus}")
+    if config.canary is not None:
+        extraction = _extraction(images, make_worker, fingerprint)
+        if config.canary_store is None:
+            held = _resumed(folder, shards, fingerprint, config.canary)
+        else:
+            held = FeatureStore.open(config.canary_store)
+        canary.check(held, config.canary, extraction, pool)
+    publish(folder.root / "fingerprint.json", json.dumps(fingerprint, indent=1, sort_keys=True).encode())
+    pool.run(partial(_Fetching, make_worker), folder.pending(shards), f"features of {corpus}")
     folder.finish(shards, {"corpus": corpus, "fingerprint": fingerprint})
     store = FeatureStore.open(folder.root)
     failed = len(store.failures())
@@ -88,6 +97,48 @@ def extract(config: ExtractConfig, pool: Pool, load: LoadDetector = load_detecto
     return store
 
 
+def check(
+    store: str | Path, images: Path, detector: Path, number: int, pool: Pool, load: LoadDetector = load_detector
+) -> None:
+    """Extract `number` images of a finished store anew and compare (see `canary`). Raises DriftError, InputError."""
+    held = FeatureStore.open(store)
+    boxes = held.fingerprint.get("given_boxes", "none")
+    found = {image.image_id: image for image in list_images(images, boxes)}
+    detector = detector.absolute()
+    fingerprint = full_fingerprint(load(detector, "cpu"), boxes)
+    make_worker = partial(FeatureWorker, detector, held.folder, fingerprint, ExtractConfig.batch_size, load)
+    canary.check(held, number, _extraction(found, make_worker, fingerprint), pool)
+
+
+def _extraction(
+    images: Mapping[str, Image], make_worker: Callable[[], FeatureWorker], fingerprint: dict[str, Any]
+) -> canary.Extraction:
+    plan_some = partial(_shards, images, salt="canary", target=CANARY_SHARD)
+    rehearsal = partial(_Fetching, partial(canary.Rehearsal, make_worker))
+    return canary.Extraction(images, plan_some, rehearsal, fingerprint)
+
+
+def _resumed(
+    folder: ShardFolder, shards: Sequence[ImageShard], fingerprint: dict[str, Any], number: int
+) -> FeatureStore:
+    """What a run over `shards` finds done: some of its shards, or else an earlier run's manifest over others."""
+    if markers := folder.committed(shards):
+        return FeatureStore.of_committed(folder, canary.spread(markers, number), fingerprint)
+    if storage.size(folder.manifest_path) is not None:
+        return FeatureStore.open(folder.root)
+    raise InputError(
+        f"the canary has nothing to compare: no shard of {folder.root} is done; name another store with "
+        "--canary-store, or start without --canary"
+    )
+
+
+def _shards(images: Mapping[str, Image], image_ids: Sequence[str], salt: str, target: int) -> list[ImageShard]:
+    return [
+        ImageShard(shard.shard_id, shard.items, tuple(images[item] for item in shard.items))
+        for shard in plan(image_ids, salt, target)
+    ]
+
+
 def full_fingerprint(detector: Detector, boxes: str) -> dict[str, Any]:
     """What names a store's folder: the detector's own fingerprint, its space and D, and whether boxes were given."""
     return {
@@ -96,6 +147,17 @@ def full_fingerprint(detector: Detector, boxes: str) -> dict[str, Any]:
         "feature_size": detector.feature_size,
         "given_boxes": boxes,
     }
+
+
+class _Fetching:
+    """A worker that gets its shards' images with the bytes of those that lie in tables or object stores. As two shards
+    are in flight, the next one's arrive while this one is computed."""
+
+    def __init__(self, make_worker: Callable[[], Worker[ImageShard]]) -> None:
+        self.worker = make_worker()
+
+    def run(self, shard: ImageShard) -> Marker:
+        return self.worker.run(replace(shard, images=tuple(fetch(shard.images))))
 
 
 class FeatureWorker:
@@ -204,4 +266,6 @@ def _row(loaded: _Loaded, detection: Detection) -> Regions | Failure:
         scores=detection.scores.astype(np.float32),
         features=detection.features.clip(-HALF_MAX, HALF_MAX).astype(np.float16),
         image_digest=loaded.digest,
+        attributes=None if detection.attributes is None else detection.attributes.astype(np.int16),
+        attribute_scores=None if detection.attribute_scores is None else detection.attribute_scores.astype(np.float32),
     )

@@ -3,7 +3,7 @@
 Owns the four layouts in which region features of VisualBERT's kind lie about, and what counts as malformed:
 
 - `bua-tsv`    rows of tools/generate_tsv.py of peteanderson80/bottom-up-attention: base64 float32, no header
-- `lxmert-tsv` rows of airsplay/lxmert (obj36): the same with objects; their attributes have no column here
+- `lxmert-tsv` rows of airsplay/lxmert (obj36): the same with objects and attributes
 - `mmf-npy`    a folder of NAME.npy and NAME_info.npy, written by facebookresearch/mmf's extract_features_*.py
 - `mmf-lmdb`   mmf's lmdb_conversion.py of such a folder
 
@@ -29,6 +29,7 @@ from typing import Any, Protocol
 import numpy as np
 import xxhash
 
+from visualbert_core import storage
 from visualbert_core.cluster import Pool
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
@@ -81,7 +82,7 @@ def import_features(
     """
     if kind not in KINDS:
         raise ConfigError(f"{kind!r} is none of {', '.join(KINDS)}")
-    source = source.absolute()
+    source, out = source.absolute(), storage.absolute(out)  # workers may stand elsewhere
     if not source.exists():
         raise InputError(f"{source} does not exist")
     reader = KINDS[kind](source)
@@ -158,6 +159,8 @@ def _checked(row: Regions, feature_size: int) -> Regions:
     """The row in the store's types. Raises MalformedError."""
     count = len(row.boxes)
     expected = {"boxes": (count, 4), "labels": (count,), "scores": (count,), "features": (count, feature_size)}
+    if row.attributes is not None:
+        expected |= {"attributes": (count,), "attribute_scores": (count,)}
     for name, shape in expected.items():
         if (found := getattr(row, name).shape) != shape:
             raise MalformedError(f"{name} have shape {found}, not {shape}")
@@ -165,8 +168,9 @@ def _checked(row: Regions, feature_size: int) -> Regions:
         raise MalformedError("boxes or features hold NaN or infinity")
     if count > np.iinfo(np.int16).max or row.width < 1 or row.height < 1:
         raise MalformedError(f"{count} regions in an image of {row.width} × {row.height}")
-    if count and not -1 <= row.labels.min() <= row.labels.max() <= np.iinfo(np.int16).max:
-        raise MalformedError(f"a label of {row.labels.max()}")
+    for kind, values in (("label", row.labels), ("attribute", row.attributes)):
+        if count and values is not None and not -1 <= values.min() <= values.max() <= np.iinfo(np.int16).max:
+            raise MalformedError(f"{kind} {values.max()} is out of range")
     return Regions(
         image_id=row.image_id,
         width=row.width,
@@ -176,6 +180,8 @@ def _checked(row: Regions, feature_size: int) -> Regions:
         scores=row.scores.astype(np.float32),
         features=row.features.clip(-HALF_MAX, HALF_MAX).astype(np.float16),
         image_digest="",
+        attributes=None if row.attributes is None else row.attributes.astype(np.int16),
+        attribute_scores=None if row.attribute_scores is None else row.attribute_scores.astype(np.float32),
     )
 
 
@@ -236,6 +242,8 @@ class TsvSource:
             scores=_base64(record, "objects_conf", "<f4") if objects else np.full(count, np.nan),
             features=features.reshape(count, -1),
             image_digest="",
+            attributes=_base64(record, "attrs_id", "<i8") if objects else None,
+            attribute_scores=_base64(record, "attrs_conf", "<f4") if objects else None,
         )
 
 

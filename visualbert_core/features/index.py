@@ -26,14 +26,14 @@ from visualbert_core.schema import REGIONS_SCHEMA, Regions
 
 PREFIX = 4  # bytes; PLAIN writes a binary value as its length and then its bytes
 
-_MAGIC = b"vbindex1"
+_MAGIC = b"vbindex2"
 _HEADER = 64
 _SMALL = [name for name in REGIONS_SCHEMA.names if name != "features"]
 _SCHEMA = pa.schema(
     [
         # large_binary: an offset of 32 bits would end at four million images
         *(
-            pa.field(f.name, pa.large_binary() if f.type == pa.binary() else f.type, False)
+            pa.field(f.name, pa.large_binary() if f.type == pa.binary() else f.type, f.nullable)
             for f in map(REGIONS_SCHEMA.field, _SMALL)
         ),
         pa.field("part", pa.int32(), False),  # position in the manifest
@@ -132,6 +132,8 @@ class Index:
         self._regions = np.concatenate([[0], counts.cumsum()])  # of all images, one after the other
         self._boxes = _values(columns["boxes"], "<f4").reshape(-1, 4)
         self._labels, self._scores = _values(columns["labels"], "<i2"), _values(columns["scores"], "<f4")
+        self._attributes = _Optional(columns["attributes"], "<i2")
+        self._attribute_scores = _Optional(columns["attribute_scores"], "<f4")
         self._checked = bytearray(len(self.image_ids))
         self._feature_size = feature_size
 
@@ -162,7 +164,25 @@ class Index:
             self._scores[first:stop].copy(),
             features.view("<f2").reshape(stop - first, self._feature_size),
             self._digests[row],
+            self._attributes.copy(row),
+            self._attribute_scores.copy(row),
         )
+
+
+class _Optional:
+    """A column that may be null, in all rows or in some."""
+
+    def __init__(self, column: pa.LargeBinaryArray, dtype: str) -> None:
+        self._known = column.is_valid().to_numpy(zero_copy_only=False) if column.null_count < len(column) else None
+        self._values = _values(column, dtype)
+        self._ends = np.concatenate([[0], pc.binary_length(column).fill_null(0).to_numpy().cumsum()])
+        self._ends //= np.dtype(dtype).itemsize
+
+    def copy(self, row: int) -> np.ndarray | None:
+        """The values of a row, the caller's own."""
+        if self._known is None or not self._known.item(row):
+            return None
+        return self._values[self._ends.item(row) : self._ends.item(row + 1)].copy()
 
 
 def _values(column: pa.LargeBinaryArray, dtype: str) -> np.ndarray:

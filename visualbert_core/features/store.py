@@ -34,7 +34,7 @@ from visualbert_core.features import index, views
 from visualbert_core.features.index import Index, Span
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import FAILURE_SCHEMA, REGIONS_SCHEMA, SCHEMA_VERSION, Failure, Regions
-from visualbert_core.shards import Manifest, ShardFolder, publish
+from visualbert_core.shards import Manifest, Marker, ShardFolder, publish
 
 if TYPE_CHECKING:
     import datasets
@@ -67,6 +67,8 @@ def encode(rows: Sequence[Regions], fingerprint: Mapping[str, Any]) -> bytes:
         "boxes": [_bytes(row, "boxes", "<f4", 4) for row in rows],
         "labels": [_bytes(row, "labels", "<i2") for row in rows],
         "scores": [_bytes(row, "scores", "<f4") for row in rows],
+        "attributes": [_bytes(row, "attributes", "<i2") for row in rows],
+        "attribute_scores": [_bytes(row, "attribute_scores", "<f4") for row in rows],
         "image_digest": [row.image_digest for row in rows],
         "features": [_bytes(row, "features", "<f2", fingerprint["feature_size"]) for row in rows],
     }
@@ -95,8 +97,10 @@ def footer(fingerprint: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _bytes(row: Regions, name: str, dtype: str, *width: int) -> bytes:
-    array: np.ndarray = getattr(row, name)
+def _bytes(row: Regions, name: str, dtype: str, *width: int) -> bytes | None:
+    array: np.ndarray | None = getattr(row, name)
+    if array is None:
+        return None
     if array.shape != (row.num_regions, *width):
         raise ValueError(f"{row.image_id}: {name} have shape {array.shape}, not {(row.num_regions, *width)}")
     return array.astype(dtype, copy=False).tobytes()
@@ -147,6 +151,21 @@ class FeatureStore:
             raise StoreError(f"{shards.root} is not a feature store: its manifest has no fingerprint")
         return cls(shards.root, manifest, _table(shards, manifest, verify))
 
+    @classmethod
+    def of_committed(
+        cls, shards: ShardFolder, markers: Sequence[Marker], fingerprint: Mapping[str, Any]
+    ) -> FeatureStore:
+        """The rows of some committed shards of a store that may be unfinished. Reads and hashes their files, and leaves
+        no index. Raises StoreError naming a file that is damaged."""
+        manifest = Manifest({"fingerprint": dict(fingerprint)}, tuple(markers))
+        shards.verify(manifest)
+        return cls(shards.root, manifest, _made(shards, manifest))
+
+    @property
+    def address(self) -> str:
+        """Where it is, as one writes it: the folder, or the `s3://…` address."""
+        return storage.url(self.folder) or str(self.folder)
+
     @property
     def image_ids(self) -> list[str]:
         """Every image with features, ascending: the order of `scan`."""
@@ -172,7 +191,7 @@ class FeatureStore:
         """What the store holds and what made it, as JSON."""
         regions = [count for *_, count in self.sizes()]
         return {
-            "folder": storage.url(self.folder) or str(self.folder),
+            "folder": self.address,
             "corpus": self.manifest.about.get("corpus"),
             "space": self.space,
             "feature_size": self.feature_size,
@@ -279,9 +298,7 @@ def _table(shards: ShardFolder, manifest: Manifest, verify: bool) -> pa.Table:
         return table
     if not verify:
         shards.verify(manifest)
-    fingerprint = manifest.about["fingerprint"]
-    paths = [shards.part_path(shard.shard_id) for shard in manifest.shards]
-    made = index.build(paths, footer(fingerprint), fingerprint["feature_size"])
+    made = _made(shards, manifest)
     if verify and storage.size(path) is not None:
         if table is None or not table.equals(made):
             raise StoreError(f"{path} is damaged or of an older manifest: delete it, opening the store makes it anew")
@@ -289,6 +306,12 @@ def _table(shards: ShardFolder, manifest: Manifest, verify: bool) -> pa.Table:
     with suppress(OSError):  # a store that may only be read is read without it
         publish(path, index.dump(made, data))
     return made
+
+
+def _made(shards: ShardFolder, manifest: Manifest) -> pa.Table:
+    fingerprint = manifest.about["fingerprint"]
+    paths = [shards.part_path(shard.shard_id) for shard in manifest.shards]
+    return index.build(paths, footer(fingerprint), fingerprint["feature_size"])
 
 
 def _neighbours(spans: Iterable[Span]) -> list[list[Span]]:

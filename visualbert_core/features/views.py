@@ -24,11 +24,18 @@ if TYPE_CHECKING:
     from visualbert_core.features.store import FeatureStore
 
 _BATCH = 64
-_ARRAYS = {"boxes": "<f4", "labels": "<i2", "scores": "<f4", "features": "<f2"}
+_ARRAYS = {
+    "boxes": "<f4",
+    "labels": "<i2",
+    "scores": "<f4",
+    "attributes": "<i2",
+    "attribute_scores": "<f4",
+    "features": "<f2",
+}
 
 
 def arrow_schema(feature_size: int) -> pa.Schema:
-    """Typed columns of a store: int16 and float16 as stored."""
+    """Typed columns of a store: int16 and float16 as stored; attributes are null where there are none."""
     return pa.schema(
         {
             "image_id": pa.string(),
@@ -37,6 +44,8 @@ def arrow_schema(feature_size: int) -> pa.Schema:
             "boxes": pa.list_(pa.list_(pa.float32(), 4)),
             "labels": pa.list_(pa.int16()),
             "scores": pa.list_(pa.float32()),
+            "attributes": pa.list_(pa.int16()),
+            "attribute_scores": pa.list_(pa.float32()),
             "features": pa.list_(pa.list_(pa.float16(), feature_size)),
             "image_digest": pa.string(),
         }
@@ -51,20 +60,23 @@ def to_arrow(store: FeatureStore) -> pa.RecordBatchReader:
 
 def _batches(rows: Iterator[Regions], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     while batch := list(islice(rows, _BATCH)):
-        offsets = np.cumsum([0, *(row.num_regions for row in batch)], dtype=np.int32)
-        columns = [_column(batch, field, offsets) for field in schema]
+        columns = [_column(batch, field) for field in schema]
         yield pa.record_batch(columns, schema=schema)
 
 
-def _column(batch: Sequence[Regions], field: pa.Field, offsets: np.ndarray) -> pa.Array:
+def _column(batch: Sequence[Regions], field: pa.Field) -> pa.Array:
     values = [getattr(row, field.name) for row in batch]
     if field.name not in _ARRAYS:
         return pa.array(values, field.type)
-    flat = pa.array(np.concatenate([array.reshape(-1) for array in values]))
+    missing = np.array([array is None for array in values])
+    if missing.all():
+        return pa.nulls(len(batch), field.type)
+    offsets = np.cumsum([0, *(0 if array is None else len(array) for array in values)], dtype=np.int32)
+    flat = pa.array(np.concatenate([array.reshape(-1) for array in values if array is not None]))
     inner = field.type.value_type
     if pa.types.is_fixed_size_list(inner):
         flat = pa.FixedSizeListArray.from_arrays(flat, type=inner)
-    return pa.ListArray.from_arrays(pa.array(offsets), flat, type=field.type)
+    return pa.ListArray.from_arrays(pa.array(offsets), flat, type=field.type, mask=pa.array(missing))
 
 
 def to_datasets(store: FeatureStore) -> datasets.IterableDataset:
@@ -79,6 +91,8 @@ def to_datasets(store: FeatureStore) -> datasets.IterableDataset:
             "boxes": datasets.Array2D((None, 4), "float32"),
             "labels": datasets.List(datasets.Value("int16")),
             "scores": datasets.List(datasets.Value("float32")),
+            "attributes": datasets.List(datasets.Value("int16")),
+            "attribute_scores": datasets.List(datasets.Value("float32")),
             "features": datasets.Array2D((None, store.feature_size), "float16"),
             "image_digest": datasets.Value("string"),
         }
@@ -108,12 +122,14 @@ def to_ray(store: FeatureStore) -> Any:
 
 
 def decode(batch: Mapping[str, np.ndarray], D: int) -> dict[str, np.ndarray]:
-    """A batch of a part's own columns with its bytes as arrays: [R, 4], [R] and [R, D] an image."""
+    """A batch of a part's own columns with its bytes as arrays: [R, 4], [R] and [R, D] an image; None stays None."""
     typed = {name: column for name, column in batch.items() if name != "num_regions"}
     for name, dtype in _ARRAYS.items():
         width = {"boxes": 4, "features": D}.get(name)
         typed[name] = np.empty(len(batch[name]), object)
         for row, data in enumerate(batch[name]):
+            if data is None:
+                continue
             array = np.frombuffer(data, dtype)
             typed[name][row] = array if width is None else array.reshape(len(array) // width, width)
     return typed

@@ -1,0 +1,265 @@
+"""The canary: rounding passes, another detector does not, and what else can be wrong is not blamed on the detector."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pillow
+from test_extract import INLINE, World, tree
+
+from visualbert_core.cluster import Pool
+from visualbert_core.config import ExtractConfig, PoolConfig
+from visualbert_core.detector import Detection
+from visualbert_core.detector.torchvision_rcnn import TorchvisionRCNN
+from visualbert_core.errors import ConfigError, DriftError, InputError
+from visualbert_core.features.canary import compare, spread
+from visualbert_core.features.extract import extract
+from visualbert_core.features.store import FeatureStore
+from visualbert_core.schema import Regions
+from visualbert_core.world.scenes import make_scene
+
+WEIGHTS = Path(__file__).parents[1] / "visualbert_core" / "world" / "weights" / "detector"
+IMAGES = 8
+
+
+def proposals(folder: str | Path, device: str | None = None) -> TorchvisionRCNN:
+    """The world's detector with many regions that overlap, so that their suppression matters."""
+    detector = TorchvisionRCNN.from_pretrained(folder, "cpu")
+    return select(detector, min_regions=36, max_regions=36, box_kind="proposal", nms_iou=0.7)
+
+
+def select(detector: TorchvisionRCNN, **changes: Any) -> TorchvisionRCNN:
+    rule = dataclasses.replace(detector.config.selection, **changes)
+    detector.config = dataclasses.replace(detector.config, selection=rule)
+    return detector
+
+
+class Changed:
+    """A detector that says it is `proposals` and is not: what a driver, a library or a hand can do."""
+
+    def __init__(self, folder: str | Path, device: str | None = None) -> None:
+        self.true = proposals(folder)
+        self.detector = self.change(proposals(folder))
+        self.space, self.feature_size = self.true.space, self.true.feature_size
+
+    def change(self, detector: TorchvisionRCNN) -> TorchvisionRCNN:
+        return detector
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self.true.fingerprint()
+
+    def detect(self, images: Sequence[np.ndarray], boxes: Any = None) -> list[Detection]:
+        return self.detector.detect(images, boxes)
+
+
+class ColoursSwapped(Changed):
+    def detect(self, images: Sequence[np.ndarray], boxes: Any = None) -> list[Detection]:
+        return self.detector.detect([np.ascontiguousarray(image[:, :, ::-1]) for image in images], boxes)
+
+
+class OtherResize(Changed):
+    def change(self, detector: TorchvisionRCNN) -> TorchvisionRCNN:
+        detector.model.transform.min_size = (220,)
+        return detector
+
+
+class OtherSuppression(Changed):
+    def change(self, detector: TorchvisionRCNN) -> TorchvisionRCNN:
+        return select(detector, nms_iou=0.5)
+
+
+class Noisy(Changed):
+    """Every weight off by `scale`."""
+
+    scale = 0.5
+
+    def change(self, detector: TorchvisionRCNN) -> TorchvisionRCNN:
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for weights in detector.model.parameters():
+                weights.mul_(1 + self.scale * torch.randn_like(weights))
+        return detector
+
+
+class Rounded(Noisy):
+    """Off by a thousandth, ten times what TF32 rounds."""
+
+    scale = 1e-3
+
+
+class Normalised(Changed):
+    """Features of unit length, as some projects publish them: to a cosine they are the same."""
+
+    def detect(self, images: Sequence[np.ndarray], boxes: Any = None) -> list[Detection]:
+        found = self.detector.detect(images, boxes)
+        return [
+            dataclasses.replace(d, features=d.features / np.linalg.norm(d.features, axis=1)[:, None]) for d in found
+        ]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures and, of their features, half of the shards without a manifest: a run that was stopped."""
+    root = tmp_path_factory.mktemp("scenes")
+    (root / "pictures").mkdir()
+    for number in range(IMAGES):
+        Pillow.fromarray(make_scene((3, number)).pixels).save(root / "pictures" / f"scene{number}.png")
+    store = run(root, proposals)
+    (store.folder / "manifest.json").unlink()
+    (store.folder / "index.arrow").unlink()
+    for marker in sorted(store.folder.glob("shards/*"))[::2]:
+        marker.unlink()
+    return root
+
+
+def run(root: Path, load: Callable[..., Any], **options: Any) -> FeatureStore:
+    with Pool(INLINE) as pool:
+        paths = {"images": root / "pictures", "detector": WEIGHTS, "out": root / "out"}
+        return extract(ExtractConfig(**paths, shard_size=2, **options), pool, load)
+
+
+@pytest.mark.parametrize("load", [ColoursSwapped, OtherResize, OtherSuppression, Noisy, Normalised])
+def test_another_detector_is_stopped(load: Callable[..., Any], scenes: Path) -> None:
+    """Under the very fingerprint of the stopped run, other features end the job before a byte is written."""
+    before = tree(scenes)
+    with pytest.raises(
+        DriftError, match=r"^the detector does not give the features of .* in the worst image 'scene\d'"
+    ):
+        run(scenes, load, canary=4)
+    assert tree(scenes) == before
+
+
+def test_rounding_passes(scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same detector comes out at exactly 1, a rounded one near it; then the run goes on to its end."""
+    with pytest.raises(InputError, match="nothing to compare"):
+        run(scenes, Rounded, canary=0)
+    assert len(run(scenes, proposals, canary=IMAGES)) == IMAGES
+    table = capsys.readouterr().err
+    assert table.count("1.00000") == 8  # median and minimum of four numbers
+    assert len(run(scenes, Rounded, canary=IMAGES)) == IMAGES
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def newer(world: World) -> None:
+    """From now on the detector has another fingerprint, and so another store."""
+    (world.detector / "fingerprint.json").write_text('{"versions": {"torch": "2"}}')
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_store_of_another_version_is_compared_on_the_pool(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """Images of a store of another fingerprint are extracted by the pool's workers, and only those; the run follows."""
+    old = world.extract(limit=20)
+    newer(world)
+    before = world.batches()
+    new = world.extract(canary=12, canary_store=old.folder, pool=PoolConfig(workers=2))
+    assert (len(new), new.folder != old.folder) == (40, True)
+    assert f"canary: 12 images of {old.folder} extracted anew" in capsys.readouterr().err
+    assert 3 + 10 <= world.batches() - before <= 12 + 40
+
+
+def test_nothing_to_compare_is_an_error(world: World) -> None:
+    """Neither a first run, nor a store of other images, nor a store without a number passes in silence."""
+    with pytest.raises(InputError, match=r"nothing to compare: no shard of .* is done; name another store"):
+        world.extract(canary=4)
+    assert not (world.root / "store").exists()
+    other = World(world.root / "other")
+    for path in other.pictures.iterdir():
+        path.rename(path.with_stem(f"other-{path.stem}"))
+    with pytest.raises(InputError, match=r"nothing to compare: 4 of 0 images"):
+        world.extract(canary=4, canary_store=other.extract().folder)
+    with pytest.raises(ConfigError, match="add --canary N"):
+        world.extract(canary_store=other.root)
+
+
+def test_a_store_whose_shards_were_of_another_size(world: World) -> None:
+    """A finished store is compared by its manifest where this run's shards are all new."""
+    world.extract(shard_size=10)
+    assert len(world.extract(shard_size=4, canary=40)) == 40
+
+
+def test_a_changed_image_is_not_the_detectors_fault(world: World) -> None:
+    """A file with other bytes, or none that decode, is named as such: no drift is claimed."""
+    world.extract()
+    path = world.pictures / "image21.png"
+    data = path.read_bytes()
+    world.add("image21", 22)
+    with pytest.raises(
+        InputError, match=r"the file of image 'image21' has changed .* \(its digest differs\)"
+    ) as raised:
+        world.extract(canary=40)
+    assert not isinstance(raised.value, DriftError)
+    path.write_bytes(data[:40])
+    with pytest.raises(InputError, match=r"image 'image21', which is in .*, has no features now: image21\.png"):
+        world.extract(canary=40)
+
+
+def test_an_image_that_is_gone_is_said(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """The store's images that are not in the corpus are counted, and the others are compared."""
+    store = world.extract()
+    for number in (7, 9):
+        (world.pictures / f"image{number:02}.png").unlink()
+    assert len(world.extract("elsewhere", canary=40, canary_store=store.folder)) == 38
+    log = capsys.readouterr().err
+    assert f"canary: 2 of the 40 images of {store.folder} are not in this corpus, the first 'image07'" in log
+    assert "canary: 38 images of" in log
+
+
+def test_other_sizes_of_features(world: World, tmp_path: Path) -> None:
+    """A store of another D is not this detector's, whatever its boxes."""
+    Pillow.fromarray(make_scene((3, 0)).pixels).save(world.pictures / "scene.png")
+    other = world.extract(limit=50)
+    paths = {"images": world.pictures, "detector": WEIGHTS, "out": tmp_path / "out"}
+    with Pool(INLINE) as pool, pytest.raises(DriftError, match=r"the detector gives 256-d features, .* holds 3-d ones"):
+        extract(ExtractConfig(**paths, canary=2, canary_store=other.folder), pool)
+
+
+def regions(boxes: list[list[float]], features: list[list[float]], labels: Sequence[int]) -> Regions:
+    arrays = np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int16), np.ones(len(labels), np.float32)
+    return Regions("a", 9, 9, *arrays, np.array(features, np.float16).reshape(len(labels), 2), "")
+
+
+def test_regions_are_matched_by_their_boxes() -> None:
+    """Whatever their order; a box that comes twice meets its twin, one that is missing or has moved has no partner."""
+    corner, whole, far = [0, 0, 4, 4], [0, 0, 9, 9], [5, 5, 9, 9]
+    then = regions([corner, whole, whole], [[1, 0], [0, 2], [3, 0]], [1, -1, 3])
+    same = compare(then, regions([whole, whole, corner], [[0, 2], [3, 0], [1, 0]], [8, 3, 1]))
+    assert (same.matched, same.cosine, same.length, same.labels) == (1, 1, 1, 1)  # label -1: the store knew none
+    less = compare(then, regions([far, corner], [[1, 0], [0, 0.5]], [1, 2]))
+    assert (less.matched, less.cosine, less.length, less.labels) == (pytest.approx(1 / 3), 0, 0.5, 0)
+    nothing = regions([], [], [])
+    assert compare(nothing, nothing).matched == 1
+    assert compare(then, nothing).matched == 0
+
+
+def test_images_are_spread() -> None:
+    """The same ones every time, at equal distances, no more than there are."""
+    assert spread(range(100), 4) == [12, 37, 62, 87]
+    assert spread(range(3), 9) == [0, 1, 2]
+
+
+def test_the_command(scenes: Path) -> None:
+    """On a finished store, with the detector that wrote it and with another."""
+    with Pool(INLINE) as pool:
+        paths = {"images": scenes / "pictures", "detector": WEIGHTS, "out": scenes / "finished"}
+        store = extract(ExtractConfig(**paths), pool)
+    line = [sys.executable, "-m", "visualbert_core.features", "canary", str(store.folder), "-n", "3"]
+    line += ["--images", str(scenes / "pictures"), "--detector"]
+    done = subprocess.run([*line, str(WEIGHTS)], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{WEIGHTS} gives the features of {store.folder}\n"), done.stderr
+    assert "cosine     1.00000   0.995   1.00000    0.95  scene" in done.stderr
+    Noisy(WEIGHTS).detector.save_pretrained(scenes / "noisy")
+    done = subprocess.run([*line, str(scenes / "noisy")], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith("error: the detector does not give the features of")

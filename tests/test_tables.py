@@ -1,0 +1,215 @@
+"""Images in Parquet files and saved datasets: which they are, what they are called, and that only theirs is read."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image as Pillow
+from test_extract import World, tree
+
+from visualbert_core import images as images_module
+from visualbert_core.corpus import corpus_name, list_images
+from visualbert_core.errors import InputError
+from visualbert_core.images import fetch, image_shape, read_image
+from visualbert_core.schema import Image
+from visualbert_core.tables import read_rows
+
+NAMES = ["b", "a", "d.1", "c"]
+HUGGING_FACE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+
+
+def png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Pillow.new("RGB", (4, 6), (value, 0, 9)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+FILES = [png(10 * number) for number in range(4)]
+
+
+def structs(paths: Sequence[str | None] = tuple(f"{name}.png" for name in NAMES)) -> pa.Array:
+    return pa.array([{"bytes": data, "path": path} for data, path in zip(FILES, paths, strict=True)], HUGGING_FACE)
+
+
+def written(path: Path, row_group_size: int = 3, **columns: Any) -> Path:
+    pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("columns", "ids"),
+    [
+        ({"image": structs()}, NAMES),
+        ({"image": structs(), "image_id": [42, 7, 391895, 5]}, ["42", "7", "391895", "5"]),
+        ({"image": structs(), "id": ["n", "o", "p", "q"], "caption": ["x"] * 4}, ["n", "o", "p", "q"]),
+        ({"image": FILES, "__key__": NAMES}, NAMES),
+        ({"jpg": pa.array(FILES, pa.large_binary()), "id": pa.array(NAMES, pa.large_string())}, NAMES),
+        ({"image": structs(), "mask": FILES}, NAMES),
+    ],
+)
+def test_columns(columns: dict[str, Any], ids: list[str], tmp_path: Path) -> None:
+    """An id of its own or the path's stem; binary or struct; the column `image`, or the only one there is."""
+    path = written(tmp_path / "val.parquet", **columns)
+    images = list_images(path)
+    assert images == [Image(name, str(path), row=row) for name, row in sorted(zip(ids, range(4), strict=True))]
+    for image in (*images, *fetch(images)):
+        pixels, _ = read_image(image)
+        assert (pixels == [10 * ids.index(image.image_id), 0, 9]).all()
+        assert image_shape(image) == (6, 4)
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"image": ["a.png"], "id": ["1"]}, r"val\.parquet: no column 'image' of bytes, there are 'image', 'id'"),
+        ({"left": [b""], "right": [b""], "id": ["1"]}, r"it could be each of 'left', 'right': give one that name"),
+        ({"image": [b""]}, r"no column image_id, id, __key__ and no paths in 'image'"),
+        ({"image": [b""], "id": [1.5]}, r"ids are text or integers, column 'id' is double"),
+        ({"image": [b"", b""], "id": ["1", None]}, r"val\.parquet row 1: the image has no id"),
+        ({"image": structs([None, "a", "b", "c"])}, r"val\.parquet row 0: the image has no id"),
+        ({"image": [b"", b""], "id": [1, 1]}, r"two images are called '1': .*val\.parquet row 0 and .* row 1; rename"),
+    ],
+)
+def test_tables_that_are_refused(columns: dict[str, Any], says: str, tmp_path: Path) -> None:
+    """What cannot be told is an error that names the file, and the row where it is one row's."""
+    with pytest.raises(InputError, match=says):
+        list_images(written(tmp_path / "val.parquet", **columns))
+
+
+def test_a_file_that_is_no_table(tmp_path: Path) -> None:
+    """A Parquet file in name alone, and boxes that cannot lie beside a row, end before anything is computed."""
+    (tmp_path / "val.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(InputError, match=r"val\.parquet: cannot be read as Parquet"):
+        list_images(tmp_path)
+    with pytest.raises(InputError, match="boxes beside the images are read from folders on a disk only"):
+        list_images(written(tmp_path / "val.parquet", image=structs()), "beside")
+
+
+def test_folders_and_patterns(tmp_path: Path) -> None:
+    """Parquet files are a folder's corpus unless it holds images, whose metadata they are then."""
+    (tmp_path / "data").mkdir()
+    written(tmp_path / "data" / "train-0.parquet", image=structs())
+    written(tmp_path / "data" / "val-0.parquet", image=FILES[:1], id=["x"])
+    assert [image.image_id for image in list_images(tmp_path)] == [*sorted(NAMES), "x"]
+    assert [image.image_id for image in list_images(tmp_path / "data" / "val-*.parquet")] == ["x"]
+    assert [corpus_name(tmp_path / name) for name in ("data", "data/val-0.parquet")] == ["data", "val-0"]
+    (tmp_path / "1.png").write_bytes(FILES[0])
+    assert list_images(tmp_path) == [Image("1", str(tmp_path / "1.png"))]
+
+
+def test_only_the_row_groups_that_are_asked_for_are_read(tmp_path: Path) -> None:
+    """Rows of two groups of many: the others may as well be missing; and each group is read once."""
+    path = written(tmp_path / "val.parquet", 2, image=[bytes([n]) * 1000 for n in range(40)], id=range(40))
+    metadata = pq.read_metadata(path)
+    data = bytearray(path.read_bytes())
+    for group in set(range(20)) - {3, 17}:
+        column = metadata.row_group(group).column(0)
+        start = column.dictionary_page_offset or column.data_page_offset
+        data[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
+    path.write_bytes(data)
+    assert read_rows(str(path), {6, 34, 35}) == {n: bytes([n]) * 1000 for n in (6, 34, 35)}
+    with pytest.raises(OSError, match=r".+"):
+        read_rows(str(path), {8})
+
+
+def saved(folder: Path, rows: int = 4, **columns: Any) -> Path:
+    datasets = pytest.importorskip("datasets")
+    table = {"image": [{"bytes": FILES[n % 4], "path": f"{NAMES[n % 4]}{n // 4 or ''}.png"} for n in range(rows)]}
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    datasets.Dataset.from_dict(table, features=features).save_to_disk(folder, **columns)
+    return folder
+
+
+def test_a_saved_dataset_is_ranges_of_bytes(tmp_path: Path) -> None:
+    """What `save_to_disk` writes is read where it lies, whatever number of files and batches; its splits are named."""
+    images = list_images(saved(tmp_path / "val", 2500, num_shards=2))
+    assert len(images) == 2500
+    assert {Path(image.path).name for image in images} == {f"data-0000{n}-of-00002.arrow" for n in (0, 1)}
+    for image in images[::97]:
+        with Path(image.path).open("rb") as file:
+            file.seek(image.start)
+            assert file.read(image.size or 0) == FILES[[name[0] for name in NAMES].index(image.image_id[0])]
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["val"]}')
+    with pytest.raises(InputError, match="holds the splits of a dataset"):
+        list_images(tmp_path)
+
+
+def test_a_saved_dataset_that_is_damaged(tmp_path: Path) -> None:
+    """Cut short, compressed or not described, it is refused by name."""
+    folder = saved(tmp_path / "val")
+    (path,) = folder.glob("*.arrow")
+    data = path.read_bytes()
+    path.write_bytes(data[:-200])
+    with pytest.raises(InputError, match=r"arrow: cannot be read as an Arrow stream"):
+        list_images(folder)
+    table = pa.ipc.open_stream(data).read_all()
+    with pa.ipc.new_stream(path, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    with pytest.raises(InputError, match=r"its buffers are compressed"):
+        list_images(folder)
+    (folder / "state.json").write_text("{}")
+    with pytest.raises(InputError, match=r"state\.json is not what datasets writes"):
+        list_images(folder)
+
+
+def as_structs(world: World, names: Sequence[str], files: Sequence[bytes]) -> Path:
+    rows = [{"bytes": data, "path": f"pictures/{name}.png"} for name, data in zip(names, files, strict=True)]
+    return written(world.root / "table.parquet", 7, image=pa.array(rows, HUGGING_FACE))
+
+
+def as_binary(world: World, names: Sequence[str], files: Sequence[bytes]) -> Path:
+    (world.root / "tables").mkdir()
+    for number in range(3):
+        written(world.root / "tables" / f"{number}.parquet", 5, png=files[number::3], image_id=names[number::3])
+    return world.root / "tables"
+
+
+def as_dataset(world: World, names: Sequence[str], files: Sequence[bytes]) -> Path:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"image": list(files), "id": list(names)}).save_to_disk(world.root / "saved")
+    return world.root / "saved"
+
+
+@pytest.mark.parametrize("make", [as_structs, as_binary, as_dataset])
+def test_the_store_is_that_of_the_same_images_in_a_folder(make: Callable[..., Path], tmp_path: Path) -> None:
+    """Byte for byte, through workers' shards that hold rows of several groups and files."""
+    world = World(tmp_path)
+    reference = tree(world.extract("folder").folder)
+    paths = sorted(world.pictures.iterdir(), reverse=True)
+    world.pictures = make(world, [path.stem for path in paths], [path.read_bytes() for path in paths])
+    assert tree(world.extract("table").folder) == reference
+
+
+def test_a_row_that_does_not_decode_is_a_failure(tmp_path: Path) -> None:
+    """Bytes that are no image, cut-off ones and none at all are failure rows; their neighbours are extracted."""
+    world = World(tmp_path)
+    files = [FILES[0], b"<html>", FILES[1][:50], None, FILES[2]]
+    rows = [{"bytes": data, "path": f"{number}.png"} for number, data in enumerate(files)]
+    world.pictures = written(tmp_path / "table.parquet", image=pa.array([*rows, None], HUGGING_FACE), id=range(6))
+    store = world.extract()
+    assert sorted(store.image_ids) == ["0", "4"]
+    assert sorted(failure.item_id for failure in store.failures()) == ["1", "2", "3", "5"]
+
+
+def test_a_shard_reads_its_tables_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once an image: 40 images in shards of about ten are a handful of passes over the table."""
+    world, passes = World(tmp_path), []
+    paths = sorted(world.pictures.iterdir())
+    world.pictures = as_structs(world, [path.stem for path in paths], [path.read_bytes() for path in paths])
+
+    def counted(path: str, rows: set[int]) -> dict[int, bytes]:
+        passes.append(len(rows))
+        return read_rows(path, rows)
+
+    monkeypatch.setattr(images_module, "read_rows", counted)
+    store = world.extract()
+    assert sum(passes) == 40
+    assert len(passes) == len(store.part_paths)
+    assert np.mean(passes) > 3
