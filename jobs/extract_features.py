@@ -42,6 +42,7 @@ def parse() -> dict[str, Any]:
     parser.add_argument("--out", type=Path, required=True, help="root of the feature stores: folder or s3://…")
     parser.add_argument("--corpus", help="name of the corpus (default: the images folder's name)")
     parser.add_argument("--boxes", choices=("none", "beside"), default="none", help="beside: use NAME.json, as in VCR")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="see docs/features.md")
     parser.add_argument("--batch-size", type=int, default=ExtractConfig.batch_size)
     parser.add_argument("--shard-size", type=int, default=ExtractConfig.shard_size, help="images per part, about")
     parser.add_argument("--max-failures", type=int, help="exit 3 where more images than these are quarantined")

@@ -42,3 +42,16 @@ def test_gate_power_tells_a_drop_from_none() -> None:
     (alarms,) = re.findall(r"without a change: (\d+) of 30 nights fail", printed)
     assert int(alarms) <= 3
     assert "a drop of 20 points: found on 30 of 30 nights" in printed
+
+
+def test_extraction_compares_equal_regions() -> None:
+    """The worker keeps the very regions that torchvision's parts give one after the other, in float32; bfloat16 and the
+    stages stand in the tables too."""
+    printed = run("extraction.py", "--space", "tiny_rcnn", "--images", "4", "--rounds", "1")
+    (same, total) = re.findall(r"^visualbert_core float32 .* (\d+) of (\d+) +1\.0000\d$", printed, re.MULTILINE)[0]
+    assert same == total != "0"
+    stages = re.findall(r"^  (\w+) +[\d.]+ ms/image", printed, re.MULTILINE)
+    assert stages == ["decode", "wait", "turn", "detect", "rows", "encode", "commit"]
+    low = run("extraction.py", "--space", "tiny_rcnn", "--images", "2", "--rounds", "1", "--precision", "bfloat16")
+    assert re.search(r"^torchvision, part by part, autocast", low, re.MULTILINE)
+    assert re.search(r"^visualbert_core bfloat16 ", low, re.MULTILINE)

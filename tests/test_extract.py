@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,9 +24,11 @@ from visualbert_core.config import ExtractConfig, PoolConfig
 from visualbert_core.corpus import list_images
 from visualbert_core.detector import Detection
 from visualbert_core.errors import CheckpointError, CoverageError, ShardError
-from visualbert_core.features.extract import extract
+from visualbert_core.features.extract import AHEAD, FeatureWorker, ImageShard, _batches, extract, full_fingerprint
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.images import read_image
+from visualbert_core.schema import Image
+from visualbert_core.shards import plan
 
 INLINE = PoolConfig(inline=True)
 
@@ -59,11 +62,11 @@ class PixelDetector:
         return Detection(boxes, np.full(len(boxes), -1), boxes[:, 0] / 255, features)
 
 
-def load(folder: str | Path, device: str | None = None) -> PixelDetector:
+def load(folder: str | Path, device: str | None = None, precision: str = "float32") -> PixelDetector:
     return PixelDetector(folder)
 
 
-def load_otherwise(folder: str | Path, device: str | None = None) -> PixelDetector:
+def load_otherwise(folder: str | Path, device: str | None = None, precision: str = "float32") -> PixelDetector:
     """On a worker (device None) another fingerprint than on the driver: a machine with other library versions."""
     detector = PixelDetector(folder)
     if device is None:
@@ -281,6 +284,64 @@ def test_a_file_out_of_reach_stops_the_job(world: World) -> None:
 def test_limit_takes_the_first_images(world: World) -> None:
     """A smoke run over the first ids leaves a store of exactly those."""
     assert sorted(world.extract(limit=3).image_ids) == ["image00", "image01", "image02"]
+
+
+def test_the_next_batches_are_decoded_meanwhile(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the detector has a batch the next ones are read, but no more than the bound: with a detector that waits for
+    them, a worker that did not read ahead would never end."""
+    read, enough = [], threading.Event()
+
+    def reading(image: Image) -> tuple[np.ndarray, str]:
+        read.append(image.image_id)
+        if len(read) >= 3:
+            enough.set()
+        return read_image(image)
+
+    class Waiting(PixelDetector):
+        def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
+            assert enough.wait(60)
+            seen.append(len(read))
+            return super().detect(images, boxes)
+
+    seen: list[int] = []
+    monkeypatch.setattr("visualbert_core.features.extract.read_image", reading)
+    world.extract(batch_size=1, shard_size=40, load=lambda folder, *_, **__: Waiting(folder))
+    assert all(count <= done + 1 + AHEAD for done, count in enumerate(seen))
+
+
+def test_the_clock_knows_every_stage(world: World) -> None:
+    """A worker's own account of where its time went names each stage, and none took none."""
+    detector = load(world.detector)
+    images = {image.image_id: image for image in list_images(world.pictures)}
+    worker = FeatureWorker(world.detector, world.root / "store", full_fingerprint(detector, "none"), 4, load)
+    for shard in plan(list(images), "salt", 10):
+        worker.run(ImageShard(shard.shard_id, shard.items, tuple(images[item] for item in shard.items)))
+    assert min(worker.clock.seconds.values()) > 0
+    assert worker.clock.seconds.keys() >= {"decode", "detect", "encode", "commit"}
+
+
+def test_large_images_share_a_batch_with_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded in pixels, one image is always a batch, and which share one depends on the shard alone."""
+    monkeypatch.setattr("visualbert_core.features.extract.BATCH_PIXELS", 100)
+    shapes = {
+        Image(name, name): shape for name, shape in (("a", (5, 10)), ("b", (20, 10)), ("c", (5, 10)), ("d", None))
+    }
+    shapes |= {Image(name, name): (5, 10) for name in "efg"} | {Image("h", "h"): (20, 10)}
+    found = [[image.image_id for image in batch] for batch in _batches(shapes, 8)]
+    assert found == [["a", "c"], ["e", "f"], ["g"], ["b"], ["h"], ["d"]]
+
+
+def test_precision_is_a_store_of_its_own(world: World) -> None:
+    """The loader is told the precision, and what it changes in the fingerprint is another folder."""
+
+    def precise(folder: str | Path, device: str | None = None, precision: str = "float32") -> PixelDetector:
+        detector, own = PixelDetector(folder), {} if precision == "float32" else {"precision": precision}
+        detector.fingerprint = lambda: {"versions": {"torch": "1"}} | own  # type: ignore[method-assign]
+        return detector
+
+    full, low = (world.extract(load=precise, precision=name) for name in ("float32", "bfloat16"))
+    assert full.folder == world.extract().folder
+    assert low.folder != full.folder
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import struct
+import warnings
+import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 import xxhash
 from PIL import Image as Pillow
+from PIL import ImageCms, features
 
 from visualbert_core.images import DecodeError, image_shape, read_boxes, read_image
 from visualbert_core.schema import Image
@@ -47,11 +54,107 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
         assert abs(pixels.astype(int) - 200).max() <= 4
 
 
-def test_sixteen_bits_keep_their_upper_eight(tmp_path: Path) -> None:
-    """A 16-bit greyscale PNG is scaled, not clipped at 255."""
-    deep = Pillow.fromarray(np.array([[0, 256, 65535]], np.uint16))
-    pixels, _ = read_image(saved(tmp_path / "a.png", deep))
-    assert pixels[0, :, 0].tolist() == [0, 1, 255]
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, bits: int, colors: int, rows: bytes, *chunks: bytes) -> bytes:
+    """A PNG file as its standard has it, of kinds that Pillow does not write."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colors, 0, 0, 0))
+    return b"".join([b"\x89PNG\r\n\x1a\n", header, *chunks, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")])
+
+
+@pytest.mark.parametrize(
+    ("colors", "samples", "expected"),
+    [
+        (0, [256, 65535], [[1, 1, 1], [255, 255, 255]]),
+        (2, [0, 256, 65535, 32768, 300, 511], [[0, 1, 255], [128, 1, 1]]),
+        (4, [256, 65535, 65535, 0], [[1, 1, 1], [255, 255, 255]]),
+        (6, [256, 65535, 511, 0, 0, 0, 0, 65535], [[1, 255, 1], [0, 0, 0]]),
+    ],
+    ids=["grey", "RGB", "grey and alpha", "RGBA"],
+)
+def test_sixteen_bits_keep_their_upper_eight(
+    tmp_path: Path, colors: int, samples: list[int], expected: list[list[int]]
+) -> None:
+    """Of 16-bit PNGs of every kind the samples are scaled, not clipped at 255, and alpha is dropped."""
+    path = tmp_path / "a.png"
+    path.write_bytes(png(2, 1, 16, colors, b"\0" + np.array(samples, ">u2").tobytes()))
+    pixels, _ = read_image(Image("a", str(path)))
+    assert pixels[0].tolist() == expected
+
+
+@pytest.mark.parametrize("transparency", [None, 0, bytes([0, 128])], ids=["opaque", "one colour", "by colour"])
+def test_a_palette_gives_its_colours(tmp_path: Path, transparency: object) -> None:
+    """Whatever of a palette is transparent, the stored colours count."""
+    picture = Pillow.new("P", (2, 1))
+    picture.putpalette([10, 20, 30, 40, 50, 60])
+    picture.putdata([0, 1])
+    options = {} if transparency is None else {"transparency": transparency}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pixels, _ = read_image(saved(tmp_path / "a.png", picture, **options))
+    assert pixels[0].tolist() == [[10, 20, 30], [40, 50, 60]]
+
+
+def test_ink_becomes_light(tmp_path: Path) -> None:
+    """CMYK and YCCK JPEGs, whose ink is stored inverted, come out in the colours that they print; YCCK is made here of
+    a CMYK file by what Adobe's marker says of it, which leaves a middle grey as it is."""
+    path = tmp_path / "a.jpg"
+    pixels, _ = read_image(saved(path, Pillow.new("CMYK", (16, 16), (200, 20, 60, 0)), quality=100))
+    assert abs(pixels.astype(int) - [55, 235, 195]).max() <= 2
+    image = saved(path, Pillow.new("CMYK", (16, 16), (127, 127, 127, 0)), quality=100)
+    data = bytearray(path.read_bytes())
+    marker = data.index(b"Adobe")
+    data[marker + 11] = 2
+    path.write_bytes(data)
+    assert abs(read_image(image)[0].astype(int) - 128).max() <= 3
+
+
+def test_a_colour_profile_is_ignored(tmp_path: Path) -> None:
+    """The stored numbers count, as in the detectors' own scripts."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    pixels, _ = read_image(saved(tmp_path / "a.png", ramp(), icc_profile=profile))
+    np.testing.assert_array_equal(pixels, RAMP)
+
+
+def test_a_suffix_may_lie(tmp_path: Path) -> None:
+    """A PNG called .jpg is a PNG."""
+    picture = BytesIO()
+    ramp().save(picture, "PNG")
+    (tmp_path / "a.jpg").write_bytes(picture.getvalue())
+    np.testing.assert_array_equal(read_image(Image("a", str(tmp_path / "a.jpg")))[0], RAMP)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1)])
+def test_a_line_of_pixels_is_an_image(tmp_path: Path, shape: tuple[int, int]) -> None:
+    """No shape is too small or too long."""
+    assert read_image(saved(tmp_path / "a.png", Pillow.new("RGB", shape[::-1])))[0].shape == (*shape, 3)
+
+
+@pytest.mark.skipif(features.version("libjpeg_turbo") is None, reason="Pillow with another libjpeg")
+@pytest.mark.parametrize("size", [(480, 640), (333, 501), (17, 23), (1, 64)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"subsampling": 0},
+        {"subsampling": 1},
+        {"subsampling": 2},
+        {"progressive": True},
+        {"quality": 10},
+        {"grey": True},
+    ],
+    ids=["4:4:4", "4:2:2", "4:2:0", "progressive", "coarse", "grey"],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_another_decoder_gives_the_same_pixels(tmp_path: Path, size: tuple[int, int], options: dict[str, int]) -> None:
+    """torchvision's decoder is not used because it is no better, not because it is another: equal in every bit."""
+    tiles = np.random.default_rng(0).integers(0, 256, (size[0] // 8 + 1, size[1] // 8 + 1, 3), np.uint8)
+    picture = Pillow.fromarray(tiles).resize(size[::-1], Pillow.Resampling.BICUBIC)
+    image = saved(tmp_path / "a.jpg", picture.convert("L" if options.pop("grey", False) else "RGB"), **options)
+    data = torch.frombuffer(bytearray(Path(image.path).read_bytes()), dtype=torch.uint8)
+    theirs = torchvision.io.decode_jpeg(data, torchvision.io.ImageReadMode.RGB)
+    np.testing.assert_array_equal(read_image(image)[0], theirs.permute(1, 2, 0))
 
 
 def test_orientation_is_ignored(tmp_path: Path) -> None:
@@ -87,6 +190,49 @@ def test_a_bad_file_is_a_decode_error(tmp_path: Path, damage: object, says: str)
             read_image(image)
         messages.add(str(caught.value))
     assert len(messages) == 1
+
+
+@pytest.mark.parametrize("format_", ["EPS", "PPM", "TGA"])
+def test_other_formats_are_refused(tmp_path: Path, format_: str) -> None:
+    """What Pillow knows besides goes unread, whatever the file is called: for EPS it would start Ghostscript."""
+    picture = BytesIO()
+    ramp().save(picture, format_)
+    (tmp_path / "a.jpg").write_bytes(picture.getvalue())
+    with pytest.raises(DecodeError, match=r"a\.jpg is no image"):
+        read_image(Image("a", str(tmp_path / "a.jpg")))
+
+
+@pytest.mark.parametrize(("mode", "value"), [("F", 0.5), ("I", 70000)])
+def test_samples_without_a_known_white_are_refused(tmp_path: Path, mode: str, value: float) -> None:
+    """Floating-point and 32-bit TIFFs would silently become black or white."""
+    image = saved(tmp_path / "a.tif", Pillow.new(mode, (4, 4), value))
+    with pytest.raises(DecodeError, match="TIFF of samples of 32 bits"):
+        read_image(image)
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
+def test_a_zip_bomb_is_refused_before_it_unfolds(tmp_path: Path, kind: bytes) -> None:
+    """A small PNG whose text or profile is huge is a failure, and so are many that add up."""
+    bomb = chunk(kind, b"k\0\0" + zlib.compress(bytes(1 << 26)))
+    path = tmp_path / "a.png"
+    path.write_bytes(png(2, 1, 8, 2, b"\0" + bytes(6), bomb))
+    with pytest.raises(DecodeError, match="too large"):
+        read_image(Image("a", str(path)))
+    if kind == b"zTXt":
+        many = [chunk(kind, b"k\0\0" + zlib.compress(bytes(1_000_000)))] * 68
+        path.write_bytes(png(2, 1, 8, 2, b"\0" + bytes(6), *many))
+        with pytest.raises(DecodeError, match="Too much memory"):
+            read_image(Image("a", str(path)))
+
+
+def test_pixels_that_are_not_there_are_missed(tmp_path: Path) -> None:
+    """A header that promises more than the file holds is a failure; what follows the last row is passed over."""
+    path = tmp_path / "a.png"
+    path.write_bytes(png(9000, 9000, 8, 2, bytes(100)))
+    with pytest.raises(DecodeError, match="truncated"):
+        read_image(Image("a", str(path)))
+    path.write_bytes(png(2, 1, 8, 2, bytes(1 << 24)))
+    assert read_image(Image("a", str(path)))[0].shape == (1, 2, 3)
 
 
 @pytest.mark.parametrize("limit", [23, 11], ids=["above the limit", "above twice the limit"])

@@ -167,14 +167,20 @@ def with_config(detector: VgC4, **changes: Any) -> VgC4:
 
 
 @pytest.mark.parametrize("golden", GOLDEN["images"], ids=lambda golden: f"{golden['picture']}")
-def test_regions_are_hugging_faces(detector: VgC4, golden: dict[str, Any]) -> None:
-    """Boxes, classes, attributes, probabilities and features are those of the published program."""
-    (found,) = detector.detect([picture(*golden["picture"])])
+@pytest.mark.parametrize(("as_loaded", "slack"), [(True, 1), (False, 10)], ids=["as loaded", "made ready"])
+def test_regions_are_hugging_faces(
+    folder: Path, golden: dict[str, Any], as_loaded: bool, slack: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Boxes, classes, attributes, probabilities and features are those of the published program; with folded norms and
+    in another memory order the last digits of boxes and probabilities move, the choice of regions does not."""
+    if as_loaded:
+        monkeypatch.setattr("visualbert_core.detector.vg_c4.ready", lambda network, device: network)
+    (found,) = load_detector(folder, "cpu").detect([picture(*golden["picture"])])
     np.testing.assert_array_equal(found.labels, golden["labels"])
     np.testing.assert_array_equal(found.attributes, golden["attributes"])
-    np.testing.assert_allclose(found.boxes, golden["boxes"], atol=1e-3)
-    np.testing.assert_allclose(found.scores, golden["scores"], atol=1e-5)
-    np.testing.assert_allclose(found.attribute_scores, golden["attribute_scores"], atol=1e-5)
+    np.testing.assert_allclose(found.boxes, golden["boxes"], atol=1e-3 * slack)
+    np.testing.assert_allclose(found.scores, golden["scores"], atol=1e-5 * slack)
+    np.testing.assert_allclose(found.attribute_scores, golden["attribute_scores"], atol=1e-5 * slack)
     np.testing.assert_allclose(found.features.mean(1), golden["feature_means"], atol=1e-4)
     for row, values in golden["features"].items():
         np.testing.assert_allclose(found.features[int(row)], values, atol=1e-4)
@@ -214,7 +220,7 @@ def test_given_boxes_follow_the_resize(detector: VgC4) -> None:
     with torch.inference_mode():
         maps = detector.network.trunk(preprocess(torch.from_numpy(image[None]), detector.config.preprocessing))
         expected = detector.network.describe(maps[0], torch.from_numpy(boxes) / 2)
-    np.testing.assert_array_equal(found.features, expected.features)
+    np.testing.assert_allclose(found.features, expected.features, atol=1e-4)
 
 
 @pytest.mark.parametrize(

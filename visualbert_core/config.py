@@ -48,6 +48,9 @@ class ExtractConfig:
     """Name of the corpus; default: the name of the images folder, list or tar."""
     boxes: Literal["none", "beside"] = "none"
     """`beside`: take the boxes from NAME.json beside NAME.jpg, as VCR ships them, instead of detecting."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the detector's network computes in. bfloat16 is for GPUs and for CPUs with AVX512_BF16 or AMX; its features
+    are others, in a store of their own."""
     batch_size: int = 8
     shard_size: int = 1024
     limit: int | None = None

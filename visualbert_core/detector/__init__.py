@@ -73,10 +73,11 @@ _BUILDERS = {
 """`builder` of a folder's config.json → module, class; any other is a builder of torchvision's."""
 
 
-def load_detector(folder: str | Path, device: str | None = None) -> Detector:
+def load_detector(folder: str | Path, device: str | None = None, precision: str = "float32") -> Detector:
     """Open a detector folder (`config.json` + `model.safetensors`) on `device` (default: CUDA where there is one).
 
-    Its `builder` says which detector it is. Raises CheckpointError naming the file that is missing or does not fit.
+    Its `builder` says which detector it is; `precision` (float32 or bfloat16) is what its network computes in. Raises
+    CheckpointError naming the file that is missing or does not fit, ConfigError for another precision.
     """
     try:
         config = read_json(Path(folder) / "config.json")
@@ -84,5 +85,6 @@ def load_detector(folder: str | Path, device: str | None = None) -> Detector:
         raise CheckpointError(f"{folder}: not a detector folder: {error}") from error
     builder = config.get("builder") if isinstance(config, dict) else None
     module, name = _BUILDERS.get(str(builder), ("torchvision_rcnn", "TorchvisionRCNN"))
-    detector: Detector = getattr(import_module(f"{__name__}.{module}"), name).from_pretrained(folder, device=device)
+    kind = getattr(import_module(f"{__name__}.{module}"), name)
+    detector: Detector = kind.from_pretrained(folder, device, precision)
     return detector

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,14 +26,25 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import Bottleneck, ResNet
-from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, nms, roi_align
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, nms
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from visualbert_core.detector import Detection
 from visualbert_core.detector.class_nms import confidences
 from visualbert_core.detector.folder import WEIGHTS_FILE, load_weights, read_folder, write_folder
 from visualbert_core.detector.inclusive_boxes import ASPECT_RATIOS, anchors, clip, decode, half_open
+from visualbert_core.detector.inference import (
+    answering,
+    checked,
+    detections,
+    in_fingerprint,
+    lower,
+    ready,
+    together,
+    upload,
+)
 from visualbert_core.detector.published import read_entries, tensors
+from visualbert_core.detector.roi_align import pool_levels
 from visualbert_core.errors import CheckpointError
 from visualbert_core.provenance import digest_file
 
@@ -41,6 +53,8 @@ ANCHOR_SIZES = (32, 64, 128, 256, 512)
 PAD_TO = 32
 ROI_SIZE, ROI_SAMPLES = 7, 2
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # equation 1 of the FPN paper
+
+_Columns = tuple[Tensor, Tensor, Tensor, Tensor]  # of a `Detection`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,22 +116,30 @@ DETECTRON = FPNConfig(
 class FPNDetector:
     """See `detector.Detector`. Labels count the background: class 0 is never an answer."""
 
-    def __init__(self, model: FPNNetwork, config: FPNConfig, weights_digest: str, device: str | None) -> None:
+    def __init__(
+        self,
+        model: FPNNetwork,
+        config: FPNConfig,
+        weights_digest: str,
+        device: str | None,
+        precision: str = "float32",
+    ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = model.eval().to(self.device)
+        self.precision = checked(precision)
+        self.model = model.eval()
         self.config = config
         self.space = config.space
         self.feature_size = config.feature_size
         self._weights_digest = weights_digest
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | None = None) -> FPNDetector:
+    def from_pretrained(cls, folder: str | Path, device: str | None = None, precision: str = "float32") -> FPNDetector:
         """Open a detector folder. Raises CheckpointError naming what is missing or does not fit."""
         folder = Path(folder)
         config, state = read_folder(folder, FPNConfig)
         model = _empty(config)
         load_weights(model, state, folder / WEIGHTS_FILE, "its network")
-        return cls(model, config, digest_file(folder / WEIGHTS_FILE), device)
+        return cls(model, config, digest_file(folder / WEIGHTS_FILE), device, precision)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the folder that `from_pretrained` reads."""
@@ -127,6 +149,7 @@ class FPNDetector:
         """Everything that changes a feature (see `detector.Detector`)."""
         return {
             **asdict(self.config),
+            **in_fingerprint(self.precision),
             "weights": self._weights_digest,
             "color_order": "BGR",
             "resize": "bilinear as cv2.resize, pixel values float32",
@@ -138,41 +161,51 @@ class FPNDetector:
             "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         }
 
-    @torch.inference_mode()
+    @answering
     def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
         """See `detector.Detector`. Images of more than one shape are refused: padding would leak between them."""
-        shapes = {image.shape for image in images}
-        if len(shapes) != 1:
-            raise ValueError(f"a batch holds images of one shape, found {sorted(shapes)}")
-        scale = resize_scale(images[0].shape[:2], self.config)
-        batch = torch.stack([self._pixels(image, scale) for image in images])
-        maps = self.model.maps(batch)
-        if boxes is None:
+        pixels_BHWC = upload(images, self.device)
+        given = None if boxes is None else [torch.from_numpy(b).to(self.device).float() for b in boxes]
+        some = together(len(images), self.device)
+        return detections([row for part in some for row in self._detect(pixels_BHWC[part], given and given[part])])
+
+    def _detect(self, pixels_BHWC: Tensor, given: list[Tensor] | None) -> list[_Columns]:
+        scale = resize_scale(pixels_BHWC.shape[1:3], self.config)
+        batch = self._preprocess(pixels_BHWC, scale)
+        maps = self._ready.maps(batch)
+        if given is None:
             proposals = self._proposals(maps, (batch.shape[2], batch.shape[3]))
         else:
-            proposals = [torch.from_numpy(given).to(self.device).float() * scale for given in boxes]
-        features, logits = self.model.regions(maps[:4], proposals, self.config.layer)
+            proposals = [boxes * scale for boxes in given]
+        features, logits = self._ready.regions(maps[:4], proposals, self.config.layer)
         counts = [len(p) for p in proposals]
-        scores = torch.split(logits.float().softmax(-1), counts)
+        scores = torch.split(logits.softmax(-1), counts)
         per_image = zip(proposals, torch.split(features, counts), scores, strict=True)
-        if boxes is None:
+        if given is None:
             return [self._select(p / scale, f, s) for p, f, s in per_image]
-        return [
-            _detection(torch.from_numpy(given), s[:, 1:].amax(1), f, s)
-            for given, (_, f, s) in zip(boxes, per_image, strict=True)
-        ]
+        return [_columns(boxes, s[:, 1:].amax(1), f, s) for boxes, (_, f, s) in zip(given, per_image, strict=True)]
 
-    def _pixels(self, image: np.ndarray, scale: float) -> Tensor:
-        """float32 [3, H, W] BGR less the mean, resized and padded with zeros."""
-        mean = torch.tensor(self.config.mean, device=self.device)
-        pixels = torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1])).to(self.device).float().sub_(mean)
-        pixels = resize(pixels.permute(2, 0, 1), scale)
-        height, width = pixels.shape[1:]
+    @cached_property
+    def _ready(self) -> FPNNetwork:
+        model = ready(self.model, self.device)
+        if self.precision == "bfloat16":
+            body = model.body
+            lower(body.conv1, body.layer1, body.layer2, body.layer3, body.layer4, model.fpn)
+            lower(model.rpn.conv)
+            lower(model.fc6)
+            lower(model.fc7)
+        return model
+
+    def _preprocess(self, pixels_BHWC: Tensor, scale: float) -> Tensor:
+        """uint8 RGB → float32 [B, 3, H, W] BGR less the mean, resized and padded with zeros."""
+        mean = torch.tensor(self.config.mean, device=pixels_BHWC.device)
+        pixels = resize((pixels_BHWC.flip(3).float() - mean).permute(0, 3, 1, 2), scale)
+        height, width = pixels.shape[2:]
         return pad(pixels, (0, -width % PAD_TO, 0, -height % PAD_TO))
 
     def _proposals(self, maps: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
         """float32 [P, 4] in pixels of the resized image, best first, of each image of a batch of (H, W) `size`."""
-        logits, deltas = self.model.rpn(list(maps))
+        logits, deltas = self._ready.rpn(list(maps))
         levels = []
         for logits_BAHW, deltas_BDHW, stride, side in zip(logits, deltas, STRIDES, ANCHOR_SIZES, strict=True):
             batch, _, height, width = logits_BAHW.shape
@@ -199,21 +232,16 @@ class FPNDetector:
         best: Tensor = boxes[scores.topk(min(self.config.num_proposals, len(scores))).indices]
         return best
 
-    def _select(self, boxes: Tensor, features: Tensor, scores: Tensor) -> Detection:
+    def _select(self, boxes: Tensor, features: Tensor, scores: Tensor) -> _Columns:
         wanted = self.config.num_regions
         confidence = confidences(half_open(boxes), scores[:, 1:], self.config.nms_iou, wanted)
         order = confidence.sort(descending=True, stable=True).indices[:wanted]
-        return _detection(boxes[order], confidence[order], features[order], scores[order])
+        return _columns(boxes[order], confidence[order], features[order], scores[order])
 
 
-def _detection(boxes: Tensor, confidence: Tensor, features: Tensor, scores: Tensor) -> Detection:
+def _columns(boxes: Tensor, confidence: Tensor, features: Tensor, scores: Tensor) -> _Columns:
     labels = scores[:, 1:].argmax(1) + 1
-    return Detection(
-        boxes=boxes.cpu().numpy(),
-        labels=labels.to(torch.int16).cpu().numpy(),
-        scores=confidence.cpu().numpy(),
-        features=features.float().cpu().numpy(),
-    )
+    return boxes, labels.to(torch.int16), confidence, features
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -265,17 +293,12 @@ def _frozen_norm(channels: int) -> FrozenBatchNorm2d:
 
 def pool(maps: Sequence[Tensor], boxes: list[Tensor]) -> Tensor:
     """RoIAlign of every box in the level of its size → [ΣR, C, 7, 7]."""
-    batch = torch.cat([torch.full((len(b), 1), float(i), device=b.device) for i, b in enumerate(boxes)])
-    rois = torch.cat([batch, torch.cat(boxes)], 1)
-    sides = rois[:, 3:] - rois[:, 1:3] + 1
+    every = torch.cat(boxes)
+    sides = every[:, 2:] - every[:, :2] + 1
     # A box turned inside out has no size; the smallest level takes it.
     size = sides.prod(1).clamp(min=0).sqrt()
     level = torch.floor(CANONICAL_LEVEL + torch.log2(size / CANONICAL_SIZE + 1e-6)).clamp(2, 5).long() - 2
-    pooled = maps[0].new_empty(len(rois), maps[0].shape[1], ROI_SIZE, ROI_SIZE)
-    for index, (features, stride) in enumerate(zip(maps, STRIDES[:4], strict=True)):
-        members = (level == index).nonzero().squeeze(1)
-        pooled[members] = roi_align(features, rois[members], ROI_SIZE, 1 / stride, ROI_SAMPLES)
-    return pooled
+    return pool_levels(maps, boxes, level, [1 / stride for stride in STRIDES[:4]], ROI_SIZE, ROI_SAMPLES)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -288,13 +311,13 @@ def resize_scale(shape: Sequence[int], config: FPNConfig) -> float:
     return config.max_size / max(shape) if round(scale * max(shape)) > config.max_size else scale
 
 
-def resize(pixels_CHW: Tensor, scale: float) -> Tensor:
+def resize(pixels_BCHW: Tensor, scale: float) -> Tensor:
     """`cv2.resize(…, fx=scale, fy=scale)` with bilinear interpolation. Unlike torch, OpenCV steps by exactly 1 / scale
     whatever the rounded size is, in double precision."""
-    left, right, weight = _taps(pixels_CHW.shape[2], scale, pixels_CHW.device)
-    pixels_CHW = torch.lerp(pixels_CHW[:, :, left], pixels_CHW[:, :, right], weight)
-    above, below, weight = _taps(pixels_CHW.shape[1], scale, pixels_CHW.device)
-    return torch.lerp(pixels_CHW[:, above], pixels_CHW[:, below], weight[:, None])
+    left, right, weight = _taps(pixels_BCHW.shape[-1], scale, pixels_BCHW.device)
+    pixels_BCHW = torch.lerp(pixels_BCHW[..., left], pixels_BCHW[..., right], weight)
+    above, below, weight = _taps(pixels_BCHW.shape[-2], scale, pixels_BCHW.device)
+    return torch.lerp(pixels_BCHW[..., above, :], pixels_BCHW[..., below, :], weight[:, None])
 
 
 def _taps(size: int, scale: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,14 +23,25 @@ import numpy as np
 import PIL
 import torch
 import torchvision
-from PIL import Image as Pillow
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import roi_align
 
 from visualbert_core.detector import Detection
 from visualbert_core.detector.folder import WEIGHTS_FILE, load_weights, read_folder, write_folder
+from visualbert_core.detector.inference import (
+    answering,
+    checked,
+    detections,
+    in_fingerprint,
+    lower,
+    ready,
+    together,
+    upload,
+)
 from visualbert_core.detector.published import read_weights
+from visualbert_core.detector.resize import pillow_bilinear
 from visualbert_core.errors import ConfigError
 from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import GivenObjects
@@ -85,22 +97,30 @@ class R2CDetector:
 
     classes = CLASSES
 
-    def __init__(self, model: R2CNetwork, config: R2CConfig, weights_digest: str, device: str | None) -> None:
+    def __init__(
+        self,
+        model: R2CNetwork,
+        config: R2CConfig,
+        weights_digest: str,
+        device: str | None,
+        precision: str = "float32",
+    ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = model.eval().to(self.device)
+        self.precision = checked(precision)
+        self.model = model.eval()
         self.config = config
         self.space = config.space
         self.feature_size = config.feature_size
         self._weights_digest = weights_digest
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | None = None) -> R2CDetector:
+    def from_pretrained(cls, folder: str | Path, device: str | None = None, precision: str = "float32") -> R2CDetector:
         """Open a detector folder. Raises CheckpointError naming what is missing or does not fit."""
         folder = Path(folder)
         config, state = read_folder(folder, R2CConfig)
         model = _empty(config)
         load_weights(model, state, folder / WEIGHTS_FILE, "its network")
-        return cls(model, config, digest_file(folder / WEIGHTS_FILE), device)
+        return cls(model, config, digest_file(folder / WEIGHTS_FILE), device, precision)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the folder that `from_pretrained` reads."""
@@ -110,6 +130,7 @@ class R2CDetector:
         """Everything that changes a feature (see `detector.Detector`)."""
         return {
             **asdict(self.config),
+            **in_fingerprint(self.precision),
             "weights": self._weights_digest,
             "classes": digest_json(CLASSES),
             "color_order": "RGB",
@@ -130,31 +151,37 @@ class R2CDetector:
         if boxes is None:
             raise ConfigError("r2c_resnet50 finds no objects, it encodes given ones: extract with boxes")
         objects = [GivenObjects(b, np.zeros(len(b), np.int16), tuple((_corners(box),) for box in b)) for b in boxes]
-        windows = [self._window(image) for image in images]
-        return self._encode(images, objects, windows, [_scaled(b, w) for b, w in zip(boxes, windows, strict=True)])
+        window = self._window(images[0])
+        return self._encode(images, objects, window, [_scaled(b, window) for b in boxes])
 
     def encode(self, images: Sequence[np.ndarray], objects: Sequence[GivenObjects]) -> list[Detection]:
         """See `detector.ObjectEncoder`."""
-        windows = [self._window(image) for image in images]
-        boxes = [_scaled(given.boxes, window) for given, window in zip(objects, windows, strict=True)]
-        for window, of_image in zip(windows, boxes, strict=True):
+        window = self._window(images[0])
+        boxes = [_scaled(given.boxes, window) for given in objects]
+        for of_image in boxes:
             # The whole image is the window, whose sides are whole pixels.
             of_image[0] = (window.left, window.top, window.left + window.width, window.top + window.height)
-        return self._encode(images, objects, windows, boxes)
+        return self._encode(images, objects, window, boxes)
 
-    @torch.inference_mode()
+    @answering
     def _encode(
         self,
         images: Sequence[np.ndarray],
         objects: Sequence[GivenObjects],
-        windows: Sequence[_Window],
+        window: _Window,
         boxes: Sequence[np.ndarray],
     ) -> list[Detection]:
-        pixels = torch.stack([self._pixels(image, w) for image, w in zip(images, windows, strict=True)])
+        pixels_BCHW = self._preprocess(upload(images, self.device), window)
+        some = together(len(images), self.device)
+        return detections([row for p in some for row in self._rows(pixels_BCHW[p], objects[p], boxes[p])])
+
+    def _rows(
+        self, pixels_BCHW: Tensor, objects: Sequence[GivenObjects], boxes: Sequence[np.ndarray]
+    ) -> list[tuple[Tensor, ...]]:
         masks = np.concatenate([masks_of(given, self.config.mask_size) for given in objects])
         labels = torch.from_numpy(np.concatenate([given.labels for given in objects])).long().to(self.device)
-        features, logits = self.model(
-            pixels,
+        features, logits = self._ready(
+            pixels_BCHW,
             [torch.from_numpy(b.astype(np.float32)).to(self.device) for b in boxes],
             labels,
             torch.from_numpy(masks).to(self.device),
@@ -162,7 +189,15 @@ class R2CDetector:
         scores = logits.softmax(-1).gather(1, labels[:, None])[:, 0]
         counts = [len(given.boxes) for given in objects]
         per_image = zip(objects, features.split(counts), scores.split(counts), strict=True)
-        return [Detection(o.boxes, o.labels, s.cpu().numpy(), f.cpu().numpy()) for o, f, s in per_image]
+        return [(torch.from_numpy(o.boxes), torch.from_numpy(o.labels), s, f) for o, f, s in per_image]
+
+    @cached_property
+    def _ready(self) -> R2CNetwork:
+        model = ready(self.model, self.device)
+        if self.precision == "bfloat16":
+            lower(model.backbone)
+            lower(model.after_roi_align)
+        return model
 
     def _window(self, image: np.ndarray) -> _Window:
         height, width = image.shape[:2]
@@ -171,16 +206,15 @@ class R2CDetector:
         left, top = (self.config.width - inner_width) // 2, (self.config.height - inner_height) // 2
         return _Window(left, top, inner_width, inner_height, scale)
 
-    def _pixels(self, image: np.ndarray, window: _Window) -> Tensor:
-        """float32 [3, height, width], normalised."""
+    def _preprocess(self, pixels_BHWC: Tensor, window: _Window) -> Tensor:
+        """uint8 → float32 [B, 3, height, width], letterboxed and normalised."""
         # An image of extreme shape would shrink to nothing.
-        size = (max(1, window.width), max(1, window.height))
-        box = np.zeros((self.config.height, self.config.width, 3), np.uint8)
-        inner = np.asarray(Pillow.fromarray(image).resize(size, Pillow.Resampling.BILINEAR))
-        box[window.top : window.top + size[1], window.left : window.left + size[0]] = inner
-        pixels = torch.from_numpy(box).to(self.device).permute(2, 0, 1).float().div_(255)
+        height, width = max(1, window.height), max(1, window.width)
+        inner_BCHW = pillow_bilinear(pixels_BHWC.permute(0, 3, 1, 2), height, width)
+        right, bottom = self.config.width - window.left - width, self.config.height - window.top - height
+        pixels_BCHW = pad(inner_BCHW, (window.left, right, window.top, bottom)).float().div_(255)
         mean, std = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (self.config.mean, self.config.std))
-        return pixels.sub_(mean).div_(std)
+        return pixels_BCHW.sub_(mean).div_(std)
 
 
 class R2CNetwork(nn.Module):

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,11 +27,22 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.transform import resize_boxes
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import FrozenBatchNorm2d, clip_boxes_to_image, nms
 
 from visualbert_core.detector import Detection
 from visualbert_core.detector.folder import WEIGHTS_FILE, load_weights, read_folder, write_folder
+from visualbert_core.detector.inference import (
+    answering,
+    checked,
+    detections,
+    in_fingerprint,
+    lower,
+    ready,
+    together,
+    upload,
+)
+from visualbert_core.detector.roi_align import pool_as
 from visualbert_core.detector.tiny_rcnn import tiny_rcnn
 from visualbert_core.errors import CheckpointError
 from visualbert_core.provenance import digest_file
@@ -67,22 +80,32 @@ class DetectorConfig:
 class TorchvisionRCNN:
     """See `detector.Detector`."""
 
-    def __init__(self, model: FasterRCNN, config: DetectorConfig, weights_digest: str, device: str | None) -> None:
+    def __init__(
+        self,
+        model: FasterRCNN,
+        config: DetectorConfig,
+        weights_digest: str,
+        device: str | None,
+        precision: str = "float32",
+    ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = model.eval().to(self.device)
+        self.precision = checked(precision)
+        self.model = model.eval()
         self.config = config
         self.space = config.space
         self.feature_size: int = model.roi_heads.box_predictor.cls_score.in_features
         self._weights_digest = weights_digest
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | None = None) -> TorchvisionRCNN:
+    def from_pretrained(
+        cls, folder: str | Path, device: str | None = None, precision: str = "float32"
+    ) -> TorchvisionRCNN:
         """Open a detector folder. Raises CheckpointError naming what is missing or does not fit."""
         folder = Path(folder)
         config, state = read_folder(folder, DetectorConfig)
         model = build(config)
         load_weights(model, state, folder / WEIGHTS_FILE, f"builder {config.builder!r}")
-        return cls(model, config, digest_file(folder / WEIGHTS_FILE), device)
+        return cls(model, config, digest_file(folder / WEIGHTS_FILE), device, precision)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the folder that `from_pretrained` reads, floating-point weights stored as `dtype`."""
@@ -91,7 +114,7 @@ class TorchvisionRCNN:
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes a feature (see `detector.Detector`)."""
         transform = self.model.transform
-        return {
+        return in_fingerprint(self.precision) | {
             "space": self.space,
             "feature_size": self.feature_size,
             "weights": self._weights_digest,
@@ -110,47 +133,51 @@ class TorchvisionRCNN:
             "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         }
 
-    @torch.inference_mode()
+    @answering
     def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
         """See `detector.Detector`. Images of more than one shape are refused: padding would leak between them."""
-        shapes = {image.shape for image in images}
-        if len(shapes) != 1:
-            raise ValueError(f"a batch holds images of one shape, found {sorted(shapes)}")
-        height, width = images[0].shape[:2]
-        pixels = [torch.from_numpy(image).to(self.device).permute(2, 0, 1).float().div_(255) for image in images]
-        batch, _ = self.model.transform(pixels)
-        maps = self._maps(batch)
-        if boxes is None:
-            proposals, _ = self.model.rpn(batch, maps)
-        else:
-            given = [torch.from_numpy(b).to(self.device) for b in boxes]
-            sizes = batch.image_sizes
-            proposals = [resize_boxes(b, (height, width), size) for b, size in zip(given, sizes, strict=True)]
-        regions = self._regions(batch, maps, proposals, select=boxes is None)
-        return [
-            Detection(
-                boxes=(resize_boxes(r.boxes, size, (height, width)).cpu().numpy() if boxes is None else boxes[i]),
-                labels=r.labels.to(torch.int16).cpu().numpy(),
-                scores=r.scores.cpu().numpy(),
-                features=r.features.cpu().numpy(),
-            )
-            for i, (r, size) in enumerate(zip(regions, batch.image_sizes, strict=True))
-        ]
+        pixels_BHWC = upload(images, self.device)
+        given = None if boxes is None else [torch.from_numpy(b).to(self.device) for b in boxes]
+        some = together(len(images), self.device)
+        return detections([row for part in some for row in self._detect(pixels_BHWC[part], given and given[part])])
 
-    def _maps(self, batch: ImageList) -> dict[str, Tensor]:
-        maps = self.model.backbone(batch.tensors)
-        return OrderedDict([("0", maps)]) if isinstance(maps, Tensor) else maps
+    @cached_property
+    def _ready(self) -> FasterRCNN:
+        model = ready(self.model, self.device)
+        if self.precision == "bfloat16":
+            for part in (model.backbone, model.rpn.head.conv, model.roi_heads.box_head):
+                lower(part)
+        return model
+
+    def _detect(self, pixels_BHWC: Tensor, given: list[Tensor] | None) -> list[tuple[Tensor, ...]]:
+        """The columns of each image's `Detection`."""
+        model, original = self._ready, (pixels_BHWC.shape[1], pixels_BHWC.shape[2])
+        pixels_BCHW = _long_enough(pixels_BHWC.permute(0, 3, 1, 2), model.transform)
+        batch, _ = model.transform(list(pixels_BCHW.float().div_(255)))
+        maps = model.backbone(batch.tensors)
+        maps = OrderedDict([("0", maps)]) if isinstance(maps, Tensor) else maps
+        size = batch.image_sizes[0]
+        if given is None:
+            proposals, _ = model.rpn(batch, maps)
+        else:
+            proposals = [resize_boxes(boxes, original, size) for boxes in given]
+        regions = self._regions(batch, maps, proposals, select=given is None)
+        stored = [resize_boxes(r.boxes, size, original) for r in regions] if given is None else given
+        return [
+            (boxes, r.labels.to(torch.int16), r.scores, r.features) for boxes, r in zip(stored, regions, strict=True)
+        ]
 
     def _regions(
         self, batch: ImageList, maps: dict[str, Tensor], proposals: list[Tensor], select: bool
     ) -> list[_Regions]:
         """Pool, classify and refine every proposal of the batch, then choose per image."""
-        heads = self.model.roi_heads
-        features_PD = heads.box_head(heads.box_roi_pool(maps, proposals, batch.image_sizes))
+        heads = self._ready.roi_heads
+        pooled = pool_as(heads.box_roi_pool, maps, proposals, batch.tensors.shape[2:])
+        features_PD = heads.box_head(pooled)
         logits_PC, deltas = heads.box_predictor(features_PD)
-        scores_P, labels_P = logits_PC.float().softmax(-1)[:, 1:].max(-1)
+        scores_P, labels_P = logits_PC.softmax(-1)[:, 1:].max(-1)
         labels_P = labels_P + 1  # class 0 is the background
-        refined_PC4 = heads.box_coder.decode(deltas.float(), proposals)
+        refined_PC4 = heads.box_coder.decode(deltas, proposals)
         refined_P4 = refined_PC4[torch.arange(len(labels_P), device=labels_P.device), labels_P]
         counts = [len(p) for p in proposals]
         columns = (torch.cat(proposals), refined_P4, labels_P, scores_P, features_PD)
@@ -170,6 +197,16 @@ class TorchvisionRCNN:
         order = nms(refined, regions.scores, rule.nms_iou)
         above = int((regions.scores[order] >= rule.score_threshold).sum())
         return regions[order[: min(max(above, rule.min_regions), rule.max_regions)]]
+
+
+def _long_enough(pixels_BCHW: Tensor, transform: GeneralizedRCNNTransform) -> Tensor:
+    """Of images so narrow that torchvision would shrink their short side to nothing, and crash, every line as often as
+    it takes to leave one pixel."""
+    short, long = sorted(pixels_BCHW.shape[2:])
+    remains = short * min(transform.min_size[-1] / short, transform.max_size / long)
+    if remains >= 1:
+        return pixels_BCHW
+    return pixels_BCHW.repeat_interleave(math.ceil(1 / remains) + 1, 2 if pixels_BCHW.shape[2] == short else 3)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,10 +35,22 @@ from torchvision.ops import clip_boxes_to_image, nms
 from visualbert_core.detector import Detection
 from visualbert_core.detector.class_nms import confidences
 from visualbert_core.detector.folder import WEIGHTS_FILE, load_weights, read_folder, write_folder
+from visualbert_core.detector.inference import (
+    answering,
+    checked,
+    detections,
+    in_fingerprint,
+    lower,
+    ready,
+    together,
+    upload,
+)
 from visualbert_core.detector.resize import pillow_bilinear
 from visualbert_core.detector.vg_c4_network import Architecture, Proposals, Regions, VgC4Network
 from visualbert_core.errors import ConfigError
 from visualbert_core.provenance import digest_file
+
+_Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]  # of a `Detection`
 
 _SMALLEST = 3  # pixels; of a shorter side the max pooling without padding leaves nothing
 
@@ -103,22 +116,30 @@ class VgC4Config:
 class VgC4:
     """See `detector.Detector`."""
 
-    def __init__(self, network: VgC4Network, config: VgC4Config, weights_digest: str, device: str | None) -> None:
+    def __init__(
+        self,
+        network: VgC4Network,
+        config: VgC4Config,
+        weights_digest: str,
+        device: str | None,
+        precision: str = "float32",
+    ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.network = network.eval().to(self.device)
+        self.precision = checked(precision)
+        self.network = network.eval()
         self.config = config
         self.space = config.space
         self.feature_size = config.architecture.feature_size
         self._weights_digest = weights_digest
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | None = None) -> VgC4:
+    def from_pretrained(cls, folder: str | Path, device: str | None = None, precision: str = "float32") -> VgC4:
         """Open a detector folder. Raises CheckpointError naming what is missing or does not fit."""
         folder = Path(folder)
         config, state = read_folder(folder, VgC4Config)
         network = VgC4Network(config.architecture, config.proposals)
         load_weights(network, state, folder / WEIGHTS_FILE, "the architecture of its config.json")
-        return cls(network, config, digest_file(folder / WEIGHTS_FILE), device)
+        return cls(network, config, digest_file(folder / WEIGHTS_FILE), device, precision)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the folder that `from_pretrained` reads, weights stored as `dtype`."""
@@ -129,41 +150,52 @@ class VgC4:
         config = dataclasses.asdict(self.config)
         for names in ("labels", "attributes"):
             del config[names]
-        return config | {
-            "feature_size": self.feature_size,
-            "weights": self._weights_digest,
-            "pooled_from": "proposal",
-            "dtype": "float16",
-            "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
-        }
+        return (
+            config
+            | in_fingerprint(self.precision)
+            | {
+                "feature_size": self.feature_size,
+                "weights": self._weights_digest,
+                "pooled_from": "proposal",
+                "dtype": "float16",
+                "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
+            }
+        )
 
-    @torch.inference_mode()
+    @answering
     def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
         """See `detector.Detector`. Images of more than one shape are refused: padding would leak between them.
 
         Given boxes are pooled in place of proposals, neither refined nor clipped.
         """
-        shapes = {image.shape for image in images}
-        if len(shapes) != 1:
-            raise ValueError(f"a batch holds images of one shape, found {sorted(shapes)}")
-        original = images[0].shape[0], images[0].shape[1]
-        pixels_BCHW = preprocess(torch.from_numpy(np.stack(images)).to(self.device), self.config.preprocessing)
+        pixels_BHWC = upload(images, self.device)
+        original = pixels_BHWC.shape[1], pixels_BHWC.shape[2]
+        pixels_BCHW = preprocess(pixels_BHWC, self.config.preprocessing)
         size = pixels_BCHW.shape[2], pixels_BCHW.shape[3]
-        # On a CPU the last bits of a convolution depend on how many images it is given.
-        together = 1 if self.device.type == "cpu" else len(images)
-        maps = [map_CHW for chunk in torch.split(pixels_BCHW, together) for map_CHW in self.network.trunk(chunk)]
+        some = together(len(images), self.device)
+        maps = [map_CHW for part in some for map_CHW in self._ready.trunk(pixels_BCHW[part])]
         given: Sequence[np.ndarray | None] = [None] * len(images) if boxes is None else boxes
-        return [self._detect(map_CHW, size, original, b) for map_CHW, b in zip(maps, given, strict=True)]
+        return detections([self._detect(m, size, original, b) for m, b in zip(maps, given, strict=True)])
+
+    @cached_property
+    def _ready(self) -> VgC4Network:
+        network = ready(self.network, self.device)
+        if self.precision == "bfloat16":
+            lower(network.conv1, network.layer1, network.layer2, network.layer3)
+            lower(network.rpn.conv)
+            lower(network.layer4)
+        return network
 
     def _detect(
         self, map_CHW: Tensor, size: tuple[int, int], original: tuple[int, int], given: np.ndarray | None
-    ) -> Detection:
+    ) -> _Columns:
+        network = self._ready
         if given is None:
-            regions = self.network.describe(map_CHW, self.network.propose(map_CHW, size))
-            return _detection(regions, *select(regions, size, original, self.config.selection))
+            regions = network.describe(map_CHW, network.propose(map_CHW, size))
+            return _columns(regions, *select(regions, size, original, self.config.selection))
         boxes_R4 = torch.from_numpy(given).to(self.device)
-        regions = self.network.describe(map_CHW, resize_boxes(boxes_R4, original, size))
-        return _detection(regions, torch.arange(len(given), device=self.device), regions.scores, boxes_R4)
+        regions = network.describe(map_CHW, resize_boxes(boxes_R4, original, size))
+        return _columns(regions, torch.arange(len(given), device=self.device), regions.scores, boxes_R4)
 
 
 def preprocess(pixels_BHWC: Tensor, config: Preprocessing) -> Tensor:
@@ -211,16 +243,10 @@ def select(
     return kept_R, scores_P[kept_R], resize_boxes(boxes_P4[kept_R], size, original)
 
 
-def _detection(regions: Regions, kept_R: Tensor, scores_R: Tensor, boxes_R4: Tensor) -> Detection:
+def _columns(regions: Regions, kept_R: Tensor, scores_R: Tensor, boxes_R4: Tensor) -> _Columns:
     attributes = attribute_scores = None
     if regions.attributes is not None and regions.attribute_scores is not None:
-        attributes = regions.attributes[kept_R].to(torch.int16).cpu().numpy()
-        attribute_scores = regions.attribute_scores[kept_R].cpu().numpy()
-    return Detection(
-        boxes=boxes_R4.cpu().numpy(),
-        labels=regions.labels[kept_R].to(torch.int16).cpu().numpy(),
-        scores=scores_R.cpu().numpy(),
-        features=regions.features[kept_R].cpu().numpy(),
-        attributes=attributes,
-        attribute_scores=attribute_scores,
-    )
+        attributes = regions.attributes[kept_R].to(torch.int16)
+        attribute_scores = regions.attribute_scores[kept_R]
+    labels = regions.labels[kept_R].to(torch.int16)
+    return boxes_R4, labels, scores_R, regions.features[kept_R], attributes, attribute_scores

@@ -24,6 +24,8 @@ STRIDE = 16
 """Pixels of the resized image to a cell of the trunk's map."""
 POOLED = 14
 """Cells a side of a pooled region."""
+AT_ONCE_ON_CPU = 16
+"""Regions that go through res5 together, so that what one layer writes is still in the cache for the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +119,8 @@ class VgC4Network(nn.Module):
 
     def describe(self, map_CHW: Tensor, boxes_P4: Tensor) -> Regions:
         """What is in boxes of one image, whose map this is."""
-        pooled = roi_pool(map_CHW[None], [boxes_P4], POOLED, 1 / STRIDE)
-        features_PD = self.layer4(pooled).mean(dim=(2, 3))
+        together = AT_ONCE_ON_CPU if map_CHW.device.type == "cpu" else max(1, len(boxes_P4))
+        features_PD = torch.cat([self._features(map_CHW, some_P4) for some_P4 in torch.split(boxes_P4, together)])
         logits_PC, deltas_PC4, attribute_logits_PA = self.heads(features_PD)
         object_scores_PC = logits_PC.softmax(-1)[:, :-1]
         scores_P, labels_P = object_scores_PC.max(-1)
@@ -136,6 +138,11 @@ class VgC4Network(nn.Module):
             attributes=attributes,
             attribute_scores=attribute_scores,
         )
+
+    def _features(self, map_CHW: Tensor, boxes_P4: Tensor) -> Tensor:
+        pooled = roi_pool(map_CHW[None], [boxes_P4], POOLED, 1 / STRIDE)
+        features_PD: Tensor = self.layer4(pooled).mean(dim=(2, 3))
+        return features_PD
 
     def _anchors(self, height: int, width: int) -> Tensor:
         """[height × width × A, 4], the anchors of a cell together."""

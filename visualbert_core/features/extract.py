@@ -3,19 +3,25 @@
 Owns which images share a batch and what becomes of one that fails. Batches hold images of one shape, cut from the
 shard in the order of its ids, so what a part contains depends on nothing but the shard. A bad image is a failure row;
 a file that cannot be reached stops the shard. Everything about pixels and boxes belongs to the detector.
+
+No stage waits for another: threads decode the next batches while the detector has one, others round what it found to
+float16, and the part is encoded, hashed and written while the detector serves the worker's other shard.
 """
 
 from __future__ import annotations
 
 import json
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -34,9 +40,17 @@ from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan, publi
 
 DECODERS = 4  # threads per shard
 CANARY_SHARD = 8  # images; small, so that several workers share the canary
+AHEAD = 2  # batches of a shard that are decoded while the detector has another
+BATCH_PIXELS = 1 << 26  # of larger images a batch has fewer: a shard holds at most 800 MB of pixels, or four images
 HALF_MAX = float(np.finfo(np.float16).max)
 
-LoadDetector = Callable[[str | Path, str | None], Detector]
+Outcome = Regions | Failure
+
+
+class LoadDetector(Protocol):
+    """`detector.load_detector`, or what stands in for it."""
+
+    def __call__(self, folder: str | Path, device: str | None = None, precision: str = "float32") -> Detector: ...
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,36 @@ class _Loaded:
     given: np.ndarray | GivenObjects | None
     digest: str
 
+    def row(self) -> Callable[[Detection], Outcome]:
+        """What makes an outcome of what the detector finds here; it lets the pixels go."""
+        return partial(_row, self.image.image_id, (self.pixels.shape[0], self.pixels.shape[1]), self.digest)
+
+
+class Clock:
+    """Seconds that each stage has taken so far, of all threads together:
+
+    decode    reading files and decoding them
+    wait      a shard for its next decoded batch
+    turn      a decoded batch for the detector, which serves the worker's other shard
+    detect    the detector
+    rows      rounding to float16
+    encode    the part in memory, and its hash
+    commit    the part's way to the disk or the object store
+    """
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(("decode", "wait", "turn", "detect", "rows", "encode", "commit"), 0.0)
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.seconds[stage] += time.perf_counter() - start
+
 
 def extract(config: ExtractConfig, pool: Pool, load: LoadDetector = load_detector) -> FeatureStore:
     """Fill `<out>/<corpus>/<fingerprint>/` with the features of a folder of images and open it.
@@ -67,6 +111,7 @@ def extract(config: ExtractConfig, pool: Pool, load: LoadDetector = load_detecto
     """
     if config.canary_store is not None and config.canary is None:
         raise ConfigError("canary_store needs to be told how many images of it to extract: add --canary N")
+    load = partial(load, precision=config.precision)
     images = {image.image_id: image for image in list_images(config.images, config.boxes)[: config.limit]}
     detector, out = config.detector.absolute(), storage.absolute(config.out)  # workers may stand elsewhere
     corpus = config.corpus or corpus_name(config.images)
@@ -102,6 +147,7 @@ def check(
 ) -> None:
     """Extract `number` images of a finished store anew and compare (see `canary`). Raises DriftError, InputError."""
     held = FeatureStore.open(store)
+    load = partial(load, precision=held.fingerprint.get("precision", "float32"))
     boxes = held.fingerprint.get("given_boxes", "none")
     found = {image.image_id: image for image in list_images(images, boxes)}
     detector = detector.absolute()
@@ -161,8 +207,8 @@ class _Fetching:
 
 
 class FeatureWorker:
-    """Holds a detector and turns shards of images into committed parts. `run` may be called from several threads:
-    reading and writing overlap, the detector serves one batch at a time.
+    """Holds a detector and turns shards of images into committed parts. `run` may be called from several threads: the
+    detector serves one batch at a time, everything else overlaps. `clock` says where the time went.
 
     Raises CheckpointError where the detector loads here to something else than the driver's.
     """
@@ -180,39 +226,67 @@ class FeatureWorker:
         self.fingerprint = fingerprint
         self.batch_size = batch_size
         self.lock = threading.Lock()
+        self.clock = Clock()
         if found := differences(fingerprint, full_fingerprint(self.detector, fingerprint["given_boxes"])):
             raise CheckpointError(f"{detector_folder}: this worker's detector differs from the job's: {found[0]}")
 
     def run(self, shard: ImageShard) -> Marker:
         """Compute and commit one shard. Raises OSError for files that cannot be reached, and what the detector does."""
-        outcomes: dict[str, Regions | Failure] = {}
+        found: list[Future[list[Outcome]]] = []
+        outcomes: dict[str, Outcome] = {}
         with ThreadPoolExecutor(DECODERS) as threads:
-            shapes = dict(zip(shard.images, threads.map(_shape, shard.images), strict=True))
-            for batch in _batches(shapes, self.batch_size):
-                answers = list(threads.map(self._load, batch, [shapes[image] for image in batch]))
+            for answers in self._decoded(threads, shard.images):
                 outcomes |= {answer.item_id: answer for answer in answers if isinstance(answer, Failure)}
-                outcomes |= self._detect([answer for answer in answers if isinstance(answer, _Loaded)])
+                if batch := [answer for answer in answers if isinstance(answer, _Loaded)]:
+                    rows = [loaded.row() for loaded in batch]
+                    found.append(threads.submit(self._rows, rows, self._detect(batch)))
+        for future in found:
+            outcomes |= {_id(outcome): outcome for outcome in future.result()}
         ordered = [outcomes[item] for item in shard.items]
-        rows = [row for row in ordered if isinstance(row, Regions)]
-        failures = [failure for failure in ordered if isinstance(failure, Failure)]
-        part = Part(encode(rows, self.fingerprint), len(rows), encode_failures(failures), len(failures))
-        return self.folder.commit(shard, part)
+        regions = [outcome for outcome in ordered if isinstance(outcome, Regions)]
+        failures = [outcome for outcome in ordered if isinstance(outcome, Failure)]
+        with self.clock("encode"):
+            part = Part(encode(regions, self.fingerprint), len(regions), encode_failures(failures), len(failures))
+        with self.clock("commit"):
+            return self.folder.commit(shard, part)
 
-    def _detect(self, batch: Sequence[_Loaded]) -> dict[str, Regions | Failure]:
-        if not batch:
-            return {}
+    def _decoded(self, threads: ThreadPoolExecutor, images: Sequence[Image]) -> Iterator[list[_Loaded | Failure]]:
+        """Batch after batch, while the threads are at the next ones."""
+        with self.clock("wait"):
+            shapes = dict(zip(images, threads.map(_shape, images), strict=True))
+        batches, coming = _batches(shapes, self.batch_size), deque[list[Future[_Loaded | Failure]]]()
+        while True:
+            for batch in islice(batches, 1 + AHEAD - len(coming)):
+                coming.append([threads.submit(self._load, image, shapes[image]) for image in batch])
+            if not coming:
+                return
+            with self.clock("wait"):
+                answers = [future.result() for future in coming.popleft()]
+            yield answers
+
+    def _detect(self, batch: Sequence[_Loaded]) -> list[Detection]:
         pixels = [loaded.pixels for loaded in batch]
         objects = [loaded.given for loaded in batch if isinstance(loaded.given, GivenObjects)]
         boxes = [loaded.given for loaded in batch if isinstance(loaded.given, np.ndarray)] or None
-        with self.lock:
-            if objects and isinstance(self.detector, ObjectEncoder):
-                detections = self.detector.encode(pixels, objects)
-            else:
-                detections = self.detector.detect(pixels, boxes)
-        pairs = zip(batch, detections, strict=True)
-        return {loaded.image.image_id: _row(loaded, detection) for loaded, detection in pairs}
+        with self.clock("turn"):
+            self.lock.acquire()
+        try:
+            with self.clock("detect"):
+                if objects and isinstance(self.detector, ObjectEncoder):
+                    return self.detector.encode(pixels, objects)
+                return self.detector.detect(pixels, boxes)
+        finally:
+            self.lock.release()
+
+    def _rows(self, rows: Sequence[Callable[[Detection], Outcome]], detections: Sequence[Detection]) -> list[Outcome]:
+        with self.clock("rows"):
+            return [row(detection) for row, detection in zip(rows, detections, strict=True)]
 
     def _load(self, image: Image, shape: tuple[int, int] | None) -> _Loaded | Failure:
+        with self.clock("decode"):
+            return self._decode(image, shape)
+
+    def _decode(self, image: Image, shape: tuple[int, int] | None) -> _Loaded | Failure:
         name = Path(image.path).name
         try:
             pixels, digest = read_image(image)
@@ -246,26 +320,29 @@ def _batches(shapes: dict[Image, tuple[int, int] | None], size: int) -> Iterator
     groups: dict[tuple[int, int] | None, list[Image]] = {}
     for image, shape in shapes.items():
         groups.setdefault(shape, []).append(image)
-    for group in groups.values():
+    for shape, group in groups.items():
         members = iter(group)
-        while batch := list(islice(members, size)):
+        most = size if shape is None else min(size, BATCH_PIXELS // (shape[0] * shape[1]))
+        while batch := list(islice(members, max(1, most))):
             yield batch
 
 
-def _row(loaded: _Loaded, detection: Detection) -> Regions | Failure:
-    image_id = loaded.image.image_id
+def _id(outcome: Outcome) -> str:
+    return outcome.image_id if isinstance(outcome, Regions) else outcome.item_id
+
+
+def _row(image_id: str, shape: tuple[int, int], digest: str, detection: Detection) -> Outcome:
     if not np.isfinite(detection.features).all():
         return Failure(image_id, "features", "NotFinite", "the detector's features hold NaN or infinity")
-    height, width = loaded.pixels.shape[:2]
     return Regions(
         image_id=image_id,
-        width=width,
-        height=height,
+        width=shape[1],
+        height=shape[0],
         boxes=detection.boxes.astype(np.float32),
         labels=detection.labels.astype(np.int16),
         scores=detection.scores.astype(np.float32),
         features=detection.features.clip(-HALF_MAX, HALF_MAX).astype(np.float16),
-        image_digest=loaded.digest,
+        image_digest=digest,
         attributes=None if detection.attributes is None else detection.attributes.astype(np.int16),
         attribute_scores=None if detection.attribute_scores is None else detection.attribute_scores.astype(np.float32),
     )
