@@ -30,7 +30,7 @@ WEIGHTS = Path(__file__).parents[1] / "visualbert_core" / "world" / "weights" / 
 IMAGES = 8
 
 
-def proposals(folder: str | Path, device: str | None = None) -> TorchvisionRCNN:
+def proposals(folder: str | Path, device: str | None = None, precision: str = "float32") -> TorchvisionRCNN:
     """The world's detector with many regions that overlap, so that their suppression matters."""
     detector = TorchvisionRCNN.from_pretrained(folder, "cpu")
     return select(detector, min_regions=36, max_regions=36, box_kind="proposal", nms_iou=0.7)
@@ -45,7 +45,7 @@ def select(detector: TorchvisionRCNN, **changes: Any) -> TorchvisionRCNN:
 class Changed:
     """A detector that says it is `proposals` and is not: what a driver, a library or a hand can do."""
 
-    def __init__(self, folder: str | Path, device: str | None = None) -> None:
+    def __init__(self, folder: str | Path, device: str | None = None, precision: str = "float32") -> None:
         self.true = proposals(folder)
         self.detector = self.change(proposals(folder))
         self.space, self.feature_size = self.true.space, self.true.feature_size

@@ -243,7 +243,7 @@ def test_given_boxes_are_used(world: World) -> None:
     assert reasons["image01"] == "image01.png is 6 × 8, but its boxes are for 99 × 99"
 
 
-def load_naming(folder: str | Path, device: str | None = None) -> PixelDetector:
+def load_naming(folder: str | Path, device: str | None = None, precision: str = "float32") -> PixelDetector:
     """With attributes: the ranks of the regions, at scores of a half."""
 
     class Naming(PixelDetector):

@@ -30,7 +30,8 @@ from visualbert_core.errors import ConfigError
 PRECISIONS = ("float32", "bfloat16")
 
 Network = TypeVar("Network", bound=nn.Module)
-Given, Found = ParamSpec("Given"), TypeVar("Found")
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
 
 
 def answering(method: Callable[Given, Found]) -> Callable[Given, Found]:
