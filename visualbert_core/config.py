@@ -98,6 +98,7 @@ class CorpusConfig:
     """Relative to the matrix's data folder."""
     detector: Path
     boxes: Literal["none", "beside"] = "none"
+    precision: Literal["float32", "bfloat16"] = "float32"
     batch_size: int = 8
     shard_size: int = 1024
 

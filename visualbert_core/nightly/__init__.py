@@ -204,6 +204,7 @@ def _extract(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> 
         out=config.out / "features",
         corpus=name,
         boxes=corpus.boxes,
+        precision=corpus.precision,
         batch_size=corpus.batch_size,
         shard_size=corpus.shard_size,
         limit=config.limit,
