@@ -52,8 +52,8 @@ from visualbert_core.detector.inference import PRECISIONS
 from visualbert_core.detector.torchvision_rcnn import DetectorConfig, TorchvisionRCNN, build
 from visualbert_core.detector.vg_c4 import Preprocessing, VgC4, VgC4Config, preprocess
 from visualbert_core.detector.vg_c4_network import VgC4Network
-from visualbert_core.features.extract import FeatureWorker, ImageShard, full_fingerprint
 from visualbert_core.features.store import FeatureStore
+from visualbert_core.features.worker import FeatureWorker, ImageShard, full_fingerprint
 from visualbert_core.shards import ShardFolder, plan
 
 SHAPES = ((480, 640), (427, 640), (640, 480), (375, 500))  # the commonest of COCO

@@ -24,8 +24,9 @@ from visualbert_core.config import ExtractConfig, PoolConfig
 from visualbert_core.corpus import list_images
 from visualbert_core.detector import Detection
 from visualbert_core.errors import CheckpointError, CoverageError, ShardError
-from visualbert_core.features.extract import AHEAD, FeatureWorker, ImageShard, _batches, extract, full_fingerprint
+from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
+from visualbert_core.features.worker import AHEAD, FeatureWorker, ImageShard, _batches, full_fingerprint
 from visualbert_core.images import read_image
 from visualbert_core.schema import Image
 from visualbert_core.shards import plan
@@ -304,7 +305,7 @@ def test_the_next_batches_are_decoded_meanwhile(world: World, monkeypatch: pytes
             return super().detect(images, boxes)
 
     seen: list[int] = []
-    monkeypatch.setattr("visualbert_core.features.extract.read_image", reading)
+    monkeypatch.setattr("visualbert_core.features.worker.read_image", reading)
     world.extract(batch_size=1, shard_size=40, load=lambda folder, *_, **__: Waiting(folder))
     assert all(count <= done + 1 + AHEAD for done, count in enumerate(seen))
 
@@ -322,7 +323,7 @@ def test_the_clock_knows_every_stage(world: World) -> None:
 
 def test_large_images_share_a_batch_with_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is bounded in pixels, one image is always a batch, and which share one depends on the shard alone."""
-    monkeypatch.setattr("visualbert_core.features.extract.BATCH_PIXELS", 100)
+    monkeypatch.setattr("visualbert_core.features.worker.BATCH_PIXELS", 100)
     shapes = {
         Image(name, name): shape for name, shape in (("a", (5, 10)), ("b", (20, 10)), ("c", (5, 10)), ("d", None))
     }

@@ -1,101 +1,32 @@
-"""images → feature store: the worker that turns a shard of images into a part, and the job that runs it over a corpus.
+"""images → feature store: the job that runs workers (`worker.py`) over a corpus, and the canary before it.
 
-Owns which images share a batch and what becomes of one that fails. Batches hold images of one shape, cut from the
-shard in the order of its ids, so what a part contains depends on nothing but the shard. A bad image is a failure row;
-a file that cannot be reached stops the shard. Everything about pixels and boxes belongs to the detector.
-
-No stage waits for another: threads decode the next batches while the detector has one, others round what it found to
-float16, and the part is encoded, hashed and written while the detector serves the worker's other shard.
+Owns the plan, the order of the stages and what ends a run. The same line again finishes what is left.
 """
 
 from __future__ import annotations
 
 import json
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from visualbert_core import storage
 from visualbert_core.cluster import Pool, Worker
 from visualbert_core.config import ExtractConfig
 from visualbert_core.corpus import corpus_name, list_images
-from visualbert_core.detector import Detection, Detector, ObjectEncoder, load_detector
-from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
+from visualbert_core.detector import ObjectEncoder, load_detector
+from visualbert_core.errors import ConfigError, CoverageError, InputError
 from visualbert_core.features import canary
-from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
-from visualbert_core.images import DecodeError, fetch, image_shape, read_boxes, read_image, read_objects
-from visualbert_core.provenance import differences, digest_json
-from visualbert_core.schema import SCHEMA_VERSION, Failure, GivenObjects, Image, Regions
-from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan, publish
+from visualbert_core.features.store import FeatureStore, store_folder
+from visualbert_core.features.worker import FeatureWorker, ImageShard, LoadDetector, full_fingerprint
+from visualbert_core.images import fetch
+from visualbert_core.provenance import digest_json
+from visualbert_core.schema import SCHEMA_VERSION, Image
+from visualbert_core.shards import Marker, ShardFolder, plan, publish
 
-DECODERS = 4  # threads per shard
 CANARY_SHARD = 8  # images; small, so that several workers share the canary
-AHEAD = 2  # batches of a shard that are decoded while the detector has another
-BATCH_PIXELS = 1 << 26  # of larger images a batch has fewer: a shard holds at most 800 MB of pixels, or four images
-HALF_MAX = float(np.finfo(np.float16).max)
-
-Outcome = Regions | Failure
-
-
-class LoadDetector(Protocol):
-    """`detector.load_detector`, or what stands in for it."""
-
-    def __call__(self, folder: str | Path, device: str | None = None, precision: str = "float32") -> Detector: ...
-
-
-@dataclass(frozen=True)
-class ImageShard(Shard):
-    """A shard of images that knows where they lie; `images` are in the order of `items`."""
-
-    images: tuple[Image, ...]
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    image: Image
-    pixels: np.ndarray
-    given: np.ndarray | GivenObjects | None
-    digest: str
-
-    def row(self) -> Callable[[Detection], Outcome]:
-        """What makes an outcome of what the detector finds here; it lets the pixels go."""
-        return partial(_row, self.image.image_id, (self.pixels.shape[0], self.pixels.shape[1]), self.digest)
-
-
-class Clock:
-    """Seconds that each stage has taken so far, of all threads together:
-
-    decode    reading files and decoding them
-    wait      a shard for its next decoded batch
-    turn      a decoded batch for the detector, which serves the worker's other shard
-    detect    the detector
-    rows      rounding to float16
-    encode    the part in memory, and its hash
-    commit    the part's way to the disk or the object store
-    """
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(("decode", "wait", "turn", "detect", "rows", "encode", "commit"), 0.0)
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.seconds[stage] += time.perf_counter() - start
 
 
 def extract(config: ExtractConfig, pool: Pool, load: LoadDetector = load_detector) -> FeatureStore:
@@ -185,16 +116,6 @@ def _shards(images: Mapping[str, Image], image_ids: Sequence[str], salt: str, ta
     ]
 
 
-def full_fingerprint(detector: Detector, boxes: str) -> dict[str, Any]:
-    """What names a store's folder: the detector's own fingerprint, its space and D, and whether boxes were given."""
-    return {
-        **detector.fingerprint(),
-        "space": detector.space,
-        "feature_size": detector.feature_size,
-        "given_boxes": boxes,
-    }
-
-
 class _Fetching:
     """A worker that gets its shards' images with the bytes of those that lie in tables or object stores. As two shards
     are in flight, the next one's arrive while this one is computed."""
@@ -204,145 +125,3 @@ class _Fetching:
 
     def run(self, shard: ImageShard) -> Marker:
         return self.worker.run(replace(shard, images=tuple(fetch(shard.images))))
-
-
-class FeatureWorker:
-    """Holds a detector and turns shards of images into committed parts. `run` may be called from several threads: the
-    detector serves one batch at a time, everything else overlaps. `clock` says where the time went.
-
-    Raises CheckpointError where the detector loads here to something else than the driver's.
-    """
-
-    def __init__(
-        self,
-        detector_folder: str | Path,
-        store: str | Path,
-        fingerprint: dict[str, Any],
-        batch_size: int,
-        load: LoadDetector = load_detector,
-    ) -> None:
-        self.detector = load(detector_folder, None)
-        self.folder = ShardFolder(store)
-        self.fingerprint = fingerprint
-        self.batch_size = batch_size
-        self.lock = threading.Lock()
-        self.clock = Clock()
-        if found := differences(fingerprint, full_fingerprint(self.detector, fingerprint["given_boxes"])):
-            raise CheckpointError(f"{detector_folder}: this worker's detector differs from the job's: {found[0]}")
-
-    def run(self, shard: ImageShard) -> Marker:
-        """Compute and commit one shard. Raises OSError for files that cannot be reached, and what the detector does."""
-        found: list[Future[list[Outcome]]] = []
-        outcomes: dict[str, Outcome] = {}
-        with ThreadPoolExecutor(DECODERS) as threads:
-            for answers in self._decoded(threads, shard.images):
-                outcomes |= {answer.item_id: answer for answer in answers if isinstance(answer, Failure)}
-                if batch := [answer for answer in answers if isinstance(answer, _Loaded)]:
-                    rows = [loaded.row() for loaded in batch]
-                    found.append(threads.submit(self._rows, rows, self._detect(batch)))
-        for future in found:
-            outcomes |= {_id(outcome): outcome for outcome in future.result()}
-        ordered = [outcomes[item] for item in shard.items]
-        regions = [outcome for outcome in ordered if isinstance(outcome, Regions)]
-        failures = [outcome for outcome in ordered if isinstance(outcome, Failure)]
-        with self.clock("encode"):
-            part = Part(encode(regions, self.fingerprint), len(regions), encode_failures(failures), len(failures))
-        with self.clock("commit"):
-            return self.folder.commit(shard, part)
-
-    def _decoded(self, threads: ThreadPoolExecutor, images: Sequence[Image]) -> Iterator[list[_Loaded | Failure]]:
-        """Batch after batch, while the threads are at the next ones."""
-        with self.clock("wait"):
-            shapes = dict(zip(images, threads.map(_shape, images), strict=True))
-        batches, coming = _batches(shapes, self.batch_size), deque[list[Future[_Loaded | Failure]]]()
-        while True:
-            for batch in islice(batches, 1 + AHEAD - len(coming)):
-                coming.append([threads.submit(self._load, image, shapes[image]) for image in batch])
-            if not coming:
-                return
-            with self.clock("wait"):
-                answers = [future.result() for future in coming.popleft()]
-            yield answers
-
-    def _detect(self, batch: Sequence[_Loaded]) -> list[Detection]:
-        pixels = [loaded.pixels for loaded in batch]
-        objects = [loaded.given for loaded in batch if isinstance(loaded.given, GivenObjects)]
-        boxes = [loaded.given for loaded in batch if isinstance(loaded.given, np.ndarray)] or None
-        with self.clock("turn"):
-            self.lock.acquire()
-        try:
-            with self.clock("detect"):
-                if objects and isinstance(self.detector, ObjectEncoder):
-                    return self.detector.encode(pixels, objects)
-                return self.detector.detect(pixels, boxes)
-        finally:
-            self.lock.release()
-
-    def _rows(self, rows: Sequence[Callable[[Detection], Outcome]], detections: Sequence[Detection]) -> list[Outcome]:
-        with self.clock("rows"):
-            return [row(detection) for row, detection in zip(rows, detections, strict=True)]
-
-    def _load(self, image: Image, shape: tuple[int, int] | None) -> _Loaded | Failure:
-        with self.clock("decode"):
-            return self._decode(image, shape)
-
-    def _decode(self, image: Image, shape: tuple[int, int] | None) -> _Loaded | Failure:
-        name = Path(image.path).name
-        try:
-            pixels, digest = read_image(image)
-            height, width = pixels.shape[:2]
-            if (height, width) != shape:
-                raise DecodeError(f"{name} decodes to {width} × {height}, but its header says otherwise")
-            given = None if image.boxes_path is None else self._read_given(image.boxes_path)
-            boxes = given.boxes if isinstance(given, GivenObjects) else given
-            if boxes is not None and boxes[0].tolist() != [0, 0, width, height]:
-                theirs = "{:g} × {:g}".format(*boxes[0, 2:])
-                raise DecodeError(f"{name} is {width} × {height}, but its boxes are for {theirs}")
-        except DecodeError as error:
-            return Failure(image.image_id, "decode", type(error.__cause__ or error).__name__, str(error))
-        return _Loaded(image, pixels, given, digest)
-
-    def _read_given(self, path: str) -> np.ndarray | GivenObjects:
-        if isinstance(self.detector, ObjectEncoder):
-            return read_objects(path, self.detector.classes)
-        return read_boxes(path)
-
-
-def _shape(image: Image) -> tuple[int, int] | None:
-    """None for a file without a readable header: `_load` will say what is wrong with it."""
-    try:
-        return image_shape(image)
-    except DecodeError:
-        return None
-
-
-def _batches(shapes: dict[Image, tuple[int, int] | None], size: int) -> Iterator[list[Image]]:
-    groups: dict[tuple[int, int] | None, list[Image]] = {}
-    for image, shape in shapes.items():
-        groups.setdefault(shape, []).append(image)
-    for shape, group in groups.items():
-        members = iter(group)
-        most = size if shape is None else min(size, BATCH_PIXELS // (shape[0] * shape[1]))
-        while batch := list(islice(members, max(1, most))):
-            yield batch
-
-
-def _id(outcome: Outcome) -> str:
-    return outcome.image_id if isinstance(outcome, Regions) else outcome.item_id
-
-
-def _row(image_id: str, shape: tuple[int, int], digest: str, detection: Detection) -> Outcome:
-    if not np.isfinite(detection.features).all():
-        return Failure(image_id, "features", "NotFinite", "the detector's features hold NaN or infinity")
-    return Regions(
-        image_id=image_id,
-        width=shape[1],
-        height=shape[0],
-        boxes=detection.boxes.astype(np.float32),
-        labels=detection.labels.astype(np.int16),
-        scores=detection.scores.astype(np.float32),
-        features=detection.features.clip(-HALF_MAX, HALF_MAX).astype(np.float16),
-        image_digest=digest,
-        attributes=None if detection.attributes is None else detection.attributes.astype(np.int16),
-        attribute_scores=None if detection.attribute_scores is None else detection.attribute_scores.astype(np.float32),
-    )

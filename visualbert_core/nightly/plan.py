@@ -15,8 +15,8 @@ from visualbert_core.config import CellConfig, NightlyConfig
 from visualbert_core.corpus import list_images
 from visualbert_core.detector import load_detector
 from visualbert_core.errors import StoreError, VisualBertCoreError
-from visualbert_core.features.extract import full_fingerprint
 from visualbert_core.features.store import store_folder
+from visualbert_core.features.worker import full_fingerprint
 from visualbert_core.nightly.gating import history_of
 from visualbert_core.report.history import Timing
 from visualbert_core.shards import ShardFolder
