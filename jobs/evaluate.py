@@ -5,7 +5,8 @@
 
 Writes RUNS/MODEL__TASK__SPLIT/ with predictions and, if they cover the split, scores.json and the leaderboard's file
 (that alone where the split has no public labels). Running the same line again resumes; a finished run is not computed
-again. Exit code 3: some examples have no prediction, so there is no score.
+again. Exit code 3: some examples have no prediction, so there is no score. Exit code 6: stopped by SIGTERM or
+--max-hours before the end.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.errors import end
 from visualbert_core.evaluation.run import evaluate
 
+POOL = ("workers", "gpus_per_worker", "max_hours", "shard_timeout")
+
 
 def main() -> int:
     flags = parse()
     as_json = flags.pop("as_json")
-    with Pool(PoolConfig(workers=flags.pop("workers"), gpus_per_worker=flags.pop("gpus_per_worker"))) as pool:
+    with Pool(PoolConfig(**{name: flags.pop(name) for name in POOL})) as pool:
         run = evaluate(EvaluateConfig(**flags), pool)
     if run.scores is None:
         submission = run.folder / run.record["submission"]
@@ -60,7 +63,13 @@ def parse() -> dict[str, Any]:
     parser.add_argument("--batch-size", type=int, default=EvaluateConfig.batch_size)
     parser.add_argument("--shard-size", type=int, default=EvaluateConfig.shard_size, help="images per shard, about")
     parser.add_argument("--workers", type=int, help="actors at most (default: one per GPU, else one per CPU)")
-    parser.add_argument("--gpus-per-worker", type=float)
+    parser.add_argument("--gpus-per-worker", type=float, help="also a part of one (default: 1 where there are GPUs)")
+    parser.add_argument(
+        "--max-hours", type=float, help="start nothing later than this and exit 6; the same line resumes"
+    )
+    parser.add_argument(
+        "--shard-timeout", type=float, help="seconds until a shard counts as hung (default: 20 times others)"
+    )
     parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON object on stdout")
     return vars(parser.parse_args())
 

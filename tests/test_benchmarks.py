@@ -34,3 +34,13 @@ def test_feature_store_compares_equal_features() -> None:
     for name in names:
         (line,) = re.findall(rf"^{name}.*$", printed, re.MULTILINE)
         assert re.search(r"( +[\d.]+){8}$| missing: pip install \w+$", line)
+
+
+def test_engine_overhead_runs_both_engines() -> None:
+    """The loop and the pool stand in the table with the same shards, and a plan with its markers is measured."""
+    printed = run(
+        "engine_overhead.py", "--shards", "4", "--seconds", "0.1", "--workers", "--images", "2000", "--markers", "2"
+    )
+    assert re.search(r"^plain loop( +[\d.]+){2} *$", printed, re.MULTILINE)
+    assert re.search(r"^pool, 1 worker( +[\d.]+){3} +-?[\d.]+%$", printed, re.MULTILINE)
+    assert re.search(r"^2,000 images, 2 shards", printed, re.MULTILINE)

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as Pillow
 
+from visualbert_core import supervision
 from visualbert_core.cluster import Pool
 from visualbert_core.config import ExtractConfig, PoolConfig
 from visualbert_core.corpus import list_images
@@ -37,6 +39,7 @@ class PixelDetector:
 
     space = "pixels"
     feature_size = 3
+    largest = 1000
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -46,6 +49,8 @@ class PixelDetector:
 
     def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
         assert len({image.shape for image in images}) == 1
+        if len(images) > self.largest:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         (self.folder / "batches" / f"{len(images)}-{os.urandom(8).hex()}").touch()
         return [self._regions(image, None if boxes is None else boxes[n]) for n, image in enumerate(images)]
 
@@ -66,6 +71,14 @@ def load_otherwise(folder: str | Path, device: str | None = None) -> PixelDetect
     detector = PixelDetector(folder)
     if device is None:
         detector.fingerprint = lambda: {"versions": {"torch": "0"}}  # type: ignore[method-assign]
+    return detector
+
+
+def load_on_a_small_gpu(folder: str | Path, device: str | None = None) -> PixelDetector:
+    """On a worker, batches of more than two images do not fit."""
+    detector = PixelDetector(folder)
+    if device is None:
+        detector.largest = 2
     return detector
 
 
@@ -237,9 +250,10 @@ def test_given_boxes_are_used(world: World) -> None:
     assert reasons["image01"] == "image01.png is 6 × 8, but its boxes are for 99 × 99"
 
 
-def test_a_file_out_of_reach_stops_the_job(world: World) -> None:
+def test_a_file_out_of_reach_stops_the_job(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """An image that the system does not hand out is no bad image: its shard fails, the others are kept, nothing of
     it is published, and once it is back the same line ends the job."""
+    monkeypatch.setattr(supervision, "WAITS", (0.0, 0.0))
     missing = world.pictures / "image05.png"
     missing.rename(world.root / "away.png")
     missing.symlink_to(world.root / "unmounted.png")
@@ -256,6 +270,16 @@ def test_a_file_out_of_reach_stops_the_job(world: World) -> None:
 def test_limit_takes_the_first_images(world: World) -> None:
     """A smoke run over the first ids leaves a store of exactly those."""
     assert sorted(world.extract(limit=3).image_ids) == ["image00", "image01", "image02"]
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("pool", [INLINE, PoolConfig(workers=1)])
+def test_a_smaller_gpu_gives_the_same_bytes(world: World, pool: PoolConfig) -> None:
+    """Batches for which the GPU's memory is too small are halved until they fit, and the store is the same."""
+    reference = tree(world.extract("large", batch_size=8).folder)
+    before = world.batches()
+    assert tree(world.extract("small", batch_size=8, load=load_on_a_small_gpu, pool=pool).folder) == reference
+    assert world.batches() - before >= 40 / 2
 
 
 @pytest.mark.usefixtures("ray_session")

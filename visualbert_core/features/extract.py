@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from visualbert_core.cluster import Pool
+from visualbert_core.cluster import Pool, in_halves
 from visualbert_core.config import ExtractConfig
 from visualbert_core.corpus import corpus_name, list_images
 from visualbert_core.detector import Detection, Detector, ObjectEncoder, load_detector
@@ -123,22 +123,23 @@ class FeatureWorker:
 
     def run(self, shard: ImageShard) -> Marker:
         """Compute and commit one shard. Raises OSError for files that cannot be reached, and what the detector does."""
-        outcomes: dict[str, Regions | Failure] = {}
+        outcomes: dict[str, Regions | Failure] = {**shard.lost()}
+        images = [image for image in shard.images if image.image_id not in outcomes]
         with ThreadPoolExecutor(DECODERS) as threads:
-            shapes = dict(zip(shard.images, threads.map(_shape, shard.images), strict=True))
+            shapes = dict(zip(images, threads.map(_shape, images), strict=True))
             for batch in _batches(shapes, self.batch_size):
                 answers = list(threads.map(self._load, batch, [shapes[image] for image in batch]))
                 outcomes |= {answer.item_id: answer for answer in answers if isinstance(answer, Failure)}
-                outcomes |= self._detect([answer for answer in answers if isinstance(answer, _Loaded)])
+                outcomes |= in_halves(self._detect, [answer for answer in answers if isinstance(answer, _Loaded)])
         ordered = [outcomes[item] for item in shard.items]
         rows = [row for row in ordered if isinstance(row, Regions)]
         failures = [failure for failure in ordered if isinstance(failure, Failure)]
         part = Part(encode(rows, self.fingerprint), len(rows), encode_failures(failures), len(failures))
         return self.folder.commit(shard, part)
 
-    def _detect(self, batch: Sequence[_Loaded]) -> dict[str, Regions | Failure]:
+    def _detect(self, batch: Sequence[_Loaded]) -> list[tuple[str, Regions | Failure]]:
         if not batch:
-            return {}
+            return []
         pixels = [loaded.pixels for loaded in batch]
         objects = [loaded.given for loaded in batch if isinstance(loaded.given, GivenObjects)]
         boxes = [loaded.given for loaded in batch if isinstance(loaded.given, np.ndarray)] or None
@@ -148,7 +149,7 @@ class FeatureWorker:
             else:
                 detections = self.detector.detect(pixels, boxes)
         pairs = zip(batch, detections, strict=True)
-        return {loaded.image.image_id: _row(loaded, detection) for loaded, detection in pairs}
+        return [(loaded.image.image_id, _row(loaded, detection)) for loaded, detection in pairs]
 
     def _load(self, image: Image, shape: tuple[int, int] | None) -> _Loaded | Failure:
         name = Path(image.path).name
