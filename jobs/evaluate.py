@@ -7,7 +7,7 @@
 Writes RUNS/MODEL__TASK__SPLIT/ with predictions and, if they cover the split, scores.json and the leaderboard's file
 (that alone where the split has no public labels). Running the same line again resumes; a finished run is not computed
 again. Exit code 3: some examples have no prediction, so there is no score. Exit code 4: the self-check found an answer
-that changed.
+that changed. Exit code 6: stopped by SIGTERM or --max-hours before the end.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.selfcheck import REGRESSION, describe, self_check
 from visualbert_core.storage import absolute  # a worker's working directory is another one
 
+POOL = ("workers", "gpus_per_worker", "max_hours", "shard_timeout")
+
 
 def main() -> int:
     flags = parse()
     as_json, checks = flags.pop("as_json"), flags.pop("self_check")
-    workers = PoolConfig(workers=flags.pop("workers"), gpus_per_worker=flags.pop("gpus_per_worker"))
+    workers = PoolConfig(**{name: flags.pop(name) for name in POOL})
     if checks:
         start_ray()  # one for both of its pools
         check = self_check(EvaluateConfig(**flags), workers)
@@ -70,7 +72,13 @@ def parse() -> dict[str, Any]:
     parser.add_argument("--batch-size", type=int, default=EvaluateConfig.batch_size)
     parser.add_argument("--shard-size", type=int, default=EvaluateConfig.shard_size, help="images per shard, about")
     parser.add_argument("--workers", type=int, help="actors at most (default: one per GPU, else one per CPU)")
-    parser.add_argument("--gpus-per-worker", type=float)
+    parser.add_argument("--gpus-per-worker", type=float, help="also a part of one (default: 1 where there are GPUs)")
+    parser.add_argument(
+        "--max-hours", type=float, help="start nothing later than this and exit 6; the same line resumes"
+    )
+    parser.add_argument(
+        "--shard-timeout", type=float, help="seconds until a shard counts as hung (default: 20 times others)"
+    )
     parser.add_argument("--self-check", action="store_true", help="batch and worker invariance on 64 examples")
     parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON object on stdout")
     return vars(parser.parse_args())

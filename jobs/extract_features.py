@@ -4,8 +4,9 @@
     ray job submit --working-dir . -- python jobs/extract_features.py --images DIR --detector FOLDER --out STORE_ROOT
 
 Writes STORE_ROOT/CORPUS/FINGERPRINT/ and prints that folder on stdout; progress goes to stderr. Images that do not
-decode are counted and kept as rows of failures/. Running the same line again resumes; with --canary N only after N
-images of the store (or of --canary-store) were extracted anew and came out the same, else it ends with exit code 2.
+decode, or that end every process that touches them, are counted and kept as rows of failures/. Running the same line
+again resumes; with --canary N only after N images of the store (or of --canary-store) were extracted anew and came out
+the same, else it ends with exit code 2. Exit code 6: stopped by SIGTERM or --max-hours before the end.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ from visualbert_core.config import ExtractConfig, PoolConfig
 from visualbert_core.errors import end
 from visualbert_core.features.extract import extract
 
+POOL = ("workers", "gpus_per_worker", "max_hours", "shard_timeout")
+
 
 def main() -> int:
     flags = parse()
     as_json = flags.pop("as_json")
-    with Pool(PoolConfig(workers=flags.pop("workers"), gpus_per_worker=flags.pop("gpus_per_worker"))) as pool:
+    with Pool(PoolConfig(**{name: flags.pop(name) for name in POOL})) as pool:
         store = extract(ExtractConfig(**flags), pool)
     failures = store.failures()
+    if failures:
+        sys.stderr.write(f"{len(failures):,} of {len(store) + len(failures):,} images quarantined\n")
     for failure in failures[:10]:
         sys.stderr.write(f"quarantined: {failure.item_id}: {failure.stage}: {failure.message}\n")
     summary = {"store": store.address, "images": len(store), "quarantined": len(failures)}
@@ -50,7 +55,13 @@ def parse() -> dict[str, Any]:
     parser.add_argument("--canary-store", type=Path, help="compare with this store instead, e.g. one that was imported")
     parser.add_argument("--limit", type=int, help="only the first N images")
     parser.add_argument("--workers", type=int, help="actors at most (default: one per GPU, else one per CPU)")
-    parser.add_argument("--gpus-per-worker", type=float)
+    parser.add_argument("--gpus-per-worker", type=float, help="also a part of one (default: 1 where there are GPUs)")
+    parser.add_argument(
+        "--max-hours", type=float, help="start nothing later than this and exit 6; the same line resumes"
+    )
+    parser.add_argument(
+        "--shard-timeout", type=float, help="seconds until a shard counts as hung (default: 20 times others)"
+    )
     parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON object on stdout")
     return vars(parser.parse_args())
 

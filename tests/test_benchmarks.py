@@ -55,3 +55,13 @@ def test_extraction_compares_equal_regions() -> None:
     low = run("extraction.py", "--space", "tiny_rcnn", "--images", "2", "--rounds", "1", "--precision", "bfloat16")
     assert re.search(r"^torchvision, part by part, autocast", low, re.MULTILINE)
     assert re.search(r"^visualbert_core bfloat16 ", low, re.MULTILINE)
+
+
+def test_engine_overhead_runs_both_engines() -> None:
+    """The loop and the pool stand in the table with the same shards, and a plan with its markers is measured."""
+    printed = run(
+        "engine_overhead.py", "--shards", "4", "--seconds", "0.1", "--workers", "--images", "2000", "--markers", "2"
+    )
+    assert re.search(r"^plain loop( +[\d.]+){2} *$", printed, re.MULTILINE)
+    assert re.search(r"^pool, 1 worker( +[\d.]+){3} +-?[\d.]+%$", printed, re.MULTILINE)
+    assert re.search(r"^2,000 images, 2 shards", printed, re.MULTILINE)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from visualbert_core.cluster import Pool
+from visualbert_core import supervision
+from visualbert_core.cluster import Pool, in_halves
 from visualbert_core.config import PoolConfig
-from visualbert_core.errors import CheckpointError, ShardError
+from visualbert_core.errors import CheckpointError, ShardError, UnfinishedError
 from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = pytest.mark.usefixtures("ray_session", "no_waiting")
 INLINE, ONE, TWO = PoolConfig(inline=True), PoolConfig(workers=1), PoolConfig(workers=2)
 
 
@@ -30,7 +33,9 @@ class Clerk:
     def run(self, shard: Shard) -> Marker:
         self.note(shard)
         self.accident(shard)
-        return ShardFolder(self.root).commit(shard, Part(" ".join(shard.items).encode(), len(shard.items), None, 0))
+        lost = " ".join(shard.lost()).encode() or None
+        part = Part(" ".join(shard.touched).encode(), len(shard.touched), lost, len(shard.lost()))
+        return ShardFolder(self.root).commit(shard, part)
 
     def note(self, shard: Shard) -> None:
         (self.calls / f"{shard.shard_id}-{os.getpid()}-{time.monotonic_ns()}").touch()
@@ -43,7 +48,7 @@ class DiesOnce(Clerk):
     """Takes its process along on item 7, the first time."""
 
     def accident(self, shard: Shard) -> None:
-        if "7" in shard.items and len(list(self.calls.glob(f"{shard.shard_id}-*"))) == 1:
+        if "7" in shard.touched and len(list(self.calls.glob(f"{shard.shard_id}-*"))) == 1:
             os._exit(1)
 
 
@@ -51,15 +56,51 @@ class AlwaysDies(Clerk):
     """Takes its process along whenever it sees item 7."""
 
     def accident(self, shard: Shard) -> None:
-        if "7" in shard.items:
+        if "7" in shard.touched:
             os._exit(1)
+
+
+class Hangs(Clerk):
+    """Does not come back from item 7."""
+
+    def accident(self, shard: Shard) -> None:
+        if "7" in shard.touched:
+            time.sleep(1000)
+
+
+class OutOfMemoryError(RuntimeError):
+    """Called as torch's is."""
+
+
+class TooLarge(Clerk):
+    """Has a GPU into which item 7 does not fit."""
+
+    def accident(self, shard: Shard) -> None:
+        if "7" in shard.touched:
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+class Mountless(Clerk):
+    """Cannot read anything."""
+
+    def accident(self, shard: Shard) -> None:
+        raise PermissionError(13, "Permission denied", "/mnt/images")
+
+
+class Signals(Clerk):
+    """Has the job stopped when it sees item 7."""
+
+    def accident(self, shard: Shard) -> None:
+        if "7" in shard.touched:
+            os.kill(int((self.calls.parent / "driver").read_text()), signal.SIGTERM)
+            time.sleep(1)
 
 
 class Raises(Clerk):
     """Raises on item 7, every time."""
 
     def accident(self, shard: Shard) -> None:
-        if "7" in shard.items:
+        if "7" in shard.touched:
             raise PermissionError(13, "the mount is gone", "/mnt/7.jpg")
 
 
@@ -67,7 +108,7 @@ class RaisesOnce(Clerk):
     """Raises on item 7, the first time."""
 
     def accident(self, shard: Shard) -> None:
-        if "7" in shard.items and len(list(self.calls.glob(f"{shard.shard_id}-*"))) == 1:
+        if "7" in shard.touched and len(list(self.calls.glob(f"{shard.shard_id}-*"))) == 1:
             raise TimeoutError("a moment of weakness")
 
 
@@ -94,6 +135,13 @@ def broken_worker() -> Clerk:
 
 
 @pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards that raise are tried again at once, and workers that died are replaced at once."""
+    monkeypatch.setattr(supervision, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(supervision, "BOOT_WAIT", 0.0)
+
+
+@pytest.fixture
 def job(tmp_path: Path) -> Job:
     return Job(tmp_path)
 
@@ -104,8 +152,9 @@ class Job:
     def __init__(self, root: Path) -> None:
         self.folder, self.calls = ShardFolder(root / "out"), root / "calls"
         self.calls.mkdir(parents=True)
+        (root / "driver").write_text(str(os.getpid()))
         self.shards = plan([str(number) for number in range(20)], "test", 2)
-        self.guilty = next(shard for shard in self.shards if "7" in shard.items)
+        self.guilty = next(shard for shard in self.shards if "7" in shard.touched)
 
     def run(self, worker: type[Clerk], config: PoolConfig) -> None:
         with Pool(config) as pool:
@@ -113,6 +162,10 @@ class Job:
 
     def called(self, shard: Shard) -> int:
         return len(list(self.calls.glob(f"{shard.shard_id}-*")))
+
+    def quarantined(self) -> dict[str, str]:
+        """shard → its failure rows."""
+        return {path.stem: path.read_text() for path in self.folder.root.glob("failures/*")}
 
     def all_calls(self) -> int:
         return len(list(self.calls.iterdir()))
@@ -135,11 +188,90 @@ def test_a_dead_actor_is_replaced(job: Job) -> None:
     assert job.all_calls() <= len(job.shards) + 2
 
 
-def test_a_deadly_shard_is_named_and_the_others_are_kept(job: Job) -> None:
-    """A shard that kills every worker ends the job with its name, after all others are committed."""
-    with pytest.raises(ShardError, match=rf"1 shard.*{job.guilty.shard_id}.*finished shards are kept"):
-        job.run(AlwaysDies, TWO)
-    assert job.folder.pending(job.shards) == [job.guilty]
+@pytest.mark.parametrize("pool", [ONE, TWO])
+def test_a_deadly_item_is_quarantined_and_all_others_are_kept(job: Job, pool: PoolConfig) -> None:
+    """An item that ends every process costs one failure row; the rest of its shard is computed, and the run ends."""
+    job.run(AlwaysDies, pool)
+    assert job.folder.pending(job.shards) == []
+    assert job.quarantined() == {job.guilty.shard_id: "7"}
+    assert job.folder.part_path(job.guilty.shard_id).read_text().split() == [i for i in job.guilty.items if i != "7"]
+    parts = {path.stem for path in job.folder.root.glob("parts/[!.]*")}  # a killed writer leaves a draft
+    assert parts == {shard.shard_id for shard in job.shards}
+
+
+def test_an_item_that_hangs_is_quarantined(job: Job) -> None:
+    """A worker that does not come back is replaced, and the item behind it is found as a deadly one is."""
+    job.run(Hangs, PoolConfig(workers=2, shard_timeout=2))
+    assert job.folder.pending(job.shards) == []
+    assert job.quarantined() == {job.guilty.shard_id: "7"}
+
+
+@pytest.mark.parametrize("pool", [INLINE, ONE])
+def test_an_item_larger_than_the_gpu_is_quarantined(job: Job, pool: PoolConfig) -> None:
+    """What does not fit into the memory of a fresh process with nothing else in it is the item's failure."""
+    job.run(TooLarge, pool)
+    assert job.folder.pending(job.shards) == []
+    assert job.quarantined() == {job.guilty.shard_id: "7"}
+
+
+@pytest.mark.parametrize("pool", [INLINE, TWO])
+def test_a_broken_mount_stops_the_run(job: Job, pool: PoolConfig) -> None:
+    """When one shard after the other raises, on every attempt, the run ends early with one line that says why."""
+    reason = r"3 shard\(s\) failed.*PermissionError: .*Permission denied: '/mnt/images'.*the run was stopped"
+    with pytest.raises(ShardError, match=reason) as raised:
+        job.run(Mountless, pool)
+    assert "\n" not in str(raised.value)
+    assert job.folder.pending(job.shards) == job.shards
+    assert not job.folder.root.exists()
+
+
+@pytest.mark.parametrize("pool", [INLINE, TWO])
+def test_a_signal_lets_running_shards_finish(job: Job, pool: PoolConfig) -> None:
+    """After SIGTERM nothing new is started, what ran is committed, one line says how much is left, the exit code is
+    its own, and the next run does the rest."""
+    job.shards = plan([str(number) for number in range(60)], "test", 1)
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(UnfinishedError, match=r"stopped \(SIGTERM\): \d+ of \d+ shards are left; the same") as raised:
+        job.run(Signals, pool)
+    assert raised.value.exit_code == 6
+    assert signal.getsignal(signal.SIGTERM) == handler
+    left = job.folder.pending(job.shards)
+    assert 0 < len(left) < len(job.shards)
+    assert f": {len(left)} of {len(job.shards)} shards" in str(raised.value)
+    assert not any("7" in shard.items for shard in left)
+    job.run(Clerk, pool)
+    assert job.all_calls() == len(job.shards)
+
+
+def test_no_shard_is_started_after_the_last_hour(job: Job) -> None:
+    """A job whose hours are over says so, with the same exit code, and computes nothing more."""
+    with pytest.raises(UnfinishedError, match=r"stopped \(0 hours are over\)"):
+        job.run(Clerk, PoolConfig(inline=True, max_hours=0))
+    assert job.all_calls() == 0
+
+
+def test_a_gpu_that_no_node_has_is_not_waited_for(job: Job) -> None:
+    """Workers that find no place end the job after a while, and the line says what they need."""
+    with pytest.raises(
+        ShardError, match=r"no worker has started in \d+ s: each needs 2 GPU, .* room for 0 such workers"
+    ):
+        job.run(Clerk, PoolConfig(gpus_per_worker=2, start_timeout=1))
+
+
+def test_too_large_batches_are_halved() -> None:
+    """A batch that does not fit into memory is computed in parts that do, in order; another error is not retried."""
+    sizes = []
+
+    def compute(batch: Sequence[int]) -> list[int]:
+        sizes.append(len(batch))
+        if len(batch) > 3:
+            raise OutOfMemoryError
+        return [2 * item for item in batch]
+
+    assert in_halves(compute, range(10)) == list(range(0, 20, 2))
+    assert sizes == [10, 5, 2, 3, 5, 2, 3]
+    with pytest.raises(ZeroDivisionError):
+        in_halves(lambda batch: [1 // 0], [1, 2])
 
 
 @pytest.mark.parametrize("pool", [INLINE, TWO])
@@ -181,8 +313,18 @@ def test_workers_that_never_start_stop_the_job(job: Job, pool: PoolConfig) -> No
 
 def test_a_cuda_error_ends_the_process(job: Job) -> None:
     """After a CUDA error the process is replaced rather than fed; when no worker gets past it the job stops."""
+    job.shards = plan([str(number) for number in range(60)], "test", 2)
     with pytest.raises(ShardError, match=r"finished nothing, the last: CUDA error: an illegal memory access"):
         job.run(DeadGpu, ONE)
+
+
+@pytest.mark.parametrize("items", [1, 3, 20])
+def test_a_dead_gpu_quarantines_nothing(job: Job, items: int) -> None:
+    """However few shards are left to tell them apart, a machine that gets nothing done is not taken for bad items."""
+    job.shards = plan([str(number) for number in range(items)], "test", 2)
+    with pytest.raises(ShardError, match=r"CUDA error: an illegal memory access"):
+        job.run(DeadGpu, INLINE)
+    assert not job.folder.root.exists()
 
 
 def test_progress_goes_to_stderr_only(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
@@ -190,7 +332,11 @@ def test_progress_goes_to_stderr_only(job: Job, capfd: pytest.CaptureFixture[str
     job.run(Clerk, ONE)
     captured = capfd.readouterr()
     assert captured.out == ""
-    assert re.search(r"^test: 20 of 20, [\d.]+/s, 0 failed$", captured.err, re.MULTILINE)
+    assert re.search(
+        r"^test: 20 of 20, [\d.]+/s, 0 failed; shards \d+ done, 0 running, 0 waiting; 1 workers$",
+        captured.err,
+        re.MULTILINE,
+    )
 
 
 def test_no_shards_need_no_workers() -> None:

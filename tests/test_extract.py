@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as Pillow
 
-from visualbert_core import storage
+from visualbert_core import storage, supervision
 from visualbert_core.cluster import Pool
 from visualbert_core.config import ExtractConfig, PoolConfig
 from visualbert_core.corpus import list_images
@@ -43,6 +44,7 @@ class PixelDetector:
 
     space = "pixels"
     feature_size = 3
+    largest = 1000
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -52,6 +54,8 @@ class PixelDetector:
 
     def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
         assert len({image.shape for image in images}) == 1
+        if len(images) > self.largest:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         (self.folder / "batches" / f"{len(images)}-{os.urandom(8).hex()}").touch()
         return [self._regions(image, None if boxes is None else boxes[n]) for n, image in enumerate(images)]
 
@@ -72,6 +76,14 @@ def load_otherwise(folder: str | Path, device: str | None = None, precision: str
     detector = PixelDetector(folder)
     if device is None:
         detector.fingerprint = lambda: {"versions": {"torch": "0"}}  # type: ignore[method-assign]
+    return detector
+
+
+def load_on_a_small_gpu(folder: str | Path, device: str | None = None, precision: str = "float32") -> PixelDetector:
+    """On a worker, batches of more than two images do not fit."""
+    detector = PixelDetector(folder)
+    if device is None:
+        detector.largest = 2
     return detector
 
 
@@ -266,9 +278,10 @@ def test_attributes_are_kept(world: World) -> None:
     assert world.extract("plain").fetch("image03").attributes is None
 
 
-def test_a_file_out_of_reach_stops_the_job(world: World) -> None:
+def test_a_file_out_of_reach_stops_the_job(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """An image that the system does not hand out is no bad image: its shard fails, the others are kept, nothing of
     it is published, and once it is back the same line ends the job."""
+    monkeypatch.setattr(supervision, "WAITS", (0.0, 0.0))
     missing = world.pictures / "image05.png"
     missing.rename(world.root / "away.png")
     missing.symlink_to(world.root / "unmounted.png")
@@ -343,6 +356,16 @@ def test_precision_is_a_store_of_its_own(world: World) -> None:
     full, low = (world.extract(load=precise, precision=name) for name in ("float32", "bfloat16"))
     assert full.folder == world.extract().folder
     assert low.folder != full.folder
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("pool", [INLINE, PoolConfig(workers=1)])
+def test_a_smaller_gpu_gives_the_same_bytes(world: World, pool: PoolConfig) -> None:
+    """Batches for which the GPU's memory is too small are halved until they fit, and the store is the same."""
+    reference = tree(world.extract("large", batch_size=8).folder)
+    before = world.batches()
+    assert tree(world.extract("small", batch_size=8, load=load_on_a_small_gpu, pool=pool).folder) == reference
+    assert world.batches() - before >= 40 / 2
 
 
 @pytest.mark.usefixtures("ray_session")

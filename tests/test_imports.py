@@ -23,6 +23,7 @@ ORDER = (
     {"tasks", "models", "detector"},
     {"images", "corpus", "metrics", "cluster"},
     {"supervision"},
+    {"progress"},
     {"shards", "provenance", "tables"},
     {"schema", "storage"},
     {"config"},

@@ -23,7 +23,6 @@ from rich.console import Console
 from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.errors import CoverageError
-from visualbert_core.evaluation import run as evaluation
 from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
 from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
 from visualbert_core.report import ReportCell, ReportInfo
@@ -154,9 +153,8 @@ class Stand:
 
 
 @pytest.fixture
-def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def cell(tmp_path: Path) -> Any:
     """A function that makes the cell of a task."""
-    monkeypatch.setattr(evaluation, "load_model", lambda folder, task, device=None, precision="float32": Stand())
 
     def make(task_name: str, bad: Sequence[str] = (), title: str | None = None) -> ReportCell:
         root = tmp_path / task_name
@@ -178,7 +176,7 @@ def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
                 regions=regions,  # type: ignore[arg-type]
             )
             try:
-                runs.append(evaluate(config, Pool(PoolConfig(inline=True))))
+                runs.append(evaluate(config, Pool(PoolConfig(inline=True)), load=lambda *_: Stand()))
             except CoverageError as incomplete:
                 error = str(incomplete)
                 runs.append(read_run(run_folder(config)))

@@ -12,7 +12,6 @@ from conftest import ROOT, SmallNight
 from test_jobs import job
 
 from visualbert_core.config import EvaluateConfig, PoolConfig
-from visualbert_core.evaluation import run, selfcheck
 from visualbert_core.evaluation.selfcheck import describe, self_check
 from visualbert_core.models import load_model
 from visualbert_core.schema import Prediction
@@ -64,15 +63,13 @@ class Leaky:
         return list(found)
 
 
-def test_a_leak_is_found_and_sized(small_night: SmallNight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leak_is_found_and_sized(small_night: SmallNight, tmp_path: Path) -> None:
     """One example of each batch answers otherwise: those are listed, with the gap between the two answers alone."""
 
     def leaky(folder: Path, task: str, device: str | None = None, precision: str = "float32") -> Any:
         return Leaky(load_model(folder, task, device, precision), nudge=0.5)
 
-    monkeypatch.setattr(run, "load_model", leaky)
-    monkeypatch.setattr(selfcheck, "load_model", leaky)
-    found = self_check(config(small_night, "nlvr2", tmp_path), INLINE, examples=20)
+    found = self_check(config(small_night, "nlvr2", tmp_path), INLINE, examples=20, load=leaky)
     assert 1 <= len(found.changed) < 20
     assert all(each.together == "other" and each.alone in ("True", "False") for each in found.changed)
     assert all(each.gap > 0 for each in found.changed)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import random
+import time
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -166,6 +170,26 @@ def test_leftovers_of_killed_writers_are_ignored(folder: ShardFolder, shards: li
     assert folder.pending(shards) == []
     assert len(folder.finish(shards, {}).shards) == len(shards)
     folder.read_manifest(verify=True)
+
+
+def test_only_old_drafts_are_swept(folder: ShardFolder, shards: list[Shard]) -> None:
+    """Finishing removes what writers left who were killed long ago, and nothing that somebody may still be writing."""
+    fill(folder, shards)
+    old, young = (folder.part_path(name).with_name(f".{name}.parquet.{uuid.uuid4().hex}") for name in ("a", "b"))
+    for draft, age in ((old, 4000), (young, 10)):
+        draft.write_bytes(b"half")
+        os.utime(draft, (time.time() - age,) * 2)
+    before = tree(folder.root).keys()
+    folder.finish(shards, {})
+    assert before - tree(folder.root).keys() == {str(old.relative_to(folder.root))}
+
+
+def test_a_trial_publishes_nothing(folder: ShardFolder, shards: list[Shard]) -> None:
+    """What is run only to see whether the process survives leaves no file."""
+    trial = dataclasses.replace(shards[0], quarantined=shards[0].items[1:], trial=True)
+    assert trial.touched == shards[0].items[:1]
+    assert folder.commit(trial, Part(b"", 1, b"", len(trial.items) - 1)).rows == 1
+    assert tree(folder.root) == {}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"shard_id": 1}'])

@@ -1,9 +1,10 @@
 """A pool of workers over shards, on this machine or a Ray cluster; the only file of the library that imports Ray.
 
-Owns where workers run: how many, what each reserves, which cluster. Workers are plain Ray actors that pull shards, two
-in flight each, so that decoding and writing hide behind the GPU (a worker locks its model). Ray's own restarts are
-off: any system error ends that actor, and `supervision.py` decides what follows. Safety does not come from either
-but from `shards.py`: a shard that runs twice writes the same bytes under the same name.
+Owns where workers run: how many, what each reserves, which cluster, and what tells a job to stop before its end.
+Workers are plain Ray actors that pull shards, two in flight each, so that decoding and writing hide behind the GPU (a
+worker locks its model). Ray's own restarts are off: any system error ends that actor, and `supervision.py` decides
+what follows. Safety does not come from either but from `shards.py`: a shard that runs twice writes the same bytes
+under the same name.
 """
 
 from __future__ import annotations
@@ -12,16 +13,22 @@ import logging
 import math
 import os
 import secrets
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, redirect_stdout
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from visualbert_core.config import PoolConfig
+from visualbert_core.errors import UnfinishedError
+from visualbert_core.progress import Figures, Progress
 from visualbert_core.shards import Marker, Shard
-from visualbert_core.supervision import IN_FLIGHT, Actors, LostError, Progress, Supervisor
+from visualbert_core.supervision import IN_FLIGHT, Actors, LostError, Supervisor
 
 OBJECT_STORE = 256 << 20  # bytes; nothing but shards and markers passes through it
+NODES_SECONDS = 5.0  # between two looks at which nodes there are
 LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),  # or Ray writes one into the home folder
@@ -30,12 +37,32 @@ LOCAL_ENVIRONMENT = {
 
 AnyShard = TypeVar("AnyShard", bound=Shard)
 Work = TypeVar("Work", bound=Shard, contravariant=True)
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 
 class Worker(Protocol[Work]):
-    """What a pool needs of a worker. `run` commits the shard's part itself, and is called from two threads at once."""
+    """What a pool needs of a worker. `run` is called from two threads at once.
+
+    It computes `shard.touched`, takes the rows of `shard.lost()` for the other items, and commits the part itself.
+    """
 
     def run(self, shard: Work) -> Marker: ...
+
+
+def in_halves(compute: Callable[[Sequence[Item]], list[Answer]], batch: Sequence[Item]) -> list[Answer]:
+    """`compute(batch)`; where it does not fit into the GPU's memory its halves, and so on down to single items.
+
+    Raises what `compute` does, torch's OutOfMemoryError for a single item too: the pool then ends that process, and
+    gives the shard a fresh one to itself.
+    """
+    try:
+        return compute(batch)
+    except RuntimeError as error:
+        if not _out_of_memory(error) or len(batch) < 2:
+            raise
+    half = len(batch) // 2  # out here, where the traceback no longer holds the failed batch's tensors
+    return in_halves(compute, batch[:half]) + in_halves(compute, batch[half:])
 
 
 class Pool:
@@ -47,12 +74,17 @@ class Pool:
     Ray starts when there is something to run, at most once, and is shut down at the end where it was started here. The
     actors stay for the next stage, because importing torch takes them seconds. Inside, stdout is stderr, as Ray prints
     the deaths of workers there: print results afterwards.
+
+    SIGTERM and SIGINT, and the end of `max_hours`, let the running shards be committed and then end the job; a second
+    signal acts as it would without a pool.
     """
 
     def __init__(self, config: PoolConfig | None = None) -> None:
         self.config = config or PoolConfig()
         self._exit = ExitStack()
         self._actors: _Actors | None = None
+        self._began = time.monotonic()
+        self._signal: str | None = None
 
     def __enter__(self) -> Self:
         if not self.config.inline:
@@ -68,20 +100,52 @@ class Pool:
         `make_worker` is called once in each worker process and must be picklable. Progress goes to stderr.
 
         Raises InputError at once, as it is, where a worker raises one; ShardError naming a shard that failed on every
-        attempt, after all others are committed, or as soon as five workers in a row finish nothing.
+        attempt, after all others are committed, or as soon as nothing gets finished any more; UnfinishedError after a
+        signal or `max_hours`.
         """
         if not shards:
             return []
+        if reason := self._reason():
+            raise UnfinishedError(f"stopped ({reason}): {label} is left; the same line again does it")
         self._actors = self._actors or self._start()
-        with Progress(label, sum(len(shard.items) for shard in shards)) as progress:
-            return Supervisor(self._actors.serving(make_worker), shards, progress).run()
+        actors = self._actors.serving(make_worker)
+        total = sum(len(shard.items) for shard in shards)
+        with self._listening(), Progress(label, total, actors.publish) as progress:
+            return Supervisor(actors, shards, progress, self.config, self._reason).run()
 
     def _start(self) -> _Actors:
-        if self.config.inline:
-            return _Inline()
-        actors = _RayActors(self.config, self._exit)
+        actors = _Inline() if self.config.inline else _RayActors(self.config, self._exit)
         self._exit.callback(actors.close)
         return actors
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """To signals; in the main thread, where Python lets us. After ray.init, which installs handlers of its own."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        def stop(number: int, _: object) -> None:
+            self._signal = signal.Signals(number).name
+            restore()
+
+        for number in before:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            restore()
+
+    def _reason(self) -> str | None:
+        """Why nothing more may be started, if so."""
+        hours = self.config.max_hours
+        over = hours is not None and time.monotonic() - self._began > hours * 3600
+        return self._signal or (f"{hours:g} hours are over" if over else None)
 
 
 def start_ray() -> bool:
@@ -116,17 +180,33 @@ class _Actors(Actors, Protocol):
     def serving(self, make_worker: Callable[[], Worker[Any]]) -> Self:
         """Itself, from now on with these workers."""
 
+    def publish(self, stage: str, figures: Figures) -> None:
+        """Take the figures of a stage to whoever watches. See `progress.py`."""
+
+    def close(self) -> None:
+        """End what is left."""
+
 
 class _Inline:
     """One worker in this process; a call runs when its result is asked for."""
 
     size = 1
+    gpus = 0.0
     make_worker: Callable[[], Worker[Any]]
     worker: Worker[Any]
 
     def serving(self, make_worker: Callable[[], Worker[Any]]) -> Self:
         self.make_worker = make_worker
         return self
+
+    def publish(self, stage: str, figures: Figures) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def room(self) -> str:
+        return "there is this process"
 
     def boot(self) -> tuple[Any, Any]:
         return self, self._make
@@ -141,7 +221,12 @@ class _Inline:
         return calls[0]
 
     def result(self, call: Any) -> Marker | None:
-        answer: Marker | None = call()
+        try:
+            answer: Marker | None = call()
+        except RuntimeError as error:
+            if _unusable(error):
+                raise LostError(_first_line(error)) from error
+            raise
         return answer
 
     def release(self, actor: Any) -> None:
@@ -164,14 +249,16 @@ class _RayActors:
         if ours:
             exit_stack.callback(ray.shutdown)
         total = self.ray.cluster_resources()
-        gpus, cpus = total.get("GPU", 0), int(total.get("CPU", 1))
-        share = float(gpus > 0) if config.gpus_per_worker is None else config.gpus_per_worker
-        self.size = max(1, config.workers or (int(gpus / share) if share else cpus))
-        # Not by how many shards there are: a resumed run must compute as the first one did.
+        gpus, cpus = total.get("GPU", 0), int(total.get("CPU", 0))
+        # A cluster without either is a head that waits for its workers: those will have GPUs.
+        self.gpus = float(gpus > 0 or not cpus) if config.gpus_per_worker is None else config.gpus_per_worker
+        self.workers, self.looked, self.places = config.workers, -NODES_SECONDS, 0
+        # Neither by how many shards there are nor by how many nodes later: a resumed run must compute as the first did.
         self.threads = max(1, cpus // self.size)
+        self.cpus = 0.0 if self.gpus else _cpu_share(cpus / self.size) or 1.0
         options = {
-            "num_gpus": share,
-            "num_cpus": 0 if share else _cpu_share(cpus / self.size),
+            "num_gpus": self.gpus,
+            "num_cpus": self.cpus,
             "max_restarts": 0,
             "max_task_retries": 0,
             "max_concurrency": IN_FLIGHT,
@@ -179,6 +266,32 @@ class _RayActors:
         }
         self.host = self.ray.remote(**options)(_Host)
         self.idle: list[Any] = []
+        self.gauges: dict[str, Any] = {}
+
+    @property
+    def size(self) -> int:
+        return self.workers or max(1, self._places())
+
+    def _places(self) -> int:
+        """For how many workers the nodes have room, but for what others use of them."""
+        if time.monotonic() - self.looked > NODES_SECONDS:
+            self.looked = time.monotonic()
+            nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+            self.places = sum(_workers_of(node, self.gpus) for node in nodes)
+        return self.places
+
+    def room(self) -> str:
+        need = f"{self.gpus:g} GPU" if self.gpus else f"{self.cpus:g} CPU"
+        return f"each needs {need}, and the cluster's nodes have room for {self._places()} such workers"
+
+    def publish(self, stage: str, figures: Figures) -> None:
+        from ray.util.metrics import Gauge
+
+        for (name, state), value in figures.items():
+            keys = ("stage", "state") if state else ("stage",)
+            if name not in self.gauges:
+                self.gauges[name] = Gauge(f"visualbert_{name}", f"{name} of a stage, see progress.py", keys)
+            self.gauges[name].set(value, dict(zip(keys, (stage, state), strict=False)))
 
     def serving(self, make_worker: Callable[[], Worker[Any]]) -> Self:
         self.make_worker = make_worker
@@ -199,13 +312,17 @@ class _RayActors:
         try:
             answer: Marker | None = self.ray.get(call)
         except self.ray.exceptions.RayTaskError as error:
-            # After a CUDA error every later call in that process fails too.
-            if "CUDA error" in str(error.cause):
-                raise LostError(str(error.cause)) from error
+            if _unusable(error.cause):
+                raise LostError(_first_line(error.cause)) from error
             raise error.cause from error
         except self.ray.exceptions.RayError as error:
-            raise LostError(_obituary(error)) from error
+            raise LostError(_obituary(error), self._node_lost(error)) from error
         return answer
+
+    def _node_lost(self, error: Exception) -> bool:
+        """Ray says "unavailable" of an actor until it knows that the node is gone."""
+        gone = (self.ray.exceptions.ActorUnavailableError, self.ray.exceptions.NodeDiedError)
+        return isinstance(error, gone) or "node has died" in str(error)
 
     def release(self, actor: Any) -> None:
         self.idle.append(actor)
@@ -216,6 +333,27 @@ class _RayActors:
     def close(self) -> None:
         while self.idle:
             self.discard(self.idle.pop())
+
+
+def _unusable(error: Exception) -> bool:
+    """After a CUDA error every later call in that process fails, too; and where a single item did not fit into the
+    GPU's memory, a fresh process has more of it."""
+    return "CUDA error" in str(error) or _out_of_memory(error)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return type(error).__name__ == "OutOfMemoryError"  # torch's, without importing torch
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _workers_of(node: dict[str, float], gpus: float) -> int:
+    """For how many workers of so many GPUs, or of one CPU, a node has room. A worker's part lies on one GPU."""
+    if not gpus:
+        return int(node.get("CPU", 0))
+    return int(node.get("GPU", 0) / gpus) if gpus >= 1 else int(node.get("GPU", 0)) * int(1 / gpus)
 
 
 def _obituary(error: Exception) -> str:

@@ -27,11 +27,19 @@ class PoolConfig:
     """The actors that share the work of a stage."""
 
     workers: int | None = None
-    """Actors at most; default: one per GPU, or one per CPU where there are no GPUs."""
+    """Actors at most; default: one per GPU, or one per CPU where there are no GPUs, as nodes come and go. Actors for
+    which there is no place yet wait for one, and are what makes an autoscaling cluster grow: there, say how many."""
     gpus_per_worker: float | None = None
-    """GPUs of one actor; default: 1 where there are GPUs, else 0."""
+    """GPUs of one actor, also a part of one; default: 1 where there are GPUs, else 0."""
     inline: bool = False
-    """Run in this process, without Ray."""
+    """Run in this process, without Ray: nothing survives a process that dies, and nothing is timed."""
+    max_hours: float | None = None
+    """Start no shard later than this; those that run are committed, the job exits 6 and the same line resumes."""
+    shard_timeout: float | None = None
+    """Seconds after which a shard counts as hung and its worker is replaced; default: 20 times what shards of its size
+    take, at least 10 minutes, and no limit before the first one has finished."""
+    start_timeout: float = 1800.0
+    """Seconds without any worker after which the job gives up: no node may have what a worker needs."""
 
 
 @dataclass(frozen=True, kw_only=True)

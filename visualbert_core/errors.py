@@ -8,15 +8,17 @@
     │   ├── StoreError                           a feature store that is unfinished, damaged or of another space
     │   └── DriftError                           a detector that does not give a store's features (--canary)
     ├── CoverageError                   exit 3   examples without a prediction: no score
-    ├── NotComparableError              exit 5   two runs of different questions: their difference says nothing
+    ├── ShardError                      exit 1   a shard that could not be computed; the finished ones are kept
     ├── TrackerError                    exit 1   a finished night that could not be sent to a tracker
-    └── ShardError                      exit 1   a shard that could not be computed; the finished ones are kept
+    ├── NotComparableError              exit 5   two runs of different questions: their difference says nothing
+    └── UnfinishedError                 exit 6   the job was told to stop before it was done; the same line resumes
 
 A message is one line: what is wrong, where (file, line, id), what to do. Failures of a single image or example are not
 exceptions but rows (`schema.Failure`): they are counted, reported, and never scored around.
 
 Exit codes of every job (`end` applies them):
-0 ok · 1 crash · 2 bad configuration or input · 3 incomplete, no score · 4 regression · 5 cannot tell.
+0 ok · 1 crash · 2 bad configuration or input · 3 incomplete, no score · 4 regression · 5 cannot tell ·
+6 stopped in time, by a signal or --max-hours.
 """
 
 from __future__ import annotations
@@ -81,11 +83,21 @@ class ShardError(VisualBertCoreError):
     """A shard failed on every attempt; everything committed before it is kept."""
 
 
+class UnfinishedError(VisualBertCoreError):
+    """A signal came, or the hours were over: running shards were committed, the others are left for the next run."""
+
+    exit_code = 6
+
+
 def end(job: Callable[[], int]) -> NoReturn:
-    """Run a job's main function and exit with its code; an error of the tree above is one line on stderr."""
+    """Run a job's main function and exit with its code; an error of the tree above is one line on stderr, and so is a
+    file that the system does not hand out or take (exit 1)."""
     try:
         sys.exit(job())
     except VisualBertCoreError as error:
         message = str(error)  # it may quote a value of any length from a file
         sys.stderr.write(f"error: {message if len(message) <= LONGEST else message[:LONGEST] + ' …'}\n")
         sys.exit(error.exit_code)
+    except OSError as error:
+        sys.stderr.write(f"error: {error}: mend it and run the same line again\n")
+        sys.exit(1)

@@ -85,7 +85,7 @@ REGIONS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Failure:
-    """One image or example that could not be processed. `stage` is decode, features or predict."""
+    """One image or example that could not be processed. `stage` is decode, features, predict or worker."""
 
     item_id: str
     stage: str

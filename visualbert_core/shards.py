@@ -12,17 +12,24 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import xxhash
 
 from visualbert_core import storage
 from visualbert_core.errors import InputError, ShardError, StoreError
+from visualbert_core.schema import Failure
 
+LOST = "every worker process that had it alone died or hung"
+ABANDONED = 3600.0  # seconds without a write to a draft
 _AGAIN = "delete it and run the same line again"
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -35,6 +42,21 @@ class Shard:
 
     shard_id: str
     items: tuple[str, ...]
+    quarantined: tuple[str, ...] = field(default=(), kw_only=True)
+    """Items that no worker may touch, since they end its process; `lost` has their rows. In the order of `items`."""
+    trial: bool = field(default=False, kw_only=True)
+    """Only to see whether the process survives: to be computed, but `ShardFolder.commit` publishes nothing."""
+
+    @property
+    def touched(self) -> tuple[str, ...]:
+        """The items that are left to compute."""
+        lost = set(self.quarantined)
+        return tuple(item for item in self.items if item not in lost)
+
+    def lost(self) -> dict[str, Failure]:
+        """item → failure row of each quarantined item: the same on every run, whatever it was that the process died
+        of and however often."""
+        return {item: Failure(item, "worker", "WorkerLost", LOST) for item in self.quarantined}
 
 
 AnyShard = TypeVar("AnyShard", bound=Shard)
@@ -50,34 +72,39 @@ def plan(items: Mapping[str, str] | Iterable[str], salt: str, target: int) -> li
 
     Raises InputError naming an item that comes twice.
     """
-    by_key = _by_key(items)
-    hashed = [(xxhash.xxh3_64_intdigest(key.encode()), key) for key in by_key]
-    buckets = (sorted(key for _, key in bucket) for bucket in _buckets(hashed, max(1, target * 3 // 2)))
-    return [_shard(salt, tuple(item for key in keys for item in sorted(by_key[key]))) for keys in buckets]
-
-
-def _by_key(items: Mapping[str, str] | Iterable[str]) -> dict[str, list[str]]:
     by_key: dict[str, list[str]] = {}
     if isinstance(items, Mapping):
         for item, key in items.items():
             by_key.setdefault(key, []).append(item)
-        return by_key
-    for item in items:
-        if item in by_key:
-            raise InputError(f"{item!r} is listed twice: remove one of them")
-        by_key[item] = [item]
-    return by_key
+    keys = by_key or items
+    buckets = _buckets(keys if isinstance(keys, list) else list(keys), max(1, target * 3 // 2))
+    if by_key:
+        return [_shard(salt, tuple(item for key in keys for item in sorted(by_key[key]))) for keys in buckets]
+    return [_shard(salt, tuple(keys)) for keys in buckets]
 
 
-def _buckets(keys: list[tuple[int, str]], cap: int, bit: int = 63) -> Iterator[list[tuple[int, str]]]:
-    """Halve by successive hash bits until a bucket fits. Cutting sorted ids by position or at hashed cut points with
-    a cap would not do: one more id could shift every cut behind it."""
-    if len(keys) <= cap or bit < 0:
-        if keys:
-            yield keys
-        return
-    for side in (0, 1):
-        yield from _buckets([key for key in keys if key[0] >> bit & 1 == side], cap, bit - 1)
+def _buckets(keys: Sequence[str], cap: int) -> Iterator[list[str]]:
+    """Halve by successive bits of the keys' hashes until a bucket fits. Cutting sorted ids by position or at hashed cut
+    points with a cap would not do: one more id could shift every cut behind it.
+
+    Needs two or three numbers a key beside the keys themselves: there may be a hundred million of them.
+    """
+    hashes = np.fromiter((xxhash.xxh3_64_intdigest(key.encode()) for key in keys), np.uint64, len(keys))
+    order = np.argsort(hashes)
+    hashes = hashes[order]
+    stack = [(0, len(keys), 0, 63)]  # [start, stop) in `order`, the hash's bits above `bit`, and the next one
+    while stack:
+        start, stop, prefix, bit = stack.pop()
+        if stop - start > cap and bit >= 0:
+            half = prefix | 1 << bit
+            cut = start + int(np.searchsorted(hashes[start:stop], np.uint64(half)))
+            stack += [(cut, stop, half, bit - 1), (start, cut, prefix, bit - 1)]
+        elif stop > start:
+            bucket = sorted(keys[index] for index in order[start:stop])
+            for first, second in pairwise(bucket):
+                if first == second:
+                    raise InputError(f"{first!r} is listed twice: remove one of them")
+            yield bucket
 
 
 def _shard(salt: str, items: tuple[str, ...]) -> Shard:
@@ -171,13 +198,18 @@ class ShardFolder:
         return [marker for marker in self._markers(shards) if marker is not None]
 
     def commit(self, shard: Shard, part: Part) -> Marker:
-        """Publish `part`, then its marker. Idempotent. Raises ShardError unless rows + failures cover the items."""
+        """Publish `part`, then its marker; of a trial neither. Idempotent.
+
+        Raises ShardError unless rows + failures cover the items.
+        """
         if part.rows + part.failed != len(shard.items):
             raise ShardError(
                 f"shard {shard.shard_id}: {part.rows} rows + {part.failed} failures for {len(shard.items)} items"
             )
         failures = None if part.failures is None else Blob.of(part.failures)
         marker = Marker(shard.shard_id, part.rows, part.failed, Blob.of(part.data), failures)
+        if shard.trial:
+            return marker
         publish(self.part_path(shard.shard_id), part.data)
         if part.failures is not None:
             publish(self.failures_path(shard.shard_id), part.failures)
@@ -185,7 +217,8 @@ class ShardFolder:
         return marker
 
     def finish(self, shards: Sequence[Shard], about: Mapping[str, Any]) -> Manifest:
-        """Write the manifest over exactly these shards; writing the same again changes nothing.
+        """Write the manifest over exactly these shards; writing the same again changes nothing. Drafts that writers
+        left who were killed more than an hour ago are removed; a younger one may be another run's.
 
         Raises ShardError where one of them is not done.
         """
@@ -202,6 +235,7 @@ class ShardFolder:
         data = _signed(record)
         if storage.size(self.manifest_path) is None or storage.read(self.manifest_path) != data:
             publish(self.manifest_path, data)
+        self._sweep()
         return manifest
 
     def read_manifest(self, verify: bool = False) -> Manifest:
@@ -243,6 +277,13 @@ class ShardFolder:
                 state.update(chunk)
             if state.hexdigest() != blob.xxh3_128:
                 raise StoreError(f"{path} is damaged (its hash is not the manifest's): {_AGAIN}")
+
+    def _sweep(self) -> None:
+        for folder in () if storage.url(self.root) else ("", "parts", "failures", "shards"):
+            for draft in (self.root / folder).glob(".*.*." + "?" * 32):
+                with suppress(FileNotFoundError):
+                    if time.time() - draft.stat().st_mtime > ABANDONED:
+                        draft.unlink()
 
     def _check_sizes(self, manifest: Manifest) -> None:
         files = list(self._files(manifest.shards))

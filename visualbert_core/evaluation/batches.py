@@ -65,11 +65,14 @@ def sample(examples: Iterable[Example], store: FeatureStore, count: int) -> list
 
 
 def join(shard: ExampleShard, store: FeatureStore) -> tuple[list[Joined], list[Failure]]:
-    """Examples with their regions, each image read once; and a failure for each example that lacks an image."""
-    regions = {i: store.fetch(i) for ids in shard.sources for i in ids if i in store}
+    """Examples with their regions, each image read once; and a failure for each example that lacks an image or is
+    quarantined."""
+    lost = shard.lost()
+    pairs = [pair for pair in zip(shard.examples, shard.sources, strict=True) if pair[0].example_id not in lost]
+    regions = {i: store.fetch(i) for _, ids in pairs for i in ids if i in store}
     joined: list[Joined] = []
-    failures = []
-    for example, sources in zip(shard.examples, shard.sources, strict=True):
+    failures = list(lost.values())
+    for example, sources in pairs:
         lacking = [i for i in sources if i not in regions]
         if lacking:
             message = f"image {lacking[0]!r} has no features"

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from visualbert_core.cluster import Pool
+from visualbert_core.cluster import Pool, in_halves
 from visualbert_core.config import EvaluateConfig
 from visualbert_core.errors import CheckpointError, CoverageError, InputError
 from visualbert_core.evaluation.batches import ExampleShard, Joined, batches, join, plan_examples, sample, wrong_images
@@ -36,6 +36,9 @@ from visualbert_core.schema import SCHEMA_VERSION, Example, Failure, Prediction
 from visualbert_core.shards import Marker, Part, ShardFolder, publish
 from visualbert_core.tasks import Task, open_task
 
+LoadModel = Callable[[Path, str, str | None, str], Model]
+"""folder, task, device, precision → model"""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -47,12 +50,12 @@ class Run:
     scores: dict[str, Any] | None
 
 
-def evaluate(config: EvaluateConfig, pool: Pool) -> Run:
+def evaluate(config: EvaluateConfig, pool: Pool, load: LoadModel = load_model) -> Run:
     """Predict what is missing, then score. Raises InputError for inputs that do not fit together, CoverageError (after
     run.json says so) where examples are left without a prediction."""
     task = open_task(config.task, config.annotations, config.split)
     store = FeatureStore.open(config.features)
-    model = load_model(config.model, config.task, "cpu", config.precision)
+    model = load(config.model, config.task, "cpu", config.precision)
     warnings = check_fit(model, store, config)
     provenance = _provenance(config, task, store, model)
     folder = run_folder(config)
@@ -64,7 +67,7 @@ def evaluate(config: EvaluateConfig, pool: Pool) -> Run:
     shards = plan_examples(asked, donors, digest_json(provenance), config.shard_size)
     predictions = ShardFolder(folder / "predictions")
     inputs = (config.model, config.task, config.features)
-    make_worker = partial(EvaluationWorker, *inputs, predictions.root, config.batch_size, config.precision)
+    make_worker = partial(EvaluationWorker, *inputs, predictions.root, config.batch_size, config.precision, load)
     label = f"{config.task} {config.split}" + (" (wrong image)" if donors is not None else "")
     pool.run(make_worker, predictions.pending(shards), label)
     predictions.finish(shards, {"task": config.task, "split": config.split})
@@ -92,8 +95,17 @@ def read_run(folder: Path) -> Run:
 class EvaluationWorker:
     """Holds a model and turns shards of examples into committed parts."""
 
-    def __init__(self, model: Path, task: str, features: Path, out: Path, batch_size: int, precision: str) -> None:
-        self.model = load_model(model, task, precision=precision)
+    def __init__(
+        self,
+        model: Path,
+        task: str,
+        features: Path,
+        out: Path,
+        batch_size: int,
+        precision: str,
+        load: LoadModel = load_model,
+    ) -> None:
+        self.model = load(model, task, None, precision)
         self.store = FeatureStore.open(features)
         self.folder = ShardFolder(out)
         self.batch_size = batch_size
@@ -103,7 +115,7 @@ class EvaluationWorker:
         joined, failures = join(shard, self.store)
         answered: dict[str, Prediction] = {}
         for batch in batches(joined, self.batch_size):
-            answered |= {p.example_id: p for p in self.predict(batch)}
+            answered |= {p.example_id: p for p in in_halves(self.predict, batch)}
         predictions = [answered[item] for item in shard.items if item in answered]
         failures += _unbelievable(predictions)
         bad = {failure.item_id for failure in failures}

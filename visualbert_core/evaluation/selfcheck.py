@@ -22,7 +22,7 @@ from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.errors import CoverageError
 from visualbert_core.evaluation.batches import Joined, plan_examples, sample
 from visualbert_core.evaluation.predictions import read_predictions
-from visualbert_core.evaluation.run import EvaluationWorker, check_fit, run_folder
+from visualbert_core.evaluation.run import EvaluationWorker, LoadModel, check_fit, run_folder
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.models import load_model
 from visualbert_core.schema import Example, Prediction
@@ -53,20 +53,22 @@ class SelfCheck:
     changed: tuple[ChangedAnswer, ...]
 
 
-def self_check(config: EvaluateConfig, pool: PoolConfig, examples: int = EXAMPLES) -> SelfCheck:
+def self_check(
+    config: EvaluateConfig, pool: PoolConfig, examples: int = EXAMPLES, load: LoadModel = load_model
+) -> SelfCheck:
     """Predict a sample both ways, in a folder beside the run's that is removed afterwards.
 
     Raises InputError for inputs that do not fit together, CoverageError where an example has no prediction.
     """
     task, store = open_task(config.task, config.annotations, config.split), FeatureStore.open(config.features)
-    check_fit(load_model(config.model, config.task, "cpu", config.precision), store, config)
+    check_fit(load(config.model, config.task, "cpu", config.precision), store, config)
     asked = sample(task.examples(), store, examples)
     folder = run_folder(config).with_name(f"{run_folder(config).name}__self-check")
     alone, together = folder / "alone", folder / "together"
     shutil.rmtree(folder, ignore_errors=True)  # what a killed check left
     try:
-        one = _logits(dataclasses.replace(config, batch_size=1), alone, asked, dataclasses.replace(pool, workers=1), 64)
-        all_ = _logits(config, together, asked, pool, 4)
+        single = dataclasses.replace(config, batch_size=1), alone, asked, dataclasses.replace(pool, workers=1), 64
+        one, all_ = _logits(*single, load), _logits(config, together, asked, pool, 4, load)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return _compared(asked, one, all_, config)
@@ -81,13 +83,12 @@ def describe(check: SelfCheck) -> Iterator[str]:
 
 
 def _logits(
-    config: EvaluateConfig, folder: Path, asked: Sequence[Example], pool: PoolConfig, images: int
+    config: EvaluateConfig, folder: Path, asked: Sequence[Example], pool: PoolConfig, images: int, load: LoadModel
 ) -> Mapping[str, Prediction]:
     """Predictions of the sample whose `scores` are the logits, row by row; shards of so many images."""
     shards, parts = plan_examples(asked, None, "self-check", images), ShardFolder(folder)
-    make_worker = partial(
-        _LogitsWorker, config.model, config.task, config.features, folder, config.batch_size, config.precision
-    )
+    inputs = (config.model, config.task, config.features)
+    make_worker = partial(_LogitsWorker, *inputs, folder, config.batch_size, config.precision, load)
     with Pool(pool) as workers:
         workers.run(make_worker, shards, f"self-check, batches of {config.batch_size}")
     parts.finish(shards, {"task": config.task})

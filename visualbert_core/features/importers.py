@@ -138,7 +138,9 @@ class ImportWorker:
 
     def run(self, shard: RecordShard) -> Marker:
         """Convert and commit one shard."""
-        outcomes = [self._row(*record) for record in zip(shard.items, shard.places, strict=True)]
+        lost = shard.lost()
+        records = zip(shard.items, shard.places, strict=True)
+        outcomes = [lost.get(image_id) or self._row(image_id, places) for image_id, places in records]
         rows = [row for row in outcomes if isinstance(row, Regions)]
         failures = [failure for failure in outcomes if isinstance(failure, Failure)]
         part = Part(encode(rows, self.fingerprint), len(rows), encode_failures(failures), len(failures))

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from visualbert_core.cluster import in_halves
 from visualbert_core.detector import Detection, Detector, ObjectEncoder, load_detector
 from visualbert_core.errors import CheckpointError
 from visualbert_core.features.store import encode, encode_failures
@@ -128,13 +129,14 @@ class FeatureWorker:
     def run(self, shard: ImageShard) -> Marker:
         """Compute and commit one shard. Raises OSError for files that cannot be reached, and what the detector does."""
         found: list[Future[list[Outcome]]] = []
-        outcomes: dict[str, Outcome] = {}
+        outcomes: dict[str, Outcome] = {**shard.lost()}
+        images = [image for image in shard.images if image.image_id not in outcomes]
         with ThreadPoolExecutor(DECODERS) as threads:
-            for answers in self._decoded(threads, shard.images):
+            for answers in self._decoded(threads, images):
                 outcomes |= {answer.item_id: answer for answer in answers if isinstance(answer, Failure)}
                 if batch := [answer for answer in answers if isinstance(answer, _Loaded)]:
                     rows = [loaded.row() for loaded in batch]
-                    found.append(threads.submit(self._rows, rows, self._detect(batch)))
+                    found.append(threads.submit(self._rows, rows, in_halves(self._detect, batch)))
         for future in found:
             outcomes |= {_id(outcome): outcome for outcome in future.result()}
         ordered = [outcomes[item] for item in shard.items]

@@ -30,7 +30,7 @@ from visualbert_core.config import (
     read_yaml,
 )
 from visualbert_core.corpus import list_images
-from visualbert_core.errors import ConfigError, CoverageError, TrackerError, VisualBertCoreError
+from visualbert_core.errors import ConfigError, CoverageError, TrackerError, UnfinishedError, VisualBertCoreError
 from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
@@ -260,6 +260,8 @@ def _evaluate(title: str, config: EvaluateConfig, pool: Pool, codes: list[int]) 
 
 
 def _note(title: str, error: VisualBertCoreError, codes: list[int]) -> str:
+    if isinstance(error, UnfinishedError):  # nothing more is to be begun, and no verdict spoken over what is missing
+        raise error
     codes.append(error.exit_code)
     _complain(f"{title}: {error}")
     return str(error)

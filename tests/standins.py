@@ -1,0 +1,267 @@
+"""A corpus, questions about it, and a detector and a model of a few lines that die on request: what the tests run when
+they are about what happens around the models. Kept apart from them, because every worker process imports it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image as Pillow
+
+from visualbert_core import supervision
+from visualbert_core.cluster import Pool
+from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig
+from visualbert_core.detector import Detection, Detector, load_detector
+from visualbert_core.errors import end
+from visualbert_core.evaluation.predictions import read_predictions
+from visualbert_core.evaluation.run import evaluate
+from visualbert_core.features.extract import extract
+from visualbert_core.features.store import FeatureStore
+from visualbert_core.schema import Example, Prediction, Regions
+
+WEIGHTS = Path(__file__).parents[1] / "visualbert_core" / "world" / "weights"
+SHARD, SECONDS = 3, 0.02
+DEADLY = 255  # the top left red value of an image that ends the process
+QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"
+
+
+class PixelDetector:
+    """Boxes and features are a fixed function of the pixels; a batch takes a while."""
+
+    space, feature_size = "pixels", 3
+
+    def __init__(self, folder: Path, device: str | None) -> None:
+        if device is None:
+            _wait_for_the_end(folder.parents[1])
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"of": "pixels"}
+
+    def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
+        time.sleep(SECONDS)
+        return [self._regions(image) for image in images]
+
+    def _regions(self, image: np.ndarray) -> Detection:
+        corner = int(image[0, 0, 0])
+        if corner == DEADLY:
+            _crash()
+        boxes = np.full((1 + corner % 4, 4), corner, np.float32)
+        features = np.outer(np.arange(1, len(boxes) + 1), image.mean((0, 1))).astype(np.float32)
+        return Detection(boxes, np.zeros(len(boxes)), boxes[:, 0], features)
+
+
+class SumModel:
+    """Answers with the sum of an image's features; the question with the word "deadly" ends the process."""
+
+    feature_size, feature_space = 3, "pixels"
+
+    def __init__(self, folder: Path, device: str | None) -> None:
+        if device is None:
+            _wait_for_the_end(folder.parents[1])
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"of": "sums"}
+
+    def predict(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> list[Prediction]:
+        time.sleep(SECONDS)
+        return [self._answer(example, regions[0]) for example, regions in batch]
+
+    def _answer(self, example: Example, regions: Regions) -> Prediction:
+        if "deadly" in example.text:  # type: ignore[union-attr]
+            _crash()
+        total = float(regions.features.astype(np.float32).sum())
+        return Prediction(example.example_id, example.image_ids[0], f"{total:.1f}", (total % 1,))
+
+
+def _crash() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    time.sleep(60)  # another thread may get the signal, and this one must not go on until the process is gone
+
+
+@cache
+def _wait_for_the_end(folder: Path) -> None:
+    """From now on this actor dies, of SIGKILL and whatever it is doing, if it is the first to find the order to."""
+
+    def watch() -> None:
+        while True:
+            time.sleep(0.005)
+            try:
+                (folder / "kill").rename(folder / f"killed-{os.getpid()}")
+            except FileNotFoundError:
+                continue
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    import ray
+
+    if ray.is_initialized() and ray.get_runtime_context().get_actor_id():  # not the process that runs the tests
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def load_pixels(folder: str | Path, device: str | None = None) -> PixelDetector:
+    return PixelDetector(Path(folder), device)
+
+
+def load_sums(folder: Path, task: str, device: str | None, precision: str) -> SumModel:
+    return SumModel(folder, device)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Extraction and evaluation; `out` is one run's folder, what else is below `root` is shared by all runs.
+
+    `out/toy` is the detector's and the model's folder. A file called `kill` beside `out` ends a worker.
+    """
+
+    root: Path
+    out: Path
+
+    def run(self, workers: Pool) -> None:
+        self.evaluate(workers, self.extract(workers))
+
+    def alone(self) -> int:
+        """In this process, as a job's main function."""
+        with Pool(PoolConfig(inline=True)) as workers:
+            self.run(workers)
+        return 0
+
+    def extract(self, workers: Pool) -> FeatureStore:
+        config = ExtractConfig(
+            images=self.root / "images",
+            detector=self.out / "toy",
+            out=self.out / "features",
+            corpus="toy",
+            shard_size=SHARD,
+        )
+        return extract(config, workers, load_pixels)
+
+    def evaluate(self, workers: Pool, store: FeatureStore) -> None:
+        config = EvaluateConfig(
+            task="vqa",
+            split="val",
+            annotations=self.root / "vqa",
+            features=store.folder,
+            model=self.out / "toy",
+            out=self.out / "runs",
+            shard_size=SHARD,
+        )
+        evaluate(config, workers, load_sums)
+
+    def may_go(self) -> Self:
+        """What a driver waits for."""
+        self.out.mkdir(exist_ok=True)
+        (self.out / "go").touch()
+        return self
+
+    def ended(self) -> bool:
+        return any(self.out.glob("runs/**/scores.json"))
+
+    def done(self, stage: str) -> int:
+        """Shards of a stage that are committed."""
+        return len(list(self.out.glob(f"{stage}/**/shards/*.json")))
+
+    def tree(self) -> dict[str, bytes]:
+        """Every published file; a killed writer's draft is none."""
+        files = (path for stage in ("features", "runs") for path in (self.out / stage).rglob("[!.]*") if path.is_file())
+        return {str(path.relative_to(self.out)): path.read_bytes() for path in files}
+
+    def census(self) -> tuple[int, int]:
+        """(lost, duplicate) images and questions, as the finished folders say."""
+        (store,) = (self.out / "features" / "toy").iterdir()
+        (predictions,) = (self.out / "runs").glob("*/predictions")
+        answered, failed = read_predictions(predictions)
+        opened = FeatureStore.open(store, verify=True)
+        images = [*opened.image_ids, *(failure.item_id for failure in opened.failures())]
+        questions = [*(row.example_id for row in answered), *(failure.item_id for failure in failed)]
+        names = {path.stem for path in (self.root / "images").iterdir()}
+        asked = {str(q["question_id"]) for q in json.loads((self.root / "vqa" / QUESTIONS).read_text())["questions"]}
+        lost = len(names - set(images)) + len(asked - set(questions))
+        return lost, len(images) + len(questions) - len(set(images)) - len(set(questions))
+
+
+@dataclass(frozen=True)
+class RealJob(Job):
+    """The same with the embedded world's detector and VisualBERT: `root` is the folder of the small night."""
+
+    def extract(self, workers: Pool) -> FeatureStore:
+        shutil.copytree(WEIGHTS / "detector", self.out / "toy", dirs_exist_ok=True)
+        images, out = self.root / "world" / "vqa" / "val2014", self.out / "features"
+        config = ExtractConfig(images=images, detector=self.out / "toy", out=out, corpus="vqa-val2014", shard_size=5)
+        return extract(config, workers, load_mortal)
+
+    def evaluate(self, workers: Pool, store: FeatureStore) -> None:
+        config = EvaluateConfig(
+            task="vqa",
+            split="val",
+            annotations=self.root / "world" / "vqa",
+            features=store.folder,
+            model=WEIGHTS / "visualbert-vqa",
+            out=self.out / "runs" / "demo",
+            shard_size=5,
+        )
+        evaluate(config, workers)
+
+
+def load_mortal(folder: str | Path, device: str | None = None) -> Detector:
+    """The detector of a folder, in a process that dies on request."""
+    if device is None:
+        _wait_for_the_end(Path(folder).parents[1])
+    return load_detector(folder, device)
+
+
+def write_world(root: Path, images: int, deadly: Sequence[int] = (), deadly_question: int | None = None) -> Path:
+    """So many pictures of three shapes, and two questions about each."""
+    (root / "images").mkdir(parents=True)
+    (root / "vqa").mkdir()
+    for number in range(images):
+        height, width = [(6, 8), (8, 6), (5, 5)][number % 3]
+        pixels = np.random.default_rng(number).integers(0, 200, (height, width, 3), np.uint8)
+        pixels[0, 0, 0] = DEADLY if number in deadly else number % 200
+        Pillow.fromarray(pixels).save(root / "images" / f"COCO_val2014_{number:012d}.png")
+    ids = [number * 1000 + k for number in range(images) if number not in deadly for k in (0, 1)]
+    kind = {"question_type": "what", "answer_type": "other", "multiple_choice_answer": "1"}
+    kind |= {"answers": [{"answer": "1", "answer_confidence": "yes", "answer_id": i} for i in range(10)]}
+    about = [{"question_id": i, "image_id": i // 1000} for i in ids]
+    asked = [q | {"question": "deadly?" if q["question_id"] == deadly_question else "How much?"} for q in about]
+    (root / "vqa" / QUESTIONS).write_text(json.dumps({"data_subtype": "val2014", "questions": asked}))
+    (root / "vqa" / ANNOTATIONS).write_text(json.dumps({"annotations": [q | kind for q in about]}))
+    return root
+
+
+def new_job(root: Path, name: str) -> Job:
+    job = Job(root, root / name)
+    (job.out / "toy").mkdir(parents=True, exist_ok=True)
+    return job
+
+
+def drive(jobs: Sequence[Job], pool: PoolConfig) -> None:
+    """What a driver process does: jobs with one pool, each when it may, with the first error's exit code. What it says
+    goes to the first one's file `stderr`."""
+    sys.stderr = sys.stdout = (jobs[0].out / "stderr").open("a", buffering=1)
+
+    def run() -> int:
+        with Pool(pool) as workers:
+            for job in jobs:
+                while not (job.out / "go").exists():
+                    time.sleep(0.005)
+                job.run(workers)
+        return 0
+
+    end(run)
+
+
+def drive_here(root: str, out: str) -> None:
+    """The same without Ray and without waiting, for `python -c`."""
+    supervision.WAITS = (0.0, 0.0)
+    end(new_job(Path(root), out).alone)

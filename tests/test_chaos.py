@@ -1,0 +1,424 @@
+"""Anything may die at any moment, and the result is the undisturbed run's, byte for byte.
+
+Real drivers in processes of their own, on a Ray cluster of several simulated nodes with fake GPUs; the library's own
+extraction and evaluation around the small detector and model of standins.py.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SmallNight
+from standins import SHARD, Job, RealJob, drive, load_pixels, new_job, write_world
+
+from visualbert_core import cluster, storage, supervision
+from visualbert_core.cluster import LOCAL_ENVIRONMENT, Pool
+from visualbert_core.config import PoolConfig
+from visualbert_core.corpus import list_images
+from visualbert_core.errors import StoreError, VisualBertCoreError
+from visualbert_core.features.worker import FeatureWorker, ImageShard, full_fingerprint
+from visualbert_core.features.store import FeatureStore
+from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan
+
+pytestmark = pytest.mark.slow
+ROUNDS, IMAGES = 20, 48
+DRIVERS = multiprocessing.get_context("forkserver")
+PRELOADED = ["ray", "standins", "visualbert_core.models.visualbert.predictor"]  # so that a driver starts in no time
+
+
+class Driver:
+    """A process that does jobs with one pool; when it is killed, another with another number of workers goes on."""
+
+    def __init__(self, *jobs: Job, workers: int = 1) -> None:
+        self.jobs, self.workers = jobs, workers
+        self.start()
+
+    def start(self) -> None:
+        pool = PoolConfig(workers=self.workers, gpus_per_worker=1)
+        self.process = DRIVERS.Process(target=drive, args=(self.jobs, pool))
+        self.process.start()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.workers = 3 - self.workers
+        self.start()
+
+    def finish(self, code: int = 0) -> str:
+        """What it said, when it has ended with this exit code."""
+        self.process.join(180)
+        said = "".join(path.read_text() for job in self.jobs for path in job.out.glob("stderr"))
+        assert self.process.exitcode == code, said[-3000:]
+        return said
+
+
+class Nodes:
+    """A head without work and two nodes of four fake GPUs each."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.options = {"object_store_memory": 80 << 20, "dashboard_agent_listen_port": 0}
+        self.cluster = Cluster(
+            initialize_head=True, head_node_args=self.options | {"num_cpus": 0, "include_dashboard": False}
+        )
+        self.nodes = [self.add(), self.add()]
+        self.cluster.wait_for_nodes()
+
+    def add(self) -> Any:
+        return self.cluster.add_node(wait=False, num_cpus=0, num_gpus=4, **self.options)
+
+    def replace(self, number: int) -> None:
+        """SIGKILL to a node, and another one for it."""
+        self.cluster.remove_node(self.nodes[number], allow_graceful=False)
+        self.nodes[number] = self.add()
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in LOCAL_ENVIRONMENT.items():
+            if name not in os.environ:
+                patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        nodes = Nodes()
+        patch.setenv("RAY_ADDRESS", nodes.cluster.address)
+        DRIVERS.set_forkserver_preload(PRELOADED)
+        yield nodes
+        nodes.cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("chaos"), IMAGES)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: Path) -> dict[str, bytes]:
+    job = new_job(world, "undisturbed")
+    job.alone()
+    assert job.census() == (0, 0)
+    return job.tree()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Event:
+    """What is killed in a stage, after how many of its shards."""
+
+    stage: str
+    kind: str
+    after: int
+    delay: float
+
+    def __str__(self) -> str:
+        return f"{self.kind} after {self.after} shards"
+
+
+def events(seed: int) -> list[Event]:
+    """One in each stage, at random moments."""
+    chance = random.Random(seed)
+    kinds = ["actor"] * 4 + ["driver"] * 3 + ["node"]
+    return [
+        Event(stage, chance.choice(kinds), chance.randrange(IMAGES // SHARD - 4), chance.random() * 0.2)
+        for stage in ("features", "runs")
+    ]
+
+
+def disturb(job: Job, nodes: Nodes, driver: Driver, event: Event) -> None:
+    """Let it happen."""
+    wait_until(lambda: job.done(event.stage) >= event.after, driver)
+    time.sleep(event.delay)
+    if event.kind == "actor":
+        order = job.out.parent / "kill"
+        order.touch()
+        wait_until(lambda: not order.exists(), driver)
+    elif event.kind == "node":
+        nodes.replace(event.after % 2)
+    else:
+        driver.kill()
+
+
+def wait_until(reached: Callable[[], bool], driver: Driver) -> None:
+    while not reached():
+        assert driver.process.is_alive(), driver.finish()
+        time.sleep(0.01)
+
+
+def test_whatever_dies_the_bytes_are_the_same(
+    nodes: Nodes, world: Path, undisturbed: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twenty rounds of extraction and evaluation in each of which an actor, a node or the driver is killed twice, once
+    in each stage; the same line again, with another number of workers, ends with nothing lost and nothing twice."""
+    table = [f"{'round':>5}  {'extraction':<24}{'evaluation':<24}{'seconds':>7}{'lost':>6}{'twice':>6}  bytes"]
+    jobs = [new_job(world, f"round{seed}") for seed in range(ROUNDS + 1)]  # the last keeps the driver waiting
+    driver = Driver(*jobs)
+    for seed, job in enumerate(jobs[:ROUNDS]):
+        began = time.monotonic()
+        driver.jobs = tuple(jobs[seed:])
+        job.may_go()
+        for event in events(seed):
+            disturb(job, nodes, driver, event)
+        wait_until(job.ended, driver)
+        (lost, twice), same = job.census(), job.tree() == undisturbed
+        killed = "".join(f"{event!s:<24}" for event in events(seed))
+        seconds = time.monotonic() - began
+        table.append(f"{seed:>5}  {killed}{seconds:>7.1f}{lost:>6}{twice:>6}  {'equal' if same else 'DIFFERENT'}")
+        assert (lost, twice, same) == (0, 0, True), "\n".join(table)
+    driver.process.kill()
+    with capsys.disabled():
+        sys.stdout.write("\n" + "\n".join(table) + "\n")
+
+
+def test_with_real_models_too(nodes: Nodes, small_night: SmallNight, tmp_path: Path) -> None:
+    """With the embedded world's detector and VisualBERT, an actor killed in extraction and the driver in evaluation:
+    the small night's own features and predictions, byte for byte."""
+    job = RealJob(small_night.out, tmp_path / "out").may_go()
+    driver = Driver(job)
+    disturb(job, nodes, driver, Event("features", "actor", 1, 0.0))
+    disturb(job, nodes, driver, Event("runs", "driver", 1, 0.0))
+    driver.finish()
+    found = job.tree()
+    assert len(found) > 10
+    assert {name: (small_night.out / name).read_bytes() for name in found} == found
+
+
+def test_three_deadly_images_among_four_hundred(nodes: Nodes, tmp_path: Path) -> None:
+    """Images that end the process are three failure rows, the other 397 are there, the job ends well and says so; a
+    deadly question is a failure, too, and so there is no score."""
+    deadly = (5, 150, 333)
+    job = new_job(write_world(tmp_path / "world", 400, deadly, deadly_question=7001), "out").may_go()
+    said = Driver(job, workers=4).finish(code=3)
+    assert "400 of 400, " in said
+    assert ", 3 failed" in said
+    assert "793 predictions for 794 examples: 1 missing" in said
+    (store,) = (job.out / "features" / "toy").iterdir()
+    opened = FeatureStore.open(store, verify=True)
+    assert {(f.item_id, f.stage, f.error) for f in opened.failures()} == {
+        (f"COCO_val2014_{number:012d}", "worker", "WorkerLost") for number in deadly
+    }
+    assert len(opened) == 397
+    assert job.census() == (0, 0)
+
+
+def test_two_drivers_at_once_end_as_one(nodes: Nodes, world: Path, undisturbed: dict[str, bytes]) -> None:
+    """The same line started twice by mistake: both end well, and nothing is there twice."""
+    job = new_job(world, "twice").may_go()
+    for driver in [Driver(job), Driver(job, workers=2)]:
+        driver.finish()
+    assert job.census() == (0, 0)
+    assert job.tree() == undisturbed
+
+
+def test_sigterm_drains(nodes: Nodes, world: Path, undisturbed: dict[str, bytes]) -> None:
+    """A job that is told to stop commits what runs, says what is left and exits 6; the same line does the rest."""
+    job = new_job(world, "stopped").may_go()
+    driver = Driver(job)
+    wait_until(lambda: job.done("features") > 0, driver)
+    driver.process.terminate()
+    said = driver.finish(code=6)
+    assert "stopping (SIGTERM): " in said
+    assert f"error: stopped (SIGTERM): {17 - job.done('features')} of 17 shards are left" in said
+    Driver(job, workers=2).finish()
+    assert job.tree() == undisturbed
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# who gets which GPU
+
+
+@dataclass
+class Roll:
+    """A worker that notes which GPUs it sees, and works only when so many others have."""
+
+    root: Path
+    expected: int
+
+    def run(self, shard: Shard) -> Marker:
+        import ray
+
+        context = ray.get_runtime_context()
+        seen = {"node": context.get_node_id(), "visible": os.environ["CUDA_VISIBLE_DEVICES"], "mine": ray.get_gpu_ids()}
+        (self.root / f"{os.getpid()}.json").write_text(json.dumps(seen))
+        until = time.monotonic() + 60
+        while len(list(self.root.glob("*.json"))) < self.expected and time.monotonic() < until:
+            time.sleep(0.05)
+        return ShardFolder(self.root).commit(shard, Part(b"", len(shard.items), None, 0))
+
+
+def call_the_roll(root: Path, expected: int, pool: PoolConfig) -> list[dict[str, Any]]:
+    """What each of so many workers saw."""
+    with Pool(pool) as workers:
+        workers.run(partial(Roll, root, expected), plan(map(str, range(4 * expected)), "roll", 1), "roll")
+    return [json.loads(path.read_text()) for path in root.glob("*.json")]
+
+
+@pytest.mark.parametrize("gpus", [1, 0.5])
+def test_every_actor_sees_the_one_gpu_that_is_its_own(nodes: Nodes, tmp_path: Path, gpus: float) -> None:
+    """Four actors of one GPU see one each, all different; of half a GPU, at most two see the same."""
+    seen = call_the_roll(tmp_path, 4, PoolConfig(workers=4, gpus_per_worker=gpus))
+    assert len(seen) == 4
+    assert all([str(device) for device in actor["mine"]] == actor["visible"].split(",") for actor in seen)
+    places = [(actor["node"], actor["visible"]) for actor in seen]
+    assert all("," not in visible for _, visible in places)
+    assert max(places.count(place) for place in places) <= 1 / gpus
+
+
+def test_the_pool_grows_with_the_cluster(nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a number of workers there is one for each GPU, and one more when a node joins."""
+    monkeypatch.setattr(cluster, "NODES_SECONDS", 0.5)
+    joined = nodes.add()
+    try:
+        seen = call_the_roll(tmp_path, 3, PoolConfig(gpus_per_worker=4))
+    finally:
+        nodes.cluster.remove_node(joined)
+    assert len({actor["node"] for actor in seen}) == 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# where the bytes go
+
+
+def limited(job: Job, size: int) -> None:
+    """A driver whose files may have so many bytes: a write beyond them fails half-way, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    supervision.WAITS = (0.0, 0.0)
+    drive([job], PoolConfig(inline=True))
+
+
+def test_a_write_that_fails_half_way(world: Path, undisturbed: dict[str, bytes]) -> None:
+    """The kernel refuses the rest of a part: one line says so, no part and no draft is left, the same line resumes."""
+    job = new_job(world, "limited").may_go()
+    driver = DRIVERS.Process(target=limited, args=(job, 2000))
+    driver.start()
+    driver.join()
+    said = (job.out / "stderr").read_text()
+    assert driver.exitcode == 1, said
+    assert "error: 3 shard(s) failed on every attempt" in said
+    assert "OSError: [Errno 27] File too large" in said
+    assert not [path for path in job.out.glob("features/*/*/parts/*") if path.is_file()]
+    job.alone()
+    assert job.tree() == undisturbed
+
+
+@pytest.mark.skipif(subprocess.call(["unshare", "-rm", "true"], stderr=-3) != 0, reason="no mounts of one's own here")
+def test_a_full_disk_and_one_that_may_not_be_written(
+    world: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    """A file system of 64 kB that becomes read-only and then larger: twice one line and exit code 1, then the rest."""
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    out.mkdir()
+    run = f'{sys.executable} -c \'from standins import drive_here; drive_here("{world}", "{out}")\''
+    mount = f"mount -t tmpfs -o size=64k tmpfs {out}"
+    steps = [mount, f"{run}; test $? = 1", f"mount -o remount,ro {out}", f"{run}; test $? = 1"]
+    steps += [f"mount -o remount,rw,size=16m {out}", run, f"cp -r {out} {kept}"]
+    command = ["unshare", "-rm", "sh", "-c", " && ".join(f"{{ {step}; }}" for step in steps)]
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if "Traceback" in line] == []
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2
+    assert "No space left on device" in errors[0]
+    assert "Read-only file system" in errors[1]
+    assert Job(world, kept).tree() == undisturbed
+
+
+class Faulty:
+    """An S3 server that a fifth of all requests fail on: refused, broken off in the middle, or told to slow down."""
+
+    def __init__(self, app: Any, seed: int) -> None:
+        self.app, self.chance, self.rate, self.faults = app, random.Random(seed), 0.2, 0
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if self.chance.random() >= self.rate:
+            return self.app(environ, start_response)
+        self.faults += 1
+        kind = self.chance.choice(["500 Internal Server Error", "503 Slow Down", "cut"])
+        if kind != "cut":
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            code = "InternalError" if kind[0:3] == "500" else "SlowDown"
+            body = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
+            start_response(kind, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+            return [body]
+        sent: list[Any] = []
+        whole = b"".join(self.app(environ, lambda *answer: sent.extend(answer[:2])))  # it was done, nobody was told
+        start_response(sent[0], sent[1])
+        return [whole[: len(whole) // 2]]
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
+    pytest.importorskip("s3fs")
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    app = Faulty(DomainDispatcherApplication(create_backend_app), seed=1)
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    storage._system.cache_clear()
+    app.rate, rate = 0.0, app.rate
+    storage._system("s3").mkdir("bucket")
+    app.rate = rate
+    yield app
+    storage._system.cache_clear()
+    server.shutdown()
+
+
+def test_an_object_store_that_fails_every_fifth_request(
+    faulty: Faulty, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt ends well or with one line, until the last nothing can be opened, and then it is the local store."""
+    monkeypatch.setattr(supervision, "WAITS", (0.0, 0.0))
+    images = {image.image_id: image for image in list_images(world / "images")[:12]}
+    fingerprint = full_fingerprint(load_pixels(tmp_path, "cpu"), "none")
+    shards = [
+        ImageShard(s.shard_id, s.items, tuple(images[i] for i in s.items)) for s in plan(list(images), "s3", SHARD)
+    ]
+
+    def attempt(root: Path) -> FeatureStore:
+        folder = ShardFolder(root)
+        with Pool(PoolConfig(inline=True)) as pool:
+            pool.run(partial(FeatureWorker, tmp_path, root, fingerprint, 8, load_pixels), folder.pending(shards), "s3")
+        folder.finish(shards, {"corpus": "toy", "fingerprint": fingerprint})
+        return FeatureStore.open(root)
+
+    remote, local = Path("s3://bucket/store"), attempt(tmp_path / "local").folder
+    lines = []
+    for _ in range(10):
+        try:
+            attempt(remote)
+            break
+        except (VisualBertCoreError, OSError) as error:
+            lines.append(str(error))
+        rate, faulty.rate = faulty.rate, 0.0
+        if storage.size(remote / "manifest.json") is None:
+            with pytest.raises(StoreError, match="is unfinished"):
+                FeatureStore.open(remote)
+        faulty.rate = rate
+    assert faulty.faults > 5
+    assert all(line and "\n" not in line for line in lines)
+    faulty.rate = 0.0
+    FeatureStore.open(remote, verify=True)
+    for path in local.rglob("*.*"):
+        assert storage.read(remote / path.relative_to(local)) == path.read_bytes()

@@ -1,0 +1,137 @@
+"""Who is to blame: thousands of runs over simulated actors that die for every reason there is, without a process."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from visualbert_core import supervision
+from visualbert_core.config import PoolConfig
+from visualbert_core.errors import ShardError
+from visualbert_core.progress import Progress
+from visualbert_core.shards import Blob, Marker, Shard, plan
+from visualbert_core.supervision import LostError, Supervisor
+
+SHARDS = plan([str(number) for number in range(300)], "test", 5)
+
+
+@dataclass(eq=False)
+class Actor:
+    place: int
+    alive: bool = True
+
+
+@dataclass
+class Simulation:
+    """Actors on so many places, of which the first `broken` end every actor that computes anything, and fast; `poison`
+    items end any actor. On top of that one call in `misfortune` ends its actor, and one in `spot` its node."""
+
+    seed: int
+    size: int = 4
+    broken: int = 0
+    poison: frozenset[str] = frozenset()
+    misfortune: float = 0.0
+    spot: float = 0.0
+    gpus: float = 1.0
+    free: list[int] = field(default_factory=list)
+    committed: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.chance, self.free = random.Random(self.seed), list(range(self.size))
+        self.under: list[Any] = []
+
+    def room(self) -> str:
+        return "room"
+
+    def boot(self) -> tuple[Any, Any]:
+        actor = Actor(self.free.pop(0))
+        return actor, (actor, None)
+
+    def submit(self, actor: Actor, shard: Shard) -> Any:
+        return actor, shard, object()
+
+    def wait(self, calls: list[Any]) -> Any:
+        fast = [call for call in calls if call[0].place < self.broken]
+        return self.chance.choice(fast if fast and self.chance.random() < 0.5 else calls)
+
+    def result(self, call: Any) -> Marker | None:
+        actor, shard = call[:2]
+        if shard is None:
+            return None
+        if self.chance.random() < self.spot:
+            raise LostError("node", blameless=True)
+        died = actor.place < self.broken or self.poison & set(shard.touched) or self.chance.random() < self.misfortune
+        if died:
+            raise LostError("process")
+        if not shard.trial:
+            assert shard.shard_id not in self.committed
+            self.committed[shard.shard_id] = shard.quarantined
+        return Marker(shard.shard_id, len(shard.touched), len(shard.quarantined), Blob(0, ""), None)
+
+    def release(self, actor: Actor) -> None:
+        pass
+
+    def discard(self, actor: Actor) -> None:
+        assert actor.alive
+        actor.alive = False
+        self.free.append(actor.place)
+
+    def run(self) -> set[str]:
+        """The items that were quarantined."""
+        with Progress("simulation", 300) as progress:
+            Supervisor(self, SHARDS, progress, PoolConfig()).run()
+        assert self.committed.keys() == {shard.shard_id for shard in SHARDS}
+        for shard in SHARDS:
+            assert list(self.committed[shard.shard_id]) == [
+                i for i in shard.items if i in self.committed[shard.shard_id]
+            ]
+        return {item for quarantined in self.committed.values() for item in quarantined}
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(supervision, "BOOT_WAIT", 0.0)
+    return
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+@pytest.mark.parametrize("poison", [0, 1, 3, 6])
+def test_exactly_the_deadly_items_are_quarantined(size: int, poison: int) -> None:
+    """Whatever the number of workers and of deadly items, and with nodes that come and go."""
+    for seed in range(20):
+        guilty = frozenset(random.Random(seed).sample([str(number) for number in range(300)], poison))
+        assert Simulation(seed, size, poison=guilty, spot=0.05).run() == guilty
+
+
+@pytest.mark.parametrize("poison", [0, 3])
+def test_a_broken_gpu_quarantines_nothing(poison: int) -> None:
+    """A place where everything dies, and at once, costs no good item, though most suspects come by it."""
+    for seed in range(50):
+        guilty = frozenset(random.Random(seed).sample([str(number) for number in range(300)], poison))
+        assert Simulation(seed, size=3, broken=1, poison=guilty).run() == guilty
+
+
+def test_random_deaths_quarantine_nothing() -> None:
+    """One call in ten ends its process for no reason of its own, as where memory is short."""
+    for seed in range(50):
+        assert Simulation(seed, size=3, misfortune=0.1).run() == set()
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_lost_nodes_are_held_against_nobody(size: int) -> None:
+    """Where every third call loses its node, the run takes longer, and that is all."""
+    for seed in range(50):
+        assert Simulation(seed, size, spot=0.3).run() == set()
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_cluster_of_broken_gpus_is_given_up(size: int) -> None:
+    """Where nothing is ever finished, the run ends soon and quarantines nothing."""
+    simulation = Simulation(0, size, broken=size)
+    with pytest.raises(ShardError, match=r"workers in a row finished nothing|none was finished in between"):
+        simulation.run()
+    assert not simulation.committed
