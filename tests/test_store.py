@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -148,6 +150,14 @@ def test_a_store_without_rows_opens(tmp_path: Path, failures: list[Failure]) -> 
     """No images, or only bad ones, is an empty store rather than a crash."""
     store = write(tmp_path, [], 10, failures)
     assert (len(store), list(store.scan()), store.failures()) == (0, [], failures)
+
+
+def test_a_process_that_read_failures_ends_well(store: FeatureStore) -> None:
+    """A thread of Arrow's that still holds Python's bytes at the end of the interpreter aborts one process in ten."""
+    code = "import sys; from visualbert_core.features.store import FeatureStore as S; S.open(sys.argv[1]).failures()"
+    line = [sys.executable, "-c", code, str(store.folder)]
+    processes = [subprocess.Popen(line, stderr=subprocess.PIPE) for _ in range(12)]
+    assert [(process.communicate()[1], process.returncode) for process in processes] == [(b"", 0)] * 12
 
 
 def test_an_unknown_image_and_a_quarantined_one_are_told_apart(store: FeatureStore) -> None:

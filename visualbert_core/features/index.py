@@ -82,7 +82,8 @@ def _of_part(path: Path, number: int, footer: Mapping[str, str], feature_size: i
         found = file.schema_arrow.metadata or {}
         if any(found.get(key.encode()) != value.encode() for key, value in footer.items()):
             raise StoreError(f"{path} is not of this store (its footer names another recipe): delete the folder")
-        table = file.read(_SMALL)
+        # Arrow's threads may hold Python's bytes until the interpreter is gone, and then abort the process.
+        table = file.read(_SMALL, use_threads=False)
         lengths = table["num_regions"].to_numpy().astype(np.int64) * feature_size * 2
         starts = _starts(file.metadata, lengths)
     spans = list(zip(starts.tolist(), lengths.tolist(), strict=True))

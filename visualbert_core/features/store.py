@@ -160,8 +160,9 @@ class FeatureStore:
 
     def failures(self) -> list[Failure]:
         """Every image without features, and why."""
-        tables = (pq.read_table(pa.BufferReader(storage.read(path))) for path in self._failure_paths)
-        return [Failure(**row) for table in tables for row in table.to_pylist()]
+        files = (pq.ParquetFile(pa.BufferReader(storage.read(path))) for path in self._failure_paths)
+        # Without threads for the reason given in `index.py`.
+        return [Failure(**row) for file in files for row in file.read(use_threads=False).to_pylist()]
 
     def sizes(self) -> Iterator[tuple[str, int, int, int]]:
         """(image id, width, height, regions) of every image, in the order of `scan`; reads no features."""
