@@ -62,6 +62,11 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         self._exit.close()
 
+    @property
+    def gpus(self) -> float:
+        """GPUs that the workers hold; none before they start, nor in this process."""
+        return self._actors.gpus if self._actors else 0.0
+
     def run(self, make_worker: Callable[[], Worker[AnyShard]], shards: Sequence[AnyShard], label: str) -> None:
         """Run every shard; returns when each is committed.
 
@@ -113,6 +118,9 @@ def read_parquet(paths: Sequence[str], decode: Callable[[dict[str, Any]], dict[s
 class _Actors(Actors, Protocol):
     """Where workers live, for one stage after the other."""
 
+    gpus: float
+    """Held by all of them together."""
+
     def serving(self, make_worker: Callable[[], Worker[Any]]) -> Self:
         """Itself, from now on with these workers."""
 
@@ -121,6 +129,7 @@ class _Inline:
     """One worker in this process; a call runs when its result is asked for."""
 
     size = 1
+    gpus = 0.0
     make_worker: Callable[[], Worker[Any]]
     worker: Worker[Any]
 
@@ -167,6 +176,7 @@ class _RayActors:
         gpus, cpus = total.get("GPU", 0), int(total.get("CPU", 1))
         share = float(gpus > 0) if config.gpus_per_worker is None else config.gpus_per_worker
         self.size = max(1, config.workers or (int(gpus / share) if share else cpus))
+        self.gpus = share * self.size
         # Not by how many shards there are: a resumed run must compute as the first one did.
         self.threads = max(1, cpus // self.size)
         options = {
