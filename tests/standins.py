@@ -109,7 +109,7 @@ def _wait_for_the_end(folder: Path) -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def load_pixels(folder: str | Path, device: str | None = None) -> PixelDetector:
+def load_pixels(folder: str | Path, device: str | None = None, precision: str = "float32") -> PixelDetector:
     return PixelDetector(Path(folder), device)
 
 
@@ -213,7 +213,7 @@ class RealJob(Job):
         evaluate(config, workers)
 
 
-def load_mortal(folder: str | Path, device: str | None = None) -> Detector:
+def load_mortal(folder: str | Path, device: str | None = None, precision: str = "float32") -> Detector:
     """The detector of a folder, in a process that dies on request."""
     if device is None:
         _wait_for_the_end(Path(folder).parents[1])

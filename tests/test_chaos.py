@@ -30,8 +30,8 @@ from visualbert_core.cluster import LOCAL_ENVIRONMENT, Pool
 from visualbert_core.config import PoolConfig
 from visualbert_core.corpus import list_images
 from visualbert_core.errors import StoreError, VisualBertCoreError
-from visualbert_core.features.worker import FeatureWorker, ImageShard, full_fingerprint
 from visualbert_core.features.store import FeatureStore
+from visualbert_core.features.worker import FeatureWorker, ImageShard, full_fingerprint
 from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan
 
 pytestmark = pytest.mark.slow

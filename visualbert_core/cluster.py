@@ -94,6 +94,11 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         self._exit.close()
 
+    @property
+    def gpus(self) -> float:
+        """GPUs that the workers hold; none before they start, nor in this process."""
+        return self._actors.gpus * self._actors.size if self._actors else 0.0
+
     def run(self, make_worker: Callable[[], Worker[AnyShard]], shards: Sequence[AnyShard], label: str) -> list[Marker]:
         """Run every shard; returns when each is committed, with their markers in no particular order.
 
@@ -176,6 +181,9 @@ def read_parquet(paths: Sequence[str], decode: Callable[[dict[str, Any]], dict[s
 
 class _Actors(Actors, Protocol):
     """Where workers live, for one stage after the other."""
+
+    gpus: float
+    """Held by all of them together."""
 
     def serving(self, make_worker: Callable[[], Worker[Any]]) -> Self:
         """Itself, from now on with these workers."""

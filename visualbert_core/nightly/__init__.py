@@ -34,7 +34,7 @@ from visualbert_core.errors import ConfigError, CoverageError, TrackerError, Unf
 from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
-from visualbert_core.nightly.gating import Judged, Tonight, judge_cells
+from visualbert_core.nightly.gating import Judged, Tonight, for_page, judge_cells
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.history import Timing
 from visualbert_core.report.html import write_report
@@ -124,7 +124,7 @@ def run_matrix(config: NightlyConfig) -> Night:
     report = config.out / "report.html"
     smoke = "" if config.limit is None else f" (smoke night: {config.limit} images and examples)"
     info = ReportInfo(title=config.name + smoke, synthetic=config.world is not None, examples=config.examples)
-    write_report(report, info, cells)
+    write_report(report, info, cells, for_page(config, tonight, judged) if judged else None)
     if config.limit is None:
         _track(config, tonight, judged, report, codes)
     # Codes rise from the most basic trouble (1 crash) to the least (5 cannot tell): the lowest is the night's.
@@ -186,14 +186,15 @@ def _timed_extract(
     store = _extract(config, name, pool, codes)
     if isinstance(store, VisualBertCoreError):
         return store, None
-    return store, _timing(store.folder, since, start)
+    return store, _timing(store.folder, since, start, pool)
 
 
-def _timing(folder: Path, since: float, start: float) -> Timing:
+def _timing(folder: Path, since: float, start: float, pool: Pool) -> Timing:
     """The seconds since `start`, and the items of the shards that were written in them."""
     shards = ShardFolder(folder)
     fresh = [m for m in shards.read_manifest().shards if shards.marker_path(m.shard_id).stat().st_mtime >= since]
-    return Timing(items=sum(m.rows + m.failed for m in fresh), seconds=round(time.monotonic() - start, 3))
+    items = sum(marker.rows + marker.failed for marker in fresh)
+    return Timing(items=items, seconds=round(time.monotonic() - start, 3), gpus=pool.gpus)
 
 
 def _extract(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> FeatureStore | VisualBertCoreError:
@@ -240,7 +241,7 @@ def _tonight(
         return Tonight(cell, shown, extraction, None)
     since, start = time.time(), time.monotonic()
     run, reason = _evaluate(title, own, pool, codes)
-    evaluation = _timing(run.folder / "predictions", since, start) if run else None
+    evaluation = _timing(run.folder / "predictions", since, start, pool) if run else None
     baseline = None
     if config.wrong_image_baseline:
         baseline, _ = _evaluate(f"{title} (wrong image)", wrong, pool, codes)

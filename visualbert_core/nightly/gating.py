@@ -22,6 +22,7 @@ from visualbert_core.report.ci import junit, markdown
 from visualbert_core.report.compare import Comparison, compare
 from visualbert_core.report.gate import Gate, Watched, judge_night
 from visualbert_core.report.history import History, Row, Timing
+from visualbert_core.report.verdict import CellNight, GatedNight
 from visualbert_core.shards import publish
 
 
@@ -89,6 +90,16 @@ def judge_cells(
             verdict = "fail" if missed.get(cell.name) else judged.gate.cell_verdict(cell.name)
             history.add(_row(config, night, cell, cell.run, verdict, judged, baselines[cell.name]))
     return judged
+
+
+def for_page(config: NightlyConfig, cells: Sequence[Tonight], judged: Judged) -> GatedNight:
+    """What the page shows of a judged night: verdict, comparisons, and the nights up to this one."""
+    history = history_of(config)
+    shown = []
+    for cell in cells:
+        rows = tuple(row for row in history.rows(cell.name) if row.night <= judged.gate.night)
+        shown.append(CellNight(cell.name, judged.comparisons.get(cell.name), rows))
+    return GatedNight(judged.gate, tuple(shown))
 
 
 class _NothingToCompareError(Exception):

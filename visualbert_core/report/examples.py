@@ -146,8 +146,8 @@ def _question(case: _Case) -> _Look:
 
 
 def _statement(case: _Case) -> _Look:
-    confidence = case.given.scores[case.given.answer.capitalize() == "True"]
-    return _Look(join([case.example.text]), _three_answers(case, confidence), _region_boxes(case))
+    shown = case.given.scores[case.given.answer.capitalize() == "True"]
+    return _Look(join([case.example.text]), _three_answers(case, shown), _region_boxes(case))
 
 
 def _multiple_choice(case: _Case) -> _Look:
@@ -157,18 +157,18 @@ def _multiple_choice(case: _Case) -> _Look:
     for index, choice in enumerate(example.choices):
         marks = []
         if index == case.given.answer:
-            marks.append(tag("span", "model ", _sign(case.worth), class_="mark model"))
+            marks.append(mark(["model ", sign(case.worth)], "model"))
         if index == case.gold:
-            marks.append(tag("span", "right answer", class_="mark gold"))
+            marks.append(mark(["right answer"], "gold"))
         if case.other and index == case.other.answer:
-            marks.append(tag("span", "wrong image ", _sign(case.other_worth), class_="mark other"))
-        confidence = tag("span", _percent(case.given.scores[index]), class_="confidence")
-        rows.append(tag("li", tag("span", _sentence(choice, example.objects)), confidence, tag("div", *marks)))
+            marks.append(mark(["wrong image ", sign(case.other_worth)], "other"))
+        sure = confidence(case.given.scores[index])
+        rows.append(tag("li", tag("span", sentence(choice, example.objects)), sure, tag("div", *marks)))
     (regions,) = case.regions
     # Only what the model may see; region 0 is the whole image.
     seen = (i for i in example.mentioned if i + 1 < regions.num_regions)
     boxes = [Box(regions.boxes[i + 1].tolist(), "object", i, f"[{i}]") for i in seen]
-    asked = join([tag("span", part, class_="part"), " ", _sentence(example.context, example.objects)])
+    asked = join([tag("span", part, class_="part"), " ", sentence(example.context, example.objects)])
     return _Look(asked, join([tag("ol", *rows, class_="choices", start=0), _no_other(case)]), [boxes])
 
 
@@ -178,18 +178,18 @@ def _grounding(case: _Case) -> _Look:
     boxes: list[Box] = []
     for index, (phrase, gold) in enumerate(zip(example.phrases, case.gold, strict=True)):
         number, answer = str(index + 1), case.given.answer[index][:1]
-        overlap = _overlap(answer, gold)
+        shared = overlap(answer, gold)
         # Where answer and right box are nearly one, a second number would only hide the first.
-        boxes += [Box(corners, "gold", index, "" if overlap >= IOU_THRESHOLD else number) for corners in gold]
+        boxes += [Box(corners, "gold", index, "" if shared >= IOU_THRESHOLD else number) for corners in gold]
         boxes += [Box(corners, "answer", index, number, depth=_drawn_before(corners, boxes)) for corners in answer]
-        marks = [tag("span", "model ", _hit(overlap), class_="mark model")]
+        marks = [mark(["model ", _hit(shared)], "model")]
         if case.other:
-            other = _overlap(case.other.answer[index][:1], gold)
-            marks.append(tag("span", "wrong image ", _hit(other), class_="mark other"))
+            other = overlap(case.other.answer[index][:1], gold)
+            marks.append(mark(["wrong image ", _hit(other)], "other"))
         name = tag("span", tag("sup", number), phrase.text, class_=f"phrase {colour_class(index)}")
-        confidence = tag("span", _percent(case.given.scores[index]), class_="confidence")
-        rows.append(tag("li", name, confidence, tag("div", *marks)))
-    return _Look(_caption(example), join([tag("ul", *rows, class_="choices"), _no_other(case)]), [boxes])
+        sure = confidence(case.given.scores[index])
+        rows.append(tag("li", name, sure, tag("div", *marks)))
+    return _Look(caption(example), join([tag("ul", *rows, class_="choices"), _no_other(case)]), [boxes])
 
 
 def _drawn_before(corners: Sequence[float], boxes: Sequence[Box]) -> int:
@@ -197,18 +197,26 @@ def _drawn_before(corners: Sequence[float], boxes: Sequence[Box]) -> int:
     return sum(box.kind == "answer" and box.corners == corners for box in boxes)
 
 
-def _caption(example: Grounding) -> Html:
-    """The caption with its phrases numbered, in the colours of their boxes."""
+def caption(example: Grounding, colours: Mapping[int, int] | None = None) -> Html:
+    """The caption with its phrases numbered, in the colours of their boxes; with `colours` only these phrases."""
+    painted = {index: index for index in range(len(example.phrases))} if colours is None else colours
     starts = {phrase.start: (index, phrase) for index, phrase in enumerate(example.phrases)}
     inside = {at for phrase in example.phrases for at in range(phrase.start + 1, phrase.stop)}
     words: list[str] = []
     for at, word in enumerate(example.words):
         if at in starts:
             index, phrase = starts[at]
-            words.append(tag("span", tag("sup", str(index + 1)), phrase.text, class_=f"phrase {colour_class(index)}"))
+            words.append(_painted(index, phrase.text, painted, numbered=colours is None))
         elif at not in inside:
             words.append(word)
     return join(_spaced(words))
+
+
+def _painted(index: int, text: str, colours: Mapping[int, int], numbered: bool) -> str:
+    if index not in colours:
+        return text
+    number = tag("sup", str(index + 1)) if numbered else ""
+    return tag("span", number, text, class_=f"phrase {colour_class(colours[index])}")
 
 
 _LOOKS: dict[type, Callable[[_Case], _Look]] = {
@@ -234,10 +242,9 @@ _NOTES: dict[type, str] = {
 # pieces of them
 
 
-def _three_answers(case: _Case, confidence: float) -> Html:
-    sure = tag("span", _percent(confidence), class_="confidence")
-    model = [tag("b", case.given.answer), " ", _sign(case.worth), " ", sure]
-    other = [case.other.answer, " ", _sign(case.other_worth)] if case.other else ["no answer"]
+def _three_answers(case: _Case, sure: float) -> Html:
+    model = [tag("b", case.given.answer), " ", sign(case.worth), " ", confidence(sure)]
+    other = [case.other.answer, " ", sign(case.other_worth)] if case.other else ["no answer"]
     rows: list[tuple[str, list[str]]] = [("model", model), ("right answer", [case.gold]), ("wrong image", other)]
     return tag("dl", *(join([tag("dt", name), tag("dd", *value)]) for name, value in rows), class_="answers")
 
@@ -250,16 +257,16 @@ def _region_boxes(case: _Case) -> list[list[Box]]:
     return [[Box(corners, "region") for corners in regions.boxes.tolist()] for regions in case.regions]
 
 
-def _overlap(answer: Sequence[Sequence[float]], gold: Sequence[Sequence[float]]) -> float:
+def overlap(answer: Sequence[Sequence[float]], gold: Sequence[Sequence[float]]) -> float:
     """IoU of the first choice with the nearest of the right boxes; 0 where there is no choice."""
     return float(box_iou(np.array(answer), np.array(gold)).max()) if answer else 0.0
 
 
-def _hit(overlap: float) -> Html:
-    return join([f"IoU {overlap:.2f} ", _sign(float(overlap >= IOU_THRESHOLD))])
+def _hit(shared: float) -> Html:
+    return join([f"IoU {shared:.2f} ", sign(float(shared >= IOU_THRESHOLD))])
 
 
-def _sentence(tokens: Sequence[Token], objects: Sequence[str]) -> Html:
+def sentence(tokens: Sequence[Token], objects: Sequence[str]) -> Html:
     """Words with spaces between; a tag such as [2] as "ball[2]" in the colour of its box."""
     return join(_spaced([token if isinstance(token, str) else _tagged(token, objects) for token in tokens]))
 
@@ -282,10 +289,20 @@ def _verdict(worth: float) -> Html:
     return tag("strong", f"◐ partly right, {_percent(worth)}", class_="partly")
 
 
-def _sign(worth: float | None) -> Html:
+def sign(worth: float | None) -> Html:
     """A verdict as one character, with its word for those who do not see it."""
     character, word = {1.0: ("✓", "right"), 0.0: ("✗", "wrong")}.get(worth or 0.0, ("◐", "partly"))
     return tag("span", character, class_=word, role="img", aria_label=word, title=word)
+
+
+def confidence(share: float) -> Html:
+    """At the right of its line."""
+    return tag("span", _percent(share), class_="confidence")
+
+
+def mark(pieces: Sequence[str], kind: str) -> Html:
+    """What is said of a choice: of kind model, gold or other."""
+    return tag("span", *pieces, class_=f"mark {kind}")
 
 
 def _percent(share: float) -> str:

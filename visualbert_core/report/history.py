@@ -21,10 +21,12 @@ from visualbert_core.shards import publish
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Seconds of a stage, and the items that were computed in them: none where all was there already."""
+    """Seconds of a stage, the items that were computed in them (none where all was there already), and the GPUs that
+    its workers held."""
 
     items: int
     seconds: float
+    gpus: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,5 @@
-"""The look of the page: one style sheet, light and dark by the reader's setting, for screens, phones and paper.
+"""The look of the page: one style sheet, light and dark by the reader's setting or choice, for screens, phones and
+paper.
 
 Colour never says anything alone: right and wrong have signs and words, marks in the plots have shapes, boxes have
 solid or dashed lines and numbers.
@@ -8,19 +9,19 @@ from __future__ import annotations
 
 STYLE = """
 :root {
-  --paper: #fcfcfa; --raised: #ffffff; --ink: #1d2126; --soft: #5b636d; --line: #e1e2dd; --wash: #f3f3ee;
-  --own: #1f5f99; --reach: #a9c6e2; --other: #b25a00; --chance: #7b828b;
-  --right: #1c6b3a; --wrong: #b3261e; --partly: #8a5a00; --warn: #fff6dc; --warn-line: #e3c465; --bad: #fdf0ee;
+  color-scheme: light dark;
+  --paper: light-dark(#fcfcfa, #15181c); --raised: light-dark(#ffffff, #1c2025); --ink: light-dark(#1d2126, #e4e6e8);
+  --soft: light-dark(#5b636d, #9aa3ad); --line: light-dark(#e1e2dd, #30363d); --wash: light-dark(#f3f3ee, #22272d);
+  --own: light-dark(#1f5f99, #79b4ee); --reach: light-dark(#a9c6e2, #34567a);
+  --other: light-dark(#b25a00, #f0a04b); --chance: light-dark(#7b828b, #8b949e);
+  --right: light-dark(#1c6b3a, #6cc58b); --wrong: light-dark(#b3261e, #ff8a80); --partly: light-dark(#8a5a00, #e3b341);
+  --warn: light-dark(#fff6dc, #2e2812); --warn-line: light-dark(#e3c465, #6b5a1e);
+  --bad: light-dark(#fdf0ee, #33201f); --good: light-dark(#eef6f0, #1a2a20);
 }
-@media (prefers-color-scheme: dark) {
-  :root {
-    --paper: #15181c; --raised: #1c2025; --ink: #e4e6e8; --soft: #9aa3ad; --line: #30363d; --wash: #22272d;
-    --own: #79b4ee; --reach: #34567a; --other: #f0a04b; --chance: #8b949e;
-    --right: #6cc58b; --wrong: #ff8a80; --partly: #e3b341; --warn: #2e2812; --warn-line: #6b5a1e; --bad: #33201f;
-  }
-}
+:root:has(#theme-light:checked) { color-scheme: light; }
+:root:has(#theme-dark:checked) { color-scheme: dark; }
 * { box-sizing: border-box; }
-html { color-scheme: light dark; -webkit-text-size-adjust: 100%; scroll-behavior: smooth; }
+html { -webkit-text-size-adjust: 100%; scroll-behavior: smooth; }
 body {
   margin: 0 auto; padding: 2.5rem 1.5rem 4rem; max-width: 74rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif;
@@ -54,6 +55,37 @@ code, pre, .provenance td, .id { font-family: ui-monospace, "SF Mono", Menlo, "L
 code, pre, .provenance td { font-size: .8125rem; }
 .id { font-size: .75rem; font-weight: 400; }
 
+[hidden] { display: none !important; }
+:focus-visible { outline: 2px solid var(--own); outline-offset: 2px; }
+.theme {
+  float: right; margin: 0 0 .5rem 1rem; padding: 0; border: 0; display: flex; gap: .6rem; color: var(--soft);
+  font-size: .8125rem;
+}
+.theme legend { float: left; margin-right: .6rem; padding: 0; }
+.theme label { display: flex; align-items: center; gap: .25rem; } .theme input { margin: 0; accent-color: var(--own); }
+nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: 1.25rem 0 0; padding: 0; list-style: none; }
+nav { font-size: .875rem; }
+
+/* the verdict */
+#verdict {
+  margin-top: 1.25rem; padding: 1.1rem 1.25rem; border: 1px solid var(--line); border-left: .4rem solid var(--soft);
+  border-radius: .5rem; background: var(--raised); color: var(--ink);
+}
+#verdict.wrong { border-left-color: var(--wrong); background: var(--bad); }
+#verdict.right { border-left-color: var(--right); background: var(--good); }
+#verdict.partly { border-left-color: var(--partly); background: var(--warn); }
+#verdict h2 { font-size: 1.5rem; }
+.sign { display: inline-block; margin-right: .5rem; }
+#verdict.wrong .sign { color: var(--wrong); } #verdict.right .sign { color: var(--right); }
+#verdict.partly .sign { color: var(--partly); }
+.story h3 { margin: 1rem 0 .25rem; }
+.story ul { margin: 0; padding-left: 1.2rem; } .story li { margin: .15rem 0; max-width: 60rem; }
+.differs code { overflow-wrap: anywhere; }
+.scrolling { overflow-x: auto; margin-top: .5rem; }
+.scrolling table { font-size: .875rem; }
+.scrolling :is(th, td) { white-space: nowrap; }
+#verdict .scrolling :is(th, td):nth-child(-n+3) { text-align: left; }
+
 /* tables */
 table { border-collapse: collapse; }
 caption { text-align: left; color: var(--soft); font-size: .875rem; padding-bottom: .4rem; }
@@ -86,10 +118,26 @@ th.plot, td.plot { padding-left: 1.75rem; padding-right: .5rem !important; verti
 .reach { stroke: var(--reach); stroke-width: 6; }
 circle.own { fill: var(--own); }
 svg.other path { fill: var(--paper); stroke: var(--other); stroke-width: 1.75; }
+line.moved { stroke: var(--own); stroke-width: 1.25; }
+circle.before { fill: var(--paper); stroke: var(--own); stroke-width: 1.75; }
 line.chance { stroke: var(--chance); stroke-width: 1.75; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1.5rem; margin: .75rem 0; padding: 0; list-style: none; }
 .legend li { display: flex; align-items: center; gap: .5rem; color: var(--soft); font-size: .8125rem; }
 .legend svg.key { width: 1.75rem; }
+
+/* the trend */
+.trends { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: .5rem 3.5rem; }
+.trends h3 { margin: 1rem 0 .4rem; } .trends h3 a { text-decoration: none; } .trends h3 .about { font-weight: 400; }
+.trends .scrolling :is(th, td) { padding-left: .4rem; padding-right: .4rem; font-size: .8125rem; }
+.trends .scrolling :first-child { padding-left: 0; }
+.trend { position: relative; padding-left: 2.25rem; }
+.trend > svg { display: block; width: 100%; overflow: visible; }
+.trend svg svg { overflow: visible; }
+.trend text, .ticks { fill: var(--soft); color: var(--soft); font-size: .75rem; }
+.ticks span { position: absolute; left: 0; width: 1.75rem; text-align: right; transform: translateY(-50%); }
+.trend .reach { stroke-width: 5; } .trend .path { stroke: var(--chance); stroke-width: 1; }
+.night circle { fill: var(--own); stroke: var(--own); stroke-width: 1.75; } .night circle.open { fill: var(--paper); }
+.night.fail path { stroke: var(--wrong); stroke-width: 2.5; fill: none; }
 
 /* what folds */
 summary { cursor: pointer; width: fit-content; color: var(--soft); font-size: .875rem; }
@@ -109,6 +157,12 @@ section > details { margin-top: 1.25rem; }
 .breakdowns td:nth-child(3) { color: var(--other); }
 .breakdowns td:nth-child(4) { color: var(--soft); }
 .breakdowns thead .plot { width: 34%; }
+.breakdowns.compared td:nth-child(-n+4) { color: inherit; } .compared td:nth-child(n+5) { color: var(--soft); }
+.compared td { white-space: nowrap; }
+.cost {
+  display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: 0; font-size: .875rem;
+}
+dl.differs ul { margin: 0; padding: 0; list-style: none; }
 .provenance { margin: .75rem 0; width: 100%; }
 .provenance th { color: var(--soft); font-size: .8125rem; white-space: nowrap; }
 .provenance td { text-align: left; overflow-wrap: anywhere; width: 100%; }
@@ -123,7 +177,7 @@ pre {
 .examples.Question { grid-template-columns: repeat(auto-fill, minmax(min(100%, 12.5rem), 1fr)); }
 figure { margin: 0; border: 1px solid var(--line); border-radius: .5rem; background: var(--raised); overflow: hidden; }
 @media (max-width: 30rem) {
-  .examples.Question figure { display: grid; grid-template-columns: 8.5rem 1fr; }
+  .examples.Question figure, .flips .Question { display: grid; grid-template-columns: 8.5rem 1fr; }
 }
 @media (min-width: 64rem) {
   .examples:not(.Question) { grid-template-columns: 1fr 1fr; }
@@ -133,6 +187,23 @@ figure { margin: 0; border: 1px solid var(--line); border-radius: .5rem; backgro
   .examples.Statement figure { grid-template-columns: 20rem 1fr; }
   .examples:not(.Question) .pictures { margin: .9rem 0 .9rem .9rem; }
 }
+#filter {
+  display: flex; flex-wrap: wrap; gap: .5rem 1.25rem; align-items: center; margin: 1rem 0 0; font-size: .875rem;
+}
+#filter label { display: flex; align-items: center; gap: .5rem; color: var(--soft); max-width: 100%; }
+#filter :is(select, input) { min-width: 0; }
+#filter output { color: var(--soft); margin-left: auto; }
+select, input[type=search], button {
+  font: inherit; color: var(--ink); background: var(--raised); border: 1px solid var(--chance); border-radius: .375rem;
+  padding: .3rem .6rem; max-width: 100%;
+}
+button { margin-top: 1rem; padding: .5rem 1rem; cursor: pointer; }
+.sheet { position: absolute; }
+.flips {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); gap: 1.25rem;
+  align-items: start; margin-top: 1rem;
+}
+.flips figcaption > .about { font-size: .75rem; margin: 0; }
 .pictures { display: flex; gap: 2px; align-items: flex-start; }
 .picture { position: relative; flex: 1 1 0; overflow: hidden; background: var(--wash); }
 .picture img, .picture svg { position: absolute; inset: 0; width: 100%; height: 100%; }
@@ -161,6 +232,9 @@ sup { font-size: .7em; margin-right: .1em; line-height: 0; }
 /* boxes over pictures; on them no theme applies */
 .picture rect { fill: none; stroke: currentColor; stroke-width: 2; vector-effect: non-scaling-stroke; }
 .picture rect.casing { stroke: #fff; stroke-width: 4; stroke-opacity: .75; }
+.regions use { fill: none; stroke: #10436e; stroke-width: 1; }
+.regions use.casing { stroke: #fff; stroke-width: 2.5; stroke-opacity: .5; }
+.regions.many { opacity: .6; } .regions.many use.casing { stroke-width: 1.75; stroke-opacity: .35; }
 .picture .region rect { stroke: #10436e; stroke-width: 1; }
 .picture .region rect.casing { stroke: #fff; stroke-width: 2.5; stroke-opacity: .5; }
 .picture .many .region { opacity: .6; } .picture .many .region rect.casing { stroke-width: 1.75; stroke-opacity: .35; }
@@ -171,10 +245,9 @@ sup { font-size: .7em; margin-right: .1em; line-height: 0; }
 }
 .c0 { color: #0b62a8; } .c1 { color: #b34700; } .c2 { color: #00754f; }
 .c3 { color: #a8327d; } .c4 { color: #6a4fc4; } .c5 { color: #7a5c00; }
-@media (prefers-color-scheme: dark) {
-  figcaption .c0 { color: #74b9f5; } figcaption .c1 { color: #f79a5c; } figcaption .c2 { color: #55c99f; }
-  figcaption .c3 { color: #ee8fc8; } figcaption .c4 { color: #b5a3f5; } figcaption .c5 { color: #d9b93f; }
-}
+figcaption .c0 { color: light-dark(#0b62a8, #74b9f5); } figcaption .c1 { color: light-dark(#b34700, #f79a5c); }
+figcaption .c2 { color: light-dark(#00754f, #55c99f); } figcaption .c3 { color: light-dark(#a8327d, #ee8fc8); }
+figcaption .c4 { color: light-dark(#6a4fc4, #b5a3f5); } figcaption .c5 { color: light-dark(#7a5c00, #d9b93f); }
 
 /* phones: a row of the score table becomes a card */
 @media screen and (max-width: 52rem) {
@@ -187,7 +260,9 @@ sup { font-size: .7em; margin-right: .1em; line-height: 0; }
   .scores tr > :is(th, td) { padding: 0; border: 0; width: auto; text-align: left; }
   .scores :is(.metric, td.plot, td.none, .name th) { grid-column: 1 / -1; }
   .scores td[data-label] { grid-column: span 2; }
-  .scores td:is(.score, .other) { grid-column: span 3; }
+  .scores td:is(.score, .other, .earlier) { grid-column: span 3; }
+  .scores:has(.earlier) td.other { grid-column: span 2; }
+  .scores td.earlier .interval { display: block; margin: 0; }
   .scores .name .about { display: block; }
   .scores td.plot { padding: .25rem .5rem 0; }
   .scores tbody td.none { padding: .5rem .75rem; }
@@ -195,13 +270,23 @@ sup { font-size: .7em; margin-right: .1em; line-height: 0; }
     content: attr(data-label); display: block; color: var(--soft); font-size: .75rem;
   }
   .axis { display: none; }
+  .compared table, .compared :is(thead, tbody, caption) { display: block; }
+  .compared tr { display: grid; grid-template-columns: 3fr 3fr 5fr 4fr 3fr; padding: .3rem 0; }
+  .compared tr > * { padding: 0; border: 0; text-align: right; min-width: 0; }
+  .compared table { min-width: 0; }
+  .compared tr { border-bottom: 1px solid var(--line); }
+  .compared tr > :is(:first-child, td.plot) { grid-column: 1 / -1; text-align: left; font-weight: 500; }
+  .compared thead .plot { display: none; } .compared td.plot { padding: 0 .5rem; }
   th, td { padding-left: .4rem; padding-right: .4rem; }
   details dl { grid-template-columns: 1fr; gap: .1rem; } details dd { margin-bottom: .5rem; }
   .provenance th, .provenance td { display: block; padding: 0; border: 0; text-align: left; }
   .provenance td { padding-bottom: .4rem; }
 }
 @media print {
-  :root { --paper: #fff; --raised: #fff; --wash: #f5f5f5; }
+  :root { color-scheme: light !important; --paper: #fff; --raised: #fff; --wash: #f5f5f5; }
+  .theme, nav, #filter, #more { display: none !important; }
+  #verdict { break-inside: avoid; } .trends > div { break-inside: avoid; }
+  .scrolling { overflow: visible; } .scrolling :is(th, td) { white-space: normal; padding: .2rem .4rem; }
   html { font-size: 62%; }
   body { padding: 0; max-width: none; }
   .examples:not(.Question) { grid-template-columns: 1fr 1fr; }

@@ -1,0 +1,399 @@
+"""The page of a night with a gate, as a reader meets it: in a real browser where there is one, and in bytes.
+
+Two nights over the embedded world, before the second of which two checkpoints were damaged; and a page of 200 flips
+over the pictures that compress worst.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import Browser, find
+from conftest import ROOT
+from PIL import Image as Pillow
+
+from visualbert_core.nightly import Night
+from visualbert_core.report import ReportCell, ReportInfo
+from visualbert_core.report.compare import Comparison
+from visualbert_core.report.flips import Flip, Flips
+from visualbert_core.report.gallery import FLIPS, flip_gallery
+from visualbert_core.report.gate import Check, Gate, Watched
+from visualbert_core.report.history import History, Row
+from visualbert_core.report.html import render
+from visualbert_core.report.pictures import Sheet
+from visualbert_core.report.trend import trend
+from visualbert_core.report.verdict import CellNight, GatedNight
+from visualbert_core.schema import Image, Regions
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from bad_night import NIGHTS, bad_night
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
+    """The last of a few nights over a handful of scenes."""
+    out = tmp_path_factory.mktemp("bad") / "out"
+    return bad_night(out, images=12, noise=0.06, nights=NIGHTS[-2:], examples=2, wrong_image_baseline=False)
+
+
+@pytest.fixture(scope="module")
+def page(night: Night) -> str:
+    return night.report.read_text()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program = find()
+    if program is None:
+        pytest.skip("no Chromium here")
+    with Browser(program, tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+def text_of(html: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what it says
+
+
+def test_the_verdict_comes_first_and_says_why(night: Night, page: str) -> None:
+    """Above all numbers: fail, in words; which metric by how much and how surely; because of the model."""
+    assert night.exit_code == 4
+    assert night.judged is not None
+    assert page.index('id="verdict"') < page.index('id="scores"') < page.index('id="flips"') < page.index('id="trend"')
+    said = text_of(page[page.index('id="verdict"') : page.index('id="scores"')])
+    assert "Fail: it got worse" in said
+    failed = [check for check in night.judged.gate.checks if check.verdict == "fail"]
+    assert failed
+    for check in failed:
+        assert check.change is not None
+        assert f"{check.change.difference:+.2f} points".replace("-", "−") in said
+        assert f"since night {NIGHTS[-2]}" in said
+    assert re.search(r"Because of model : −\d+\.\d\d points \(nothing else differs\) model\.weights: ", said)
+    assert re.search("no answer changed: +visualbert-vcr on vcr val", said)
+
+
+def test_last_nights_score_stands_beside_tonights(night: Night, page: str) -> None:
+    """Each metric has the earlier value and the paired difference; what did not change says so."""
+    assert night.judged is not None
+    (comparison,) = [c for name, c in night.judged.comparisons.items() if "vqa" in name]
+    change = comparison.metrics["accuracy"]
+    cells = [text_of(cell) for cell in re.findall(r'data-label="earlier">(.*?)</td>', page)]
+    assert any(
+        f"{change.before:.1f}" in cell and f"{change.difference:+.2f}".replace("-", "−") in cell for cell in cells
+    )
+    assert any("unchanged" in cell for cell in cells)
+
+
+def test_every_flip_is_shown_with_both_answers(night: Night, page: str) -> None:
+    """A figure a flip, what got worse first, with what was answered before and now, and its pictures."""
+    assert night.judged is not None
+    flips = [found for c in night.judged.comparisons.values() for found in c.flips.values()]
+    gallery = page[page.index('id="flips"') : page.index('id="trend"')]
+    figures = re.findall(r"<figure.*?</figure>", gallery)
+    assert len(figures) == sum(found.worse_count + found.better_count for found in flips) > 0
+    ways = re.findall(r'data-way="(\w+)"', gallery)
+    assert ways == sorted(ways, reverse=True)
+    first = flips[0].worse[0]
+    (figure,) = [each for each in figures if f'class="id">{first.unit_id}<' in each]
+    assert f"before {first.answer_before} " in text_of(figure)
+    assert f"now {first.answer_after} " in text_of(figure)
+
+
+def test_a_phrase_has_its_boxes_before_and_now_and_the_right_one(night: Night, page: str) -> None:
+    """For Flickr30K Entities the three are drawn at their places in the picture."""
+    assert night.judged is not None
+    (comparison,) = [c for name, c in night.judged.comparisons.items() if "flickr" in name]
+    flip = comparison.flips["recall@1"].worse[0]
+    (figure,) = [each for each in re.findall(r"<figure.*?</figure>", page) if f'class="id">{flip.unit_id}<' in each]
+    for colour, corners in (("c0", flip.answer_before), ("c1", flip.answer_after)):
+        assert re.search(rf'<g class="answer {colour}"><rect x="{corners[0]:.1f}" y="{corners[1]:.1f}"', figure)
+    assert '<g class="gold c2">' in figure
+    assert re.findall(r"<text [^>]*>(\w+)</text>", figure) == ["before", "now"]
+
+
+def test_a_picture_is_in_the_page_once(page: str) -> None:
+    """Flips of one picture share it: every reference leads to a picture or a set of regions, none is there twice."""
+    gallery = page[page.index('id="flips"') : page.index('id="trend"')]
+    data = re.findall(r'href="(data:[^"]+)"', gallery)
+    assert len(data) == len(set(data))
+    references = re.findall(r'<use href="#([\w-]+)"', gallery)
+    assert len([name for name in references if name.startswith("picture")]) > len(data)
+    assert set(references) <= set(re.findall(r'id="([\w-]+)"', gallery))
+
+
+def test_the_page_says_what_differs_and_what_it_cost(page: str) -> None:
+    """Provenance names the ingredient that is not as before; cost has seconds, items and bytes."""
+    section = text_of(page[page.index('id="cell-1"') : page.index('id="cell-2"')])
+    assert re.search(r"Differs from \S+ in model model\.weights: \w+ → \w+", section)
+    assert re.search(r"evaluation \d+ examples in [\d.]+ s, [\d.,]+ a second", section)
+    assert re.search(r"\d+ kB on disk for 12 images of vqa-val2014", section)
+
+
+def test_nothing_on_it_leads_outside(page: str) -> None:
+    """No address but anchors and data; the one script is allowed by its digest and no other could run."""
+    assert not re.search(r"https?:|@import|url\(", page)
+    assert all(link.startswith(("#", "data:")) for link in re.findall(r'\b(?:href|src)="([^"]*)"', page))
+    assert len(re.findall("<script", page)) == 1
+    assert re.search(r"script-src &#x27;sha256-[\w+/=]+&#x27;\"", page)
+
+
+def test_what_was_written_gives_the_same_bytes_again(night: Night, page: str) -> None:
+    """Verdict, comparisons and the history as it lies on the disk make the same page."""
+    assert night.judged is not None
+    history = History(night.report.parent / "history" / "bad-night")
+    compared = night.judged.comparisons.items()
+    cells = tuple(CellNight(name, comparison, tuple(history.rows(name))) for name, comparison in compared)
+    assert render(night.info, night.cells, GatedNight(night.judged.gate, cells)) == page
+
+
+def test_a_night_with_nothing_to_compare_with_says_so(night: Night) -> None:
+    """It cannot tell, and says why of each cell: one without an earlier night, one without a score."""
+    failed = ReportCell("broken <i>", None, None, {}, None, error="weights are gone")
+    checks = tuple(
+        Check(Watched(name, "accuracy", 5.0), "cannot tell", reason)
+        for name, reason in (("a", "no earlier night; the next can use this one"), ("b", "no score tonight"))
+    )
+    nights = CellNight("a", None, ()), CellNight("b", None, ())
+    gate = Gate("1", "cannot tell", checks, ("vqa: accuracy is 3.00, out of [85, 100]",))
+    first = render(night.info, [night.cells[0], failed], GatedNight(gate, nights))
+    said = text_of(first)
+    assert "Cannot tell whether it got worse" in said
+    assert "? cannot tell : accuracy: no earlier night; the next can use this one" in said
+    assert "? cannot tell : accuracy: no score tonight" in said
+    assert "✗ out of bounds: vqa: accuracy is 3.00" in said
+    assert "broken &lt;i&gt;" in first
+    assert not {"script", "i"} & set(re.findall(r"<(\w+)", first))
+    assert 'id="flips"' not in first
+    assert 'id="trend"' not in first
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# in a browser
+
+
+def test_it_opens_without_a_complaint_and_asks_for_nothing(browser: Browser, night: Night) -> None:
+    """From file://: no console message, no request but the file and its own data, all pictures decoded."""
+    browser.open(night.report)
+    assert browser.run("document.querySelectorAll('figure').length") > 0
+    assert browser.problems == []
+    assert {address.split(":")[0] for address in browser.requests} <= {"file", "data"}
+    assert browser.run("[...document.images].every((image) => image.naturalWidth > 0)")
+
+
+def test_the_filter_chooses_by_cell_direction_and_text(browser: Browser, night: Night) -> None:
+    """What is shown is what fits, the count is said, and clearing the filter brings all back."""
+    browser.open(night.report)
+    shown = "[...document.querySelectorAll('.flips figure')].filter((f) => f.getClientRects().length)"
+    said = "document.querySelector('output').textContent"
+    everything = browser.run(said)
+
+    def choose(name: str, value: str) -> list[str]:
+        browser.run(
+            f"document.forms[0].elements.{name}.value = {value!r};"
+            "document.forms[0].dispatchEvent(new Event('input', {bubbles: true}))"
+        )
+        found: list[str] = browser.run(f"{shown}.map((f) => f.dataset.cell + f.dataset.way + f.textContent)")
+        return found
+
+    of_cell = choose("cell", "1")
+    cells = browser.run("[...document.querySelectorAll('.flips figure')].map((f) => f.dataset.cell)")
+    assert browser.run(said).startswith(f"{cells.count('1')} of {len(cells)}")
+    assert 0 < cells.count("1") < len(cells)
+    assert all(each.startswith("1") for each in of_cell)
+    assert all(each.startswith("1better") for each in choose("way", "better"))
+    assert choose("way", "worse") == of_cell
+    word = re.findall(r"[a-z]{4,}", of_cell[0].split("visualbert-vqa on vqa val")[1])[0]
+    assert of_cell[0] in choose("text", word.upper())
+    assert choose("text", "zzzz") == []
+    assert browser.run(said).startswith("0 of ")
+    for name in ("cell", "way", "text"):
+        choose(name, "")
+    assert browser.run(said) == everything
+    assert browser.problems == []
+
+
+def test_show_more_shows_more_and_keeps_the_readers_place(browser: Browser, night: Night) -> None:
+    """A screenful at first; the button brings the next and moves the focus to its first."""
+    browser.open(night.report)
+    shown = "[...document.querySelectorAll('.flips figure')].filter((f) => f.getClientRects().length).length"
+    every = browser.run("document.querySelectorAll('.flips figure').length")
+    before = browser.run(shown)
+    assert before == 24 < every
+    browser.run("document.getElementById('more').click()")
+    assert browser.run(shown) == min(every, 48)
+    assert browser.run("[...document.querySelectorAll('.flips figure')].indexOf(document.activeElement)") == 24
+
+
+def test_the_theme_can_be_switched_by_keyboard(browser: Browser, night: Night) -> None:
+    """Light and dark, whatever the system says; text stays readable on its ground in both."""
+    browser.open(night.report)
+    grounds = {}
+    browser.run("document.getElementById('theme-system').focus()")
+    for theme in ("light", "dark"):
+        browser.key("ArrowRight", 39)
+        assert browser.run(f"document.getElementById('theme-{theme}').checked")
+        grounds[theme] = browser.run("getComputedStyle(document.body).backgroundColor")
+        for selector in ("body", ".about", ".wrong", "#verdict li", ".id", ".note"):
+            contrast = browser.run(CONTRAST % selector)
+            assert contrast >= 4.5, (theme, selector, contrast)
+    assert grounds["light"] != grounds["dark"]
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert browser.run("getComputedStyle(document.body).color") == "rgb(29, 33, 38)"
+    browser.call("Emulation.setEmulatedMedia", media="")
+
+
+# WCAG's contrast of an element's text with the first opaque ground behind it.
+CONTRAST = """(() => {
+  const light = (colour) => {
+    const parts = colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
+      .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+  };
+  const element = document.querySelector("%s");
+  let behind = element;
+  while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
+  const pair = [light(getComputedStyle(element).color), light(getComputedStyle(behind).backgroundColor)];
+  return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+})()"""
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1280])
+def test_nothing_is_wider_than_the_screen(browser: Browser, night: Night, width: int) -> None:
+    """On phones and desktops alike the page never scrolls sideways."""
+    browser.open(night.report, width=width)
+    browser.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    assert browser.run("document.documentElement.scrollWidth") <= width
+
+
+def test_readers_who_see_nothing_are_told_everything(browser: Browser, night: Night) -> None:
+    """Every control, picture and plot has a name, headings step by one, ids are unique."""
+    browser.open(night.report)
+    nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
+    named = ("button", "combobox", "searchbox", "radio", "image", "link", "region")
+    seen = [node for node in nodes if not node["ignored"] and node["role"]["value"] in named]
+    assert {node["role"]["value"] for node in seen} >= {"combobox", "searchbox", "radio", "image", "link"}
+    assert [node for node in seen if not node["name"]["value"]] == []
+    levels = browser.run("[...document.querySelectorAll('h1,h2,h3')].map((heading) => +heading.tagName[1])")
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    ids = browser.run("[...document.querySelectorAll('[id]')].map((each) => each.id)")
+    assert len(ids) == len(set(ids))
+
+
+def test_it_prints(browser: Browser, night: Night) -> None:
+    """A PDF comes of it, and no control is printed."""
+    browser.open(night.report)
+    assert browser.pdf().startswith(b"%PDF")
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    for selector in (".theme", "nav", "#filter"):
+        assert browser.run(f"document.querySelector({selector!r}).getClientRects().length") == 0
+    browser.call("Emulation.setEmulatedMedia", media="")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# size, scale
+
+
+def test_200_flips_over_400_pictures_fit_into_five_megabytes(night: Night, tmp_path: Path) -> None:
+    """The worst case: two pictures a flip, no two alike, all of them noise, a hundred regions on each."""
+    cell, comparison = many_flips(night, tmp_path, count=FLIPS + 50)
+    section = flip_gallery([cell], [CellNight("cell", comparison, ())])
+    assert len(re.findall("<figure", section)) == FLIPS
+    assert section.count("data:image/jpeg;base64,") == 2 * FLIPS
+    size = len(section.encode()) + len(render(ReportInfo("many", False, 0), []).encode())
+    assert 3_000_000 < size < 5_000_000, "the pictures are worse than they need to be, or the page is too large"
+
+
+class Noise:
+    """The store of `many_flips`: a hundred boxes an image."""
+
+    def __init__(self) -> None:
+        self._random = np.random.default_rng(0)
+
+    def fetch_many(self, image_ids: tuple[str, ...]) -> Iterator[Regions]:
+        for image_id in image_ids:
+            corners = np.sort(self._random.uniform(0, 480, (100, 2, 2)), axis=1).reshape(100, 4).astype(np.float32)
+            yield Regions(image_id, 640, 480, corners, *(np.zeros(100),) * 3, "digest")  # type: ignore[arg-type]
+
+
+def many_flips(night: Night, folder: Path, count: int) -> tuple[ReportCell, Comparison]:
+    """The night's NLVR2 cell with `count` copies of a pair of its pictures, every one a file of noise, all flipped."""
+    assert night.judged is not None
+    (cell,) = [each for each in night.cells if "nlvr2" in each.title]
+    (comparison,) = [c for name, c in night.judged.comparisons.items() if "nlvr2" in name]
+    assert cell.task is not None
+    example = next(iter(cell.task.examples()))
+    random = np.random.default_rng(0)
+    source = folder / "0.jpg"
+    Pillow.fromarray(random.integers(0, 256, (480, 640, 3), np.uint8)).save(source, quality=50)
+
+    class Task:
+        """The same statement about other pictures."""
+
+        def examples(self) -> Iterator[Any]:
+            for index in range(count):
+                yield dataclasses.replace(example, example_id=str(index), image_ids=(f"l{index}", f"r{index}"))
+
+        def gold(self, example_id: str) -> str:
+            return "True"
+
+    images = {}
+    for name in (f"{side}{index}" for side in "lr" for index in range(count)):
+        path = folder / f"{name}.jpg"
+        shutil.copy(source, path)
+        images[name] = Image(name, str(path))
+    flips = tuple(Flip(str(i), str(i), f"l{i}", 1.0, 0.0, "True", "False", 0.9, 0.8, -1.7) for i in range(count))
+    flipped = dataclasses.replace(comparison, flips={"accuracy": Flips(count, 0, flips, ())})
+    return dataclasses.replace(cell, task=Task(), store=Noise(), images=images), flipped  # type: ignore[arg-type]
+
+
+def test_pictures_share_their_bytes(tmp_path: Path) -> None:
+    """One picture may be as good as it gets; with less room it is made smaller, never left out."""
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    Pillow.fromarray(noise).save(tmp_path / "a.png")
+    image = Image("a", str(tmp_path / "a.png"))
+    (regions,) = Noise().fetch_many(("a",))
+    sizes = []
+    for limit in (1_000_000, 8_000):
+        sheet = Sheet(limit)
+        sheet.add(image, regions)
+        sizes.append(len(sheet.html()))
+        assert '<use href="#picture-0">' in sheet.picture(image, regions, [], True, "a")
+    assert sizes[1] < 8_000 * 4 / 3 + 4_000 < sizes[0]
+    gone = Image("b", str(tmp_path / "b.png"))
+    sheet = Sheet(1000)
+    sheet.add(gone, regions)
+    assert "a cannot be shown: No such file" in sheet.picture(gone, regions, [], True, "b")
+
+
+def row(night: str, score: float, verdict: str) -> Row:
+    numbers: dict[str, Any] = {"scores": {"accuracy": score}, "intervals": {"accuracy": [score - 1, score + 1]}}
+    return Row(night=night, cell="c", verdict=verdict, run="r", headline="accuracy", units={"accuracy": 9}, **numbers,
+               ingredients={"model": "new" if verdict == "fail" else "old"})  # fmt: skip
+
+
+def test_the_trend_is_a_plot_and_a_table() -> None:
+    """Each night a mark by its verdict and a row, latest first, with what it was made of other than the night before;
+    the plot in words names the nights that failed."""
+    rows = [row("1", 70.0, "cannot tell"), row("2", 71.0, "pass"), row("3", 60.0, "fail")]
+    html = str(trend("title", rows))  # type: ignore[arg-type]
+    assert re.findall(r'class="night ([\w-]+)"', html) == ["cannot-tell", "pass", "fail"]
+    assert "accuracy over 3 nights, from 70.0 to 60.0; lowest 60.0, highest 71.0; failed: 3" in html
+    table = [text_of(line).strip() for line in re.findall(r"<tr><th scope=\"row\">.*?</tr>", html)]
+    assert [line[0] for line in table] == ["3", "2", "1"]
+    assert table[0].endswith("model")
+    heights = [float(y) for y in re.findall(r'y="([\d.]+)" class="night', html)]
+    assert heights[1] < heights[0] < heights[2]

@@ -1,0 +1,43 @@
+"""The page's only script, on pages with a flip gallery: it shows the flips that fit the filter, a screenful at a time.
+
+Without it all flips are there and the filter is not. It loads nothing and is allowed by its digest alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+
+SCRIPT = """
+"use strict";
+const form = document.getElementById("filter"), more = document.getElementById("more");
+const flips = [...document.querySelectorAll(".flips figure")];
+const texts = flips.map((flip) => flip.textContent.toLowerCase());
+let limit = 24;
+const show = () => {
+  const { cell, way, text } = form.elements;
+  const words = text.value.toLowerCase().split(/\\s+/);
+  let found = 0;
+  flips.forEach((flip, index) => {
+    const fits = (!cell.value || flip.dataset.cell === cell.value) && (!way.value || flip.dataset.way === way.value)
+      && words.every((word) => texts[index].includes(word));
+    flip.hidden = !fits || ++found > limit;
+  });
+  more.hidden = found <= limit;
+  form.querySelector("output").textContent =
+    found + " of " + flips.length + (more.hidden ? "" : ", the first " + limit + " shown");
+};
+form.addEventListener("input", () => { limit = 24; show(); });
+form.addEventListener("submit", (event) => event.preventDefault());
+more.addEventListener("click", () => {
+  const next = flips.filter((flip) => !flip.hidden).length;
+  limit += 24;
+  show();
+  flips.filter((flip) => !flip.hidden)[next].focus();
+});
+form.hidden = false;
+show();
+"""
+
+ALLOWED = f"'sha256-{base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}'"
+"""For `script-src` of the page's content security policy."""
