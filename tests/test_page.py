@@ -27,9 +27,10 @@ from visualbert_core.report.compare import Comparison
 from visualbert_core.report.flips import Flip, Flips
 from visualbert_core.report.gallery import FLIPS, flip_gallery
 from visualbert_core.report.gate import Check, Gate, Watched
-from visualbert_core.report.history import History, Row
+from visualbert_core.report.history import History, Row, Timing
 from visualbert_core.report.html import render
 from visualbert_core.report.pictures import Sheet
+from visualbert_core.report.sections import _cost
 from visualbert_core.report.trend import trend
 from visualbert_core.report.verdict import CellNight, GatedNight
 from visualbert_core.schema import Image, Regions
@@ -139,6 +140,25 @@ def test_the_page_says_what_differs_and_what_it_cost(page: str) -> None:
     assert re.search(r"Differs from \S+ in model model\.weights: \w+ → \w+", section)
     assert re.search(r"evaluation \d+ examples in [\d.]+ s, [\d.,]+ a second", section)
     assert re.search(r"\d+ kB on disk for 12 images of vqa-val2014", section)
+
+
+def test_gpus_have_a_price(night: Night) -> None:
+    """Where the matrix says what a GPU-hour costs, a cell's GPU-seconds are money; without GPUs or a price, not."""
+    history = History(night.report.parent / "history" / "bad-night")
+    (row,) = history.rows("visualbert-vqa__vqa__val")[-1:]
+    row = dataclasses.replace(
+        row, extraction=Timing(items=5, seconds=900, gpus=4), evaluation=Timing(items=5, seconds=900, gpus=4)
+    )
+    cells = (
+        CellNight("vqa", None, (row,)),
+        CellNight("vqa", None, (dataclasses.replace(row, extraction=None, evaluation=None),)),
+    )
+    priced, free = (
+        text_of(_cost(dataclasses.replace(night.info, gpu_hour=2.5), night.cells[0], each)) for each in cells
+    )
+    assert "3,600.0 GPU-seconds" in priced
+    assert "price 5.00, at 2.5 for a GPU-hour, extraction included" in priced
+    assert "price" not in free + text_of(_cost(night.info, night.cells[0], cells[0]))
 
 
 def test_nothing_on_it_leads_outside(page: str) -> None:

@@ -195,6 +195,8 @@ class NightlyConfig:
     """Name of this night; nights follow each other in the order of their names. Default: the date, UTC."""
     limit: int | None = None
     """A smoke night: N images a corpus, N examples a cell, under OUT/smoke; no scores, no gate, no history."""
+    gpu_hour: float | None = None
+    """Price of a GPU for an hour, in a currency of yours; the page of a night then says what each cell cost."""
     trackers: tuple[str, ...] = ()
     """Where finished nights are sent as well: mlflow, wandb, tensorboard. See `report.trackers`."""
     pool: PoolConfig = field(default_factory=PoolConfig)

@@ -20,7 +20,7 @@ SCHEMA_VERSION = 2
 # images → regions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there are millions of them
 class Image:
     """One image of a corpus: a file, or `size` bytes of one from byte `start` on (a member of a tar), or `row` of a
     Parquet file (see `tables`).

@@ -123,7 +123,12 @@ def run_matrix(config: NightlyConfig) -> Night:
     judged = _judge(config, tonight, complaints, codes) if _gated(config) else None
     report = config.out / "report.html"
     smoke = "" if config.limit is None else f" (smoke night: {config.limit} images and examples)"
-    info = ReportInfo(title=config.name + smoke, synthetic=config.world is not None, examples=config.examples)
+    info = ReportInfo(
+        title=config.name + smoke,
+        synthetic=config.world is not None,
+        examples=config.examples,
+        gpu_hour=config.gpu_hour,
+    )
     write_report(report, info, cells, for_page(config, tonight, judged) if judged else None)
     if config.limit is None:
         _track(config, tonight, judged, report, codes)

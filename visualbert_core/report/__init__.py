@@ -37,3 +37,5 @@ class ReportInfo:
     """The embedded world: say what its scores mean and do not mean, and print no paper numbers beside them."""
     examples: int
     """Example pictures a cell."""
+    gpu_hour: float | None = None
+    """Price."""

@@ -33,7 +33,7 @@ def section(number: int, info: ReportInfo, cell: ReportCell, night: CellNight | 
         parts.append(tag("p", tag("strong", heading), reason(cell), class_="error"))
     comparison = night.comparison if night else None
     parts += [_failures(cell), _changes(comparison) if comparison else _breakdowns(cell)]
-    parts += [_cost(cell, night) if night else Html(), _examples(info, cell)]
+    parts += [_cost(info, cell, night) if night else Html(), _examples(info, cell)]
     parts += [_provenance(cell, cell.run, comparison)] if cell.run else []
     return tag("section", *parts, id=f"cell-{number}")
 
@@ -143,8 +143,9 @@ def _change_row(name: str, change: Change) -> Iterator[Html]:
     yield tag("td", plot(Estimate(change.after, None, None), None, None, change.before), class_="plot")
 
 
-def _cost(cell: ReportCell, night: CellNight) -> Html:
-    """Seconds and items of tonight; nothing where the cell has no score and so no place in the history."""
+def _cost(info: ReportInfo, cell: ReportCell, night: CellNight) -> Html:
+    """Seconds, items and price of tonight; nothing where the cell has no score and so no place in the history. Cells of
+    one corpus share its extraction, which stands with each of them."""
     if scores_of(cell.run) is None or cell.store is None or not night.rows:
         return Html()
     row, manifest = night.rows[-1], cell.store.manifest
@@ -154,6 +155,12 @@ def _cost(cell: ReportCell, night: CellNight) -> Html:
         "evaluation": _took(row.evaluation, "example", "all predictions were there already"),
         "features": f"{_bytes(size)} on disk for {plural(manifest.rows, 'image')} of {row.corpus}",
     }
+    timings = (row.extraction, row.evaluation)
+    gpu_seconds = sum(timing.gpus * timing.seconds for timing in timings if timing is not None)
+    if info.gpu_hour is not None and gpu_seconds:
+        lines["price"] = (
+            f"{gpu_seconds / 3600 * info.gpu_hour:,.2f}, at {info.gpu_hour:g} for a GPU-hour, extraction included"
+        )
     pairs = (join([tag("dt", name), tag("dd", text)]) for name, text in lines.items())
     return join([tag("h3", "Cost"), tag("dl", *pairs, class_="cost")])
 
