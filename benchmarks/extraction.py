@@ -297,7 +297,7 @@ def port_loop(detector: VgC4, port: Path, files: list[Path], device: torch.devic
     utils, frcnn, images = (import_module(name) for name in ("utils", "modeling_frcnn", "processing_image"))
     config = utils.Config(yaml.safe_load(PORT_CONFIG.format(device=device.type)))
     model = frcnn.GeneralizedRCNN(config)
-    model.load_state_dict(dict(zip(model.state_dict(), matched(detector.network, model), strict=True)))
+    model.load_state_dict(dict(zip(model.state_dict(), matched(detector.model, model), strict=True)))
     model.eval()
     read = images.Preprocess(config)
 

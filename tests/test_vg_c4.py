@@ -163,7 +163,7 @@ def detector(folder: Path) -> VgC4:
 
 
 def with_config(detector: VgC4, **changes: Any) -> VgC4:
-    return VgC4(detector.network, dataclasses.replace(detector.config, **changes), "", "cpu")
+    return VgC4(detector.model, dataclasses.replace(detector.config, **changes), "", "cpu")
 
 
 @pytest.mark.parametrize("golden", GOLDEN["images"], ids=lambda golden: f"{golden['picture']}")
@@ -218,8 +218,8 @@ def test_given_boxes_follow_the_resize(detector: VgC4) -> None:
     image, boxes = picture(4, 320, 400), np.array([[40, 60, 300, 240], [7, 0, 399, 31]], np.float32)
     (found,) = detector.detect([image], [boxes])
     with torch.inference_mode():
-        maps = detector.network.trunk(preprocess(torch.from_numpy(image[None]), detector.config.preprocessing))
-        expected = detector.network.describe(maps[0], torch.from_numpy(boxes) / 2)
+        maps = detector.model.trunk(preprocess(torch.from_numpy(image[None]), detector.config.preprocessing))
+        expected = detector.model.describe(maps[0], torch.from_numpy(boxes) / 2)
     np.testing.assert_allclose(found.features, expected.features, atol=1e-4)
 
 
@@ -317,7 +317,7 @@ def test_the_fingerprint_sees_what_changes_a_feature(detector: VgC4, folder: Pat
         {"space": "vg_c4_adaptive"},
     ):
         assert with_config(detector, **changes).fingerprint() != before
-    changed = copy.deepcopy(detector.network)
+    changed = copy.deepcopy(detector.model)
     with torch.no_grad():
         changed.bn1.bias += 1
     VgC4(changed, detector.config, "", "cpu").save_pretrained(tmp_path / "other")
@@ -335,9 +335,9 @@ def test_detectron2_pickles_hold_the_same_network(detector: VgC4, tmp_path: Path
     assert isinstance(found, VgC4)
     assert found.config.preprocessing == Preprocessing()
     assert found.config.selection == Selection()
-    for name, tensor in detector.network.state_dict().items():
+    for name, tensor in detector.model.state_dict().items():
         if not name.endswith("num_batches_tracked"):
-            torch.testing.assert_close(found.network.state_dict()[name], tensor, rtol=0, atol=0)
+            torch.testing.assert_close(found.model.state_dict()[name], tensor, rtol=0, atol=0)
 
 
 def test_weights_without_attributes(tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ def test_weights_without_attributes(tmp_path: Path) -> None:
     assert main(["convert", "vg_c4", str(tmp_path / "in.pkl"), str(tmp_path / "out")]) == 0
     found = load_detector(tmp_path / "out", "cpu")
     assert isinstance(found, VgC4)
-    torch.testing.assert_close(found.network.cell_anchors, torch.from_numpy(anchors))
+    torch.testing.assert_close(found.model.cell_anchors, torch.from_numpy(anchors))
     small = dataclasses.replace(found.config.preprocessing, short_side=160)
     (detection,) = with_config(found, preprocessing=small).detect([picture(0, 160, 160)])
     assert detection.attributes is None

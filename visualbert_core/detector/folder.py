@@ -1,14 +1,16 @@
 """A detector's folder: `config.json` (a frozen dataclass) beside `model.safetensors` (a network's state dict).
 
-Owns how it is read, checked against the network and written; what the config means belongs to each detector.
+Owns how it is read, checked against the network and written, and what all detectors made of one do alike; what the
+config means belongs to each detector.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -16,12 +18,68 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from visualbert_core.config import from_mapping, read_json
+from visualbert_core.detector.inference import checked
 from visualbert_core.errors import CheckpointError, ConfigError
+from visualbert_core.provenance import digest_file
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
 T = TypeVar("T")
+
+
+class FolderConfig(Protocol):
+    """What every `config.json` says."""
+
+    @property
+    def builder(self) -> str:
+        """Which detector it is."""
+
+    @property
+    def space(self) -> str:
+        """Name of the feature space."""
+
+
+Network = TypeVar("Network", bound=nn.Module)
+Config = TypeVar("Config", bound=FolderConfig)
+
+
+class FolderDetector(ABC, Generic[Network, Config]):
+    """A `detector.Detector` that is opened from its folder and saved as it was loaded; how it answers is its own."""
+
+    config_class: ClassVar[type[Any]]
+
+    def __init__(
+        self, model: Network, config: Config, weights_digest: str, device: str | None, precision: str = "float32"
+    ) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.precision = checked(precision)
+        self.model = model.eval()
+        self.config = config
+        self.space = config.space
+        self.feature_size = self._feature_size()
+        self._weights_digest = weights_digest
+
+    @staticmethod
+    @abstractmethod
+    def empty(config: Config) -> Network:
+        """The network of a config, untrained; maybe on the meta device."""
+
+    @abstractmethod
+    def _feature_size(self) -> int: ...
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | None = None, precision: str = "float32") -> Self:
+        """Open a detector folder. Raises CheckpointError naming what is missing or does not fit."""
+        folder = Path(folder)
+        config, state = read_folder(folder, cls.config_class)
+        model = cls.empty(config)
+        load_weights(model, state, folder / WEIGHTS_FILE, f"builder {config.builder!r}")
+        return cls(model, config, digest_file(folder / WEIGHTS_FILE), device, precision)
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write the folder that `from_pretrained` reads, floating-point weights stored as `dtype`."""
+        write_folder(Path(folder), self.config, self.model.state_dict(), dtype)
 
 
 def read_folder(folder: Path, config_class: type[T]) -> tuple[T, dict[str, Tensor]]:

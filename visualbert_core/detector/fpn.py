@@ -31,11 +31,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from visualbert_core.detector import Detection
 from visualbert_core.detector.class_nms import confidences
-from visualbert_core.detector.folder import WEIGHTS_FILE, load_weights, read_folder, write_folder
+from visualbert_core.detector.folder import FolderDetector, load_weights
 from visualbert_core.detector.inclusive_boxes import ASPECT_RATIOS, anchors, clip, decode, half_open
 from visualbert_core.detector.inference import (
     answering,
-    checked,
     detections,
     in_fingerprint,
     lower,
@@ -46,7 +45,6 @@ from visualbert_core.detector.inference import (
 from visualbert_core.detector.published import read_entries, tensors
 from visualbert_core.detector.roi_align import pool_levels
 from visualbert_core.errors import CheckpointError
-from visualbert_core.provenance import digest_file
 
 STRIDES = (4, 8, 16, 32, 64)  # of the pyramid's levels; regions are pooled from the first four
 ANCHOR_SIZES = (32, 64, 128, 256, 512)
@@ -113,37 +111,18 @@ DETECTRON = FPNConfig(
 )
 
 
-class FPNDetector:
+class FPNDetector(FolderDetector["FPNNetwork", FPNConfig]):
     """See `detector.Detector`. Labels count the background: class 0 is never an answer."""
 
-    def __init__(
-        self,
-        model: FPNNetwork,
-        config: FPNConfig,
-        weights_digest: str,
-        device: str | None,
-        precision: str = "float32",
-    ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.precision = checked(precision)
-        self.model = model.eval()
-        self.config = config
-        self.space = config.space
-        self.feature_size = config.feature_size
-        self._weights_digest = weights_digest
+    config_class = FPNConfig
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | None = None, precision: str = "float32") -> FPNDetector:
-        """Open a detector folder. Raises CheckpointError naming what is missing or does not fit."""
-        folder = Path(folder)
-        config, state = read_folder(folder, FPNConfig)
-        model = _empty(config)
-        load_weights(model, state, folder / WEIGHTS_FILE, "its network")
-        return cls(model, config, digest_file(folder / WEIGHTS_FILE), device, precision)
+    @staticmethod
+    def empty(config: FPNConfig) -> FPNNetwork:
+        with torch.device("meta"):
+            return FPNNetwork(config)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the folder that `from_pretrained` reads."""
-        write_folder(Path(folder), self.config, self.model.state_dict())
+    def _feature_size(self) -> int:
+        return self.config.feature_size
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes a feature (see `detector.Detector`)."""
@@ -338,7 +317,7 @@ def convert_pythia(source: Path, config: FPNConfig = PYTHIA) -> tuple[FPNDetecto
     Raises CheckpointError for a file of another kind or network.
     """
     found = {key.removeprefix("module."): value for key, value in read_entries(source, "model").items()}
-    network = _empty(config)
+    network = FPNDetector.empty(config)
     keys = {name: _pythia_key(name) for name in _parameters(network)}
     _require(keys.values(), found, config, source)
     state = tensors({name: found[key] for name, key in keys.items()}, source)
@@ -348,7 +327,7 @@ def convert_pythia(source: Path, config: FPNConfig = PYTHIA) -> tuple[FPNDetecto
 def convert_detectron(source: Path, config: FPNConfig = DETECTRON) -> tuple[FPNDetector, list[str]]:
     """The detector in `model_final.pkl` of Detectron (Caffe2), and notes on it. Raises CheckpointError as above."""
     blobs = read_entries(source, "blobs", pickled=True)
-    network = _empty(config)
+    network = FPNDetector.empty(config)
     keys = {name: _detectron_key(name, config.blocks) for name in _parameters(network)}
     _require(keys.values(), blobs, config, source)
     state = tensors({name: blobs[key] for name, key in keys.items()}, source)
@@ -356,11 +335,6 @@ def convert_detectron(source: Path, config: FPNConfig = DETECTRON) -> tuple[FPND
         if name.endswith(("running_mean", "running_var")):
             state[name] = torch.full_like(state[name], float(name.endswith("var")))
     return _detector(network, state, config, source)
-
-
-def _empty(config: FPNConfig) -> FPNNetwork:
-    with torch.device("meta"):
-        return FPNNetwork(config)
 
 
 def _require(keys: Iterable[str], found: Mapping[str, Any], config: FPNConfig, source: Path) -> None:

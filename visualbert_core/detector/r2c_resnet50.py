@@ -29,10 +29,9 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import roi_align
 
 from visualbert_core.detector import Detection
-from visualbert_core.detector.folder import WEIGHTS_FILE, load_weights, read_folder, write_folder
+from visualbert_core.detector.folder import FolderDetector, load_weights
 from visualbert_core.detector.inference import (
     answering,
-    checked,
     detections,
     in_fingerprint,
     lower,
@@ -43,7 +42,7 @@ from visualbert_core.detector.inference import (
 from visualbert_core.detector.published import read_weights
 from visualbert_core.detector.resize import pillow_bilinear
 from visualbert_core.errors import ConfigError
-from visualbert_core.provenance import digest_file, digest_json
+from visualbert_core.provenance import digest_json
 from visualbert_core.schema import GivenObjects
 
 _COCO = """
@@ -91,40 +90,21 @@ class _Window:
     scale: float
 
 
-class R2CDetector:
+class R2CDetector(FolderDetector["R2CNetwork", R2CConfig]):
     """See `detector.Detector` and `detector.ObjectEncoder`. The score of a region is the probability that the network's
     own classifier gives to its class."""
 
     classes = CLASSES
 
-    def __init__(
-        self,
-        model: R2CNetwork,
-        config: R2CConfig,
-        weights_digest: str,
-        device: str | None,
-        precision: str = "float32",
-    ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.precision = checked(precision)
-        self.model = model.eval()
-        self.config = config
-        self.space = config.space
-        self.feature_size = config.feature_size
-        self._weights_digest = weights_digest
+    config_class = R2CConfig
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | None = None, precision: str = "float32") -> R2CDetector:
-        """Open a detector folder. Raises CheckpointError naming what is missing or does not fit."""
-        folder = Path(folder)
-        config, state = read_folder(folder, R2CConfig)
-        model = _empty(config)
-        load_weights(model, state, folder / WEIGHTS_FILE, "its network")
-        return cls(model, config, digest_file(folder / WEIGHTS_FILE), device, precision)
+    @staticmethod
+    def empty(config: R2CConfig) -> R2CNetwork:
+        with torch.device("meta"):
+            return R2CNetwork(config)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the folder that `from_pretrained` reads."""
-        write_folder(Path(folder), self.config, self.model.state_dict())
+    def _feature_size(self) -> int:
+        return self.config.feature_size
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes a feature (see `detector.Detector`)."""
@@ -250,11 +230,6 @@ class R2CNetwork(nn.Module):
         return features, self.regularizing_predictor(pooled)
 
 
-def _empty(config: R2CConfig) -> R2CNetwork:
-    with torch.device("meta"):
-        return R2CNetwork(config)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # boxes and outlines
 
@@ -303,7 +278,7 @@ def convert(source: Path, config: R2CConfig | None = None) -> tuple[R2CDetector,
     Raises CheckpointError for a file of another kind or network.
     """
     config = config or R2CConfig()
-    network = _empty(config)
+    network = R2CDetector.empty(config)
     state = {name.removeprefix("detector."): value for name, value in read_weights(source).items()}
     load_weights(network, state, source, "its network")
     return R2CDetector(network, config, "", "cpu"), [f"{config.feature_size}-d features; extract with --boxes beside"]

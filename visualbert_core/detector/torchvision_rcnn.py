@@ -18,7 +18,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -31,10 +30,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import FrozenBatchNorm2d, clip_boxes_to_image, nms
 
 from visualbert_core.detector import Detection
-from visualbert_core.detector.folder import WEIGHTS_FILE, load_weights, read_folder, write_folder
+from visualbert_core.detector.folder import FolderDetector
 from visualbert_core.detector.inference import (
     answering,
-    checked,
     detections,
     in_fingerprint,
     lower,
@@ -45,7 +43,6 @@ from visualbert_core.detector.inference import (
 from visualbert_core.detector.roi_align import pool_as
 from visualbert_core.detector.tiny_rcnn import tiny_rcnn
 from visualbert_core.errors import CheckpointError
-from visualbert_core.provenance import digest_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,39 +74,18 @@ class DetectorConfig:
     selection: Selection = field(default_factory=Selection)
 
 
-class TorchvisionRCNN:
+class TorchvisionRCNN(FolderDetector[FasterRCNN, DetectorConfig]):
     """See `detector.Detector`."""
 
-    def __init__(
-        self,
-        model: FasterRCNN,
-        config: DetectorConfig,
-        weights_digest: str,
-        device: str | None,
-        precision: str = "float32",
-    ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.precision = checked(precision)
-        self.model = model.eval()
-        self.config = config
-        self.space = config.space
-        self.feature_size: int = model.roi_heads.box_predictor.cls_score.in_features
-        self._weights_digest = weights_digest
+    config_class = DetectorConfig
 
-    @classmethod
-    def from_pretrained(
-        cls, folder: str | Path, device: str | None = None, precision: str = "float32"
-    ) -> TorchvisionRCNN:
-        """Open a detector folder. Raises CheckpointError naming what is missing or does not fit."""
-        folder = Path(folder)
-        config, state = read_folder(folder, DetectorConfig)
-        model = build(config)
-        load_weights(model, state, folder / WEIGHTS_FILE, f"builder {config.builder!r}")
-        return cls(model, config, digest_file(folder / WEIGHTS_FILE), device, precision)
+    @staticmethod
+    def empty(config: DetectorConfig) -> FasterRCNN:
+        return build(config)
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write the folder that `from_pretrained` reads, floating-point weights stored as `dtype`."""
-        write_folder(Path(folder), self.config, self.model.state_dict(), dtype)
+    def _feature_size(self) -> int:
+        size: int = self.model.roi_heads.box_predictor.cls_score.in_features
+        return size
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes a feature (see `detector.Detector`)."""

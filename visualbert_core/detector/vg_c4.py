@@ -21,7 +21,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -34,10 +33,9 @@ from torchvision.ops import clip_boxes_to_image, nms
 
 from visualbert_core.detector import Detection
 from visualbert_core.detector.class_nms import confidences
-from visualbert_core.detector.folder import WEIGHTS_FILE, load_weights, read_folder, write_folder
+from visualbert_core.detector.folder import FolderDetector
 from visualbert_core.detector.inference import (
     answering,
-    checked,
     detections,
     in_fingerprint,
     lower,
@@ -48,7 +46,6 @@ from visualbert_core.detector.inference import (
 from visualbert_core.detector.resize import pillow_bilinear
 from visualbert_core.detector.vg_c4_network import Architecture, Proposals, Regions, VgC4Network
 from visualbert_core.errors import ConfigError
-from visualbert_core.provenance import digest_file
 
 _Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]  # of a `Detection`
 
@@ -113,37 +110,17 @@ class VgC4Config:
     selection: Selection = field(default_factory=Selection)
 
 
-class VgC4:
+class VgC4(FolderDetector[VgC4Network, VgC4Config]):
     """See `detector.Detector`."""
 
-    def __init__(
-        self,
-        network: VgC4Network,
-        config: VgC4Config,
-        weights_digest: str,
-        device: str | None,
-        precision: str = "float32",
-    ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.precision = checked(precision)
-        self.network = network.eval()
-        self.config = config
-        self.space = config.space
-        self.feature_size = config.architecture.feature_size
-        self._weights_digest = weights_digest
+    config_class = VgC4Config
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | None = None, precision: str = "float32") -> VgC4:
-        """Open a detector folder. Raises CheckpointError naming what is missing or does not fit."""
-        folder = Path(folder)
-        config, state = read_folder(folder, VgC4Config)
-        network = VgC4Network(config.architecture, config.proposals)
-        load_weights(network, state, folder / WEIGHTS_FILE, "the architecture of its config.json")
-        return cls(network, config, digest_file(folder / WEIGHTS_FILE), device, precision)
+    @staticmethod
+    def empty(config: VgC4Config) -> VgC4Network:
+        return VgC4Network(config.architecture, config.proposals)
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write the folder that `from_pretrained` reads, weights stored as `dtype`."""
-        write_folder(Path(folder), self.config, self.network.state_dict(), dtype)
+    def _feature_size(self) -> int:
+        return self.config.architecture.feature_size
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes a feature (see `detector.Detector`)."""
@@ -179,7 +156,7 @@ class VgC4:
 
     @cached_property
     def _ready(self) -> VgC4Network:
-        network = ready(self.network, self.device)
+        network = ready(self.model, self.device)
         if self.precision == "bfloat16":
             lower(network.conv1, network.layer1, network.layer2, network.layer3)
             lower(network.rpn.conv)
