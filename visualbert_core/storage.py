@@ -141,6 +141,6 @@ def _system(protocol: str) -> Any:
         raise ConfigError(f"{protocol}:// is none of {', '.join(OBJECT_STORES)}: use one of them, or a folder")
     try:
         # Another process may write what this one has just looked for.
-        return fsspec.filesystem(protocol, use_listings_cache=False)
+        return fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True)
     except ImportError as error:
         raise ConfigError(f"{protocol}:// cannot be read here: {error}") from error
