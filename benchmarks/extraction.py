@@ -204,7 +204,7 @@ class Ours:
         self.detector = load_detector(detector, flags.device, flags.precision)
         self.fingerprint = full_fingerprint(self.detector, "none")
         self.batch_size = flags.batch_size
-        self.images = {image.image_id: image for image in list_images(images)}
+        self.images = list_images(images)
         self.seconds: dict[str, float] = {}
         self.elapsed = 0.0
 

@@ -390,7 +390,7 @@ def test_an_object_store_that_fails_every_fifth_request(
 ) -> None:
     """Each attempt ends well or with one line, until the last nothing can be opened, and then it is the local store."""
     monkeypatch.setattr(supervision, "WAITS", (0.0, 0.0))
-    images = {image.image_id: image for image in list_images(world / "images")[:12]}
+    images = list_images(world / "images").first(12)
     fingerprint = full_fingerprint(load_pixels(tmp_path, "cpu"), "none")
     shards = [
         ImageShard(s.shard_id, s.items, tuple(images[i] for i in s.items)) for s in plan(list(images), "s3", SHARD)

@@ -23,14 +23,14 @@ def test_listing_is_recursive_sorted_and_case_insensitive(tmp_path: Path) -> Non
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     images = list_images(tmp_path, "none")
-    assert [image.image_id for image in images] == ["1", "2", "x.y", "z"]
-    assert images[2] == Image("x.y", str(tmp_path / "b/x.y.JPG"))
+    assert list(images) == ["1", "2", "x.y", "z"]
+    assert images["x.y"] == Image("x.y", str(tmp_path / "b/x.y.JPG"))
 
 
 def test_boxes_lie_beside_their_image(tmp_path: Path) -> None:
     """VCR's layout: the metadata has the image's path with .json, whether or not it is there yet."""
     (tmp_path / "3005_X@0.jpg").touch()
-    (image,) = list_images(tmp_path, "beside")
+    (image,) = list_images(tmp_path, "beside").values()
     assert image.boxes_path == str(tmp_path / "3005_X@0.json")
 
 
@@ -56,8 +56,8 @@ def test_patterns(tmp_path: Path) -> None:
     for name in ("a1.jpg", "a2.png", "b1.jpg", "a3.txt", "deep/a4.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [image.image_id for image in list_images(tmp_path / "a*")] == ["a1", "a2"]
-    assert [image.image_id for image in list_images(f"{tmp_path}/**/a?.jpg")] == ["a1", "a4"]
+    assert list(list_images(tmp_path / "a*")) == ["a1", "a2"]
+    assert list(list_images(f"{tmp_path}/**/a?.jpg")) == ["a1", "a4"]
     with pytest.raises(InputError, match="has no images"):
         list_images(tmp_path / "c*")
 
@@ -69,7 +69,8 @@ def test_lists(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     path = tmp_path / "val.txt"
     path.write_text(f"in/1.jpg\n\n{tmp_path / '2.png'}\n")
-    assert list_images(path) == [Image("1", str(tmp_path / "in/1.jpg")), Image("2", str(tmp_path / "2.png"))]
+    expected = [Image("1", str(tmp_path / "in/1.jpg")), Image("2", str(tmp_path / "2.png"))]
+    assert list(list_images(path).values()) == expected
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_tars(tmp_path: Path) -> None:
     """Members of tar shards are read where they lie, pixels and digest as of the files themselves."""
     packed(tmp_path / "s-0.tar", {"a/x.1.png": png(1), "a/x.1.json": b"{}", "a/._x.1.png": b"mac"})
     packed(tmp_path / "s-1.tar", {"y.png": png(2, (3, 5)), "broken.png": png(3)[:40]})
-    broken, x, y = list_images(tmp_path / "s-*.tar")
+    broken, x, y = list_images(tmp_path / "s-*.tar").values()
     assert [image.image_id for image in (broken, x, y)] == ["broken", "x.1", "y"]
     for image, value, shape in ((x, 1, (6, 4)), (y, 2, (5, 3))):
         pixels, digest = read_image(image)
@@ -112,7 +113,7 @@ def test_tars(tmp_path: Path) -> None:
         assert digest == xxhash.xxh3_128_hexdigest(png(value, shape[::-1]))
     with pytest.raises(DecodeError):
         read_image(broken)
-    assert list_images(tmp_path / "s-1.tar") == [broken, y]
+    assert list(list_images(tmp_path / "s-1.tar").values()) == [broken, y]
 
 
 def test_tars_that_are_refused(tmp_path: Path) -> None:
@@ -135,4 +136,4 @@ def test_tars_among_the_files_of_a_folder_are_left_alone(tmp_path: Path) -> None
     """A folder is its image files: an archive of them that lies there, too, is no second copy."""
     (tmp_path / "a.png").write_bytes(png(1))
     packed(tmp_path / "all.tar", {"a.png": png(1)})
-    assert list_images(tmp_path) == [Image("a", str(tmp_path / "a.png"))]
+    assert list_images(tmp_path) == {"a": Image("a", str(tmp_path / "a.png"))}

@@ -135,7 +135,7 @@ def test_every_image_gets_its_own_regions(world: World) -> None:
     """Each row holds what the detector says of that image alone, in float16, with the image's size and digest."""
     store, detector = world.extract(), load(world.detector)
     assert sorted(store.image_ids) == [f"image{number:02d}" for number in range(40)]
-    for image in list_images(world.pictures, "none"):
+    for image in list_images(world.pictures, "none").values():
         pixels, digest = read_image(image)
         (expected,), found = detector.detect([pixels]), store.fetch(image.image_id)
         assert (found.height, found.width, found.image_digest) == (*pixels.shape[:2], digest)
@@ -241,7 +241,7 @@ def test_large_features_are_clamped(world: World) -> None:
 
 def test_given_boxes_are_used(world: World) -> None:
     """With boxes beside the images the regions are the image and those boxes; a bad or foreign file is one failure."""
-    for image in list_images(world.pictures, "none"):
+    for image in list_images(world.pictures, "none").values():
         height, width, _ = read_image(image)[0].shape
         boxes = {"boxes": [[1, 1, 3, 3, 0.9]], "width": width, "height": height}
         Path(image.path).with_suffix(".json").write_text(json.dumps(boxes))
@@ -326,7 +326,7 @@ def test_the_next_batches_are_decoded_meanwhile(world: World, monkeypatch: pytes
 def test_the_clock_knows_every_stage(world: World) -> None:
     """A worker's own account of where its time went names each stage, and none took none."""
     detector = load(world.detector)
-    images = {image.image_id: image for image in list_images(world.pictures)}
+    images = list_images(world.pictures)
     worker = FeatureWorker(world.detector, world.root / "store", full_fingerprint(detector, "none"), 4, load)
     for shard in plan(list(images), "salt", 10):
         worker.run(ImageShard(shard.shard_id, shard.items, tuple(images[item] for item in shard.items)))

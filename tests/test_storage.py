@@ -204,7 +204,7 @@ def test_an_image_that_the_store_does_not_hand_out_stops_the_job(bucket: Path, t
     world = World(tmp_path)
     for path in sorted(world.pictures.iterdir())[:3]:
         storage.put(bucket / "vanishing" / path.name, path.read_bytes())
-    images = list_images(bucket / "vanishing")
+    images = list(list_images(bucket / "vanishing").values())
     storage._system("s3").rm(images[1].path)
     with pytest.raises(FileNotFoundError):
         fetch(images)

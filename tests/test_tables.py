@@ -57,7 +57,7 @@ def written(path: Path, row_group_size: int = 3, **columns: Any) -> Path:
 def test_columns(columns: dict[str, Any], ids: list[str], tmp_path: Path) -> None:
     """An id of its own or the path's stem; binary or struct; the column `image`, or the only one there is."""
     path = written(tmp_path / "val.parquet", **columns)
-    images = list_images(path)
+    images = list(list_images(path).values())
     assert images == [Image(name, str(path), row=row) for name, row in sorted(zip(ids, range(4), strict=True))]
     for image in (*images, *fetch(images)):
         pixels, _ = read_image(image)
@@ -97,11 +97,11 @@ def test_folders_and_patterns(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     written(tmp_path / "data" / "train-0.parquet", image=structs())
     written(tmp_path / "data" / "val-0.parquet", image=FILES[:1], id=["x"])
-    assert [image.image_id for image in list_images(tmp_path)] == [*sorted(NAMES), "x"]
-    assert [image.image_id for image in list_images(tmp_path / "data" / "val-*.parquet")] == ["x"]
+    assert list(list_images(tmp_path)) == [*sorted(NAMES), "x"]
+    assert list(list_images(tmp_path / "data" / "val-*.parquet")) == ["x"]
     assert [corpus_name(tmp_path / name) for name in ("data", "data/val-0.parquet")] == ["data", "val-0"]
     (tmp_path / "1.png").write_bytes(FILES[0])
-    assert list_images(tmp_path) == [Image("1", str(tmp_path / "1.png"))]
+    assert list_images(tmp_path) == {"1": Image("1", str(tmp_path / "1.png"))}
 
 
 def test_only_the_row_groups_that_are_asked_for_are_read(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def saved(folder: Path, rows: int = 4, **columns: Any) -> Path:
 
 def test_a_saved_dataset_is_ranges_of_bytes(tmp_path: Path) -> None:
     """What `save_to_disk` writes is read where it lies, whatever number of files and batches; its splits are named."""
-    images = list_images(saved(tmp_path / "val", 2500, num_shards=2))
+    images = list(list_images(saved(tmp_path / "val", 2500, num_shards=2)).values())
     assert len(images) == 2500
     assert {Path(image.path).name for image in images} == {f"data-0000{n}-of-00002.arrow" for n in (0, 1)}
     for image in images[::97]:

@@ -9,10 +9,18 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, NamedTuple, Self, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from visualbert_core import storage
 from visualbert_core.errors import InputError
@@ -23,9 +31,12 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", 
 LISTS = frozenset({".txt", ".lst"})
 TABLE = ".parquet"
 
+_BLOCK = 1 << 20  # ids that are held against each other at a time
+_A_ROW = -1
 
-def list_images(source: str | Path, boxes: Literal["none", "beside"] = "none") -> list[Image]:
-    """Every image of a corpus, sorted by id.
+
+def list_images(source: str | Path, boxes: Literal["none", "beside"] = "none") -> Corpus:
+    """Every image of a corpus.
 
     `source` is a folder (files at any depth), a pattern with * or ?, a .txt or .lst file with a path a line (relative
     to the list's folder), a .tar or a .parquet file; a pattern may name several of these. A folder without images is
@@ -37,17 +48,137 @@ def list_images(source: str | Path, boxes: Literal["none", "beside"] = "none") -
     Raises InputError where there is nothing to read, for a damaged or compressed tar, a table without images or ids, or
     naming two images of one id.
     """
-    by_id: dict[str, Image] = {}
-    for image in _images(storage.absolute(source)):
-        if boxes == "beside":
-            image = _with_boxes(image)
-        if image.image_id in by_id:
-            first, second = _place(by_id[image.image_id]), _place(image)
-            raise InputError(f"two images are called {image.image_id!r}: {first} and {second}; rename one")
-        by_id[image.image_id] = image
-    if not by_id:
+    corpus = Corpus(_images(storage.absolute(source)), boxes)
+    if not corpus:
         raise InputError(f"{source} has no images ({' '.join(sorted(SUFFIXES))}): name what holds them")
-    return [by_id[image_id] for image_id in sorted(by_id)]
+    return corpus
+
+
+class Corpus(Mapping[str, Image]):
+    """Image id → image, ids ascending.
+
+    Kept in columns of about fifty bytes an image, from which an `Image` is made when it is asked for: a driver plans
+    corpora of tens of millions. Raises InputError naming two images of one id, or one that cannot have its boxes beside
+    it."""
+
+    def __init__(self, images: Iterable[Image], boxes: Literal["none", "beside"] = "none") -> None:
+        self._boxes = boxes
+        self._names, self._ends = bytearray(), array("q", [0])
+        self._places: list[_Place] = []
+        self._place_of = array("I")
+        known: dict[_Where, int] = {}
+        for image in images:
+            self._add(image, known)
+        self._order = self._sorted()
+
+    def __getitem__(self, image_id: str) -> Image:
+        place = bisect_left(self.ids, image_id)
+        if place == len(self) or self.ids[place] != image_id:
+            raise KeyError(image_id)
+        return self._image(self._order.item(place))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The keys; a sequence, for `shards.plan`."""
+        return _Ids(self._names, self._ends, self._order)
+
+    def first(self, count: int | None) -> Self:
+        """The first `count` images; None for all."""
+        some = copy(self)
+        some._order = self._order[:count]
+        return some
+
+    def _add(self, image: Image, known: dict[_Where, int]) -> None:
+        if self._boxes == "beside":
+            _with_boxes(image)
+        where = _Where.of(image)
+        # Of a tar or a table the images of a place follow each other, so that `first` finds their numbers.
+        if where not in known or (where.suffix is None and self._place_of[-1] != known[where]):
+            known[where] = len(self._places)
+            self._places.append(_Place(where, len(self._place_of)))
+        self._place_of.append(known[where])
+        if where.suffix is None:
+            numbers = (image.start, image.size or 0) if image.row is None else (image.row, _A_ROW)
+            self._places[-1].numbers.extend(numbers)
+        try:
+            self._names += image.image_id.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{image.path!r}: its name is not UTF-8, and so no image id; rename it") from None
+        self._ends.append(len(self._names))
+
+    def _image(self, number: int) -> Image:
+        """The image that was the `number`th to be added."""
+        image_id = self._names[self._ends[number] : self._ends[number + 1]].decode()
+        place = self._places[self._place_of[number]]
+        (path, suffix), at = place.where, 2 * (number - place.first)
+        if suffix is not None:
+            image = Image(image_id, path + image_id + suffix)
+            return _with_boxes(image) if self._boxes == "beside" else image
+        first, second = place.numbers[at : at + 2]
+        return Image(image_id, path, row=first) if second == _A_ROW else Image(image_id, path, start=first, size=second)
+
+    def _sorted(self) -> np.ndarray:
+        """The numbers of the images in the order of their ids."""
+        buffers = pa.py_buffer(self._ends), pa.py_buffer(self._names)
+        ids = pa.LargeStringArray.from_buffers(len(self._place_of), *buffers)
+        order: np.ndarray = pc.sort_indices(ids).to_numpy().astype(np.uint32)
+        for start in range(0, len(order), _BLOCK):
+            block = ids.take(pa.array(order[start : start + _BLOCK + 1]))
+            twice = pc.index(pc.equal(block[1:], block[:-1]), True).as_py()
+            if twice >= 0:
+                pair = [self._image(number) for number in order[start + twice :][:2].tolist()]
+                first, second = map(_address, pair)
+                raise InputError(f"two images are called {pair[0].image_id!r}: {first} and {second}; rename one")
+        return order
+
+
+class _Where(NamedTuple):
+    """What images have in common: before and after its id in the name of a file, or the tar or table (no suffix)."""
+
+    path: str
+    suffix: str | None
+
+    @classmethod
+    def of(cls, image: Image) -> _Where:
+        if image.size is not None or image.row is not None:
+            return cls(image.path, None)
+        path, _, suffix = image.path.rpartition(image.image_id)
+        return cls(path, suffix)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Images of one `where`; for each of a tar start and size, of a table row and `_A_ROW`."""
+
+    where: _Where
+    first: int
+    numbers: array[int] = field(default_factory=lambda: array("q"))
+
+
+class _Ids(Sequence[str]):
+    """The ids of a corpus in their order."""
+
+    def __init__(self, names: bytearray, ends: array[int], order: np.ndarray) -> None:
+        self._names, self._ends, self._order = names, ends, order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return _Ids(self._names, self._ends, self._order[index])
+        number = self._order.item(index)
+        return self._names[self._ends[number] : self._ends[number + 1]].decode()
 
 
 def corpus_name(source: str | Path) -> str:
@@ -88,20 +219,35 @@ def _images(source: Path) -> Iterator[Image]:
 
 
 def _images_or_tables(paths: Iterable[Path]) -> Iterator[Path]:
-    """What makes a folder a corpus. A table or a tar among images is their metadata or an archive of the very same."""
-    known = [path for path in paths if path.suffix.lower() in {*SUFFIXES, TABLE}]
-    images = [path for path in known if path.suffix.lower() != TABLE]
-    return iter(images or known)
+    """What makes a folder a corpus: its images, or else its tables. A table or a tar among images is their metadata or
+    an archive of the very same."""
+    tables, images = [], False
+    for path in paths:
+        if path.suffix.lower() in SUFFIXES:
+            images = True
+            yield path
+        elif path.suffix.lower() == TABLE:
+            tables.append(path)
+    if not images:
+        yield from tables
 
 
 def _below(root: Path) -> Iterator[Path]:
-    # os.walk skips a folder that it cannot read unless told otherwise, and the corpus would silently be smaller.
-    for folder, _, names in os.walk(root, onerror=_raise, followlinks=True):
-        yield from (Path(folder, name) for name in names)
-
-
-def _raise(error: OSError) -> None:
-    raise error
+    """The files of a folder at any depth, one after the other, as there may be millions. Raises OSError for a folder
+    that cannot be read, or the corpus would silently be smaller."""
+    folders, seen = [root], set()
+    while folders:
+        folder = folders.pop()
+        inode = folder.stat().st_dev, folder.stat().st_ino
+        if inode in seen:
+            continue  # a link to a folder that is in the corpus already
+        seen.add(inode)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    folders.append(Path(entry.path))
+                else:
+                    yield Path(entry.path)
 
 
 def _listed(path: Path) -> Iterator[Path]:
@@ -143,7 +289,7 @@ def _with_boxes(image: Image) -> Image:
     return Image(image.image_id, image.path, boxes_path=str(Path(image.path).with_suffix(".json")))
 
 
-def _place(image: Image) -> str:
+def _address(image: Image) -> str:
     if image.row is not None:
         return f"{image.path} row {image.row}"
     return image.path if image.size is None else f"{image.path} at byte {image.start}"

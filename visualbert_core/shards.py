@@ -14,12 +14,13 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import xxhash
@@ -35,13 +36,49 @@ _AGAIN = "delete it and run the same line again"
 # ---------------------------------------------------------------------------------------------------------------------
 # plan
 
+T = TypeVar("T")
+
+
+class Later(Sequence[T]):
+    """A tuple that is made anew whenever it is looked into, so that a plan of millions of items holds none of them.
+    Equal to the tuple, and pickled as it."""
+
+    def __init__(self, length: int, make: Callable[[], tuple[T, ...]]) -> None:
+        self._length, self._make = length, make
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[T, ...]: ...
+    def __getitem__(self, index: int | slice) -> T | tuple[T, ...]:
+        return self._make()[index]
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._make())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Later | tuple) and self._make() == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self._make())
+
+    def __repr__(self) -> str:
+        return repr(self._make())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tuple, (self._make(),)
+
 
 @dataclass(frozen=True)
 class Shard:
     """One unit of work. Subclass it to let what a worker needs travel with the shard."""
 
     shard_id: str
-    items: tuple[str, ...]
+    items: Sequence[str]
+    """A tuple, or its `Later`."""
     quarantined: tuple[str, ...] = field(default=(), kw_only=True)
     """Items that no worker may touch, since they end its process; `lost` has their rows. In the order of `items`."""
     trial: bool = field(default=False, kw_only=True)
@@ -70,28 +107,35 @@ def plan(items: Mapping[str, str] | Iterable[str], salt: str, target: int) -> li
     splits it) and moves nothing else; and plans over the same keys nest, whatever their salt. The id of a shard is
     the hash of `salt` and its items.
 
-    Raises InputError naming an item that comes twice.
+    A plan over a sequence holds four bytes an item beside the sequence itself, from which shards take their items when
+    they are looked at. Raises InputError naming an item that comes twice.
     """
     by_key: dict[str, list[str]] = {}
     if isinstance(items, Mapping):
         for item, key in items.items():
             by_key.setdefault(key, []).append(item)
-    keys = by_key or items
-    buckets = _buckets(keys if isinstance(keys, list) else list(keys), max(1, target * 3 // 2))
-    if by_key:
-        return [_shard(salt, tuple(item for key in keys for item in sorted(by_key[key]))) for keys in buckets]
-    return [_shard(salt, tuple(keys)) for keys in buckets]
+    keys = list(by_key) if by_key else items if isinstance(items, Sequence) else list(items)
+    shards = []
+    for places in _buckets(keys, max(1, target * 3 // 2)):
+        chosen = _take(keys, places)
+        if by_key:
+            chosen = tuple(item for key in chosen for item in sorted(by_key[key]))
+        shard_id = xxhash.xxh3_128_hexdigest(_json([salt, chosen]))[:16]
+        shards.append(Shard(shard_id, chosen if by_key else Later(len(chosen), partial(_take, keys, places))))
+    return shards
 
 
-def _buckets(keys: Sequence[str], cap: int) -> Iterator[list[str]]:
-    """Halve by successive bits of the keys' hashes until a bucket fits. Cutting sorted ids by position or at hashed cut
-    points with a cap would not do: one more id could shift every cut behind it.
+def _take(keys: Sequence[str], places: np.ndarray) -> tuple[str, ...]:
+    return tuple(keys[place] for place in places.tolist())
 
-    Needs two or three numbers a key beside the keys themselves: there may be a hundred million of them.
-    """
+
+def _buckets(keys: Sequence[str], cap: int) -> Iterator[np.ndarray]:
+    """The places of each bucket's keys, in the keys' order: halve by successive bits of the keys' hashes until a bucket
+    fits. Cutting sorted ids by position or at hashed cut points with a cap would not do: one more id could shift every
+    cut behind it."""
     hashes = np.fromiter((xxhash.xxh3_64_intdigest(key.encode()) for key in keys), np.uint64, len(keys))
     order = np.argsort(hashes)
-    hashes = hashes[order]
+    hashes, order = hashes[order], order.astype(np.uint32)
     stack = [(0, len(keys), 0, 63)]  # [start, stop) in `order`, the hash's bits above `bit`, and the next one
     while stack:
         start, stop, prefix, bit = stack.pop()
@@ -100,15 +144,11 @@ def _buckets(keys: Sequence[str], cap: int) -> Iterator[list[str]]:
             cut = start + int(np.searchsorted(hashes[start:stop], np.uint64(half)))
             stack += [(cut, stop, half, bit - 1), (start, cut, prefix, bit - 1)]
         elif stop > start:
-            bucket = sorted(keys[index] for index in order[start:stop])
-            for first, second in pairwise(bucket):
+            bucket = sorted((keys[place], place) for place in order[start:stop].tolist())
+            for (first, _), (second, _) in pairwise(bucket):
                 if first == second:
                     raise InputError(f"{first!r} is listed twice: remove one of them")
-            yield bucket
-
-
-def _shard(salt: str, items: tuple[str, ...]) -> Shard:
-    return Shard(xxhash.xxh3_128_hexdigest(_json([salt, items]))[:16], items)
+            yield np.array([place for _, place in bucket], np.uint32)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from visualbert_core.features.worker import FeatureWorker, ImageShard, LoadDetec
 from visualbert_core.images import fetch
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import SCHEMA_VERSION, Image
-from visualbert_core.shards import Marker, ShardFolder, plan, publish
+from visualbert_core.shards import Later, Marker, ShardFolder, plan, publish
 
 CANARY_SHARD = 8  # images; small, so that several workers share the canary
 
@@ -43,7 +43,7 @@ def extract(config: ExtractConfig, pool: Pool, load: LoadDetector = load_detecto
     if config.canary_store is not None and config.canary is None:
         raise ConfigError("canary_store needs to be told how many images of it to extract: add --canary N")
     load = partial(load, precision=config.precision)
-    images = {image.image_id: image for image in list_images(config.images, config.boxes)[: config.limit]}
+    images = list_images(config.images, config.boxes).first(config.limit)
     detector, out = config.detector.absolute(), storage.absolute(config.out)  # workers may stand elsewhere
     corpus = config.corpus or corpus_name(config.images)
     probe = load(detector, "cpu")
@@ -51,7 +51,7 @@ def extract(config: ExtractConfig, pool: Pool, load: LoadDetector = load_detecto
         raise ConfigError(f"{config.detector} finds no objects, it encodes given ones: add --boxes beside")
     fingerprint = full_fingerprint(probe, config.boxes)
     folder = ShardFolder(store_folder(out, corpus, fingerprint))
-    shards = _shards(images, list(images), f"{SCHEMA_VERSION}:{digest_json(fingerprint)}", config.shard_size)
+    shards = _shards(images, images.ids, f"{SCHEMA_VERSION}:{digest_json(fingerprint)}", config.shard_size)
     make_worker = partial(FeatureWorker, detector, folder.root, fingerprint, config.batch_size, load)
     if config.canary is not None:
         extraction = _extraction(images, make_worker, fingerprint)
@@ -80,7 +80,7 @@ def check(
     held = FeatureStore.open(store)
     load = partial(load, precision=held.fingerprint.get("precision", "float32"))
     boxes = held.fingerprint.get("given_boxes", "none")
-    found = {image.image_id: image for image in list_images(images, boxes)}
+    found = list_images(images, boxes)
     detector = detector.absolute()
     fingerprint = full_fingerprint(load(detector, "cpu"), boxes)
     make_worker = partial(FeatureWorker, detector, held.folder, fingerprint, ExtractConfig.batch_size, load)
@@ -111,9 +111,13 @@ def _resumed(
 
 def _shards(images: Mapping[str, Image], image_ids: Sequence[str], salt: str, target: int) -> list[ImageShard]:
     return [
-        ImageShard(shard.shard_id, shard.items, tuple(images[item] for item in shard.items))
+        ImageShard(shard.shard_id, shard.items, Later(len(shard.items), partial(_look_up, images, shard.items)))
         for shard in plan(image_ids, salt, target)
     ]
+
+
+def _look_up(images: Mapping[str, Image], image_ids: Sequence[str]) -> tuple[Image, ...]:
+    return tuple(images[image_id] for image_id in image_ids)
 
 
 class _Fetching:

@@ -51,7 +51,7 @@ class LoadDetector(Protocol):
 class ImageShard(Shard):
     """A shard of images that knows where they lie; `images` are in the order of `items`."""
 
-    images: tuple[Image, ...]
+    images: Sequence[Image]
 
 
 @dataclass(frozen=True)

@@ -235,7 +235,7 @@ def _tonight(
         shown = ReportCell(title, None, None, {}, None, error=f"corpus {cell.corpus}: {store}")
         return Tonight(cell, shown, None, None)
     corpus = config.corpora[cell.corpus]
-    images = {image.image_id: image for image in list_images(corpus.images)}
+    images = list_images(corpus.images)
     own, wrong = (_evaluate_config(config, cell, store, regions) for regions in ("own", "wrong-image"))
     try:
         task = open_task(cell.task, cell.annotations, cell.split)
