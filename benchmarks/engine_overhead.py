@@ -8,14 +8,15 @@ and is then a part of 1 MB that is written, fsync included. The plain loop does 
 time until a first part is committed, with the start of Ray and of one worker; "steady" is a later stage, for which all
 workers are there already. Efficiency is the sum of all sleeps / (workers × steady).
 
-The third table is what a driver does before it hands out the first shard: the ids in memory, the plan, and reading the
-markers of a run that is resumed. Its memory is the process's peak, from a process of its own.
+The third table is what a driver does before it hands out the first shard of made-up files in a thousand folders: the
+corpus, the plan, and reading the markers of a run that is resumed. Memory is the process's peak, from one of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import platform
 import resource
 import subprocess
@@ -29,10 +30,14 @@ from pathlib import Path
 
 from visualbert_core.cluster import Pool
 from visualbert_core.config import PoolConfig
-from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan
+from visualbert_core.corpus import Corpus
+from visualbert_core.features.worker import plan_images
+from visualbert_core.schema import Image
+from visualbert_core.shards import Marker, Part, Shard, ShardFolder
 
 PART = b"x" * (1 << 20)
 SHARD = 1024  # images of a plan
+SENT = 20  # shards of it
 
 
 @dataclass
@@ -108,10 +113,12 @@ def scaling(root: Path, workers: list[int], count: int, seconds: float) -> None:
 
 def planning(images: int, markers: int) -> None:
     """Printed by the process that it measures."""
-    base = peak()
-    ids = [f"COCO_train2017_{number:012d}" for number in range(images)]
-    listed, began = peak(), time.monotonic()
-    shards = plan(ids, "salt", SHARD)
+    base, began = peak(), time.monotonic()
+    files = (f"COCO_train2017_{number:012d}" for number in range(images))
+    corpus = Corpus(Image(name, f"/data/{name[-3:]}/{name}.jpg") for name in files)
+    listed, listing = peak(), time.monotonic() - began
+    began = time.monotonic()
+    shards = plan_images(corpus, corpus.ids, "salt", SHARD)
     planned = time.monotonic() - began
     with tempfile.TemporaryDirectory() as name:
         folder = ShardFolder(name)
@@ -119,17 +126,22 @@ def planning(images: int, markers: int) -> None:
             folder.commit(shard, Part(b"x", len(shard.items), None, 0))
         began = time.monotonic()
         assert not folder.pending(shards[:markers])
-        listing = (time.monotonic() - began) / min(markers, len(shards))
+        reading = (time.monotonic() - began) / min(markers, len(shards))
+    began = time.monotonic()
+    sent = sum(len(pickle.dumps(shard)) for shard in shards[:SENT]) / min(SENT, len(shards))
+    sending = (time.monotonic() - began) / min(SENT, len(shards))
     print(f"\n{images:,} images, {len(shards):,} shards of about {SHARD}")
-    print(f"{'ids in memory':<44}{listed - base:>10.0f} MB")
+    print(f"{'libraries':<44}{base:>10.0f} MB")
+    print(f"{'the corpus: sorted, duplicates looked for':<44}{listing:>10.1f} s {listed - base:>10.0f} MB")
     print(f"{'the plan':<44}{planned:>10.1f} s")
-    print(f"{'peak of the process, its libraries included':<44}{peak():>10.0f} MB")
-    print(f"{'reading one shard’s marker on this disk':<44}{1e6 * listing:>10.0f} µs")
-    print(f"{'reading all':<44}{listing * len(shards):>10.1f} s")
+    print(f"{'peak of the process':<44}{peak():>10.0f} MB")
+    print(f"{'one shard made and pickled':<44}{1e3 * sending:>10.1f} ms {sent / 1e3:>9.0f} kB")
+    print(f"{'reading one shard’s marker on this disk':<44}{1e6 * reading:>10.0f} µs")
+    print(f"{'reading all':<44}{reading * len(shards):>10.1f} s")
     factor = 1e9 / images
     print(
-        f"By arithmetic, 10^9 images: {len(shards) * factor:,.0f} shards, plan {planned * factor / 60:.0f} min, their "
-        f"markers {listing * len(shards) * factor / 60:.0f} min, {(peak() - base) * factor / 1000:.0f} GB"
+        f"By arithmetic, 10^9 images: {len(shards) * factor:,.0f} shards, {(listing + planned) * factor / 60:.0f} min, "
+        f"their markers {reading * len(shards) * factor / 60:.0f} min, {(peak() - base) * factor / 1000:.0f} GB"
     )
 
 

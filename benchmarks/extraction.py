@@ -53,8 +53,8 @@ from visualbert_core.detector.torchvision_rcnn import DetectorConfig, Torchvisio
 from visualbert_core.detector.vg_c4 import Preprocessing, VgC4, VgC4Config, preprocess
 from visualbert_core.detector.vg_c4_network import VgC4Network
 from visualbert_core.features.store import FeatureStore
-from visualbert_core.features.worker import FeatureWorker, ImageShard, full_fingerprint
-from visualbert_core.shards import ShardFolder, plan
+from visualbert_core.features.worker import FeatureWorker, full_fingerprint, plan_images
+from visualbert_core.shards import ShardFolder
 
 SHAPES = ((480, 640), (427, 640), (640, 480), (375, 500))  # the commonest of COCO
 BUILDERS = {
@@ -211,10 +211,7 @@ class Ours:
     def __call__(self, out: Path) -> Found:
         folder = ShardFolder(out)
         worker = FeatureWorker("", out, self.fingerprint, self.batch_size, lambda *_, **__: self.detector)
-        shards = [
-            ImageShard(shard.shard_id, shard.items, tuple(self.images[item] for item in shard.items))
-            for shard in plan(list(self.images), "benchmark", max(1, len(self.images) // 4))
-        ]
+        shards = plan_images(self.images, self.images.ids, "benchmark", max(1, len(self.images) // 4))
         start = time.perf_counter()
         with ThreadPoolExecutor(2) as calls:
             list(calls.map(worker.run, shards))

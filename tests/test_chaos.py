@@ -31,7 +31,7 @@ from visualbert_core.config import PoolConfig
 from visualbert_core.corpus import list_images
 from visualbert_core.errors import StoreError, VisualBertCoreError
 from visualbert_core.features.store import FeatureStore
-from visualbert_core.features.worker import FeatureWorker, ImageShard, full_fingerprint
+from visualbert_core.features.worker import FeatureWorker, full_fingerprint, plan_images
 from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan
 
 pytestmark = pytest.mark.slow
@@ -392,9 +392,7 @@ def test_an_object_store_that_fails_every_fifth_request(
     monkeypatch.setattr(supervision, "WAITS", (0.0, 0.0))
     images = list_images(world / "images").first(12)
     fingerprint = full_fingerprint(load_pixels(tmp_path, "cpu"), "none")
-    shards = [
-        ImageShard(s.shard_id, s.items, tuple(images[i] for i in s.items)) for s in plan(list(images), "s3", SHARD)
-    ]
+    shards = plan_images(images, images.ids, "s3", SHARD)
 
     def attempt(root: Path) -> FeatureStore:
         folder = ShardFolder(root)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import xxhash
 from PIL import Image as Pillow
 
-from visualbert_core.corpus import list_images
+from visualbert_core.corpus import Corpus, list_images
 from visualbert_core.errors import InputError
-from visualbert_core.images import DecodeError, image_shape, read_image
+from visualbert_core.features.worker import plan_images
+from visualbert_core.images import DecodeError, fetch, image_shape, read_image
 from visualbert_core.schema import Image
 
 
@@ -137,3 +142,55 @@ def test_tars_among_the_files_of_a_folder_are_left_alone(tmp_path: Path) -> None
     (tmp_path / "a.png").write_bytes(png(1))
     packed(tmp_path / "all.tar", {"a.png": png(1)})
     assert list_images(tmp_path) == {"a": Image("a", str(tmp_path / "a.png"))}
+
+
+def test_files_tars_and_tables_in_one_corpus(tmp_path: Path) -> None:
+    """Whatever order they are listed in, each id finds its own bytes; there is no other id."""
+    for name in ("a/2.png", "a/9.JPG", "b/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(int(name[2])))
+    packed(tmp_path / "t.tar", {"8.png": png(8), "3.png": png(3)})
+    rows = {"id": ["7", "4"], "image": [png(7), png(4)]}
+    pq.write_table(pa.table(rows), tmp_path / "t.parquet")
+    corpus = list_images(f"{tmp_path}/**/*")
+    assert list(corpus) == list(corpus.ids) == ["1", "2", "3", "4", "7", "8", "9"]
+    for image_id, image in zip(corpus, fetch(list(corpus.values())), strict=True):
+        assert image.image_id == image_id
+        assert read_image(image)[1] == xxhash.xxh3_128_hexdigest(png(int(image_id)))
+    assert "5" not in corpus
+    assert corpus.get("") is None
+    assert list(corpus.first(2)) == list(corpus.ids[:2]) == ["1", "2"]
+    assert "3" not in corpus.first(2)
+
+
+def test_a_folder_that_links_to_itself_is_listed_once(tmp_path: Path) -> None:
+    """Links are followed, as image folders are often made of them, but not round in circles."""
+    (tmp_path / "corpus" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "1.png").write_bytes(png(1))
+    (tmp_path / "corpus" / "deep" / "there").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "corpus" / "deep" / "back").symlink_to(tmp_path / "corpus")
+    assert list(list_images(tmp_path / "corpus")) == ["1"]
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """A file name that is not UTF-8 cannot be an id; the file is named as far as it can be."""
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")).touch()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    with pytest.raises(InputError, match=r"\.png': its name is not UTF-8"):
+        list_images(tmp_path)
+
+
+def test_a_planned_image_costs_the_driver_little(tmp_path: Path) -> None:
+    """Corpus and plan hold bytes and not objects: an image's id and some numbers, whatever its path."""
+    ids = [f"COCO_train2017_{number:012d}" for number in range(20_000)]
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    corpus = Corpus(Image(image_id, f"/a/long/path/to/{image_id[-1]}/{image_id}.jpg") for image_id in ids)
+    shards = plan_images(corpus, corpus.ids, "salt", 1000)
+    used = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert sum(len(shard.images) for shard in shards) == len(ids)
+    assert used / len(ids) < 27 + 40

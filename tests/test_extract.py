@@ -27,10 +27,9 @@ from visualbert_core.detector import Detection
 from visualbert_core.errors import CheckpointError, CoverageError, ShardError
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
-from visualbert_core.features.worker import AHEAD, FeatureWorker, ImageShard, _batches, full_fingerprint
+from visualbert_core.features.worker import AHEAD, FeatureWorker, _batches, full_fingerprint, plan_images
 from visualbert_core.images import read_image
 from visualbert_core.schema import Image
-from visualbert_core.shards import plan
 
 INLINE = PoolConfig(inline=True)
 
@@ -328,8 +327,8 @@ def test_the_clock_knows_every_stage(world: World) -> None:
     detector = load(world.detector)
     images = list_images(world.pictures)
     worker = FeatureWorker(world.detector, world.root / "store", full_fingerprint(detector, "none"), 4, load)
-    for shard in plan(list(images), "salt", 10):
-        worker.run(ImageShard(shard.shard_id, shard.items, tuple(images[item] for item in shard.items)))
+    for shard in plan_images(images, images.ids, "salt", 10):
+        worker.run(shard)
     assert min(worker.clock.seconds.values()) > 0
     assert worker.clock.seconds.keys() >= {"decode", "detect", "encode", "commit"}
 

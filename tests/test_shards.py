@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
 import random
 import time
 import uuid
+from collections import UserList
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -106,6 +109,32 @@ def shards() -> list[Shard]:
 @pytest.fixture
 def folder(tmp_path: Path) -> ShardFolder:
     return ShardFolder(tmp_path / "out")
+
+
+def test_a_shard_travels_with_its_items() -> None:
+    """In the plan a shard only knows where its items are; pickled it has them, and it is the same shard."""
+    ids = Ids([f"image{number}" for number in range(100)])
+    shards = plan(ids, "salt", 10)
+    ids.looks = 0
+    data = [pickle.dumps(shard) for shard in shards]
+    assert ids.looks == 100
+    arrived = [pickle.loads(one) for one in data]
+    assert ids.looks == 100
+    assert arrived == shards
+    assert [hash(shard) for shard in arrived] == [hash(shard) for shard in shards]
+    assert all(type(shard.items) is tuple for shard in arrived)
+    assert shards[0].items[:2] == arrived[0].items[:2]
+    assert str(shards[0]) == str(arrived[0])
+
+
+class Ids(UserList[str]):
+    """Counts how often an id is asked for."""
+
+    looks = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        self.looks += 1
+        return super().__getitem__(index)
 
 
 def test_a_finished_folder_reads_back(folder: ShardFolder, shards: list[Shard]) -> None:

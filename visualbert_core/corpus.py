@@ -135,6 +135,7 @@ class Corpus(Mapping[str, Image]):
                 pair = [self._image(number) for number in order[start + twice :][:2].tolist()]
                 first, second = map(_address, pair)
                 raise InputError(f"two images are called {pair[0].image_id!r}: {first} and {second}; rename one")
+        pa.default_memory_pool().release_unused()
         return order
 
 

@@ -116,12 +116,11 @@ def plan(items: Mapping[str, str] | Iterable[str], salt: str, target: int) -> li
             by_key.setdefault(key, []).append(item)
     keys = list(by_key) if by_key else items if isinstance(items, Sequence) else list(items)
     shards = []
-    for places in _buckets(keys, max(1, target * 3 // 2)):
-        chosen = _take(keys, places)
-        if by_key:
-            chosen = tuple(item for key in chosen for item in sorted(by_key[key]))
-        shard_id = xxhash.xxh3_128_hexdigest(_json([salt, chosen]))[:16]
-        shards.append(Shard(shard_id, chosen if by_key else Later(len(chosen), partial(_take, keys, places))))
+    for bucket in _buckets(keys, max(1, target * 3 // 2)):
+        chosen = [item for key, _ in bucket for item in (sorted(by_key[key]) if by_key else [key])]
+        places = np.array([place for _, place in bucket], np.uint32)
+        later = tuple(chosen) if by_key else Later(len(chosen), partial(_take, keys, places))
+        shards.append(Shard(xxhash.xxh3_128_hexdigest(_json([salt, chosen]))[:16], later))
     return shards
 
 
@@ -129,13 +128,14 @@ def _take(keys: Sequence[str], places: np.ndarray) -> tuple[str, ...]:
     return tuple(keys[place] for place in places.tolist())
 
 
-def _buckets(keys: Sequence[str], cap: int) -> Iterator[np.ndarray]:
-    """The places of each bucket's keys, in the keys' order: halve by successive bits of the keys' hashes until a bucket
-    fits. Cutting sorted ids by position or at hashed cut points with a cap would not do: one more id could shift every
-    cut behind it."""
+def _buckets(keys: Sequence[str], cap: int) -> Iterator[list[tuple[str, int]]]:
+    """Of each bucket the keys, ascending, with their places in `keys`.
+
+    Halves by successive bits of the keys' hashes until a bucket fits. Cutting sorted ids by position or at hashed cut
+    points with a cap would not do: one more id could shift every cut behind it."""
     hashes = np.fromiter((xxhash.xxh3_64_intdigest(key.encode()) for key in keys), np.uint64, len(keys))
-    order = np.argsort(hashes)
-    hashes, order = hashes[order], order.astype(np.uint32)
+    order = np.argsort(hashes).astype(np.uint32)
+    hashes.sort()
     stack = [(0, len(keys), 0, 63)]  # [start, stop) in `order`, the hash's bits above `bit`, and the next one
     while stack:
         start, stop, prefix, bit = stack.pop()
@@ -148,7 +148,7 @@ def _buckets(keys: Sequence[str], cap: int) -> Iterator[np.ndarray]:
             for (first, _), (second, _) in pairwise(bucket):
                 if first == second:
                     raise InputError(f"{first!r} is listed twice: remove one of them")
-            yield np.array([place for _, place in bucket], np.uint32)
+            yield bucket
 
 
 # ---------------------------------------------------------------------------------------------------------------------

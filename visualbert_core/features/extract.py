@@ -20,11 +20,11 @@ from visualbert_core.detector import ObjectEncoder, load_detector
 from visualbert_core.errors import ConfigError, CoverageError, InputError
 from visualbert_core.features import canary
 from visualbert_core.features.store import FeatureStore, store_folder
-from visualbert_core.features.worker import FeatureWorker, ImageShard, LoadDetector, full_fingerprint
+from visualbert_core.features.worker import FeatureWorker, ImageShard, LoadDetector, full_fingerprint, plan_images
 from visualbert_core.images import fetch
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import SCHEMA_VERSION, Image
-from visualbert_core.shards import Later, Marker, ShardFolder, plan, publish
+from visualbert_core.shards import Marker, ShardFolder, publish
 
 CANARY_SHARD = 8  # images; small, so that several workers share the canary
 
@@ -51,7 +51,7 @@ def extract(config: ExtractConfig, pool: Pool, load: LoadDetector = load_detecto
         raise ConfigError(f"{config.detector} finds no objects, it encodes given ones: add --boxes beside")
     fingerprint = full_fingerprint(probe, config.boxes)
     folder = ShardFolder(store_folder(out, corpus, fingerprint))
-    shards = _shards(images, images.ids, f"{SCHEMA_VERSION}:{digest_json(fingerprint)}", config.shard_size)
+    shards = plan_images(images, images.ids, f"{SCHEMA_VERSION}:{digest_json(fingerprint)}", config.shard_size)
     make_worker = partial(FeatureWorker, detector, folder.root, fingerprint, config.batch_size, load)
     if config.canary is not None:
         extraction = _extraction(images, make_worker, fingerprint)
@@ -90,7 +90,7 @@ def check(
 def _extraction(
     images: Mapping[str, Image], make_worker: Callable[[], FeatureWorker], fingerprint: dict[str, Any]
 ) -> canary.Extraction:
-    plan_some = partial(_shards, images, salt="canary", target=CANARY_SHARD)
+    plan_some = partial(plan_images, images, salt="canary", target=CANARY_SHARD)
     rehearsal = partial(_Fetching, partial(canary.Rehearsal, make_worker))
     return canary.Extraction(images, plan_some, rehearsal, fingerprint)
 
@@ -107,17 +107,6 @@ def _resumed(
         f"the canary has nothing to compare: no shard of {folder.root} is done; name another store with "
         "--canary-store, or start without --canary"
     )
-
-
-def _shards(images: Mapping[str, Image], image_ids: Sequence[str], salt: str, target: int) -> list[ImageShard]:
-    return [
-        ImageShard(shard.shard_id, shard.items, Later(len(shard.items), partial(_look_up, images, shard.items)))
-        for shard in plan(image_ids, salt, target)
-    ]
-
-
-def _look_up(images: Mapping[str, Image], image_ids: Sequence[str]) -> tuple[Image, ...]:
-    return tuple(images[image_id] for image_id in image_ids)
 
 
 class _Fetching:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from visualbert_core.features.store import encode, encode_failures
 from visualbert_core.images import DecodeError, image_shape, read_boxes, read_image, read_objects
 from visualbert_core.provenance import differences
 from visualbert_core.schema import Failure, GivenObjects, Image, Regions
-from visualbert_core.shards import Marker, Part, Shard, ShardFolder
+from visualbert_core.shards import Later, Marker, Part, Shard, ShardFolder, plan
 
 DECODERS = 4  # threads per shard
 AHEAD = 2  # batches of a shard that are decoded while the detector has another
@@ -52,6 +52,18 @@ class ImageShard(Shard):
     """A shard of images that knows where they lie; `images` are in the order of `items`."""
 
     images: Sequence[Image]
+
+
+def plan_images(images: Mapping[str, Image], image_ids: Sequence[str], salt: str, target: int) -> list[ImageShard]:
+    """Shards of some of the images; an `Image` is made when its shard is on its way to a worker. See `shards.plan`."""
+    return [
+        ImageShard(shard.shard_id, shard.items, Later(len(shard.items), partial(_look_up, images, shard.items)))
+        for shard in plan(image_ids, salt, target)
+    ]
+
+
+def _look_up(images: Mapping[str, Image], image_ids: Sequence[str]) -> tuple[Image, ...]:
+    return tuple(images[image_id] for image_id in image_ids)
 
 
 @dataclass(frozen=True)
