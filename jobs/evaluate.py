@@ -18,19 +18,17 @@ from dataclasses import asdict
 from typing import Any
 
 from visualbert_core.cluster import Pool, start_ray
-from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.config import EvaluateConfig, add_pool_flags, take_pool
 from visualbert_core.errors import end
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.selfcheck import REGRESSION, describe, self_check
 from visualbert_core.storage import absolute  # a worker's working directory is another one
 
-POOL = ("workers", "gpus_per_worker", "max_hours", "shard_timeout")
-
 
 def main() -> int:
     flags = parse()
     as_json, checks = flags.pop("as_json"), flags.pop("self_check")
-    workers = PoolConfig(**{name: flags.pop(name) for name in POOL})
+    workers = take_pool(flags)
     if checks:
         start_ray()  # one for both of its pools
         check = self_check(EvaluateConfig(**flags), workers)
@@ -71,14 +69,7 @@ def parse() -> dict[str, Any]:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default=EvaluateConfig.precision)
     parser.add_argument("--batch-size", type=int, default=EvaluateConfig.batch_size)
     parser.add_argument("--shard-size", type=int, default=EvaluateConfig.shard_size, help="images per shard, about")
-    parser.add_argument("--workers", type=int, help="actors at most (default: one per GPU, else one per CPU)")
-    parser.add_argument("--gpus-per-worker", type=float, help="also a part of one (default: 1 where there are GPUs)")
-    parser.add_argument(
-        "--max-hours", type=float, help="start nothing later than this and exit 6; the same line resumes"
-    )
-    parser.add_argument(
-        "--shard-timeout", type=float, help="seconds until a shard counts as hung (default: 20 times others)"
-    )
+    add_pool_flags(parser)
     parser.add_argument("--self-check", action="store_true", help="batch and worker invariance on 64 examples")
     parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON object on stdout")
     return vars(parser.parse_args())

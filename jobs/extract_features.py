@@ -18,17 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from visualbert_core.cluster import Pool
-from visualbert_core.config import ExtractConfig, PoolConfig
+from visualbert_core.config import ExtractConfig, add_pool_flags, take_pool
 from visualbert_core.errors import end
 from visualbert_core.features.extract import extract
-
-POOL = ("workers", "gpus_per_worker", "max_hours", "shard_timeout")
 
 
 def main() -> int:
     flags = parse()
     as_json = flags.pop("as_json")
-    with Pool(PoolConfig(**{name: flags.pop(name) for name in POOL})) as pool:
+    with Pool(take_pool(flags)) as pool:
         store = extract(ExtractConfig(**flags), pool)
     failures = store.failures()
     if failures:
@@ -54,14 +52,7 @@ def parse() -> dict[str, Any]:
     parser.add_argument("--canary", type=int, metavar="N", help="first compare N images with the store that is resumed")
     parser.add_argument("--canary-store", type=Path, help="compare with this store instead, e.g. one that was imported")
     parser.add_argument("--limit", type=int, help="only the first N images")
-    parser.add_argument("--workers", type=int, help="actors at most (default: one per GPU, else one per CPU)")
-    parser.add_argument("--gpus-per-worker", type=float, help="also a part of one (default: 1 where there are GPUs)")
-    parser.add_argument(
-        "--max-hours", type=float, help="start nothing later than this and exit 6; the same line resumes"
-    )
-    parser.add_argument(
-        "--shard-timeout", type=float, help="seconds until a shard counts as hung (default: 20 times others)"
-    )
+    add_pool_flags(parser)
     parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON object on stdout")
     return vars(parser.parse_args())
 

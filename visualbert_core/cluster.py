@@ -119,7 +119,7 @@ class Pool:
             return Supervisor(actors, shards, progress, self.config, self._reason).run()
 
     def _start(self) -> _Actors:
-        actors = _Inline() if self.config.inline else _RayActors(self.config, self._exit)
+        actors = _Inline(self.config) if self.config.inline else _RayActors(self.config, self._exit)
         self._exit.callback(actors.close)
         return actors
 
@@ -203,6 +203,10 @@ class _Inline:
     make_worker: Callable[[], Worker[Any]]
     worker: Worker[Any]
 
+    def __init__(self, config: PoolConfig) -> None:
+        self.threads = config.threads_per_worker
+        self.before: int | None = None
+
     def serving(self, make_worker: Callable[[], Worker[Any]]) -> Self:
         self.make_worker = make_worker
         return self
@@ -211,7 +215,8 @@ class _Inline:
         pass
 
     def close(self) -> None:
-        pass
+        if self.before is not None:
+            _set_threads(self.before)
 
     def room(self) -> str:
         return "there is this process"
@@ -221,6 +226,7 @@ class _Inline:
 
     def _make(self) -> None:
         self.worker = self.make_worker()
+        self.before = self.before or _set_threads(self.threads)
 
     def submit(self, actor: Any, shard: Shard) -> Any:
         return lambda: self.worker.run(shard)
@@ -261,9 +267,8 @@ class _RayActors:
         # A cluster without either is a head that waits for its workers: those will have GPUs.
         self.gpus = float(gpus > 0 or not cpus) if config.gpus_per_worker is None else config.gpus_per_worker
         self.workers, self.looked, self.places = config.workers, -NODES_SECONDS, 0
-        # Neither by how many shards there are nor by how many nodes later: a resumed run must compute as the first did.
-        self.threads = max(1, cpus // self.size)
-        self.cpus = 0.0 if self.gpus else _cpu_share(cpus / self.size) or 1.0
+        self.threads = config.threads_per_worker
+        self.cpus = 0.0 if self.gpus else _cpu_share(cpus / self.size, self.threads) or float(self.threads)
         options = {
             "num_gpus": self.gpus,
             "num_cpus": self.cpus,
@@ -285,7 +290,7 @@ class _RayActors:
         if time.monotonic() - self.looked > NODES_SECONDS:
             self.looked = time.monotonic()
             nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-            self.places = sum(_workers_of(node, self.gpus) for node in nodes)
+            self.places = sum(_workers_of(node, self.gpus, self.threads) for node in nodes)
         return self.places
 
     def room(self) -> str:
@@ -357,10 +362,10 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _workers_of(node: dict[str, float], gpus: float) -> int:
-    """For how many workers of so many GPUs, or of one CPU, a node has room. A worker's part lies on one GPU."""
+def _workers_of(node: dict[str, float], gpus: float, cpus: int) -> int:
+    """For how many workers of so many GPUs, or else CPUs, a node has room. A worker's part lies on one GPU."""
     if not gpus:
-        return int(node.get("CPU", 0))
+        return int(node.get("CPU", 0) // cpus)
     return int(node.get("GPU", 0) / gpus) if gpus >= 1 else int(node.get("GPU", 0)) * int(1 / gpus)
 
 
@@ -370,10 +375,20 @@ def _obituary(error: Exception) -> str:
     return f"{type(error).__name__}: {last.split(' Some common causes')[0]}"
 
 
-def _cpu_share(cpus: float) -> float:
-    """What a CPU worker reserves. At most one, though it uses more threads: a larger piece might fit on no node.
-    Rounded down, as Ray would round three thirds of two CPUs up to more than two."""
-    return min(1.0, math.floor(cpus * 1000) / 1000)
+def _cpu_share(cpus: float, threads: int) -> float:
+    """What a CPU worker reserves: its threads, or less where there are more workers than that leaves room for. Rounded
+    down, as Ray would round three thirds of two CPUs up to more than two."""
+    return min(float(threads), math.floor(cpus * 1000) / 1000)
+
+
+def _set_threads(threads: int) -> int | None:
+    """Have torch compute with so many from now on, in a process that uses it; returns with how many it did before."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    before: int = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    return before
 
 
 class _Host(Generic[AnyShard]):
@@ -386,8 +401,7 @@ class _Host(Generic[AnyShard]):
         os.environ["OMP_NUM_THREADS"] = str(threads)
         self.worker = None  # frees the last stage's model before this one's is loaded
         self.worker = make_worker()
-        if torch := sys.modules.get("torch"):  # only where the worker uses it
-            torch.set_num_threads(threads)
+        _set_threads(threads)
 
     def run(self, shard: AnyShard) -> Marker:
         assert self.worker is not None

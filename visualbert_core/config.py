@@ -5,6 +5,7 @@ An unknown key is an error that names the nearest known one; a wrong type is an 
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import json
@@ -27,10 +28,14 @@ class PoolConfig:
     """The actors that share the work of a stage."""
 
     workers: int | None = None
-    """Actors at most; default: one per GPU, or one per CPU where there are no GPUs, as nodes come and go. Actors for
-    which there is no place yet wait for one, and are what makes an autoscaling cluster grow: there, say how many."""
+    """Actors at most; default: as many as have room on GPUs, or on CPUs where there are no GPUs, as nodes come and go.
+    Actors for which there is no place yet wait for one, and are what makes an autoscaling cluster grow: there, say how
+    many."""
     gpus_per_worker: float | None = None
     """GPUs of one actor, also a part of one; default: 1 where there are GPUs, else 0."""
+    threads_per_worker: int = 1
+    """CPU threads of one actor's network. With another number the last bits of what it computes may differ, which is
+    why it follows neither from the machine nor from the number of actors: on CPUs, take more actors first."""
     inline: bool = False
     """Run in this process, without Ray: nothing survives a process that dies, and nothing is timed."""
     max_hours: float | None = None
@@ -40,6 +45,28 @@ class PoolConfig:
     take, at least 10 minutes, and no limit before the first one has finished."""
     start_timeout: float = 1800.0
     """Seconds without any worker after which the job gives up: no node may have what a worker needs."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 1), ("gpus_per_worker", 0), ("threads_per_worker", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} is {value}: at least {least}")
+
+
+def add_pool_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of a `PoolConfig`, for a job's command line."""
+    add = parser.add_argument
+    add("--workers", type=int, help="actors at most (default: one per GPU, else one per CPU)")
+    add("--gpus-per-worker", type=float, help="also a part of one (default: 1 where there are GPUs)")
+    add("--threads-per-worker", type=int, default=PoolConfig.threads_per_worker, help="CPU threads (default: 1)")
+    add("--max-hours", type=float, help="start nothing later than this and exit 6; the same line resumes")
+    add("--shard-timeout", type=float, help="seconds until a shard counts as hung (default: 20 times others)")
+
+
+def take_pool(flags: dict[str, Any]) -> PoolConfig:
+    """Takes the values of those flags out of a parsed command line."""
+    names = ("workers", "gpus_per_worker", "threads_per_worker", "max_hours", "shard_timeout")
+    return PoolConfig(**{name: flags.pop(name) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,55 @@
+"""Real networks on one worker and on four, each with threads of its own: the same bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SmallNight
+
+from visualbert_core.cluster import Pool
+from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig
+from visualbert_core.errors import ConfigError
+from visualbert_core.evaluation.run import evaluate
+from visualbert_core.features.extract import extract
+
+WEIGHTS = ROOT / "visualbert_core" / "world" / "weights"
+
+
+def run(night: SmallNight, out: Path, pool: PoolConfig) -> dict[str, bytes]:
+    """Features of VQA's scenes and answers to its questions; every file by its name."""
+    world = night.out / "world" / "vqa"
+    with Pool(pool) as workers:
+        pictures = ExtractConfig(
+            images=world / "val2014", detector=WEIGHTS / "detector", out=out, batch_size=2, shard_size=2
+        )
+        store = extract(pictures, workers)
+        questions = EvaluateConfig(
+            task="vqa",
+            split="val",
+            annotations=world,
+            features=store.folder,
+            model=WEIGHTS / "visualbert-vqa",
+            out=out,
+            batch_size=4,
+            shard_size=2,
+        )
+        evaluate(questions, workers)
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_real_networks_do_not_see_how_many_workers_there_are(small_night: SmallNight, tmp_path: Path) -> None:
+    """One worker may not use the threads that the absent ones leave free, as another number of threads adds up in
+    another order: features, predictions and scores are the same files for one and four workers, and inline."""
+    one = run(small_night, tmp_path / "one", PoolConfig(workers=1))
+    assert len([name for name in one if name.endswith(".parquet")]) > 10
+    assert run(small_night, tmp_path / "four", PoolConfig(workers=4)) == one
+    assert run(small_night, tmp_path / "inline", PoolConfig(inline=True)) == one
+
+
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"threads_per_worker": 0}, {"gpus_per_worker": -0.5}])
+def test_pools_that_cannot_be(wrong: dict[str, float]) -> None:
+    """Numbers with which nothing would ever start are refused by name."""
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))} is .*: at least"):
+        PoolConfig(**wrong)  # type: ignore[arg-type]
