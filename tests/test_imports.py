@@ -25,7 +25,7 @@ ORDER = (
     {"supervision"},
     {"progress"},
     {"shards", "provenance", "tables"},
-    {"schema", "storage"},
+    {"schema", "storage", "columns"},
     {"config"},
     {"errors"},
 )

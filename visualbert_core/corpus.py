@@ -10,19 +10,19 @@ from __future__ import annotations
 import os
 import tarfile
 from array import array
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple, Self, overload
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from visualbert_core import storage
+from visualbert_core.columns import Strings
 from visualbert_core.errors import InputError
 from visualbert_core.schema import Image
 from visualbert_core.tables import list_parquet, list_saved
@@ -63,35 +63,32 @@ class Corpus(Mapping[str, Image]):
 
     def __init__(self, images: Iterable[Image], boxes: Literal["none", "beside"] = "none") -> None:
         self._boxes = boxes
-        self._names, self._ends = bytearray(), array("q", [0])
+        self._letters, self._starts = bytearray(), array("q", [0])
         self._places: list[_Place] = []
         self._place_of = array("I")
         known: dict[_Where, int] = {}
         for image in images:
             self._add(image, known)
         self._order = self._sorted()
+        self.ids = Strings(self._letters, self._starts, self._order)
+        """The keys; a sequence, for `shards.plan`."""
 
     def __getitem__(self, image_id: str) -> Image:
-        place = bisect_left(self.ids, image_id)
-        if place == len(self) or self.ids[place] != image_id:
+        index = self.ids.find(image_id)
+        if index is None:
             raise KeyError(image_id)
-        return self._image(self._order.item(place))
+        return self._image(image_id, self._order.item(index))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.ids)
 
     def __len__(self) -> int:
-        return len(self._order)
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """The keys; a sequence, for `shards.plan`."""
-        return _Ids(self._names, self._ends, self._order)
+        return len(self.ids)
 
     def first(self, count: int | None) -> Self:
         """The first `count` images; None for all."""
         some = copy(self)
-        some._order = self._order[:count]
+        some._order, some.ids = self._order[:count], self.ids[:count]
         return some
 
     def _add(self, image: Image, known: dict[_Where, int]) -> None:
@@ -107,14 +104,13 @@ class Corpus(Mapping[str, Image]):
             numbers = (image.start, image.size or 0) if image.row is None else (image.row, _A_ROW)
             self._places[-1].numbers.extend(numbers)
         try:
-            self._names += image.image_id.encode()
+            self._letters += image.image_id.encode()
         except UnicodeEncodeError:
             raise InputError(f"{image.path!r}: its name is not UTF-8, and so no image id; rename it") from None
-        self._ends.append(len(self._names))
+        self._starts.append(len(self._letters))
 
-    def _image(self, number: int) -> Image:
-        """The image that was the `number`th to be added."""
-        image_id = self._names[self._ends[number] : self._ends[number + 1]].decode()
+    def _image(self, image_id: str, number: int) -> Image:
+        """The image of this id, which was the `number`th to be added."""
         place = self._places[self._place_of[number]]
         (path, suffix), at = place.where, 2 * (number - place.first)
         if suffix is not None:
@@ -125,16 +121,17 @@ class Corpus(Mapping[str, Image]):
 
     def _sorted(self) -> np.ndarray:
         """The numbers of the images in the order of their ids."""
-        buffers = pa.py_buffer(self._ends), pa.py_buffer(self._names)
+        buffers = pa.py_buffer(self._starts), pa.py_buffer(self._letters)
         ids = pa.LargeStringArray.from_buffers(len(self._place_of), *buffers)
         order: np.ndarray = pc.sort_indices(ids).to_numpy().astype(np.uint32)
         for start in range(0, len(order), _BLOCK):
             block = ids.take(pa.array(order[start : start + _BLOCK + 1]))
             twice = pc.index(pc.equal(block[1:], block[:-1]), True).as_py()
             if twice >= 0:
-                pair = [self._image(number) for number in order[start + twice :][:2].tolist()]
+                image_id = block[twice].as_py()
+                pair = (self._image(image_id, number) for number in order[start + twice :][:2].tolist())
                 first, second = map(_address, pair)
-                raise InputError(f"two images are called {pair[0].image_id!r}: {first} and {second}; rename one")
+                raise InputError(f"two images are called {image_id!r}: {first} and {second}; rename one")
         pa.default_memory_pool().release_unused()
         return order
 
@@ -160,26 +157,6 @@ class _Place:
     where: _Where
     first: int
     numbers: array[int] = field(default_factory=lambda: array("q"))
-
-
-class _Ids(Sequence[str]):
-    """The ids of a corpus in their order."""
-
-    def __init__(self, names: bytearray, ends: array[int], order: np.ndarray) -> None:
-        self._names, self._ends, self._order = names, ends, order
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        if isinstance(index, slice):
-            return _Ids(self._names, self._ends, self._order[index])
-        number = self._order.item(index)
-        return self._names[self._ends[number] : self._ends[number + 1]].decode()
 
 
 def corpus_name(source: str | Path) -> str:
