@@ -190,7 +190,7 @@ def test_no_proposal_has_no_confidence() -> None:
 def test_every_parameter_of_the_recipe_is_in_the_fingerprint(folders: dict[str, Path], detector: FPNDetector) -> None:
     """The two spaces never share a store, nor do two recipes of one."""
     json.dumps(detector.fingerprint())
-    assert {f.name for f in dataclasses.fields(FPNConfig)} <= detector.fingerprint().keys()
+    assert {f.name for f in dataclasses.fields(FPNConfig)} - detector.fingerprint().keys() == {"labels"}
     first, second = (load_detector(folders[space], "cpu").fingerprint() for space in SPACES)
     assert differences(first, second)
 

@@ -284,6 +284,28 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, check=False, capture_output=True, text=True)
 
 
+def test_an_import_can_be_given_names(tmp_path: Path) -> None:
+    """From a file with a name a line, synonyms after commas, to whatever reads the store afterwards; a file that cannot
+    be read is one line and exit code 2."""
+    folder = str(run("lxmert-tsv", WRITERS["lxmert-tsv"](tmp_path / "train.tsv"), tmp_path / "out").folder)
+    first, *_ = record("31")["objects_id"].tolist()
+    assert command("ls", folder, "31").stdout.split("\t")[2] == str(first)
+    for kind, count in (("objects", 1600), ("attributes", 400)):
+        lines = (f"{kind} {number}, synonym" for number in range(count))
+        (tmp_path / f"{kind}_vocab.txt").write_text("\n".join(lines) + "\n")
+    files = ("--labels", str(tmp_path / "objects_vocab.txt"), "--attributes", str(tmp_path / "attributes_vocab.txt"))
+    done = command("name", folder, *files)
+    assert done.stdout == f"{folder}: 1600 labels and 400 attributes have names\n"
+    known = record("31")
+    box = " ".join(f"{corner:.1f}" for corner in known["boxes"][0])
+    label, attribute = f"objects {known['objects_id'][0]}", f"attributes {known['attrs_id'][0]}"
+    scores = f"{known['objects_conf'][0]:.3f}", f"{known['attrs_conf'][0]:.3f}"
+    assert command("ls", folder, "31").stdout == f"31\t{box}\t{label}\t{scores[0]}\t{attribute}\t{scores[1]}\n"
+    assert f'"{label}": 1' in command("info", folder).stdout
+    done = command("name", folder, "--labels", str(tmp_path / "absent.txt"))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
 def test_the_command_line(tmp_path: Path) -> None:
     """Import, look and verify; a damaged store is one line and exit code 2."""
     source = WRITERS["bua-tsv"](tmp_path / "trainval.tsv")

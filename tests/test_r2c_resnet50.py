@@ -146,6 +146,7 @@ def test_a_store_is_made_of_vcrs_layout(folder: Path, tmp_path: Path) -> None:
     with Pool(PoolConfig(inline=True)) as pool:
         store = extract(config, pool)
     assert store.space == "r2c_resnet50"
+    assert store.label_names == CLASSES
     for index in range(2):
         row, answer = store.fetch(str(index)), GOLDEN["regions"][index]
         assert row.labels.tolist() == answer["labels"]

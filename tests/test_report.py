@@ -6,6 +6,7 @@ model is a stand-in, which reads off whether it was shown the right picture.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from base64 import b64decode
@@ -24,13 +25,24 @@ from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.errors import CoverageError
 from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
+from visualbert_core.features import names
 from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.examples import choose
 from visualbert_core.report.html import render, write_report
 from visualbert_core.report.scores import SYNTHETIC
 from visualbert_core.report.terminal import print_table
-from visualbert_core.schema import Failure, Grounding, Image, MultipleChoice, Prediction, Question, Regions, Statement
+from visualbert_core.schema import (
+    Failure,
+    Grounding,
+    Image,
+    MultipleChoice,
+    Names,
+    Prediction,
+    Question,
+    Regions,
+    Statement,
+)
 from visualbert_core.shards import Part, ShardFolder, plan
 from visualbert_core.tasks import Task, open_task
 
@@ -344,6 +356,20 @@ def test_question_shows_all_three_answers(cell: Any) -> None:
     text = re.sub(r"<[^>]+>", " ", page[page.index("<figcaption") :])
     wanted = r"✗ wrong .*? model\s+no\s+✗\s+75 %\s+right answer\s+yes\s+wrong image\s+no\s+✗"
     assert re.search(wanted, text, re.DOTALL)
+
+
+def test_regions_are_called_by_their_names(cell: Any) -> None:
+    """Under a question and under each picture of a statement stands what the detector calls the regions, each name
+    once and as text; of a store without names nothing does."""
+    question, statement = cell("vqa"), cell("nlvr2")
+    assert "regions: " not in render(DEMO, [question])
+    for asked in (question, statement):
+        names.write(asked.store.folder, asked.store.fingerprint, Names(("<b>ball",)))
+        asked = dataclasses.replace(asked, store=FeatureStore.open(asked.store.folder))
+        sides = {"regions"} if asked.title == "vqa" else {"left regions", "right regions"}
+        lines = re.findall(r'<p class="note">([a-z ]*regions): &lt;b&gt;ball</p>', render(DEMO, [asked]))
+        assert set(lines) == sides
+        assert len(lines) == len(sides) * (10 if asked.title == "vqa" else 2)
 
 
 def test_vcr_names_objects_and_marks_choices(cell: Any) -> None:

@@ -20,9 +20,11 @@ from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig
 from visualbert_core.corpus import corpus_name, list_images
 from visualbert_core.errors import ConfigError, InputError, StoreError
 from visualbert_core.evaluation.run import evaluate
+from visualbert_core.features import names as store_names
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.images import fetch
+from visualbert_core.schema import Names
 from visualbert_core.shards import Part, Shard, ShardFolder
 
 BUCKET = "features"
@@ -107,6 +109,19 @@ def test_a_remote_store_has_a_local_ones_bytes(remote: FeatureStore, tmp_path: P
     keys = storage._system("s3").find((storage.url(remote.folder) or "").removeprefix("s3://"))
     assert {key.split(f"{remote.folder.name}/", 1)[1] for key in keys} == files
     assert all(storage.read(remote.folder / name) == (local.folder / name).read_bytes() for name in files)
+
+
+def test_a_remote_store_has_names(bucket: Path) -> None:
+    """They are written to the bucket and read from it by whoever asks for them; damaged ones are found there."""
+    store = write(bucket / "names", [ROWS["image005"]], 10)
+    assert store.label_names == ()
+    store_names.write(store.folder, FINGERPRINT, Names(("background", "cat"), ("red",)))
+    found = FeatureStore.open(store.folder, verify=True)
+    assert (found.label_names, found.attribute_names) == (("background", "cat"), ("red",))
+    path = store.folder / "names.json"
+    storage.put(path, storage.read(path).replace(b"cat", b"dog"))
+    with pytest.raises(StoreError, match=r"names\.json is damaged"):
+        FeatureStore.open(store.folder, verify=True)
 
 
 def test_a_damaged_remote_part_is_named(bucket: Path) -> None:

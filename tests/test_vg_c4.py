@@ -304,7 +304,7 @@ def test_batched_suppression_is_the_loop_over_classes() -> None:
 
 def test_the_fingerprint_sees_what_changes_a_feature(detector: VgC4, folder: Path, tmp_path: Path) -> None:
     """Another choice or other weights give another fingerprint; names do not; saving and loading keeps it."""
-    assert detector.config.labels[3] == "thing 3"
+    assert detector.names.labels[3] == "thing 3"
     detector.save_pretrained(tmp_path / "same")
     assert load_detector(tmp_path / "same", "cpu").fingerprint() == load_detector(folder, "cpu").fingerprint()
     before = with_config(detector).fingerprint()

@@ -66,6 +66,14 @@ class Regions:
         return len(self.boxes)
 
 
+@dataclass(frozen=True)
+class Names:
+    """What a detector's labels and attributes are called, by number; empty where nobody has said."""
+
+    labels: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+
+
 REGIONS_SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),

@@ -16,7 +16,7 @@ import numpy as np
 
 from visualbert_core.config import read_json
 from visualbert_core.errors import CheckpointError, ConfigError
-from visualbert_core.schema import GivenObjects
+from visualbert_core.schema import GivenObjects, Names
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,16 @@ class ObjectEncoder(Protocol):
 
     def encode(self, images: Sequence[np.ndarray], objects: Sequence[GivenObjects]) -> list[Detection]:
         """The given objects of images of one shape, uint8 [H, W, 3] RGB each, in their order."""
+
+
+@runtime_checkable
+class Naming(Protocol):
+    """A detector that can say what its labels and attributes are called. A name changes no feature, so it is no part of
+    the fingerprint."""
+
+    @property
+    def names(self) -> Names:
+        """By number, the background included where it has one."""
 
 
 _BUILDERS = {

@@ -21,6 +21,7 @@ from visualbert_core.config import from_mapping, read_json
 from visualbert_core.detector.inference import checked
 from visualbert_core.errors import CheckpointError, ConfigError
 from visualbert_core.provenance import digest_file
+from visualbert_core.schema import Names
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -67,6 +68,11 @@ class FolderDetector(ABC, Generic[Network, Config]):
 
     @abstractmethod
     def _feature_size(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def names(self) -> Names:
+        """See `detector.Naming`."""
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | None = None, precision: str = "float32") -> Self:

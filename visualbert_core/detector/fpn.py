@@ -24,6 +24,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, nms
@@ -45,6 +46,7 @@ from visualbert_core.detector.inference import (
 from visualbert_core.detector.published import read_entries, tensors
 from visualbert_core.detector.roi_align import pool_levels
 from visualbert_core.errors import CheckpointError
+from visualbert_core.schema import Names
 
 STRIDES = (4, 8, 16, 32, 64)  # of the pyramid's levels; regions are pooled from the first four
 ANCHOR_SIZES = (32, 64, 128, 256, 512)
@@ -61,6 +63,8 @@ class FPNConfig:
 
     builder: Literal["pythia_fpn", "detectron_fpn"] = "pythia_fpn"
     space: str = "pythia_fpn"
+    labels: tuple[str, ...] = ()
+    """Class names, background first. Pythia's file has none."""
 
     blocks: tuple[int, ...] = (3, 4, 23, 3)
     """Residual blocks of each stage."""
@@ -97,9 +101,11 @@ class FPNConfig:
 
 
 PYTHIA = FPNConfig()
+_COCO = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # with "N/A" for the ids that COCO left out
 DETECTRON = FPNConfig(
     builder="detectron_fpn",
     space="detectron_fpn",
+    labels=tuple(name for name in _COCO if name != "N/A"),
     groups=1,
     group_width=64,
     stride_in_1x1=True,
@@ -124,10 +130,16 @@ class FPNDetector(FolderDetector["FPNNetwork", FPNConfig]):
     def _feature_size(self) -> int:
         return self.config.feature_size
 
+    @property
+    def names(self) -> Names:
+        return Names(self.config.labels)
+
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes a feature (see `detector.Detector`)."""
+        config = asdict(self.config)
+        del config["labels"]
         return {
-            **asdict(self.config),
+            **config,
             **in_fingerprint(self.precision),
             "weights": self._weights_digest,
             "color_order": "BGR",

@@ -43,7 +43,7 @@ from visualbert_core.detector.published import read_weights
 from visualbert_core.detector.resize import pillow_bilinear
 from visualbert_core.errors import ConfigError
 from visualbert_core.provenance import digest_json
-from visualbert_core.schema import GivenObjects
+from visualbert_core.schema import GivenObjects, Names
 
 _COCO = """
     person bicycle car motorcycle airplane bus train truck boat trafficlight firehydrant stopsign parkingmeter bench
@@ -105,6 +105,10 @@ class R2CDetector(FolderDetector["R2CNetwork", R2CConfig]):
 
     def _feature_size(self) -> int:
         return self.config.feature_size
+
+    @property
+    def names(self) -> Names:
+        return Names(self.classes)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes a feature (see `detector.Detector`)."""

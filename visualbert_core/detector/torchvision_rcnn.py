@@ -43,6 +43,7 @@ from visualbert_core.detector.inference import (
 from visualbert_core.detector.roi_align import pool_as
 from visualbert_core.detector.tiny_rcnn import tiny_rcnn
 from visualbert_core.errors import CheckpointError
+from visualbert_core.schema import Names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,10 @@ class TorchvisionRCNN(FolderDetector[FasterRCNN, DetectorConfig]):
     def _feature_size(self) -> int:
         size: int = self.model.roi_heads.box_predictor.cls_score.in_features
         return size
+
+    @property
+    def names(self) -> Names:
+        return Names(self.config.labels)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes a feature (see `detector.Detector`)."""

@@ -46,6 +46,7 @@ from visualbert_core.detector.inference import (
 from visualbert_core.detector.resize import pillow_bilinear
 from visualbert_core.detector.vg_c4_network import Architecture, Proposals, Regions, VgC4Network
 from visualbert_core.errors import ConfigError
+from visualbert_core.schema import Names
 
 _Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]  # of a `Detection`
 
@@ -121,6 +122,10 @@ class VgC4(FolderDetector[VgC4Network, VgC4Config]):
 
     def _feature_size(self) -> int:
         return self.config.architecture.feature_size
+
+    @property
+    def names(self) -> Names:
+        return Names(self.config.labels, self.config.attributes)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes a feature (see `detector.Detector`)."""

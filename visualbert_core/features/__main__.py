@@ -1,15 +1,19 @@
 """Feature stores from the command line.
 
     python -m visualbert_core.features ls STORE [--limit N]      image ids with their size and number of regions
+    python -m visualbert_core.features ls STORE IMAGE …          their regions: box, label, score, attribute, its score
     python -m visualbert_core.features info STORE                what it holds and what made it, as JSON
+    python -m visualbert_core.features name STORE --labels FILE [--attributes FILE]
+                                                                 say what the labels of an imported store are called
     python -m visualbert_core.features verify STORE              read and hash every byte
     python -m visualbert_core.features canary STORE --images DIR --detector FOLDER
                                                                  does this detector still give these features?
     python -m visualbert_core.features import KIND SOURCE OUT --space NAME
 
 STORE is the folder that holds manifest.json, or its s3://… address. An import writes OUT/CORPUS/FINGERPRINT/ and prints
-that folder; running the same line again resumes. The canary extracts some images anew, prints how they compare, and
-ends with exit code 2 where they do not.
+that folder; running the same line again resumes. A FILE of names has one a line, that of number 0 first; of synonyms
+with commas between, as bottom-up attention's objects_vocab.txt has them, the first counts. The canary extracts some
+images anew, prints how they compare, and ends with exit code 2 where they do not.
 """
 
 from __future__ import annotations
@@ -17,31 +21,61 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from visualbert_core.cluster import Pool
 from visualbert_core.config import PoolConfig
-from visualbert_core.errors import end
+from visualbert_core.errors import InputError, end
+from visualbert_core.features import names
 from visualbert_core.features.importers import KINDS, import_features
+from visualbert_core.features.names import called
 from visualbert_core.features.store import FeatureStore
+from visualbert_core.schema import Names, Regions
 
 
 def main() -> int:
     flags = parse()
-    run = {"ls": ls, "info": info, "verify": verify, "canary": canary, "import": import_}[flags.command]
+    run = {"ls": ls, "info": info, "name": name, "verify": verify, "canary": canary, "import": import_}[flags.command]
     run(flags)
     return 0
 
 
 def ls(flags: argparse.Namespace) -> None:
     store = FeatureStore.open(flags.store)
+    if flags.image:
+        for row in store.fetch_many(flags.image[: flags.limit]):
+            for region in range(row.num_regions):
+                print(row.image_id, *_region(store, row, region), sep="\t")
+        return
     for image_id, width, height, regions in islice(store.sizes(), flags.limit):
         print(f"{image_id}\t{width}\t{height}\t{regions}")
 
 
+def _region(store: FeatureStore, row: Regions, region: int) -> Iterator[str]:
+    yield " ".join(f"{corner:.1f}" for corner in row.boxes[region])
+    yield from (called(row.labels[region], store.label_names), f"{row.scores[region]:.3f}")
+    if row.attributes is not None and row.attribute_scores is not None:
+        yield from (called(row.attributes[region], store.attribute_names), f"{row.attribute_scores[region]:.3f}")
+
+
 def info(flags: argparse.Namespace) -> None:
     print(json.dumps(FeatureStore.open(flags.store).info(), indent=1, ensure_ascii=False))
+
+
+def name(flags: argparse.Namespace) -> None:
+    store = FeatureStore.open(flags.store)
+    found = Names(_vocabulary(flags.labels), _vocabulary(flags.attributes) if flags.attributes else ())
+    names.write(store.folder, store.fingerprint, found)
+    print(f"{flags.store}: {len(found.labels)} labels and {len(found.attributes)} attributes have names")
+
+
+def _vocabulary(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(line.partition(",")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
 
 
 def verify(flags: argparse.Namespace) -> None:
@@ -79,7 +113,12 @@ def parse() -> argparse.Namespace:
         command = commands.add_parser(name)
         command.add_argument("store", type=Path)
         if name == "ls":
+            command.add_argument("image", nargs="*", help="list the regions of these images")
             command.add_argument("--limit", type=int, help="only the first N")
+    command = commands.add_parser("name")
+    command.add_argument("store", type=Path)
+    command.add_argument("--labels", type=Path, required=True, help="text file, a name a line")
+    command.add_argument("--attributes", type=Path, help="the same for attributes")
     command = commands.add_parser("canary")
     command.add_argument("store", type=Path)
     command.add_argument("--images", type=Path, required=True, help="its images: folder, pattern, list, table or tar")

@@ -16,9 +16,9 @@ from visualbert_core import storage
 from visualbert_core.cluster import Pool, Worker
 from visualbert_core.config import ExtractConfig
 from visualbert_core.corpus import corpus_name, list_images
-from visualbert_core.detector import ObjectEncoder, load_detector
+from visualbert_core.detector import Naming, ObjectEncoder, load_detector
 from visualbert_core.errors import ConfigError, CoverageError, InputError
-from visualbert_core.features import canary
+from visualbert_core.features import canary, names
 from visualbert_core.features.store import FeatureStore, store_folder
 from visualbert_core.features.worker import FeatureWorker, ImageShard, LoadDetector, full_fingerprint, plan_images
 from visualbert_core.images import fetch
@@ -61,6 +61,8 @@ def extract(config: ExtractConfig, pool: Pool, load: LoadDetector = load_detecto
             held = FeatureStore.open(config.canary_store)
         canary.check(held, config.canary, extraction, pool)
     publish(folder.root / "fingerprint.json", json.dumps(fingerprint, indent=1, sort_keys=True).encode())
+    if isinstance(probe, Naming):
+        names.write(folder.root, fingerprint, probe.names)
     pool.run(partial(_Fetching, make_worker), folder.pending(shards), f"features of {corpus}")
     folder.finish(shards, {"corpus": corpus, "fingerprint": fingerprint})
     store = FeatureStore.open(folder.root)

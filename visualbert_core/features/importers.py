@@ -21,7 +21,7 @@ import io
 import json
 import pickle
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -158,7 +158,7 @@ class ImportWorker:
 
 
 def _checked(row: Regions, feature_size: int) -> Regions:
-    """The row in the store's types. Raises MalformedError."""
+    """The row with its features as float16; the store has its own types for the rest. Raises MalformedError."""
     count = len(row.boxes)
     expected = {"boxes": (count, 4), "labels": (count,), "scores": (count,), "features": (count, feature_size)}
     if row.attributes is not None:
@@ -173,18 +173,7 @@ def _checked(row: Regions, feature_size: int) -> Regions:
     for kind, values in (("label", row.labels), ("attribute", row.attributes)):
         if count and values is not None and not -1 <= values.min() <= values.max() <= np.iinfo(np.int16).max:
             raise MalformedError(f"{kind} {values.max()} is out of range")
-    return Regions(
-        image_id=row.image_id,
-        width=row.width,
-        height=row.height,
-        boxes=row.boxes.astype(np.float32),
-        labels=row.labels.astype(np.int16),
-        scores=row.scores.astype(np.float32),
-        features=row.features.clip(-HALF_MAX, HALF_MAX).astype(np.float16),
-        image_digest="",
-        attributes=None if row.attributes is None else row.attributes.astype(np.int16),
-        attribute_scores=None if row.attribute_scores is None else row.attribute_scores.astype(np.float32),
-    )
+    return replace(row, features=row.features.clip(-HALF_MAX, HALF_MAX).astype(np.float16))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

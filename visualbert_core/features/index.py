@@ -146,6 +146,11 @@ class Index:
         counts = np.diff(self._regions)
         return zip(self.image_ids, self._widths.tolist(), self._heights.tolist(), counts.tolist(), strict=True)
 
+    def label_counts(self) -> Iterator[tuple[int, int]]:
+        """(label, regions of it) of every label that occurs."""
+        labels, counts = np.unique(self._labels, return_counts=True)
+        return zip(labels.tolist(), counts.tolist(), strict=True)
+
     def intact(self, row: int, features: np.ndarray) -> bool:
         """Whether these bytes are the ones that were written; worked out once for a row in each process."""
         if not self._checked[row]:

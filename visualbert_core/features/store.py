@@ -4,22 +4,25 @@ Owns the file layout. The features column is stored so that it never has to be d
 one page per row group. A row's bytes then lie at an offset that follows from the footer, so a fetch is one copy out of
 a memory map, while pandas, DuckDB, Spark and Ray read the same file as ordinary Parquet.
 
-    <root>/<corpus>/<fingerprint>/   a shards.ShardFolder + fingerprint.json + index.arrow (derived, see index.py)
+    <root>/<corpus>/<fingerprint>/   a shards.ShardFolder + fingerprint.json + names.json (see names.py) +
+                                     index.arrow (derived, see index.py)
 
 The fingerprint names everything that changes a feature: two recipes cannot end up in one folder.
 
 What is checked when. Every opening: the manifest's own hash, the size of every file, the index's own hash. The first
 opening, which makes the index: the hash of every file, at the speed of the disk. The first reading of an image in a
-process: the hash of its features (7 µs for 36 × 2048). `open(folder, verify=True)`: every byte of every file again.
+process: the hash of its features (7 µs for 36 × 2048); the first asking for a name: the names' own hash.
+`open(folder, verify=True)`: every byte of every file again.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +33,10 @@ import xxhash
 
 from visualbert_core import storage
 from visualbert_core.errors import StoreError
-from visualbert_core.features import index, views
+from visualbert_core.features import index, names, views
 from visualbert_core.features.index import Index, Span
 from visualbert_core.provenance import digest_json
-from visualbert_core.schema import FAILURE_SCHEMA, REGIONS_SCHEMA, SCHEMA_VERSION, Failure, Regions
+from visualbert_core.schema import FAILURE_SCHEMA, REGIONS_SCHEMA, SCHEMA_VERSION, Failure, Names, Regions
 from visualbert_core.shards import Manifest, Marker, ShardFolder, publish
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 ROW_GROUP = 64  # images; 9 MB of 36 × 2048 features
 _OPEN_FILES = 256
 _WINDOW = 512  # images; 75 MB: what a scan of a remote store asks for at once
+_COMMONEST = 10  # labels
 _GAP = 1 << 18  # bytes; rather read these than ask twice. Two row groups lie 30 kB apart.
 
 
@@ -177,6 +181,21 @@ class FeatureStore:
     def __contains__(self, image_id: object) -> bool:
         return image_id in self._index.row_of
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """What the labels of `Regions` are called, by number; empty where the store has no names. Raises StoreError
+        naming the file where they are damaged."""
+        return self._names.labels
+
+    @property
+    def attribute_names(self) -> tuple[str, ...]:
+        """The same of the attributes."""
+        return self._names.attributes
+
+    @cached_property
+    def _names(self) -> Names:
+        return names.read(self.folder, self.fingerprint)
+
     def failures(self) -> list[Failure]:
         """Every image without features, and why."""
         files = (pq.ParquetFile(pa.BufferReader(storage.read(path))) for path in self._failure_paths)
@@ -190,6 +209,9 @@ class FeatureStore:
     def info(self) -> dict[str, Any]:
         """What the store holds and what made it, as JSON."""
         regions = [count for *_, count in self.sizes()]
+        labels: Counter[str] = Counter()
+        for label, count in self._index.label_counts():
+            labels[names.called(label, self.label_names)] += count
         return {
             "folder": self.address,
             "corpus": self.manifest.about.get("corpus"),
@@ -198,6 +220,8 @@ class FeatureStore:
             "images": len(self),
             "failures": self.manifest.failed,
             "regions": {"total": sum(regions), "fewest": min(regions, default=0), "most": max(regions, default=0)},
+            "named": {"labels": len(self.label_names), "attributes": len(self.attribute_names)},
+            "commonest_labels": dict(labels.most_common(_COMMONEST)),
             "parts": len(self.part_paths),
             "bytes": sum(shard.part.size for shard in self.manifest.shards),
             "fingerprint": self.fingerprint,
@@ -298,6 +322,7 @@ def _table(shards: ShardFolder, manifest: Manifest, verify: bool) -> pa.Table:
         return table
     if not verify:
         shards.verify(manifest)
+    names.read(shards.root, manifest.about["fingerprint"])  # every file once
     made = _made(shards, manifest)
     if verify and storage.size(path) is not None:
         if table is None or not table.equals(made):

@@ -8,7 +8,7 @@ not read off the picture.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -18,6 +18,7 @@ import xxhash
 
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import Run
+from visualbert_core.features.names import called
 from visualbert_core.metrics.recall import IOU_THRESHOLD, box_iou
 from visualbert_core.report import ReportCell
 from visualbert_core.report.markup import Html, join, tag
@@ -34,6 +35,7 @@ EXAMPLE_OF: dict[str, Callable[[str], str]] = {
 """metric → the example that one of its units is part of. Other metrics say nothing about a single example."""
 
 _CLOSING = frozenset(".,;:?!)")
+_NAMED = 12  # names a picture
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class _Case:
 
     example: Any
     regions: tuple[Regions, ...]
+    label_names: tuple[str, ...]
     gold: Any
     given: Prediction
     worth: float
@@ -87,6 +90,7 @@ def gallery(cell: ReportCell, count: int) -> Html:
         _Case(
             example=examples[example_id],
             regions=tuple(cell.store.fetch_many(examples[example_id].image_ids)),
+            label_names=cell.store.label_names,
             gold=cell.task.gold(example_id),
             given=own.predictions[example_id],
             worth=own.worth[example_id],
@@ -142,12 +146,14 @@ def _figure(cell: ReportCell, case: _Case) -> Html:
 
 
 def _question(case: _Case) -> _Look:
-    return _Look(join([case.example.text]), _three_answers(case, case.given.scores[0]), _region_boxes(case))
+    answered = join([_three_answers(case, case.given.scores[0]), *_called(case)])
+    return _Look(join([case.example.text]), answered, _region_boxes(case))
 
 
 def _statement(case: _Case) -> _Look:
     shown = case.given.scores[case.given.answer.capitalize() == "True"]
-    return _Look(join([case.example.text]), _three_answers(case, shown), _region_boxes(case))
+    answered = join([_three_answers(case, shown), *_called(case)])
+    return _Look(join([case.example.text]), answered, _region_boxes(case))
 
 
 def _multiple_choice(case: _Case) -> _Look:
@@ -251,6 +257,16 @@ def _three_answers(case: _Case, sure: float) -> Html:
 
 def _no_other(case: _Case) -> Html:
     return Html() if case.other else tag("p", "wrong image: no answer", class_="note")
+
+
+def _called(case: _Case) -> Iterator[Html]:
+    """Of each picture what the detector calls its regions, the surest first and every name once, if it has names."""
+    sides = ("left regions: ", "right regions: ") if len(case.regions) > 1 else ("regions: ",)
+    for side, regions in zip(sides, case.regions, strict=True):
+        names = list(dict.fromkeys(called(label, case.label_names) for label in regions.labels.tolist()))
+        if case.label_names:
+            more = ", …" if len(names) > _NAMED else ""
+            yield tag("p", side, ", ".join(names[:_NAMED]), more, class_="note")
 
 
 def _region_boxes(case: _Case) -> list[list[Box]]:

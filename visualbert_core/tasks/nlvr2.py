@@ -15,6 +15,7 @@ and false it counts as wrong, and where predictions are missing it prints a rema
 
 from __future__ import annotations
 
+import io
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from visualbert_core.errors import AnnotationError, InputError
 from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.schema import Prediction, Score, Statement
 from visualbert_core.tasks.reading import choose, family, field, read_json_lines, read_text
+from visualbert_core.tasks.submissions import submission_text
 
 SUBSETS = ("balanced-dev", "unbalanced-dev", "balanced-test1", "unbalanced-test1")
 SPLITS = ("dev", "test1", "test2", "train", *SUBSETS)
@@ -136,7 +138,8 @@ class Nlvr2Task:
         Lenient, as metrics.py: further columns are ignored, a label that is no label is the wrong one, and a byte
         order mark is part of the first id. Raises InputError with file and line.
         """
-        return [self._answered(line, f"{path} line {number}", lenient) for number, line in _lines(path, lenient)]
+        lines = io.StringIO(submission_text(path, keep_mark=lenient), newline=None)
+        return [self._answered(line, f"{path} line {number}", lenient) for number, line in enumerate(lines, start=1)]
 
     def _answered(self, line: str, where: str, lenient: bool) -> Prediction:
         identifier, *rest = line.strip().split(",")
@@ -159,16 +162,6 @@ def _truth(prediction: Prediction) -> str:
     if not isinstance(answer, str) or answer.capitalize() not in LABELS:
         raise InputError(f"prediction of {prediction.example_id}: answer {answer!r} is neither 'True' nor 'False'")
     return answer.capitalize()
-
-
-def _lines(path: Path, lenient: bool) -> Iterator[tuple[int, str]]:
-    """(number from 1, line) of a CSV file."""
-    try:
-        text = path.read_text(encoding="utf-8" if lenient else "utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"
-        raise InputError(f"{path}: cannot be read ({reason})") from None
-    yield from enumerate(text.removesuffix("\n").split("\n") if text else (), start=1)
 
 
 def _path(folder: Path, split: str) -> Path:

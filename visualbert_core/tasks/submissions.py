@@ -9,10 +9,11 @@ from typing import Any
 from visualbert_core.errors import InputError
 
 
-def submission_text(path: Path) -> str:
-    """A UTF-8 file as a whole, line ends as they are; a byte order mark, as spreadsheets write one, is dropped."""
+def submission_text(path: Path, keep_mark: bool = False) -> str:
+    """A UTF-8 file as a whole, line ends as they are; a byte order mark, as spreadsheets write one, is dropped, unless
+    it is to be kept."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8" if keep_mark else "utf-8-sig")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); name the file of predictions") from None
     except UnicodeDecodeError as error:
