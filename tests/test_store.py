@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,27 @@ def test_a_process_that_read_failures_ends_well(store: FeatureStore) -> None:
     line = [sys.executable, "-c", code, str(store.folder)]
     processes = [subprocess.Popen(line, stderr=subprocess.PIPE) for _ in range(12)]
     assert [(process.communicate()[1], process.returncode) for process in processes] == [(b"", 0)] * 12
+
+
+def test_ids_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row is found by a hash of its id, and believed only where the id is the one asked for."""
+    monkeypatch.setattr("visualbert_core.features.index._id_hash", lambda image_id: len(image_id) // 9)
+    rows = {name: row(name, 2) for name in ("a", "b", "c", "long enough", "long also")}
+    found = write(tmp_path, list(rows.values()), 10)
+    assert all(same(found.fetch(name), rows[name]) for name in rows)
+    assert not any(name in found for name in ("", "d", "long", "long too...", "\udcff"))
+
+
+def test_an_open_store_takes_little_memory(tmp_path: Path) -> None:
+    """What a process keeps of each image are some numbers: ids and small columns stay in the map that all share."""
+    rows = [dataclasses.replace(row("a", 1), image_id=f"COCO_train2017_{number:012d}") for number in range(2000)]
+    folder = write(tmp_path, rows, 1000).folder
+    tracemalloc.start()
+    found = FeatureStore.open(folder)
+    used = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(found) == 2000
+    assert used < 2000 * 80
 
 
 def test_an_unknown_image_and_a_quarantined_one_are_told_apart(store: FeatureStore) -> None:

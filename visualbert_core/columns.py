@@ -47,10 +47,10 @@ class Strings(Sequence[str]):
     @overload
     def __getitem__(self, index: slice) -> Strings: ...
     def __getitem__(self, index: int | slice) -> str | Strings:
-        if isinstance(index, slice):
-            return Strings(self._letters, self._starts, np.asarray(self._order[index]))
         at = self._order[index]
-        return str(self._letters[self._starts[at] : self._starts[at + 1]], "utf-8")
+        if isinstance(at, int):
+            return str(self._letters[self._starts[at] : self._starts[at + 1]], "utf-8")
+        return Strings(self._letters, self._starts, np.asarray(at))
 
     def find(self, value: str) -> int | None:
         """The index of a string, where strings ascend; None where it is none of them."""

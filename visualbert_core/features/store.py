@@ -126,7 +126,7 @@ def encode_failures(failures: Sequence[Failure]) -> bytes | None:
 class FeatureStore:
     """A finished store, opened for reading. Cheap to open again elsewhere: pass its folder, not the object.
 
-    Images ascend by id. Holds their ids in memory and every column but the features in a shared memory map.
+    Images ascend by id. Every column but the features lies in one memory map that processes share.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, table: pa.Table) -> None:
@@ -179,7 +179,7 @@ class FeatureStore:
         return len(self._index.image_ids)
 
     def __contains__(self, image_id: object) -> bool:
-        return image_id in self._index.row_of
+        return isinstance(image_id, str) and self._index.find(image_id) is not None
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -246,7 +246,7 @@ class FeatureStore:
         """The rows of several images, in the order asked for; of an object store all at once. Raises StoreError."""
         rows = []
         for image_id in image_ids:
-            row = self._index.row_of.get(image_id)
+            row = self._index.find(image_id)
             if row is None:
                 raise StoreError(self._why_not(image_id))
             rows.append(row)
