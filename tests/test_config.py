@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from visualbert_core.config import EvaluateConfig, NightlyConfig, from_mapping, read_json, read_yaml
+from visualbert_core.config import EvaluateConfig, ExtractConfig, NightlyConfig, from_mapping, read_json, read_yaml
 from visualbert_core.errors import ConfigError
 from visualbert_core.nightly import load_matrix
 
@@ -92,6 +93,30 @@ def test_a_matrix_is_checked_before_it_runs(tmp_path: Path, old: str, new: str, 
     with pytest.raises(ConfigError) as raised:
         load_matrix(path, {})
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pool": {"workers": 0}}, "m.yaml: pool: workers is 0: it must be at least 1"),
+        ({"pool": {"threads_per_worker": 0}}, "m.yaml: pool: threads_per_worker is 0: it must be at least 1"),
+        ({"pool": {"gpus_per_worker": -0.5}}, "m.yaml: pool: gpus_per_worker is -0.5: it must be at least 0"),
+        ({"limit": -1}, "m.yaml: limit is -1: it must be at least 1"),
+        ({"gate": {"power": 1.5}}, "m.yaml: gate: power: 1.5 is not between 0 and 1"),
+    ],
+)
+def test_numbers_that_cannot_be(change: dict[str, Any], message: str) -> None:
+    """A number with which nothing would start, or images would be left out without a word, is refused by its key."""
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        from_mapping(NightlyConfig, MATRIX | change, "m.yaml")
+
+
+def test_numbers_of_a_command_line_that_cannot_be() -> None:
+    """The same where there is no file: a limit of -1 is not all images but the last."""
+    path = Path("x")
+    for wrong in ({"limit": -1}, {"batch_size": 0}, {"shard_size": 0}, {"canary": 0}, {"max_failures": -1}):
+        with pytest.raises(ConfigError, match=f"^{next(iter(wrong))} is "):
+            ExtractConfig(images=path, detector=path, out=path, **wrong)  # type: ignore[arg-type]
 
 
 def test_the_demo_is_a_valid_matrix(tmp_path: Path) -> None:

@@ -47,10 +47,15 @@ class PoolConfig:
     """Seconds without any worker after which the job gives up: no node may have what a worker needs."""
 
     def __post_init__(self) -> None:
-        for name, least in (("workers", 1), ("gpus_per_worker", 0), ("threads_per_worker", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name} is {value}: at least {least}")
+        _at_least(1, self, "workers", "threads_per_worker")
+        _at_least(0, self, "gpus_per_worker", "max_hours", "shard_timeout", "start_timeout")
+
+
+def _at_least(least: int, config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ConfigError(f"{name} is {value}: it must be at least {least}")
 
 
 def add_pool_flags(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +102,10 @@ class ExtractConfig:
     canary_store: Path | None = None
     """The store of the canary; default: the one that this run resumes."""
 
+    def __post_init__(self) -> None:
+        _at_least(1, self, "batch_size", "shard_size", "limit", "canary")
+        _at_least(0, self, "max_failures")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -124,6 +133,9 @@ class EvaluateConfig:
     limit: int | None = None
     """Predict only N examples that have features, drawn by a hash of their ids; there is no score then."""
 
+    def __post_init__(self) -> None:
+        _at_least(1, self, "batch_size", "shard_size", "limit")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
@@ -136,6 +148,9 @@ class CorpusConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     batch_size: int = 8
     shard_size: int = 1024
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "batch_size", "shard_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +175,9 @@ class CellConfig:
     drops: dict[str, float] = field(default_factory=dict)
     """The metrics that the gate watches → points of a drop that it must be able to see; default: the headline metric
     and the gate's `drop`."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "batch_size", "shard_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,9 +211,9 @@ class GateConfig:
     def __post_init__(self) -> None:
         for name in ("false_alarms", "power"):
             if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"gate: {name}: {getattr(self, name)} is not between 0 and 1")
+                raise ConfigError(f"{name}: {getattr(self, name)} is not between 0 and 1")
         if self.drop <= 0:
-            raise ConfigError(f"gate: drop: {self.drop} is not a positive number of points")
+            raise ConfigError(f"drop: {self.drop} is not a positive number of points")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +245,10 @@ class NightlyConfig:
     trackers: tuple[str, ...] = ()
     """Where finished nights are sent as well: mlflow, wandb, tensorboard. See `report.trackers`."""
     pool: PoolConfig = field(default_factory=PoolConfig)
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "limit")
+        _at_least(0, self, "examples", "gpu_hour")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -264,7 +286,11 @@ def from_mapping(cls: type[T], values: Any, where: str) -> T:
     if missing:
         raise ConfigError(f"{where}: missing key {missing[0]!r}")
     hints = typing.get_type_hints(cls)
-    return cls(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()})
+    arguments = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()}
+    try:
+        return cls(**arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
