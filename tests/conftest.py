@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
+import runpy
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +41,22 @@ def small_matrix(**changes: Any) -> dict[str, Any]:
     return matrix | changes
 
 
+def run_here(script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A script in this process: what it says and its exit code, without another process that imports torch for seconds.
+    Where an import, a signal or the end of the process is what a test is about, it needs one."""
+    words = [str(script), *map(str, arguments)]
+    said, complained = io.StringIO(), io.StringIO()
+    code = 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(complained):
+        patch.setattr(sys, "argv", words)
+        patch.chdir(ROOT)
+        try:
+            runpy.run_path(words[0], run_name="__main__")
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return subprocess.CompletedProcess(words, code, said.getvalue(), complained.getvalue())
+
+
 @dataclass(frozen=True)
 class SmallNight:
     """The matrix file and what came of it. Read only: every test sees the same one."""
@@ -52,11 +74,20 @@ def small_night(tmp_path_factory: pytest.TempPathFactory) -> SmallNight:
     return SmallNight(matrix, root / "out", run_matrix(load_matrix(matrix, {})))
 
 
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder for tests that write thousands of files: in memory where there is such a place, as most of their time
+    would be the disk's."""
+    place = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=place if place.is_dir() else None) as name:
+        yield Path(name)
+
+
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
     """One Ray for the module, whose workers can import it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         start_ray()  # sets what must be set before ray is imported
         import ray
 

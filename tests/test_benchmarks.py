@@ -5,19 +5,26 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from conftest import ROOT, run_here
 
 
 def run(script: str, *arguments: str) -> str:
+    """What it prints, as a program of its own: these two start processes themselves."""
     command = [sys.executable, f"benchmarks/{script}", *arguments]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300).stdout
 
 
+def run_within(script: str, *arguments: str) -> str:
+    """What it prints, in this process."""
+    done = run_here(ROOT / "benchmarks" / script, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_throughput_compares_equal_logits() -> None:
     """Every load gives transformers' logits in float32, from one layer and one image."""
-    printed = run(
+    printed = run_within(
         *("visualbert_throughput.py", "--layers", "1", "--images", "1", "--rounds", "1", "--no-bfloat16"),
         *("--loads", "vqa-36", "nlvr2", "vcr"),
     )
@@ -38,7 +45,7 @@ def test_feature_store_compares_equal_features() -> None:
 
 def test_gate_power_tells_a_drop_from_none() -> None:
     """On a small set, too: hardly a false alarm, and a large drop is found every time."""
-    printed = run("gate_power.py", "--images", "500", "--nights", "30", "--drops", "20")
+    printed = run_within("gate_power.py", "--images", "500", "--nights", "30", "--drops", "20")
     (alarms,) = re.findall(r"without a change: (\d+) of 30 nights fail", printed)
     assert int(alarms) <= 3
     assert "a drop of 20 points: found on 30 of 30 nights" in printed
@@ -47,12 +54,14 @@ def test_gate_power_tells_a_drop_from_none() -> None:
 def test_extraction_compares_equal_regions() -> None:
     """The worker keeps the very regions that torchvision's parts give one after the other, in float32; bfloat16 and the
     stages stand in the tables too."""
-    printed = run("extraction.py", "--space", "tiny_rcnn", "--images", "4", "--rounds", "1")
+    printed = run_within("extraction.py", "--space", "tiny_rcnn", "--images", "4", "--rounds", "1")
     (same, total) = re.findall(r"^visualbert_core float32 .* (\d+) of (\d+) +1\.0000\d$", printed, re.MULTILINE)[0]
     assert same == total != "0"
     stages = re.findall(r"^  (\w+) +[\d.]+ ms/image", printed, re.MULTILINE)
     assert stages == ["decode", "wait", "turn", "detect", "rows", "encode", "commit"]
-    low = run("extraction.py", "--space", "tiny_rcnn", "--images", "2", "--rounds", "1", "--precision", "bfloat16")
+    low = run_within(
+        "extraction.py", "--space", "tiny_rcnn", "--images", "2", "--rounds", "1", "--precision", "bfloat16"
+    )
     assert re.search(r"^torchvision, part by part, autocast", low, re.MULTILINE)
     assert re.search(r"^visualbert_core bfloat16 ", low, re.MULTILINE)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, run_here
 from PIL import Image as Pillow
 from test_extract import INLINE, World, tree
 
@@ -248,16 +249,16 @@ def test_images_are_spread() -> None:
 
 
 def test_the_command(scenes: Path) -> None:
-    """On a finished store, with the detector that wrote it and with another."""
+    """On a finished store, with the detector that wrote it and, as a process of its own, with another."""
     with Pool(INLINE) as pool:
         paths = {"images": scenes / "pictures", "detector": WEIGHTS, "out": scenes / "finished"}
         store = extract(ExtractConfig(**paths), pool)
-    line = [sys.executable, "-m", "visualbert_core.features", "canary", str(store.folder), "-n", "3"]
-    line += ["--images", str(scenes / "pictures"), "--detector"]
-    done = subprocess.run([*line, str(WEIGHTS)], check=False, capture_output=True, text=True)
+    line = ["canary", str(store.folder), "-n", "3", "--images", str(scenes / "pictures"), "--detector"]
+    done = run_here(ROOT / "visualbert_core" / "features" / "__main__.py", *line, WEIGHTS)
     assert (done.returncode, done.stdout) == (0, f"{WEIGHTS} gives the features of {store.folder}\n"), done.stderr
     assert "cosine     1.00000   0.995   1.00000    0.95  scene" in done.stderr
     Noisy(WEIGHTS).detector.save_pretrained(scenes / "noisy")
-    done = subprocess.run([*line, str(scenes / "noisy")], check=False, capture_output=True, text=True)
+    line = [sys.executable, "-m", "visualbert_core.features", *line, str(scenes / "noisy")]
+    done = subprocess.run(line, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1].startswith("error: the detector does not give the features of")

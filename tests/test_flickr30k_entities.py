@@ -459,16 +459,16 @@ def mutants(text: str, count: int) -> Iterator[bytes]:
         )
 
 
-def test_mutated_files_score_or_end_in_one_line(tmp_path: Path) -> None:
+def test_mutated_files_score_or_end_in_one_line(memory: Path) -> None:
     """Whatever happens to a byte of the four files, there are scores or one line that names the file."""
     submitted = json.dumps([{"image_id": "77", "sentence_id": 1, "boxes": [[[1, 1, 9, 9]], [[1.5, 2, 3, 4]]]}])
     original = files() | {"p.json": submitted}
     errors = []
     for name in original:
         for mutant in mutants(original[name], 80):
-            write(tmp_path, original)
-            (tmp_path / name).write_bytes(mutant)
-            errors.append(error_of(tmp_path))
+            write(memory, original)
+            (memory / name).write_bytes(mutant)
+            errors.append(error_of(memory))
     assert all(str(error).isprintable() for error in errors if error is not None)
     assert 20 < errors.count(None) < len(errors) - 20
 

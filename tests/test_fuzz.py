@@ -10,7 +10,6 @@ import json
 import random
 import re
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -224,22 +223,14 @@ def run(name: str, folder: Path, cases: int) -> None:
     assert 0.01 * cases < results < 0.9 * cases
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """In memory where there is such a folder: most of a case's time is that of its files."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
-        yield Path(name)
-
-
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_sample_of_damaged_files(folder: Path, name: str) -> None:
+def test_a_sample_of_damaged_files(memory: Path, name: str) -> None:
     """A score or one line, whatever the damage."""
-    run(name, folder, CASES["sample"])
+    run(name, memory, CASES["sample"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
-def test_ten_thousand_damaged_files(folder: Path, name: str) -> None:
+def test_ten_thousand_damaged_files(memory: Path, name: str) -> None:
     """The same, 10,000 times a format."""
-    run(name, folder, CASES["all"])
+    run(name, memory, CASES["all"])

@@ -1,4 +1,8 @@
-"""The jobs as a person runs them: one line in, exit code and one-line errors out."""
+"""The jobs as a person runs them: one line in, exit code and one-line errors out.
+
+What a job says and its exit code are asked in this process; that a job is a process that ends with that code, of
+the night that fails, of the extraction on a Ray of its own, of `--help` and of configuration errors.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, SmallNight, small_matrix
+from conftest import ROOT, SmallNight, run_here, small_matrix
 
 WEIGHTS = ROOT / "visualbert_core" / "world" / "weights"
 
@@ -23,10 +27,14 @@ def job(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
-def nightly(root: Path, matrix: dict[str, Any] | None = None, **changes: Any) -> subprocess.CompletedProcess[str]:
+def job_here(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return run_here(ROOT / "jobs" / f"{name}.py", *arguments)
+
+
+def write_matrix(root: Path, matrix: dict[str, Any] | None = None, **changes: Any) -> Path:
     path = root / "matrix.yaml"
     path.write_text(yaml.safe_dump((matrix or small_matrix()) | {"out": str(root / "out")} | changes))
-    return job("nightly", path)
+    return path
 
 
 def only(task: str) -> dict[str, Any]:
@@ -52,7 +60,7 @@ def world(small_night: SmallNight, tmp_path: Path) -> Path:
 
 def test_nightly_prints_scores_and_what_to_open(small_night: SmallNight) -> None:
     """The same line again computes nothing, shows every task with its scores and names the report."""
-    done = job("nightly", small_night.matrix)
+    done = job_here("nightly", small_night.matrix)
     assert done.returncode == 0, done.stderr
     report = str(small_night.out / "report.html")
     for word in ("accuracy", "Q → AR", "consistency", "recall@1", "flickr30k_entities val", report):
@@ -66,7 +74,7 @@ def test_a_score_under_its_floor_is_a_regression(small_night: SmallNight, tmp_pa
     matrix["cells"][2] |= {"floors": {"accuracy": 100.5}, "wrong_image": {"accuracy": [-2, -1]}}
     path = tmp_path / "matrix.yaml"
     path.write_text(yaml.safe_dump(matrix))
-    done = job("nightly", path)
+    done = job_here("nightly", path)
     assert done.returncode == 4
     assert "out of [100.5, 100.0]" in the_error(done)
     assert re.search(r"nlvr2 dev \(wrong image\): accuracy is .* out of \[-2.0, -1.0\]", done.stderr)
@@ -75,7 +83,7 @@ def test_a_score_under_its_floor_is_a_regression(small_night: SmallNight, tmp_pa
 def test_a_failing_cell_does_not_stop_the_others(tmp_path: Path, world: Path) -> None:
     """With one task's annotations gone, the others are scored; report and exit code name the culprit."""
     (world / "nlvr2" / "dev.json").unlink()
-    done = nightly(tmp_path, world=None, data=str(world))
+    done = job("nightly", write_matrix(tmp_path, world=None, data=str(world)))
     assert done.returncode == 2
     assert "dev.json" in the_error(done)
     assert len(list((tmp_path / "out").glob("runs/demo/*/scores.json"))) == 6
@@ -86,7 +94,7 @@ def test_a_truncated_annotation_file_is_named(tmp_path: Path, world: Path) -> No
     """Half a JSON file ends the cell with its path, not with a traceback."""
     path = world / "vqa" / "v2_mscoco_val2014_annotations.json"
     path.write_text(path.read_text()[:5000])
-    done = nightly(tmp_path, only("vqa"), world=None, data=str(world))
+    done = job_here("nightly", write_matrix(tmp_path, only("vqa"), world=None, data=str(world)))
     assert done.returncode == 2
     assert path.name in the_error(done)
 
@@ -96,7 +104,7 @@ def test_an_image_that_does_not_decode_is_quarantined_and_its_questions_are_miss
 ) -> None:
     """The other images are extracted; the task has no score, exit code 3; the report names image and reason."""
     (world / "vqa" / "val2014" / "COCO_val2014_000000000004.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really")
-    done = nightly(tmp_path, only("vqa"), world=None, data=str(world))
+    done = job_here("nightly", write_matrix(tmp_path, only("vqa"), world=None, data=str(world)))
     assert done.returncode == 3
     assert "44 predictions for 48 examples: 4 missing" in the_error(done)
     page = (tmp_path / "out" / "report.html").read_text()
@@ -108,9 +116,9 @@ def test_an_unknown_task_or_key_ends_before_anything_runs(tmp_path: Path) -> Non
     """Exit code 2, the nearest name, and nothing written."""
     matrix = small_matrix()
     matrix["cells"][0]["task"] = "vqa2"
-    done = nightly(tmp_path, cells=matrix["cells"])
+    done = job("nightly", write_matrix(tmp_path, cells=matrix["cells"]))
     assert (done.returncode, "did you mean 'vqa'?" in the_error(done)) == (2, True)
-    done = nightly(tmp_path, wrong_image_baselin=True)
+    done = job("nightly", write_matrix(tmp_path, wrong_image_baselin=True))
     assert (done.returncode, "did you mean 'wrong_image_baseline'?" in the_error(done)) == (2, True)
     assert not (tmp_path / "out").exists()
 
@@ -122,15 +130,17 @@ def test_a_checkpoint_of_another_dimension_is_refused(small_night: SmallNight, t
     (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
     annotations = small_night.out / "world" / "vqa"
     arguments = ("--annotations", annotations, "--features", store, "--model", model, "--out", tmp_path / "runs")
-    done = job("evaluate", "--task", "vqa", "--split", "val", *arguments)
+    done = job_here("evaluate", "--task", "vqa", "--split", "val", *arguments)
     assert done.returncode == 2
     assert "needs 262-d region features" in the_error(done)
     assert "256-d" in the_error(done)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
 def test_extract_and_evaluate_by_hand_on_ray(small_night: SmallNight, tmp_path: Path) -> None:
-    """The two single jobs, on Ray with two workers, write the very bytes that the matrix wrote in one process."""
+    """The two single jobs, on Ray with two workers, write the very bytes that the matrix wrote in one process; the
+    first starts a Ray of its own, the second uses the one that runs."""
     world = small_night.out / "world"
     images = ("--images", world / "vqa" / "val2014", "--detector", WEIGHTS / "detector", "--corpus", "vqa-val2014")
     done = job("extract_features", *images, "--out", tmp_path, "--shard-size", 5, "--workers", 2, "--json")
@@ -141,12 +151,26 @@ def test_extract_and_evaluate_by_hand_on_ray(small_night: SmallNight, tmp_path: 
     assert _bytes(Path(answer["store"])) == _bytes(store)
     arguments = ("--annotations", world / "vqa", "--features", answer["store"], "--model", WEIGHTS / "visualbert-vqa")
     sizes = ("--shard-size", 5, "--workers", 2)
-    done = job("evaluate", "--task", "vqa", "--split", "val", *arguments, "--out", tmp_path / "runs", *sizes, "--json")
+    task = ("--task", "vqa", "--split", "val")
+    done = job_here("evaluate", *task, *arguments, "--out", tmp_path / "runs", *sizes, "--json")
     assert done.returncode == 0, done.stderr
     scores = json.loads(done.stdout)
     assert scores["scores"]["accuracy"] > 50
     (reference,) = (small_night.out / "runs" / "demo").glob("*__vqa__val")
     assert _bytes(Path(scores["run"])) == _bytes(reference)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_self_check_as_a_person_runs_it(small_night: SmallNight, tmp_path: Path) -> None:
+    """On Ray with two workers against one: exit code 0, one line of verdict, no run folder."""
+    (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
+    arguments = ("--annotations", small_night.out / "world" / "vqa", "--features", store)
+    flags = ("--model", WEIGHTS / "visualbert-vqa", "--out", tmp_path, "--workers", 2, "--self-check")
+    done = job_here("evaluate", "--task", "vqa", "--split", "val", *arguments, *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("48 examples, alone and in batches of 64: 0 answers changed\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_is_quick_and_shows_the_command_line() -> None:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 from conftest import ROOT, small_matrix
-from test_jobs import job, the_error
+from test_jobs import job, job_here, the_error
 
 from visualbert_core.nightly import Night, load_matrix, run_matrix, runs_folder
 from visualbert_core.nightly.plan import plan_night
@@ -216,20 +216,20 @@ def test_compare_as_a_person_runs_it(five: Nights) -> None:
     done = job("compare", first, damaged)
     assert done.returncode == 0, done.stderr
     assert "points: model (nothing else differs)" in done.stdout
-    document = json.loads(job("compare", first, damaged, "--json", "--flips", 3).stdout)
+    document = json.loads(job_here("compare", first, damaged, "--json", "--flips", 3).stdout)
     assert document["metrics"]["accuracy"]["p"] < 0.001
     assert len(document["flips"]["accuracy"]["worse"]) == 3
     assert set(document["groups"]) == {"answer type", "question type"}
 
-    refused = job("compare", first, relabelled)
+    refused = job_here("compare", first, relabelled)
     assert refused.returncode == 5
     assert "annotations: " in the_error(refused)
-    forced = json.loads(job("compare", first, relabelled, "--force", "--json").stdout)
+    forced = json.loads(job_here("compare", first, relabelled, "--force", "--json").stdout)
     assert forced["metrics"]["accuracy"]["difference"] < 0
     assert forced["warnings"][0].startswith("not comparable: annotations")
-    rescored = json.loads(job("compare", first, relabelled, "-a", five.root / "annotations", "--json").stdout)
+    rescored = json.loads(job_here("compare", first, relabelled, "-a", five.root / "annotations", "--json").stdout)
     assert rescored["metrics"]["accuracy"]["difference"] == 0
-    other = job("compare", damaged, relabelled, "-a", WEIGHTS)
+    other = job_here("compare", damaged, relabelled, "-a", WEIGHTS)
     assert other.returncode == 2
 
 
@@ -237,13 +237,13 @@ def test_model_and_annotations_are_told_apart(five: Nights) -> None:
     """Both changed at once: scoring stored predictions anew gives each its points, which add up to the whole."""
     runs = five.root / "out" / "runs" / "demo"
     pair = runs / "5-relabelled" / CELL, runs / "3-damaged" / CELL
-    document = json.loads(job("compare", *pair, "-a", five.root / "annotations", "--json").stdout)
+    document = json.loads(job_here("compare", *pair, "-a", five.root / "annotations", "--json").stdout)
     causes = {tuple(cause["ingredients"]): cause["points"] for cause in document["causes"]}
     assert set(causes) == {("model",), ("annotations",)}
     total = document["after"]["scores"]["accuracy"] - document["before"]["scores"]["accuracy"]
     assert sum(causes.values()) == pytest.approx(total)
     assert causes["annotations",] > 0 > causes["model",]
-    unknown = json.loads(job("compare", *pair, "--force", "--json").stdout)
+    unknown = json.loads(job_here("compare", *pair, "--force", "--json").stdout)
     (cause,) = unknown["causes"]
     assert (cause["ingredients"], cause["points"]) == (["model", "annotations"], None)
 
@@ -255,7 +255,7 @@ def test_a_dry_run_counts_and_does_nothing(five: Nights, tmp_path: Path) -> None
     """Images, examples and time of a night that is not there, nothing to do of one that is; nothing is written."""
     matrix = write_matrix(five.root)
     before = sorted((five.root / "out").rglob("*"))
-    done = job("nightly", matrix, "--night", "6-planned", "--dry-run")
+    done = job_here("nightly", matrix, "--night", "6-planned", "--dry-run")
     assert done.returncode == 0, done.stderr
     features, examples = done.stdout.splitlines()
     assert features == "features of vqa-val2014: 0 of 24 images to do"
@@ -314,7 +314,7 @@ def test_a_smoke_night_leaves_no_trace(five: Nights) -> None:
 )
 def test_a_wrong_threshold_ends_before_anything_runs(gate: dict[str, Any], message: str, tmp_path: Path) -> None:
     """Exit code 2 and the key, and nothing written."""
-    done = job("nightly", write_matrix(tmp_path, gate=gate))
+    done = job_here("nightly", write_matrix(tmp_path, gate=gate))
     assert done.returncode == 2
     assert message in the_error(done)
     assert not (tmp_path / "out").exists()

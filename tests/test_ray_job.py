@@ -14,7 +14,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,46 @@ import yaml
 from conftest import ROOT, SmallNight
 from PIL import Image as Pillow
 
+from visualbert_core.cluster import Pool
+from visualbert_core.config import ExtractConfig, PoolConfig
+from visualbert_core.features.extract import extract
+
 BIN = Path(sys.executable).parent
 pytestmark = pytest.mark.slow
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """Where it answers, its first process, and where it writes its logs."""
+
+    address: str
+    head: int
+    folder: Path
+
+    def log(self, submission: str) -> str:
+        """What a job has said so far."""
+        path = self.folder / "session_latest" / "logs" / f"job-driver-{submission}.log"
+        return path.read_text() if path.exists() else ""
+
+    @contextmanager
+    def paused_workers(self) -> Iterator[None]:
+        """Our actors get no further meanwhile."""
+        actors = [
+            pid for pid in _below(self.head) if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::_Host")
+        ]
+        assert len(actors) == 2
+        for pid in actors:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in actors:
+                os.kill(pid, signal.SIGCONT)
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of a one-node cluster of our own, ended with everything that it started."""
+def cluster() -> Iterator[Cluster]:
+    """A one-node cluster of our own, ended with everything that it started."""
     port, dashboard = _free_port(), _free_port()
     address = f"http://127.0.0.1:{dashboard}"
     ports = ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0"]
@@ -44,7 +78,7 @@ def cluster() -> Iterator[str]:
         )
         try:
             _wait_for(f"{address}/api/version", head)
-            yield address
+            yield Cluster(address, head.pid, Path(folder))
         finally:
             # Asked to end, Ray takes half a minute; nothing here is worth it.
             for process in (*_below(head.pid), head.pid):
@@ -53,12 +87,12 @@ def cluster() -> Iterator[str]:
             head.wait()
 
 
-def test_a_submitted_job_gives_the_same_scores(cluster: str, small_night: SmallNight, tmp_path: Path) -> None:
+def test_a_submitted_job_gives_the_same_scores(cluster: Cluster, small_night: SmallNight, tmp_path: Path) -> None:
     """The README's line on a cluster: exit code 0, the table in its log, and the same scores.json in all eight runs."""
     matrix = yaml.safe_load(small_night.matrix.read_text()) | {"pool": {"workers": 2}}
     path = tmp_path / "matrix.yaml"
     path.write_text(yaml.safe_dump(matrix))
-    submit = [BIN / "ray", "job", "submit", "--address", cluster, "--working-dir", "."]
+    submit = [BIN / "ray", "job", "submit", "--address", cluster.address, "--working-dir", "."]
     job = ["python", "jobs/nightly.py", path, "--out", tmp_path / "out"]
     done = subprocess.run(
         [*submit, "--", *map(str, job)], cwd=ROOT, env=_environment(), capture_output=True, text=True, check=False
@@ -72,34 +106,36 @@ def test_a_submitted_job_gives_the_same_scores(cluster: str, small_night: SmallN
         assert theirs.read_bytes() == mine.read_bytes(), mine.parent.name
 
 
-def test_a_stopped_job_drains(cluster: str, tmp_path: Path) -> None:
+def test_a_stopped_job_drains(cluster: Cluster, tmp_path: Path) -> None:
     """`ray job stop` in the middle: what runs is committed, the log says what is left, and the same line ends with
     the bytes of an undisturbed run."""
     pictures = tmp_path / "pictures"
     pictures.mkdir()
-    for number in range(200):
+    for number in range(80):
         Pillow.new("RGB", (224, 224), (number, 90, 30)).save(pictures / f"image{number:03}.png")
     detector = ROOT / "visualbert_core" / "world" / "weights" / "detector"
-
-    def line(out: Path) -> list[str]:
-        flags = ["--images", pictures, "--detector", detector, "--out", out, "--shard-size", 4, "--workers", 2]
-        return ["python", "jobs/extract_features.py", *map(str, flags)]
+    paths = ["--images", pictures, "--detector", detector, "--out", tmp_path / "out"]
+    line = ["--", "python", "jobs/extract_features.py", *map(str, paths), "--shard-size", "4", "--workers", "2"]
+    submit = ["job", "submit", "--address", cluster.address, "--working-dir", "."]
 
     grace = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
-    options = ["--address", cluster, "--submission-id", "stopped", "--no-wait", "--runtime-env-json", grace]
-    _ray("job", "submit", *options, "--working-dir", ".", "--", *line(tmp_path / "out"))
+    _ray(*submit, "--submission-id", "stopped", "--no-wait", "--runtime-env-json", grace, *line)
     _until(lambda: len(list((tmp_path / "out").glob("pictures/*/shards/*.json"))) > 2)
-    assert "was stopped" in _ray("job", "stop", "stopped", "--address", cluster)  # returns when the job has ended
-    log = _ray("job", "logs", "stopped", "--address", cluster)
+    with cluster.paused_workers():  # or they are through before the command has started
+        stop = _ray_process("job", "stop", "stopped", "--address", cluster.address)
+        _until(lambda: "stopping (SIGTERM)" in cluster.log("stopped"))
+    assert "was stopped" in _said(stop)  # it ends when the job has ended
+    log = cluster.log("stopped")
     left = re.search(r"stopped \(SIGTERM\): (\d+) of (\d+) shards are left", log)
     assert left, log
     assert 0 < int(left[1]) < int(left[2]) - 2
     (store,) = (tmp_path / "out").glob("pictures/*")
     assert not (store / "manifest.json").exists()
     assert {path.stem for path in (store / "parts").iterdir()} == {path.stem for path in (store / "shards").iterdir()}
-    for out in ("out", "undisturbed"):
-        _ray("job", "submit", "--address", cluster, "--working-dir", ".", "--", *line(tmp_path / out))
-    (undisturbed,) = (tmp_path / "undisturbed").glob("pictures/*")
+    _ray(*submit, *line)
+    with Pool(PoolConfig(inline=True)) as pool:
+        alone = {"images": pictures, "detector": detector, "out": tmp_path / "undisturbed"}
+        undisturbed = extract(ExtractConfig(**alone, shard_size=4), pool).folder
     assert _tree(store) == _tree(undisturbed)
 
 
@@ -108,18 +144,25 @@ def _tree(folder: Path) -> dict[str, bytes]:
 
 
 def _ray(*arguments: str) -> str:
-    done = subprocess.run(
-        [BIN / "ray", *arguments], cwd=ROOT, env=_environment(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    return _said(_ray_process(*arguments))
+
+
+def _ray_process(*arguments: str) -> subprocess.Popen[str]:
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen([BIN / "ray", *arguments], cwd=ROOT, env=_environment(), text=True, **both)
+
+
+def _said(process: subprocess.Popen[str]) -> str:
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    return said
 
 
 def _until(true: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
-        time.sleep(0.1)
+        time.sleep(0.02)
 
 
 def _below(pid: int) -> Iterator[int]:

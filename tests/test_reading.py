@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from visualbert_core.errors import AnnotationError
@@ -41,13 +41,11 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(elements=st.lists(VALUES, max_size=6), chunk=st.integers(1, 40), indent=st.none() | st.integers(0, 2))
-def test_any_list_is_read_as_json_reads_it(
-    tmp_path_factory: pytest.TempPathFactory, elements: list[Any], chunk: int, indent: int | None
-) -> None:
+def test_any_list_is_read_as_json_reads_it(memory: Path, elements: list[Any], chunk: int, indent: int | None) -> None:
     """Any values, with or without line breaks, at the top or under a key."""
-    path = tmp_path_factory.getbasetemp() / "any.json"
+    path = memory / "any.json"
     path.write_text(json.dumps(elements, indent=indent), encoding="utf-8")
     assert read(path, None, chunk) == elements
     path.write_text(json.dumps({"before": elements, "list": elements}, indent=indent, ensure_ascii=False), "utf-8")
@@ -96,9 +94,9 @@ def test_broken_json_is_one_line_that_says_where(tmp_path: Path, text: bytes, me
     assert "\n" not in str(caught.value)
 
 
-def test_any_truncation_is_an_error(tmp_path: Path) -> None:
+def test_any_truncation_is_an_error(memory: Path) -> None:
     """No prefix of a file passes for the file, with any size of chunks."""
-    path, whole = tmp_path / "cut.json", SMALL.strip().encode()
+    path, whole = memory / "cut.json", SMALL.strip().encode()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         for chunk in (1, 16, 1 << 20):

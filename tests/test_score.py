@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, SmallNight
+from conftest import ROOT, SmallNight, run_here
 from layouts import LAYOUTS, Layout
 
 from visualbert_core.cluster import Pool
@@ -49,11 +49,15 @@ def scored(task: Task, folder: Path, text: str, mode: Mode = "strict") -> dict[s
     return document(task, path, mode)
 
 
-def job(layout: Layout, folder: Path, text: str, *flags: str) -> subprocess.CompletedProcess[str]:
+def line(layout: Layout, folder: Path, text: str, *flags: str) -> list[str]:
     (folder / "predictions").write_text(text, encoding="utf-8")
     where = ("--annotations", str(layout.write(folder)), "--predictions", str(folder / "predictions"))
-    command = [sys.executable, str(ROOT / "jobs" / "score.py"), "--task", layout.task, "--split", layout.split, *where]
-    return subprocess.run([*command, *flags], capture_output=True, text=True, cwd=ROOT, check=False)
+    return [str(ROOT / "jobs" / "score.py"), "--task", layout.task, "--split", layout.split, *where, *flags]
+
+
+def job(layout: Layout, folder: Path, text: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    script, *arguments = line(layout, folder, text, *flags)
+    return run_here(Path(script), *arguments)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -176,7 +180,8 @@ def test_the_job_shows_counts_and_first_ids(tmp_path: Path) -> None:
     """Exit code 3, nothing on stdout, a table of five counts with ids, one error line that says who would be silent."""
     layout = LAYOUTS["nlvr2"]
     rows = (*layout.rows[:3], layout.rows[0], layout.unknown)
-    done = job(layout, tmp_path, layout.text(rows), "--json")
+    command = [sys.executable, *line(layout, tmp_path, layout.text(rows), "--json")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, done.stdout) == (3, "")
     table, error = done.stderr.splitlines()[:-1], done.stderr.splitlines()[-1]
     assert [line.split(maxsplit=2) for line in table] == [

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, SmallNight
-from test_jobs import job
 
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.evaluation.selfcheck import describe, self_check
@@ -77,14 +76,3 @@ def test_a_leak_is_found_and_sized(small_night: SmallNight, tmp_path: Path) -> N
     verdict, _, first, *_ = describe(found)
     assert verdict == f"20 examples, alone and in batches of 7: {len(found.changed)} answers changed"
     assert first.startswith(f"{found.changed[0].example_id}: {found.changed[0].alone} → other, logit gap ")
-
-
-@pytest.mark.slow
-def test_self_check_as_a_person_runs_it(small_night: SmallNight, tmp_path: Path) -> None:
-    """On Ray with two workers against one: exit code 0, one line of verdict, no run folder."""
-    asked = config(small_night, "vqa", tmp_path)
-    paths = ("--annotations", asked.annotations, "--features", asked.features, "--model", asked.model)
-    done = job("evaluate", "--task", "vqa", "--split", "val", *paths, "--out", tmp_path, "--workers", 2, "--self-check")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("48 examples, alone and in batches of 64: 0 answers changed\n")
-    assert list(tmp_path.iterdir()) == []

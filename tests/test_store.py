@@ -238,10 +238,10 @@ def test_a_flipped_feature_is_found_when_it_is_read(tmp_path: Path) -> None:
         FeatureStore.open(store.folder, verify=True)
 
 
-def test_one_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
+def test_one_flipped_bit_anywhere_is_found(memory: Path) -> None:
     """A bit of every file of a small store at many places: verification names that file, and the first opening does,
     except for the index, which is derived and is made anew."""
-    store = write(tmp_path, [ROWS["image001"], ROWS["image005"]], 10, [BAD])
+    store = write(memory, [ROWS["image001"], ROWS["image005"]], 10, [BAD])
     names.write(store.folder, FINGERPRINT, Names(("background", "cat"), ("red",)))
     random, undamaged = np.random.default_rng(0), list(store.scan())
     attached = store.folder / "index.arrow"

@@ -390,16 +390,16 @@ def mutants(text: str, count: int) -> Iterator[bytes]:
         )
 
 
-def test_mutated_files_score_or_end_in_one_line(tmp_path: Path) -> None:
+def test_mutated_files_score_or_end_in_one_line(memory: Path) -> None:
     """Whatever happens to a byte of the annotations or of a submission, there are scores or one line of error."""
     files = {"val.jsonl": json.dumps(record("val-1")) + "\n", "s.csv": f"{HEADER}\n{row_of('val-1')}\n"}
     errors = []
     for name in files:
         for mutant in mutants(files[name], 300):
             for other, text in files.items():
-                (tmp_path / other).write_text(text)
-            (tmp_path / name).write_bytes(mutant)
-            errors.append(error_of(tmp_path))
+                (memory / other).write_text(text)
+            (memory / name).write_bytes(mutant)
+            errors.append(error_of(memory))
     assert all(str(error).isprintable() for error in errors if error is not None)
     assert 20 < errors.count(None) < len(errors) - 20
 

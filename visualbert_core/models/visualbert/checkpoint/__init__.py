@@ -14,15 +14,16 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from visualbert_core.errors import CheckpointError
 from visualbert_core.models.visualbert.checkpoint.files import (
@@ -40,6 +41,18 @@ __all__ = ["SIDECAR_FILE", "Pretrained", "Sidecar", "checkpoint_folder", "weight
 
 SIDECAR_FILE = "visualbert_core.json"
 _LOG = logging.getLogger(__name__)
+
+
+class _Uninitialized(TorchFunctionMode):
+    """Modules made inside are not initialised: on the meta device torch does that by way of its compiler, whose import
+    takes seconds."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return None
+        return func(*args, **(kwargs or {}))
 
 
 class Pretrained(nn.Module):
@@ -82,9 +95,12 @@ class Pretrained(nn.Module):
         """The network with the tensors `found` under the names of this file format, `path` being their origin."""
         if new_head and cls.trunk is None:
             raise ValueError(f"{cls.__name__} has no head that could be new")
-        # "meta": no random initialisation of weights that are about to be replaced
-        with torch.device("cpu" if new_head else "meta"):
-            model = cls(config)
+        if new_head:
+            with torch.device("cpu"):
+                model = cls(config)
+        else:  # weights that are about to be replaced get neither memory nor random numbers
+            with torch.device("meta"), _Uninitialized():
+                model = cls(config)
         model.load_state_dict(model._fitted(found, path, new_head), assign=True, strict=not new_head)
         model.tie_weights()
         return model.eval()
