@@ -94,7 +94,7 @@ def nodes() -> Iterator[Nodes]:
         for name, value in LOCAL_ENVIRONMENT.items():
             if name not in os.environ:
                 patch.setenv(name, value)
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         nodes = Nodes()
         patch.setenv("RAY_ADDRESS", nodes.cluster.address)
         DRIVERS.set_forkserver_preload(PRELOADED)

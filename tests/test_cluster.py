@@ -201,7 +201,7 @@ def test_a_deadly_item_is_quarantined_and_all_others_are_kept(job: Job, pool: Po
 
 def test_an_item_that_hangs_is_quarantined(job: Job) -> None:
     """A worker that does not come back is replaced, and the item behind it is found as a deadly one is."""
-    job.run(Hangs, PoolConfig(workers=2, shard_timeout=2))
+    job.run(Hangs, PoolConfig(workers=2, shard_timeout=1))
     assert job.folder.pending(job.shards) == []
     assert job.quarantined() == {job.guilty.shard_id: "7"}
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image as Pillow
 
 from visualbert_core import storage, supervision
@@ -32,6 +31,10 @@ from visualbert_core.images import read_image
 from visualbert_core.schema import Image
 
 INLINE = PoolConfig(inline=True)
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's is, whose import takes an actor seconds."""
 
 
 class PixelDetector:
@@ -54,7 +57,7 @@ class PixelDetector:
     def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
         assert len({image.shape for image in images}) == 1
         if len(images) > self.largest:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         (self.folder / "batches" / f"{len(images)}-{os.urandom(8).hex()}").touch()
         return [self._regions(image, None if boxes is None else boxes[n]) for n, image in enumerate(images)]
 
