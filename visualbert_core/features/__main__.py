@@ -36,7 +36,8 @@ def main() -> int:
 
 def ls(flags: argparse.Namespace) -> None:
     store = FeatureStore.open(flags.store)
-    for image_id, width, height, regions in islice(store.sizes(), flags.limit):
+    limit = None if flags.limit is None else max(0, flags.limit)
+    for image_id, width, height, regions in islice(store.sizes(), limit):
         print(f"{image_id}\t{width}\t{height}\t{regions}")
 
 
