@@ -15,7 +15,7 @@ from rich.console import Console
 
 from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig, PoolConfig
-from visualbert_core.errors import CheckpointError, CoverageError, InputError
+from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.batches import batches, join, plan_examples, wrong_images
 from visualbert_core.evaluation.predictions import encode, read_predictions
 from visualbert_core.evaluation.run import evaluate, read_run
@@ -109,6 +109,29 @@ def test_other_ingredients_are_refused_by_name(vqa: EvaluateConfig) -> None:
     with pytest.raises(InputError, match=r"spec\.batch_size: 64 → 32") as raised:
         run(dataclasses.replace(vqa, batch_size=32))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"spec": {}, "provenance": 3}', "{", "\xff"])
+def test_damaged_documents_are_named(vqa: EvaluateConfig, text: str) -> None:
+    """A run folder whose run.json or scores.json is not what was written ends in one line with its path."""
+    folder = run(vqa)
+    for name in ("scores.json", "run.json"):
+        (folder / name).write_bytes(text.encode("latin-1"))
+        with pytest.raises(InputError, match=rf"{name} is damaged .*run the same line again") as raised:
+            read_run(folder)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(InputError, match=r"run\.json is damaged"):
+        run(vqa)
+    (folder / "run.json").unlink()
+    assert read_run(run(vqa)).record["status"] == "complete"
+    with pytest.raises(InputError, match=r"is not a run folder: it has no run\.json"):
+        read_run(folder / "predictions")
+
+
+def test_run_folders_lie_on_a_disk(vqa: EvaluateConfig) -> None:
+    """A bucket for --out is refused at once, rather than by its first missing file."""
+    with pytest.raises(ConfigError, match="s3://bucket/runs: run folders lie on a disk"):
+        run(dataclasses.replace(vqa, out=Path("s3://bucket/runs")))
 
 
 def test_precision_is_an_ingredient(vqa: EvaluateConfig) -> None:

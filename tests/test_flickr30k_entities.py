@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from visualbert_core.errors import AnnotationError, ConfigError, InputError, VisualBertCoreError
 from visualbert_core.schema import Phrase, Prediction
 from visualbert_core.tasks import judge, summarize
-from visualbert_core.tasks.flickr30k_entities import METRICS, PROTOCOLS, Flickr30kEntitiesTask
+from visualbert_core.tasks.flickr30k_entities import PROTOCOLS, RECALLS, Flickr30kEntitiesTask
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "flickr_protocols.json").read_text())
 
@@ -87,7 +87,7 @@ def test_scores_as_plummer(made_up: Path, tmp_path: Path) -> None:
     scores = judge(task, task.read_submission(saved(tmp_path / "p.json", GOLDEN["predictions"])))
     assert task.official(scores) == GOLDEN["plummer"]["printed"]
     summary = summarize(scores)
-    for metric, k in METRICS.items():
+    for metric, k in RECALLS.items():
         name = "Upper_bound" if k is None else f"Recall@{k}"
         assert summary.metrics[metric].value == pytest.approx(100 * GOLDEN["plummer"]["all"][name], abs=1e-9)
         ours = {group: values[metric][0] for group, values in summary.breakdown["phrase type"].items()}

@@ -122,6 +122,38 @@ def test_what_a_dataset_lacks(tmp_path: Path, task: str, columns: dict[str, list
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("task", "columns", "says"),
+    [
+        ("vqa", without(VQA, question=[None, "What?"]), "questions.json question_id 42000: 'question' is NoneType"),
+        ("vqa", without(VQA, question_id=[7, 7]), "questions.json: question_id 7 occurs twice"),
+        ("vqa", without(VQA, answers=[answers("red"), None]), "annotations.json question_id 7001: 'answers' is NoneT"),
+        ("nlvr2", without(NLVR2, identifier=["dev-1-0-0", "b"]), "dev.json line 2: identifier 'b' is not"),
+    ],
+)
+def test_what_no_job_would_read_is_not_written(
+    tmp_path: Path, task: str, columns: dict[str, list[Any]], says: str
+) -> None:
+    """The right columns, but the benchmark's reader refuses what comes out; the files of an earlier import stay."""
+    split, out = ("val" if task == "vqa" else "dev"), tmp_path / "out"
+    source = save(tmp_path / "good", VQA if task == "vqa" else NLVR2)
+    good = import_annotations(task, str(source), "validation", split, out)
+    before = [path.read_bytes() for path in good]
+    with pytest.raises(AnnotationError, match=says):
+        import_annotations(task, str(save(tmp_path / "bad", columns)), "validation", split, out)
+    assert [path.read_bytes() for path in good] == before
+    assert sorted(out.iterdir()) == sorted(good)
+
+
+def test_another_split_is_not_taken_for_the_one_asked_for(tmp_path: Path) -> None:
+    """A folder of a single split knows its name, and is no val if it is train."""
+    source = str(tmp_path / "train")
+    datasets.Dataset.from_dict(VQA, split=datasets.Split.TRAIN).save_to_disk(source)
+    with pytest.raises(ConfigError, match=r"unknown split of the dataset 'validation': .*known: train"):
+        import_annotations("vqa", source, "validation", "val", tmp_path / "out")
+    assert len(import_annotations("vqa", source, "train", "train", tmp_path / "out")) == 2
+
+
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
     """Other benchmarks, splits that are not there, and folders that hold no dataset are one line each."""
     source = str(save(tmp_path / "source", VQA))

@@ -181,5 +181,19 @@ def test_help_is_quick_and_shows_the_command_line() -> None:
         assert f"python jobs/{name}.py" in done.stdout
 
 
+def test_a_reader_who_leaves_early_hears_nothing(small_night: SmallNight) -> None:
+    """`… | head` ends without an error line or a traceback, whether a line or only the last flush finds out."""
+    (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
+    for arguments in (["-m", "visualbert_core.features", "ls", str(store)], ["-u", *_MANY_LINES]):
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = subprocess.run([sys.executable, *arguments], stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (1, "")
+
+
+_MANY_LINES = ("-c", "from visualbert_core.errors import end; end(lambda: [print(n) for n in range(99)] and 0)")
+
+
 def _bytes(folder: Path) -> dict[str, bytes]:
     return {os.path.relpath(p, folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -14,6 +14,9 @@ import yaml
 from conftest import ROOT, small_matrix
 from test_jobs import job, job_here, the_error
 
+from visualbert_core import storage
+from visualbert_core.errors import ConfigError, InputError
+from visualbert_core.evaluation.run import _claim
 from visualbert_core.nightly import Night, load_matrix, run_matrix, runs_folder
 from visualbert_core.nightly.plan import plan_night
 from visualbert_core.report.compare import Comparison
@@ -324,6 +327,63 @@ def test_a_night_must_be_a_name(tmp_path: Path) -> None:
     """A name that leads elsewhere is refused."""
     done = job("nightly", write_matrix(tmp_path), "--night", "../x")
     assert (done.returncode, "cannot name a folder" in the_error(done)) == (2, True)
+
+
+def test_another_smoke_night_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    """It is asked whether everything runs after a change: a sample made of something else is no obstacle."""
+    for limit in (3, 4):
+        night = run_matrix(load_matrix(write_matrix(tmp_path), {"limit": limit}))
+        assert night.exit_code == 0, night.cells[0].error
+        assert night.cells[0].run is not None
+        assert night.cells[0].run.record["coverage"]["predicted"] == limit
+    whole = run_matrix(load_matrix(write_matrix(tmp_path, gate=None), {}))
+    run = whole.cells[0].run
+    assert run is not None
+    with pytest.raises(InputError, match="made of other ingredients"):
+        _claim(run.folder, run.record | {"provenance": {}, "spec": run.record["spec"] | {"limit": 3}})
+
+
+def test_a_dry_run_knows_the_precision(tmp_path: Path) -> None:
+    """A store of bfloat16 features is found again: nothing is to do."""
+    matrix = yaml.safe_load(write_matrix(tmp_path, gate=None).read_text())
+    matrix["corpora"]["vqa-val2014"]["precision"] = "bfloat16"
+    config = load_matrix(write_matrix(tmp_path, gate=None, corpora=matrix["corpora"]), {})
+    run_matrix(config)
+    features = next(iter(plan_night(config, runs_folder(config))))
+    assert (features.total, features.to_do) == (24, 0)
+
+
+def cell_of(root: Path, **changes: Any) -> dict[str, Any]:
+    cell: dict[str, Any] = yaml.safe_load(write_matrix(root).read_text())["cells"][0]
+    return cell | changes
+
+
+def test_what_cannot_end_well_does_not_begin(tmp_path: Path) -> None:
+    """Two cells of one run folder, metrics that are none, names that lead elsewhere, runs in a bucket: one line each,
+    and nothing is written."""
+    corpora = yaml.safe_load(write_matrix(tmp_path).read_text())["corpora"]
+    twice = [cell_of(tmp_path), cell_of(tmp_path, precision="bfloat16")]
+    wrong: dict[str, dict[str, Any]] = {
+        rf"cells\[0\] and cells\[1\] would share the run folder {CELL}": {"cells": twice},
+        "vqa has no metric 'acuracy'; did you mean 'accuracy'": {"cells": [cell_of(tmp_path, drops={"acuracy": 1})]},
+        "vqa has no metric 'recall'": {"cells": [cell_of(tmp_path, floors={"recall": 50})]},
+        "'../x' cannot name a folder": {"name": "../x"},
+        "'' cannot name a folder": {"name": ""},
+        "'/x' cannot name a folder": {"corpora": corpora | {"/x": corpora["vqa-val2014"]}},
+        "out: s3://bucket/x: runs and reports lie on a disk": {"out": "s3://bucket/x"},
+    }
+    for says, changes in wrong.items():
+        with pytest.raises(ConfigError, match=says):
+            load_matrix(write_matrix(tmp_path, **changes), {})
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_a_matrix_may_lie_in_a_bucket(tmp_path: Path) -> None:
+    """An address is not relative to the data folder."""
+    corpora = yaml.safe_load(write_matrix(tmp_path).read_text())["corpora"]
+    corpora["vqa-val2014"]["images"] = "s3://bucket/val2014"
+    config = load_matrix(write_matrix(tmp_path, corpora=corpora), {})
+    assert storage.url(config.corpora["vqa-val2014"].images) == "s3://bucket/val2014"
 
 
 def test_the_matrix_that_comes_along_is_valid() -> None:

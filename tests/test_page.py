@@ -6,7 +6,9 @@ over the pictures that compress worst.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import re
 import shutil
 import sys
@@ -397,6 +399,26 @@ def test_pictures_share_their_bytes(tmp_path: Path) -> None:
     sheet = Sheet(1000)
     sheet.add(gone, regions)
     assert "a cannot be shown: No such file" in sheet.picture(gone, regions, [], True, "b")
+
+
+def test_images_of_one_file_are_not_mixed_up(tmp_path: Path) -> None:
+    """Members of a tar, or rows of a table, have a path in common: each figure still shows its own picture."""
+    images, data = [], b""
+    for name, colour in (("red", "#f00"), ("blue", "#00f")):
+        encoded = io.BytesIO()
+        Pillow.new("RGB", (640, 480), colour).save(encoded, "PNG")
+        images.append(Image(name, str(tmp_path / "shard.tar"), start=len(data), size=len(encoded.getvalue())))
+        data += encoded.getvalue()
+    (tmp_path / "shard.tar").write_bytes(data)
+    (regions,) = Noise().fetch_many(("a",))
+    sheet = Sheet(1_000_000)
+    for image in images:
+        sheet.add(image, regions)
+    shown = [re.search(r'<use href="#(picture-\d)">', sheet.picture(i, regions, [], False, "")) for i in images]
+    assert [found and found[1] for found in shown] == ["picture-0", "picture-1"]
+    pictures = re.findall(r'<image id="picture-\d" href="data:image/jpeg;base64,([^"]+)"', sheet.html())
+    decoded = [Pillow.open(io.BytesIO(base64.b64decode(jpeg))).getpixel((9, 9)) for jpeg in pictures]
+    assert [max(range(3), key=list(pixel).__getitem__) for pixel in decoded] == [0, 2]  # type: ignore[arg-type]
 
 
 def row(night: str, score: float, verdict: str) -> Row:

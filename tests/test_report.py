@@ -438,7 +438,26 @@ def test_terminal_prints_the_same_scores(cell: Any) -> None:
     print_table(DEMO, cells, Console(file=printed, width=80))
     text = printed.getvalue()
     (row,) = Page(render(DEMO, cells)).scores()
-    line = next(line for line in text.splitlines() if "accuracy" in line)
+    line = next(line for line in text.splitlines() if line.strip().startswith("accuracy"))
     assert line.split() == ["accuracy", *row["score"].split(), row["n"], row["chance"], *row["wrong image"].split()]
     assert "[red]VQA\n" in text
     assert "VCR\n  no score: no [model]" in text
+
+
+def test_terminal_has_no_column_for_what_was_not_asked(cell: Any) -> None:
+    """Where no cell has a wrong-image baseline, nothing says that it has no score."""
+    asked = dataclasses.replace(cell("vqa"), baseline=None)
+    printed = StringIO()
+    print_table(DEMO, [asked], Console(file=printed, width=80))
+    assert "accuracy" in printed.getvalue()
+    assert "wrong image" not in printed.getvalue()
+    assert "no score" not in printed.getvalue()
+
+
+def test_a_score_under_chance_is_said_to_be(cell: Any) -> None:
+    """What a run's scores have to be read with stands on the page and in the terminal, not in scores.json alone."""
+    asked = cell("vqa")  # whose questions have one answer: the blind guesser cannot be beaten
+    printed = StringIO()
+    print_table(DEMO, [asked], Console(file=printed, width=80))
+    assert "WARNING: accuracy is under chance" in printed.getvalue()
+    assert "accuracy is under chance" in render(DEMO, [asked])

@@ -321,6 +321,16 @@ def test_a_run_scores_as_its_file(tmp_path: Path, name: str) -> None:
     assert of_run == of_file | {"model": "made-up", "regions": "own", "warnings": ["foreign features: a test"]}
 
 
+def test_a_wrong_image_run_is_called_one(tmp_path: Path) -> None:
+    """The baseline's score does not look like the model's, also where only the text is read."""
+    task = opened(LAYOUTS["nlvr2"], tmp_path)
+    (tmp_path / "predictions").write_text(LAYOUTS["nlvr2"].text())
+    for regions, said in (("own", False), ("wrong-image", True)):
+        run = made_run(tmp_path / regions, task, tmp_path / "predictions", {"regions": regions})
+        lines = list(describe(document(task, run), {}))
+        assert any("over the regions of other images" in line for line in lines) == said
+
+
 def test_a_run_on_something_else_is_refused(tmp_path: Path) -> None:
     """Task, split and annotations must be those that the run was made on."""
     layout = LAYOUTS["nlvr2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +73,24 @@ def test_only_object_stores_are_taken() -> None:
     """A file system where half a file can be seen is refused by name."""
     with pytest.raises(ConfigError, match=r"^sftp:// is none of s3"):
         storage.read(Path("sftp://host/file"))
+
+
+def test_a_store_that_lets_nobody_in_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """botocore's errors are no OSErrors: without credentials, and where nobody listens, every question raises one."""
+    pytest.importorskip("s3fs")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    storage._system.cache_clear()
+    try:
+        for question in (storage.read, storage.size, storage.files):
+            with pytest.raises(OSError, match=r"^s3://bucket/a: Unable to locate credentials$"):
+                question(Path("s3://bucket/a"))
+    finally:
+        storage._system.cache_clear()
 
 
 def test_a_remote_store_is_a_store(remote: FeatureStore) -> None:

@@ -142,6 +142,17 @@ def test_a_pickle_that_runs_code(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
+@pytest.mark.parametrize("data", [b"hi\n", b"", b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_what_is_no_weights_file(tmp_path: Path, data: bytes) -> None:
+    """A web page, a pointer of Git LFS or an empty file under the weights' name is one line with its path."""
+    made(ours.VisualBertForVisualReasoning).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: cannot be read .*download it again") as raised:
+        ours.VisualBertForVisualReasoning.from_pretrained(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
 def test_a_decoder_that_is_not_the_word_table(tmp_path: Path) -> None:
     """A written-out copy of a tied weight that differs from it is refused, because only one of the two can be kept."""
     made(ours.VisualBertForPreTraining).save_pretrained(tmp_path)

@@ -23,6 +23,8 @@ Exit codes of every job (`end` applies them):
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -91,13 +93,27 @@ class UnfinishedError(VisualBertCoreError):
 
 def end(job: Callable[[], int]) -> NoReturn:
     """Run a job's main function and exit with its code; an error of the tree above is one line on stderr, and so is a
-    file that the system does not hand out or take (exit 1)."""
+    file that the system does not hand out or take (exit 1). Where whoever reads stdout leaves early, as `| head` does,
+    nothing is said."""
     try:
-        sys.exit(job())
+        code = job()
+        sys.stdout.flush()  # while its failure can still be answered
+        sys.exit(code)
     except VisualBertCoreError as error:
         message = str(error)  # it may quote a value of any length from a file
         sys.stderr.write(f"error: {message if len(message) <= LONGEST else message[:LONGEST] + ' …'}\n")
         sys.exit(error.exit_code)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(1)
         sys.stderr.write(f"error: {error}: mend it and run the same line again\n")
         sys.exit(1)
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout has lost its reader. It then leads nowhere from here on, or Python would complain at its exit."""
+    stdout = select.poll()
+    stdout.register(sys.stdout, 0)  # a pipe without a reader is said to be one whatever is asked
+    if left := bool(stdout.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return left

@@ -133,14 +133,36 @@ def _remote(path: Path) -> tuple[Any, str]:
     return _system(protocol), key
 
 
+class _System:
+    """A file system all of whose troubles are OSErrors. botocore's are not: no credentials, no connection."""
+
+    def __init__(self, system: Any, protocol: str) -> None:
+        self._system, self._protocol = system, protocol
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._system, name)
+
+        def ask(*args: Any, **options: Any) -> Any:
+            try:
+                return method(*args, **options)
+            except OSError:
+                raise
+            except Exception as error:  # the plug-ins' libraries have no common base
+                key = args[0] if args and isinstance(args[0], str) else ""
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise OSError(f"{self._protocol}://{key}: {reason}") from error
+
+        return ask
+
+
 @lru_cache
-def _system(protocol: str) -> Any:
+def _system(protocol: str) -> _System:
     import fsspec
 
     if protocol not in OBJECT_STORES:
         raise ConfigError(f"{protocol}:// is none of {', '.join(OBJECT_STORES)}: use one of them, or a folder")
     try:
         # Another process may write what this one has just looked for.
-        return fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True)
+        return _System(fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True), protocol)
     except ImportError as error:
         raise ConfigError(f"{protocol}:// cannot be read here: {error}") from error

@@ -21,9 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from visualbert_core import storage
 from visualbert_core.cluster import Pool, in_halves
 from visualbert_core.config import EvaluateConfig
-from visualbert_core.errors import CheckpointError, CoverageError, InputError
+from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.batches import ExampleShard, Joined, batches, join, plan_examples, sample, wrong_images
 from visualbert_core.evaluation.predictions import encode, read_predictions
 from visualbert_core.evaluation.score import Answers, score
@@ -39,6 +40,8 @@ from visualbert_core.tasks import Task, open_task
 LoadModel = Callable[[Path, str, str | None, str], Model]
 """folder, task, device, precision → model"""
 
+_AGAIN = "delete it and run the same line again"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -53,6 +56,8 @@ class Run:
 def evaluate(config: EvaluateConfig, pool: Pool, load: LoadModel = load_model) -> Run:
     """Predict what is missing, then score. Raises InputError for inputs that do not fit together, CoverageError (after
     run.json says so) where examples are left without a prediction."""
+    if address := storage.url(config.out):
+        raise ConfigError(f"{address}: run folders lie on a disk, only features may lie in a bucket: name a folder")
     task = open_task(config.task, config.annotations, config.split)
     store = FeatureStore.open(config.features)
     model = load(config.model, config.task, "cpu", config.precision)
@@ -83,13 +88,29 @@ def run_folder(config: EvaluateConfig) -> Path:
 
 
 def read_run(folder: Path) -> Run:
-    """A run folder as it stands. Raises InputError where there is none."""
+    """A run folder as it stands. Raises InputError where there is none, or naming a document that is damaged."""
     try:
-        record = json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} is not a run folder: {error}") from error
-    scores = folder / "scores.json"
-    return Run(folder, record, json.loads(scores.read_text()) if scores.exists() else None)
+        record = _document(folder / "run.json", spec=dict, provenance=dict, status=str, warnings=list)
+    except FileNotFoundError:
+        raise InputError(f"{folder} is not a run folder: it has no run.json") from None
+    try:
+        dicts = dict.fromkeys(("scores", "intervals", "units", "chance", "breakdown"), dict)
+        scores = _document(folder / "scores.json", task=str, split=str, headline=str, warnings=list, **dicts)
+    except FileNotFoundError:
+        return Run(folder, record, None)
+    return Run(folder, record, scores)
+
+
+def _document(path: Path, **kinds: type) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): {_AGAIN}") from None
+    for name, kind in kinds.items():
+        if not isinstance(found, dict) or not isinstance(found.get(name), kind):
+            raise InputError(f"{path} is damaged ({name!r} is no {kind.__name__}): {_AGAIN}")
+    document: dict[str, Any] = found
+    return document
 
 
 class EvaluationWorker:
@@ -183,15 +204,19 @@ def _provenance(config: EvaluateConfig, task: Task, store: FeatureStore, model: 
 
 
 def _claim(folder: Path, record: dict[str, Any]) -> None:
-    """Start or resume a run folder; one that was made of something else is refused, saying of what."""
+    """Start or resume a run folder; one that was made of something else is refused, saying of what. A sample gives way
+    to another one."""
     if (folder / "run.json").exists():
-        found = differences(read_run(folder).record["provenance"], record["provenance"])
-        if found:
+        held = read_run(folder).record
+        found = differences(held["provenance"], record["provenance"])
+        if not found:
+            return
+        if not ("limit" in held["spec"] and "limit" in record["spec"]):  # nothing that counts is lost with a sample
             raise InputError(
                 f"{folder} holds a run made of other ingredients ({'; '.join(found[:3])}): delete it or choose another "
                 "output folder"
             )
-        return
+    (folder / "scores.json").unlink(missing_ok=True)  # somebody may have deleted run.json alone
     _write(folder / "run.json", record)
 
 

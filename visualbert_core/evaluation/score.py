@@ -216,7 +216,8 @@ def _number(value: float) -> float | None:
 def describe(document: Mapping[str, Any], paper: Mapping[str, float]) -> Iterator[str]:
     """The lines of a scores document; `paper` is metric → percent published for the same split and protocol."""
     yield document["protocol"]
-    yield f"{document['task']} {document['split']}, {document['n']:,} examples"
+    wrong_image = ", over the regions of other images" if document.get("regions") == "wrong-image" else ""
+    yield f"{document['task']} {document['split']}, {document['n']:,} examples{wrong_image}"
     yield from (f"WARNING: {warning}" for warning in document["warnings"])
     if document["partial"]:
         yield from _partial(document)

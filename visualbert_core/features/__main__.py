@@ -44,12 +44,13 @@ def main() -> int:
 
 def ls(flags: argparse.Namespace) -> None:
     store = FeatureStore.open(flags.store)
+    limit = None if flags.limit is None else max(0, flags.limit)
     if flags.image:
-        for row in store.fetch_many(flags.image[: flags.limit]):
+        for row in store.fetch_many(flags.image[:limit]):
             for region in range(row.num_regions):
-                print(row.image_id, *_region(store, row, region), sep="\t")
+                print(row.image_id, *_region(store, row, region), sep="	")
         return
-    for image_id, width, height, regions in islice(store.sizes(), flags.limit):
+    for image_id, width, height, regions in islice(store.sizes(), limit):
         print(f"{image_id}\t{width}\t{height}\t{regions}")
 
 

@@ -12,12 +12,13 @@ import dataclasses
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from visualbert_core import storage
 from visualbert_core.cluster import Pool
 from visualbert_core.config import (
     CellConfig,
@@ -40,7 +41,7 @@ from visualbert_core.report.history import Timing
 from visualbert_core.report.html import write_report
 from visualbert_core.report.trackers import TrackedNight, check_trackers, track
 from visualbert_core.shards import ShardFolder
-from visualbert_core.tasks import TASKS, open_task
+from visualbert_core.tasks import METRICS, TASKS, open_task
 from visualbert_core.world.files import make_world
 
 REGRESSION = 4
@@ -62,7 +63,8 @@ class Night:
 def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
     """The configuration of a YAML file with some top-level keys replaced; paths become absolute, for every node alike.
 
-    Raises ConfigError for an unknown key, task or corpus before anything is computed.
+    Raises ConfigError, before anything is computed, for an unknown key, task, metric or corpus, and for a name that is
+    no folder's, or two cells'.
     """
     values = read_yaml(path)
     config = from_mapping(NightlyConfig, values | overrides if isinstance(values, dict) else values, str(path))
@@ -70,19 +72,24 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
         raise ConfigError(f"{path}: cells: the matrix is empty")
     config = dataclasses.replace(config, night=_night(path, config))
     check_trackers(config.trackers, str(path))
+    if address := storage.url(config.out):
+        raise ConfigError(f"{path}: out: {address}: runs and reports lie on a disk: name a folder")
+    for name in (config.name, *config.corpora):
+        if not re.fullmatch(r"\w[^/\n]*", name):
+            raise ConfigError(f"{path}: {name!r} cannot name a folder: begin with a letter or digit, without slashes")
     out = config.out.absolute()
     data = (out / "world" if config.world else config.data).absolute()
     if config.limit is not None:
         out /= "smoke"
+    folders: dict[str, int] = {}
     for number, cell in enumerate(config.cells):
-        where = f"{path}: cells[{number}]"
-        if cell.task not in TASKS:
-            raise ConfigError(f"{where}: unknown task {cell.task!r}{nearest(cell.task, TASKS)}")
-        for metric, bounds in cell.wrong_image.items():
-            if len(bounds) != 2:
-                raise ConfigError(f"{where}: wrong_image.{metric}: expected [low, high], found {list(bounds)}")
-        if cell.corpus not in config.corpora:
-            raise ConfigError(f"{where}: unknown corpus {cell.corpus!r}{nearest(cell.corpus, config.corpora)}")
+        _check_cell(f"{path}: cells[{number}]", cell, config.corpora)
+        name = f"{cell.model.absolute().name}__{cell.task}__{cell.split}"
+        if (first := folders.setdefault(name, number)) != number:
+            raise ConfigError(
+                f"{path}: cells[{first}] and cells[{number}] would share the run folder {name}: give one's checkpoint "
+                "another name, or a matrix of another `name`"
+            )
     return dataclasses.replace(
         config,
         out=out,
@@ -92,6 +99,19 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
             dataclasses.replace(c, annotations=data / c.annotations, model=c.model.absolute()) for c in config.cells
         ),
     )
+
+
+def _check_cell(where: str, cell: CellConfig, corpora: Collection[str]) -> None:
+    if cell.task not in TASKS:
+        raise ConfigError(f"{where}: unknown task {cell.task!r}{nearest(cell.task, TASKS)}")
+    for metric in (*cell.floors, *cell.wrong_image, *cell.drops):
+        if metric not in METRICS[cell.task]:
+            raise ConfigError(f"{where}: {cell.task} has no metric {metric!r}{nearest(metric, METRICS[cell.task])}")
+    for metric, bounds in cell.wrong_image.items():
+        if len(bounds) != 2:
+            raise ConfigError(f"{where}: wrong_image.{metric}: expected [low, high], found {list(bounds)}")
+    if cell.corpus not in corpora:
+        raise ConfigError(f"{where}: unknown corpus {cell.corpus!r}{nearest(cell.corpus, corpora)}")
 
 
 def _night(path: Path, config: NightlyConfig) -> str:
@@ -293,7 +313,8 @@ def _evaluate_config(
 
 
 def _absolute_corpus(corpus: CorpusConfig, data: Path) -> CorpusConfig:
-    return dataclasses.replace(corpus, images=data / corpus.images, detector=corpus.detector.absolute())
+    images = corpus.images if storage.url(corpus.images) else data / corpus.images
+    return dataclasses.replace(corpus, images=images, detector=corpus.detector.absolute())
 
 
 def _complain(line: str) -> bool:

@@ -81,7 +81,7 @@ def _step(name: str, unit: str, count: Callable[[], Counts], timing: Timing | No
 def _images(config: NightlyConfig, name: str) -> Counts:
     corpus = config.corpora[name]
     total = len(list_images(corpus.images, corpus.boxes).first(config.limit))
-    fingerprint = full_fingerprint(load_detector(corpus.detector, "cpu"), corpus.boxes)
+    fingerprint = full_fingerprint(load_detector(corpus.detector, "cpu", corpus.precision), corpus.boxes)
     return total, _done(store_folder(config.out / "features", name, fingerprint))
 
 

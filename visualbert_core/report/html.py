@@ -20,6 +20,7 @@ from visualbert_core.report.scores import (
     SYNTHETIC,
     Estimate,
     ScoreLine,
+    has_wrong_image,
     label,
     percent,
     reason,
@@ -121,7 +122,7 @@ def _trends(cells: Sequence[ReportCell], night: GatedNight) -> Html:
 
 
 def _scores(info: ReportInfo, cells: Sequence[ReportCell], night: GatedNight | None) -> Html:
-    shown = {"earlier": bool(night), "wrong image": _has_wrong_image(cells), "paper": not info.synthetic}
+    shown = {"earlier": bool(night), "wrong image": has_wrong_image(cells), "paper": not info.synthetic}
     names = ("metric", "score", "earlier", "wrong image", "chance", "paper", "n")
     columns = [name for name in names if shown.get(name, True)]
     nights: Sequence[CellNight | None] = night.cells if night else [None] * len(cells)
@@ -133,10 +134,6 @@ def _scores(info: ReportInfo, cells: Sequence[ReportCell], night: GatedNight | N
     table = tag("table", caption, head(columns), *bodies, class_="scores")
     parts = [table, legend(bool(night), shown["wrong image"]), _reading(cells, columns)]
     return tag("section", tag("h2", "Scores"), *parts, id="scores")
-
-
-def _has_wrong_image(cells: Sequence[ReportCell]) -> bool:
-    return any(cell.baseline is not None for cell in cells)
 
 
 def _rows(number: int, cell: ReportCell, night: CellNight | None, columns: Sequence[str]) -> Html:

@@ -65,35 +65,35 @@ class Sheet:
 
     def __init__(self, byte_limit: int) -> None:
         self._byte_limit = byte_limit
-        self._images: dict[str, tuple[Image, Regions]] = {}
+        self._images: dict[Image, Regions] = {}  # a path would not do: a tar or a table holds many
         self._outlines: dict[str, str] = {}
-        self._why: dict[str, str] = {}
+        self._why: dict[Image, str] = {}
 
     def add(self, image: Image | None, regions: Regions) -> None:
         """Twice the same does nothing."""
         if image is not None:
-            self._images.setdefault(str(image.path), (image, regions))
+            self._images.setdefault(image, regions)
         self._outlines.setdefault(_outline_key(regions), f"regions-{len(self._outlines)}")
 
     @cached_property
-    def _names(self) -> dict[str, tuple[str, str]]:
-        """path → (id, data) of the pictures that can be shown; of the others `_why` is filled."""
+    def _names(self) -> dict[Image, tuple[str, str]]:
+        """image → (id, data) of the pictures that can be shown; of the others `_why` is filled."""
         share = self._byte_limit // max(1, len(self._images))
         found = {}
-        for number, (path, (image, _)) in enumerate(self._images.items()):
+        for number, image in enumerate(self._images):
             source, why = _source(image, partial(_within, limit=share))
             if source:
-                found[path] = f"picture-{number}", _data(source)
+                found[image] = f"picture-{number}", _data(source)
             else:
-                self._why[path] = why
+                self._why[image] = why
         return found
 
     def html(self) -> Html:
         """What the figures refer to: takes no room by itself."""
         images = [
             tag("image", id=name, href=data, width=r.width, height=r.height, preserveAspectRatio="none")
-            for path, (name, data) in self._names.items()
-            for _, r in [self._images[path]]
+            for image, (name, data) in self._names.items()
+            for r in [self._images[image]]
         ]
         outlines = [
             tag("path", id=name, d=path, vector_effect="non-scaling-stroke") for path, name in self._outlines.items()
@@ -102,7 +102,7 @@ class Sheet:
 
     def picture(self, image: Image | None, regions: Regions, boxes: Sequence[Box], outlined: bool, alt: str) -> Html:
         """A picture with its regions, if `outlined`, and boxes; a frame that says why where it cannot be shown."""
-        known = self._names.get(str(image.path)) if image else None
+        known = self._names.get(image) if image else None
         shapes = [tag("use", href=f"#{known[0]}")] if known else []
         if outlined:
             name = f"#{self._outlines[_outline_key(regions)]}"
@@ -113,7 +113,7 @@ class Sheet:
         shapes += [_label(box, regions) for box in boxes if box.label]
         view = f"0 0 {regions.width} {regions.height}"
         svg = tag("svg", *shapes, viewBox=view, preserveAspectRatio="none", role="img", aria_label=alt)
-        why = "" if known else _missing(regions, self._why.get(str(image.path), "") if image else _UNKNOWN)
+        why = "" if known else _missing(regions, self._why.get(image, "") if image else _UNKNOWN)
         return tag("div", why, svg, class_="picture", style=f"aspect-ratio:{regions.width}/{regions.height}")
 
 

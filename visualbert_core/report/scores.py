@@ -72,14 +72,21 @@ def score_lines(cell: ReportCell) -> list[ScoreLine]:
     ]
 
 
+def has_wrong_image(cells: Iterable[ReportCell]) -> bool:
+    """Whether some cell was also evaluated over the regions of other images."""
+    return any(cell.baseline is not None for cell in cells)
+
+
 def scores_of(run: Run | None) -> dict[str, Any] | None:
     """The scores document of a complete run."""
     return None if run is None else run.scores
 
 
 def warnings(cell: ReportCell) -> list[str]:
-    """What has to be said with a cell's scores, such as features of another space than the checkpoint's."""
-    found: list[str] = [] if cell.run is None else cell.run.record["warnings"]
+    """What has to be said with a cell's scores: features of another space than the checkpoint's, worse than chance."""
+    if cell.run is None:
+        return []
+    found: list[str] = (cell.run.scores or cell.run.record)["warnings"]
     return found
 
 

@@ -10,21 +10,32 @@ from rich.table import Table
 from rich.text import Text
 
 from visualbert_core.report import ReportCell, ReportInfo
-from visualbert_core.report.scores import SYNTHETIC, Estimate, ScoreLine, label, percent, reason, score_lines, warnings
+from visualbert_core.report.scores import (
+    SYNTHETIC,
+    Estimate,
+    ScoreLine,
+    has_wrong_image,
+    label,
+    percent,
+    reason,
+    score_lines,
+    warnings,
+)
 
 _COLUMNS = {"metric": 14, "score [95 %]": 19, "n": 8, "chance": 7, "wrong image": 19}
 
 
 def print_table(info: ReportInfo, cells: Sequence[ReportCell], console: Console) -> None:
-    """Print a line a cell and under it a row a metric, or why there is none."""
+    """Print a line a cell and under it a row a metric, or why there is none; the wrong image where there is one."""
     # Every text is a Text: titles and reasons may hold what rich would take for its own markup.
     console.print(Text(info.title, "bold underline"))
     if info.synthetic:
         console.print(Text(SYNTHETIC, "yellow"))
-    console.print("", _indented(_table([list(_COLUMNS)], "dim")), sep="\n")
+    columns = [name for name in _COLUMNS if name != "wrong image" or has_wrong_image(cells)]
+    console.print("", _indented(_table(columns, [columns], "dim")), sep="\n")
     for cell in cells:
         lines = score_lines(cell)
-        below = _table(map(_row, lines)) if lines else Text(f"no score: {reason(cell)}", "red")
+        below = _table(columns, map(_row, lines)) if lines else Text(f"no score: {reason(cell)}", "red")
         warned = [_indented(Text(f"WARNING: {warning}", "red")) for warning in warnings(cell)]
         console.print("", Text(cell.title, "bold"), *warned, _indented(below), sep="\n")
 
@@ -33,13 +44,13 @@ def _indented(block: Table | Text) -> Padding:
     return Padding(block, (0, 0, 0, 2), expand=False)
 
 
-def _table(rows: Iterable[Sequence[str | Text]], style: str = "") -> Table:
-    """Rows in columns of fixed width, so that those of all cells stand under one another."""
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], style: str = "") -> Table:
+    """Rows, cut to these columns, which are of fixed width so that those of all cells stand under one another."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 0, 0, 2), style=style)
-    for name, width in _COLUMNS.items():
-        table.add_column(width=width, justify="left" if name == "metric" else "right", no_wrap=True)
+    for name in columns:
+        table.add_column(width=_COLUMNS[name], justify="left" if name == "metric" else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*row[: len(columns)])
     return table
 
 

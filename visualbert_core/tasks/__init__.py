@@ -124,6 +124,9 @@ TASKS: dict[str, Callable[[Path, str, str | None], Task]] = {
 
 _FILES: dict[str, ModuleType] = {"vqa": vqa, "vcr": vcr, "nlvr2": nlvr2, "flickr30k_entities": flickr30k_entities}
 
+METRICS = {name: tuple(file.METRICS) for name, file in _FILES.items()}
+"""What each benchmark may score; what needs a file that is not there, as VQA's pairs do, is then left out."""
+
 PAPERS = {name: Paper(file.PAPER_TABLE, file.PAPER) for name, file in _FILES.items()}
 
 

@@ -42,7 +42,8 @@ PROTOCOLS = {
     "merged": "Flickr30K Entities MERGED boxes, IoU ≥ 0.5 (MDETR 'merged')",
     "plummer": "Flickr30K Entities enclosing box, IoU ≥ 0.5 with + 1 a side (Plummer et al., pl-clc)",
 }
-METRICS: dict[str, int | None] = {"recall@1": 1, "recall@5": 5, "recall@10": 10, "upper_bound": None}
+RECALLS: dict[str, int | None] = {"recall@1": 1, "recall@5": 5, "recall@10": 10, "upper_bound": None}
+METRICS = (*RECALLS, "pointing")
 
 PAPER_TABLE = "VisualBERT, arXiv:1908.03557, table 4"
 PAPER = {
@@ -105,7 +106,7 @@ class Flickr30kEntitiesTask:
         for example_id, item in self._items.items():
             for index, (ranked, gold) in enumerate(self._phrases(predictions[example_id], item)):
                 overlap = overlaps(ranked, gold, self._inclusive)
-                values = {metric: recall(overlap, k) for metric, k in METRICS.items()}
+                values = {metric: recall(overlap, k) for metric, k in RECALLS.items()}
                 values["pointing"] = float(points(ranked[:1], gold).any())
                 groups = {"phrase type": item.mentions[index].types}
                 for metric, value in values.items():
@@ -118,7 +119,7 @@ class Flickr30kEntitiesTask:
         for example_id, item in self._items.items():
             for ranked, gold in self._phrases(predictions[example_id], item):
                 hit = hits(ranked, gold, self._inclusive)
-                for metric, k in METRICS.items():
+                for metric, k in RECALLS.items():
                     if k is not None:
                         totals[metric] += chance_recall(hit, k)
                 totals["pointing"] += chance_recall(points(ranked, gold), 1)
@@ -143,7 +144,7 @@ class Flickr30kEntitiesTask:
         Under plummer as pl-clc's `evalAllCuesFlickr30K` prints it: "Accuracy" and "Upper Bound", six decimals.
         """
         printed: dict[str, float] = {}
-        for metric, k in METRICS.items():
+        for metric, k in RECALLS.items():
             values: defaultdict[str, list[float]] = defaultdict(list)
             for score in scores:
                 if score.metric == metric:

@@ -22,7 +22,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from tempfile import TemporaryDirectory
+from typing import IO, Any, NamedTuple
 
 from visualbert_core.errors import AnnotationError, ConfigError
 from visualbert_core.tasks import nlvr2, vqa
@@ -41,15 +42,22 @@ def import_annotations(task: str, source: str, source_split: str, split: str, ou
 
     `source` is a folder (`save_to_disk`, or Parquet and other files that `load_dataset` takes) or a Hub id. Record by
     record: memory does not grow with the dataset. Raises ConfigError (task, split, a dataset that cannot be opened),
-    AnnotationError (a column or a value that the benchmark needs is not there); then nothing is left in `out`.
+    AnnotationError (a column or a value that the benchmark needs is not there, or the reader refuses what came out);
+    then nothing is left in `out`, and what was there stays.
     """
     if task in _NOT_OFFERED:
         raise ConfigError(f"{task} cannot be imported from a dataset: {_NOT_OFFERED[task]}")
-    write, splits = _WRITERS[choose("task", task, _WRITERS)]
+    write, splits, read = _WRITERS[choose("task", task, _WRITERS)]
     choose(f"{task} split", split, splits)
     dataset = _open(source, source_split)
     out.mkdir(parents=True, exist_ok=True)
-    return write(_Records(source, dataset), split, out)
+    with TemporaryDirectory(prefix=".import-", dir=out) as draft:
+        written = write(_Records(source, dataset), split, Path(draft))
+        try:
+            read(Path(draft), split)
+        except AnnotationError as error:
+            raise AnnotationError(f"{source}: as {str(error).replace(f'{draft}/', '')}") from None
+        return tuple(path.replace(out / path.name) for path in written)
 
 
 class _Records:
@@ -83,7 +91,8 @@ def _open(source: str, split: str) -> Any:
         if not saved:
             return datasets.load_dataset(source, split=split, streaming=True)
         found = datasets.load_from_disk(source)
-        return found[choose("split of the dataset", split, list(found))] if isinstance(found, dict) else found
+        held = found if isinstance(found, dict) else {str(found.split or split): found}
+        return held[choose("split of the dataset", split, list(held))]
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{source}: split {split!r} cannot be opened as a dataset ({reason})") from None
@@ -113,7 +122,7 @@ def _write_vqa(records: _Records, split: str, out: Path) -> tuple[Path, ...]:
             yield (question, ids | labels) if labelled else (question,)
 
     heads = [f'{{"data_subtype": "{subset}", "{key}": [\n' for key in ("questions", "annotations")]
-    _publish(paths, rows(), heads, ",\n", "\n]}\n")
+    _write(paths, rows(), heads, ",\n", "\n]}\n")
     return paths
 
 
@@ -126,13 +135,19 @@ def _write_nlvr2(records: _Records, split: str, out: Path) -> tuple[Path, ...]:
             yield ({**row, "label": _label(row["label"], where)},)
 
     paths = (out / f"{split}.json",)
-    _publish(paths, rows(), [""], "\n", "\n")
+    _write(paths, rows(), [""], "\n", "\n")
     return paths
 
 
-_WRITERS: dict[str, tuple[Callable[[_Records, str, Path], tuple[Path, ...]], tuple[str, ...]]] = {
-    "vqa": (_write_vqa, tuple(vqa.SUBSETS)),
-    "nlvr2": (_write_nlvr2, nlvr2.SPLITS),
+class _Writer(NamedTuple):
+    write: Callable[[_Records, str, Path], tuple[Path, ...]]
+    splits: tuple[str, ...]
+    read: Callable[[Path, str], object]
+
+
+_WRITERS = {
+    "vqa": _Writer(_write_vqa, tuple(vqa.SUBSETS), vqa.VqaTask),
+    "nlvr2": _Writer(_write_nlvr2, nlvr2.SPLITS, nlvr2.Nlvr2Task),
 }
 
 
@@ -153,23 +168,16 @@ def _label(value: Any, where: str) -> str:
     return labels[str(value).lower()]
 
 
-def _publish(
+def _write(
     paths: tuple[Path, ...], rows: Iterable[tuple[Record, ...]], heads: list[str], between: str, tail: str
 ) -> None:
-    """Write one record a row to each file; the names appear when all is written."""
-    unfinished = [path.with_name(path.name + ".part") for path in paths]
-    try:
-        with ExitStack() as stack:
-            files: list[IO[str]] = [stack.enter_context(path.open("w", encoding="utf-8")) for path in unfinished]
-            for file, head in zip(files, heads, strict=False):
-                file.write(head)
-            for index, row in enumerate(rows):
-                for file, record in zip(files, row, strict=True):
-                    file.write((between if index else "") + json.dumps(record, ensure_ascii=False))
-            for file in files:
-                file.write(tail)
-        for path, final in zip(unfinished, paths, strict=True):
-            path.replace(final)
-    finally:
-        for path in unfinished:
-            path.unlink(missing_ok=True)
+    """Write one record a row to each file."""
+    with ExitStack() as stack:
+        files: list[IO[str]] = [stack.enter_context(path.open("w", encoding="utf-8")) for path in paths]
+        for file, head in zip(files, heads, strict=False):
+            file.write(head)
+        for index, row in enumerate(rows):
+            for file, record in zip(files, row, strict=True):
+                file.write((between if index else "") + json.dumps(record, ensure_ascii=False))
+        for file in files:
+            file.write(tail)

@@ -33,6 +33,7 @@ SUBSETS = ("balanced-dev", "unbalanced-dev", "balanced-test1", "unbalanced-test1
 SPLITS = ("dev", "test1", "test2", "train", *SUBSETS)
 PROTOCOLS = {"official": "NLVR2 official (metrics.py)"}
 LABELS = ("True", "False")
+METRICS = ("accuracy", "consistency")
 PHENOMENA = "annotated_dev_examples.txt"
 
 PAPER_TABLE = "VisualBERT, arXiv:1908.03557, table 3"
@@ -125,7 +126,7 @@ class Nlvr2Task:
 
     def official(self, scores: Sequence[Score]) -> dict[str, Any]:
         """What metrics.py prints: fractions, not rounded."""
-        values = {metric: [s.value for s in scores if s.metric == metric] for metric in ("accuracy", "consistency")}
+        values = {metric: [s.value for s in scores if s.metric == metric] for metric in METRICS}
         return {metric: sum(every) / len(every) for metric, every in values.items()}
 
     def submission(self, predictions: Mapping[str, Prediction]) -> bytes:

@@ -37,6 +37,8 @@ PROTOCOLS = {
 its normaliser differs in one rule, on answers such as "1,,000". MMF (vqa_evalai_accuracy at b0ffc7fb) normalises
 everywhere as well, but drops commas and question marks and splits off 's beforehand, which is not offered here."""
 
+METRICS = ("accuracy", "pair_accuracy")
+
 PAPER_TABLE = "VisualBERT, arXiv:1908.03557, table 1"
 PAPER = {"test-dev": {"accuracy": 70.80}, "test-std": {"accuracy": 71.00}}
 

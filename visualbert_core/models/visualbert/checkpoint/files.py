@@ -30,6 +30,7 @@ WEIGHTS = (SAFETENSORS_FILE, SAFETENSORS_FILE + INDEX, TORCH_FILE, TORCH_FILE + 
 """In order of preference."""
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+_MALFORMED = (OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, MemoryError)
 _CONVERT = "python -m visualbert_core.models.visualbert.checkpoint convert IN OUT"
 _BESIDE = (CONFIG_FILE, "visualbert_core.json", "vocab.txt", "tokenizer.json", "answers.txt")
 
@@ -124,8 +125,9 @@ def _shards(index: Path) -> Mapping[str, str]:
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         found: Any = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({_first_line(error)})") from None
+    except (SafetensorError, pickle.UnpicklingError, *_MALFORMED) as error:
+        why = _first_line(error)
+        raise CheckpointError(f"{path}: cannot be read ({why}): no weights, or cut short; download it again") from None
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise CheckpointError(f"{path}: must hold named tensors and nothing else")
     # copy: both readers map the file, and weights must survive its replacement.
