@@ -23,7 +23,7 @@ from visualbert_core.cluster import Pool
 from visualbert_core.config import ExtractConfig, PoolConfig
 from visualbert_core.corpus import list_images
 from visualbert_core.detector import Detection
-from visualbert_core.errors import CheckpointError, CoverageError, ShardError
+from visualbert_core.errors import CheckpointError, CoverageError, InputError, ShardError
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.features.worker import AHEAD, FeatureWorker, _batches, full_fingerprint, plan_images
@@ -192,6 +192,33 @@ def test_a_finished_store_is_opened_without_computing(world: World) -> None:
     world.add("newcomer", 7)
     assert "newcomer" in world.extract()
     assert len(set((world.root / "store").rglob("parts/*")) - parts) <= 2
+
+
+def test_other_images_of_the_same_names_are_refused(world: World) -> None:
+    """A store is named after its corpus and recipe: other pictures there, edited or moved, are not taken for done."""
+    store = world.extract(shard_size=4)
+    before = tree(store.folder)
+    paths = sorted(world.pictures.iterdir())
+    data = [path.read_bytes() for path in paths]
+    for path, other in zip(paths, data[1:] + data[:1], strict=True):
+        path.write_bytes(other)
+    with pytest.raises(InputError, match=r"the file of 'image\d\d' is not the one .*--corpus"):
+        world.extract(shard_size=4)
+    with pytest.raises(InputError, match=r"the file of 'image\d\d' is not the one"):
+        world.extract(shard_size=5)  # of whose shards none is done
+    for path in paths:
+        path.rename(path.with_stem("x" + path.stem))
+    with pytest.raises(InputError, match=r"features of other images, e\.g\. 'image\d\d': .*--corpus"):
+        world.extract(shard_size=4)
+    assert tree(store.folder) == before
+
+
+def test_a_part_that_was_deleted_is_made_again(world: World) -> None:
+    """Also where it was the only one, so that nothing is left that the images could be compared with."""
+    store = world.extract(shard_size=100)
+    before = tree(store.folder)
+    store.part_paths[0].unlink()
+    assert tree(world.extract(shard_size=100).folder) == before
 
 
 def test_bad_images_are_rows(world: World) -> None:

@@ -60,6 +60,11 @@ def fetch(images: Sequence[Image]) -> list[Image]:
     return [replace(image, data=found.get((image.path, image.row))) for image in images]
 
 
+def image_digest(image: Image) -> str:
+    """The digest (xxh3-128) of the file's bytes. Raises OSError where it cannot be read."""
+    return xxhash.xxh3_128_hexdigest(_bytes(image))
+
+
 def read_image(image: Image) -> tuple[np.ndarray, str]:
     """The pixels, uint8 [H, W, 3] RGB, and the digest (xxh3-128) of the file's bytes.
 

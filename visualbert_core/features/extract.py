@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,9 @@ from visualbert_core.cluster import Pool, Worker
 from visualbert_core.config import ExtractConfig
 from visualbert_core.corpus import corpus_name, list_images
 from visualbert_core.detector import Naming, ObjectEncoder, load_detector
-from visualbert_core.errors import ConfigError, CoverageError, InputError
+from visualbert_core.errors import ConfigError, CoverageError, InputError, StoreError
 from visualbert_core.features import canary, names
+from visualbert_core.features.resume import check_images
 from visualbert_core.features.store import FeatureStore, store_folder
 from visualbert_core.features.worker import FeatureWorker, ImageShard, LoadDetector, full_fingerprint, plan_images
 from visualbert_core.images import fetch
@@ -36,14 +38,15 @@ def extract(config: ExtractConfig, pool: Pool, load: LoadDetector = load_detecto
     in the store's manifest and listed by `FeatureStore.failures`.
 
     Raises InputError for a corpus without images, ConfigError for a detector that needs boxes and is given none,
-    CheckpointError for a detector that does not load, DriftError where the canary finds other features and InputError
-    where it has nothing to compare, both before anything is written, ShardError where a shard could not be computed,
-    CoverageError for more failed images than `max_failures`.
+    CheckpointError for a detector that does not load; before anything is written, DriftError where the canary finds
+    other features, InputError where it has nothing to compare or the store was made of other images; ShardError where
+    a shard could not be computed, CoverageError for more failed images than `max_failures`.
     """
     if config.canary_store is not None and config.canary is None:
         raise ConfigError("canary_store needs to be told how many images of it to extract: add --canary N")
     load = partial(load, precision=config.precision)
-    images = list_images(config.images, config.boxes).first(config.limit)
+    every = list_images(config.images, config.boxes)
+    images = every.first(config.limit)
     detector, out = config.detector.absolute(), storage.absolute(config.out)  # workers may stand elsewhere
     corpus = config.corpus or corpus_name(config.images)
     probe = load(detector, "cpu")
@@ -60,6 +63,7 @@ def extract(config: ExtractConfig, pool: Pool, load: LoadDetector = load_detecto
         else:
             held = FeatureStore.open(config.canary_store)
         canary.check(held, config.canary, extraction, pool)
+    check_images(folder, folder.committed(shards) or _earlier(folder), every)
     publish(folder.root / "fingerprint.json", json.dumps(fingerprint, indent=1, sort_keys=True).encode())
     if isinstance(probe, Naming):
         names.write(folder.root, fingerprint, probe.names)
@@ -87,6 +91,13 @@ def check(
     fingerprint = full_fingerprint(load(detector, "cpu"), boxes)
     make_worker = partial(FeatureWorker, detector, held.folder, fingerprint, ExtractConfig.batch_size, load)
     canary.check(held, number, _extraction(found, make_worker, fingerprint), pool)
+
+
+def _earlier(folder: ShardFolder) -> Sequence[Marker]:
+    """The shards of a finished run over other images, or other shards of the same."""
+    with suppress(StoreError):  # unfinished, or with parts that are missing and about to be made again
+        return folder.read_manifest().shards
+    return ()
 
 
 def _extraction(
