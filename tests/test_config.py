@@ -11,6 +11,7 @@ import pytest
 from visualbert_core.config import EvaluateConfig, ExtractConfig, NightlyConfig, from_mapping, read_json, read_yaml
 from visualbert_core.errors import ConfigError
 from visualbert_core.nightly import load_matrix
+from visualbert_core.storage import absolute
 
 ROOT = Path(__file__).parents[1]
 MATRIX: dict[str, Any] = {
@@ -102,6 +103,7 @@ def test_a_matrix_is_checked_before_it_runs(tmp_path: Path, old: str, new: str, 
         ({"pool": {"threads_per_worker": 0}}, "m.yaml: pool: threads_per_worker is 0: it must be at least 1"),
         ({"pool": {"gpus_per_worker": -0.5}}, "m.yaml: pool: gpus_per_worker is -0.5: it must be at least 0"),
         ({"limit": -1}, "m.yaml: limit is -1: it must be at least 1"),
+        ({"world": {"vqa_images": 0}}, "m.yaml: world: vqa_images is 0: it must be at least 1"),
         ({"gate": {"power": 1.5}}, "m.yaml: gate: power: 1.5 is not between 0 and 1"),
     ],
 )
@@ -117,6 +119,21 @@ def test_numbers_of_a_command_line_that_cannot_be() -> None:
     for wrong in ({"limit": -1}, {"batch_size": 0}, {"shard_size": 0}, {"canary": 0}, {"max_failures": -1}):
         with pytest.raises(ConfigError, match=f"^{next(iter(wrong))} is "):
             ExtractConfig(images=path, detector=path, out=path, **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["../out", "/abs", "", ".hidden", "a/b"])
+def test_a_corpus_lies_below_its_root(name: str) -> None:
+    """The name of a corpus is one folder's, below --out."""
+    path = Path("x")
+    with pytest.raises(ConfigError, match="cannot name a folder"):
+        ExtractConfig(images=path, detector=path, out=path, corpus=name)
+
+
+def test_home_is_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ~ in a file, or in quotes on a command line, is no folder of that name."""
+    monkeypatch.setenv("HOME", "/home/me")
+    assert from_mapping(NightlyConfig, MATRIX | {"out": "~/x"}, "m.yaml").out == Path("/home/me/x")
+    assert absolute("~/x") == Path("/home/me/x")
 
 
 def test_the_demo_is_a_valid_matrix(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_lists(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     path = tmp_path / "val.txt"
-    path.write_text(f"in/1.jpg\n\n{tmp_path / '2.png'}\n")
+    path.write_text(f"\ufeffin/1.jpg\n\n{tmp_path / '2.png'}\n")  # as Windows writes it
     expected = [Image("1", str(tmp_path / "in/1.jpg")), Image("2", str(tmp_path / "2.png"))]
     assert list(list_images(path).values()) == expected
 
@@ -135,6 +135,27 @@ def test_tars_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.tar").write_bytes(one.read_bytes()[:300])
     with pytest.raises(InputError, match=r"cut\.tar: cannot be read as an uncompressed tar"):
         list_images(tmp_path / "cut.tar")
+
+
+def test_links_in_a_tar_are_refused(tmp_path: Path) -> None:
+    """An image that is only a link to another member, soft or hard, is not left out without a word."""
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+        with tarfile.open(tmp_path / "t.tar", "w") as tar:
+            entry = tarfile.TarInfo("b.png")
+            entry.type, entry.linkname = kind, "a.png"
+            tar.addfile(entry)
+        with pytest.raises(InputError, match=r"t\.tar: member 'b\.png' is a link; pack the files themselves"):
+            list_images(tmp_path / "t.tar")
+
+
+def test_what_lies_among_images_and_is_none(tmp_path: Path) -> None:
+    """What a Mac leaves beside a file is passed over, and a pipe, which nobody may ever write into, is not opened; a
+    link to nothing is an image that cannot be read, not one that is not there."""
+    for name in ("1.png", "._1.png"):
+        (tmp_path / name).touch()
+    os.mkfifo(tmp_path / "2.png")
+    (tmp_path / "3.png").symlink_to("nowhere")
+    assert list(list_images(tmp_path)) == ["1", "3"]
 
 
 def test_tars_among_the_files_of_a_folder_are_left_alone(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import csv
 import pickle
 import shutil
@@ -182,6 +183,27 @@ def test_torn_rows_of_a_tsv_are_failures(tmp_path: Path) -> None:
         "line 6": "1 fields instead of 6",
         "8": "11 fields instead of 6",
     }
+
+
+def test_ids_of_a_tsv_are_utf8(tmp_path: Path) -> None:
+    """A byte order mark is no part of the first id, letters may have accents, and what is no text is no image."""
+    source = WRITERS["bua-tsv"](tmp_path / "source.tsv")
+    good = [line.partition(b"\t") for line in lines(source)[:3]]
+    names = (codecs.BOM_UTF8 + b"8", "é".encode(), "é".encode("latin-1"))
+    source.write_bytes(b"".join(name + tab + rest for name, (_, tab, rest) in zip(names, good, strict=True)))
+    store = run("bua-tsv", source, tmp_path)
+    assert store.image_ids == ["8", "é"]
+    assert failures(store) == {"line 3": "b'\\xe9' is no image id in UTF-8"}
+
+
+@pytest.mark.parametrize(
+    ("ids", "says"), [("x", r"makes 'x' of '\d+' and '\d+'"), ("{0.foo}", "does not make an image")]
+)
+def test_ids_that_are_made_wrongly(tmp_path: Path, ids: str, says: str) -> None:
+    """A pattern that folds records into one image, or cannot be filled in, is refused before anything is written."""
+    with pytest.raises(ConfigError, match=says):
+        run("bua-tsv", WRITERS["bua-tsv"](tmp_path / "source.tsv"), tmp_path / "out", ids=ids)
+    assert not (tmp_path / "out").exists()
 
 
 def test_attributes_that_are_torn_are_failures(tmp_path: Path) -> None:

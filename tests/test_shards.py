@@ -241,8 +241,18 @@ def test_no_manifest_before_the_last_shard(folder: ShardFolder, shards: list[Sha
     fill(folder, shards[:-1])
     with pytest.raises(ShardError, match=f"1 of {len(shards)} shards are not done, the first is {shards[-1].shard_id}"):
         folder.finish(shards, {})
-    with pytest.raises(StoreError, match=r"is unfinished \(it has no manifest\.json\): run the same line again"):
+    with pytest.raises(StoreError, match=r"is unfinished \(it has no manifest\.json\): run the line again"):
         folder.read_manifest()
+
+
+def test_a_name_that_is_nearly_one(folder: ShardFolder, shards: list[Shard]) -> None:
+    """What is not there is not called unfinished, and who names the folder above is told what lies in it."""
+    fill(folder, shards)
+    folder.finish(shards, {})
+    with pytest.raises(StoreError, match=r"outt is not there: correct its name"):
+        ShardFolder(folder.root.with_name("outt")).read_manifest()
+    with pytest.raises(StoreError, match=rf"is the folder of {folder.root.name}: name one of them"):
+        ShardFolder(folder.root.parent).read_manifest()
 
 
 def test_finishing_twice_writes_once_and_another_plan_replaces(folder: ShardFolder, shards: list[Shard]) -> None:

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -105,6 +106,8 @@ class ExtractConfig:
     def __post_init__(self) -> None:
         _at_least(1, self, "batch_size", "shard_size", "limit", "canary")
         _at_least(0, self, "max_failures")
+        if self.corpus is not None:
+            folder_name(self.corpus)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +197,9 @@ class WorldConfig:
     flickr_images: int = 120
     """Five captions each."""
 
+    def __post_init__(self) -> None:
+        _at_least(1, self, "vqa_images", "vcr_images", "nlvr2_sets", "flickr_images")
+
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig:
@@ -247,6 +253,8 @@ class NightlyConfig:
     pool: PoolConfig = field(default_factory=PoolConfig)
 
     def __post_init__(self) -> None:
+        for name in (self.name, *self.corpora):
+            folder_name(name)
         _at_least(1, self, "limit")
         _at_least(0, self, "examples", "gpu_hour")
 
@@ -293,6 +301,13 @@ def from_mapping(cls: type[T], values: Any, where: str) -> T:
         raise ConfigError(f"{where}: {error}") from None
 
 
+def folder_name(name: str) -> str:
+    """`name` itself. Raises ConfigError for one that cannot name a folder below another."""
+    if not re.fullmatch(r"\w[^/\n]*", name):
+        raise ConfigError(f"{name!r} cannot name a folder: begin with a letter or digit, without slashes")
+    return name
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` or `; known: a, b` for an error message."""
     known = list(known)
@@ -321,7 +336,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is dict:
         return {str(k): _convert(args[1], v, f"{where}.{k}") for k, v in _expect(dict, value, where).items()}
     if hint is Path:
-        return Path(_expect(str, value, where))
+        return Path(_expect(str, value, where)).expanduser()
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return value if hint is Any else _expect(hint, value, where)

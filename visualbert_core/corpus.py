@@ -30,6 +30,7 @@ from visualbert_core.tables import list_parquet, list_saved
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
 LISTS = frozenset({".txt", ".lst"})
 TABLE = ".parquet"
+APPLE = "._"  # begins files that a Mac leaves beside others and in tars; they hold no picture
 
 _BLOCK = 1 << 20  # ids that are held against each other at a time
 _A_ROW = -1
@@ -201,7 +202,7 @@ def _images_or_tables(paths: Iterable[Path]) -> Iterator[Path]:
     an archive of the very same."""
     tables, images = [], False
     for path in paths:
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(APPLE):
             images = True
             yield path
         elif path.suffix.lower() == TABLE:
@@ -224,13 +225,13 @@ def _below(root: Path) -> Iterator[Path]:
             for entry in entries:
                 if entry.is_dir():
                     folders.append(Path(entry.path))
-                else:
+                elif entry.is_file() or entry.is_symlink():  # reading a pipe would never end
                     yield Path(entry.path)
 
 
 def _listed(path: Path) -> Iterator[Path]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
     for number, line in enumerate(lines, start=1):
@@ -250,11 +251,11 @@ def _members(path: Path) -> Iterator[Image]:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 name = PurePosixPath(member.name)
-                # AppleDouble files ("._a.jpg") come with tars made on a Mac and hold no picture.
-                if not member.isfile() or name.suffix.lower() not in SUFFIXES or name.name.startswith("._"):
+                if member.isdir() or name.suffix.lower() not in SUFFIXES or name.name.startswith(APPLE):
                     continue
-                if member.issparse():
-                    raise InputError(f"{path}: member {member.name!r} is sparse; pack the tar without --sparse")
+                if not member.isreg() or member.issparse():
+                    kind = "sparse" if member.issparse() else "a link"
+                    raise InputError(f"{path}: member {member.name!r} is {kind}; pack the files themselves")
                 image_id = name.name[: -len(name.suffix)]
                 yield Image(image_id, str(path), start=member.offset_data, size=member.size)
     except tarfile.TarError as error:

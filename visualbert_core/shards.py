@@ -31,7 +31,7 @@ from visualbert_core.schema import Failure
 
 LOST = "every worker process that had it alone died or hung"
 ABANDONED = 3600.0  # seconds without a write to a draft
-_AGAIN = "delete it and run the same line again"
+_AGAIN = "delete it and run the line again that wrote it"
 
 # ---------------------------------------------------------------------------------------------------------------------
 # plan
@@ -287,8 +287,7 @@ class ShardFolder:
         try:
             data = storage.read(self.manifest_path)
         except FileNotFoundError as error:
-            message = f"{self.root} is unfinished (it has no manifest.json): run the same line again"
-            raise StoreError(message) from error
+            raise StoreError(self._why_no_manifest()) from error
         try:
             record = json.loads(data)
             manifest = Manifest(record["about"], tuple(map(Marker.from_record, record["shards"])))
@@ -300,6 +299,14 @@ class ShardFolder:
         if verify:
             self.verify(manifest)
         return manifest
+
+    def _why_no_manifest(self) -> str:
+        if storage.url(self.root) is None:
+            if not self.root.exists():
+                return f"{self.root} is not there: correct its name"
+            if inside := sorted(path.parent.name for path in self.root.glob("*/manifest.json")):
+                return f"{self.root} is the folder of {', '.join(inside[:3])}: name one of them"
+        return f"{self.root} is unfinished (it has no manifest.json): run the line again that writes it"
 
     def verify(self, manifest: Manifest) -> None:
         """Read every file that the manifest names. Raises StoreError naming the first that is not as it was written."""

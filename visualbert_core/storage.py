@@ -37,8 +37,8 @@ def url(path: str | Path) -> str | None:
 
 
 def absolute(path: str | Path) -> Path:
-    """`path` for whoever stands elsewhere; a URL stays as it is."""
-    return Path(path) if url(path) else Path(path).absolute()
+    """`path` for whoever stands elsewhere, ~ being the home folder; a URL stays as it is."""
+    return Path(path) if url(path) else Path(path).expanduser().absolute()
 
 
 def size(path: Path) -> int | None:

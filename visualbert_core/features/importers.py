@@ -20,6 +20,7 @@ import binascii
 import io
 import json
 import pickle
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -31,6 +32,7 @@ import xxhash
 
 from visualbert_core import storage
 from visualbert_core.cluster import Pool
+from visualbert_core.config import folder_name
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
 from visualbert_core.provenance import digest_file, digest_json
@@ -82,13 +84,18 @@ def import_features(
     """
     if kind not in KINDS:
         raise ConfigError(f"{kind!r} is none of {', '.join(KINDS)}")
-    source, out = source.absolute(), storage.absolute(out)  # workers may stand elsewhere
+    source, out = storage.absolute(source), storage.absolute(out)  # workers may stand elsewhere
+    corpus = source.stem if corpus is None else folder_name(corpus)
     if not source.exists():
         raise InputError(f"{source} does not exist")
     reader = KINDS[kind](source)
     places: dict[str, tuple[Place, ...]] = {}
+    names: dict[str, str] = {}
     for name, place in reader.records():
         image_id = _named(name, ids)
+        if (first := names.setdefault(image_id, name)) != name:
+            both = f"{first!r} and {name!r}"
+            raise ConfigError(f"{ids!r} makes {image_id!r} of {both}: write {{}} where the source's id is to stand")
         places[image_id] = (*places.get(image_id, ()), place)
     fingerprint = {
         "imported": "unverified",
@@ -98,7 +105,7 @@ def import_features(
         "space": space,
         "feature_size": _feature_size(reader, places, source),
     }
-    folder = ShardFolder(store_folder(out, corpus or source.stem, fingerprint))
+    folder = ShardFolder(store_folder(out, corpus, fingerprint))
     publish(folder.root / "fingerprint.json", json.dumps(fingerprint, indent=1, sort_keys=True).encode())
     shards = [
         RecordShard(shard.shard_id, shard.items, tuple(places[item] for item in shard.items))
@@ -106,14 +113,14 @@ def import_features(
     ]
     make_worker = partial(ImportWorker, kind, source, folder.root, fingerprint)
     pool.run(make_worker, folder.pending(shards), f"import of {source.name}")
-    folder.finish(shards, {"corpus": corpus or source.stem, "fingerprint": fingerprint})
+    folder.finish(shards, {"corpus": corpus, "fingerprint": fingerprint})
     return FeatureStore.open(folder.root)
 
 
 def _named(name: str, ids: str) -> str:
     try:
         return ids.format(name)
-    except (ValueError, LookupError) as error:
+    except (ValueError, LookupError, AttributeError) as error:
         raise ConfigError(f"{ids!r} does not make an image id of {name!r}: {error}") from error
 
 
@@ -201,10 +208,10 @@ class TsvSource:
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 state.update(line)
-                if line.strip():
-                    name, tab, _ = line.partition(b"\t")
-                    readable = tab and name.isascii() and name.strip() == name and name
-                    yield name.decode() if readable else f"line {number}", (offset, len(line))
+                mark = len(BOM_UTF8) if number == 1 and line.startswith(BOM_UTF8) else 0
+                if line[mark:].strip():
+                    name, tab, _ = line[mark:].partition(b"\t")
+                    yield (_id(name) if tab else None) or f"line {number}", (offset + mark, len(line) - mark)
                 offset += len(line)
         self._digest = state.hexdigest()
 
@@ -218,6 +225,8 @@ class TsvSource:
             values = file.read(place[1]).rstrip(b"\r\n").split(b"\t")
         if len(values) != len(self.fields):
             raise MalformedError(f"{len(values)} fields instead of {len(self.fields)}")
+        if _id(values[0]) is None:
+            raise MalformedError(f"{values[0][:40]!r} is no image id in UTF-8")
         record = dict(zip(self.fields, values, strict=True))
         count = _int(record, "num_boxes")
         features = _base64(record, "features", "<f4")
@@ -236,6 +245,15 @@ class TsvSource:
             attributes=_base64(record, "attrs_id", "<i8") if objects else None,
             attribute_scores=_base64(record, "attrs_conf", "<f4") if objects else None,
         )
+
+
+def _id(name: bytes) -> str | None:
+    """The id that a field holds; None where it is none."""
+    try:
+        text = name.decode()
+    except UnicodeDecodeError:
+        return None
+    return text if text and text.strip() == text else None
 
 
 def _shaped(boxes: np.ndarray, count: int) -> np.ndarray:

@@ -50,7 +50,7 @@ def read(store: Path, fingerprint: Mapping[str, Any]) -> Names:
     except (ValueError, KeyError, TypeError):
         names = Names()
     if data != _encoded(fingerprint, names):
-        raise StoreError(f"{path} is damaged or another store's: delete it and run the same line again")
+        raise StoreError(f"{path} is damaged or another store's: delete it and run the line again that wrote it")
     return names
 
 

@@ -51,5 +51,5 @@ def _digests(path: Path) -> dict[str, str]:
         with pq.ParquetFile(storage.opened(path), page_checksum_verification=True) as file:
             table = file.read(["image_id", "image_digest"], use_threads=False)
     except (OSError, pa.ArrowInvalid) as error:
-        raise StoreError(f"{path} is damaged ({error}): delete it and run the same line again") from None
+        raise StoreError(f"{path} is damaged ({error}): delete it and run the line again that wrote it") from None
     return dict(zip(table["image_id"].to_pylist(), table["image_digest"].to_pylist(), strict=True))

@@ -309,7 +309,7 @@ class FeatureStore:
         if not self._index.intact(row, piece):
             path = self.part_paths[self._index.span(row).part]
             image_id = self._index.image_ids[row]
-            raise StoreError(f"{path} is damaged at {image_id!r}: delete it and run the same line again")
+            raise StoreError(f"{path} is damaged at {image_id!r}: delete it and run the line again that wrote it")
         # torch wants aligned memory that it may write to.
         return self._index.regions(row, piece.copy() if copy or piece.ctypes.data % 2 else piece)
 

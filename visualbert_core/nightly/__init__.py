@@ -74,9 +74,6 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
     check_trackers(config.trackers, str(path))
     if address := storage.url(config.out):
         raise ConfigError(f"{path}: out: {address}: runs and reports lie on a disk: name a folder")
-    for name in (config.name, *config.corpora):
-        if not re.fullmatch(r"\w[^/\n]*", name):
-            raise ConfigError(f"{path}: {name!r} cannot name a folder: begin with a letter or digit, without slashes")
     out = config.out.absolute()
     data = (out / "world" if config.world else config.data).absolute()
     if config.limit is not None:
@@ -118,8 +115,6 @@ def _night(path: Path, config: NightlyConfig) -> str:
     night = config.night or datetime.now(UTC).date().isoformat()
     if not re.fullmatch(r"\w[\w.-]*", night):
         raise ConfigError(f"{path}: night: {night!r} cannot name a folder: use letters, digits, dots and dashes")
-    if config.limit is not None and config.limit < 1:
-        raise ConfigError(f"{path}: limit: {config.limit} examples are none")
     return night
 
 
