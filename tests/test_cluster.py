@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from visualbert_core import supervision
+from visualbert_core import cluster, supervision
 from visualbert_core.cluster import Pool, in_halves
 from visualbert_core.config import PoolConfig
 from visualbert_core.errors import CheckpointError, ShardError, UnfinishedError
@@ -316,6 +316,28 @@ def test_a_cuda_error_ends_the_process(job: Job) -> None:
     job.shards = plan([str(number) for number in range(60)], "test", 2)
     with pytest.raises(ShardError, match=r"finished nothing, the last: CUDA error: an illegal memory access"):
         job.run(DeadGpu, ONE)
+
+
+def test_a_worker_of_no_gpu_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray hides a node's GPUs only from workers that have some of them; the others would all compute on the first."""
+    seen = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for gpus in (0.5, 0.0):
+        cluster._Host().boot(lambda: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]), 1, gpus)
+    assert seen == ["0,1", ""]
+
+
+def test_a_gpu_that_torch_cannot_use_is_no_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker with a GPU whose driver torch does not fit says so; it does not compute on the CPU for days."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(cluster, "NVIDIA_DRIVER", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.raises(RuntimeError, match=r"this worker has a GPU, but torch .* cannot use it"):
+        cluster._Host().boot(lambda: None, 1, 1.0)
+    cluster._Host().boot(lambda: None, 1, 0.0)
 
 
 @pytest.mark.parametrize("items", [1, 3, 20])

@@ -12,6 +12,7 @@ import test_fpn
 import test_r2c_resnet50
 import test_vg_c4
 import torch
+from pretend_gpu import DEVICE, pretend_gpu
 from published import picture
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -19,7 +20,7 @@ from torchvision import ops
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, box_iou
 
 from visualbert_core.detector import Detection, Detector, load_detector
-from visualbert_core.detector.inference import answering, lower, ready
+from visualbert_core.detector.inference import PRECISIONS, answering, lower, ready
 from visualbert_core.detector.r2c_resnet50 import convert as convert_r2c
 from visualbert_core.detector.roi_align import pool_as, roi_align
 from visualbert_core.detector.torchvision_rcnn import DetectorConfig, build
@@ -224,8 +225,44 @@ def test_levels_are_torchvisions() -> None:
 
 
 def test_float32_is_no_tf32() -> None:
-    """While a detector answers, cuDNN may not round to TF32; afterwards everything is as it was."""
-    seen = answering(lambda: (torch.backends.cudnn.allow_tf32, torch.is_inference_mode_enabled()))
-    before = torch.backends.cudnn.allow_tf32, torch.is_inference_mode_enabled()
-    assert seen() == (False, True)
-    assert (torch.backends.cudnn.allow_tf32, torch.is_inference_mode_enabled()) == before
+    """While a detector answers, neither cuDNN nor a product may round to TF32, whatever the caller or the container
+    chose; afterwards everything is as it was."""
+
+    def settings() -> tuple[bool, str, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision(), torch.is_inference_mode_enabled()
+
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert answering(settings)() == (False, "highest", True)
+        assert settings() == (True, "high", False)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU: see the next one")
+@pytest.mark.parametrize("given_boxes", [False, True])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("space", SPACES)
+def test_a_detector_keeps_to_its_gpu(space: str, precision: str, given_boxes: bool, folders: dict[str, Path]) -> None:
+    """On a GPU, also one that is not the current one, no operation is of two devices and no answer is read before it
+    has arrived: the features are those of the images one by one on a CPU, unless rounding moves a choice."""
+    images = [picture(seed, 60, 80) for seed in range(2 if precision == "float32" else 1)]
+    boxes = [given(i) for i in images] if given_boxes or space == "r2c_resnet50" else None
+    expected = load_detector(folders[space], "cpu", precision).detect(images, boxes)
+    with pretend_gpu():
+        found = load_detector(folders[space], str(DEVICE), precision).detect(images, boxes)
+    for a, b in zip(found, expected, strict=True):
+        assert a.features.shape == b.features.shape
+        scale = np.abs(b.features).max()
+        assert (np.abs(a.features - b.features).max(1) < 0.02 * scale).mean() > 0.9
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("space", SPACES)
+def test_gpu_equals_cpu(space: str, folders: dict[str, Path]) -> None:
+    """Given boxes have the CPU's features on a GPU, in float32 to 1e-4 of their scale."""
+    images = [picture(seed, 60, 80) for seed in range(3)]
+    boxes = [given(i) for i in images]
+    expected, found = (load_detector(folders[space], d).detect(images, boxes) for d in ("cpu", "cuda"))
+    for a, b in zip(found, expected, strict=True):
+        assert np.abs(a.features - b.features).max() < 1e-4 * np.abs(b.features).max()

@@ -17,13 +17,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pretend_gpu import DEVICE, OnGPU, PretendGPU, held, pretend_gpu
 from torch import Tensor
 from torch.nn import functional
 
 from visualbert_core.errors import ConfigError
 from visualbert_core.models.visualbert import VisualBertConfig, inference
 from visualbert_core.models.visualbert.checkpoint import Pretrained
-from visualbert_core.models.visualbert.cuda import GraphedEncoder, bucket
+from visualbert_core.models.visualbert.cuda import GraphedEncoder, bucket, has_variable_length
 from visualbert_core.models.visualbert.inference import PRECISIONS, Groups, InferenceNetwork
 from visualbert_core.models.visualbert.inputs import Encoded
 from visualbert_core.models.visualbert.packing import collate, pack
@@ -264,7 +265,7 @@ def test_graphs_of_rounded_sizes(task: str) -> None:
         states = function()
         return lambda: states.copy_(function()), states
 
-    graphed = GraphedEncoder(ready._trunk._encode, ByEnds, record)
+    graphed = GraphedEncoder(ready._trunk._encode, record, ByEnds)
     batches = [draw(task, seed, count) for seed, count in enumerate((9, 8, 9, 3, 1, 9))]
     batches += batches[:3]
     for batch in batches:
@@ -275,8 +276,78 @@ def test_graphs_of_rounded_sizes(task: str) -> None:
     assert len(recordings) < len(batches) - 2
 
 
+def flash(query: Tensor, key: Tensor, value: Tensor, *ends: Any) -> Tensor:
+    """`varlen_attn` on a pretended GPU."""
+    assert {query.dtype, key.dtype, value.dtype} == {torch.bfloat16}
+    return OnGPU(ByEnds(*map(held, ends))(held(query), held(key), held(value)).unflatten(1, query.shape[1:]))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU: see the next one")
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_network_keeps_to_its_gpu(task: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, also one that is not the current one, no operation is of two devices, and bfloat16 records graphs in
+    which nothing waits for the device or comes from the CPU."""
+
+    def record(function: Any) -> Any:
+        gpu.recording = True
+        states = function()
+        gpu.recording = False
+        recordings.append(states)
+        return lambda: states.copy_(function()), states
+
+    recordings: list[Tensor] = []
+    monkeypatch.setattr(inference, "Recorder", lambda device: record)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", flash)
+    made = network(task)
+    batches = [draw(task, seed, count) for seed, count in enumerate((9, 8, 1))]
+    expected = [packed(made, batch, precision) for batch in batches]
+    with pretend_gpu() as gpu:
+        assert isinstance(gpu, PretendGPU)
+        ready = InferenceNetwork(made, precision, DEVICE)
+        found = [ready(ready.prepare([s for item in batch for s in item])) for batch in batches]
+    for a, b in zip(found, expected, strict=True):
+        assert largest_difference([x.numpy() for x in a], b) < (1e-4 if precision == "float32" else 0.1)
+    assert bool(recordings) == (precision == "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_size", "capability", "expected"),
+    [
+        (torch.bfloat16, 64, (8, 0), True),
+        (torch.bfloat16, 64, (7, 5), False),
+        (torch.bfloat16, 20, (9, 0), False),
+        (torch.bfloat16, 264, (9, 0), False),
+        (torch.float32, 64, (9, 0), False),
+    ],
+)
+def test_where_attention_by_variable_length_is(
+    dtype: torch.dtype, head_size: int, capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other GPUs, head sizes and precisions are computed without it rather than refused in the first batch."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert has_variable_length(torch.device("cuda"), dtype, head_size) == expected
+    assert not has_variable_length(torch.device("cpu"), dtype, head_size)
+
+
+def test_float32_is_no_tf32() -> None:
+    """Whatever precision of products the caller or the container chose, float32 is computed in full, and the choice is
+    left as it was."""
+    made, seen = network("vqa"), []
+    ready = InferenceNetwork(made)
+    head = ready._head
+    ready._head = lambda *states: (seen.append(torch.get_float32_matmul_precision()), head(*states))[1]
+    torch.set_float32_matmul_precision("medium")
+    try:
+        ready(ready.prepare([s for item in draw("vqa", 0, 2) for s in item]))
+        assert (seen, torch.get_float32_matmul_precision()) == (["highest"], "medium")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_buckets() -> None:
-    """Sizes up to 16 stay; above, at most an eighth is added; a bucket is its own bucket."""
+    """Sizes up to 16 stay, but for nothing at all; above, at most an eighth is added; a bucket is its own bucket."""
+    assert bucket(0) == 1
     assert [bucket(size) for size in range(1, 17)] == list(range(1, 17))
     assert bucket(1000) == 1024
     for size in range(1, 5000):

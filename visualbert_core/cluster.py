@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from visualbert_core.config import PoolConfig
@@ -34,6 +35,8 @@ LOCAL_ENVIRONMENT = {
     "RAY_AUTH_TOKEN": secrets.token_hex(32),  # or Ray writes one into the home folder
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # read when ray is imported; Ray's only way to bind to loopback alone
 }
+
+NVIDIA_DRIVER = Path("/dev/nvidiactl")  # is there where one is loaded
 
 AnyShard = TypeVar("AnyShard", bound=Shard)
 Work = TypeVar("Work", bound=Shard, contravariant=True)
@@ -312,7 +315,7 @@ class _RayActors:
 
     def boot(self) -> tuple[Any, Any]:
         actor = self.idle.pop() if self.idle else self.host.remote()
-        return actor, actor.boot.remote(self.make_worker, self.threads)
+        return actor, actor.boot.remote(self.make_worker, self.threads, self.gpus)
 
     def submit(self, actor: Any, shard: Shard) -> Any:
         return actor.run.remote(shard)
@@ -349,9 +352,9 @@ class _RayActors:
 
 
 def _unusable(error: Exception) -> bool:
-    """After a CUDA error every later call in that process fails, too; and where a single item did not fit into the
-    GPU's memory, a fresh process has more of it."""
-    return "CUDA error" in str(error) or _out_of_memory(error)
+    """After a CUDA error, which cuDNN may be the first to see, every later call in that process fails, too; and where a
+    single item did not fit into the GPU's memory, a fresh process has more of it."""
+    return "CUDA error" in str(error) or "cuDNN error" in str(error) or _out_of_memory(error)
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -391,16 +394,31 @@ def _set_threads(threads: int) -> int | None:
     return before
 
 
+def _check_gpu() -> None:
+    """Raises RuntimeError where this process has a GPU that torch cannot use: it would compute on the CPU, and nobody
+    would know why it takes days."""
+    torch = sys.modules.get("torch")
+    if torch is not None and NVIDIA_DRIVER.exists() and not torch.cuda.is_available():
+        raise RuntimeError(
+            f"this worker has a GPU, but torch {torch.__version__} cannot use it (torch.cuda.is_available() is False): "
+            "install a torch that fits the node's NVIDIA driver, or compute on CPUs with gpus_per_worker 0"
+        )
+
+
 class _Host(Generic[AnyShard]):
     """The Ray actor around a worker. The worker is made in a call of its own: an exception in an actor's constructor
     would reach the driver as text only."""
 
     worker: Worker[AnyShard] | None = None
 
-    def boot(self, make_worker: Callable[[], Worker[AnyShard]], threads: int) -> None:
+    def boot(self, make_worker: Callable[[], Worker[AnyShard]], threads: int, gpus: float) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
+        if not gpus:  # Ray shows all of a node's GPUs to those who asked for none (ray-project/ray#54868)
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self.worker = None  # frees the last stage's model before this one's is loaded
         self.worker = make_worker()
+        if gpus:
+            _check_gpu()
         _set_threads(threads)
 
     def run(self, shard: AnyShard) -> Marker:

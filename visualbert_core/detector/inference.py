@@ -35,13 +35,19 @@ Found = TypeVar("Found")
 
 
 def answering(method: Callable[Given, Found]) -> Callable[Given, Found]:
-    """Decorates what a detector answers with: without gradients, and float32 is float32. Left alone, cuDNN rounds what
-    it convolves to TF32's ten bits on GPUs that have it, and no fingerprint would say so."""
+    """Decorates what a detector answers with: without gradients, and float32 is float32. On GPUs that have TF32, cuDNN
+    rounds what it convolves to its ten bits, and in NVIDIA's container images cuBLAS does so with products; no
+    fingerprint would say so."""
 
     @wraps(method)
     def answer(*args: Given.args, **kwargs: Given.kwargs) -> Found:
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return method(*args, **kwargs)
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                return method(*args, **kwargs)
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     return answer
 
@@ -96,8 +102,8 @@ def detections(found: Sequence[Sequence[Tensor | None]]) -> list[Detection]:
     """The columns of each image's `Detection`, in its order, from the device. All copies go out together, so that the
     CPU waits once a batch."""
     copies = [[None if t is None else t.to("cpu", non_blocking=True) for t in columns] for columns in found]
-    if any(t is not None and t.is_cuda for columns in found for t in columns):
-        torch.cuda.synchronize()
+    for device in {t.device for columns in found for t in columns if t is not None and t.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()  # of their device, which need not be the current one
     arrays: list[list[Any]] = [[None if t is None else t.numpy() for t in columns] for columns in copies]
     return [Detection(*columns) for columns in arrays]
 

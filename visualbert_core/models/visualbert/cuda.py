@@ -8,6 +8,7 @@ variable-length form: Dao 2023, arXiv:2307.08691.)
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from visualbert_core.models.visualbert.packing import Packed
 
@@ -23,6 +25,21 @@ Encode = Callable[[Tensor, Attend, Tensor, Attend], Tensor]
 """hidden [N, H], attention of all tokens, reads [R], attention of the reads → states [R, H]."""
 MakeAttend = Callable[[Tensor, Tensor, int, int], Attend]
 Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+
+# Left alone, torch 2.15 takes cuDNN where the GPU, cuDNN's version and the longest sequence allow it: the kernel would
+# depend on what shares a batch. Only of FlashAttention it is known that it reads nothing behind the last end.
+_FLASH_FIRST = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+def has_variable_length(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    """Whether FlashAttention has a kernel: for 16 bits, heads of 8, 16, … 256 and NVIDIA's Ampere or newer."""
+    fits = dtype is torch.bfloat16 and head_size % 8 == 0 and head_size <= 256
+    return fits and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +56,8 @@ class VariableLength:
         from torch.nn.attention.varlen import varlen_attn
 
         ends = self.query_ends, self.key_ends
-        mixed = varlen_attn(query, key, value, *ends, self.most_queries, self.most_keys)
+        with sdpa_kernel(_FLASH_FIRST, set_priority=True):
+            mixed = varlen_attn(query, key, value, *ends, self.most_queries, self.most_keys)
         assert isinstance(mixed, Tensor)
         return mixed.flatten(1)
 
@@ -81,10 +99,10 @@ class _Graph:
 class GraphedEncoder:
     """`encode`, recorded once for every bucket of sizes and replayed from then on."""
 
-    def __init__(self, encode: Encode, make_attend: MakeAttend = VariableLength, record: Record | None = None) -> None:
+    def __init__(self, encode: Encode, record: Record, make_attend: MakeAttend = VariableLength) -> None:
         self._encode = encode
         self._make_attend = make_attend
-        self._record = record or Recorder()
+        self._record = record
         self._graphs: dict[_Sizes, _Graph] = {}
 
     def __call__(self, hidden: Tensor, packed: Packed) -> Tensor:
@@ -118,27 +136,34 @@ class GraphedEncoder:
 class Recorder:
     """Records a function of static tensors as a CUDA graph; all recordings share one pool of memory."""
 
-    def __init__(self) -> None:
+    _one_at_a_time = threading.Lock()  # in a process: what torch asks of recordings
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._side: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool: Any = None
 
     def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """How to run it again, and the tensor in which its result then lies."""
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        # libraries set themselves up in a first run, which must not be recorded
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            function()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            result = function()
+        # streams are the current device's unless told otherwise, and a recording on another's would be empty
+        with self._one_at_a_time, torch.cuda.device(self._device):
+            # libraries set themselves up in a first run, which must not be recorded
+            self._side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._side):
+                function()
+            torch.cuda.current_stream().wait_stream(self._side)
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: other threads may go on using the GPU
+            with torch.cuda.graph(graph, self._pool, self._side, capture_error_mode="thread_local"):
+                result = function()
+        self._pool = self._pool or graph.pool()  # not before: the pool of a recording that ran out of memory is dead
         return graph.replay, result
 
 
 def bucket(size: int) -> int:
     """The next of eight sizes per doubling: at most an eighth is computed for nothing."""
-    step = max(1, 1 << max(0, (size - 1).bit_length() - 4))
+    size = max(size, 1)  # no kernel starts over nothing
+    step = 1 << max(0, (size - 1).bit_length() - 4)
     return -(-size // step) * step
 
 

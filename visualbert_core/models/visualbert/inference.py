@@ -15,7 +15,8 @@ Shapes: B sequences, N tokens, R read tokens, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from visualbert_core.models.visualbert.checkpoint import Pretrained
-from visualbert_core.models.visualbert.cuda import Attend, GraphedEncoder
+from visualbert_core.models.visualbert.cuda import Attend, GraphedEncoder, Recorder, has_variable_length
 from visualbert_core.models.visualbert.heads import (
     VisualBertForMultipleChoice,
     VisualBertForQuestionAnswering,
@@ -66,7 +67,7 @@ class InferenceNetwork:
 
         [num_labels] for question answering and reasoning, [1] for a choice, [K, V] for phrases and regions.
         """
-        with torch.inference_mode():
+        with torch.inference_mode(), _whole_float32():
             found = self._head(self._trunk(packed.to(self.device)), packed)
             flat = torch.cat([logits.flatten() for logits in found]).cpu()  # one copy, not one a sequence
         sizes = [logits.numel() for logits in found]
@@ -144,9 +145,9 @@ class _Trunk:
         act = trunk.config.hidden_act
         self._layers = [_Layer(layer, act, dtype) for layer in layers[:-1]]
         self._last = _LastLayer(layers[-1], act, dtype)
-        # Variable-length attention knows no float32.
-        graphed = device.type == "cuda" and dtype is torch.bfloat16 and not self._late_fusion
-        self._graphed = GraphedEncoder(self._encode) if graphed else None
+        head_size = trunk.config.hidden_size // trunk.config.num_attention_heads
+        graphed = has_variable_length(device, dtype, head_size) and not self._late_fusion
+        self._graphed = GraphedEncoder(self._encode, Recorder(device)) if graphed else None
 
     def __call__(self, packed: Packed) -> Tensor:
         rows = self._embed(packed)
@@ -316,6 +317,18 @@ _ONEDNN_ACTIVATION = {
     "gelu_new": ("gelu", "tanh"),
     "relu": ("relu", ""),
 }
+
+
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    """Products of float32 are float32. NVIDIA's container images, and whoever lowers torch's precision, would have them
+    rounded to TF32's ten bits or bfloat16's seven, and no fingerprint would say so."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _onednn_pays() -> bool:
