@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from visualbert_core import cluster, supervision
-from visualbert_core.cluster import Pool, in_halves
+from visualbert_core import supervision
+from visualbert_core.cluster import Pool
 from visualbert_core.config import PoolConfig
 from visualbert_core.errors import CheckpointError, ShardError, UnfinishedError
+from visualbert_core.host import Host, in_halves
 from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan
 
 pytestmark = pytest.mark.usefixtures("ray_session", "no_waiting")
@@ -324,20 +325,20 @@ def test_a_worker_of_no_gpu_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for gpus in (0.5, 0.0):
-        cluster._Host().boot(lambda: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]), 1, gpus)
+        Host().boot(lambda: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]), 1, gpus)
     assert seen == ["0,1", ""]
 
 
 def test_a_gpu_that_torch_cannot_use_is_no_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker with a GPU whose driver torch does not fit says so; it does not compute on the CPU for days."""
     torch = pytest.importorskip("torch")
-    monkeypatch.setattr(cluster, "NVIDIA_DRIVER", tmp_path)
+    monkeypatch.setattr("visualbert_core.host.NVIDIA_DRIVER", tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with pytest.raises(RuntimeError, match=r"this worker has a GPU, but torch .* cannot use it"):
-        cluster._Host().boot(lambda: None, 1, 1.0)
-    cluster._Host().boot(lambda: None, 1, 0.0)
+        Host().boot(lambda: None, 1, 1.0)
+    Host().boot(lambda: None, 1, 0.0)
 
 
 @pytest.mark.parametrize("items", [1, 3, 20])

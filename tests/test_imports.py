@@ -22,7 +22,7 @@ ORDER = (
     {"features"},
     {"tasks", "models", "detector"},
     {"images", "corpus", "metrics", "cluster"},
-    {"supervision"},
+    {"supervision", "host"},
     {"progress"},
     {"shards", "provenance", "tables"},
     {"schema", "storage", "columns"},

@@ -48,7 +48,7 @@ class Cluster:
     def paused_workers(self) -> Iterator[None]:
         """Our actors get no further meanwhile."""
         actors = [
-            pid for pid in _below(self.head) if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::_Host")
+            pid for pid in _below(self.head) if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::Host")
         ]
         assert len(actors) == 2
         for pid in actors:

@@ -19,11 +19,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from pathlib import Path
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from visualbert_core.config import PoolConfig
 from visualbert_core.errors import UnfinishedError
+from visualbert_core.host import Host, Worker, set_threads, unusable
 from visualbert_core.progress import Figures, Progress
 from visualbert_core.shards import Marker, Shard
 from visualbert_core.supervision import IN_FLIGHT, Actors, LostError, Supervisor
@@ -36,36 +36,10 @@ LOCAL_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # read when ray is imported; Ray's only way to bind to loopback alone
 }
 
-NVIDIA_DRIVER = Path("/dev/nvidiactl")  # is there where one is loaded
-
 AnyShard = TypeVar("AnyShard", bound=Shard)
 Work = TypeVar("Work", bound=Shard, contravariant=True)
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
-
-
-class Worker(Protocol[Work]):
-    """What a pool needs of a worker. `run` is called from two threads at once.
-
-    It computes `shard.touched`, takes the rows of `shard.lost()` for the other items, and commits the part itself.
-    """
-
-    def run(self, shard: Work) -> Marker: ...
-
-
-def in_halves(compute: Callable[[Sequence[Item]], list[Answer]], batch: Sequence[Item]) -> list[Answer]:
-    """`compute(batch)`; where it does not fit into the GPU's memory its halves, and so on down to single items.
-
-    Raises what `compute` does, torch's OutOfMemoryError for a single item too: the pool then ends that process, and
-    gives the shard a fresh one to itself.
-    """
-    try:
-        return compute(batch)
-    except RuntimeError as error:
-        if not _out_of_memory(error) or len(batch) < 2:
-            raise
-    half = len(batch) // 2  # out here, where the traceback no longer holds the failed batch's tensors
-    return in_halves(compute, batch[:half]) + in_halves(compute, batch[half:])
 
 
 class Pool:
@@ -219,7 +193,7 @@ class _Inline:
 
     def close(self) -> None:
         if self.before is not None:
-            _set_threads(self.before)
+            set_threads(self.before)
 
     def room(self) -> str:
         return "there is this process"
@@ -229,7 +203,7 @@ class _Inline:
 
     def _make(self) -> None:
         self.worker = self.make_worker()
-        self.before = self.before or _set_threads(self.threads)
+        self.before = self.before or set_threads(self.threads)
 
     def submit(self, actor: Any, shard: Shard) -> Any:
         return lambda: self.worker.run(shard)
@@ -241,7 +215,7 @@ class _Inline:
         try:
             answer: Marker | None = call()
         except RuntimeError as error:
-            if _unusable(error):
+            if unusable(error):
                 raise LostError(_first_line(error)) from error
             raise
         return answer
@@ -280,7 +254,7 @@ class _RayActors:
             "max_concurrency": IN_FLIGHT,
             "scheduling_strategy": "SPREAD",
         }
-        self.host = self.ray.remote(**options)(_Host)
+        self.host = self.ray.remote(**options)(Host)
         self.idle: list[Any] = []
         self.gauges: dict[str, Any] = {}
 
@@ -328,7 +302,7 @@ class _RayActors:
         try:
             answer: Marker | None = self.ray.get(call)
         except self.ray.exceptions.RayTaskError as error:
-            if _unusable(error.cause):
+            if unusable(error.cause):
                 raise LostError(_first_line(error.cause)) from error
             raise error.cause from error
         except self.ray.exceptions.RayError as error:
@@ -349,16 +323,6 @@ class _RayActors:
     def close(self) -> None:
         while self.idle:
             self.discard(self.idle.pop())
-
-
-def _unusable(error: Exception) -> bool:
-    """After a CUDA error, which cuDNN may be the first to see, every later call in that process fails, too; and where a
-    single item did not fit into the GPU's memory, a fresh process has more of it."""
-    return "CUDA error" in str(error) or "cuDNN error" in str(error) or _out_of_memory(error)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return type(error).__name__ == "OutOfMemoryError"  # torch's, without importing torch
 
 
 def _first_line(error: Exception) -> str:
@@ -382,45 +346,3 @@ def _cpu_share(cpus: float, threads: int) -> float:
     """What a CPU worker reserves: its threads, or less where there are more workers than that leaves room for. Rounded
     down, as Ray would round three thirds of two CPUs up to more than two."""
     return min(float(threads), math.floor(cpus * 1000) / 1000)
-
-
-def _set_threads(threads: int) -> int | None:
-    """Have torch compute with so many from now on, in a process that uses it; returns with how many it did before."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return None
-    before: int = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    return before
-
-
-def _check_gpu() -> None:
-    """Raises RuntimeError where this process has a GPU that torch cannot use: it would compute on the CPU, and nobody
-    would know why it takes days."""
-    torch = sys.modules.get("torch")
-    if torch is not None and NVIDIA_DRIVER.exists() and not torch.cuda.is_available():
-        raise RuntimeError(
-            f"this worker has a GPU, but torch {torch.__version__} cannot use it (torch.cuda.is_available() is False): "
-            "install a torch that fits the node's NVIDIA driver, or compute on CPUs with gpus_per_worker 0"
-        )
-
-
-class _Host(Generic[AnyShard]):
-    """The Ray actor around a worker. The worker is made in a call of its own: an exception in an actor's constructor
-    would reach the driver as text only."""
-
-    worker: Worker[AnyShard] | None = None
-
-    def boot(self, make_worker: Callable[[], Worker[AnyShard]], threads: int, gpus: float) -> None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-        if not gpus:  # Ray shows all of a node's GPUs to those who asked for none (ray-project/ray#54868)
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        self.worker = None  # frees the last stage's model before this one's is loaded
-        self.worker = make_worker()
-        if gpus:
-            _check_gpu()
-        _set_threads(threads)
-
-    def run(self, shard: AnyShard) -> Marker:
-        assert self.worker is not None
-        return self.worker.run(shard)

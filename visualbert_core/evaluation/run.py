@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from visualbert_core import storage
-from visualbert_core.cluster import Pool, in_halves
+from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig
 from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.batches import ExampleShard, Joined, batches, join, plan_examples, sample, wrong_images
@@ -30,6 +30,7 @@ from visualbert_core.evaluation.predictions import encode, read_predictions
 from visualbert_core.evaluation.score import Answers, score
 from visualbert_core.evaluation.units import UNITS_FILE, by_metric, encode_units
 from visualbert_core.features.store import FeatureStore, encode_failures
+from visualbert_core.host import in_halves
 from visualbert_core.metrics.coverage import check_coverage
 from visualbert_core.models import Model, load_model
 from visualbert_core.provenance import code_digests, differences, digest_files, digest_json, versions

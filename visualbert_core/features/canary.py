@@ -22,9 +22,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from visualbert_core.cluster import Pool, Worker
+from visualbert_core.cluster import Pool
 from visualbert_core.errors import DriftError, InputError
 from visualbert_core.features.store import FeatureStore
+from visualbert_core.host import Worker
 from visualbert_core.metrics.recall import box_iou
 from visualbert_core.schema import Regions
 from visualbert_core.shards import Blob, Marker, Part, Shard, ShardFolder

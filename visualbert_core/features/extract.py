@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from visualbert_core import storage
-from visualbert_core.cluster import Pool, Worker
+from visualbert_core.cluster import Pool
 from visualbert_core.config import ExtractConfig
 from visualbert_core.corpus import corpus_name, list_images
 from visualbert_core.detector import Naming, ObjectEncoder, load_detector
@@ -23,6 +23,7 @@ from visualbert_core.features import canary, names
 from visualbert_core.features.resume import check_images
 from visualbert_core.features.store import FeatureStore, store_folder
 from visualbert_core.features.worker import FeatureWorker, ImageShard, LoadDetector, full_fingerprint, plan_images
+from visualbert_core.host import Worker
 from visualbert_core.images import fetch
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import SCHEMA_VERSION, Image

@@ -24,10 +24,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from visualbert_core.cluster import in_halves
 from visualbert_core.detector import Detection, Detector, ObjectEncoder, load_detector
 from visualbert_core.errors import CheckpointError
 from visualbert_core.features.store import encode, encode_failures
+from visualbert_core.host import in_halves
 from visualbert_core.images import DecodeError, image_shape, read_boxes, read_image, read_objects
 from visualbert_core.provenance import differences
 from visualbert_core.schema import Failure, GivenObjects, Image, Regions
