@@ -392,7 +392,6 @@ def test_a_run_without_labels_ends_in_a_submission(
     assert spec.loader is not None
     job = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(job)
-    monkeypatch.setattr(job, "PoolConfig", lambda **_: PoolConfig(inline=True))
     flags = {"task": "nlvr2", "split": "dev", "annotations": config.annotations, "features": store}
     flags |= {"model": config.model, "out": tmp_path}
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *(f"--{name}={value}" for name, value in flags.items())])

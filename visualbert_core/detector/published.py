@@ -50,7 +50,7 @@ def read_entries(path: Path, under: str | None = None, pickled: bool | None = No
     except (SafetensorError, pickle.UnpicklingError, *_MALFORMED) as error:
         line, *_ = [*str(error).splitlines(), ""]
         why = f"{type(error).__name__}: {line}"
-        raise CheckpointError(f"{path}: cannot be read as weights ({why})") from None
+        raise CheckpointError(f"{path}: cannot be read ({why})") from None
     if under is not None and isinstance(found, dict) and isinstance(found.get(under), dict):
         found = found[under]
     if not isinstance(found, dict) or not found:
