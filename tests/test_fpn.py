@@ -237,7 +237,8 @@ class _Attack:
 def test_a_pickle_runs_no_code(tmp_path: Path) -> None:
     """Whatever is not an array, text or number is refused by name before it is called."""
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"blobs": {"a": _Attack(tmp_path / "ran")}}, protocol=2))
-    with pytest.raises(CheckpointError, match=r"bad\.pkl: cannot be read \(UnpicklingError: it asks for .*only arrays of numbers"):
+    why = r"bad\.pkl: cannot be read \(UnpicklingError: it asks for .*only arrays of numbers"
+    with pytest.raises(CheckpointError, match=why):
         read_entries(tmp_path / "bad.pkl", "blobs")
     assert not (tmp_path / "ran").exists()
 
