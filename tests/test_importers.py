@@ -312,6 +312,8 @@ def test_an_import_can_be_given_names(tmp_path: Path) -> None:
     folder = str(run("lxmert-tsv", WRITERS["lxmert-tsv"](tmp_path / "train.tsv"), tmp_path / "out").folder)
     first, *_ = record("31")["objects_id"].tolist()
     assert command("ls", folder, "31").stdout.split("\t")[2] == str(first)
+    wrong = command("ls", folder, "--limit", "-1")
+    assert (wrong.returncode, wrong.stderr) == (2, "error: --limit is -1: it must be at least 0\n")
     for kind, count in (("objects", 1600), ("attributes", 400)):
         lines = (f"{kind} {number}, synonym" for number in range(count))
         (tmp_path / f"{kind}_vocab.txt").write_text("\n".join(lines) + "\n")

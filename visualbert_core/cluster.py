@@ -37,9 +37,6 @@ LOCAL_ENVIRONMENT = {
 }
 
 AnyShard = TypeVar("AnyShard", bound=Shard)
-Work = TypeVar("Work", bound=Shard, contravariant=True)
-Item = TypeVar("Item")
-Answer = TypeVar("Answer")
 
 
 class Pool:

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from visualbert_core.cluster import Pool
 from visualbert_core.config import PoolConfig
-from visualbert_core.errors import InputError, end
+from visualbert_core.errors import ConfigError, InputError, end
 from visualbert_core.features import names
 from visualbert_core.features.importers import KINDS, import_features
 from visualbert_core.features.names import called
@@ -44,13 +44,14 @@ def main() -> int:
 
 def ls(flags: argparse.Namespace) -> None:
     store = FeatureStore.open(flags.store)
-    limit = None if flags.limit is None else max(0, flags.limit)
+    if flags.limit is not None and flags.limit < 0:
+        raise ConfigError(f"--limit is {flags.limit}: it must be at least 0")
     if flags.image:
-        for row in store.fetch_many(flags.image[:limit]):
+        for row in store.fetch_many(flags.image[: flags.limit]):
             for region in range(row.num_regions):
                 print(row.image_id, *_region(store, row, region), sep="	")
         return
-    for image_id, width, height, regions in islice(store.sizes(), limit):
+    for image_id, width, height, regions in islice(store.sizes(), flags.limit):
         print(f"{image_id}\t{width}\t{height}\t{regions}")
 
 

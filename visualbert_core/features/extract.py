@@ -57,18 +57,21 @@ def extract(config: ExtractConfig, pool: Pool, load: LoadDetector = load_detecto
     folder = ShardFolder(store_folder(out, corpus, fingerprint))
     shards = plan_images(images, images.ids, f"{SCHEMA_VERSION}:{digest_json(fingerprint)}", config.shard_size)
     make_worker = partial(FeatureWorker, detector, folder.root, fingerprint, config.batch_size, load)
+    done = folder.committed(shards)
     if config.canary is not None:
         extraction = _extraction(images, make_worker, fingerprint)
         if config.canary_store is None:
-            held = _resumed(folder, shards, fingerprint, config.canary)
+            held = _resumed(folder, done, fingerprint, config.canary)
         else:
             held = FeatureStore.open(config.canary_store)
         canary.check(held, config.canary, extraction, pool)
-    check_images(folder, folder.committed(shards) or _earlier(folder), every)
+    check_images(folder, done or _earlier(folder), every)
     publish(folder.root / "fingerprint.json", json.dumps(fingerprint, indent=1, sort_keys=True).encode())
     if isinstance(probe, Naming):
         names.write(folder.root, fingerprint, probe.names)
-    pool.run(partial(_Fetching, make_worker), folder.pending(shards), f"features of {corpus}")
+    known = {marker.shard_id for marker in done}
+    left = [shard for shard in shards if shard.shard_id not in known]
+    pool.run(partial(_Fetching, make_worker), left, f"features of {corpus}")
     folder.finish(shards, {"corpus": corpus, "fingerprint": fingerprint})
     store = FeatureStore.open(folder.root)
     failed = len(store.failures())
@@ -109,12 +112,10 @@ def _extraction(
     return canary.Extraction(images, plan_some, rehearsal, fingerprint)
 
 
-def _resumed(
-    folder: ShardFolder, shards: Sequence[ImageShard], fingerprint: dict[str, Any], number: int
-) -> FeatureStore:
-    """What a run over `shards` finds done: some of its shards, or else an earlier run's manifest over others."""
-    if markers := folder.committed(shards):
-        return FeatureStore.of_committed(folder, canary.spread(markers, number), fingerprint)
+def _resumed(folder: ShardFolder, done: Sequence[Marker], fingerprint: dict[str, Any], number: int) -> FeatureStore:
+    """What a run finds done: some of its shards, or else an earlier run's manifest over others."""
+    if done:
+        return FeatureStore.of_committed(folder, canary.spread(done, number), fingerprint)
     if storage.size(folder.manifest_path) is not None:
         return FeatureStore.open(folder.root)
     raise InputError(
