@@ -18,7 +18,7 @@ import pytest
 
 from visualbert_core.cluster import Pool
 from visualbert_core.config import PoolConfig
-from visualbert_core.errors import ConfigError, InputError
+from visualbert_core.errors import ConfigError, CoverageError, InputError
 from visualbert_core.features.importers import import_features
 from visualbert_core.features.store import FeatureStore
 
@@ -250,6 +250,9 @@ def test_values_that_no_store_holds_are_failures(tmp_path: Path) -> None:
     assert found["77"] == "features of [R, D] and a dictionary beside them are expected"
     assert found["78"] == "78_info.npy: UnpicklingError: pickle data was truncated"
     assert found["79"] == "features have shape (2, 6), not (3, 6)"
+    (source / "139.npy").write_bytes((source / "8.npy").read_bytes())
+    with pytest.raises(CoverageError, match=r"none of 7 images has features; "):
+        run("mmf-npy", source, tmp_path / "other")
 
 
 class Trap:

@@ -41,7 +41,7 @@ def extract(config: ExtractConfig, pool: Pool, load: LoadDetector = load_detecto
     Raises InputError for a corpus without images, ConfigError for a detector that needs boxes and is given none,
     CheckpointError for a detector that does not load; before anything is written, DriftError where the canary finds
     other features, InputError where it has nothing to compare or the store was made of other images; ShardError where
-    a shard could not be computed, CoverageError for more failed images than `max_failures`.
+    a shard could not be computed, CoverageError for more failed images than `max_failures` or no others.
     """
     if config.canary_store is not None and config.canary is None:
         raise ConfigError("canary_store needs to be told how many images of it to extract: add --canary N")
@@ -73,7 +73,7 @@ def extract(config: ExtractConfig, pool: Pool, load: LoadDetector = load_detecto
     left = [shard for shard in shards if shard.shard_id not in known]
     pool.run(partial(_Fetching, make_worker), left, f"features of {corpus}")
     folder.finish(shards, {"corpus": corpus, "fingerprint": fingerprint})
-    store = FeatureStore.open(folder.root)
+    store = FeatureStore.open_made(folder.root)
     failed = len(store.failures())
     if config.max_failures is not None and failed > config.max_failures:
         raise CoverageError(

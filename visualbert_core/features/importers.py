@@ -80,7 +80,8 @@ def import_features(
     source. `ids` makes image ids of the source's own: `COCO_val2014_{:0>12}` for bare COCO numbers. Reads the source
     once to name it and once to convert it.
 
-    Raises InputError for a source that is empty or not of this kind, ShardError where a shard could not be written.
+    Raises InputError for a source that is empty or not of this kind, ShardError where a shard could not be written,
+    CoverageError where every record is malformed.
     """
     if kind not in KINDS:
         raise ConfigError(f"{kind!r} is none of {', '.join(KINDS)}")
@@ -114,7 +115,7 @@ def import_features(
     make_worker = partial(ImportWorker, kind, source, folder.root, fingerprint)
     pool.run(make_worker, folder.pending(shards), f"import of {source.name}")
     folder.finish(shards, {"corpus": corpus, "fingerprint": fingerprint})
-    return FeatureStore.open(folder.root)
+    return FeatureStore.open_made(folder.root)
 
 
 def _named(name: str, ids: str) -> str:

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from visualbert_core import storage
-from visualbert_core.errors import StoreError
+from visualbert_core.errors import CoverageError, StoreError
 from visualbert_core.features import index, names, views
 from visualbert_core.features.index import Index, Span
 from visualbert_core.provenance import digest_json
@@ -154,6 +154,16 @@ class FeatureStore:
         if "fingerprint" not in manifest.about:
             raise StoreError(f"{shards.root} is not a feature store: its manifest has no fingerprint")
         return cls(shards.root, manifest, _table(shards, manifest, verify))
+
+    @classmethod
+    def open_made(cls, folder: Path) -> FeatureStore:
+        """A store that was just written. Raises CoverageError where all that it holds is failures."""
+        store = cls.open(folder)
+        failures = store.failures()
+        if failures and not len(store):
+            first = f"{failures[0].item_id}: {failures[0].message}"
+            raise CoverageError(f"{store.address}: none of {len(failures):,} images has features; {first}")
+        return store
 
     @classmethod
     def of_committed(
