@@ -20,10 +20,27 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import yaml
 
+from visualbert_core import errors
 from visualbert_core.cluster import start_ray
 from visualbert_core.nightly import Night, load_matrix, run_matrix
 
 ROOT = Path(__file__).parents[1]
+SESSION = pytest.StashKey[pytest.Session]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[SESSION] = session
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The tests' verdict is the exit code, for the reason given in `errors.leave`; a segmentation fault after the last
+    line once took its place. Each job's own end is tested in processes of their own."""
+    session = config.stash.get(SESSION, None)
+    if session is not None and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(session.exitstatus))
 
 
 def small_matrix(**changes: Any) -> dict[str, Any]:
@@ -50,6 +67,7 @@ def run_here(script: Path, *arguments: object) -> subprocess.CompletedProcess[st
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(complained):
         patch.setattr(sys, "argv", words)
         patch.chdir(ROOT)
+        patch.setattr(errors, "leave", sys.exit)
         try:
             runpy.run_path(words[0], run_name="__main__")
         except SystemExit as ended:

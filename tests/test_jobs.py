@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,23 @@ def test_a_reader_who_leaves_early_hears_nothing(small_night: SmallNight) -> Non
 
 
 _MANY_LINES = ("-c", "from visualbert_core.errors import end; end(lambda: [print(n) for n in range(99)] and 0)")
+
+
+def test_the_exit_code_is_the_job_s_whatever_the_libraries_do_at_the_end() -> None:
+    """What asked to be run at the end is run, and what would crash after it, as C++ libraries' threads do, is not."""
+    crash = "import atexit, ctypes; library = ctypes.CDLL(None); library.__cxa_atexit(library.abort, None, None); "
+    close = "atexit.register(print, 'closed'); from visualbert_core.errors import end; "
+    for last, code in (("end(lambda: 4)", 4), ("raise SystemExit(4)", -signal.SIGABRT)):
+        done = subprocess.run([sys.executable, "-c", crash + close + last], capture_output=True, text=True, cwd=ROOT)
+        assert (done.returncode, done.stdout, done.stderr) == (code, "closed\n", "")
+
+
+def test_a_full_disk_behind_stdout_is_one_line() -> None:
+    """Said once, exit code 1, although the last flush fails, too."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, *_MANY_LINES], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "No space left on device" in done.stderr
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:

@@ -23,10 +23,12 @@ Exit codes of every job (`end` applies them):
 
 from __future__ import annotations
 
+import atexit
 import os
 import select
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 LONGEST = 800
@@ -95,23 +97,41 @@ def end(job: Callable[[], int]) -> NoReturn:
     """Run a job's main function and exit with its code; an error of the tree above is one line on stderr, and so is a
     file that the system does not hand out or take (exit 1). Where whoever reads stdout leaves early, as `| head` does,
     nothing is said."""
+    leave(_code(job))
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with `code` and nothing else's.
+
+    What asked to be run at the end is run. The interpreter is not taken down after it: there, threads of Arrow, gRPC
+    and others outlive what they use and have crashed processes whose work was done (apache/arrow#39503 and #50428, and
+    this project's tests), so that a night that passed would end with exit code 139.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # of stdout `_code` has told
+            stream.flush()
+    os._exit(code)
+
+
+def _code(job: Callable[[], int]) -> int:
     try:
         code = job()
         sys.stdout.flush()  # while its failure can still be answered
-        sys.exit(code)
     except VisualBertCoreError as error:
         message = str(error)  # it may quote a value of any length from a file
         sys.stderr.write(f"error: {message if len(message) <= LONGEST else message[:LONGEST] + ' …'}\n")
-        sys.exit(error.exit_code)
+        return error.exit_code
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
-            sys.exit(1)
+            return 1
         sys.stderr.write(f"error: {error}: mend it and run the same line again\n")
-        sys.exit(1)
+        return 1
+    return code
 
 
 def _nobody_reads() -> bool:
-    """Whether stdout has lost its reader. It then leads nowhere from here on, or Python would complain at its exit."""
+    """Whether stdout has lost its reader. It then leads nowhere from here on, or flushing it again would fail again."""
     stdout = select.poll()
     stdout.register(sys.stdout, 0)  # a pipe without a reader is said to be one whatever is asked
     if left := bool(stdout.poll(0)):
