@@ -9,7 +9,7 @@ demo: $(READY)
 	$(BIN)/python jobs/nightly.py jobs/demo.yaml
 
 test: $(READY) check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -25,22 +25,14 @@ from visualbert_core.cluster import start_ray
 from visualbert_core.nightly import Night, load_matrix, run_matrix
 
 ROOT = Path(__file__).parents[1]
-SESSION = pytest.StashKey[pytest.Session]()
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
-    session.config.stash[SESSION] = session
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """The tests' verdict is the exit code, for the reason given in `errors.leave`; a segmentation fault after the last
-    line once took its place. Each job's own end is tested in processes of their own."""
-    session = config.stash.get(SESSION, None)
-    if session is not None and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(int(session.exitstatus))
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests recorded as a table to be looked at; what they print is lost where several processes run them."""
+    for report in terminalreporter.getreports("passed"):
+        for name, text in report.user_properties:
+            terminalreporter.section(name)
+            terminalreporter.write_line(text)
 
 
 def small_matrix(**changes: Any) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def wait_until(reached: Callable[[], bool], driver: Driver) -> None:
 
 
 def test_whatever_dies_the_bytes_are_the_same(
-    nodes: Nodes, world: Path, undisturbed: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+    nodes: Nodes, world: Path, undisturbed: dict[str, bytes], record_property: Callable[[str, str], None]
 ) -> None:
     """Twenty rounds of extraction and evaluation in each of which an actor, a node or the driver is killed twice, once
     in each stage; the same line again, with another number of workers, ends with nothing lost and nothing twice."""
@@ -182,8 +182,7 @@ def test_whatever_dies_the_bytes_are_the_same(
         table.append(f"{seed:>5}  {killed}{seconds:>7.1f}{lost:>6}{twice:>6}  {'equal' if same else 'DIFFERENT'}")
         assert (lost, twice, same) == (0, 0, True), "\n".join(table)
     driver.process.kill()
-    with capsys.disabled():
-        sys.stdout.write("\n" + "\n".join(table) + "\n")
+    record_property(f"{ROUNDS} rounds in which something dies", "\n".join(table))
 
 
 def test_with_real_models_too(nodes: Nodes, small_night: SmallNight, tmp_path: Path) -> None:
