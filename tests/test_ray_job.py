@@ -111,7 +111,7 @@ def test_a_stopped_job_drains(cluster: Cluster, tmp_path: Path) -> None:
     the bytes of an undisturbed run."""
     pictures = tmp_path / "pictures"
     pictures.mkdir()
-    for number in range(80):
+    for number in range(120):
         Pillow.new("RGB", (224, 224), (number, 90, 30)).save(pictures / f"image{number:03}.png")
     detector = ROOT / "visualbert_core" / "world" / "weights" / "detector"
     paths = ["--images", pictures, "--detector", detector, "--out", tmp_path / "out"]
@@ -119,12 +119,13 @@ def test_a_stopped_job_drains(cluster: Cluster, tmp_path: Path) -> None:
     submit = ["job", "submit", "--address", cluster.address, "--working-dir", "."]
 
     grace = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
-    _ray(*submit, "--submission-id", "stopped", "--no-wait", "--runtime-env-json", grace, *line)
+    submitted = _ray_process(*submit, "--submission-id", "stopped", "--no-wait", "--runtime-env-json", grace, *line)
     _until(lambda: len(list((tmp_path / "out").glob("pictures/*/shards/*.json"))) > 2)
     with cluster.paused_workers():  # or they are through before the command has started
         stop = _ray_process("job", "stop", "stopped", "--address", cluster.address)
         _until(lambda: "stopping (SIGTERM)" in cluster.log("stopped"))
     assert "was stopped" in _said(stop)  # it ends when the job has ended
+    assert "Next steps" in _said(submitted)
     log = cluster.log("stopped")
     left = re.search(r"stopped \(SIGTERM\): (\d+) of (\d+) shards are left", log)
     assert left, log

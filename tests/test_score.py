@@ -117,11 +117,11 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     (tmp_path / "predictions").write_text(layout.text())
     flags = ["--task", "nlvr2", "--split", "dev", "--annotations", str(layout.write(tmp_path))]
     code = (
-        "import runpy, sys\n"
+        "import atexit, runpy, sys\n"
+        "heavy = {'torch', 'torchvision', 'ray', 'datasets', 'transformers', 'PIL'}\n"
+        "atexit.register(lambda: print(sorted(heavy & sys.modules.keys())))\n"
         f"sys.argv = ['score.py', *{flags!r}, '--predictions', {str(tmp_path / 'predictions')!r}]\n"
-        "try:\n    runpy.run_path('jobs/score.py', run_name='__main__')\n"
-        "finally:\n"
-        "    print([m for m in ('torch', 'torchvision', 'ray', 'datasets', 'transformers', 'PIL') if m in sys.modules])"
+        "runpy.run_path('jobs/score.py', run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
