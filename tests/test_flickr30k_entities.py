@@ -388,7 +388,7 @@ def test_submission_that_is_no_text(task: Flickr30kEntitiesTask, tmp_path: Path)
 def test_unknown_protocol_names_the_nearest(tmp_path: Path) -> None:
     """A mistyped protocol is a configuration error; without one it is any-box, which VisualBERT reports."""
     write(tmp_path, files())
-    with pytest.raises(ConfigError, match="'anybox': did you mean 'any-box'"):
+    with pytest.raises(ConfigError, match="'anybox'; known: any-box"):
         Flickr30kEntitiesTask(tmp_path, "test", "anybox")
     assert Flickr30kEntitiesTask(tmp_path, "test").protocol_key == "any-box"
 

@@ -174,9 +174,9 @@ def test_labelled_split_needs_labels(tmp_path: Path) -> None:
     """A val file made of test records cannot be opened."""
     with pytest.raises(AnnotationError, match=r"line 1 .test-1.: no 'answer_label'"):
         VcrTask(write(tmp_path, unlabelled()), "val")
-    with pytest.raises(ConfigError, match="known: val, train, test"):
+    with pytest.raises(ConfigError, match="'tset'; known: val, train, test"):
         VcrTask(tmp_path, "tset")
-    with pytest.raises(ConfigError, match="unknown VCR protocol 'r2c': did you mean 'official'"):
+    with pytest.raises(ConfigError, match="unknown VCR protocol 'r2c'; known: official"):
         VcrTask(tmp_path, "val", "r2c")
 
 

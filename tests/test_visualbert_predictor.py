@@ -314,9 +314,9 @@ def moved(before: VisualBertPredictor, after: VisualBertPredictor) -> set[str]:
 @pytest.mark.parametrize(
     ("sidecar", "says"),
     [
-        ({"feature_spce": "x"}, "unknown key 'feature_spce', the nearest known one is 'feature_space'"),
+        ({"feature_spce": "x"}, "unknown key 'feature_spce'; did you mean 'feature_space'"),
         ({"box_geometry": "yes"}, "box_geometry: 'yes' has the wrong type"),
-        ({"recipe": "hf-doc"}, "recipe: unknown name 'hf-doc', the nearest known one is 'hf-docs'"),
+        ({"recipe": "hf-doc"}, "recipe: unknown name 'hf-doc'; did you mean 'hf-docs'"),
         ({"fix_quirks": 1}, "fix_quirks: 1 has the wrong type"),
         ({"recipe": "hf-docs", "fix_quirks": True}, "fix_quirks: belongs to recipe original, not to hf-docs"),
         ({"task": "vcr"}, "trained for task vcr, asked for nlvr2"),

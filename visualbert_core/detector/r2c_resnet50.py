@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import PIL
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -122,11 +121,7 @@ class R2CDetector(FolderDetector["R2CNetwork", R2CConfig]):
             "batch_norm": "running statistics",
             "box_kind": "given",
             "dtype": "float16",
-            "versions": {
-                "torch": torch.__version__,
-                "torchvision": torchvision.__version__,
-                "pillow": PIL.__version__,
-            },
+            "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         }
 
     def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:

@@ -69,7 +69,8 @@ def join(shard: ExampleShard, store: FeatureStore) -> tuple[list[Joined], list[F
     quarantined."""
     lost = shard.lost()
     pairs = [pair for pair in zip(shard.examples, shard.sources, strict=True) if pair[0].example_id not in lost]
-    regions = {i: store.fetch(i) for _, ids in pairs for i in ids if i in store}
+    wanted = list(dict.fromkeys(i for _, ids in pairs for i in ids if i in store))
+    regions = dict(zip(wanted, store.fetch_many(wanted), strict=True))
     joined: list[Joined] = []
     failures = list(lost.values())
     for example, sources in pairs:

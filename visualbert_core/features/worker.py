@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import PIL
 
 from visualbert_core.detector import Detection, Detector, ObjectEncoder, load_detector
 from visualbert_core.errors import CheckpointError
@@ -105,9 +106,11 @@ class Clock:
 
 
 def full_fingerprint(detector: Detector, boxes: str) -> dict[str, Any]:
-    """What names a store's folder: the detector's own fingerprint, its space and D, and whether boxes were given."""
+    """What names a store's folder: the detector's own fingerprint, its space and D, what decodes images for it, and
+    whether boxes were given."""
     return {
         **detector.fingerprint(),
+        "pillow": PIL.__version__,
         "space": detector.space,
         "feature_size": detector.feature_size,
         "given_boxes": boxes,

@@ -45,6 +45,7 @@ from visualbert_core.tasks import METRICS, TASKS, open_task
 from visualbert_core.world.files import make_world
 
 REGRESSION = 4
+FAILURES = (VisualBertCoreError, OSError)  # what ends a corpus or a cell, and not the night
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,9 @@ def run_matrix(config: NightlyConfig) -> Night:
         tonight = [_tonight(config, cell, *stores[cell.corpus], pool, codes) for cell in config.cells]
     cells = tuple(cell.shown for cell in tonight)
     complaints = {} if config.limit is not None else {cell.name: list(missed(cell)) for cell in tonight}
-    codes += [REGRESSION for lines in complaints.values() for line in lines if _complain(line)]
+    for line in (line for lines in complaints.values() for line in lines):
+        _complain(line)
+        codes.append(REGRESSION)
     judged = _judge(config, tonight, complaints, codes) if _gated(config) else None
     report = config.out / "report.html"
     smoke = "" if config.limit is None else f" (smoke night: {config.limit} images and examples)"
@@ -160,7 +163,7 @@ def _judge(
 ) -> Judged | None:
     try:
         judged = judge_cells(config, str(config.night), cells, missed)
-    except VisualBertCoreError as error:
+    except FAILURES as error:
         _note("gate", error, codes)
         return None
     for check in judged.gate.checks:
@@ -201,10 +204,10 @@ def _outside(title: str, bounds: Mapping[str, tuple[float, ...]], run: Run | Non
 
 def _timed_extract(
     config: NightlyConfig, name: str, pool: Pool, codes: list[int]
-) -> tuple[FeatureStore | VisualBertCoreError, Timing | None]:
+) -> tuple[FeatureStore | Exception, Timing | None]:
     since, start = time.time(), time.monotonic()
     store = _extract(config, name, pool, codes)
-    if isinstance(store, VisualBertCoreError):
+    if isinstance(store, Exception):
         return store, None
     return store, _timing(store.folder, since, start, pool)
 
@@ -217,7 +220,7 @@ def _timing(folder: Path, since: float, start: float, pool: Pool) -> Timing:
     return Timing(items=items, seconds=round(time.monotonic() - start, 3), gpus=pool.gpus)
 
 
-def _extract(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> FeatureStore | VisualBertCoreError:
+def _extract(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> FeatureStore | Exception:
     corpus = config.corpora[name]
     job = ExtractConfig(
         images=corpus.images,
@@ -232,7 +235,7 @@ def _extract(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> 
     )
     try:
         return extract(job, pool)
-    except VisualBertCoreError as error:
+    except FAILURES as error:
         _note(f"corpus {name}", error, codes)
         return error
 
@@ -240,24 +243,24 @@ def _extract(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> 
 def _tonight(
     config: NightlyConfig,
     cell: CellConfig,
-    store: FeatureStore | VisualBertCoreError,
+    store: FeatureStore | Exception,
     extraction: Timing | None,
     pool: Pool,
     codes: list[int],
 ) -> Tonight:
     title = f"{cell.model.name} on {cell.task} {cell.split}"
-    if isinstance(store, VisualBertCoreError):
+    if isinstance(store, Exception):
         shown = ReportCell(title, None, None, {}, None, error=f"corpus {cell.corpus}: {store}")
         return Tonight(cell, shown, None, None)
     corpus = config.corpora[cell.corpus]
-    images = list_images(corpus.images)
     own, wrong = (_evaluate_config(config, cell, store, regions) for regions in ("own", "wrong-image"))
     try:
+        images = list_images(corpus.images)
         task = open_task(cell.task, cell.annotations, cell.split)
         if not task.labelled:
             raise ConfigError(f"{cell.split} has no public labels: jobs/evaluate.py makes its {task.submission_name}")
-    except VisualBertCoreError as error:
-        shown = ReportCell(title, None, store, images, None, error=_note(title, error, codes))
+    except FAILURES as error:
+        shown = ReportCell(title, None, store, {}, None, error=_note(title, error, codes))
         return Tonight(cell, shown, extraction, None)
     since, start = time.time(), time.monotonic()
     run, reason = _evaluate(title, own, pool, codes)
@@ -276,14 +279,14 @@ def _evaluate(title: str, config: EvaluateConfig, pool: Pool, codes: list[int]) 
         return evaluate(config, pool), None
     except CoverageError as error:
         return read_run(run_folder(config)), _note(title, error, codes)
-    except VisualBertCoreError as error:
+    except FAILURES as error:
         return None, _note(title, error, codes)
 
 
-def _note(title: str, error: VisualBertCoreError, codes: list[int]) -> str:
+def _note(title: str, error: Exception, codes: list[int]) -> str:
     if isinstance(error, UnfinishedError):  # nothing more is to be begun, and no verdict spoken over what is missing
         raise error
-    codes.append(error.exit_code)
+    codes.append(error.exit_code if isinstance(error, VisualBertCoreError) else 1)
     _complain(f"{title}: {error}")
     return str(error)
 
@@ -312,6 +315,5 @@ def _absolute_corpus(corpus: CorpusConfig, data: Path) -> CorpusConfig:
     return dataclasses.replace(corpus, images=images, detector=corpus.detector.absolute())
 
 
-def _complain(line: str) -> bool:
+def _complain(line: str) -> None:
     sys.stderr.write(f"error: {line}\n")
-    return True

@@ -239,9 +239,10 @@ def _command(cell: ReportCell, run: Run) -> str:
         "regions": spec["regions"],
         "batch-size": spec["batch_size"],
         "shard-size": spec["shard_size"],
+        "precision": spec["precision"],
     }
-    words = (word for name, value in options.items() for word in (f"--{name}", str(value)))
-    return shlex.join(["python", "jobs/evaluate.py", *words])
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return shlex.join(["python", "jobs/evaluate.py", *words, *["--foreign-features"] * spec["foreign_features"]])
 
 
 def plural(count: int, noun: str) -> str:

@@ -15,7 +15,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from visualbert_core.config import nearest
@@ -110,11 +110,14 @@ def _wandb(night: TrackedNight) -> None:
 def _tensorboard(night: TrackedNight) -> None:
     from tensorboardX import SummaryWriter
 
-    day = datetime.now(UTC).date().toordinal()
+    try:
+        day = date.fromisoformat(night.night)
+    except ValueError:  # a night may have any name
+        day = datetime.now(UTC).date()
     try:
         with SummaryWriter(str(night.out / "tensorboard" / night.name)) as writer:
             for name, value in night.metrics().items():
-                writer.add_scalar(name, value, day)
+                writer.add_scalar(name, value, day.toordinal())
     except OSError as error:
         raise TrackerError(f"tensorboard: {_line(error)}") from error
 

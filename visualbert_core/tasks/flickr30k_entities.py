@@ -72,8 +72,7 @@ class Flickr30kEntitiesTask:
         Raises ConfigError (split, protocol), AnnotationError (files).
         """
         self.split = choose("Flickr30K Entities split", split, SPLITS)
-        chosen = next(iter(PROTOCOLS)) if protocol is None else protocol
-        self.protocol_key = choose("Flickr30K Entities protocol", chosen, PROTOCOLS)
+        self.protocol_key = choose("Flickr30K Entities protocol", protocol, PROTOCOLS)
         self.protocol = PROTOCOLS[self.protocol_key]
         self._inclusive = self.protocol_key == "plummer"
         self._root = Path(annotations)

@@ -72,7 +72,7 @@ class Nlvr2Task:
         Raises ConfigError (split, protocol), AnnotationError (files).
         """
         self.split = choose("NLVR2 split", split, SPLITS)
-        self.protocol_key = choose("NLVR2 protocol", protocol or next(iter(PROTOCOLS)), PROTOCOLS)
+        self.protocol_key = choose("NLVR2 protocol", protocol, PROTOCOLS)
         self.protocol = PROTOCOLS[self.protocol_key]
         folder = Path(annotations)
         phenomena = folder / PHENOMENA

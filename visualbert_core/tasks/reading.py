@@ -9,7 +9,6 @@ import codecs
 import json
 import re
 from collections.abc import Collection, Iterator
-from difflib import get_close_matches
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -22,12 +21,13 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may escape one, no file 
 _JSON_NAMES = {str: "a string", int: "a whole number", list: "a list", dict: "an object"}
 
 
-def choose(what: str, name: str, options: Collection[str]) -> str:
-    """`name` if it is one of `options`, else a ConfigError that names the nearest and all of them."""
+def choose(what: str, name: str | None, options: Collection[str]) -> str:
+    """`name` if it is one of `options`, the first of them for None, else a ConfigError that names them all."""
+    if name is None:
+        return next(iter(options))
     if name in options:
         return name
-    nearest = get_close_matches(name, options, n=1, cutoff=0.0)[0]
-    raise ConfigError(f"unknown {what} {name!r}: did you mean {nearest!r}? (known: {', '.join(options)})")
+    raise ConfigError(f"unknown {what} {name!r}; known: {', '.join(options)}")
 
 
 def read_text(path: Path) -> str:

@@ -74,8 +74,7 @@ class VcrTask:
         Raises ConfigError (split, protocol), AnnotationError (file).
         """
         self.split = choose("VCR split", split, SPLITS)
-        chosen = next(iter(PROTOCOLS)) if protocol is None else protocol
-        self.protocol_key = choose("VCR protocol", chosen, PROTOCOLS)
+        self.protocol_key = choose("VCR protocol", protocol, PROTOCOLS)
         self.protocol = PROTOCOLS[self.protocol_key]
         self.labelled = split not in UNLABELLED
         self._path = Path(annotations) / f"{split}.jsonl"

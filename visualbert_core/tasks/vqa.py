@@ -84,7 +84,7 @@ class VqaTask:
         """
         self.split = split
         subset = SUBSETS[choose("VQA split", split, SUBSETS)]
-        self.protocol_key = choose("VQA protocol", protocol or next(iter(PROTOCOLS)), PROTOCOLS)
+        self.protocol_key = choose("VQA protocol", protocol, PROTOCOLS)
         self.protocol = PROTOCOLS[self.protocol_key]
         self.labelled = split in LABELLED
         folder = Path(annotations)

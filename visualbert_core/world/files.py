@@ -27,6 +27,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from visualbert_core.config import WorldConfig
+from visualbert_core.errors import ConfigError
 from visualbert_core.schema import Token
 from visualbert_core.world import questions as ask
 from visualbert_core.world import references as refer
@@ -39,11 +40,14 @@ WRONG_ANNOTATOR = 0.03
 
 
 def make_world(root: Path, config: WorldConfig) -> Path:
-    """Write the world of `config` under `root` unless it is there; all of it or nothing appears."""
+    """Write the world of `config` under `root` unless it is there; all of it or nothing appears. Another world there
+    makes room; raises ConfigError where it is anything else."""
     about = {"made_by": "visualbert_core.world.files", "version": 1} | asdict(config)
     marker = root / "WORLD.json"
     if marker.exists() and json.loads(marker.read_text()) == about:
         return root
+    if root.exists() and not marker.exists():
+        raise ConfigError(f"{root} is there and is no synthetic world: choose another `out`, or move it away")
     root.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     with ProcessPoolExecutor(os.cpu_count()) as pool:

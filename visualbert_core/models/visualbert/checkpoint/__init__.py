@@ -14,9 +14,8 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -25,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from visualbert_core.config import nearest
 from visualbert_core.errors import CheckpointError
 from visualbert_core.models.visualbert.checkpoint.files import (
     SAFETENSORS_FILE,
@@ -200,12 +200,12 @@ class Sidecar:
             raise CheckpointError(f"{path}: must be an object with the keys {', '.join(_SIDECAR_TYPES)}")
         for key, value in found.items():
             if key not in _SIDECAR_TYPES:
-                raise CheckpointError(f"{path}: unknown key {_with_nearest(key, _SIDECAR_TYPES)}")
+                raise CheckpointError(f"{path}: unknown key {key!r}{nearest(key, _SIDECAR_TYPES)}")
             if not isinstance(value, _SIDECAR_TYPES[key]):
                 raise CheckpointError(f"{path}: {key}: {value!r} has the wrong type")
         sidecar = cls(**found)
         if sidecar.recipe not in RECIPES:
-            raise CheckpointError(f"{path}: recipe: unknown name {_with_nearest(sidecar.recipe, RECIPES)}")
+            raise CheckpointError(f"{path}: recipe: unknown name {sidecar.recipe!r}{nearest(sidecar.recipe, RECIPES)}")
         if sidecar.fix_quirks and sidecar.recipe != "original":
             raise CheckpointError(f"{path}: fix_quirks: belongs to recipe original, not to {sidecar.recipe}")
         return sidecar
@@ -222,7 +222,3 @@ _SIDECAR_TYPES = {
     "box_geometry": bool,
     "fix_quirks": bool,
 }
-
-
-def _with_nearest(name: str, known: Iterable[str]) -> str:
-    return f"{name!r}, the nearest known one is {get_close_matches(name, list(known), n=1, cutoff=0.0)[0]!r}"
