@@ -24,11 +24,13 @@ from visualbert_core.config import ExtractConfig, PoolConfig
 from visualbert_core.corpus import list_images
 from visualbert_core.detector import Detection
 from visualbert_core.errors import CheckpointError, CoverageError, InputError, ShardError
+from visualbert_core.features import extract as extraction
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.features.worker import AHEAD, FeatureWorker, _batches, full_fingerprint, plan_images
-from visualbert_core.images import read_image
+from visualbert_core.images import fetch, read_image
 from visualbert_core.schema import Image
+from visualbert_core.supervision import LostError
 
 INLINE = PoolConfig(inline=True)
 
@@ -262,6 +264,21 @@ def test_a_shard_of_bad_images_only_is_finished(world: World) -> None:
             world.extract()
     store = FeatureStore.open(str(refused.value).partition(":")[0])
     assert (len(store), len(store.failures())) == (0, 2)
+
+
+def test_an_image_whose_reading_ends_the_process_is_a_row(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of tables and object stores are read before the detector runs: a trial reads its own only."""
+    monkeypatch.setattr(supervision, "BOOT_WAIT", 0.0)
+
+    def deadly(images: Sequence[Image]) -> list[Image]:
+        if "image07" in {image.image_id for image in images}:
+            raise LostError("the worker's process ended")
+        return fetch(images)
+
+    monkeypatch.setattr(extraction, "fetch", deadly)
+    store = world.extract()
+    assert [failure.item_id for failure in store.failures()] == ["image07"]
+    assert len(store) == 39
 
 
 def test_large_features_are_clamped(world: World) -> None:

@@ -159,7 +159,7 @@ def test_splits_and_protocol(tmp_path: Path) -> None:
     assert len(SPLITS) == 8
     task = Nlvr2Task(write(tmp_path, [record("dev-1-0-0")]), "dev", "official")
     assert (task.protocol, task.protocol_key, task.labelled) == ("NLVR2 official (metrics.py)", "official", True)
-    with pytest.raises(ConfigError, match="known: dev, .*, balanced-dev"):
+    with pytest.raises(ConfigError, match=r"known: dev, .*, balanced-dev"):
         Nlvr2Task(tmp_path, "balanced_dev")
     with pytest.raises(ConfigError, match="unknown NLVR2 protocol 'any'"):
         Nlvr2Task(tmp_path, "dev", "any")

@@ -135,3 +135,48 @@ def test_a_cluster_of_broken_gpus_is_given_up(size: int) -> None:
     with pytest.raises(ShardError, match=r"workers in a row finished nothing|none was finished in between"):
         simulation.run()
     assert not simulation.committed
+
+
+@dataclass
+class Timed(Simulation):
+    """One actor in simulated time, whose shards in flight share it and need so many seconds alone."""
+
+    alone: float = 0.0
+    now: float = 0.0
+    spent: dict[Any, float] = field(default_factory=dict)
+
+    def wait(self, calls: list[Any]) -> Any:
+        working = [call for call in calls if call[1] is not None]
+        if len(working) < len(calls):
+            return next(call for call in calls if call[1] is None)
+        self.now += 10
+        for call in working:
+            self.spent[call] = self.spent.get(call, 0.0) + 10 / len(working)
+        return next((call for call in working if self.spent[call] >= self.alone), None)
+
+
+def test_two_shards_that_share_a_worker_have_the_time_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard that needs 90 of 100 allowed seconds alone, and so 180 beside another, does not hang."""
+    timed = Timed(0, size=1, alone=90.0)
+    monkeypatch.setattr(supervision.time, "monotonic", lambda: timed.now)
+    with Progress("simulation", 300) as progress:
+        markers = Supervisor(timed, SHARDS, progress, PoolConfig(shard_timeout=100)).run()
+    assert len(markers) == len(SHARDS)
+
+
+def test_a_mount_that_is_gone_is_found_out_before_every_shard_has_been_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that raised are tried again before any other is begun, as attempts may take minutes."""
+    monkeypatch.setattr(supervision, "WAITS", (0.02, 0.02))
+    attempts: list[str] = []
+
+    class Mountless(Simulation):
+        def result(self, call: Any) -> Marker | None:
+            if call[1] is None:
+                return None
+            attempts.append(call[1].shard_id)
+            raise PermissionError(13, "Permission denied", "/mnt/images")
+
+    with pytest.raises(ShardError, match="the run was stopped"):
+        Mountless(0, size=2).run()
+    assert len(set(attempts)) <= supervision.RAISED + 2 * supervision.IN_FLIGHT
+    assert len(attempts) <= 3 * len(set(attempts))

@@ -104,9 +104,9 @@ def test_no_score_without_full_coverage(folder: Path, name: str) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_unknown_task_names_the_nearest() -> None:
-    """A mistyped task is a configuration error that names the right one."""
-    with pytest.raises(ConfigError, match="'flickr30k'; known: .*flickr30k_entities"):
+def test_unknown_task_names_the_known() -> None:
+    """A mistyped task is a configuration error that names the right ones."""
+    with pytest.raises(ConfigError, match=r"'flickr30k'; known: .*flickr30k_entities"):
         open_task("flickr30k", Path(), "test")
 
 

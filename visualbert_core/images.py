@@ -130,8 +130,10 @@ def _blame_metadata(path: str | Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise DecodeError(f"{Path(path).name} with its boxes is missing") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DecodeError(f"{Path(path).name} is not a VCR metadata file: {error!r}") from error
+    except RecursionError:  # whose text depends on where it struck
+        raise DecodeError(f"{Path(path).name} is not a VCR metadata file: it is nested too deeply") from None
 
 
 def _file(image: Image) -> IO[bytes]:

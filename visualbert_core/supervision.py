@@ -32,6 +32,7 @@ WAITS = (2.0, 20.0)  # seconds until a shard that raised is tried again; then it
 BOOTS = 5  # actors in a row, for each place, that ended without having finished anything
 BOOT_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds until the next is started after the first of them, doubling up to this
 GIVEN_UP = 3  # shards in a row that were given up without another being finished: it is not them
+RAISED = 10  # attempts in a row that raised: no further shard is begun before those have been tried again
 TRIALS = 10  # deaths in a row in the trials of one shard before it is given up as a whole
 CONTROL = 16  # items, known to be harmless, that a fresh actor must survive before it is given a suspect
 SLOW, LONG, SHORT = 20, 600.0, 60.0  # a shard hangs after 20 times the usual, at least 600 s; a trial at least 60 s
@@ -111,6 +112,7 @@ class _Seat:
     actor: Any
     ready: bool = False
     useful: bool = False
+    finished: float = 0.0  # when it last ended a shard
     load: list[_Ticket] = field(default_factory=list)
 
 
@@ -145,7 +147,7 @@ class Supervisor:
         self.control: Shard | None = None
         self.total, self.done = len(shards), 0
         self.paces: deque[float] = deque(maxlen=99)  # seconds per item of the last shards
-        self.fruitless = self.hopeless = 0  # actors and shards in a row
+        self.fruitless = self.hopeless = self.raised = 0  # actors, shards and attempts in a row
         self.staffed = self.noted = self.boot_at = time.monotonic()
 
     def run(self) -> list[Marker]:
@@ -203,7 +205,10 @@ class Supervisor:
         now = time.monotonic()
         for ticket in [ticket for ticket in self.waiting if ticket.since <= now]:
             self.waiting.remove(ticket)
-            (self.suspects if ticket.suspect else self.queue).append(ticket)
+            if ticket.suspect:
+                self.suspects.append(ticket)
+            else:
+                self.queue.appendleft(ticket)  # before others: it may be all of them
 
     def _feed(self) -> None:
         for depth in range(IN_FLIGHT):
@@ -213,7 +218,7 @@ class Supervisor:
 
     def _give(self, seat: _Seat) -> None:
         """New shards first. A suspect gets an actor to itself, so that nobody else is blamed for what it does."""
-        if self.queue:
+        if self.queue and (self.queue[0].errors or self.raised < RAISED or not self.waiting):
             ticket = self.queue.popleft()
         elif self.suspects and not seat.load:
             if self.control is None or seat.useful:
@@ -249,6 +254,7 @@ class Supervisor:
                 self._bury(seat, error)
             else:
                 seat.load.remove(ticket)
+                seat.finished = time.monotonic()
                 self._retry(seat, ticket, error)
             return
         if ticket is None:
@@ -256,8 +262,8 @@ class Supervisor:
             self.progress.ready()
             return
         seat.load.remove(ticket)
-        seat.useful = True
-        self.fruitless = 0
+        seat.useful, seat.finished = True, time.monotonic()
+        self.fruitless = self.raised = 0
         self.control = self.control or _trial(ticket.shard, ticket.shard.touched[:CONTROL])
         if ticket.control:
             return
@@ -273,6 +279,7 @@ class Supervisor:
 
     def _retry(self, seat: _Seat, ticket: _Ticket, error: Exception) -> None:
         ticket.cause = error
+        self.raised += 1
         if ticket.control:
             seat.useful = True  # it raised, so it did not end its process
         elif ticket.case is not None:  # the same; the whole shard will raise, too
@@ -293,7 +300,11 @@ class Supervisor:
     def _end_the_hung(self) -> None:
         now = time.monotonic()
         for seat, ticket in list(self.calls.values()):
-            if ticket is not None and now - ticket.since > (limit := self._limit(ticket)) and seat in self.seats:
+            if ticket is None or seat not in self.seats:
+                continue
+            # Those in flight on an actor share it, and what waits for the one before it does not hang.
+            limit = self._limit(ticket) * len(seat.load)
+            if now - max(ticket.since, seat.finished) > limit:
                 self._bury(seat, LostError(f"the worker did not end in {limit:.0f} s"), hung=ticket)
 
     def _limit(self, ticket: _Ticket) -> float:

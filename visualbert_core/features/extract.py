@@ -132,4 +132,6 @@ class _Fetching:
         self.worker = make_worker()
 
     def run(self, shard: ImageShard) -> Marker:
-        return self.worker.run(replace(shard, images=tuple(fetch(shard.images))))
+        lost = set(shard.quarantined)  # reading them may be what ends a process
+        asked = [image for image in shard.images if image.image_id not in lost]
+        return self.worker.run(replace(shard, images=tuple(fetch(asked))))
