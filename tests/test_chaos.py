@@ -32,6 +32,7 @@ from visualbert_core.corpus import list_images
 from visualbert_core.errors import StoreError, VisualBertCoreError
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.features.worker import FeatureWorker, full_fingerprint, plan_images
+from visualbert_core.host import SIMULATED
 from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan
 
 pytestmark = pytest.mark.slow
@@ -95,6 +96,7 @@ def nodes() -> Iterator[Nodes]:
             if name not in os.environ:
                 patch.setenv(name, value)
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        patch.setenv(SIMULATED, "1")
         nodes = Nodes()
         patch.setenv("RAY_ADDRESS", nodes.cluster.address)
         DRIVERS.set_forkserver_preload(PRELOADED)

@@ -17,7 +17,7 @@ from visualbert_core import supervision
 from visualbert_core.cluster import Pool
 from visualbert_core.config import PoolConfig
 from visualbert_core.errors import CheckpointError, ShardError, UnfinishedError
-from visualbert_core.host import Host, in_halves
+from visualbert_core.host import SIMULATED, Host, in_halves
 from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan
 
 pytestmark = pytest.mark.usefixtures("ray_session", "no_waiting")
@@ -95,6 +95,13 @@ class Signals(Clerk):
         if "7" in shard.touched:
             os.kill(int((self.calls.parent / "driver").read_text()), signal.SIGTERM)
             time.sleep(1)
+
+
+class Slow(Clerk):
+    """Takes a while."""
+
+    def accident(self, shard: Shard) -> None:
+        time.sleep(0.05)
 
 
 class Raises(Clerk):
@@ -244,6 +251,35 @@ def test_a_signal_lets_running_shards_finish(job: Job, pool: PoolConfig) -> None
     assert job.all_calls() == len(job.shards)
 
 
+@pytest.mark.parametrize("pool", [INLINE, ONE])
+def test_a_signal_between_two_stages_ends_the_job(job: Job, pool: PoolConfig) -> None:
+    """While images are listed or scores computed there is nothing to wait for: the same error, at once, also where Ray
+    has installed handlers of its own."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def stages() -> None:
+        with Pool(pool) as workers:
+            workers.run(partial(Clerk, job.folder.root, job.calls), job.shards, "test")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+
+    with pytest.raises(UnfinishedError, match=r"stopped \(SIGTERM\); the same line again"):
+        stages()
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert job.folder.pending(job.shards) == []
+
+
+def test_what_runs_at_the_end_of_the_hours_is_committed(job: Job) -> None:
+    """As after a signal: the rest is left, and the next run does it, and nothing twice."""
+    job.shards = plan([str(number) for number in range(400)], "test", 1)
+    with pytest.raises(UnfinishedError, match=r"stopped \(\S+ hours are over\): \d+ of \d+ shards are left"):
+        job.run(Slow, PoolConfig(inline=True, max_hours=1 / 3600))
+    assert 0 < len(job.folder.pending(job.shards)) < len(job.shards)
+    assert job.all_calls() == len(job.shards) - len(job.folder.pending(job.shards))
+    job.run(Clerk, INLINE)
+    assert job.all_calls() == len(job.shards)
+
+
 def test_no_shard_is_started_after_the_last_hour(job: Job) -> None:
     """A job whose hours are over says so, with the same exit code, and computes nothing more."""
     with pytest.raises(UnfinishedError, match=r"stopped \(0 hours are over\)"):
@@ -322,6 +358,7 @@ def test_a_cuda_error_ends_the_process(job: Job) -> None:
 def test_a_worker_of_no_gpu_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray hides a node's GPUs only from workers that have some of them; the others would all compute on the first."""
     seen = []
+    monkeypatch.setenv(SIMULATED, "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for gpus in (0.5, 0.0):
@@ -329,10 +366,11 @@ def test_a_worker_of_no_gpu_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == ["0,1", ""]
 
 
-def test_a_gpu_that_torch_cannot_use_is_no_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker with a GPU whose driver torch does not fit says so; it does not compute on the CPU for days."""
+def test_a_gpu_that_torch_cannot_use_is_no_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker with a GPU that has no driver, or one that torch does not fit, says so; it does not compute on the CPU
+    for days."""
     torch = pytest.importorskip("torch")
-    monkeypatch.setattr("visualbert_core.host.NVIDIA_DRIVER", tmp_path)
+    monkeypatch.delenv(SIMULATED, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -365,7 +403,7 @@ def test_progress_goes_to_stderr_only(job: Job, capfd: pytest.CaptureFixture[str
 def test_no_shards_need_no_workers() -> None:
     """An empty list returns at once, without making a worker."""
     with Pool(ONE) as pool:
-        pool.run(no_worker, [], "test")
+        assert pool.run(no_worker, [], "test") == []
 
 
 def test_actors_serve_one_stage_after_the_other(tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ def test_vcr_boxes_come_after_the_whole_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}"]
+    ["", "[]", "{}", "[" * 100_000, '{"boxes": [], "width": 1' + "0" * 400 + ', "height": 1}']
     + [
         f'{{"boxes": {boxes}, "width": 2, "height": 1}}'
         for boxes in ("3", "[[1, 2, 3]]", "[[1, 2, 3, NaN]]", '["abcd"]')

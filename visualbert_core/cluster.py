@@ -49,8 +49,8 @@ class Pool:
     actors stay for the next stage, because importing torch takes them seconds. Inside, stdout is stderr, as Ray prints
     the deaths of workers there: print results afterwards.
 
-    SIGTERM and SIGINT, and the end of `max_hours`, let the running shards be committed and then end the job; a second
-    signal acts as it would without a pool.
+    SIGTERM and SIGINT, and the end of `max_hours`, let the running shards be committed and then end the job with
+    UnfinishedError, between two stages at once; a second signal acts as it would without a pool.
     """
 
     def __init__(self, config: PoolConfig | None = None) -> None:
@@ -59,13 +59,17 @@ class Pool:
         self._actors: _Actors | None = None
         self._began = time.monotonic()
         self._signal: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+        self._idle = True  # between two stages
 
     def __enter__(self) -> Self:
         if not self.config.inline:
             self._exit.enter_context(redirect_stdout(sys.stderr))
+        self._exit.enter_context(self._listening())
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._idle = False
         self._exit.close()
 
     @property
@@ -86,11 +90,18 @@ class Pool:
             return []
         if reason := self._reason():
             raise UnfinishedError(f"stopped ({reason}): {label} is left; the same line again does it")
-        self._actors = self._actors or self._start()
-        actors = self._actors.serving(make_worker)
-        total = sum(len(shard.items) for shard in shards)
-        with self._listening(), Progress(label, total, actors.publish) as progress:
-            return Supervisor(actors, shards, progress, self.config, self._reason).run()
+        self._idle = False
+        try:
+            if self._actors is None:
+                self._actors = self._start()
+                if self._signal is None:
+                    self._listen()  # again, as ray.init installs handlers of its own
+            actors = self._actors.serving(make_worker)
+            total = sum(len(shard.items) for shard in shards)
+            with Progress(label, total, actors.publish) as progress:
+                return Supervisor(actors, shards, progress, self.config, self._reason).run()
+        finally:
+            self._idle = True
 
     def _start(self) -> _Actors:
         actors = _Inline(self.config) if self.config.inline else _RayActors(self.config, self._exit)
@@ -99,26 +110,28 @@ class Pool:
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        """To signals; in the main thread, where Python lets us. After ray.init, which installs handlers of its own."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
-
-        def restore() -> None:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-        def stop(number: int, _: object) -> None:
-            self._signal = signal.Signals(number).name
-            restore()
-
-        for number in before:
-            signal.signal(number, stop)
+        """To signals; in the main thread, where Python lets us."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {n: signal.getsignal(n) or signal.SIG_DFL for n in (signal.SIGTERM, signal.SIGINT)}
+        self._listen()
         try:
             yield
         finally:
-            restore()
+            self._let_be()
+
+    def _listen(self) -> None:
+        for number in self._before:
+            signal.signal(number, self._stop)
+
+    def _let_be(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, _: object) -> None:
+        self._signal = signal.Signals(number).name
+        self._let_be()
+        if self._idle:
+            raise UnfinishedError(f"stopped ({self._signal}); the same line again goes on from here")
 
     def _reason(self) -> str | None:
         """Why nothing more may be started, if so."""

@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from visualbert_core.shards import Marker, Shard
 
-NVIDIA_DRIVER = Path("/dev/nvidiactl")  # is there where one is loaded
+SIMULATED = "VISUALBERT_CORE_SIMULATED_GPUS"  # is set where nodes only say that they have GPUs, as in tests
 
 AnyShard = TypeVar("AnyShard", bound=Shard)
 Work = TypeVar("Work", bound=Shard, contravariant=True)
@@ -88,11 +87,11 @@ def set_threads(threads: int) -> int | None:
 
 
 def _check_gpu() -> None:
-    """Raises RuntimeError where this process has a GPU that torch cannot use: it would compute on the CPU, and nobody
-    would know why it takes days."""
+    """Raises RuntimeError where Ray gave this process a GPU that torch cannot use: it would compute on the CPU, and
+    nobody would know why it takes days."""
     torch = sys.modules.get("torch")
-    if torch is not None and NVIDIA_DRIVER.exists() and not torch.cuda.is_available():
+    if torch is not None and not torch.cuda.is_available() and not os.environ.get(SIMULATED):
         raise RuntimeError(
             f"this worker has a GPU, but torch {torch.__version__} cannot use it (torch.cuda.is_available() is False): "
-            "install a torch that fits the node's NVIDIA driver, or compute on CPUs with gpus_per_worker 0"
+            "give the node, and its container, an NVIDIA driver that fits torch, or compute on CPUs, gpus_per_worker 0"
         )

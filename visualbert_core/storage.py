@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from visualbert_core.errors import ConfigError
+from visualbert_core.errors import ConfigError, VisualBertCoreError
 
 # Only file systems in which a file appears whole, when its last byte has arrived.
 OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
@@ -146,6 +146,8 @@ class _System:
             try:
                 return method(*args, **options)
             except OSError:
+                raise
+            except VisualBertCoreError:  # a signal's
                 raise
             except Exception as error:  # the plug-ins' libraries have no common base
                 key = args[0] if args and isinstance(args[0], str) else ""
