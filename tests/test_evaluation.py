@@ -218,8 +218,20 @@ def test_wrong_images_are_never_the_own_one(vqa: EvaluateConfig, small_night: Sm
     assert all(not set(own) & set(other) for own, other in swapped.items())
 
 
+def test_an_image_is_read_once_for_all_its_examples(vqa: EvaluateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """VQA asks five questions of an image, and an object store is asked for all images of a shard at once."""
+    store, asked = FeatureStore.open(vqa.features), list[list[str]]()
+    read = store.fetch_many
+    monkeypatch.setattr(store, "fetch_many", lambda ids: asked.append(list(ids)) or read(ids))
+    shard = plan_examples(open_task("vqa", vqa.annotations, "val").examples(), None, "salt", 100)[0]
+    joined, _ = join(shard, store)
+    assert len(joined) > 12
+    (ids,) = asked
+    assert len(ids) == len(set(ids)) == 12
+
+
 def test_batches_hold_every_example_once(vqa: EvaluateConfig) -> None:
-    """Sorting by length loses nothing, and the same shard gives the same batches."""
+    """Grouping by image loses no example, and the order of the joined examples does not matter."""
     examples = list(open_task("vqa", vqa.annotations, "val").examples())
     shards = plan_examples(examples, None, "salt", 5)
     assert sorted(item for shard in shards for item in shard.items) == sorted(e.example_id for e in examples)

@@ -392,3 +392,19 @@ def test_the_matrix_that_comes_along_is_valid() -> None:
     assert config.gate is not None
     assert all((cell.model / "config.json").exists() for cell in config.cells)
     assert all((corpus.detector / "config.json").exists() for corpus in config.corpora.values())
+
+
+def test_a_corpus_that_the_system_does_not_hand_out_ends_its_cells_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bucket that does not answer, or a folder that may not be read: the report is written and names it, exit 1."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "s3://bucket/images")
+
+    monkeypatch.setattr("visualbert_core.nightly.extract", refuse)
+    night = run_matrix(load_matrix(write_matrix(tmp_path, gate=None), {}))
+    assert night.exit_code == 1
+    (cell,) = night.cells
+    assert cell.run is None
+    assert "s3://bucket/images" in night.report.read_text()

@@ -130,6 +130,7 @@ def test_a_stopped_job_drains(cluster: Cluster, tmp_path: Path) -> None:
     left = re.search(r"stopped \(SIGTERM\): (\d+) of (\d+) shards are left", log)
     assert left, log
     assert 0 < int(left[1]) < int(left[2]) - 2
+    assert "the cluster has no GPU now, so CPUs compute" in log
     (store,) = (tmp_path / "out").glob("pictures/*")
     assert not (store / "manifest.json").exists()
     assert {path.stem for path in (store / "parts").iterdir()} == {path.stem for path in (store / "shards").iterdir()}

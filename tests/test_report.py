@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import runpy
+import shlex
 from base64 import b64decode
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -27,7 +29,7 @@ from visualbert_core.errors import CoverageError
 from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
 from visualbert_core.features import names
 from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
-from visualbert_core.report import ReportCell, ReportInfo
+from visualbert_core.report import ReportCell, ReportInfo, sections
 from visualbert_core.report.examples import choose
 from visualbert_core.report.html import render, write_report
 from visualbert_core.report.scores import SYNTHETIC
@@ -304,6 +306,21 @@ def test_annotation_text_is_escaped(cell: Any) -> None:
     assert not {"script", "i", "u", "s"} & {tag for tag, _ in Page(page).tags}
     alts = [attributes["alt"] or "" for tag, attributes in Page(page).tags if tag == "img"]
     assert any('a" id="evil@0' in alt for alt in alts)
+
+
+def test_the_line_on_the_page_makes_the_run(cell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given back to the job, it asks for what the run's record says, foreign features and precision included."""
+    shown = cell("vqa")
+    spec = shown.run.record["spec"] | {"precision": "bfloat16", "foreign_features": True}
+    run = dataclasses.replace(shown.run, record=shown.run.record | {"spec": spec})
+    python, script, *words = shlex.split(sections._command(shown, run))
+    assert (python, script) == ("python", "jobs/evaluate.py")
+    monkeypatch.setattr("sys.argv", [script, *words])
+    flags = runpy.run_path(str(Path(__file__).parents[1] / script))["parse"]()
+    asked = {name: flags[name] for name in spec.keys() & flags.keys() - {"model"}}
+    assert asked == {name: spec[name] for name in asked}
+    assert len(asked) >= 7
+    assert flags["model"].name == spec["model"]
 
 
 def test_page_needs_no_network(cell: Any) -> None:

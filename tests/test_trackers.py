@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ def log_records(log: bytes) -> Iterator[bytes]:
 
 
 def test_tensorboard(night: TrackedNight) -> None:
-    """An event file holds each metric once, under its name."""
+    """An event file holds each metric once, under its name, at the night's day whenever it was sent."""
     pytest.importorskip("tensorboardX")
     from tensorboardX.proto.event_pb2 import Event
 
@@ -110,6 +111,7 @@ def test_tensorboard(night: TrackedNight) -> None:
         size = int.from_bytes(data[:8], "little")
         event = Event.FromString(data[12 : 12 + size])
         found |= {value.tag: value.simple_value for value in event.summary.value}
+        assert not event.summary.value or event.step == date(2026, 2, 3).toordinal()
         data = data[16 + size :]
     assert found == pytest.approx(night.metrics())
 

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from visualbert_core.config import WorldConfig
+from visualbert_core.errors import ConfigError
 from visualbert_core.models.visualbert import VisualBertModel
 from visualbert_core.models.visualbert.inputs import InputEncoder
 from visualbert_core.schema import Grounding, MultipleChoice, Question, Regions, Statement
@@ -52,6 +53,15 @@ def test_a_seed_is_a_world(tmp_path: Path) -> None:
         tree(make_world(first, other))["vqa/val2014/COCO_val2014_000000000001.jpg"]
         != before["vqa/val2014/COCO_val2014_000000000001.jpg"]
     )
+
+
+def test_a_folder_that_is_no_world_is_left_alone(tmp_path: Path) -> None:
+    """It may be somebody's data that happens to lie there."""
+    (tmp_path / "world").mkdir()
+    (tmp_path / "world" / "mine.txt").touch()
+    with pytest.raises(ConfigError, match="world is there and is no synthetic world: choose another `out`"):
+        make_world(tmp_path / "world", TINY)
+    assert [path.name for path in (tmp_path / "world").iterdir()] == ["mine.txt"]
 
 
 def test_pictures_have_the_names_and_bytes_of_the_official_sets(small_night: SmallNight) -> None:

@@ -253,6 +253,8 @@ class _RayActors:
         gpus, cpus = total.get("GPU", 0), int(total.get("CPU", 0))
         # A cluster without either is a head that waits for its workers: those will have GPUs.
         self.gpus = float(gpus > 0 or not cpus) if config.gpus_per_worker is None else config.gpus_per_worker
+        if not (ours or self.gpus) and config.gpus_per_worker is None:
+            sys.stderr.write("the cluster has no GPU now, so CPUs compute; gpus_per_worker 1 waits for GPUs\n")
         self.workers, self.looked, self.places = config.workers, -NODES_SECONDS, 0
         self.threads = config.threads_per_worker
         self.cpus = 0.0 if self.gpus else _cpu_share(cpus / self.size, self.threads) or float(self.threads)
