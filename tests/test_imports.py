@@ -25,7 +25,7 @@ ORDER = (
     {"supervision", "host"},
     {"progress"},
     {"shards", "provenance", "tables"},
-    {"schema", "storage", "columns"},
+    {"schema", "storage", "columns", "pickles"},
     {"config"},
     {"errors"},
 )

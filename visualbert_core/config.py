@@ -308,6 +308,11 @@ def folder_name(name: str) -> str:
     return name
 
 
+def run_name(model: Path, task: str, split: str) -> str:
+    """Of an evaluation, the same every night: that of its run folder, its cell and its history."""
+    return f"{model.name}__{task}__{split}"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` or `; known: a, b` for an error message."""
     known = list(known)

@@ -1,16 +1,13 @@
 """Weights as their authors published them, read without running what a file says.
 
-torch files are opened with `weights_only`. The pickles of Caffe2's Detectron and of detectron2 hold NumPy arrays: an
-unpickler that knows arrays, dictionaries, strings and numbers reads them, and anything else in one is refused by name.
-What the keys mean belongs to each detector.
+torch files are opened with `weights_only`. The pickles of Caffe2's Detectron and of detectron2 hold NumPy arrays, and
+anything else in one is refused by name (`pickles.py`). What the keys mean belongs to each detector.
 """
 
 from __future__ import annotations
 
-import codecs
 import pickle
 import zipfile
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from visualbert_core.errors import CheckpointError
+from visualbert_core.pickles import load_arrays
 
 
 def find(source: Path, names: Sequence[str]) -> Path:
@@ -77,35 +75,8 @@ def _torch_load(path: Path) -> Any:
 
 def _unpickle(path: Path) -> Any:
     with path.open("rb") as file:
-        return _Arrays(file, encoding="latin1").load()  # Python 2 wrote some of them
+        return load_arrays(file, encoding="latin1")  # Python 2 wrote some of them
 
 
-class _Arrays(pickle.Unpickler):
-    """Unpickles what NumPy arrays, dictionaries, strings and numbers are made of."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        known = _KNOWN.get((module.replace("numpy.core.", "numpy._core."), name))
-        if known is None:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only arrays of numbers are read")
-        return known
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """How pickles below protocol 3 spell bytes."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the codec {encoding}")
-    return codecs.latin_1_encode(text)[0]
-
-
-# NumPy's own functions, had from what it would write: their modules are private and have moved.
-_KNOWN: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy._core.multiarray", "_reconstruct"): np.zeros(1).__reduce__()[0],
-    ("numpy._core.multiarray", "scalar"): np.float32(1).__reduce__()[0],
-    ("numpy._core.numeric", "_frombuffer"): np.zeros(1).__reduce_ex__(5)[0],
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _latin1,
-}
 # What cut or garbled files raise, besides the readers' own errors.
 _MALFORMED = (OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, MemoryError)

@@ -23,7 +23,7 @@ from typing import Any
 
 from visualbert_core import storage
 from visualbert_core.cluster import Pool
-from visualbert_core.config import EvaluateConfig
+from visualbert_core.config import EvaluateConfig, run_name
 from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.batches import ExampleShard, Joined, batches, join, plan_examples, sample, wrong_images
 from visualbert_core.evaluation.predictions import encode, read_predictions
@@ -84,7 +84,7 @@ def evaluate(config: EvaluateConfig, pool: Pool, load: LoadModel = load_model) -
 
 def run_folder(config: EvaluateConfig) -> Path:
     """Where a run lives."""
-    name = f"{config.model.name}__{config.task}__{config.split}"
+    name = run_name(config.model, config.task, config.split)
     return config.out / (name if config.regions == "own" else f"{name}__{config.regions}")
 
 

@@ -10,7 +10,7 @@ Owns the four layouts in which region features of VisualBERT's kind lie about, a
 What made the features cannot be known, so the fingerprint says "imported, unverified", names the layout and the digest
 of the source, and takes the name of the space from whoever imports. Boxes are taken as pixels of the original image,
 as all four write them; an unknown label is -1, an unknown score NaN, an unknown image digest "". A row that cannot be
-read is a failure with the reason. Pickles are read by an unpickler that knows numpy arrays and nothing else.
+read is a failure with the reason. Pickles may hold arrays and nothing else (`pickles.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import base64
 import binascii
 import io
 import json
-import pickle
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -34,13 +33,13 @@ from visualbert_core import storage
 from visualbert_core.cluster import Pool
 from visualbert_core.config import folder_name
 from visualbert_core.errors import ConfigError, InputError
-from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
+from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder, to_half
+from visualbert_core.pickles import BROKEN, load_arrays
 from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import SCHEMA_VERSION, Failure, Regions
 from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan, publish
 
 SHARD = 1024  # images
-HALF_MAX = float(np.finfo(np.float16).max)
 
 Place = tuple[int, int] | str
 """Where a record lies in its source: bytes (offset, length) of a TSV, the path below a folder, the key in an LMDB."""
@@ -181,7 +180,7 @@ def _checked(row: Regions, feature_size: int) -> Regions:
     for kind, values in (("label", row.labels), ("attribute", row.attributes)):
         if count and values is not None and not -1 <= values.min() <= values.max() <= np.iinfo(np.int16).max:
             raise MalformedError(f"{kind} {values.max()} is out of range")
-    return replace(row, features=row.features.clip(-HALF_MAX, HALF_MAX).astype(np.float16))
+    return replace(row, features=to_half(row.features))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -378,29 +377,10 @@ def _npy(path: Path) -> Any:
         raise MalformedError(f"{path.name}: {error}") from None
 
 
-_NUMPY = {
-    *(("numpy", name) for name in ("ndarray", "dtype")),
-    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-    ("_codecs", "encode"),  # how protocol 2 spells bytes
-}
-_BROKEN = (
-    *(pickle.UnpicklingError, EOFError, ImportError, AttributeError, IndexError, KeyError, TypeError, ValueError),
-    *(MemoryError, OverflowError, RecursionError),
-)
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _NUMPY:
-            return super().find_class(module.replace("numpy.core.", "numpy._core."), name)
-        raise pickle.UnpicklingError(f"the pickle names {module}.{name}, which is no part of an array")
-
-
 def _unpickle(data: bytes) -> Any:
     try:
-        return _Unpickler(io.BytesIO(data)).load()
-    except _BROKEN as error:
+        return load_arrays(io.BytesIO(data))
+    except BROKEN as error:
         raise MalformedError(f"{type(error).__name__}: {error}") from None
 
 

@@ -91,6 +91,12 @@ def encode(rows: Sequence[Regions], fingerprint: Mapping[str, Any]) -> bytes:
     return bytes(sink.getvalue())
 
 
+def to_half(features: np.ndarray) -> np.ndarray:
+    """Finite features as float16; what is beyond its range becomes its largest value, never infinity."""
+    largest = float(np.finfo(np.float16).max)
+    return features.clip(-largest, largest).astype(np.float16)
+
+
 def footer(fingerprint: Mapping[str, Any]) -> dict[str, str]:
     """What every part says of itself in its Parquet metadata."""
     return {

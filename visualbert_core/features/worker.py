@@ -27,7 +27,7 @@ import PIL
 
 from visualbert_core.detector import Detection, Detector, ObjectEncoder, load_detector
 from visualbert_core.errors import CheckpointError
-from visualbert_core.features.store import encode, encode_failures
+from visualbert_core.features.store import encode, encode_failures, to_half
 from visualbert_core.host import in_halves
 from visualbert_core.images import DecodeError, image_shape, read_boxes, read_image, read_objects
 from visualbert_core.provenance import differences
@@ -37,7 +37,6 @@ from visualbert_core.shards import Later, Marker, Part, Shard, ShardFolder, plan
 DECODERS = 4  # threads per shard
 AHEAD = 2  # batches of a shard that are decoded while the detector has another
 BATCH_PIXELS = 1 << 26  # of larger images a batch has fewer: a shard holds at most 800 MB of pixels, or four images
-HALF_MAX = float(np.finfo(np.float16).max)
 
 Outcome = Regions | Failure
 
@@ -253,7 +252,7 @@ def _row(image_id: str, shape: tuple[int, int], digest: str, detection: Detectio
         boxes=detection.boxes.astype(np.float32),
         labels=detection.labels.astype(np.int16),
         scores=detection.scores.astype(np.float32),
-        features=detection.features.clip(-HALF_MAX, HALF_MAX).astype(np.float16),
+        features=to_half(detection.features),
         image_digest=digest,
         attributes=None if detection.attributes is None else detection.attributes.astype(np.int16),
         attribute_scores=None if detection.attribute_scores is None else detection.attribute_scores.astype(np.float32),

@@ -29,6 +29,7 @@ from visualbert_core.config import (
     from_mapping,
     nearest,
     read_yaml,
+    run_name,
 )
 from visualbert_core.corpus import list_images
 from visualbert_core.errors import ConfigError, CoverageError, TrackerError, UnfinishedError, VisualBertCoreError
@@ -82,7 +83,7 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
     folders: dict[str, int] = {}
     for number, cell in enumerate(config.cells):
         _check_cell(f"{path}: cells[{number}]", cell, config.corpora)
-        name = f"{cell.model.absolute().name}__{cell.task}__{cell.split}"
+        name = run_name(cell.model.absolute(), cell.task, cell.split)
         if (first := folders.setdefault(name, number)) != number:
             raise ConfigError(
                 f"{path}: cells[{first}] and cells[{number}] would share the run folder {name}: give one's checkpoint "

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visualbert_core.config import CellConfig, GateConfig, NightlyConfig
+from visualbert_core.config import CellConfig, GateConfig, NightlyConfig, run_name
 from visualbert_core.errors import VisualBertCoreError
 from visualbert_core.evaluation.run import Run, read_run
 from visualbert_core.provenance import INGREDIENTS, changed, digest_json
@@ -38,7 +38,7 @@ class Tonight:
     @property
     def name(self) -> str:
         """Of the cell, the same every night: that of its run folder."""
-        return f"{self.config.model.name}__{self.config.task}__{self.config.split}"
+        return run_name(self.config.model, self.config.task, self.config.split)
 
     @property
     def run(self) -> Run | None:

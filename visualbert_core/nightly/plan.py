@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from visualbert_core.config import CellConfig, NightlyConfig
+from visualbert_core.config import CellConfig, NightlyConfig, run_name
 from visualbert_core.corpus import list_images
 from visualbert_core.detector import load_detector
 from visualbert_core.errors import StoreError, VisualBertCoreError
@@ -50,7 +50,7 @@ def plan_night(config: NightlyConfig, runs: Path) -> Iterator[Step]:
     for name in config.corpora:
         yield _step(f"features of {name}", "images", partial(_images, config, name), _extraction(config, name))
     for cell in config.cells:
-        name = f"{cell.model.name}__{cell.task}__{cell.split}"
+        name = run_name(cell.model, cell.task, cell.split)
         last = _last(row.evaluation for row in history_of(config).rows(name))
         yield _step(name, "examples", partial(_examples, config, cell, runs / name), last)
         if config.wrong_image_baseline:
@@ -59,7 +59,7 @@ def plan_night(config: NightlyConfig, runs: Path) -> Iterator[Step]:
 
 
 def _extraction(config: NightlyConfig, corpus: str) -> Timing | None:
-    names = [f"{cell.model.name}__{cell.task}__{cell.split}" for cell in config.cells if cell.corpus == corpus]
+    names = [run_name(cell.model, cell.task, cell.split) for cell in config.cells if cell.corpus == corpus]
     rows = [row for name in names for row in history_of(config).rows(name)]
     return _last(row.extraction for row in sorted(rows, key=lambda row: row.night))
 
