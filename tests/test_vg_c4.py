@@ -24,7 +24,7 @@ from visualbert_core.detector.convert import main
 from visualbert_core.detector.published import read_weights
 from visualbert_core.detector.resize import pillow_bilinear
 from visualbert_core.detector.vg_c4 import Preprocessing, Selection, VgC4, VgC4Config, preprocess, resized, select
-from visualbert_core.detector.vg_c4_network import Regions
+from visualbert_core.detector.vg_c4_network import Described
 from visualbert_core.errors import CheckpointError, ConfigError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "vg_c4.json").read_text())
@@ -285,10 +285,10 @@ def test_class_wise_selection_is_caffes(case: dict[str, Any]) -> None:
     np.testing.assert_allclose(chosen, boxes[kept] / 2)
 
 
-def _regions(boxes: np.ndarray, probabilities: np.ndarray) -> Regions:
+def _regions(boxes: np.ndarray, probabilities: np.ndarray) -> Described:
     boxes_P4, scores_PC = torch.from_numpy(boxes), torch.from_numpy(probabilities[:, :-1])
     scores_P, labels_P = scores_PC.max(1)
-    return Regions(boxes_P4, boxes_P4, boxes_P4, scores_PC, scores_P, labels_P, None, None)
+    return Described(boxes_P4, boxes_P4, boxes_P4, scores_PC, scores_P, labels_P, None, None)
 
 
 def test_batched_suppression_is_the_loop_over_classes() -> None:

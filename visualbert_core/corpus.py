@@ -94,7 +94,7 @@ class Corpus(Mapping[str, Image]):
 
     def _add(self, image: Image, known: dict[_Where, int]) -> None:
         if self._boxes == "beside":
-            _with_boxes(image)
+            _with_boxes(image)  # raises for what cannot have a file beside it
         where = _Where.of(image)
         # Of a tar or a table the images of a place follow each other, so that `first` finds their numbers.
         if where not in known or (where.suffix is None and self._place_of[-1] != known[where]):

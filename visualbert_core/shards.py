@@ -234,7 +234,7 @@ class ShardFolder:
         return [shard for shard, marker in zip(shards, self._markers(shards), strict=True) if marker is None]
 
     def committed(self, shards: Sequence[Shard]) -> list[Marker]:
-        """The markers of the others."""
+        """The markers of the shards that are done, in the order of `shards`."""
         return [marker for marker in self._markers(shards) if marker is not None]
 
     def commit(self, shard: Shard, part: Part) -> Marker:

@@ -44,7 +44,7 @@ from visualbert_core.detector.inference import (
     upload,
 )
 from visualbert_core.detector.resize import pillow_bilinear
-from visualbert_core.detector.vg_c4_network import Architecture, Proposals, Regions, VgC4Network
+from visualbert_core.detector.vg_c4_network import Architecture, Described, Proposals, VgC4Network
 from visualbert_core.errors import ConfigError
 from visualbert_core.schema import Names
 
@@ -204,7 +204,7 @@ def resized(height: int, width: int, short_side: int, long_side: int) -> tuple[i
 
 
 def select(
-    regions: Regions, size: tuple[int, int], original: tuple[int, int], rule: Selection
+    regions: Described, size: tuple[int, int], original: tuple[int, int], rule: Selection
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The proposals to keep, [R] by descending score; those scores, [R]; and their boxes, [R, 4] in original pixels."""
     refined_P4 = clip_boxes_to_image(regions.refined, size)
@@ -225,7 +225,7 @@ def select(
     return kept_R, scores_P[kept_R], resize_boxes(boxes_P4[kept_R], size, original)
 
 
-def _columns(regions: Regions, kept_R: Tensor, scores_R: Tensor, boxes_R4: Tensor) -> _Columns:
+def _columns(regions: Described, kept_R: Tensor, scores_R: Tensor, boxes_R4: Tensor) -> _Columns:
     attributes = attribute_scores = None
     if regions.attributes is not None and regions.attribute_scores is not None:
         attributes = regions.attributes[kept_R].to(torch.int16)

@@ -64,7 +64,7 @@ class Proposals:
 
 
 @dataclass(frozen=True)
-class Regions:
+class Described:
     """What the network says of the proposals of one image."""
 
     proposals: Tensor  # [P, 4]
@@ -117,7 +117,7 @@ class VgC4Network(nn.Module):
         boxes_P4, scores_P = boxes_P4[large_P], scores_P[large_P]
         return boxes_P4[nms(boxes_P4, scores_P, rule.nms_iou)[: rule.post_nms]]
 
-    def describe(self, map_CHW: Tensor, boxes_P4: Tensor) -> Regions:
+    def describe(self, map_CHW: Tensor, boxes_P4: Tensor) -> Described:
         """What is in boxes of one image, whose map this is."""
         together = AT_ONCE_ON_CPU if map_CHW.device.type == "cpu" else max(1, len(boxes_P4))
         features_PD = torch.cat([self._features(map_CHW, some_P4) for some_P4 in torch.split(boxes_P4, together)])
@@ -128,7 +128,7 @@ class VgC4Network(nn.Module):
         attribute_scores = attributes = None
         if attribute_logits_PA is not None:
             attribute_scores, attributes = attribute_logits_PA[:, :-1].softmax(-1).max(-1)
-        return Regions(
+        return Described(
             proposals=boxes_P4,
             refined=self._box_coder.decode_single(deltas_P4, boxes_P4),
             features=features_PD,

@@ -1,4 +1,4 @@
-"""A task and predictions → the scores document, and the document as text: the one place where either is made.
+"""A task and predictions → the scores document, and the document as text.
 
 Predictions come from a leaderboard's file, of any system, or from a run folder. Every example needs exactly one, or
 there is no score; two modes say what else may be had. Used by `run.py` for scores.json and by jobs/score.py, where

@@ -67,8 +67,9 @@ def self_check(
     alone, together = folder / "alone", folder / "together"
     shutil.rmtree(folder, ignore_errors=True)  # what a killed check left
     try:
-        single = dataclasses.replace(config, batch_size=1), alone, asked, dataclasses.replace(pool, workers=1), 64
-        one, all_ = _logits(*single, load), _logits(config, together, asked, pool, 4, load)
+        single, one_worker = dataclasses.replace(config, batch_size=1), dataclasses.replace(pool, workers=1)
+        one = _logits(single, alone, asked, one_worker, 64, load)
+        all_ = _logits(config, together, asked, pool, 4, load)  # small shards, so that every worker has some
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return _compared(asked, one, all_, config)

@@ -1,8 +1,8 @@
 """Run folders → lines of scores, the same for the page and the terminal.
 
 Owns what stands beside a score: its interval, the number of units, what guessing gets, what the same model gets when
-it is shown another image, and what the paper reports. Also the words that are the same
-everywhere: names of metrics, and why there is no score.
+it is shown another image, and what the paper reports. Also the words that are the same everywhere: names of metrics,
+and why there is no score.
 """
 
 from __future__ import annotations
