@@ -7,7 +7,8 @@
 Writes RUNS/MODEL__TASK__SPLIT/ with predictions and, if they cover the split, scores.json and the leaderboard's file
 (that alone where the split has no public labels). Running the same line again resumes; a finished run is not computed
 again. Exit code 3: some examples have no prediction, so there is no score. Exit code 4: the self-check found an answer
-that changed. Exit code 6: stopped by SIGTERM or --max-hours before the end.
+that changed. Exit code 6: stopped by SIGTERM or --max-hours before the end. `ray job submit` reads the cluster's
+address in RAY_API_SERVER_ADDRESS, and sends a token where RAY_AUTH_MODE=token.
 """
 
 from __future__ import annotations

@@ -6,7 +6,9 @@
 Writes STORE_ROOT/CORPUS/FINGERPRINT/ and prints that folder on stdout; progress goes to stderr. Images that do not
 decode, or that end every process that touches them, are counted and kept as rows of failures/. Running the same line
 again resumes; with --canary N only after N images of the store (or of --canary-store) were extracted anew and came out
-the same, else it ends with exit code 2. Exit code 6: stopped by SIGTERM or --max-hours before the end.
+the same, else it ends with exit code 2. Exit code 3: no image has features, or more than --max-failures have none. Exit
+code 6: stopped by SIGTERM or --max-hours before the end. `ray job submit` reads the cluster's address in
+RAY_API_SERVER_ADDRESS, and sends a token where RAY_AUTH_MODE=token.
 """
 
 from __future__ import annotations

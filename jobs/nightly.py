@@ -8,7 +8,8 @@
 
 Running the same line again resumes, and computes nothing that is already there. Where the file has a `gate`, every
 night is a run of its own (--night, default: the date), compared with the last one that did not fail; exit code 4 says
-that something got worse, 5 that one cannot tell.
+that something got worse, 5 that one cannot tell. `ray job submit` reads the cluster's address in
+RAY_API_SERVER_ADDRESS, and sends a token where RAY_AUTH_MODE=token; --out must be a folder that all nodes see.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def pods() -> list[dict[str, Any]]:
 
 
 def test_ray_up_accepts_the_cluster_file() -> None:
-    """Ray's own validator passes it; nothing listens beyond loopback, tokens are on, no port is opened."""
+    """Ray's own validator passes it; the dashboard stays on the head's loopback, tokens are on, no port is opened
+    beyond Ray's own rules (below), images of machines are named, and nodes share a disk."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -46,8 +48,27 @@ def test_ray_up_accepts_the_cluster_file() -> None:
     assert "security_group" not in config["provider"]
     # Credentials and versions; code comes with the job.
     assert sorted(Path(path).name for path in config["file_mounts"].values()) == ["auth_token", "constraints.txt"]
-    known = {"InstanceType", "InstanceMarketOptions", "BlockDeviceMappings"}
-    assert all(set(kind["node_config"]) <= known for kind in config["available_node_types"].values())
+    known = {"InstanceType", "ImageId", "InstanceMarketOptions", "BlockDeviceMappings"}
+    known |= {"SecurityGroupIds", "IamInstanceProfile"}  # for whoever fills the file in
+    for kind in config["available_node_types"].values():
+        assert set(kind["node_config"]) <= known
+        assert kind["node_config"]["ImageId"].startswith("ami-")  # Ray's default has drivers too old for our torch
+    # One folder, on the host by the first and in the container by the second.
+    assert any("mount -t nfs4" in line and line.endswith(" /shared") for line in config["initialization_commands"])
+    assert "--volume=/shared:/shared" in config["docker"]["run_options"]
+    assert "--out /shared/" in (ROOT / "cluster.yaml").read_text()
+
+
+def test_ray_opens_its_nodes_to_each_other_and_ssh_to_all() -> None:
+    """What docs/security.md says of the group that `ray up` makes: rules of ours are added to Ray's, never instead."""
+    from ray.autoscaler._private.aws.config import _create_default_inbound_rules
+
+    ours = {"FromPort": 22, "ToPort": 22, "IpProtocol": "tcp", "IpRanges": [{"CidrIp": "192.0.2.1/32"}]}
+    among, ssh, added = _create_default_inbound_rules({"sg-1"}, [ours])
+    assert (among["IpProtocol"], among["UserIdGroupPairs"]) == ("-1", [{"GroupId": "sg-1"}])
+    assert "IpRanges" not in among
+    assert ssh == ours | {"IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
+    assert added == ours
 
 
 @pytest.mark.parametrize("name", ["nightly.yaml", "network.yaml"])
@@ -67,6 +88,7 @@ def test_kuberay_accepts_the_job() -> None:
     assert job["spec"]["submissionMode"] == "SidecarMode"
     assert not {"submitterPodTemplate", "submitterConfig"} & set(job["spec"])
     assert yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"].keys() == {"RAY_JOB_STOP_WAIT_TIME_S"}
+    assert job["spec"]["backoffLimit"] == 0  # or every verdict but a pass would start the night again
 
 
 @pytest.mark.parametrize(
@@ -112,8 +134,11 @@ def test_the_nightly_creates_the_job_that_is_checked_here() -> None:
     assert pod["containers"][0]["args"][-1] == "/job/rayjob.yaml"
     assert pod["serviceAccountName"] == by_kind["RoleBinding"]["subjects"][0]["name"]
     assert by_kind["Role"]["rules"] == [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create"]}]
-    # A name given by the server: tonight's job must not collide with last night's.
+    # A name given by the server: tonight's job must not collide with last night's, and ends before tomorrow's begins.
     assert set(rayjob()["metadata"]) == {"generateName"}
+    assert by_kind["CronJob"]["spec"]["schedule"] == "0 2 * * *"
+    late = by_kind["CronJob"]["spec"]["startingDeadlineSeconds"]
+    assert late + rayjob()["spec"]["activeDeadlineSeconds"] < 24 * 3600
 
 
 def test_one_version_of_ray_everywhere() -> None:
@@ -126,8 +151,11 @@ def test_one_version_of_ray_everywhere() -> None:
 
 
 def test_the_image_holds_what_the_job_runs() -> None:
-    """Every path that the Dockerfile copies exists, and the entry point is among them."""
-    lines = re.findall(r"^COPY --chown=\S+ (.+)$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
+    """Every path that the Dockerfile copies exists, the entry point is among them, and so is what reads s3://."""
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    assert "'.[s3]'" in dockerfile
+    assert "s3" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    lines = re.findall(r"^COPY --chown=\S+ (.+)$", dockerfile, re.MULTILINE)
     copied = {name for line in lines for name in line.split()[:-1]}
     assert all((ROOT / name).exists() for name in copied)
     script = rayjob()["spec"]["entrypoint"].split()[1]

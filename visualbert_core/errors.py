@@ -7,7 +7,8 @@
     │   ├── CheckpointError                      weights or config.json that do not fit
     │   ├── StoreError                           a feature store that is unfinished, damaged or of another space
     │   └── DriftError                           a detector that does not give a store's features (--canary)
-    ├── CoverageError                   exit 3   examples without a prediction: no score
+    ├── CoverageError                   exit 3   examples without a prediction: no score; no image with features, or
+    │                                            more failed ones than allowed
     ├── ShardError                      exit 1   a shard that could not be computed; the finished ones are kept
     ├── TrackerError                    exit 1   a finished night that could not be sent to a tracker
     ├── NotComparableError              exit 5   two runs of different questions: their difference says nothing
@@ -17,8 +18,9 @@ A message is one line: what is wrong, where (file, line, id), what to do. Failur
 exceptions but rows (`schema.Failure`): they are counted, reported, and never scored around.
 
 Exit codes of every job (`end` applies them):
-0 ok · 1 crash · 2 bad configuration or input · 3 incomplete, no score · 4 regression · 5 cannot tell ·
-6 stopped in time, by a signal or --max-hours.
+0 ok · 1 crash · 2 bad configuration or input · 3 incomplete: examples without a prediction (no score), no image with
+features, or more failures than --max-failures · 4 regression · 5 cannot tell · 6 stopped in time, by a signal or
+--max-hours.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ class DriftError(InputError):
 
 
 class CoverageError(VisualBertCoreError):
-    """Predictions do not cover the split exactly, so no score may be printed."""
+    """Predictions do not cover the split, or an extraction left nothing or more failures than allowed."""
 
     exit_code = 3
 
