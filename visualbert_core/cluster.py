@@ -253,7 +253,7 @@ class _RayActors:
         gpus, cpus = total.get("GPU", 0), int(total.get("CPU", 0))
         # A cluster without either is a head that waits for its workers: those will have GPUs.
         self.gpus = float(gpus > 0 or not cpus) if config.gpus_per_worker is None else config.gpus_per_worker
-        if not (ours or self.gpus) and config.gpus_per_worker is None:
+        if not self.gpus and config.gpus_per_worker is None and os.environ.get("RAY_ADDRESS"):
             sys.stderr.write("the cluster has no GPU now, so CPUs compute; gpus_per_worker 1 waits for GPUs\n")
         self.workers, self.looked, self.places = config.workers, -NODES_SECONDS, 0
         self.threads = config.threads_per_worker
