@@ -165,8 +165,7 @@ class FeatureStore:
     def open_made(cls, folder: Path) -> FeatureStore:
         """A store that was just written. Raises CoverageError where all that it holds is failures."""
         store = cls.open(folder)
-        failures = store.failures()
-        if failures and not len(store):
+        if not len(store) and (failures := store.failures()):
             first = f"{failures[0].item_id}: {failures[0].message}"
             raise CoverageError(f"{store.address}: none of {len(failures):,} images has features; {first}")
         return store
