@@ -106,8 +106,8 @@ def leave(code: int) -> NoReturn:
     """End this process with `code` and nothing else's.
 
     What asked to be run at the end is run. The interpreter is not taken down after it: there, threads of Arrow, gRPC
-    and others outlive what they use and have crashed processes whose work was done (apache/arrow#39503 and #50428, and
-    this project's tests), so that a night that passed would end with exit code 139.
+    and others outlive what they use and have crashed processes whose work was done (apache/arrow#39503 and #50428), so
+    that a night that passed would end with exit code 139.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

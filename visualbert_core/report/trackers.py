@@ -2,7 +2,7 @@
 
     mlflow        a run a night, in an experiment named after the matrix     https://mlflow.org
     wandb         a run a night, in a project named after the matrix         https://docs.wandb.ai
-    tensorboard   a step a night, in OUT/tensorboard/NAME                      https://www.tensorflow.org/tensorboard
+    tensorboard   a step a night, in OUT/tensorboard/NAME                    https://www.tensorflow.org/tensorboard
 
 Each gets every cell's scores with their intervals; the first two also what each cell was made of, the gate's verdict
 and the page. Where a tracker's server is and who may write there, its own environment says (MLFLOW_TRACKING_URI,
