@@ -28,6 +28,7 @@ ORDER = (
     {"schema", "storage", "columns", "pickles"},
     {"config"},
     {"errors"},
+    {"printable", "lfs"},
 )
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 LIGHT = (

@@ -33,6 +33,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
+from visualbert_core.printable import printable
+
 LONGEST = 800
 """Characters of a message that `end` prints."""
 
@@ -121,13 +123,13 @@ def _code(job: Callable[[], int]) -> int:
         code = job()
         sys.stdout.flush()  # while its failure can still be answered
     except VisualBertCoreError as error:
-        message = str(error)  # it may quote a value of any length from a file
+        message = printable(str(error))  # it may quote a value of any length from a file
         sys.stderr.write(f"error: {message if len(message) <= LONGEST else message[:LONGEST] + ' …'}\n")
         return error.exit_code
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 1
-        sys.stderr.write(f"error: {error}: mend it and run the same line again\n")
+        sys.stderr.write(f"error: {printable(str(error))}: mend it and run the same line again\n")
         return 1
     return code
 
