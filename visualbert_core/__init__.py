@@ -10,4 +10,6 @@ a plan of shards → a pool of Ray actors → one immutable Parquet part per sha
 That shape is written once, in `cluster.py` and `shards.py`. Everything else is plain Python without Ray.
 """
 
+INGREDIENT = "predictions"
+
 __version__ = "0.1.0"

@@ -27,6 +27,8 @@ from visualbert_core.errors import InputError
 from visualbert_core.schema import Image
 from visualbert_core.tables import list_parquet, list_saved
 
+INGREDIENT = "features"
+
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
 LISTS = frozenset({".txt", ".lst"})
 TABLE = ".parquet"

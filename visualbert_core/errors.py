@@ -35,6 +35,8 @@ from typing import NoReturn
 
 from visualbert_core.printable import printable
 
+INGREDIENT = None
+
 LONGEST = 800
 """Characters of a message that `end` prints."""
 

@@ -29,6 +29,8 @@ from visualbert_core import storage
 from visualbert_core.schema import GivenObjects, Image
 from visualbert_core.tables import read_rows
 
+INGREDIENT = "features"
+
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+INGREDIENT = None
+
 # C0 and C1 controls, what turns the direction of writing, line separators, and halves of characters
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 
 from visualbert_core.shards import Marker
 
+INGREDIENT = None
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 

@@ -26,6 +26,8 @@ from visualbert_core import storage
 from visualbert_core.errors import InputError
 from visualbert_core.schema import Image
 
+INGREDIENT = "features"
+
 IDS = ("image_id", "id", "__key__")
 
 _ROWS = 64  # decoded at a time

@@ -30,6 +30,8 @@ from visualbert_core.metrics.recall import box_iou
 from visualbert_core.schema import Regions
 from visualbert_core.shards import Blob, Marker, Part, Shard, ShardFolder
 
+INGREDIENT = "features"
+
 MATCH_IOU = 0.9
 """Least overlap of two boxes that count as one region."""
 

@@ -39,6 +39,8 @@ from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import SCHEMA_VERSION, Failure, Regions
 from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan, publish
 
+INGREDIENT = "features"
+
 SHARD = 1024  # images
 
 Place = tuple[int, int] | str

@@ -3,3 +3,5 @@
 `accuracy` VQA's soft score · `recall` boxes and recall@k · `coverage` may a score be printed · `statistics` error bars.
 Which of them a benchmark uses, and on which units, is decided in its task file. Needs NumPy only.
 """
+
+INGREDIENT = "scores"

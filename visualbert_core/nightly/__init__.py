@@ -45,6 +45,8 @@ from visualbert_core.shards import ShardFolder
 from visualbert_core.tasks import METRICS, TASKS, open_task
 from visualbert_core.world.files import make_world
 
+INGREDIENT = None
+
 REGRESSION = 4
 FAILURES = (VisualBertCoreError, OSError)  # what ends a corpus or a cell, and not the night
 

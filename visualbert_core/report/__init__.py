@@ -10,6 +10,8 @@ from visualbert_core.features.store import FeatureStore
 from visualbert_core.schema import Image
 from visualbert_core.tasks import Task
 
+INGREDIENT = None
+
 
 @dataclass(frozen=True)
 class ReportCell:

@@ -20,6 +20,8 @@ from visualbert_core.schema import Example, Prediction, Score
 from visualbert_core.tasks import flickr30k_entities, nlvr2, vcr, vqa
 from visualbert_core.tasks.reading import choose
 
+INGREDIENT = "scores"
+
 
 class Task(Protocol):
     """One benchmark split, opened.

@@ -11,3 +11,5 @@ good VisualBERT is on the real sets.
     train.py      python -m visualbert_core.world.train: the weights, from nothing
     weights/      the weights that this recipe made: detector/ and visualbert-<task>/
 """
+
+INGREDIENT = None
