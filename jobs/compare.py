@@ -15,10 +15,10 @@ import json
 import sys
 from pathlib import Path
 
+from visualbert_core.comparison.compare import SHOWN, compare, describe
 from visualbert_core.errors import end
 from visualbert_core.evaluation.run import Run, read_run
 from visualbert_core.provenance import digest_files
-from visualbert_core.report.compare import SHOWN, compare, describe
 from visualbert_core.tasks import Task, open_task
 
 

@@ -18,6 +18,7 @@ ORDER = (
     {"jobs"},
     {"nightly"},
     {"world", "report"},
+    {"comparison"},
     {"evaluation"},
     {"features"},
     {"tasks", "models", "detector"},
@@ -36,9 +37,10 @@ LIGHT = (
     "visualbert_core.tasks",
     "visualbert_core.metrics",
     "visualbert_core.report.html",
-    "visualbert_core.report.gate",
+    "visualbert_core.comparison.compare",
+    "visualbert_core.comparison.gate",
     "visualbert_core.report.ci",
-    "visualbert_core.report.history",
+    "visualbert_core.comparison.history",
     "jobs.compare",
     "jobs.score",
 )
@@ -96,5 +98,15 @@ def test_metrics_need_numpy_only() -> None:
 def test_scores_and_reports_need_neither_torch_nor_ray(module: str) -> None:
     """Reading, scoring and reporting start fast and run where there is no GPU stack."""
     code = f"import sys, {module}; sys.exit(' '.join({{'torch', 'ray', 'transformers'}} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_comparing_needs_no_page() -> None:
+    """Two runs are compared without what draws the report: neither its code nor an imaging library is loaded."""
+    code = (
+        "import sys, visualbert_core.comparison.compare, visualbert_core.comparison.gate; "
+        "sys.exit(' '.join(name for name in sys.modules if name.startswith(('PIL', 'visualbert_core.report'))) or 0)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr

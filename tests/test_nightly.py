@@ -15,13 +15,13 @@ from conftest import ROOT, small_matrix
 from test_jobs import job, job_here, the_error
 
 from visualbert_core import storage
+from visualbert_core.comparison.compare import Comparison
+from visualbert_core.comparison.gate import Check
+from visualbert_core.comparison.history import History
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.evaluation.run import _claim
 from visualbert_core.nightly import Night, load_matrix, run_matrix, runs_folder
 from visualbert_core.nightly.plan import plan_night
-from visualbert_core.report.compare import Comparison
-from visualbert_core.report.gate import Check
-from visualbert_core.report.history import History
 
 WEIGHTS = ROOT / "visualbert_core" / "world" / "weights"
 CELL = "visualbert-vqa__vqa__val"

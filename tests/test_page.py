@@ -23,13 +23,13 @@ from browser import Browser, find
 from conftest import ROOT
 from PIL import Image as Pillow
 
+from visualbert_core.comparison.compare import Comparison
+from visualbert_core.comparison.flips import Flip, Flips
+from visualbert_core.comparison.gate import Check, Gate, Watched
+from visualbert_core.comparison.history import History, Row, Timing
 from visualbert_core.nightly import Night
 from visualbert_core.report import ReportCell, ReportInfo
-from visualbert_core.report.compare import Comparison
-from visualbert_core.report.flips import Flip, Flips
 from visualbert_core.report.gallery import FLIPS, flip_gallery
-from visualbert_core.report.gate import Check, Gate, Watched
-from visualbert_core.report.history import History, Row, Timing
 from visualbert_core.report.html import render
 from visualbert_core.report.pictures import Sheet
 from visualbert_core.report.sections import _cost
@@ -365,6 +365,8 @@ def many_flips(night: Night, folder: Path, count: int) -> tuple[ReportCell, Comp
     class Task:
         """The same statement about other pictures."""
 
+        headline = "accuracy"
+
         def examples(self) -> Iterator[Any]:
             for index in range(count):
                 yield dataclasses.replace(example, example_id=str(index), image_ids=(f"l{index}", f"r{index}"))
@@ -377,7 +379,7 @@ def many_flips(night: Night, folder: Path, count: int) -> tuple[ReportCell, Comp
         path = folder / f"{name}.jpg"
         shutil.copy(source, path)
         images[name] = Image(name, str(path))
-    flips = tuple(Flip(str(i), str(i), f"l{i}", 1.0, 0.0, "True", "False", 0.9, 0.8, -1.7) for i in range(count))
+    flips = tuple(Flip(str(i), str(i), None, 1.0, 0.0, "True", "False", 0.9, 0.8, -1.7) for i in range(count))
     flipped = dataclasses.replace(comparison, flips={"accuracy": Flips(count, 0, flips, ())})
     return dataclasses.replace(cell, task=Task(), store=Noise(), images=images), flipped  # type: ignore[arg-type]
 

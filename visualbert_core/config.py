@@ -203,7 +203,7 @@ class WorldConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig:
-    """When a night got worse. See `report.gate`."""
+    """When a night got worse. See `comparison.gate`."""
 
     false_alarms: float = 0.01
     """Chance that a night on which nothing changed fails, over all cells together."""

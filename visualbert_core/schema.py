@@ -137,6 +137,8 @@ class MultipleChoice:
     context: tuple[Token, ...]
     choices: tuple[tuple[Token, ...], ...]
     mentioned: tuple[int, ...]
+    part: str = ""
+    """What of its item is asked, for people: "Q → A"."""
 
 
 @dataclass(frozen=True)
@@ -200,12 +202,25 @@ PREDICTION_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
+class JudgedAnswer:
+    """The one answer that a unit judges, of the example `example_id`; of a grounding that to the phrase `part`, whose
+    first box it is (None: no box). `confidence` is the model's, None where the predictions hold none."""
+
+    example_id: str
+    answer: Any
+    confidence: float | None
+    part: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """What one scored unit is worth to one metric: a question, an item, a pair group, a phrase.
 
     `value` is in [0, 1]; a metric is the mean over its units, in percent. `cluster` names the image the unit belongs
     to (confidence intervals treat units of one image as dependent). `groups` places the unit in breakdowns, e.g.
-    {"answer type": ("number",)}; a unit may sit in several groups of one kind.
+    {"answer type": ("number",)}; a unit may sit in several groups of one kind. `judged` is None where the unit judges
+    several answers, such as a group of statements, or candidates behind the first: it then says nothing about one
+    example, and appears in no gallery.
     """
 
     unit_id: str
@@ -213,3 +228,4 @@ class Score:
     value: float
     cluster: str
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    judged: JudgedAnswer | None = None

@@ -25,7 +25,7 @@ from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import EvaluationWorker, LoadModel, check_fit, run_folder
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.models import load_model
-from visualbert_core.schema import Example, Prediction
+from visualbert_core.schema import Example, Grounding, Prediction
 from visualbert_core.shards import ShardFolder
 from visualbert_core.tasks import open_task
 
@@ -120,7 +120,7 @@ def _compared(
     changed, largest = [], 0.0
     for example in asked:
         one, other = alone[example.example_id], together[example.example_id]
-        rows = len(one.answer) if config.task == "flickr30k_entities" else 1
+        rows = len(example.phrases) if isinstance(example, Grounding) else 1
         logits, others = (np.array(p.scores, np.float64).reshape(rows, -1) for p in (one, other))
         largest = max(largest, float(np.abs(logits - others).max(initial=0.0)))
         if one.answer != other.answer:

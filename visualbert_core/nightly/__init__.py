@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from visualbert_core import storage
 from visualbert_core.cluster import Pool
+from visualbert_core.comparison.history import Timing
 from visualbert_core.config import (
     CellConfig,
     CorpusConfig,
@@ -38,7 +39,6 @@ from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.nightly.gating import Judged, Tonight, for_page, judge_cells
 from visualbert_core.report import ReportCell, ReportInfo
-from visualbert_core.report.history import Timing
 from visualbert_core.report.html import write_report
 from visualbert_core.report.trackers import TrackedNight, check_trackers, track
 from visualbert_core.shards import ShardFolder

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from xml.etree import ElementTree
 
-from visualbert_core.report.compare import Comparison
-from visualbert_core.report.gate import Check, Gate
+from visualbert_core.comparison.compare import Comparison
+from visualbert_core.comparison.gate import Check, Gate
 
 _SIGNS = {"pass": "✅", "fail": "❌", "cannot tell": "❓"}
 _NO_XML = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from visualbert_core import __version__
+from visualbert_core.comparison.compare import Change
 from visualbert_core.report import ReportCell, ReportInfo
-from visualbert_core.report.compare import Change
 from visualbert_core.report.gallery import flip_gallery
 from visualbert_core.report.markup import Html, join, tag
 from visualbert_core.report.plots import head, legend, plot

@@ -14,14 +14,12 @@ from typing import Any
 
 from visualbert_core.evaluation.run import Run
 from visualbert_core.report import ReportCell
-from visualbert_core.tasks import PAPERS
+from visualbert_core.tasks import METRIC_LABELS, PAPERS
 
 SYNTHETIC = (
     "Synthetic scenes and tiny weights trained by us: these scores say that the pipeline works, "
     "not how good VisualBERT is on the real sets."
 )
-
-_LABELS = {"q_to_a": "Q → A", "qa_to_r": "QA → R", "q_to_ar": "Q → AR", "upper_bound": "upper bound"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def in_order(metrics: Iterable[str], headline: str) -> list[str]:
 
 def label(metric: str) -> str:
     """A metric's name for people."""
-    return _LABELS.get(metric, metric)
+    return METRIC_LABELS.get(metric, metric)
 
 
 def percent(value: float | None) -> str:

@@ -7,12 +7,12 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from visualbert_core.comparison.compare import Change, Comparison
+from visualbert_core.comparison.history import Timing
 from visualbert_core.errors import VisualBertCoreError
 from visualbert_core.evaluation.run import Run
 from visualbert_core.report import ReportCell, ReportInfo
-from visualbert_core.report.compare import Change, Comparison
 from visualbert_core.report.examples import gallery
-from visualbert_core.report.history import Timing
 from visualbert_core.report.markup import Html, join, tag
 from visualbert_core.report.plots import head, plot
 from visualbert_core.report.scores import Estimate, in_order, label, percent, reason, scores_of

@@ -129,6 +129,11 @@ _FILES: dict[str, ModuleType] = {"vqa": vqa, "vcr": vcr, "nlvr2": nlvr2, "flickr
 METRICS = {name: tuple(file.METRICS) for name, file in _FILES.items()}
 """What each benchmark may score; what needs a file that is not there, as VQA's pairs do, is then left out."""
 
+METRIC_LABELS: dict[str, str] = {
+    metric: label for file in _FILES.values() for metric, label in file.METRIC_LABELS.items()
+}
+"""Metric → its name for people, where that is another one."""
+
 PAPERS = {name: Paper(file.PAPER_TABLE, file.PAPER) for name, file in _FILES.items()}
 
 

@@ -31,7 +31,7 @@ import numpy as np
 from visualbert_core.errors import AnnotationError, InputError
 from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.metrics.recall import chance_recall, enclosing, hits, overlaps, points, recall
-from visualbert_core.schema import Grounding, Prediction, Score
+from visualbert_core.schema import Grounding, JudgedAnswer, Prediction, Score
 from visualbert_core.tasks.flickr30k_files import Caption, read_captions, read_image_ids
 from visualbert_core.tasks.reading import choose
 from visualbert_core.tasks.submissions import submission_records
@@ -44,6 +44,8 @@ PROTOCOLS = {
 }
 RECALLS: dict[str, int | None] = {"recall@1": 1, "recall@5": 5, "recall@10": 10, "upper_bound": None}
 METRICS = (*RECALLS, "pointing")
+METRIC_LABELS = {"upper_bound": "upper bound"}
+"""metric → its name for people, where that is another one."""
 
 PAPER_TABLE = "VisualBERT, arXiv:1908.03557, table 4"
 PAPER = {
@@ -108,8 +110,12 @@ class Flickr30kEntitiesTask:
                 values = {metric: recall(overlap, k) for metric, k in RECALLS.items()}
                 values["pointing"] = float(points(ranked[:1], gold).any())
                 groups = {"phrase type": item.mentions[index].types}
+                sure = predictions[example_id].scores
+                first = ranked[0].tolist() if len(ranked) else None
+                judged = JudgedAnswer(example_id, first, sure[index] if sure else None, index)
                 for metric, value in values.items():
-                    yield Score(f"{example_id}/{index}", metric, value, item.image_id, groups)
+                    of = judged if metric == self.headline else None  # the other metrics judge more than the first box
+                    yield Score(f"{example_id}/{index}", metric, value, item.image_id, groups, of)
 
     def chance(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
         """Expected scores of the same candidates in random order. The upper bound knows no order: it has none."""

@@ -25,7 +25,7 @@ from typing import Any
 
 from visualbert_core.errors import AnnotationError, InputError
 from visualbert_core.metrics.coverage import Lenient
-from visualbert_core.schema import Prediction, Score, Statement
+from visualbert_core.schema import JudgedAnswer, Prediction, Score, Statement
 from visualbert_core.tasks.reading import choose, family, field, read_json_lines, read_text
 from visualbert_core.tasks.submissions import submission_text
 
@@ -34,6 +34,8 @@ SPLITS = ("dev", "test1", "test2", "train", *SUBSETS)
 PROTOCOLS = {"official": "NLVR2 official (metrics.py)"}
 LABELS = ("True", "False")
 METRICS = ("accuracy", "consistency")
+METRIC_LABELS: dict[str, str] = {}
+"""metric → its name for people, where that is another one."""
 PHENOMENA = "annotated_dev_examples.txt"
 
 PAPER_TABLE = "VisualBERT, arXiv:1908.03557, table 3"
@@ -101,7 +103,7 @@ class Nlvr2Task:
         for identifier, item in self._items.items():
             right = _truth(predictions[identifier]) == item.label
             groups = item.groups | self._balance.get(identifier, {})
-            yield Score(identifier, "accuracy", float(right), item.set_id, groups)
+            yield Score(identifier, "accuracy", float(right), item.set_id, groups, _judged(predictions[identifier]))
             sentences.setdefault(item.sentence_id, item)
             consistent[item.sentence_id] = consistent.get(item.sentence_id, True) and right
         for sentence_id, item in sentences.items():
@@ -163,6 +165,12 @@ def _truth(prediction: Prediction) -> str:
     if not isinstance(answer, str) or answer.capitalize() not in LABELS:
         raise InputError(f"prediction of {prediction.example_id}: answer {answer!r} is neither 'True' nor 'False'")
     return answer.capitalize()
+
+
+def _judged(prediction: Prediction) -> JudgedAnswer:
+    scores = prediction.scores
+    sure = scores[_truth(prediction) == "True"] if scores else None
+    return JudgedAnswer(prediction.example_id, prediction.answer, sure)
 
 
 def _path(folder: Path, split: str) -> Path:

@@ -24,7 +24,7 @@ from typing import Any
 
 from visualbert_core.errors import AnnotationError, ConfigError, InputError
 from visualbert_core.metrics.coverage import Lenient
-from visualbert_core.schema import MultipleChoice, Prediction, Score, Token
+from visualbert_core.schema import JudgedAnswer, MultipleChoice, Prediction, Score, Token
 from visualbert_core.tasks.reading import checked, choose, family, field, read_json_lines, strings
 from visualbert_core.tasks.submissions import submission_text
 
@@ -34,6 +34,8 @@ PROTOCOLS = {"official": "VCR official (r2c eval_q2ar; rationales given the righ
 CHOICES = 4
 METRICS = {"q_to_a": "Answer acc", "qa_to_r": "Rationale acc", "q_to_ar": "Joint acc"}
 """metric → the name under which eval_q2ar.py prints it."""
+METRIC_LABELS = {"q_to_a": "Q → A", "qa_to_r": "QA → R", "q_to_ar": "Q → AR"}
+"""metric → its name for people."""
 
 PAPER_TABLE = "VisualBERT, arXiv:1908.03557, table 2"
 PAPER = {
@@ -95,7 +97,8 @@ class VcrTask:
                 for index, answer in enumerate(item.answers):
                     given[f"rationale/{index}"] = (item.question + answer, item.rationales)
             for part, (context, choices) in given.items():
-                yield MultipleChoice(f"{annot_id}/{part}", image_ids, item.objects, context, choices, mentioned)
+                label = METRIC_LABELS["q_to_a" if part == "answer" else "qa_to_r"]
+                yield MultipleChoice(f"{annot_id}/{part}", image_ids, item.objects, context, choices, mentioned, label)
 
     def expected(self) -> dict[str, str]:
         """The ids of `examples`, two or five a record → image id."""
@@ -108,10 +111,11 @@ class VcrTask:
         """
         self._need_labels()
         for annot_id, item in self._items.items():
-            right = _chosen(predictions[f"{annot_id}/answer"]) == item.answer_label
-            reasoned = _chosen(predictions[f"{annot_id}/rationale"]) == item.rationale_label
-            for metric, value in zip(METRICS, (right, reasoned, right and reasoned), strict=True):
-                yield Score(annot_id, metric, float(value), item.image_id, item.groups)
+            answer, rationale = (_judged(predictions[f"{annot_id}/{part}"]) for part in ("answer", "rationale"))
+            right, reasoned = answer.answer == item.answer_label, rationale.answer == item.rationale_label
+            values = (right, answer), (reasoned, rationale), (right and reasoned, None)
+            for metric, (value, judged) in zip(METRICS, values, strict=True):
+                yield Score(annot_id, metric, float(value), item.image_id, item.groups, judged)
 
     def chance(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
         """One of four, twice. Raises ConfigError on an unlabelled split."""
@@ -247,6 +251,11 @@ def _chosen(prediction: Prediction) -> int:
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < CHOICES:
         raise InputError(f"prediction of {prediction.example_id}: answer {answer!r} is not 0, 1, 2 or 3")
     return answer
+
+
+def _judged(prediction: Prediction) -> JudgedAnswer:
+    chosen, scores = _chosen(prediction), prediction.scores
+    return JudgedAnswer(prediction.example_id, chosen, scores[chosen] if scores else None)
 
 
 def _mentioned(item: _Item) -> tuple[int, ...]:

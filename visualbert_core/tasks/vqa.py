@@ -23,7 +23,7 @@ from typing import Any
 from visualbert_core.errors import AnnotationError, ConfigError, InputError
 from visualbert_core.metrics.accuracy import AnswerTable, official_percent
 from visualbert_core.metrics.coverage import Lenient
-from visualbert_core.schema import Prediction, Question, Score
+from visualbert_core.schema import JudgedAnswer, Prediction, Question, Score
 from visualbert_core.tasks.reading import checked, choose, field, stream_fields, stream_list
 
 SUBSETS = {"val": "val2014", "train": "train2014", "test": "test2015", "test-dev": "test-dev2015"}
@@ -38,6 +38,8 @@ its normaliser differs in one rule, on answers such as "1,,000". MMF (vqa_evalai
 everywhere as well, but drops commas and question marks and splits off 's beforehand, which is not offered here."""
 
 METRICS = ("accuracy", "pair_accuracy")
+METRIC_LABELS: dict[str, str] = {}
+"""metric → its name for people, where that is another one."""
 
 PAPER_TABLE = "VisualBERT, arXiv:1908.03557, table 1"
 PAPER = {"test-dev": {"accuracy": 70.80}, "test-std": {"accuracy": 71.00}}
@@ -115,7 +117,9 @@ class VqaTask:
         values = labels.answers.values([_answer(predictions, example_id) for example_id in questions.rows]).tolist()
         columns = zip(questions.rows, values, questions.image_ids, labels.groups, strict=True)
         for example_id, value, image_id, groups in columns:
-            yield Score(example_id, "accuracy", value, image_id, groups)
+            given = predictions[example_id]
+            judged = JudgedAnswer(example_id, given.answer, given.scores[0] if given.scores else None)
+            yield Score(example_id, "accuracy", value, image_id, groups, judged)
         for pair, value in zip(labels.pairs, self._pair_values(values), strict=True):
             first, second = (questions.rows[example_id] for example_id in pair)
             shared = labels.groups[first].items() & labels.groups[second].items()
