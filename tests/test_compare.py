@@ -69,16 +69,16 @@ def test_flips_are_the_units_whose_value_changed(task: str, small_night: SmallNi
     metrics = {"vcr": ["q_to_a", "qa_to_r"], "flickr30k_entities": ["recall@1"]}.get(task, ["accuracy"])
     assert list(found.flips) == metrics
     units = [read_units(run.folder) for run in (wrong, own)]
-    for metric, flips in found.flips.items():
+    for metric, moved in found.flips.items():
         values = [dict(zip(u[metric].unit_ids, u[metric].values, strict=True)) for u in units]
         better = {name for name in values[0] if values[1][name] > values[0][name]}
-        assert {flip.unit_id for flip in flips.better} == better
-        assert flips.better_count == len(better) > flips.worse_count == len(flips.worse)
-        for flip in (*flips.better, *flips.worse):
+        assert {flip.unit_id for flip in moved.better} == better
+        assert moved.better_count == len(better) > moved.worse_count == len(moved.worse)
+        for flip in (*moved.better, *moved.worse):
             assert 0 <= flip.confidence_before <= 1
             assert 0 <= flip.confidence_after <= 1
             assert flip.answer_before != flip.answer_after
-            assert (flip.change > 0) == (flip in flips.better) or abs(flip.change) < 1
+            assert (flip.change > 0) == (flip in moved.better) or abs(flip.change) < 1
     document = json.loads(json.dumps(found.document(), allow_nan=False))
     assert document["metrics"][found.headline]["images"] > 1
     assert "settings" in "\n".join(describe(found))
