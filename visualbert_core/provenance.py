@@ -49,6 +49,11 @@ def digest_file(path: str | Path) -> str:
     return state.hexdigest()
 
 
+def digest_bytes(data: bytes) -> str:
+    """The same of bytes in memory."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
 def digest_files(paths: Iterable[str | Path]) -> str:
     """One digest over several files' names and bytes; neither their order nor their folders matter."""
     return digest_json(sorted([Path(path).name, digest_file(path)] for path in paths))

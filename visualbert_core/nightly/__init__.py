@@ -32,7 +32,7 @@ from visualbert_core.config import (
     read_yaml,
     run_name,
 )
-from visualbert_core.corpus import list_images
+from visualbert_core.corpus import Corpus, list_images
 from visualbert_core.errors import ConfigError, CoverageError, TrackerError, UnfinishedError, VisualBertCoreError
 from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
 from visualbert_core.features.extract import extract
@@ -42,7 +42,7 @@ from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.html import write_report
 from visualbert_core.report.trackers import TrackedNight, check_trackers, track
 from visualbert_core.shards import ShardFolder
-from visualbert_core.tasks import METRICS, TASKS, open_task
+from visualbert_core.tasks import METRICS, TASKS, Task, open_task
 from visualbert_core.world.files import make_world
 
 INGREDIENT = None
@@ -135,7 +135,8 @@ def run_matrix(config: NightlyConfig) -> Night:
     codes: list[int] = []
     with Pool(config.pool) as pool:
         stores = {name: _timed_extract(config, name, pool, codes) for name in config.corpora}
-        tonight = [_tonight(config, cell, *stores[cell.corpus], pool, codes) for cell in config.cells]
+        listed: dict[str, Corpus] = {}
+        tonight = [_tonight(config, cell, *stores[cell.corpus], listed, pool, codes) for cell in config.cells]
     cells = tuple(cell.shown for cell in tonight)
     complaints = {} if config.limit is not None else {cell.name: list(missed(cell)) for cell in tonight}
     for line in (line for lines in complaints.values() for line in lines):
@@ -248,9 +249,11 @@ def _tonight(
     cell: CellConfig,
     store: FeatureStore | Exception,
     extraction: Timing | None,
+    listed: dict[str, Corpus],
     pool: Pool,
     codes: list[int],
 ) -> Tonight:
+    """`listed` are the corpora listed so far, by name: each is listed for its first cell."""
     title = f"{cell.model.name} on {cell.task} {cell.split}"
     if isinstance(store, Exception):
         shown = ReportCell(title, None, None, {}, None, error=f"corpus {cell.corpus}: {store}")
@@ -258,7 +261,9 @@ def _tonight(
     corpus = config.corpora[cell.corpus]
     own, wrong = (_evaluate_config(config, cell, store, regions) for regions in ("own", "wrong-image"))
     try:
-        images = list_images(corpus.images)
+        if cell.corpus not in listed:
+            listed[cell.corpus] = list_images(corpus.images)
+        images = listed[cell.corpus]
         task = open_task(cell.task, cell.annotations, cell.split)
         if not task.labelled:
             raise ConfigError(f"{cell.split} has no public labels: jobs/evaluate.py makes its {task.submission_name}")
@@ -266,20 +271,22 @@ def _tonight(
         shown = ReportCell(title, None, store, {}, None, error=_note(title, error, codes))
         return Tonight(cell, shown, extraction, None)
     since, start = time.time(), time.monotonic()
-    run, reason = _evaluate(title, own, pool, codes)
+    run, reason = _evaluate(title, own, task, pool, codes)
     evaluation = _timing(run.folder / "predictions", since, start, pool) if run else None
     baseline = None
     if config.wrong_image_baseline:
-        baseline, _ = _evaluate(f"{title} (wrong image)", wrong, pool, codes)
+        baseline, _ = _evaluate(f"{title} (wrong image)", wrong, task, pool, codes)
     if run is not None and config.limit is not None and reason is None:
         reason = f"a smoke night: {run.record['coverage']['predicted']} examples predicted, no score over a sample"
     return Tonight(cell, ReportCell(title, task, store, images, run, baseline, reason), extraction, evaluation)
 
 
-def _evaluate(title: str, config: EvaluateConfig, pool: Pool, codes: list[int]) -> tuple[Run | None, str | None]:
+def _evaluate(
+    title: str, config: EvaluateConfig, task: Task, pool: Pool, codes: list[int]
+) -> tuple[Run | None, str | None]:
     """The run, and why it has no score if it has none; an incomplete run is shown as far as it got."""
     try:
-        return evaluate(config, pool), None
+        return evaluate(config, pool, task=task), None
     except CoverageError as error:
         return read_run(run_folder(config)), _note(title, error, codes)
     except FAILURES as error:
