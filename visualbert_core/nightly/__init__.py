@@ -37,6 +37,7 @@ from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.nightly.gating import Judged, Tonight, for_page, judge_cells
+from visualbert_core.printable import say
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.history import Timing
 from visualbert_core.report.html import write_report
@@ -317,4 +318,4 @@ def _absolute_corpus(corpus: CorpusConfig, data: Path) -> CorpusConfig:
 
 
 def _complain(line: str) -> None:
-    sys.stderr.write(f"error: {line}\n")
+    say(f"error: {line}", to=sys.stderr)
