@@ -10,14 +10,12 @@ which both are then scored anew, or with --force. No model, no Ray, no torch.
 from __future__ import annotations
 
 import argparse
-import io
-import json
-import sys
 from pathlib import Path
 
 from visualbert_core.comparison.compare import SHOWN, compare, describe
 from visualbert_core.errors import end
 from visualbert_core.evaluation.run import Run, read_run
+from visualbert_core.printable import Parser, say, say_json
 from visualbert_core.provenance import digest_files
 from visualbert_core.tasks import Task, open_task
 
@@ -28,12 +26,10 @@ def main() -> int:
     tasks = dict(_opened(folder, after) for folder in args.annotations)
     comparison = compare(before, after, tasks, args.force, args.flips)
     if args.as_json:
-        print(json.dumps(comparison.document(), allow_nan=False))
+        say_json(comparison.document())
         return 0
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # answers and groups are whatever the annotations hold
     for line in describe(comparison):
-        print(line)
+        say(line)
     return 0
 
 
@@ -44,7 +40,7 @@ def _opened(folder: Path, run: Run) -> tuple[str, Task]:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("before", type=Path, metavar="RUN_A", help="run folder")
     parser.add_argument("after", type=Path, metavar="RUN_B", help="run folder")
     parser.add_argument(

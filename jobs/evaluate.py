@@ -13,8 +13,6 @@ address in RAY_API_SERVER_ADDRESS, and sends a token where RAY_AUTH_MODE=token.
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -23,6 +21,7 @@ from visualbert_core.config import EvaluateConfig, add_pool_flags, take_pool
 from visualbert_core.errors import end
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.selfcheck import REGRESSION, describe, self_check
+from visualbert_core.printable import Parser, say, say_json
 from visualbert_core.storage import absolute  # a worker's working directory is another one
 
 
@@ -33,30 +32,36 @@ def main() -> int:
     if checks:
         start_ray()  # one for both of its pools
         check = self_check(EvaluateConfig(**flags), workers)
-        print(json.dumps(asdict(check)) if as_json else "\n".join(describe(check)))
+        if as_json:
+            say_json(asdict(check))
+        for line in () if as_json else describe(check):
+            say(line)
         return REGRESSION if check.changed else 0
     with Pool(workers) as pool:
         run = evaluate(EvaluateConfig(**flags), pool)
     if run.scores is None:
         submission = run.folder / run.record["submission"]
-        answer = {"run": str(run.folder), "submission": str(submission)}
-        print(json.dumps(answer) if as_json else f"no public labels, so no score: {submission}")
+        if as_json:
+            say_json({"run": str(run.folder), "submission": str(submission)})
+        else:
+            say(f"no public labels, so no score: {submission}")
         return 0
     if as_json:
-        print(json.dumps(run.scores | {"run": str(run.folder)}))
+        say_json(run.scores | {"run": str(run.folder)})
         return 0
     for warning in run.scores["warnings"]:
-        print(f"WARNING: {warning}")
+        say(f"WARNING: {warning}")
     for metric, value in run.scores["scores"].items():
         low, high = run.scores["intervals"][metric]
         spread = "" if low is None else f"  [{low:.2f}, {high:.2f}]"
-        print(f"{metric:>14} {value:6.2f}{spread}  n={run.scores['units'][metric]}")
-    print(f"{run.scores['protocol']}\n{run.folder}")
+        say(f"{metric:>14} {value:6.2f}{spread}  n={run.scores['units'][metric]}")
+    say(run.scores["protocol"])
+    say(run.folder)
     return 0
 
 
 def parse() -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--task", required=True, help="vqa, vcr, nlvr2 or flickr30k_entities")
     parser.add_argument("--split", required=True, help="val, dev, test1, …")
     parser.add_argument("--annotations", type=absolute, required=True, help="folder of the official annotation files")

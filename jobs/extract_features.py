@@ -13,8 +13,6 @@ RAY_API_SERVER_ADDRESS, and sends a token where RAY_AUTH_MODE=token.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from visualbert_core.cluster import Pool
 from visualbert_core.config import ExtractConfig, add_pool_flags, take_pool
 from visualbert_core.errors import end
 from visualbert_core.features.extract import extract
+from visualbert_core.printable import Parser, say, say_json
 
 
 def main() -> int:
@@ -32,16 +31,18 @@ def main() -> int:
         store = extract(ExtractConfig(**flags), pool)
     failures = store.failures()
     if failures:
-        sys.stderr.write(f"{len(failures):,} of {len(store) + len(failures):,} images quarantined\n")
+        say(f"{len(failures):,} of {len(store) + len(failures):,} images quarantined", to=sys.stderr)
     for failure in failures[:10]:
-        sys.stderr.write(f"quarantined: {failure.item_id}: {failure.stage}: {failure.message}\n")
-    summary = {"store": store.address, "images": len(store), "quarantined": len(failures)}
-    print(json.dumps(summary) if as_json else store.address)
+        say(f"quarantined: {failure.item_id}: {failure.stage}: {failure.message}", to=sys.stderr)
+    if as_json:
+        say_json({"store": store.address, "images": len(store), "quarantined": len(failures)})
+    else:
+        say(store.address)
     return 0
 
 
 def parse() -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--images", type=Path, required=True, help="folder, pattern, list, table or tar; s3://…")
     parser.add_argument("--detector", type=Path, required=True, help="folder with config.json and model.safetensors")
     parser.add_argument("--out", type=Path, required=True, help="root of the feature stores: folder or s3://…")

@@ -12,18 +12,19 @@ import argparse
 from pathlib import Path
 
 from visualbert_core.errors import end
+from visualbert_core.printable import Parser, say
 from visualbert_core.tasks.hub import import_annotations
 
 
 def main() -> int:
     args = parse()
     for path in import_annotations(args.task, args.dataset, args.dataset_split or args.split, args.split, args.out):
-        print(path)
+        say(path)
     return 0
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--task", required=True, help="vqa or nlvr2")
     parser.add_argument("--dataset", required=True, help="folder or Hub id")
     parser.add_argument("--dataset-split", help="its name for the split (default: the benchmark's own)")

@@ -14,7 +14,7 @@ RAY_API_SERVER_ADDRESS, and sends a token where RAY_AUTH_MODE=token; --out must 
 
 from __future__ import annotations
 
-import argparse
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -22,11 +22,12 @@ from rich.console import Console
 from visualbert_core.errors import end
 from visualbert_core.nightly import load_matrix, run_matrix, runs_folder
 from visualbert_core.nightly.plan import plan_night
+from visualbert_core.printable import Parser, say, unguarded
 from visualbert_core.report.terminal import print_table
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("matrix", type=Path, help="YAML file, see jobs/demo.yaml")
     parser.add_argument("--out", help="overrides `out` of the YAML file")
     parser.add_argument("--night", help="name of this night (default: the date, UTC)")
@@ -37,17 +38,17 @@ def main() -> int:
     config = load_matrix(args.matrix, overrides)
     if args.dry_run:
         for step in plan_night(config, runs_folder(config)):
-            print(step)
+            say(step)
         return 0
     night = run_matrix(config)
-    console = Console()
-    print_table(night.info, night.cells, console)
-    console.print(f"\nReport:          {night.report}", soft_wrap=True, highlight=False)
-    console.print(f"Runs:            {night.runs}", soft_wrap=True, highlight=False)
-    console.print(f"Feature stores:  {config.out / 'features'}", soft_wrap=True, highlight=False)
+    print_table(night.info, night.cells, Console(file=unguarded(sys.stdout)))
+    say()
+    say(f"Report:          {night.report}")
+    say(f"Runs:            {night.runs}")
+    say(f"Feature stores:  {config.out / 'features'}")
     if night.judged is not None:
         verdict = f"{night.judged.gate.verdict}, see {night.runs / 'summary.md'}"
-        console.print(f"Gate:            {verdict}", soft_wrap=True, highlight=False)
+        say(f"Gate:            {verdict}")
     return night.exit_code
 
 

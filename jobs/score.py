@@ -10,13 +10,12 @@ is no score, and a table on stderr says which.
 from __future__ import annotations
 
 import argparse
-import io
-import json
 import sys
 from pathlib import Path
 
 from visualbert_core.errors import end
 from visualbert_core.evaluation.score import Mode, describe, read_answers, score
+from visualbert_core.printable import Parser, say, say_json
 from visualbert_core.provenance import digest_files
 from visualbert_core.tasks import open_task, paper_numbers
 
@@ -28,20 +27,19 @@ def main() -> int:
     digest = digest_files(task.annotation_files())
     answers = read_answers(task, args.predictions, digest, mode)
     if not answers.coverage.complete:
-        print(answers.coverage.table(), file=sys.stderr)
+        for line in answers.coverage.table():
+            say(line, to=sys.stderr)
     document = score(task, answers, digest, mode)
     if args.as_json:
-        print(json.dumps(document, allow_nan=False))
+        say_json(document)
         return 0
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of groups are whatever the annotations hold
     for line in describe(document, paper_numbers(task)):
-        print(line)
+        say(line)
     return 0
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--task", required=True, help="vqa, vcr, nlvr2 or flickr30k_entities")
     parser.add_argument("--split", required=True, help="val, dev, test1, …")
     parser.add_argument("--annotations", type=Path, required=True, help="folder of the official annotation files")

@@ -24,6 +24,7 @@ from typing import Any, Protocol, Self, TypeVar
 from visualbert_core.config import PoolConfig
 from visualbert_core.errors import UnfinishedError
 from visualbert_core.host import Host, Worker, set_threads, unusable
+from visualbert_core.printable import say
 from visualbert_core.progress import Figures, Progress
 from visualbert_core.shards import Marker, Shard
 from visualbert_core.supervision import IN_FLIGHT, Actors, LostError, Supervisor
@@ -254,7 +255,7 @@ class _RayActors:
         # A cluster without either is a head that waits for its workers: those will have GPUs.
         self.gpus = float(gpus > 0 or not cpus) if config.gpus_per_worker is None else config.gpus_per_worker
         if not self.gpus and config.gpus_per_worker is None and os.environ.get("RAY_ADDRESS"):
-            sys.stderr.write("the cluster has no GPU now, so CPUs compute; gpus_per_worker 1 waits for GPUs\n")
+            say("the cluster has no GPU now, so CPUs compute; gpus_per_worker 1 waits for GPUs", to=sys.stderr)
         self.workers, self.looked, self.places = config.workers, -NODES_SECONDS, 0
         self.threads = config.threads_per_worker
         self.cpus = 0.0 if self.gpus else _cpu_share(cpus / self.size, self.threads) or float(self.threads)

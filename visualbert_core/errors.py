@@ -33,7 +33,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-from visualbert_core.printable import printable
+from visualbert_core.printable import guard, printable
 
 INGREDIENT = None
 
@@ -102,7 +102,8 @@ class UnfinishedError(VisualBertCoreError):
 def end(job: Callable[[], int]) -> NoReturn:
     """Run a job's main function and exit with its code; an error of the tree above is one line on stderr, and so is a
     file that the system does not hand out or take (exit 1). Where whoever reads stdout leaves early, as `| head` does,
-    nothing is said."""
+    nothing is said. What is printed from here on is guarded (`printable.py`)."""
+    guard()
     leave(_code(job))
 
 

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from visualbert_core.printable import printable, say, unguarded
 from visualbert_core.shards import Marker
 
 INGREDIENT = None
@@ -65,7 +66,7 @@ class Progress:
         self.published = 0.0
         self.shards, self.workers = Shards(0, 0, 0, 0, 0), Workers(0, 0, 0)
         self.bar = _bar()
-        self.task = self.bar.add_task(label, total=total, status="")
+        self.task = self.bar.add_task(printable(label), total=total, status="")
 
     def __enter__(self) -> Progress:
         self.bar.start()
@@ -100,10 +101,10 @@ class Progress:
     def note(self, line: str) -> None:
         """A line between the others, above the bar where there is one."""
         if self.bar.disable:
-            sys.stderr.write(f"{self.label}: {line}\n")
+            say(f"{self.label}: {line}", to=sys.stderr)
             sys.stderr.flush()
         else:
-            self.bar.console.print(f"{self.label}: {line}", highlight=False, markup=False)
+            self.bar.console.print(printable(f"{self.label}: {line}"), highlight=False, markup=False)
 
     def _rate(self) -> float:
         return self.done / max(time.monotonic() - self.began, 1e-9)
@@ -147,7 +148,7 @@ def _bar() -> Bar:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
-    text, status = TextColumn("{task.description}"), TextColumn("{task.fields[status]}")
+    text, status = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[status]}")
     columns: list[ProgressColumn] = [text, BarColumn(), MofNCompleteColumn(), status, TimeRemainingColumn()]
-    console = Console(stderr=True)
+    console = Console(file=unguarded(sys.stderr))
     return Progress(*columns, console=console, disable=not console.is_terminal)

@@ -22,6 +22,7 @@ from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import Run
 from visualbert_core.evaluation.units import Groups, Units, by_metric, read_units
 from visualbert_core.metrics.statistics import Paired, holm, paired
+from visualbert_core.printable import printable
 from visualbert_core.provenance import changed
 from visualbert_core.schema import Prediction
 from visualbert_core.tasks import Task, judge
@@ -319,6 +320,6 @@ def _line(name: str, change: Change) -> str:
     spread = "" if change.low is None else f"[{change.low:+.2f}, {change.high:+.2f}]"
     p = change.p if change.p_holm is None else change.p_holm
     return (
-        f"{name:<14} {change.before:7.2f} {change.after:7.2f} {change.difference:+7.2f}  {spread:<16} "
+        f"{printable(name):<14} {change.before:7.2f} {change.after:7.2f} {change.difference:+7.2f}  {spread:<16} "
         f"{'<0.0001' if p < 1e-4 else f'{p:.4f}':>7} {change.n:>9,}"
     )

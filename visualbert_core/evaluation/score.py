@@ -18,6 +18,7 @@ from typing import Any, Literal
 from visualbert_core.errors import ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.metrics.coverage import Coverage, Lenient, check_coverage
+from visualbert_core.printable import printable
 from visualbert_core.schema import Prediction
 from visualbert_core.tasks import Task, summarize
 
@@ -243,8 +244,9 @@ def _partial(document: Mapping[str, Any]) -> Iterator[str]:
 def _breakdown(kind: str, groups: Mapping[str, Mapping[str, tuple[float, int]]]) -> Iterator[str]:
     """A row a group, a column a metric: percent and, in brackets, the number of units."""
     metrics = list(dict.fromkeys(chain.from_iterable(groups.values())))
-    width = max(map(len, (kind, *groups)))
+    names = [printable(group) for group in groups]  # before they are set under one another
+    width = max(map(len, (kind, *names)))
     yield from ("", f"{kind:<{width}}" + "".join(f"  {metric:>18}" for metric in metrics))
-    for group, values in groups.items():
+    for group, values in zip(names, groups.values(), strict=True):
         cells = (f"{values[m][0]:.2f} {f'({values[m][1]:,})':>10}" if m in values else "" for m in metrics)
         yield f"{group:<{width}}" + "".join(f"  {cell:>18}" for cell in cells)

@@ -19,7 +19,6 @@ images anew, prints how they compare, and ends with exit code 2 where they do no
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -32,6 +31,7 @@ from visualbert_core.features import names
 from visualbert_core.features.importers import KINDS, import_features
 from visualbert_core.features.names import called
 from visualbert_core.features.store import FeatureStore
+from visualbert_core.printable import Parser, say, say_json
 from visualbert_core.schema import Names, Regions
 
 
@@ -49,10 +49,10 @@ def ls(flags: argparse.Namespace) -> None:
     if flags.image:
         for row in store.fetch_many(flags.image[: flags.limit]):
             for region in range(row.num_regions):
-                print(row.image_id, *_region(store, row, region), sep="	")
+                say(row.image_id, *_region(store, row, region), sep="\t")
         return
     for image_id, width, height, regions in islice(store.sizes(), flags.limit):
-        print(f"{image_id}\t{width}\t{height}\t{regions}")
+        say(image_id, width, height, regions, sep="\t")
 
 
 def _region(store: FeatureStore, row: Regions, region: int) -> Iterator[str]:
@@ -63,14 +63,14 @@ def _region(store: FeatureStore, row: Regions, region: int) -> Iterator[str]:
 
 
 def info(flags: argparse.Namespace) -> None:
-    print(json.dumps(FeatureStore.open(flags.store).info(), indent=1, ensure_ascii=False))
+    say_json(FeatureStore.open(flags.store).info(), indent=1)
 
 
 def name(flags: argparse.Namespace) -> None:
     store = FeatureStore.open(flags.store)
     found = Names(_vocabulary(flags.labels), _vocabulary(flags.attributes) if flags.attributes else ())
     names.write(store.folder, store.fingerprint, found)
-    print(f"{flags.store}: {len(found.labels)} labels and {len(found.attributes)} attributes have names")
+    say(f"{flags.store}: {len(found.labels)} labels and {len(found.attributes)} attributes have names")
 
 
 def _vocabulary(path: Path) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ def _vocabulary(path: Path) -> tuple[str, ...]:
 
 def verify(flags: argparse.Namespace) -> None:
     store = FeatureStore.open(flags.store, verify=True)
-    print(f"{flags.store}: {len(store)} images in {len(store.part_paths)} parts are as they were written")
+    say(f"{flags.store}: {len(store)} images in {len(store.part_paths)} parts are as they were written")
 
 
 def canary(flags: argparse.Namespace) -> None:
@@ -90,7 +90,7 @@ def canary(flags: argparse.Namespace) -> None:
 
     with Pool(PoolConfig(inline=True)) as workers:
         check(flags.store, flags.images, flags.detector, flags.number, workers)
-    print(f"{flags.detector} gives the features of {flags.store}")
+    say(f"{flags.detector} gives the features of {flags.store}")
 
 
 def import_(flags: argparse.Namespace) -> None:
@@ -99,17 +99,13 @@ def import_(flags: argparse.Namespace) -> None:
         store = import_features(flags.kind, flags.source, flags.out, flags.space, workers, flags.corpus, flags.ids)
     failures = store.failures()
     for failure in failures[:10]:
-        sys.stderr.write(f"malformed: {failure.item_id}: {failure.message}\n")
-    sys.stderr.write(f"{len(store)} images, {len(failures)} malformed\n")
-    print(store.address)
+        say(f"malformed: {failure.item_id}: {failure.message}", to=sys.stderr)
+    say(f"{len(store)} images, {len(failures)} malformed", to=sys.stderr)
+    say(store.address)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m visualbert_core.features",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m visualbert_core.features", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("ls", "info", "verify"):
         command = commands.add_parser(name)

@@ -38,6 +38,7 @@ from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.nightly.gating import Judged, Tonight, for_page, judge_cells
+from visualbert_core.printable import say
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.html import write_report
 from visualbert_core.report.trackers import TrackedNight, check_trackers, track
@@ -326,4 +327,4 @@ def _absolute_corpus(corpus: CorpusConfig, data: Path) -> CorpusConfig:
 
 
 def _complain(line: str) -> None:
-    sys.stderr.write(f"error: {line}\n")
+    say(f"error: {line}", to=sys.stderr)
