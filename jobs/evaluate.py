@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -39,13 +40,16 @@ def main() -> int:
         run = evaluate(EvaluateConfig(**flags), pool)
     if run.scores is None:
         submission = run.folder / run.record["submission"]
+        if "subset" in run.record:
+            print(f"WARNING: {run.record['subset']}", file=sys.stderr)
         answer = {"run": str(run.folder), "submission": str(submission)}
         print(json.dumps(answer) if as_json else f"no public labels, so no score: {submission}")
         return 0
     if as_json:
         print(json.dumps(run.scores | {"run": str(run.folder)}))
         return 0
-    for warning in run.scores["warnings"]:
+    subset = [run.scores["subset"]] if "subset" in run.scores else []
+    for warning in (*subset, *run.scores["warnings"]):
         print(f"WARNING: {warning}")
     for metric, value in run.scores["scores"].items():
         low, high = run.scores["intervals"][metric]

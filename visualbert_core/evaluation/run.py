@@ -28,6 +28,7 @@ from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, 
 from visualbert_core.evaluation.batches import ExampleShard, Joined, batches, join, plan_examples, sample, wrong_images
 from visualbert_core.evaluation.predictions import encode, read_predictions
 from visualbert_core.evaluation.score import Answers, score
+from visualbert_core.evaluation.sizes import check_sizes
 from visualbert_core.evaluation.units import UNITS_FILE, by_metric, encode_units
 from visualbert_core.features.store import FeatureStore, encode_failures
 from visualbert_core.host import in_halves
@@ -61,6 +62,7 @@ def evaluate(config: EvaluateConfig, pool: Pool, load: LoadModel = load_model) -
         raise ConfigError(f"{address}: run folders lie on a disk, only features may lie in a bucket: name a folder")
     task = open_task(config.task, config.annotations, config.split)
     store = FeatureStore.open(config.features)
+    check_sizes(task, store)
     model = load(config.model, config.task, "cpu", config.precision)
     warnings = check_fit(model, store, config)
     provenance = _provenance(config, task, store, model)
@@ -105,7 +107,7 @@ def read_run(folder: Path) -> Run:
 def _document(path: Path, **kinds: type) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}): {_AGAIN}") from None
     for name, kind in kinds.items():
         if not isinstance(found, dict) or not isinstance(found.get(name), kind):
@@ -241,10 +243,13 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
         _write(folder / "run.json", record | {"status": "incomplete"})
         reason = f"; e.g. {failures[0].item_id}: {failures[0].message}" if failures else ""
         raise CoverageError(f"{folder.name}: no score, {coverage.message()}{reason}")
-    submission = _submission(folder, task, predictions)
+    submission, fault = _submission(folder, task, predictions)
     record |= {"status": "complete", "submission": submission}
+    record |= {} if task.subset is None else {"subset": task.subset}
     _write(folder / "run.json", record)
     if not task.labelled:
+        if fault is not None:
+            raise InputError(f"{folder}: the predictions are complete, but {fault}")
         return Run(folder, record, None)
     origin = {"model": record["spec"]["model"], "regions": record["spec"]["regions"]}
     answers = Answers(folder, predictions, coverage, origin, tuple(record["warnings"]))
@@ -254,17 +259,16 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
     return Run(folder, record, scores)
 
 
-def _submission(folder: Path, task: Task, predictions: list[Prediction]) -> str | None:
-    """Name of the file written. Of a labelled split it is None where the leaderboard asks for more than the examples
-    hold, as VCR's does: the rationale after each of the four answers."""
+def _submission(folder: Path, task: Task, predictions: list[Prediction]) -> tuple[str | None, InputError | None]:
+    """Name of the file written; or None and why not, where the leaderboard asks for more than the examples hold. Of a
+    labelled split that is no fault: VCR's wants the rationale after each of the four answers."""
     try:
         data = task.submission({p.example_id: p for p in predictions})
-    except InputError:
-        if not task.labelled:
-            raise
-        return None
+    except InputError as error:
+        (folder / task.submission_name).unlink(missing_ok=True)
+        return None, error
     publish(folder / task.submission_name, data)
-    return task.submission_name
+    return task.submission_name, None
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

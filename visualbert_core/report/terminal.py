@@ -36,7 +36,7 @@ def print_table(info: ReportInfo, cells: Sequence[ReportCell], console: Console)
     for cell in cells:
         lines = score_lines(cell)
         below = _table(columns, map(_row, lines)) if lines else Text(f"no score: {reason(cell)}", "red")
-        warned = [_indented(Text(f"WARNING: {warning}", "red")) for warning in warnings(cell)]
+        warned = [_indented(Text(f"WARNING: {warning}", "red")) for warning in warnings(cell, info.synthetic)]
         console.print("", Text(cell.title, "bold"), *warned, _indented(below), sep="\n")
 
 
