@@ -13,6 +13,7 @@ address in RAY_API_SERVER_ADDRESS, and sends a token where RAY_AUTH_MODE=token.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -41,6 +42,8 @@ def main() -> int:
         run = evaluate(EvaluateConfig(**flags), pool)
     if run.scores is None:
         submission = run.folder / run.record["submission"]
+        if "subset" in run.record:
+            say(f"WARNING: {run.record['subset']}", to=sys.stderr)
         if as_json:
             say_json({"run": str(run.folder), "submission": str(submission)})
         else:
@@ -49,7 +52,8 @@ def main() -> int:
     if as_json:
         say_json(run.scores | {"run": str(run.folder)})
         return 0
-    for warning in run.scores["warnings"]:
+    subset = [run.scores["subset"]] if "subset" in run.scores else []
+    for warning in (*subset, *run.scores["warnings"]):
         say(f"WARNING: {warning}")
     for metric, value in run.scores["scores"].items():
         low, high = run.scores["intervals"][metric]

@@ -1,6 +1,6 @@
 """A Hugging Face dataset (a folder or a Hub id) → a benchmark's official annotation files, for every other job.
 
-    python jobs/import_annotations.py --task vqa --dataset HuggingFaceM4/VQAv2 --dataset-split validation \\
+    python jobs/import_annotations.py --task vqa --dataset lmms-lab/VQAv2 --dataset-split validation \\
         --split val --out annotations/vqa
 
 Which columns it takes for what: visualbert_core/tasks/hub.py. Prints the files that it wrote.

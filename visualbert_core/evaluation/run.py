@@ -28,6 +28,7 @@ from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, 
 from visualbert_core.evaluation.batches import ExampleShard, Joined, batches, join, plan_examples, sample, wrong_images
 from visualbert_core.evaluation.predictions import encode, read_predictions
 from visualbert_core.evaluation.score import Answers, score
+from visualbert_core.evaluation.sizes import check_sizes
 from visualbert_core.evaluation.units import UNITS_FILE, by_metric, encode_units
 from visualbert_core.features.store import FeatureStore, encode_failures
 from visualbert_core.host import in_halves
@@ -73,6 +74,7 @@ def evaluate(config: EvaluateConfig, pool: Pool, load: LoadModel = load_model, t
         raise ConfigError(f"{address}: run folders lie on a disk, only features may lie in a bucket: name a folder")
     task = task or open_task(config.task, config.annotations, config.split)
     store = FeatureStore.open(config.features)
+    check_sizes(task, store)
     model = load(config.model, config.task, "cpu", config.precision)
     warnings = check_fit(model, store, config)
     provenance = _provenance(config, task, store, model)
@@ -123,7 +125,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
 def _document(path: Path, **kinds: type) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}): {_AGAIN}") from None
     for name, kind in kinds.items():
         if not isinstance(found, dict) or not isinstance(found.get(name), kind):
@@ -269,7 +271,14 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
         _write(folder / "run.json", record | {"status": "incomplete"})
         reason = f"; e.g. {failures[0].item_id}: {failures[0].message}" if failures else ""
         raise CoverageError(f"{folder.name}: no score, {coverage.message()}{reason}")
-    submission = _submission(task, predictions)
+    submission, fault = _submission(task, predictions)
+    record |= {"status": "complete", "submission": None if submission is None else task.submission_name}
+    record |= {} if task.subset is None else {"subset": task.subset}
+    if submission is None:
+        (folder / task.submission_name).unlink(missing_ok=True)
+    if fault is not None and not task.labelled:
+        _write(folder / "run.json", record)
+        raise InputError(f"{folder}: the predictions are complete, but {fault}")
     files, scores = ({} if submission is None else {task.submission_name: submission}), None
     if task.labelled:
         origin = {"model": record["spec"]["model"], "regions": record["spec"]["regions"]}
@@ -279,26 +288,20 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
         files |= {UNITS_FILE: encode_units(units), "scores.json": _json(scores)}
     digests = {name: digest_bytes(data) for name, data in files.items()}
     digests["predictions/manifest.json"] = digest_file(folder / "predictions" / "manifest.json")
-    record |= {
-        "status": "complete",
-        "submission": None if submission is None else task.submission_name,
-        "files": digests,
-    }
+    record |= {"files": digests}
     _write(folder / "run.json", record)
     for name, data in files.items():
         publish(folder / name, data)
     return Run(folder, record, scores)
 
 
-def _submission(task: Task, predictions: list[Prediction]) -> bytes | None:
-    """The leaderboard's file; None of a labelled split where the leaderboard asks for more than the examples hold, as
-    VCR's does: the rationale after each of the four answers."""
+def _submission(task: Task, predictions: list[Prediction]) -> tuple[bytes | None, InputError | None]:
+    """The leaderboard's file; or None and why not, where the leaderboard asks for more than the examples hold. On a
+    labelled split that is no fault: VCR's wants the rationale after each of the four answers."""
     try:
-        return task.submission({p.example_id: p for p in predictions})
-    except InputError:
-        if not task.labelled:
-            raise
-        return None
+        return task.submission({p.example_id: p for p in predictions}), None
+    except InputError as error:
+        return None, error
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -22,6 +22,9 @@ from visualbert_core.printable import printable
 from visualbert_core.schema import Prediction
 from visualbert_core.tasks import Task, summarize
 
+OFFICIAL, OFFICIAL_FORM = "official", "official_form_of_subset"
+"""Keys of a document: the score of the official split, or that of anything else as the official program words it."""
+
 Mode = Literal["strict", "partial", "official"]
 """What happens where predictions do not cover the split. `strict`: no score. `partial`: where some are missing, and
 nothing else is wrong, the range that they leave open. `official`: what the official program does in silence, said."""
@@ -85,7 +88,7 @@ def _from_run(task: Task, folder: Path, annotations_digest: str) -> Answers:
         spec, made_of, warnings = record["spec"], record["provenance"], record["warnings"]
         made_for = {"task": spec["task"], "split": spec["split"], "annotations": made_of["annotations"]}
         origin = {"model": spec["model"], "regions": spec["regions"]}
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, LookupError, TypeError) as error:
         raise InputError(f"{folder} is not a run folder: {type(error).__name__} in run.json ({error})") from None
     for name, value in {"task": task.name, "split": task.split, "annotations": annotations_digest}.items():
         if made_for[name] != value:
@@ -106,7 +109,9 @@ def score(task: Task, answers: Answers, annotations_digest: str, mode: Mode = "s
     """The document that a reader of scores needs, without times or paths: equal predictions give equal bytes.
 
     JSON values only, no NaN; percent, but for `official`. Where predictions are missing and the mode is "partial",
-    `ranges` (all missing answered worst … best) stand instead of scores, intervals, breakdown and the like.
+    `ranges` (all missing answered worst … best) stand instead of scores, intervals, breakdown and the like. Where the
+    annotations are not the official split, `subset` says so, and `official_form_of_subset` stands instead of
+    `official`.
     Raises CoverageError where there is no score: incomplete predictions, or answers of the wrong type.
     """
     predictions, left, warnings = answers.predictions, answers.coverage, list(answers.warnings)
@@ -128,6 +133,7 @@ def score(task: Task, answers: Answers, annotations_digest: str, mode: Mode = "s
         "task": task.name,
         "split": task.split,
         "protocol": task.protocol,
+        **({} if task.subset is None else {"subset": task.subset}),
         "headline": task.headline,
         **answers.origin,
         "n": left.expected,
@@ -148,7 +154,7 @@ def _scores(task: Task, predictions: Mapping[str, Prediction]) -> dict[str, Any]
         "intervals": {name: [_number(m.low), _number(m.high)] for name, m in metrics.items()},
         "units": {name: m.n for name, m in metrics.items()},
         "chance": task.chance(predictions),
-        "official": task.official(scores),
+        OFFICIAL if task.subset is None else OFFICIAL_FORM: task.official(scores),
         "breakdown": summary.breakdown,
     }
 
@@ -219,7 +225,7 @@ def describe(document: Mapping[str, Any], paper: Mapping[str, float]) -> Iterato
     yield document["protocol"]
     wrong_image = ", over the regions of other images" if document.get("regions") == "wrong-image" else ""
     yield f"{document['task']} {document['split']}, {document['n']:,} examples{wrong_image}"
-    yield from (f"WARNING: {warning}" for warning in document["warnings"])
+    yield from (f"WARNING: {warning}" for warning in (*_subset(document), *document["warnings"]))
     if document["partial"]:
         yield from _partial(document)
         return
@@ -229,10 +235,16 @@ def describe(document: Mapping[str, Any], paper: Mapping[str, float]) -> Iterato
         spread = "" if low is None else f"[{low:.2f}, {high:.2f}]"
         published = f"{paper[name]:.2f}" if name in paper else "–"
         yield f"{name:<14} {value:6.2f}  {spread:<16} {document['units'][name]:>9,}  {published:>6}"
-    yield from ("", "as the official program has it:")
-    yield from (f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in document["official"].items())
+    official = OFFICIAL in document
+    yield from ("", "as the official program has it:" if official else "no official score; in the official form:")
+    values = document[OFFICIAL if official else OFFICIAL_FORM]
+    yield from (f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
     for kind, groups in document["breakdown"].items():
         yield from _breakdown(kind, groups)
+
+
+def _subset(document: Mapping[str, Any]) -> tuple[str, ...]:
+    return (document["subset"],) if "subset" in document else ()
 
 
 def _partial(document: Mapping[str, Any]) -> Iterator[str]:

@@ -23,6 +23,7 @@ from visualbert_core.errors import CoverageError
 from visualbert_core.evaluation.batches import Joined, plan_examples, sample
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import EvaluationWorker, LoadModel, check_fit, run_folder
+from visualbert_core.evaluation.sizes import check_sizes
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.models import load_model
 from visualbert_core.schema import Example, Grounding, Prediction
@@ -61,6 +62,7 @@ def self_check(
     Raises InputError for inputs that do not fit together, CoverageError where an example has no prediction.
     """
     task, store = open_task(config.task, config.annotations, config.split), FeatureStore.open(config.features)
+    check_sizes(task, store)
     check_fit(load(config.model, config.task, "cpu", config.precision), store, config)
     asked = sample(task.examples(), store, examples)
     folder = run_folder(config).with_name(f"{run_folder(config).name}__self-check")

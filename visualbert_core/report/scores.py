@@ -55,7 +55,7 @@ def score_lines(cell: ReportCell) -> list[ScoreLine]:
     own, wrong = scores_of(cell.run), scores_of(cell.baseline)
     if own is None:
         return []
-    paper = PAPERS[own["task"]].percent.get(own["split"], {})
+    paper = {} if "subset" in own else PAPERS[own["task"]].percent.get(own["split"], {})
     return [
         ScoreLine(
             metric=metric,
@@ -80,12 +80,14 @@ def scores_of(run: Run | None) -> dict[str, Any] | None:
     return None if run is None else run.scores
 
 
-def warnings(cell: ReportCell) -> list[str]:
-    """What has to be said with a cell's scores: features of another space than the checkpoint's, worse than chance."""
+def warnings(cell: ReportCell, synthetic: bool = False) -> list[str]:
+    """What has to be said with a cell's scores: annotations that are not the official split (but for synthetic ones,
+    which nobody takes for it), features of another space than the checkpoint's, worse than chance."""
     if cell.run is None:
         return []
-    found: list[str] = (cell.run.scores or cell.run.record)["warnings"]
-    return found
+    document = cell.run.scores or cell.run.record
+    subset = [document["subset"]] if "subset" in document and not synthetic else []
+    return [*subset, *document["warnings"]]
 
 
 def in_order(metrics: Iterable[str], headline: str) -> list[str]:

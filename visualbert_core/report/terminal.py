@@ -36,7 +36,7 @@ def print_table(info: ReportInfo, cells: Sequence[ReportCell], console: Console)
     for cell in cells:
         lines = score_lines(cell)
         below = _table(columns, map(_row, lines)) if lines else _text(f"no score: {reason(cell)}", "red")
-        warned = [_indented(_text(f"WARNING: {warning}", "red")) for warning in warnings(cell)]
+        warned = [_indented(_text(f"WARNING: {warning}", "red")) for warning in warnings(cell, info.synthetic)]
         console.print("", _text(cell.title, "bold"), *warned, _indented(below), sep="\n")
 
 

@@ -35,7 +35,10 @@ class Task(Protocol):
     labelled: bool
     """Whether the split's labels are public, so that predictions can be scored here."""
     protocol: str
-    """Name of the metric's protocol and of the official program it is tested against."""
+    """Name of the metric's protocol and of the official program it is tested against; where the annotations are not the
+    official split, it says so."""
+    subset: str | None
+    """The line that must be said where the annotations are not the whole official split; None where they are."""
     protocol_key: str
     """Its short name, as `--protocol` takes it: a key of the task file's PROTOCOLS, whose first is the default."""
     headline: str
@@ -81,6 +84,9 @@ class Task(Protocol):
         `lenient` accepts as a record what the official program accepts in silence. Raises InputError naming the file
         and the record.
         """
+
+    def image_sizes(self) -> Mapping[str, tuple[int, int]]:
+        """image id → the (width, height) that its annotations are for; empty where they do not tell."""
 
     def annotation_files(self) -> tuple[Path, ...]:
         """The files that were read; their digest identifies the annotations."""
@@ -146,9 +152,10 @@ def open_task(name: str, annotations: Path, split: str, protocol: str | None = N
 
 
 def paper_numbers(task: Task) -> Mapping[str, float]:
-    """Metric → the percent that VisualBERT's paper reports for this split; nothing under another protocol than its."""
-    protocols = _FILES[task.name].PROTOCOLS
-    return PAPERS[task.name].percent.get(task.split, {}) if task.protocol_key == next(iter(protocols)) else {}
+    """Metric → the percent that VisualBERT's paper reports for this split; nothing under another protocol than its, and
+    nothing for a part of the split."""
+    official = task.subset is None and task.protocol_key == next(iter(_FILES[task.name].PROTOCOLS))
+    return PAPERS[task.name].percent.get(task.split, {}) if official else {}
 
 
 def judge(task: Task, predictions: Iterable[Prediction]) -> list[Score]:

@@ -27,11 +27,25 @@ from visualbert_core.errors import AnnotationError, InputError
 from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.schema import JudgedAnswer, Prediction, Score, Statement
 from visualbert_core.tasks.reading import choose, family, field, read_json_lines, read_text
+from visualbert_core.tasks.splits import check_split, protocol_name, subset_line
 from visualbert_core.tasks.submissions import submission_text
 
 SUBSETS = ("balanced-dev", "unbalanced-dev", "balanced-test1", "unbalanced-test1")
 SPLITS = ("dev", "test1", "test2", "train", *SUBSETS)
 PROTOCOLS = {"official": "NLVR2 official (metrics.py)"}
+SIZES = {
+    "dev": 6_982,
+    "test1": 6_967,
+    "test2": 6_970,
+    "train": 86_373,
+    "balanced-dev": 2_300,
+    "unbalanced-dev": 3_562,
+    "balanced-test1": 2_316,
+    "unbalanced-test1": 3_536,
+}
+"""Statements of each split, counted in the official files (github.com/lil-lab/nlvr at 18924841); train's, whose file
+was not at hand, is the 107,292 of the paper less those of the other three."""
+UNITS = "statements"
 LABELS = ("True", "False")
 METRICS = ("accuracy", "consistency")
 METRIC_LABELS: dict[str, str] = {}
@@ -75,12 +89,13 @@ class Nlvr2Task:
         """
         self.split = choose("NLVR2 split", split, SPLITS)
         self.protocol_key = choose("NLVR2 protocol", protocol, PROTOCOLS)
-        self.protocol = PROTOCOLS[self.protocol_key]
         folder = Path(annotations)
         phenomena = folder / PHENOMENA
         known = split.endswith("dev") and phenomena.exists()
         self._paths = (_path(folder, split), *([phenomena] if known else []))
-        self._items = _read(self._paths[0], _phenomena(phenomena) if known else {})
+        self._items = _read(self._paths[0], _phenomena(phenomena) if known else {}, split.rpartition("-")[2])
+        self.subset = subset_line(split, UNITS, len(self._items), SIZES)
+        self.protocol = protocol_name(PROTOCOLS[self.protocol_key], UNITS, len(self._items), self.subset)
         self._balance = {} if split in SUBSETS else _balance(self._items)
 
     def examples(self) -> Iterator[Statement]:
@@ -155,6 +170,10 @@ class Nlvr2Task:
             label = self.worst(identifier) if item else rest[0]
         return Prediction(identifier, item.image_ids[0] if item else "", label, ())
 
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """Nothing: no file tells them."""
+        return {}
+
     def annotation_files(self) -> tuple[Path, ...]:
         """The split's file and, where it is there and used, that of the phenomena."""
         return self._paths
@@ -213,10 +232,11 @@ def _balance(items: Mapping[str, _Item]) -> dict[str, dict[str, tuple[str, ...]]
     return {identifier: {"balance": (names[item.urls],)} for identifier, item in items.items()}
 
 
-def _read(path: Path, phenomena: Mapping[str, tuple[str, ...]]) -> dict[str, _Item]:
+def _read(path: Path, phenomena: Mapping[str, tuple[str, ...]], split: str) -> dict[str, _Item]:
     items: dict[str, _Item] = {}
     for where, record in read_json_lines(path):
         identifier = field(record, "identifier", str, where)
+        check_split(where, f"identifier {identifier[:40]}", identifier.partition("-")[0], split, SIZES)
         if identifier in items:
             raise AnnotationError(f"{where}: identifier {identifier} occurs twice; remove one of its lines")
         items[identifier] = _item(identifier, record, phenomena, where)

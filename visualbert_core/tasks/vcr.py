@@ -26,11 +26,16 @@ from visualbert_core.errors import AnnotationError, ConfigError, InputError
 from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.schema import JudgedAnswer, MultipleChoice, Prediction, Score, Token
 from visualbert_core.tasks.reading import checked, choose, family, field, read_json_lines, strings
+from visualbert_core.tasks.splits import check_split, protocol_name, subset_line
 from visualbert_core.tasks.submissions import submission_text
 
 SPLITS = ("val", "train", "test")
 UNLABELLED = ("test",)
 PROTOCOLS = {"official": "VCR official (r2c eval_q2ar; rationales given the right answer)"}
+SIZES = {"val": 26_534, "train": 212_923, "test": 25_263}
+"""Records of each split as the paper gives them; less certain than the other benchmarks', as its files were not at hand
+to be counted."""
+UNITS = "records"
 CHOICES = 4
 METRICS = {"q_to_a": "Answer acc", "qa_to_r": "Rationale acc", "q_to_ar": "Joint acc"}
 """metric → the name under which eval_q2ar.py prints it."""
@@ -77,10 +82,11 @@ class VcrTask:
         """
         self.split = choose("VCR split", split, SPLITS)
         self.protocol_key = choose("VCR protocol", protocol, PROTOCOLS)
-        self.protocol = PROTOCOLS[self.protocol_key]
         self.labelled = split not in UNLABELLED
         self._path = Path(annotations) / f"{split}.jsonl"
-        self._items = _read(self._path, self.labelled)
+        self._items = _read(self._path, split, self.labelled)
+        self.subset = subset_line(split, UNITS, len(self._items), SIZES)
+        self.protocol = protocol_name(PROTOCOLS[self.protocol_key], UNITS, len(self._items), self.subset)
         self._parts = ("answer", "rationale") if self.labelled else tuple(BLOCKS)
 
     def examples(self) -> Iterator[MultipleChoice]:
@@ -179,6 +185,10 @@ class VcrTask:
                 found.append(Prediction(f"{annot_id}/{part}", item.image_id if item else "", answer, scores))
         return found
 
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """Nothing: the sizes stand beside the images, with the boxes, and are compared when features are extracted."""
+        return {}
+
     def annotation_files(self) -> tuple[Path, ...]:
         """The one file."""
         return (self._path,)
@@ -272,8 +282,9 @@ def _mentioned(item: _Item) -> tuple[int, ...]:
     return tuple(sorted(found or persons or range(len(item.objects))))
 
 
-def _read(path: Path, labelled: bool) -> dict[str, _Item]:
+def _read(path: Path, split: str, labelled: bool) -> dict[str, _Item]:
     items: dict[str, _Item] = {}
+    images: dict[str, str] = {}  # img_id → img_fn
     for where, record in read_json_lines(path):
         annot_id = field(record, "annot_id", str, where)
         if not annot_id or not annot_id.isprintable():
@@ -281,6 +292,13 @@ def _read(path: Path, labelled: bool) -> dict[str, _Item]:
         if annot_id in items:
             raise AnnotationError(f"{where}: annot_id {annot_id} occurs twice; remove one of its lines")
         items[annot_id] = _item(record, labelled, f"{where} ({annot_id})")
+        check_split(where, f"annot_id {annot_id[:40]}", annot_id.partition("-")[0], split, SIZES)
+        img_id, img_fn = record.get("img_id"), record["img_fn"]
+        if isinstance(img_id, str) and images.setdefault(img_id, img_fn) != img_fn:
+            raise AnnotationError(
+                f"{where} ({annot_id}): img_id {img_id[:40]} is {img_fn} here and {images[img_id]} before; download "
+                "the file again"
+            )
     if not items:
         raise AnnotationError(f"{path}: no records; download it again")
     return items

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +25,15 @@ from visualbert_core.metrics.accuracy import AnswerTable, official_percent
 from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.schema import JudgedAnswer, Prediction, Question, Score
 from visualbert_core.tasks.reading import checked, choose, field, stream_fields, stream_list
+from visualbert_core.tasks.splits import protocol_name, subset_line
 
 SUBSETS = {"val": "val2014", "train": "train2014", "test": "test2015", "test-dev": "test-dev2015"}
 LABELLED = ("val", "train")
+_SUBTYPES = (*SUBSETS.values(), "test2014")  # what official files call their split; test2014 is of the first version
+
+SIZES = {"val": 214_354, "train": 443_757, "test": 447_793, "test-dev": 107_394}
+"""Questions of each split, by visualqa.org; test-dev's less certain, as its file was not at hand to be counted."""
+UNITS = "questions"
 
 PROTOCOLS = {
     "official": "VQA v2 official (VQAEval, leave-one-out)",
@@ -87,16 +93,19 @@ class VqaTask:
         self.split = split
         subset = SUBSETS[choose("VQA split", split, SUBSETS)]
         self.protocol_key = choose("VQA protocol", protocol, PROTOCOLS)
-        self.protocol = PROTOCOLS[self.protocol_key]
         self.labelled = split in LABELLED
         folder = Path(annotations)
-        self._files = [folder / f"v2_OpenEnded_mscoco_{subset}_questions.json"]
+        self._folder = folder
+        self._files = [_questions_file(folder, split)]
         if self.labelled:
             self._files.append(folder / f"v2_mscoco_{subset}_annotations.json")
             pairs = folder / f"v2_mscoco_{subset}_complementary_pairs.json"
             self._files += [pairs] if pairs.exists() else []
-        self._questions = _read_questions(self._files[0], subset.replace("-dev", ""))
-        self._labels = self._read_labels() if self.labelled else None
+        self._questions = _read_questions(self._files[0], subset)
+        count = len(self._questions.rows)
+        self.subset = subset_line(split, UNITS, count, SIZES)
+        self.protocol = protocol_name(PROTOCOLS[self.protocol_key], UNITS, count, self.subset)
+        self._labels = self._read_labels(subset) if self.labelled else None
 
     def examples(self) -> Iterator[Question]:
         """Questions in file order; `example_id` is the question_id as a string."""
@@ -168,14 +177,35 @@ class VqaTask:
     def submission(self, predictions: Mapping[str, Prediction]) -> bytes:
         """EvalAI's file: a JSON list of {"question_id": int, "answer": str} in the order of the questions.
 
-        EvalAI wants all 447,793 questions of test2015 in its test-dev phase, too: submit split "test" to either phase;
-        a file of split "test-dev" is for scoring elsewhere.
+        EvalAI takes one file for test-dev and test-standard, and wants every question of test2015 in it. That of split
+        "test-dev" therefore has the questions of test2015, whose file must lie beside, with "" for those not asked.
+        Raises InputError where it does not.
         """
+        order: Iterable[str] = self._questions.rows
+        if self.split == "test-dev":
+            order = self._test_questions()
         records = [
-            {"question_id": int(example_id), "answer": _answer(predictions, example_id)}
-            for example_id in self._questions.rows
+            {
+                "question_id": int(example_id),
+                "answer": _answer(predictions, example_id) if example_id in self._questions.rows else "",
+            }
+            for example_id in order
         ]
         return json.dumps(records).encode()
+
+    def _test_questions(self) -> dict[str, int]:
+        path = _questions_file(self._folder, "test")
+        if not path.exists():
+            raise InputError(
+                f"no submission of test-dev alone: EvalAI wants all {SIZES['test']:,} questions of test2015 in its "
+                f"test-dev phase, too; run the split test and submit that, or put {path.name} into {self._folder} and "
+                "run the same line again"
+            )
+        questions = _read_questions(path, SUBSETS["test"]).rows
+        for example_id in self._questions.rows:
+            if example_id not in questions:
+                raise _not_in(self._files[0], example_id, path)
+        return questions
 
     def read_submission(self, path: Path, lenient: bool = False) -> list[Prediction]:
         """Any system's file in that form; further keys of a record are not read.
@@ -190,6 +220,10 @@ class VqaTask:
             ]
         except AnnotationError as error:
             raise InputError(str(error)) from None
+
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """Nothing: no file tells them."""
+        return {}
 
     def annotation_files(self) -> tuple[Path, ...]:
         """Questions; then, if labelled, annotations and, where they are there, complementary pairs."""
@@ -212,7 +246,7 @@ class VqaTask:
         rows = self._questions.rows
         return [float(values[rows[first]] == values[rows[second]] == 1.0) for first, second in self._judged.pairs]
 
-    def _read_labels(self) -> _Labels:
+    def _read_labels(self, subset: str) -> _Labels:
         rows = self._questions.rows
         labels = _Labels(
             AnswerTable(len(rows), always_normalise=self.protocol_key == "always-normalise"),
@@ -221,7 +255,7 @@ class VqaTask:
             order=[],
             pairs=_read_pairs(self._files[2], self._files[0], rows) if len(self._files) > 2 else [],
         )
-        _read_annotations(self._files[1], self._files[0], rows, labels)
+        _read_annotations(self._files[1], self._files[0], self._questions, labels, subset)
         return labels
 
 
@@ -232,11 +266,17 @@ def _answer(predictions: Mapping[str, Prediction], example_id: str) -> str:
     return answer
 
 
-def _read_questions(path: Path, images: str) -> _Questions:
+def _questions_file(folder: Path, split: str) -> Path:
+    return folder / f"v2_OpenEnded_mscoco_{SUBSETS[split]}_questions.json"
+
+
+def _read_questions(path: Path, subset: str) -> _Questions:
     questions = _Questions({}, [], [])
+    images = subset.replace("-dev", "")
     image_ids: dict[int, str] = {}  # one string object an image
     texts: dict[str, str] = {}  # and one a wording: complementary pairs share theirs
-    for _, fields in stream_fields(path, "questions", question_id=int, image_id=int, question=str):
+    head: dict[str, Any] = {}
+    for _, fields in stream_fields(path, "questions", head, question_id=int, image_id=int, question=str):
         question_id, image_id, text = fields
         example_id = str(question_id)
         if example_id in questions.rows:
@@ -246,17 +286,42 @@ def _read_questions(path: Path, images: str) -> _Questions:
         questions.rows[example_id] = len(questions.rows)
         questions.image_ids.append(image_ids[image_id])
         questions.texts.append(texts.setdefault(text, text))
+    _check_head(path, head, subset)
     if not questions.rows:
         raise AnnotationError(f"{path}: 'questions' is empty; download it again")
     return questions
 
 
-def _read_annotations(path: Path, questions_path: Path, rows: Mapping[str, int], labels: _Labels) -> None:
+def _check_head(path: Path, head: Mapping[str, Any], subset: str) -> None:
+    """Refuse a file that says that it is of another split, of other images, or of multiple choice. What no official
+    file says is somebody's own."""
+    for key, (own, others) in _heads(subset).items():
+        if head.get(key) in others:
+            raise AnnotationError(
+                f"{path}: {key!r} is {head[key]!r}, in a file that is to be {own!r}; put the files of one split "
+                "together under their own names"
+            )
+
+
+def _heads(subset: str) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Key → what the file should say, and what official files of another kind say there."""
+    own = {subset, subset.replace("-dev", "")}  # test-dev's images are those of test
+    return {
+        "data_subtype": (subset, tuple(name for name in _SUBTYPES if name not in own)),
+        "data_type": ("mscoco", ("abstract_v002",)),
+        "task_type": ("Open-Ended", ("Multiple-Choice",)),
+    }
+
+
+def _read_annotations(path: Path, questions_path: Path, questions: _Questions, labels: _Labels, subset: str) -> None:
     """Fill the rows of `labels`: each question must have exactly one annotation, in any order."""
+    rows = questions.rows
     answers: dict[str, str] = {}  # one string object a commonest answer
     groups: dict[tuple[str, str], Groups] = {}  # one dictionary a combination
+    head: dict[str, Any] = {}
     kinds = {"question_id": int, "answers": list, "answer_type": str, "question_type": str}
-    for record, (question_id, annotators, answer_type, question_type) in stream_fields(path, "annotations", **kinds):
+    columns = stream_fields(path, "annotations", head, **kinds)
+    for record, (question_id, annotators, answer_type, question_type) in columns:
         example_id = str(question_id)
         row = rows.get(example_id)
         if row is None:
@@ -269,15 +334,29 @@ def _read_annotations(path: Path, questions_path: Path, rows: Mapping[str, int],
         except (AttributeError, KeyError, TypeError, ValueError):
             _refuse_answers(record, f"{path} question_id {question_id}")
             raise
+        if not questions.image_ids[row].endswith(f"_{record.get('image_id', '')!s:0>12}"):
+            _refuse_image(record, questions.image_ids[row], f"{path} question_id {question_id}", questions_path)
         labels.common[row] = answers.setdefault(common, common)
         types = answer_type, question_type
         if types not in groups:
             groups[types] = {"answer type": (answer_type,), "question type": (question_type,)}
         labels.groups[row] = groups[types]
         labels.order.append(example_id)
+    _check_head(path, head, subset)
     for example_id, row in rows.items():
         if not labels.groups[row]:
             raise _not_in(questions_path, example_id, path)
+
+
+def _refuse_image(record: Mapping[str, Any], image: str, where: str, questions_path: Path) -> None:
+    """Say where the two files disagree on the image of a question; an annotation that names none says nothing."""
+    if "image_id" in record:
+        asked = int(image.rpartition("_")[2])
+        if record["image_id"] != asked:
+            raise AnnotationError(
+                f"{where}: 'image_id' is {record['image_id']!r}, in {questions_path.name} it is {asked}; take both "
+                "files from one release"
+            )
 
 
 def _common_answer(record: dict[str, Any]) -> str:
