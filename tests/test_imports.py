@@ -25,11 +25,12 @@ ORDER = (
     {"images", "corpus", "metrics", "cluster"},
     {"supervision", "host"},
     {"progress"},
+    {"sources"},
     {"shards", "provenance", "tables"},
     {"schema", "storage", "columns", "pickles"},
     {"config"},
     {"errors"},
-    {"printable", "lfs"},
+    {"printable", "lfs", "numbered"},
 )
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 LIGHT = (

@@ -20,13 +20,18 @@ SCHEMA_VERSION = 2
 # images → regions
 
 
+LARGEST_IMAGE = 1 << 29
+"""Bytes; what has more is not read. The largest that is decoded has six bytes for each of Pillow's most pixels."""
+
+
 @dataclass(frozen=True, slots=True)  # there are millions of them
 class Image:
     """One image of a corpus: a file, or `size` bytes of one from byte `start` on (a member of a tar), or `row` of a
-    Parquet file (see `tables`).
+    table (see `tables`), in its `column` where it has images in several.
 
     `image_id` is its name without the suffix; `boxes_path` is a VCR-style metadata JSON whose boxes are to be used
-    instead of the detector's own. `data` are its bytes, where they have been read already."""
+    instead of the detector's own. `data` are its bytes, where they have been read already; `trouble` says why there are
+    none, where that is known: "is a link to nothing"."""
 
     image_id: str
     path: str
@@ -34,6 +39,8 @@ class Image:
     start: int = 0
     size: int | None = None
     row: int | None = None
+    column: str | None = None
+    trouble: str | None = None
     data: bytes | None = field(default=None, compare=False, repr=False)
 
 
