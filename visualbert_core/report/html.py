@@ -146,8 +146,11 @@ def _rows(number: int, cell: ReportCell, night: CellNight | None, columns: Seque
         tag("tr", *_cells(line, columns, night), class_="headline" if line.headline else None)
         for line in score_lines(cell)
     ]
-    missing = tag("tr", tag("td", tag("strong", "✗ no score: "), reason(cell), colspan=width, class_="none"))
-    warned = [tag("tr", tag("td", tag("strong", "⚠ "), w, colspan=width, class_="none")) for w in warnings(cell)]
+    missing = tag(
+        "tr", tag("td", tag("strong", "✗ no score: "), cell.places.hide(reason(cell)), colspan=width, class_="none")
+    )
+    said = map(cell.places.hide, warnings(cell))
+    warned = [tag("tr", tag("td", tag("strong", "⚠ "), line, colspan=width, class_="none")) for line in said]
     return tag("tbody", name, *warned, *(rows or [missing]))
 
 

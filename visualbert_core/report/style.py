@@ -88,7 +88,10 @@ nav { font-size: .875rem; }
 /* tables */
 table { border-collapse: collapse; }
 caption { text-align: left; color: var(--soft); font-size: .875rem; padding-bottom: .4rem; }
-th, td { overflow-wrap: break-word; padding: .4rem .75rem; text-align: right; vertical-align: baseline; font-weight: inherit; }
+th, td {
+  padding: .4rem .75rem; text-align: right; vertical-align: baseline; font-weight: inherit;
+  overflow-wrap: break-word;
+}
 th:first-child, td:first-child { padding-left: 0; text-align: left; overflow-wrap: anywhere; }
 th:last-child, td:last-child { padding-right: 0; }
 thead th { color: var(--soft); font-size: .8125rem; }
