@@ -14,6 +14,7 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -146,6 +147,21 @@ def ranges(paths: Sequence[Path], starts: Sequence[int], stops: Sequence[int]) -
     system, _ = _remote(paths[0])
     pieces: list[bytes] = system.cat_ranges([_remote(path)[1] for path in paths], starts, stops, on_error="raise")
     return pieces
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError from within names `path`: of a disk that is full the system does not say what was being written, and
+    a draft is not what anybody looks for."""
+    try:
+        yield
+    except OSError as error:
+        if str(path) in str(error):
+            raise
+        if error.errno is None:  # of an object store
+            error.args = (f"{path}: {error}",)
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def put(path: Path, data: bytes) -> None:

@@ -41,6 +41,7 @@ from visualbert_core.nightly.gating import Judged, Tonight, for_page, judge_cell
 from visualbert_core.printable import say
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.html import write_report
+from visualbert_core.report.places import ELSEWHERE, Places
 from visualbert_core.report.trackers import TrackedNight, check_trackers, track
 from visualbert_core.shards import ShardFolder
 from visualbert_core.tasks import METRICS, TASKS, Task, open_task
@@ -255,9 +256,9 @@ def _tonight(
     codes: list[int],
 ) -> Tonight:
     """`listed` are the corpora listed so far, by name: each is listed for its first cell."""
-    title = f"{cell.model.name} on {cell.task} {cell.split}"
+    title, places = f"{cell.model.name} on {cell.task} {cell.split}", _places(config)
     if isinstance(store, Exception):
-        shown = ReportCell(title, None, None, {}, None, error=f"corpus {cell.corpus}: {store}")
+        shown = ReportCell(title, None, None, {}, None, error=f"corpus {cell.corpus}: {store}", places=places)
         return Tonight(cell, shown, None, None)
     corpus = config.corpora[cell.corpus]
     own, wrong = (_evaluate_config(config, cell, store, regions) for regions in ("own", "wrong-image"))
@@ -269,7 +270,7 @@ def _tonight(
         if not task.labelled:
             raise ConfigError(f"{cell.split} has no public labels: jobs/evaluate.py makes its {task.submission_name}")
     except FAILURES as error:
-        shown = ReportCell(title, None, store, {}, None, error=_note(title, error, codes))
+        shown = ReportCell(title, None, store, {}, None, error=_note(title, error, codes), places=places)
         return Tonight(cell, shown, extraction, None)
     since, start = time.time(), time.monotonic()
     run, reason = _evaluate(title, own, task, pool, codes)
@@ -279,7 +280,18 @@ def _tonight(
         baseline, _ = _evaluate(f"{title} (wrong image)", wrong, task, pool, codes)
     if run is not None and config.limit is not None and reason is None:
         reason = f"a smoke night: {run.record['coverage']['predicted']} examples predicted, no score over a sample"
-    return Tonight(cell, ReportCell(title, task, store, images, run, baseline, reason), extraction, evaluation)
+    shown = ReportCell(title, task, store, images, run, baseline, reason, places)
+    return Tonight(cell, shown, extraction, evaluation)
+
+
+def _places(config: NightlyConfig) -> Places:
+    """The words for this machine's folders: the same for a matrix wherever it runs."""
+    models = [("MODELS", cell.model.parent) for cell in config.cells]
+    detectors = [("DETECTORS", corpus.detector.parent) for corpus in config.corpora.values()]
+    elsewhere = [cell.annotations for cell in config.cells]
+    elsewhere += [corpus.images for corpus in config.corpora.values() if not storage.url(corpus.images)]
+    others = [(ELSEWHERE, path.parent) for path in elsewhere]
+    return Places.of([("OUT", config.out), ("DATA", config.data), *models, *detectors, *others])
 
 
 def _evaluate(

@@ -74,9 +74,9 @@ def judge_cells(
         try:
             comparisons[cell.name] = _compare(config, cell, baselines[cell.name])
         except _NothingToCompareError as error:
-            reasons[cell.name] = str(error)
+            reasons[cell.name] = cell.shown.places.hide(str(error))
         except VisualBertCoreError as error:
-            reasons[cell.name] = f"cannot be compared: {error}"
+            reasons[cell.name] = cell.shown.places.hide(f"cannot be compared: {error}")
     watched = [
         each
         for cell in cells

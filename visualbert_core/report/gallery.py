@@ -126,7 +126,7 @@ def _cases(cells: Sequence[ReportCell], chosen: Sequence[_Listed]) -> tuple[list
         try:
             regions = tuple(cell.store.fetch_many(example.image_ids))
         except VisualBertCoreError as error:
-            complaints.append(f"{flip.unit_id} cannot be shown: {error}")
+            complaints.append(f"{flip.unit_id} cannot be shown: {cell.places.hide(str(error))}")
             continue
         cases.append(_Case(index + 1, cell, metric, way, flip, example, cell.task.gold(flip.example_id), regions))
     return cases, complaints

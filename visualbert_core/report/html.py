@@ -146,8 +146,11 @@ def _rows(number: int, cell: ReportCell, night: CellNight | None, columns: Seque
         tag("tr", *_cells(line, columns, night), class_="headline" if line.headline else None)
         for line in score_lines(cell)
     ]
-    missing = tag("tr", tag("td", tag("strong", "✗ no score: "), reason(cell), colspan=width, class_="none"))
-    warned = [tag("tr", tag("td", tag("strong", "⚠ "), w, colspan=width, class_="none")) for w in said]
+    missing = tag(
+        "tr", tag("td", tag("strong", "✗ no score: "), cell.places.hide(reason(cell)), colspan=width, class_="none")
+    )
+    lines = map(cell.places.hide, said)
+    warned = [tag("tr", tag("td", tag("strong", "⚠ "), line, colspan=width, class_="none")) for line in lines]
     return tag("tbody", name, *warned, *(rows or [missing]))
 
 

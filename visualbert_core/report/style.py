@@ -89,13 +89,14 @@ nav { font-size: .875rem; }
 table { border-collapse: collapse; }
 caption { text-align: left; color: var(--soft); font-size: .875rem; padding-bottom: .4rem; }
 th, td {
-  overflow-wrap: break-word; padding: .4rem .75rem; text-align: right; vertical-align: baseline; font-weight: inherit;
+  padding: .4rem .75rem; text-align: right; vertical-align: baseline; font-weight: inherit;
+  overflow-wrap: break-word;
 }
 th:first-child, td:first-child { padding-left: 0; text-align: left; overflow-wrap: anywhere; }
 th:last-child, td:last-child { padding-right: 0; }
 thead th { color: var(--soft); font-size: .8125rem; }
 thead th, tbody th, tbody td { border-bottom: 1px solid var(--line); }
-b + .interval { margin-left: .15rem; }
+.interval { display: inline-block; } b + .interval { margin-left: .15rem; }
 .scores { width: 100%; margin-top: .6rem; }
 .scores .name th { padding-top: 1.25rem; border: 0; }
 .scores .name a { font-weight: 650; margin-right: .6rem; }
@@ -153,12 +154,14 @@ section > details { margin-top: 1.25rem; }
   align-items: start; margin: .5rem 0 1rem;
 }
 .breakdowns table { width: 100%; font-size: .875rem; }
+.breakdowns :is(th, td):first-child { min-width: 5.5rem; }
 .breakdowns caption { color: var(--ink); font-weight: 500; }
 .breakdowns th, .breakdowns td { padding-top: .25rem; padding-bottom: .25rem; }
 .breakdowns td:nth-child(3) { color: var(--other); }
 .breakdowns td:nth-child(4) { color: var(--soft); }
 .breakdowns thead .plot { width: 34%; }
 .breakdowns.compared td:nth-child(-n+4) { color: inherit; } .compared td:nth-child(n+5) { color: var(--soft); }
+@media (min-width: 52rem) { .compared td:nth-child(4) { white-space: nowrap; } }
 .cost {
   display: grid; grid-template-columns: fit-content(50%) minmax(0, 1fr); gap: .2rem 1rem; margin: 0;
   font-size: .875rem;
@@ -260,6 +263,7 @@ figcaption .c4 { color: light-dark(#6a4fc4, #b5a3f5); } figcaption .c5 { color: 
 @media screen and (max-width: 52rem) {
   body { padding: 1.5rem 1rem 3rem; }
   h1 { font-size: 1.5rem; }
+  .theme { float: none; justify-content: flex-end; margin-left: 0; }
   .scores, .scores tbody, .scores caption { display: block; }
   .scores thead { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
   .scores tbody { padding: .75rem 0; border-top: 1px solid var(--line); }
@@ -285,6 +289,7 @@ figcaption .c4 { color: light-dark(#6a4fc4, #b5a3f5); } figcaption .c5 { color: 
   .compared tr > :is(:first-child, td.plot) { grid-column: 1 / -1; text-align: left; font-weight: 500; }
   .compared thead .plot { display: none; } .compared td.plot { padding: 0 .5rem; }
   th, td { padding-left: .4rem; padding-right: .4rem; }
+  .breakdowns :is(th, td):first-child { min-width: 4rem; } .breakdowns thead .plot { width: auto; }
   details dl { grid-template-columns: 1fr; gap: .1rem; } details dd { margin-bottom: .5rem; }
   .provenance th, .provenance td { display: block; padding: 0; border: 0; text-align: left; }
   .provenance td { padding-bottom: .4rem; }
