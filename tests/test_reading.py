@@ -82,7 +82,7 @@ def test_any_list_is_read_as_json_reads_it(memory: Path, elements: list[Any], ch
         (b"\xef\xbb\xbf{}", "byte order mark"),
         (b'{"list": ["ok", "\xff"]}', "not UTF-8 at byte 17"),
         ('{"list": ["é'.encode()[:-1], "not UTF-8 at byte 11"),
-        (b"\xff\xfe{\x00", "not UTF-8 at byte 0"),
+        (b"\xff\xfe{\x00", "UTF-16 text: save it as UTF-8"),
     ],
 )
 def test_broken_json_is_one_line_that_says_where(tmp_path: Path, text: bytes, message: str, chunk: int) -> None:

@@ -27,11 +27,11 @@ from visualbert_core.evaluation.score import Mode, describe, read_answers, score
 from visualbert_core.nightly import load_matrix, run_matrix
 from visualbert_core.provenance import digest_files
 from visualbert_core.shards import Part, ShardFolder, plan
-from visualbert_core.tasks import TASKS, Task, open_task, paper_numbers
+from visualbert_core.tasks import TASKS, Task, nlvr2, open_task, paper_numbers
 from visualbert_core.tasks.nlvr2 import Nlvr2Task
 
 ASKED = {"task", "split", "protocol", "n", "scores", "intervals", "breakdown", "coverage", "annotations_digest"}
-ALSO = {"official", "warnings", "partial", "headline", "units", "chance"}
+ALSO = {"subset", "official_form_of_subset", "warnings", "partial", "headline", "units", "chance"}
 
 
 def opened(layout: Layout, folder: Path) -> Task:
@@ -81,7 +81,7 @@ def test_a_file_is_scored_by_the_job(tmp_path: Path, name: str) -> None:
     assert text.returncode == 0, text.stderr
     assert answer["protocol"] in text.stdout
     assert all(f"{metric:<14} {value:6.2f}" in text.stdout for metric, value in answer["scores"].items())
-    assert all(key in text.stdout for key in (*answer["official"], *answer["breakdown"]))
+    assert all(key in text.stdout for key in (*answer["official_form_of_subset"], *answer["breakdown"]))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -129,9 +129,10 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     assert "accuracy" in done.stdout
 
 
-def test_text_for_people(tmp_path: Path) -> None:
+def test_text_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interval, n and the paper's number where there is one; no interval from a single set; a table a breakdown."""
     layout = LAYOUTS["nlvr2"]
+    monkeypatch.setitem(nlvr2.SIZES, "dev", len(layout.rows))
     task = opened(layout, tmp_path)
     text = list(describe(scored(task, tmp_path, layout.text()), paper_numbers(task)))
     assert text[:2] == ["NLVR2 official (metrics.py)", "nlvr2 dev, 4 examples"]
@@ -211,7 +212,11 @@ def test_partial_predictions_leave_a_range(tmp_path: Path) -> None:
         for metric in ("accuracy", "consistency")
     }
     assert (partial["partial"], partial["n"], partial["coverage"]["missing"]) == (True, 4, 2)
-    assert partial.keys() == (ASKED | ALSO | {"ranges"}) - {"scores", "intervals", "breakdown", "official"} - {
+    assert partial.keys() == (ASKED | ALSO | {"ranges"}) - {
+        "scores",
+        "intervals",
+        "breakdown",
+        "official_form_of_subset",
         "units",
         "chance",
     }

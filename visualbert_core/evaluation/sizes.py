@@ -25,7 +25,8 @@ def check_sizes(task: Task, store: FeatureStore) -> None:
     if not differing:
         return
     first = differing[0]
-    mine = next((path for path in task.annotation_files() if path.stem == first), task.annotation_files()[0])
+    files = task.annotation_files()
+    mine = next((path for path in reversed(files) if path.stem == first), files[0])  # the last is the boxes' own
     raise InputError(
         f"{len(differing):,} of {len(seen):,} images have another size than their annotations are for: image {first} "
         f"is {_called(seen[first])} in {store.address}, {_called(told[first])} in {mine}"
