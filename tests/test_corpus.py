@@ -270,6 +270,16 @@ def test_a_disk_that_is_gone_later_is_no_bad_image(tmp_path: Path) -> None:
         read_image(corpus["a"])
 
 
+def test_a_disk_that_is_not_mounted_is_no_corpus(tmp_path: Path) -> None:
+    """Where every image is a link to nothing, no store of failures is made; one among images is its own failure."""
+    for name in "ab":
+        (tmp_path / f"{name}.png").symlink_to(f"/not/mounted/{name}.png")
+    with pytest.raises(InputError, match=r"all 2 images are links to nothing: is a disk not mounted\?"):
+        list_images(tmp_path)
+    (tmp_path / "c.png").write_bytes(png(1))
+    assert list(list_images(tmp_path)) == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize("name", ["t.tar", "t.parquet"])
 @pytest.mark.parametrize(
     ("target", "says"), [(None, "a pipe"), ("/dev/zero", "a device"), ("nowhere", "a link to nothing")]

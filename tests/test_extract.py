@@ -381,18 +381,25 @@ def test_attributes_are_kept(world: World) -> None:
 
 
 def test_a_file_out_of_reach_stops_the_job(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image that the system does not hand out is no bad image: its shard fails, the others are kept, nothing of
-    it is published, and once it is back the same line ends the job."""
+    """An image that the system does not hand out any more is no bad image, nor a link that led to one when the corpus
+    was listed: its shard fails, the others are kept, nothing of it is published, and once it is back the same line ends
+    the job."""
     monkeypatch.setattr(supervision, "WAITS", (0.0, 0.0))
-    missing = world.pictures / "image05.png"
-    missing.rename(world.root / "away.png")
-    missing.symlink_to(world.root / "unmounted.png")
+    link, disk = world.pictures / "image05.png", world.root / "disk"
+    disk.mkdir()
+    link.rename(disk / "image05.png")
+    link.symlink_to(disk / "image05.png")
+
+    def unmount(folder: str | Path, device: str | None = None, precision: str = "float32") -> PixelDetector:
+        if disk.exists():
+            disk.rename(world.root / "away")
+        return PixelDetector(folder)
+
     with pytest.raises(ShardError, match=r"1 shard.*FileNotFoundError.*image05\.png"):
-        world.extract()
+        world.extract(load=unmount)
     parts, markers = (len(list(world.root.rglob(pattern))) for pattern in ("parts/*", "shards/*"))
     assert parts == markers > 0
-    missing.unlink()
-    (world.root / "away.png").rename(missing)
+    (world.root / "away").rename(disk)
     assert len(world.extract()) == 40
     assert len(list(world.root.rglob("parts/*"))) == parts + 1
 
