@@ -428,11 +428,14 @@ def test_thumbnails_are_small(cell: Any) -> None:
 def test_picture_that_cannot_be_read_is_said_to_be(cell: Any) -> None:
     """A picture that was moved since costs its thumbnail, not the page."""
     grounding = cell("flickr30k_entities")
-    Path(grounding.images["7"].path).unlink()
+    path = Path(grounding.images["7"].path)
+    path.unlink()
     del grounding.images["8"]
     page = render(DEMO, [grounding])
     assert "7 cannot be shown: No such file" in page
     assert "8 cannot be shown: its file is not known here" in page
+    path.symlink_to("/dev/zero")
+    assert f"7 cannot be shown: {path.name} is a device, not a file" in render(DEMO, [grounding])
 
 
 def test_run_whose_predictions_are_gone_keeps_its_scores(cell: Any) -> None:

@@ -24,7 +24,7 @@ from visualbert_core import storage
 from visualbert_core.columns import Strings
 from visualbert_core.errors import InputError
 from visualbert_core.schema import Image
-from visualbert_core.sources import SUFFIXES, TAR, images_of
+from visualbert_core.sources import LEADS_NOWHERE, SUFFIXES, TAR, images_of
 from visualbert_core.tables import TABLE, digests
 
 INGREDIENT = "features"
@@ -50,6 +50,8 @@ def list_images(source: str | Path, boxes: Literal["none", "beside"] = "none") -
     corpus = Corpus(images_of(storage.absolute(source)), boxes)
     if not corpus:
         raise InputError(f"{source} has no images ({' '.join(sorted(SUFFIXES))}): name what holds them")
+    if corpus.is_lost:
+        raise InputError(f"{source}: all {len(corpus):,} images are links to nothing: is a disk not mounted?")
     return corpus
 
 
@@ -83,6 +85,11 @@ class Corpus(Mapping[str, Image]):
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether every image is a link that leads nowhere."""
+        return all(place.where.trouble == LEADS_NOWHERE for place in self._places)
 
     def first(self, count: int | None) -> Self:
         """The first `count` images; None for all."""

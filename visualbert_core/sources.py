@@ -23,6 +23,7 @@ INGREDIENT = "features"
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
 LISTS = frozenset({".txt", ".lst"})
 TAR = ".tar"
+LEADS_NOWHERE = f"is {storage.NOWHERE}"
 APPLE = "._"  # begins files that a Mac leaves beside others and in tars; they hold no picture
 
 _TAIL = 1 << 20  # bytes behind the last member of a tar in which there must be nothing
@@ -121,7 +122,7 @@ def _is_misnamed(folder: Path) -> bool:
 def _trouble(kind: str | None) -> str | None:
     """A link that leads nowhere now is no image. One that is found to do so later, when it is read, may be a disk that
     is gone, and of the rest reading tells better."""
-    return f"is {kind}" if kind == storage.NOWHERE else None
+    return LEADS_NOWHERE if kind == storage.NOWHERE else None
 
 
 def _matched(pattern: str) -> Iterator[_Found]:

@@ -191,8 +191,8 @@ def _places(values: pa.Array, file: pa.Buffer, path: Path) -> Iterator[tuple[int
     _, offsets, data = values.buffers()
     wide = np.int64 if pa.types.is_large_binary(values.type) else np.int32
     ends = np.frombuffer(offsets, wide)[values.offset : values.offset + len(values) + 1].astype(np.int64)
-    start = 0 if data is None else data.address - file.address
-    if data is not None and not 0 <= start <= start + data.size <= file.size:
+    start = data.address - file.address if data else 0  # a buffer without bytes lies anywhere
+    if data and not 0 <= start <= start + data.size <= file.size:
         raise InputError(f"{path}: its buffers are compressed; save the dataset with datasets' own save_to_disk")
     valid = values.is_valid().to_numpy(zero_copy_only=False).tolist()
     places = zip((start + ends[:-1]).tolist(), np.diff(ends).tolist(), strict=True)
