@@ -13,7 +13,7 @@ from tolerances import SHALLOW, relative
 def run(script: str, *arguments: str) -> str:
     """What it prints, as a program of its own: these two start processes themselves."""
     command = [sys.executable, f"benchmarks/{script}", *arguments]
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300).stdout
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=1800).stdout
 
 
 def run_within(script: str, *arguments: str) -> str:

@@ -148,7 +148,7 @@ def test_the_same_numbers(pair: Pair, shape: tuple[int, int, int], padded: bool,
     assert gap(answer(theirs, arguments), answer(mine, arguments)) < TOLERANCE
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     shape=st.tuples(
         st.integers(1, 4),
