@@ -17,6 +17,7 @@ from typing import Any
 # Before torch is imported: threads of several small processes that wait for each other's cores cost minutes here.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 import yaml
 
@@ -25,6 +26,11 @@ from visualbert_core.cluster import start_ray
 from visualbert_core.nightly import Night, load_matrix, run_matrix
 
 ROOT = Path(__file__).parents[1]
+# How long an example takes is the machine's business.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
