@@ -17,6 +17,7 @@ from pathlib import Path
 
 from visualbert_core.errors import end
 from visualbert_core.evaluation.score import Mode, describe, read_answers, score
+from visualbert_core.metrics.boxes import CONVENTIONS
 from visualbert_core.provenance import digest_files
 from visualbert_core.tasks import open_task, paper_numbers
 
@@ -26,7 +27,7 @@ def main() -> int:
     mode: Mode = "partial" if args.allow_partial else "official" if args.official_lenient else "strict"
     task = open_task(args.task, args.annotations, args.split, args.protocol)
     digest = digest_files(task.annotation_files())
-    answers = read_answers(task, args.predictions, digest, mode)
+    answers = read_answers(task, args.predictions, digest, mode, args.boxes)
     if not answers.coverage.complete:
         print(answers.coverage.table(), file=sys.stderr)
     document = score(task, answers, digest, mode)
@@ -47,6 +48,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--annotations", type=Path, required=True, help="folder of the official annotation files")
     parser.add_argument("--predictions", type=Path, required=True, help="submission file or run folder")
     parser.add_argument("--protocol", help="where a benchmark has several (default: the official or usual one)")
+    parser.add_argument(
+        "--boxes",
+        metavar="NAME",
+        choices=CONVENTIONS,
+        help="convention of the predicted boxes of flickr30k_entities, in which they are then read (default: xyxy, left, "
+        f"top, right, bottom in pixels, and a refusal where they look like another): {', '.join(CONVENTIONS)}",
+    )
     unusual = parser.add_mutually_exclusive_group()
     unusual.add_argument("--allow-partial", action="store_true", help="missing predictions: print the range they leave")
     unusual.add_argument("--official-lenient", action="store_true", help="accept what the official program accepts")
