@@ -52,8 +52,8 @@ def parse() -> argparse.Namespace:
         "--boxes",
         metavar="NAME",
         choices=CONVENTIONS,
-        help="convention of the predicted boxes of flickr30k_entities, in which they are then read (default: xyxy, left, "
-        f"top, right, bottom in pixels, and a refusal where they look like another): {', '.join(CONVENTIONS)}",
+        help="how the predicted boxes of flickr30k_entities are written (default: xyxy, left, top, right, bottom in "
+        f"pixels, and a refusal where they look otherwise): {', '.join(CONVENTIONS)}",
     )
     unusual = parser.add_mutually_exclusive_group()
     unusual.add_argument("--allow-partial", action="store_true", help="missing predictions: print the range they leave")

@@ -136,9 +136,7 @@ def _scores(info: ReportInfo, cells: Sequence[ReportCell], night: GatedNight | N
     return tag("section", tag("h2", "Scores"), *parts, id="scores")
 
 
-def _rows(
-    number: int, cell: ReportCell, night: CellNight | None, columns: Sequence[str], said: Sequence[str]
-) -> Html:
+def _rows(number: int, cell: ReportCell, night: CellNight | None, columns: Sequence[str], said: Sequence[str]) -> Html:
     """A cell: its name and what it is over the width of the table, then a row a metric, or why there is none."""
     width = len(columns) + 1
     title = tag("a", cell.title, href=f"#cell-{number}")
