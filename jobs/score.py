@@ -15,6 +15,7 @@ from pathlib import Path
 
 from visualbert_core.errors import end
 from visualbert_core.evaluation.score import Mode, describe, read_answers, score
+from visualbert_core.metrics.boxes import CONVENTIONS
 from visualbert_core.printable import Parser, say, say_json
 from visualbert_core.provenance import digest_files
 from visualbert_core.tasks import open_task, paper_numbers
@@ -25,7 +26,7 @@ def main() -> int:
     mode: Mode = "partial" if args.allow_partial else "official" if args.official_lenient else "strict"
     task = open_task(args.task, args.annotations, args.split, args.protocol)
     digest = digest_files(task.annotation_files())
-    answers = read_answers(task, args.predictions, digest, mode)
+    answers = read_answers(task, args.predictions, digest, mode, args.boxes)
     if not answers.coverage.complete:
         for line in answers.coverage.table():
             say(line, to=sys.stderr)
@@ -45,6 +46,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--annotations", type=Path, required=True, help="folder of the official annotation files")
     parser.add_argument("--predictions", type=Path, required=True, help="submission file or run folder")
     parser.add_argument("--protocol", help="where a benchmark has several (default: the official or usual one)")
+    parser.add_argument(
+        "--boxes",
+        metavar="NAME",
+        choices=CONVENTIONS,
+        help="how the predicted boxes of flickr30k_entities are written (default: xyxy, left, top, right, bottom in "
+        f"pixels, and a refusal where they look otherwise): {', '.join(CONVENTIONS)}",
+    )
     unusual = parser.add_mutually_exclusive_group()
     unusual.add_argument("--allow-partial", action="store_true", help="missing predictions: print the range they leave")
     unusual.add_argument("--official-lenient", action="store_true", help="accept what the official program accepts")
