@@ -27,6 +27,7 @@ ORDER = (
     {"shards", "provenance", "tables"},
     {"schema", "storage", "columns", "pickles"},
     {"config"},
+    {"documents"},
     {"errors"},
     {"printable", "lfs"},
 )
