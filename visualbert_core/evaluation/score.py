@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from visualbert_core.documents import read_json
 from visualbert_core.errors import ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.metrics.coverage import Coverage, Lenient, check_coverage
@@ -96,11 +97,13 @@ def _from_file(task: Task, path: Path, mode: Mode) -> tuple[list[Prediction], tu
 
 def _from_run(task: Task, folder: Path, annotations_digest: str) -> Answers:
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        record = read_json(folder / "run.json")
         spec, made_of, warnings = record["spec"], record["provenance"], record["warnings"]
         made_for = {"task": spec["task"], "split": spec["split"], "annotations": made_of["annotations"]}
         origin = {"model": spec["model"], "regions": spec["regions"]}
-    except (OSError, ValueError, RecursionError, LookupError, TypeError) as error:
+    except ConfigError as error:
+        raise InputError(f"{folder} is not a run folder: {error}") from None
+    except (LookupError, TypeError) as error:
         raise InputError(f"{folder} is not a run folder: {type(error).__name__} in run.json ({error})") from None
     for name, value in {"task": task.name, "split": task.split, "annotations": annotations_digest}.items():
         if made_for[name] != value:
