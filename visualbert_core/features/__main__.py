@@ -8,7 +8,7 @@
     python -m visualbert_core.features verify STORE              read and hash every byte
     python -m visualbert_core.features canary STORE --images DIR --detector FOLDER
                                                                  does this detector still give these features?
-    python -m visualbert_core.features import KIND SOURCE OUT --space NAME
+    python -m visualbert_core.features import KIND SOURCE … OUT --space NAME [--boxes CONVENTION]
 
 STORE is the folder that holds manifest.json, or its s3://… address. An import writes OUT/CORPUS/FINGERPRINT/ and prints
 that folder; running the same line again resumes. A FILE of names has one a line, that of number 0 first; of synonyms
@@ -19,6 +19,7 @@ images anew, prints how they compare, and ends with exit code 2 where they do no
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -31,7 +32,8 @@ from visualbert_core.features import names
 from visualbert_core.features.importers import KINDS, import_features
 from visualbert_core.features.names import called
 from visualbert_core.features.store import FeatureStore
-from visualbert_core.printable import Parser, say, say_json
+from visualbert_core.metrics.boxes import CONVENTIONS
+from visualbert_core.printable import printable
 from visualbert_core.schema import Names, Regions
 
 
@@ -49,10 +51,10 @@ def ls(flags: argparse.Namespace) -> None:
     if flags.image:
         for row in store.fetch_many(flags.image[: flags.limit]):
             for region in range(row.num_regions):
-                say(row.image_id, *_region(store, row, region), sep="\t")
+                print(row.image_id, *_region(store, row, region), sep="	")
         return
     for image_id, width, height, regions in islice(store.sizes(), flags.limit):
-        say(image_id, width, height, regions, sep="\t")
+        print(f"{image_id}\t{width}\t{height}\t{regions}")
 
 
 def _region(store: FeatureStore, row: Regions, region: int) -> Iterator[str]:
@@ -63,14 +65,14 @@ def _region(store: FeatureStore, row: Regions, region: int) -> Iterator[str]:
 
 
 def info(flags: argparse.Namespace) -> None:
-    say_json(FeatureStore.open(flags.store).info(), indent=1)
+    print(json.dumps(FeatureStore.open(flags.store).info(), indent=1, ensure_ascii=False))
 
 
 def name(flags: argparse.Namespace) -> None:
     store = FeatureStore.open(flags.store)
     found = Names(_vocabulary(flags.labels), _vocabulary(flags.attributes) if flags.attributes else ())
     names.write(store.folder, store.fingerprint, found)
-    say(f"{flags.store}: {len(found.labels)} labels and {len(found.attributes)} attributes have names")
+    print(f"{flags.store}: {len(found.labels)} labels and {len(found.attributes)} attributes have names")
 
 
 def _vocabulary(path: Path) -> tuple[str, ...]:
@@ -82,7 +84,7 @@ def _vocabulary(path: Path) -> tuple[str, ...]:
 
 def verify(flags: argparse.Namespace) -> None:
     store = FeatureStore.open(flags.store, verify=True)
-    say(f"{flags.store}: {len(store)} images in {len(store.part_paths)} parts are as they were written")
+    print(f"{flags.store}: {len(store)} images in {len(store.part_paths)} parts are as they were written")
 
 
 def canary(flags: argparse.Namespace) -> None:
@@ -90,22 +92,32 @@ def canary(flags: argparse.Namespace) -> None:
 
     with Pool(PoolConfig(inline=True)) as workers:
         check(flags.store, flags.images, flags.detector, flags.number, workers)
-    say(f"{flags.detector} gives the features of {flags.store}")
+    print(f"{flags.detector} gives the features of {flags.store}")
 
 
 def import_(flags: argparse.Namespace) -> None:
     pool = PoolConfig(workers=flags.workers, gpus_per_worker=0, inline=flags.workers is None)
     with Pool(pool) as workers:
-        store = import_features(flags.kind, flags.source, flags.out, flags.space, workers, flags.corpus, flags.ids)
-    failures = store.failures()
-    for failure in failures[:10]:
-        say(f"malformed: {failure.item_id}: {failure.message}", to=sys.stderr)
-    say(f"{len(store)} images, {len(failures)} malformed", to=sys.stderr)
-    say(store.address)
+        done = import_features(
+            *(flags.kind, flags.source, flags.out, flags.space, workers, flags.corpus, flags.ids, flags.boxes)
+        )
+    failures = done.store.failures()
+    lines = [f"note: {note}" for note in done.notes]
+    lines += [f"malformed: {failure.item_id}: {failure.message}" for failure in failures[:10]]
+    intact = "an intact record of this image counts"
+    lines += [f"torn: {failure.item_id}: {failure.message}; {intact}" for failure in done.torn[:10]]
+    torn = f", {len(done.torn)} torn beside intact ones" if done.torn else ""
+    lines.append(f"{len(done.store)} images, {len(failures)} malformed{torn}")
+    sys.stderr.writelines(f"{printable(line)}\n" for line in lines)
+    print(done.store.address)
 
 
 def parse() -> argparse.Namespace:
-    parser = Parser(prog="python -m visualbert_core.features", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m visualbert_core.features",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("ls", "info", "verify"):
         command = commands.add_parser(name)
@@ -124,11 +136,18 @@ def parse() -> argparse.Namespace:
     command.add_argument("-n", "--number", type=int, default=16, help="images to extract anew (default: 16)")
     command = commands.add_parser("import")
     command.add_argument("kind", choices=KINDS)
-    command.add_argument("source", type=Path, help="file or folder to read")
+    command.add_argument("source", type=Path, nargs="+", help="files or folders to read, or a pattern in quotes")
     command.add_argument("out", type=Path, help="root of the feature stores")
     command.add_argument("--space", required=True, help="name of the feature space, which checkpoints are matched with")
     command.add_argument("--corpus", help="name of the corpus (default: the source's name)")
     command.add_argument("--ids", default="{}", help="image id from the source's own, e.g. COCO_val2014_{:0>12}")
+    command.add_argument(
+        "--boxes",
+        default="xyxy",
+        metavar="CONVENTION",
+        choices=CONVENTIONS,
+        help=f"how the boxes are written (default: xyxy in pixels): {', '.join(CONVENTIONS)}",
+    )
     command.add_argument("--workers", type=int, help="Ray actors (default: this process alone)")
     return parser.parse_args()
 
