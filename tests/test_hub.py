@@ -18,7 +18,6 @@ from visualbert_core.tasks import judge, open_task
 from visualbert_core.tasks.hub import import_annotations
 
 
-
 def answers(*texts: str) -> list[dict[str, Any]]:
     return [{"answer": text, "answer_confidence": "yes", "answer_id": i} for i, text in enumerate(texts, start=1)]
 
