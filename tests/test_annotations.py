@@ -92,9 +92,7 @@ def test_the_whole_split_is_official(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_nlvr2_dev_of_its_full_size_is_official(tmp_path: Path) -> None:
     """6,982 statements are dev; one fewer, or one more, are not."""
-    lines = [
-        json.dumps({"identifier": f"dev-{n}-0-0", "sentence": "Two dogs.", "label": "True"}) for n in range(6_983)
-    ]
+    lines = [json.dumps({"identifier": f"dev-{n}-0-0", "sentence": "Two dogs.", "label": "True"}) for n in range(6_983)]
     found = []
     for count in (6_981, 6_982, 6_983):
         (tmp_path / "dev.json").write_text("\n".join(lines[:count]))
@@ -256,7 +254,7 @@ def test_test_dev_of_other_questions_than_test(tmp_path: Path) -> None:
     text = json.dumps({"questions": [{"question_id": 1, "image_id": 1, "question": "?"}]})
     (tmp_path / QUESTIONS.format("test2015")).write_text(text)
     task = open_task("vqa", tmp_path, "test-dev")
-    with pytest.raises(AnnotationError, match="question_id 2 is not in v2_OpenEnded_mscoco_test2015_questions.json"):
+    with pytest.raises(AnnotationError, match=r"question_id 2 is not in v2_OpenEnded_mscoco_test2015_questions.json"):
         task.submission({name: Prediction(name, "", "", ()) for name in task.expected()})
 
 
@@ -322,7 +320,9 @@ def test_ids_may_begin_as_a_file_format_does(tmp_path: Path) -> None:
     assert [row.example_id for row in task.read_submission(tmp_path / "p.csv")] == ["PAR1", "BZh9"]
 
 
-@pytest.mark.parametrize("hostile", ["[" * 300_000, '{"a":' * 300_000, "9" * 3_000_000], ids=["lists", "objects", "digits"])
+@pytest.mark.parametrize(
+    "hostile", ["[" * 300_000, '{"a":' * 300_000, "9" * 3_000_000], ids=["lists", "objects", "digits"]
+)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_hostile_json_is_one_line_at_once(tmp_path: Path, name: str, hostile: str) -> None:
     """Nesting without end and numbers without end are refused as fast as they are read."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from visualbert_core import supervision
+from visualbert_core import cluster, supervision
 from visualbert_core.cluster import Pool
 from visualbert_core.config import PoolConfig
 from visualbert_core.errors import CheckpointError, ShardError, UnfinishedError
@@ -95,13 +95,6 @@ class Signals(Clerk):
         if "7" in shard.touched:
             os.kill(int((self.calls.parent / "driver").read_text()), signal.SIGTERM)
             time.sleep(1)
-
-
-class Slow(Clerk):
-    """Takes a while."""
-
-    def accident(self, shard: Shard) -> None:
-        time.sleep(0.05)
 
 
 class Raises(Clerk):
@@ -209,7 +202,8 @@ def test_a_deadly_item_is_quarantined_and_all_others_are_kept(job: Job, pool: Po
 
 def test_an_item_that_hangs_is_quarantined(job: Job) -> None:
     """A worker that does not come back is replaced, and the item behind it is found as a deadly one is."""
-    job.run(Hangs, PoolConfig(workers=2, shard_timeout=1))
+    # Others take a millisecond: only a machine that stands still for all of this time would take one of them for hung.
+    job.run(Hangs, PoolConfig(workers=2, shard_timeout=3))
     assert job.folder.pending(job.shards) == []
     assert job.quarantined() == {job.guilty.shard_id: "7"}
 
@@ -269,11 +263,15 @@ def test_a_signal_between_two_stages_ends_the_job(job: Job, pool: PoolConfig) ->
     assert job.folder.pending(job.shards) == []
 
 
-def test_what_runs_at_the_end_of_the_hours_is_committed(job: Job) -> None:
+def test_what_runs_at_the_end_of_the_hours_is_committed(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a signal: the rest is left, and the next run does it, and nothing twice."""
-    job.shards = plan([str(number) for number in range(400)], "test", 1)
-    with pytest.raises(UnfinishedError, match=r"stopped \(\S+ hours are over\): \d+ of \d+ shards are left"):
-        job.run(Slow, PoolConfig(inline=True, max_hours=1 / 3600))
+    job.shards = plan([str(number) for number in range(60)], "test", 1)
+    last = next(shard for shard in job.shards if "7" in shard.items)
+    clock = time.monotonic
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: clock() + 7200 * job.called(last))  # item 7 takes two hours
+    with pytest.raises(UnfinishedError, match=r"stopped \(1 hours are over\): \d+ of \d+ shards are left"):
+        job.run(Clerk, PoolConfig(inline=True, max_hours=1))
+    monkeypatch.undo()
     assert 0 < len(job.folder.pending(job.shards)) < len(job.shards)
     assert job.all_calls() == len(job.shards) - len(job.folder.pending(job.shards))
     job.run(Clerk, INLINE)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from visualbert_core.config import EvaluateConfig, ExtractConfig, NightlyConfig, from_mapping, read_json, read_yaml
+from visualbert_core.config import EvaluateConfig, ExtractConfig, NightlyConfig, from_mapping, take_pool
+from visualbert_core.documents import read_json, read_yaml
 from visualbert_core.errors import ConfigError
 from visualbert_core.nightly import load_matrix
 from visualbert_core.storage import absolute
@@ -22,6 +24,14 @@ MATRIX: dict[str, Any] = {
         {"task": "vqa", "split": "val", "annotations": "vqa", "corpus": "coco", "model": "m", "floors": {"a": 1}},
     ],
 }
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+def cell(**changes: Any) -> dict[str, Any]:
+    """The change of a matrix whose only cell has these keys changed."""
+    return {"cells": [MATRIX["cells"][0] | changes]}
 
 
 def test_a_matrix_becomes_nested_dataclasses() -> None:
@@ -80,6 +90,83 @@ def test_broken_json_names_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n", "b.c: the key stands in line 3 and again in line 5"),
+        ("cells:\n- {task: vqa, task: vcr}\n", "cells[0].task: the key stands twice in line 2"),
+        ("a: &x {q: 1}\nb: {<<: *x, r: 1, r: 2}", "b.r: the key stands twice in line 2"),
+        ("max_hours: .nan", "max_hours: nan is no number"),
+        ("cells: [{floors: {accuracy: -.inf}}]", "cells[0].floors.accuracy: -inf is no number"),
+        ("seed: " + "9" * 5000, "an integer of thousands of digits"),
+        ("seed: 0x" + "f" * 5000, "seed: an integer of 6,021 digits"),
+        ("night: 2026-13-01", "month must be in 1..12"),
+        ("[" * 100_000, "lists or mappings lie more than 64 deep"),
+        ("- " * 5000 + "a", "lists or mappings lie more than 64 deep"),
+        ("a: " + "{a: " * 80 + "1" + "}" * 80, "lists or mappings lie more than 64 deep"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n", "a Git LFS pointer"),
+    ],
+)
+def test_yaml_that_cannot_be_meant(tmp_path: Path, text: str, message: str) -> None:
+    """What YAML and Python take in silence, or hang or crash on, is one line with file and key, at once."""
+    path = tmp_path / "m.yaml"
+    path.write_text(text)
+    start = time.monotonic()
+    with pytest.raises(ConfigError) as raised:
+        read_yaml(path)
+    assert time.monotonic() - start < 2
+    assert str(raised.value).startswith(f"{path}: ")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1,\n "b": {"c": 1,\n "c": 2}}', "b.c: the key stands in line 2 and again in line 3"),
+        ('{"a": 1,\t"a": 2}', "the key 'a' stands twice"),
+        ('{"a": NaN}', "NaN is no number"),
+        ('{"a": [1, 1e999]}', "a[1]: inf is no number"),
+        ('{"a": ' + "9" * 5000 + "}", "an integer of thousands of digits"),
+        ('{"a": ' + "9" * 30 + "}", "a: an integer of"),
+        ("[" * 100_000, "lists or mappings lie more than 64 deep"),
+        ('{"a":' * 80 + "1" + "}" * 80, "lists or mappings lie more than 64 deep"),
+        (r'{"a": "\ud800"}', "a: '\\ud800' holds half a character"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n", "a Git LFS pointer"),
+    ],
+)
+def test_json_that_cannot_be_meant(tmp_path: Path, text: str, message: str) -> None:
+    """The same for every JSON file that a job is configured by."""
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    start = time.monotonic()
+    with pytest.raises(ConfigError) as raised:
+        read_json(path)
+    assert time.monotonic() - start < 2
+    assert str(raised.value).startswith(f"{path}: ")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_yaml_merges_may_be_said_anew(tmp_path: Path) -> None:
+    """Anchors and merge keys are for repeating a cell with one value changed: no key stands twice there."""
+    path = tmp_path / "m.yaml"
+    path.write_text("a: &a {task: vqa, split: val}\nb: {<<: *a, split: test}\n")
+    assert read_yaml(path)["b"] == {"task": "vqa", "split": "test"}
+
+
+def test_aliases_that_multiply_are_quoted_briefly(tmp_path: Path) -> None:
+    """A few aliases that stand for a billion values are refused by type, without being written out."""
+    path = tmp_path / "m.yaml"
+    rows = ["x0: &x0 [a, a, a, a, a, a, a, a, a]"]
+    rows += [f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]" for i in range(1, 12)]
+    path.write_text("\n".join([*rows, "name: *x11"]))
+    values = {"name": read_yaml(path)["name"]}
+    with pytest.raises(ConfigError, match="name: expected str") as raised:
+        from_mapping(NightlyConfig, MATRIX | values, "m.yaml")
+    assert len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("task: vqa", "task: vqa2", "unknown task 'vqa2'; did you mean 'vqa'?"),
@@ -105,6 +192,31 @@ def test_a_matrix_is_checked_before_it_runs(tmp_path: Path, old: str, new: str, 
         ({"limit": -1}, "m.yaml: limit is -1: it must be at least 1"),
         ({"world": {"vqa_images": 0}}, "m.yaml: world: vqa_images is 0: it must be at least 1"),
         ({"gate": {"power": 1.5}}, "m.yaml: gate: power: 1.5 is not between 0 and 1"),
+        ({"gate": {"drop": NAN}}, "m.yaml: gate: drop: nan is not a positive number of points, 100 at most"),
+        ({"gate": {"drop": 101}}, "m.yaml: gate: drop: 101.0 is not a positive number of points, 100 at most"),
+        ({"gpu_hour": INF}, "m.yaml: gpu_hour is inf: it must be a finite number"),
+        ({"pool": {"max_hours": NAN}}, "m.yaml: pool: max_hours is nan: it must be a finite number"),
+        ({"pool": {"start_timeout": INF}}, "m.yaml: pool: start_timeout is inf: it must be a finite number"),
+        ({"world": {"seed": -1}}, "m.yaml: world: seed is -1: it must be at least 0"),
+        ({"data": "a\0b"}, r"m.yaml: data is 'a\x00b': no name or path holds a NUL"),
+        ({"trackers": ["a\0b"]}, r"m.yaml: trackers is 'a\x00b': no name or path holds a NUL"),
+        (
+            {"name": "a\x1b[2J"},
+            r"m.yaml: 'a\x1b[2J' cannot name a folder: begin with a letter or digit, without slashes and control "
+            "characters",
+        ),
+        (cell(floors={"accuracy": 101}), "m.yaml: cells[0]: floors.accuracy is 101.0: it must be at most 100"),
+        (cell(floors={"accuracy": -1}), "m.yaml: cells[0]: floors.accuracy is -1.0: it must be at least 0"),
+        (cell(floors={"accuracy": NAN}), "m.yaml: cells[0]: floors.accuracy is nan: it must be a finite number"),
+        (cell(wrong_image={"a": [9, 3]}), "m.yaml: cells[0]: wrong_image.a: expected [low, high], found [9.0, 3.0]"),
+        (cell(wrong_image={"a": [9]}), "m.yaml: cells[0]: wrong_image.a: expected [low, high], found [9.0]"),
+        (cell(wrong_image={"a": [0, 200]}), "m.yaml: cells[0]: wrong_image.a is 200.0: it must be at most 100"),
+        (cell(drops={"a": 0}), "m.yaml: cells[0]: drops.a: 0 is not a positive number of points"),
+        (cell(split="val\0"), r"m.yaml: cells[0]: split is 'val\x00': no name or path holds a NUL"),
+        (
+            {"corpora": {1: MATRIX["corpora"]["coco"], "1": MATRIX["corpora"]["coco"]}},
+            "m.yaml: corpora: two of its keys are spelt alike: 1, '1'",
+        ),
     ],
 )
 def test_numbers_that_cannot_be(change: dict[str, Any], message: str) -> None:
@@ -116,6 +228,11 @@ def test_numbers_that_cannot_be(change: dict[str, Any], message: str) -> None:
 def test_numbers_of_a_command_line_that_cannot_be() -> None:
     """The same where there is no file: a limit of -1 is not all images but the last."""
     path = Path("x")
+    for number in ("nan", "inf", "-1"):
+        flags = dict.fromkeys(("workers", "gpus_per_worker", "max_hours", "shard_timeout")) | {"threads_per_worker": 1}
+        for name in ("gpus_per_worker", "max_hours", "shard_timeout"):
+            with pytest.raises(ConfigError, match=f"^{name} is "):
+                take_pool(flags | {name: float(number)})
     for wrong in ({"limit": -1}, {"batch_size": 0}, {"shard_size": 0}, {"canary": 0}, {"max_failures": -1}):
         with pytest.raises(ConfigError, match=f"^{next(iter(wrong))} is "):
             ExtractConfig(images=path, detector=path, out=path, **wrong)  # type: ignore[arg-type]

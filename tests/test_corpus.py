@@ -82,9 +82,24 @@ def test_lists(tmp_path: Path) -> None:
     assert list(list_images(path).values()) == expected
 
 
+def test_a_line_that_comes_twice(tmp_path: Path) -> None:
+    """One file in a list twice is not told as two images of which one is to be renamed."""
+    (tmp_path / "1.jpg").touch()
+    (tmp_path / "val.txt").write_text("1.jpg\n1.jpg\n")
+    with pytest.raises(InputError, match=r"/1\.jpg is in the corpus twice; remove it once"):
+        list_images(tmp_path / "val.txt")
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
-    [("3.jpg", r"val\.txt line 2: .*3\.jpg is not there"), ("1.gz", r"line 2: '1\.gz' does not end like an image")],
+    [
+        ("3.jpg", r"val\.txt line 2: .*3\.jpg is not there"),
+        ("1.gz", r"line 2: '1\.gz' does not end like an image"),
+        ("x" * 5000 + ".jpg", r"line 2: x{196}\.jpg is not there"),
+        ("x" * 5000, r"line 2: 'x{200}' does not end like an image"),
+        ("3\0.jpg", r"line 2: .*3\0\.jpg is not there"),
+        ("1.jpg/2.jpg", r"line 2: .*1\.jpg/2\.jpg is not there"),
+    ],
 )
 def test_lists_that_are_wrong(tmp_path: Path, line: str, says: str) -> None:
     """A line that names no image is refused by number: a corpus is never silently smaller than its list."""
@@ -401,6 +416,13 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
         pytest.skip("this file system has no such names")
     with pytest.raises(InputError, match=r"\.png': its name is not UTF-8"):
         list_images(tmp_path)
+
+
+def test_members_whose_names_are_no_text(tmp_path: Path) -> None:
+    """A tar may hold names in another encoding: the member is named, and not the tar alone."""
+    packed(tmp_path / "t.tar", {"e\udcff.png": png(1)})
+    with pytest.raises(InputError, match=r"t\.tar: 'e\\udcff' is not UTF-8, and so no image id; rename it"):
+        list_images(tmp_path / "t.tar")
 
 
 def test_a_planned_image_costs_the_driver_little(tmp_path: Path) -> None:

@@ -91,6 +91,21 @@ def load_on_a_small_gpu(folder: str | Path, device: str | None = None, precision
     return detector
 
 
+def load_until_killed(folder: str | Path, device: str | None = None, precision: str = "float32") -> PixelDetector:
+    """On a worker, it stands still at its fourth batch."""
+    return PixelDetector(folder) if device else StandsStill(folder)
+
+
+class StandsStill(PixelDetector):
+    batches = 0
+
+    def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
+        self.batches += 1
+        while self.batches > 3:
+            time.sleep(60)
+        return super().detect(images, boxes)
+
+
 class World:
     """40 images of three shapes and a detector folder."""
 
@@ -168,14 +183,16 @@ def test_a_killed_job_resumes_to_the_same_bytes(world: World) -> None:
     """A job that is killed outright after its first shards ends, on the same line again, as if nothing had happened."""
     reference = tree(world.extract("whole", shard_size=1).folder)
     script = (
-        f"from test_extract import World; World(Path({str(world.root)!r}), new=False).extract('killed', shard_size=1)"
+        "from test_extract import World, load_until_killed; "
+        f"World(Path({str(world.root)!r}), new=False).extract('killed', shard_size=1, load=load_until_killed)"
     )
     job = subprocess.Popen(
         [sys.executable, "-c", "from pathlib import Path; " + script],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
     )
     while job.poll() is None and len(list(world.root.glob("killed/**/shards/*.json"))) < 3:
-        time.sleep(0.001)
+        time.sleep(0.01)
+    assert job.poll() is None
     job.kill()
     job.wait()
     assert not list(world.root.glob("killed/**/manifest.json"))
@@ -422,7 +439,7 @@ def test_the_next_batches_are_decoded_meanwhile(world: World, monkeypatch: pytes
 
     class Waiting(PixelDetector):
         def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
-            assert enough.wait(60)
+            assert enough.wait(600)
             seen.append(len(read))
             return super().detect(images, boxes)
 

@@ -228,7 +228,9 @@ def test_shards_that_are_lacking(tmp_path: Path, name: str, lacking: int) -> Non
     path.parent.mkdir(parents=True)
     columns = datasets.Dataset.from_dict(VQA)
     _ = columns.to_parquet(str(path)) if path.suffix == ".parquet" else columns.to_json(str(path))
-    with pytest.raises(AnnotationError, match=f"source: 1 of the . files .*: number {lacking} is lacking; download all"):
+    with pytest.raises(
+        AnnotationError, match=f"source: 1 of the . files .*: number {lacking} is lacking; download all"
+    ):
         import_annotations("vqa", str(tmp_path / "source"), "validation", "val", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -252,7 +254,7 @@ def test_a_dataset_that_says_that_it_has_more_rows(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(VQA).to_parquet(str(source / "validation.parquet"))
     about = "---\ndataset_info:\n  splits:\n  - name: validation\n    num_bytes: 9\n    num_examples: {}\n---\n"
     (source / "README.md").write_text(about.format(4))
-    with pytest.raises(AnnotationError, match="source: 2 rows, but its own description says 4; download all its files"):
+    with pytest.raises(AnnotationError, match="source: 2 rows, but its own description says 4; download all of it"):
         import_annotations("vqa", str(source), "validation", "val", tmp_path / "out")
     (source / "README.md").write_text(about.format(2))
     assert len(import_annotations("vqa", str(source), "validation", "val", tmp_path / "out")) == 2

@@ -29,6 +29,7 @@ ORDER = (
     {"shards", "provenance", "tables"},
     {"schema", "storage", "columns", "pickles"},
     {"config"},
+    {"documents"},
     {"errors"},
     {"printable", "lfs", "numbered"},
 )

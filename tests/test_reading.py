@@ -41,7 +41,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(elements=st.lists(VALUES, max_size=6), chunk=st.integers(1, 40), indent=st.none() | st.integers(0, 2))
 def test_any_list_is_read_as_json_reads_it(memory: Path, elements: list[Any], chunk: int, indent: int | None) -> None:
     """Any values, with or without line breaks, at the top or under a key."""

@@ -70,12 +70,16 @@ def test_images_of_another_size(
     assert not flickr.out.exists()
 
 
-def test_images_that_were_turned(small_night: SmallNight, flickr: EvaluateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_were_turned(
+    small_night: SmallNight, flickr: EvaluateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where width and height are swapped, the line says what most likely did it."""
     sizes = [(str(1000 + n), 120, 160, 9) for n in range(8)]
     monkeypatch.setattr("visualbert_core.features.store.FeatureStore.sizes", lambda store: iter(sizes))
     resize(flickr, SIZE.format(160, 120))
-    with pytest.raises(InputError, match=r"120 × 160 in .*, 160 × 120 in .*width and height swapped: turned by its EXIF"):
+    with pytest.raises(
+        InputError, match=r"120 × 160 in .*, 160 × 120 in .*width and height swapped: turned by its EXIF"
+    ):
         run(flickr)
 
 
@@ -106,7 +110,7 @@ def test_a_run_over_test_dev(small_night: SmallNight, tmp_path: Path, monkeypatc
         model=WEIGHTS / "visualbert-vqa",
         out=tmp_path / "out",
     )
-    with pytest.raises(InputError, match="the predictions are complete, but no submission of test-dev alone: .* split"):
+    with pytest.raises(InputError, match=r"the predictions are complete, but no submission of test-dev alone: .* split"):
         run(config)
     (folder,) = config.out.iterdir()
     record = read_run(folder).record

@@ -99,6 +99,25 @@ def test_tables_that_are_refused(columns: dict[str, Any], says: str, tmp_path: P
         list_images(written(tmp_path / "val.parquet", **columns))
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Which of the two holds the images, nobody can know."""
+    pq.write_table(pa.table([[b"a"], [b"b"], ["1"]], names=["image", "image", "id"]), tmp_path / "val.parquet")
+    with pytest.raises(InputError, match=r"val\.parquet: two columns are called 'image'; rename one"):
+        list_images(tmp_path / "val.parquet")
+
+
+def test_a_table_with_a_damaged_part_is_named(tmp_path: Path) -> None:
+    """Bytes that are damaged in the column of ids are bad input, before anything is computed."""
+    path = written(tmp_path / "val.parquet", image=FILES, id=NAMES)
+    column = pq.read_metadata(path).row_group(0).column(1)
+    data = bytearray(path.read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    data[start : start + 20] = b"\xff" * 20
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"val\.parquet: is damaged \(.*\); download it again"):
+        list_images(path)
+
+
 def test_a_file_that_is_no_table(tmp_path: Path) -> None:
     """A Parquet file in name alone, and boxes that cannot lie beside a row, end before anything is computed."""
     (tmp_path / "val.parquet").write_bytes(b"PAR1 and nothing else")
@@ -364,9 +383,10 @@ def test_a_saved_dataset_that_is_damaged(tmp_path: Path) -> None:
         writer.write_table(table)
     with pytest.raises(InputError, match=r"its buffers are compressed"):
         list_images(folder)
-    (folder / "state.json").write_text("{}")
-    with pytest.raises(InputError, match=r"state\.json is not what datasets writes"):
-        list_images(folder)
+    for text in ("{}", "[" * 100_000, '{"_data_files": [{"filename": 3}]}'):
+        (folder / "state.json").write_text(text)
+        with pytest.raises(InputError, match=r"state\.json is not what datasets writes"):
+            list_images(folder)
 
 
 def as_structs(world: World, names: Sequence[str], files: Sequence[bytes]) -> Path:

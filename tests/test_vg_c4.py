@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tolerances import close, likely, paired, rounding
 from torchvision.ops import nms
 
 from visualbert_core.detector import load_detector
@@ -167,34 +168,41 @@ def with_config(detector: VgC4, **changes: Any) -> VgC4:
 
 
 @pytest.mark.parametrize("golden", GOLDEN["images"], ids=lambda golden: f"{golden['picture']}")
-@pytest.mark.parametrize(("as_loaded", "slack"), [(True, 1), (False, 10)], ids=["as loaded", "made ready"])
+@pytest.mark.parametrize("as_loaded", [True, False], ids=["as loaded", "made ready"])
 def test_regions_are_hugging_faces(
-    folder: Path, golden: dict[str, Any], as_loaded: bool, slack: int, monkeypatch: pytest.MonkeyPatch
+    folder: Path, golden: dict[str, Any], as_loaded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Boxes, classes, attributes, probabilities and features are those of the published program; with folded norms and
-    in another memory order the last digits of boxes and probabilities move, the choice of regions does not."""
+    """Boxes, classes, attributes, probabilities and features are those of the published program up to rounding, with
+    its layers and with folded norms in another memory order; where scores tie, rounding may order or cut otherwise."""
     if as_loaded:
         monkeypatch.setattr("visualbert_core.detector.vg_c4.ready", lambda network, device: network)
     (found,) = load_detector(folder, "cpu").detect([picture(*golden["picture"])])
-    np.testing.assert_array_equal(found.labels, golden["labels"])
-    np.testing.assert_array_equal(found.attributes, golden["attributes"])
-    np.testing.assert_allclose(found.boxes, golden["boxes"], atol=1e-3 * slack)
-    np.testing.assert_allclose(found.scores, golden["scores"], atol=1e-5 * slack)
-    np.testing.assert_allclose(found.attribute_scores, golden["attribute_scores"], atol=1e-5 * slack)
-    np.testing.assert_allclose(found.features.mean(1), golden["feature_means"], atol=1e-4)
+    assert found.attributes is not None
+    assert found.attribute_scores is not None
+    mine, theirs = paired(found.boxes, found.scores, golden["boxes"])
+    expected = {name: np.array(golden[name])[theirs] for name in ("labels", "attributes", "scores", "attribute_scores")}
+    # A class is the best of 30, of which no second comes near in these pictures: no choice of it is up to rounding.
+    np.testing.assert_array_equal(found.labels[mine], expected["labels"])
+    np.testing.assert_array_equal(found.attributes[mine], expected["attributes"])
+    likely(found.scores[mine], expected["scores"])
+    likely(found.attribute_scores[mine], expected["attribute_scores"])
+    off = np.abs(found.features.mean(1)[mine] - np.array(golden["feature_means"])[theirs])
+    assert off.max() < rounding(found.features)  # of what is added, as means of some are 0
     for row, values in golden["features"].items():
-        np.testing.assert_allclose(found.features[int(row)], values, atol=1e-4)
+        if int(row) in theirs:
+            close(found.features[mine[theirs.index(int(row))]], values)
     assert (found.labels.dtype, found.features.dtype, found.boxes.dtype) == (np.int16, np.float32, np.float32)
 
 
 def test_batch_mates_change_nothing(detector: VgC4) -> None:
-    """The regions of an image are the same alone and in a batch of images of its shape."""
+    """The regions of an image are the same alone and in a batch of images of its shape: on a CPU it goes through the
+    network alone in either case."""
     images = [picture(seed, 150, 200) for seed in range(3)]
     for image, batched in zip(images, detector.detect(images), strict=True):
         (alone,) = detector.detect([image])
         np.testing.assert_array_equal(alone.labels, batched.labels)
-        np.testing.assert_allclose(alone.boxes, batched.boxes, atol=1e-5)
-        np.testing.assert_allclose(alone.features, batched.features, atol=1e-5)
+        close(alone.boxes, batched.boxes)
+        close(alone.features, batched.features)
     with pytest.raises(ValueError, match="one shape"):
         detector.detect([images[0], images[1][:99]])
 
@@ -208,7 +216,7 @@ def test_given_boxes_are_pooled_as_they_are(detector: VgC4) -> None:
     np.testing.assert_array_equal(again.boxes, own.boxes[::-1])
     np.testing.assert_array_equal(again.labels, own.labels[::-1])
     np.testing.assert_array_equal(again.attributes, own.attributes[::-1])  # type: ignore[index]
-    np.testing.assert_allclose(again.features, own.features[::-1], atol=1e-5)
+    close(again.features, own.features[::-1])
     (none,) = detector.detect([image], [np.zeros((0, 4), np.float32)])
     assert none.features.shape == (0, 256)
 
@@ -220,7 +228,7 @@ def test_given_boxes_follow_the_resize(detector: VgC4) -> None:
     with torch.inference_mode():
         maps = detector.model.trunk(preprocess(torch.from_numpy(image[None]), detector.config.preprocessing))
         expected = detector.model.describe(maps[0], torch.from_numpy(boxes) / 2)
-    np.testing.assert_allclose(found.features, expected.features, atol=1e-4)
+    close(found.features, expected.features)
 
 
 @pytest.mark.parametrize(

@@ -301,7 +301,8 @@ def test_a_split_without_labels_makes_submissions_only(folder: Path, split: str)
     rename(folder, QUESTIONS, subset)
     if split == "test-dev":  # its submission holds all of test2015
         questions = folder / QUESTIONS.replace("val2014", subset)
-        (folder / QUESTIONS.replace("val2014", "test2015")).write_text(questions.read_text().replace("test-dev", "test"))
+        whole = questions.read_text().replace("test-dev", "test")
+        (folder / QUESTIONS.replace("val2014", "test2015")).write_text(whole)
     task = VqaTask(folder, split)
     assert not task.labelled
     assert next(task.examples()).image_ids == ("COCO_test2015_000000000042",)

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
+import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
-
+from visualbert_core.documents import brief
 from visualbert_core.errors import ConfigError
+from visualbert_core.printable import printable
 
 T = TypeVar("T")
 
@@ -47,15 +47,38 @@ class PoolConfig:
     """Seconds without any worker after which the job gives up: no node may have what a worker needs."""
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "workers", "threads_per_worker")
-        _at_least(0, self, "gpus_per_worker", "max_hours", "shard_timeout", "start_timeout")
+        check_values(self)
+        check_range(self, 1, None, "workers", "threads_per_worker")
+        check_range(self, 0, None, "gpus_per_worker", "max_hours", "shard_timeout", "start_timeout")
 
 
-def _at_least(least: int, config: object, *names: str) -> None:
+def check_values(config: Any) -> None:
+    """Raises ConfigError naming the key of a number that is none (NaN, infinity) or of a text or path with a NUL. Flags
+    and Python can say them as well as a file; and NaN is neither under a bound nor over it."""
+    for field_ in dataclasses.fields(config):
+        for key, value in _parts(config, field_.name):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{key} is {value}: it must be a finite number")
+            if isinstance(value, str | Path) and "\0" in str(value):
+                raise ConfigError(f"{key} is {str(value)!r}: no name or path holds a NUL")
+
+
+def check_range(config: object, least: float | None, most: float | None, *names: str) -> None:
+    """Raises ConfigError naming the key of a number, of a mapping or tuple too, that is out of [least, most]."""
     for name in names:
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise ConfigError(f"{name} is {value}: it must be at least {least}")
+        for key, value in _parts(config, name):
+            if value is not None and least is not None and not value >= least:
+                raise ConfigError(f"{key} is {value}: it must be at least {least}")
+            if value is not None and most is not None and not value <= most:
+                raise ConfigError(f"{key} is {value}: it must be at most {most}")
+
+
+def _parts(config: object, name: str) -> Iterator[tuple[str, Any]]:
+    """The value of a field, or each that a mapping or tuple in it holds, with its key."""
+    value = getattr(config, name)
+    for key, part in value.items() if isinstance(value, Mapping) else [("", value)]:
+        for one in part if isinstance(part, tuple) else (part,):
+            yield f"{name}.{key}" if key else name, one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +110,9 @@ class ExtractConfig:
     """The store of the canary; default: the one that this run resumes."""
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "batch_size", "shard_size", "limit", "canary")
-        _at_least(0, self, "max_failures")
+        check_values(self)
+        check_range(self, 1, None, "batch_size", "shard_size", "limit", "canary")
+        check_range(self, 0, None, "max_failures")
         if self.corpus is not None:
             folder_name(self.corpus)
 
@@ -122,7 +146,8 @@ class EvaluateConfig:
     """Predict only N examples that have features, drawn by a hash of their ids; there is no score then."""
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "batch_size", "shard_size", "limit")
+        check_values(self)
+        check_range(self, 1, None, "batch_size", "shard_size", "limit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +164,8 @@ class CorpusConfig:
     shard_size: int = 1024
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "batch_size", "shard_size")
+        check_values(self)
+        check_range(self, 1, None, "batch_size", "shard_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +193,15 @@ class CellConfig:
     and the gate's `drop`."""
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "batch_size", "shard_size")
+        check_values(self)
+        check_range(self, 1, None, "batch_size", "shard_size")
+        check_range(self, 0, 100, "floors", "wrong_image", "drops")
+        for metric, bounds in self.wrong_image.items():
+            if len(bounds) != 2 or bounds[0] > bounds[1]:
+                raise ConfigError(f"wrong_image.{metric}: expected [low, high], found {list(bounds)}")
+        for metric, drop in self.drops.items():
+            if drop == 0:
+                raise ConfigError(f"drops.{metric}: 0 is not a positive number of points")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +219,9 @@ class WorldConfig:
     """Five captions each."""
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "vqa_images", "vcr_images", "nlvr2_sets", "flickr_images")
+        check_values(self)
+        check_range(self, 0, None, "seed")
+        check_range(self, 1, None, "vqa_images", "vcr_images", "nlvr2_sets", "flickr_images")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,8 +241,9 @@ class GateConfig:
         for name in ("false_alarms", "power"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not between 0 and 1")
-        if self.drop <= 0:
-            raise ConfigError(f"drop: {self.drop} is not a positive number of points")
+        if not 0 < self.drop <= 100:
+            raise ConfigError(f"drop: {self.drop} is not a positive number of points, 100 at most")
+        check_values(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,33 +277,14 @@ class NightlyConfig:
     pool: PoolConfig = field(default_factory=PoolConfig)
 
     def __post_init__(self) -> None:
+        check_values(self)
         for name in (self.name, *self.corpora):
             folder_name(name)
-        _at_least(1, self, "limit")
-        _at_least(0, self, "examples", "gpu_hour")
+        check_range(self, 1, None, "limit")
+        check_range(self, 0, None, "examples", "gpu_hour")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def read_yaml(path: Path) -> Any:
-    """The parsed file; ConfigError with path and line if it is missing or not YAML."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def read_json(path: Path) -> Any:
-    """The parsed file; ConfigError with path and line if it is missing or not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from error
 
 
 def from_mapping(cls: type[T], values: Any, where: str) -> T:
@@ -276,7 +294,7 @@ def from_mapping(cls: type[T], values: Any, where: str) -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest(str(key), fields)}")
+            raise ConfigError(f"{where}: unknown key {brief(key)}{nearest(str(key), fields)}")
     missing = [name for name, f in fields.items() if name not in values and _required(f)]
     if missing:
         raise ConfigError(f"{where}: missing key {missing[0]!r}")
@@ -290,8 +308,10 @@ def from_mapping(cls: type[T], values: Any, where: str) -> T:
 
 def folder_name(name: str) -> str:
     """`name` itself. Raises ConfigError for one that cannot name a folder below another."""
-    if not re.fullmatch(r"\w[^/\n]*", name):
-        raise ConfigError(f"{name!r} cannot name a folder: begin with a letter or digit, without slashes")
+    if not re.fullmatch(r"\w[^/]*", name) or printable(name) != name:
+        raise ConfigError(
+            f"{brief(name)} cannot name a folder: begin with a letter or digit, without slashes and control characters"
+        )
     return name
 
 
@@ -319,14 +339,17 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert(next(a for a in args if a is not type(None)), value, where)
     if origin is Literal:
         if value not in args:
-            raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(str, args))}")
+            raise ConfigError(f"{where}: {brief(value)} is not one of {', '.join(map(str, args))}")
         return value
     if dataclasses.is_dataclass(hint):
         return from_mapping(typing.cast(type[Any], hint), value, where)
     if origin is tuple:
         return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(_expect(list, value, where)))
     if origin is dict:
-        return {str(k): _convert(args[1], v, f"{where}.{k}") for k, v in _expect(dict, value, where).items()}
+        named = {str(k): _convert(args[1], v, f"{where}.{k}") for k, v in _expect(dict, value, where).items()}
+        if len(named) < len(value):  # YAML tells 1 from "1"
+            raise ConfigError(f"{where}: two of its keys are spelt alike: {', '.join(map(brief, value))}")
+        return named
     if hint is Path:
         return Path(_expect(str, value, where)).expanduser()
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -337,5 +360,5 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 def _expect(kind: type[T], value: Any, where: str) -> T:
     # bool is an int to isinstance, but `workers: true` is a mistake
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"{where}: expected {kind.__name__}, found {value!r}")
+        raise ConfigError(f"{where}: expected {kind.__name__}, found {brief(value)}")
     return value

@@ -112,7 +112,8 @@ class Corpus(Mapping[str, Image]):
         try:
             self._letters += image.image_id.encode()
         except UnicodeEncodeError:
-            raise InputError(f"{image.path!r}: its name is not UTF-8, and so no image id; rename it") from None
+            name = f"{image.path!r}: its name" if where.suffix is not None else f"{image.path}: {image.image_id!r}"
+            raise InputError(f"{name} is not UTF-8, and so no image id; rename it") from None
         self._starts.append(len(self._letters))
 
     def _image(self, image_id: str, number: int) -> Image:
@@ -175,6 +176,8 @@ class Corpus(Mapping[str, Image]):
     def _refuse(self, ids: pa.LargeStringArray, *pair: np.integer) -> NoReturn:
         image_id = ids[int(pair[0])].as_py()
         first, second = (_address(self._image(image_id, int(number))) for number in pair)
+        if first == second:
+            raise InputError(f"{first} is in the corpus twice; remove it once")
         raise InputError(f"two images are called {image_id!r}: {first} and {second}; rename one")
 
 

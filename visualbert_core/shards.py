@@ -291,7 +291,7 @@ class ShardFolder:
         try:
             record = json.loads(data)
             manifest = Manifest(record["about"], tuple(map(Marker.from_record, record["shards"])))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StoreError(f"{self.manifest_path} is not a manifest: {_AGAIN}") from error
         if data != _signed(record):
             raise StoreError(f"{self.manifest_path} is damaged (its hash is not its own): {_AGAIN}")
@@ -347,7 +347,7 @@ class ShardFolder:
         try:
             marker = Marker.from_record(json.loads(storage.read(self.marker_path(shard.shard_id))))
             intact = all(storage.size(path) == blob.size for path, blob in self._files([marker]))
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return marker if intact and marker.rows + marker.failed == len(shard.items) else None
 

@@ -26,6 +26,7 @@ TAR = ".tar"
 LEADS_NOWHERE = f"is {storage.NOWHERE}"
 APPLE = "._"  # begins files that a Mac leaves beside others and in tars; they hold no picture
 
+_SHOWN = 200  # characters of a line that is no path
 _TAIL = 1 << 20  # bytes behind the last member of a tar in which there must be nothing
 
 
@@ -139,19 +140,19 @@ def _listed(path: Path) -> Iterator[_Found]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         found = path.parent / line.strip()
         if found.suffix.lower() not in SUFFIXES:
-            raise InputError(f"{path} line {number}: {line.strip()!r} does not end like an image")
+            raise InputError(f"{path} line {number}: {line.strip()[:_SHOWN]!r} does not end like an image")
         try:
             yield _Found(found, _trouble(storage.kind(found)))
         except (OSError, ValueError) as error:  # ValueError: NUL, which no path has
             if isinstance(error, PermissionError):
                 raise
-            raise InputError(f"{path} line {number}: {found} is not there; correct the list") from None
+            raise InputError(f"{path} line {number}: {str(found)[-_SHOWN:]} is not there; correct the list") from None
 
 
 def _require_set(path: Path, whole: set[str]) -> None:

@@ -66,13 +66,13 @@ def list_saved(folder: Path) -> Iterator[Image]:
     """The images of a folder that `Dataset.save_to_disk` wrote. Raises InputError."""
     description = folder / "state.json"
     try:
-        names = [file["filename"] for file in json.loads(description.read_bytes())["_data_files"]]
-    except (ValueError, KeyError, TypeError) as error:
+        paths = [folder / file["filename"] for file in json.loads(description.read_bytes())["_data_files"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         if lfs.is_pointer_file(description):
             raise InputError(f"{description} is {lfs.REASON}") from None
         raise InputError(f"{description} is not what datasets writes: {error!r}") from None
-    for name in names:
-        yield from _list_arrow(folder / name)
+    for path in paths:
+        yield from _list_arrow(path)
 
 
 def read_rows(path: str, rows: Collection[int], column: str | None = None) -> dict[int, Cell]:
@@ -183,7 +183,7 @@ def _stream(path: Path, wrong: type[Exception]) -> Iterator[tuple[pa.Buffer, Ite
     except (pa.ArrowException, OSError) as error:
         if lfs.is_pointer_file(path):
             raise InputError(f"{path} is {lfs.REASON}") from None
-        raise wrong(f"{path}: cannot be read as an Arrow stream ({error}); save the dataset again") from None
+        raise wrong(f"{path}: cannot be read as an Arrow stream ({_said(error)}); save the dataset again") from None
 
 
 def _places(values: pa.Array, file: pa.Buffer, path: Path) -> Iterator[tuple[int, int] | None]:
@@ -222,6 +222,9 @@ class _Columns(NamedTuple):
 def _columns(schema: pa.Schema, where: str) -> tuple[_Columns, ...]:
     """One, or those of a pair. Raises InputError naming the columns that there are."""
     found = {field.name: field.type for field in schema}
+    if len(found) < len(schema):
+        twice = next(name for name in found if schema.names.count(name) > 1)
+        raise InputError(f"{where}: two columns are called {twice!r}; rename one")
     possible = [name for name, kind in found.items() if _is_image(kind)]
     if "image" not in possible and set(_PAIR) <= set(possible) and _is_text(found.get(_PAIR_ID, pa.null())):
         every = (_Columns(name, _leaves(name, found[name]), _PAIR_ID, _PAIR_ID, end) for name, end in _PAIR.items())
@@ -311,14 +314,19 @@ def _open(path: Path, wrong: type[Exception]) -> Iterator[pq.ParquetFile]:
             raise InputError(f"{address or path} is {lfs.REASON}") from None
         if _is_systems(error, path):
             raise
-        raise InputError(f"{address or path}: cannot be read as Parquet ({error})") from None
+        raise InputError(f"{address or path}: cannot be read as Parquet ({_said(error)})") from None
     with file:
         try:
             yield file
         except (pa.ArrowException, OSError) as error:
             if _is_systems(error, path):
                 raise
-            raise wrong(f"{address or path}: is damaged ({error}); download it again") from None
+            raise wrong(f"{address or path}: is damaged ({_said(error)}); download it again") from None
+
+
+def _said(error: Exception) -> str:
+    """Arrow's reasons may have several lines."""
+    return " ".join(str(error).split())
 
 
 def _is_systems(error: Exception, path: Path) -> bool:

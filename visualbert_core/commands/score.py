@@ -8,9 +8,11 @@ from pathlib import Path
 
 from visualbert_core.errors import ConfigError
 from visualbert_core.evaluation.score import Mode, describe, read_answers, score
+from visualbert_core.metrics.boxes import CONVENTIONS
 from visualbert_core.printable import say, say_json
 from visualbert_core.provenance import digest_files
 from visualbert_core.tasks import open_task, paper_numbers
+from visualbert_core.tasks.reading import choose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,9 @@ class Command:
     """Submission file or run folder."""
     protocol: str | None = None
     """Where a benchmark has several; default: the official or usual one."""
+    boxes: str | None = None
+    """How the predicted boxes of flickr30k_entities are written: xyxy, xywh, normalised, normalised-xywh, … They are then
+    converted. Default: xyxy, and a refusal where they look otherwise."""
     allow_partial: bool = False
     """Where predictions are missing, print the range that they leave."""
     official_lenient: bool = False
@@ -44,13 +49,15 @@ class Command:
     def __post_init__(self) -> None:
         if self.allow_partial and self.official_lenient:
             raise ConfigError("--allow-partial and --official-lenient exclude each other: give one of them")
+        if self.boxes is not None:
+            choose("convention of boxes", self.boxes, CONVENTIONS)
 
     def run(self) -> int:
         """Read, check coverage, score."""
         mode: Mode = "partial" if self.allow_partial else "official" if self.official_lenient else "strict"
         task = open_task(self.task, self.annotations, self.split, self.protocol)
         digest = digest_files(task.annotation_files())
-        answers = read_answers(task, self.predictions, digest, mode)
+        answers = read_answers(task, self.predictions, digest, mode, self.boxes)
         if not answers.coverage.complete:
             for line in answers.coverage.table():
                 say(line, to=sys.stderr)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from visualbert_core.documents import parse_json
 from visualbert_core.errors import InputError
 from visualbert_core.metrics.statistics import excess_noise
 from visualbert_core.shards import publish
@@ -89,7 +90,7 @@ class History:
 
 def _read(path: Path) -> Row:
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = parse_json(path.read_bytes())
         timings = {name: values[name] and Timing(**values[name]) for name in ("extraction", "evaluation")}
         return Row(**values | timings)
     except (ValueError, KeyError, TypeError) as error:

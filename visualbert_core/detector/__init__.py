@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from visualbert_core.config import read_json
+from visualbert_core.documents import read_json
 from visualbert_core.errors import CheckpointError, ConfigError
 from visualbert_core.schema import GivenObjects, Names
 

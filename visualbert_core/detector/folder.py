@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from visualbert_core.config import from_mapping, read_json
+from visualbert_core.config import from_mapping
 from visualbert_core.detector.inference import checked
+from visualbert_core.documents import read_json
 from visualbert_core.errors import CheckpointError, ConfigError
 from visualbert_core.provenance import digest_file
 from visualbert_core.schema import Names

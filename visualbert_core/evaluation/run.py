@@ -21,9 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from visualbert_core import storage
+from visualbert_core import lfs, storage
 from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig, run_name
+from visualbert_core.documents import parse_json
 from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.batches import ExampleShard, Joined, batches, join, plan_examples, sample, wrong_images
 from visualbert_core.evaluation.predictions import encode, read_predictions
@@ -123,9 +124,12 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 
 def _document(path: Path, **kinds: type) -> dict[str, Any]:
+    data = path.read_bytes()
+    if lfs.is_pointer(data):
+        raise InputError(f"{path}: {lfs.REASON}")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        found = parse_json(data)
+    except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): {_AGAIN}") from None
     for name, kind in kinds.items():
         if not isinstance(found, dict) or not isinstance(found.get(name), kind):

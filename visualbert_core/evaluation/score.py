@@ -15,12 +15,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from visualbert_core.documents import read_json
 from visualbert_core.errors import ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.metrics.coverage import Coverage, Lenient, check_coverage
 from visualbert_core.printable import printable
 from visualbert_core.schema import Prediction
-from visualbert_core.tasks import Task, summarize
+from visualbert_core.tasks import Task, in_pixels, summarize
 
 OFFICIAL, OFFICIAL_FORM = "official", "official_form_of_subset"
 """Keys of a document: the score of the official split, or that of anything else as the official program words it."""
@@ -47,22 +48,34 @@ class Answers:
 # predictions in
 
 
-def read_answers(task: Task, path: Path, annotations_digest: str, mode: Mode = "strict") -> Answers:
-    """The predictions of a submission file or a run folder.
+def read_answers(
+    task: Task, path: Path, annotations_digest: str, mode: Mode = "strict", boxes: str | None = None
+) -> Answers:
+    """The predictions of a submission file, whose boxes are of the convention `boxes` (None: undeclared pixels), or of
+    a run folder.
 
-    Raises ConfigError where the split has no public labels, InputError for a path that cannot be read or a run of
-    something else, CoverageError for a file that holds anything but predictions.
+    Raises ConfigError where the split has no public labels, or for a convention of what has no boxes, InputError for a
+    path that cannot be read, a run of something else or boxes of another convention, CoverageError for a file that
+    holds anything but predictions.
     """
     if not task.labelled:
         raise ConfigError(
             f"{task.name} {task.split} has no public labels: its {task.submission_name} is scored by the leaderboard"
         )
     if path.is_dir():
+        if boxes is not None:
+            raise ConfigError(f"--boxes {boxes}: {path} is a run folder, whose boxes are pixels; leave the flag out")
         return _from_run(task, path, annotations_digest)
     if not path.exists():
         raise InputError(f"{path}: not found; --predictions is a submission file or a run folder")
     predictions, warnings = _from_file(task, path, mode)
-    return Answers(path, predictions, _coverage(task, predictions), warnings=warnings)
+    try:
+        predictions, said = in_pixels(task, predictions, boxes, believe=mode == "official" or boxes == "xyxy")
+    except ConfigError:
+        raise
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return Answers(path, predictions, _coverage(task, predictions), warnings=(*warnings, *said))
 
 
 def _from_file(task: Task, path: Path, mode: Mode) -> tuple[list[Prediction], tuple[str, ...]]:
@@ -84,11 +97,13 @@ def _from_file(task: Task, path: Path, mode: Mode) -> tuple[list[Prediction], tu
 
 def _from_run(task: Task, folder: Path, annotations_digest: str) -> Answers:
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        record = read_json(folder / "run.json")
         spec, made_of, warnings = record["spec"], record["provenance"], record["warnings"]
         made_for = {"task": spec["task"], "split": spec["split"], "annotations": made_of["annotations"]}
         origin = {"model": spec["model"], "regions": spec["regions"]}
-    except (OSError, ValueError, RecursionError, LookupError, TypeError) as error:
+    except ConfigError as error:
+        raise InputError(f"{folder} is not a run folder: {error}") from None
+    except (LookupError, TypeError) as error:
         raise InputError(f"{folder} is not a run folder: {type(error).__name__} in run.json ({error})") from None
     for name, value in {"task": task.name, "split": task.split, "annotations": annotations_digest}.items():
         if made_for[name] != value:

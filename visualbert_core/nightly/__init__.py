@@ -30,10 +30,10 @@ from visualbert_core.config import (
     NightlyConfig,
     from_mapping,
     nearest,
-    read_yaml,
     run_name,
 )
 from visualbert_core.corpus import Corpus, list_images
+from visualbert_core.documents import read_yaml
 from visualbert_core.errors import ConfigError, CoverageError, TrackerError, UnfinishedError, VisualBertCoreError
 from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
 from visualbert_core.features.extract import extract
@@ -113,17 +113,16 @@ def _check_cell(where: str, cell: CellConfig, corpora: Collection[str]) -> None:
     for metric in (*cell.floors, *cell.wrong_image, *cell.drops):
         if metric not in METRICS[cell.task]:
             raise ConfigError(f"{where}: {cell.task} has no metric {metric!r}{nearest(metric, METRICS[cell.task])}")
-    for metric, bounds in cell.wrong_image.items():
-        if len(bounds) != 2:
-            raise ConfigError(f"{where}: wrong_image.{metric}: expected [low, high], found {list(bounds)}")
     if cell.corpus not in corpora:
         raise ConfigError(f"{where}: unknown corpus {cell.corpus!r}{nearest(cell.corpus, corpora)}")
 
 
 def _night(path: Path, config: NightlyConfig) -> str:
     night = config.night or datetime.now(UTC).date().isoformat()
-    if not re.fullmatch(r"\w[\w.-]*", night):
-        raise ConfigError(f"{path}: night: {night!r} cannot name a folder: use letters, digits, dots and dashes")
+    named = {"night": night, "gate.baseline": config.gate and config.gate.baseline}
+    for key, name in named.items():
+        if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
+            raise ConfigError(f"{path}: {key}: {name!r} cannot name a folder: use letters, digits, dots and dashes")
     return night
 
 

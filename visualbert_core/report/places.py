@@ -27,12 +27,14 @@ class Places:
 
     @classmethod
     def of(cls, folders: Iterable[tuple[str, Path]]) -> Places:
-        """(word, folder); where a folder comes twice, its first word counts."""
+        """(word, folder); where a folder comes twice, its first word counts, and inside a folder that has a word none
+        is elsewhere."""
         words: dict[str, str] = {}
         for word, folder in folders:
             # An error may name a folder by its link or by what that leads to.
             for path in (folder.absolute(), folder.resolve()):
-                if path.name:
+                known = word == ELSEWHERE and any(path.is_relative_to(other) for other in words)
+                if path.name and not known:
                     words.setdefault(str(path), word)
         return cls(dict(sorted(words.items(), key=lambda pair: (-len(pair[0]), pair[0]))))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from visualbert_core.errors import CoverageError
+from visualbert_core.errors import ConfigError, CoverageError
 from visualbert_core.metrics.coverage import Lenient, check_coverage
 from visualbert_core.metrics.statistics import clustered_mean, interval
 from visualbert_core.schema import Example, Prediction, Score
@@ -156,6 +156,21 @@ def paper_numbers(task: Task) -> Mapping[str, float]:
     nothing for a part of the split."""
     official = task.subset is None and task.protocol_key == next(iter(_FILES[task.name].PROTOCOLS))
     return PAPERS[task.name].percent.get(task.split, {}) if official else {}
+
+
+def in_pixels(
+    task: Task, predictions: Sequence[Prediction], convention: str | None, believe: bool = False
+) -> tuple[list[Prediction], list[str]]:
+    """Predictions of a file with their boxes as `score` judges them, and what must be said of them; see
+    `Flickr30kEntitiesTask.in_pixels`. Other benchmarks' predictions come back as they are.
+
+    Raises ConfigError for a convention of what has no boxes, InputError where the boxes look like another one.
+    """
+    if isinstance(task, flickr30k_entities.Flickr30kEntitiesTask):
+        return task.in_pixels(predictions, convention, believe)
+    if convention is not None:
+        raise ConfigError(f"--boxes {convention}: predictions of {task.name} hold no boxes; leave the flag out")
+    return list(predictions), []
 
 
 def judge(task: Task, predictions: Iterable[Prediction]) -> list[Score]:

@@ -23,16 +23,19 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from visualbert_core.errors import AnnotationError, InputError
+from visualbert_core.metrics.boxes import to_xyxy
 from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.metrics.recall import chance_recall, enclosing, hits, overlaps, points, recall
 from visualbert_core.schema import Grounding, JudgedAnswer, Prediction, Score
 from visualbert_core.tasks.flickr30k_files import Caption, read_image, read_image_ids
+from visualbert_core.tasks.predicted_boxes import Asked, check
 from visualbert_core.tasks.reading import choose
 from visualbert_core.tasks.splits import protocol_name, subset_line
 from visualbert_core.tasks.submissions import submission_records
@@ -205,6 +208,36 @@ class Flickr30kEntitiesTask:
                 _ranked(boxes, len(item.mentions), f"{where} ({example_id})")
             found.append(Prediction(example_id, item.image_id if item else "", boxes, ()))
         return found
+
+    def in_pixels(
+        self, predictions: Sequence[Prediction], convention: str | None, believe: bool = False
+    ) -> tuple[list[Prediction], list[str]]:
+        """The predictions with boxes as `score` judges them, read as `convention` (None: undeclared); and what must be
+        said: boxes that can only miss. Raises InputError where the boxes look like another convention; those in
+        undeclared pixels, or called so, are let through if one is to `believe` them, with a line."""
+        known = [(p, self._items[p.example_id]) for p in predictions if p.example_id in self._items]
+        asked = [
+            Asked(ranked, gold, self._sizes.get(item.image_id, (np.inf, np.inf)), item.image_id)
+            for prediction, item in known
+            for ranked, gold in self._phrases(prediction, item)
+        ]
+        try:
+            said = check(asked, convention)
+        except InputError as error:
+            if not believe or convention not in (None, "xyxy"):
+                raise
+            said = [f"taken for left, top, right, bottom in pixels all the same: {error}"]
+        if convention in (None, "xyxy"):
+            return list(predictions), said
+        return [self._converted(prediction, convention) for prediction in predictions], said
+
+    def _converted(self, prediction: Prediction, convention: str) -> Prediction:
+        item = self._items.get(prediction.example_id)
+        if item is None:
+            return prediction
+        size = self._sizes.get(item.image_id, (np.inf, np.inf))
+        answer = [to_xyxy(ranked, convention, *size).tolist() for ranked, _ in self._phrases(prediction, item)]
+        return replace(prediction, answer=answer)
 
     def image_sizes(self) -> dict[str, tuple[int, int]]:
         """What the XML says of each image, where it does."""

@@ -82,7 +82,8 @@ def read_image(root: Path, image_id: str) -> Image:
     xml = root / "Annotations" / f"{image_id}.xml"
     boxes = _read_boxes(xml, image_id)
     path = root / "Sentences" / f"{image_id}.txt"
-    captions, named = [], set()
+    captions: list[Caption] = []
+    named: set[str] = set()
     for number, line in enumerate(line for line in read_text(path).split("\n") if line):
         words, mentions = _parse(line, f"{path} sentence {number}")
         boxed = tuple(mention for mention in mentions if mention.chain in boxes.of_chain)

@@ -54,8 +54,8 @@ def not_text(head: bytes) -> str | None:
             if head.startswith(mark):
                 return f"{name}: {remedy}"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        name = next((name for part, name in _ZIPPED if part in head[:200]), None)
-        return f"{name}: {_TEXT}" if name else f"a ZIP archive: {_UNPACK}"
+        inside = next((name for part, name in _ZIPPED if part in head[:200]), None)
+        return f"{inside}: {_TEXT}" if inside else f"a ZIP archive: {_UNPACK}"
     if len(head) > 1 and head[0] == 0x80 and head[1] in range(2, 6):
         return f"a Python pickle: {_TEXT}"
     if head[257:262] == b"ustar":

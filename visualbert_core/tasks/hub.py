@@ -96,7 +96,7 @@ class _Records:
                 count += 1
         if self._declared and count != self._declared:
             raise AnnotationError(
-                f"{self.source}: {count:,} rows, but its own description says {self._declared:,}; download all its files"
+                f"{self.source}: {count:,} rows, but its own description says {self._declared:,}; download all of it"
             )
 
 

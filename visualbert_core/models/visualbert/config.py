@@ -7,11 +7,11 @@ transformers writes many.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from visualbert_core.documents import brief, read_json
 from visualbert_core.errors import CheckpointError
 
 MODEL_TYPE = "visual_bert"
@@ -69,13 +69,10 @@ class VisualBertConfig:
     def from_folder(cls, folder: str | Path) -> VisualBertConfig:
         """Read `config.json`. Raises CheckpointError naming the file and the key."""
         path = Path(folder) / CONFIG_FILE
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read ({error})") from None
+        found = read_json(path, CheckpointError)
         if not isinstance(found, dict) or found.get("model_type") != MODEL_TYPE:
             kind = found.get("model_type") if isinstance(found, dict) else type(found).__name__
-            raise CheckpointError(f"{path}: model_type must be {MODEL_TYPE!r}, got {kind!r}")
+            raise CheckpointError(f"{path}: model_type must be {MODEL_TYPE!r}, got {brief(kind)}")
         try:
             return cls(**_known(found))
         except ValueError as error:
@@ -135,4 +132,4 @@ def _is_real(value: object) -> bool:
 
 def _require(good: bool, config: VisualBertConfig, name: str, expected: str) -> None:
     if not good:
-        raise ValueError(f"{name}: must be {expected}, got {getattr(config, name)!r}")
+        raise ValueError(f"{name}: must be {expected}, got {brief(getattr(config, name))}")

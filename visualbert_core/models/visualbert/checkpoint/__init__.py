@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from visualbert_core.config import nearest
+from visualbert_core.documents import brief, read_json
 from visualbert_core.errors import CheckpointError
 from visualbert_core.models.visualbert.checkpoint.files import (
     SAFETENSORS_FILE,
@@ -192,20 +193,17 @@ class Sidecar:
         path = Path(folder) / SIDECAR_FILE
         if not path.exists():
             return cls()
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read ({error})") from None
+        found = read_json(path, CheckpointError)
         if not isinstance(found, dict):
             raise CheckpointError(f"{path}: must be an object with the keys {', '.join(_SIDECAR_TYPES)}")
         for key, value in found.items():
             if key not in _SIDECAR_TYPES:
-                raise CheckpointError(f"{path}: unknown key {key!r}{nearest(key, _SIDECAR_TYPES)}")
+                raise CheckpointError(f"{path}: unknown key {brief(key)}{nearest(key, _SIDECAR_TYPES)}")
             if not isinstance(value, _SIDECAR_TYPES[key]):
-                raise CheckpointError(f"{path}: {key}: {value!r} has the wrong type")
+                raise CheckpointError(f"{path}: {key}: {brief(value)} has the wrong type")
         sidecar = cls(**found)
         if sidecar.recipe not in RECIPES:
-            raise CheckpointError(f"{path}: recipe: unknown name {sidecar.recipe!r}{nearest(sidecar.recipe, RECIPES)}")
+            raise CheckpointError(f"{path}: recipe: unknown name {brief(sidecar.recipe)}{nearest(sidecar.recipe, RECIPES)}")
         if sidecar.fix_quirks and sidecar.recipe != "original":
             raise CheckpointError(f"{path}: fix_quirks: belongs to recipe original, not to {sidecar.recipe}")
         return sidecar

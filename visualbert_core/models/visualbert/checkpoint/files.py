@@ -6,7 +6,6 @@ index may only name files that lie beside it, so that a downloaded checkpoint ca
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import zipfile
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from visualbert_core.documents import read_json
 from visualbert_core.errors import CheckpointError
 from visualbert_core.models.visualbert.config import CONFIG_FILE
 from visualbert_core.provenance import digest_file, digest_files
@@ -106,10 +106,8 @@ def shown(names: list[str], limit: int = 6) -> str:
 
 def _shards(index: Path) -> Mapping[str, str]:
     """The `weight_map` of an index: key → name of a file in the same folder."""
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index}: cannot be read as an index of shards ({_first_line(error)})") from None
+    found = read_json(index, CheckpointError)
+    weight_map = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map must map every weight to its file")
     suffix = Path(index.name.removesuffix(INDEX)).suffix
