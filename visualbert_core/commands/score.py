@@ -37,8 +37,8 @@ class Command:
     protocol: str | None = None
     """Where a benchmark has several; default: the official or usual one."""
     boxes: str | None = None
-    """How the predicted boxes of flickr30k_entities are written: xyxy, xywh, normalised, normalised-xywh, … They are then
-    converted. Default: xyxy, and a refusal where they look otherwise."""
+    """How the predicted boxes of flickr30k_entities are written: xyxy, xywh, normalised, normalised-xywh, … The boxes
+    are then converted. Default: xyxy, and a refusal where they look otherwise."""
     allow_partial: bool = False
     """Where predictions are missing, print the range that they leave."""
     official_lenient: bool = False

@@ -101,9 +101,7 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
         out=out,
         data=data,
         corpora={name: _absolute_corpus(corpus, data) for name, corpus in config.corpora.items()},
-        cells=tuple(
-            dataclasses.replace(c, annotations=data / c.annotations) for c in config.cells
-        ),
+        cells=tuple(dataclasses.replace(c, annotations=data / c.annotations) for c in config.cells),
     )
 
 
@@ -270,7 +268,9 @@ def _tonight(
         images = listed[cell.corpus]
         task = open_task(cell.task, cell.annotations, cell.split)
         if not task.labelled:
-            raise ConfigError(f"{cell.split} has no public labels: `visualbert evaluate` makes its {task.submission_name}")
+            raise ConfigError(
+                f"{cell.split} has no public labels: `visualbert evaluate` makes its {task.submission_name}"
+            )
     except FAILURES as error:
         shown = ReportCell(title, None, store, {}, None, error=_note(title, error, codes), places=places)
         return Tonight(cell, shown, extraction, None)

@@ -203,7 +203,9 @@ class Sidecar:
                 raise CheckpointError(f"{path}: {key}: {brief(value)} has the wrong type")
         sidecar = cls(**found)
         if sidecar.recipe not in RECIPES:
-            raise CheckpointError(f"{path}: recipe: unknown name {brief(sidecar.recipe)}{nearest(sidecar.recipe, RECIPES)}")
+            raise CheckpointError(
+                f"{path}: recipe: unknown name {brief(sidecar.recipe)}{nearest(sidecar.recipe, RECIPES)}"
+            )
         if sidecar.fix_quirks and sidecar.recipe != "original":
             raise CheckpointError(f"{path}: fix_quirks: belongs to recipe original, not to {sidecar.recipe}")
         return sidecar
