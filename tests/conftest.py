@@ -26,6 +26,7 @@ import yaml
 from visualbert_core import errors
 from visualbert_core.cluster import start_ray
 from visualbert_core.nightly import Night, load_matrix, run_matrix
+from visualbert_core.world import DEMO
 
 ROOT = Path(__file__).parents[1]
 # How long an example takes is the machine's business.
@@ -44,15 +45,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def small_matrix(**changes: Any) -> dict[str, Any]:
-    """jobs/demo.yaml with a handful of scenes, in this process, without floors."""
-    matrix: dict[str, Any] = yaml.safe_load((ROOT / "jobs" / "demo.yaml").read_text())
+    """The demo's matrix with a handful of scenes, in this process, without floors."""
+    matrix: dict[str, Any] = yaml.safe_load(DEMO.read_text())
     matrix["world"] = {"seed": 5, "vqa_images": 12, "vcr_images": 10, "nlvr2_sets": 3, "flickr_images": 8}
     matrix["pool"] = {"inline": True}
     for corpus in matrix["corpora"].values():
-        corpus["detector"] = str(ROOT / corpus["detector"])
+        corpus["detector"] = str(DEMO.parent / corpus["detector"])
         corpus["shard_size"] = 5
     for cell in matrix["cells"]:
-        cell["model"] = str(ROOT / cell["model"])
+        cell["model"] = str(DEMO.parent / cell["model"])
         cell["shard_size"] = 5
         cell |= {"floors": {}, "wrong_image": {}}
     return matrix | changes

@@ -306,7 +306,8 @@ def test_a_source_without_records_is_refused(tmp_path: Path) -> None:
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "visualbert_core.features", *arguments]
+    words = arguments if arguments[0] == "import" else ("store", *arguments)
+    line = [sys.executable, "-m", "visualbert_core", *words]
     return subprocess.run(line, check=False, capture_output=True, text=True)
 
 

@@ -16,6 +16,9 @@ PACKAGE = ROOT / "visualbert_core"
 # A room may import from rooms below it and from itself.
 ORDER = (
     {"jobs"},
+    {"__main__"},
+    {"cli"},
+    {"commands"},
     {"nightly"},
     {"world", "report"},
     {"comparison"},
@@ -43,8 +46,9 @@ LIGHT = (
     "visualbert_core.comparison.gate",
     "visualbert_core.report.ci",
     "visualbert_core.comparison.history",
-    "jobs.compare",
-    "jobs.score",
+    "visualbert_core.commands.compare",
+    "visualbert_core.commands.score",
+    "visualbert_core.cli",
 )
 
 

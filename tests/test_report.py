@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import runpy
 import shlex
 from base64 import b64decode
 from collections.abc import Sequence
@@ -23,7 +22,9 @@ import pytest
 from PIL import Image as Pillow
 from rich.console import Console
 
+from visualbert_core.cli import main
 from visualbert_core.cluster import Pool
+from visualbert_core.commands.evaluate import Command
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.errors import CoverageError
 from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
@@ -255,8 +256,11 @@ def test_row_holds_interval_chance_and_n(cell: Any) -> None:
 
 
 def test_paper_is_quoted_beside_real_scores_only(cell: Any) -> None:
-    """The published recall@1 on val is shown for real data and appears nowhere on a synthetic page."""
-    grounding = cell("flickr30k_entities")
+    """The published recall@1 is shown beside the official split, and neither beside a subset nor on a synthetic page."""
+    subset = cell("flickr30k_entities")
+    assert Page(render(REAL, [subset])).scores()[0]["paper"] == "–"
+    scores = {name: value for name, value in subset.run.scores.items() if name != "subset"}
+    grounding = dataclasses.replace(subset, run=dataclasses.replace(subset.run, scores=scores))
     assert Page(render(REAL, [grounding])).scores()[0]["paper"] == "70.4"
     assert SYNTHETIC not in render(REAL, [grounding])
     synthetic = render(DEMO, [grounding])
@@ -313,10 +317,12 @@ def test_the_line_on_the_page_makes_the_run(cell: Any, monkeypatch: pytest.Monke
     shown = cell("vqa")
     spec = shown.run.record["spec"] | {"precision": "bfloat16", "foreign_features": True}
     run = dataclasses.replace(shown.run, record=shown.run.record | {"spec": spec})
-    python, script, *words = shlex.split(sections._command(shown, run))
-    assert (python, script) == ("python", "jobs/evaluate.py")
-    monkeypatch.setattr("sys.argv", [script, *words])
-    flags = runpy.run_path(str(Path(__file__).parents[1] / script))["parse"]()
+    program, name, *words = shlex.split(sections._command(shown, run))
+    assert (program, name) == ("visualbert", "evaluate")
+    given: list[Command] = []
+    monkeypatch.setattr(Command, "run", lambda self: given.append(self) or 0)
+    assert main([name, *words]) == 0
+    flags = vars(given[0].evaluation)
     asked = {name: flags[name] for name in spec.keys() & flags.keys() - {"model"}}
     assert asked == {name: spec[name] for name in asked}
     assert len(asked) >= 7

@@ -20,13 +20,13 @@ from conftest import ROOT, SmallNight, run_here, small_matrix
 from layouts import LAYOUTS
 from rich.console import Console
 from test_report import write_store
+from visualbert_core.report.gate import Check, Gate, Watched
 
 from visualbert_core.evaluation.run import read_run
 from visualbert_core.printable import guard, printable, say, say_json, unguarded
 from visualbert_core.progress import Progress
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.ci import junit, markdown
-from visualbert_core.report.gate import Check, Gate, Watched
 from visualbert_core.report.terminal import print_table
 
 HOSTILE = "a\x1b[2J\x1b]0;t\x07\x9b31m\r\x08\u202e\x7f\tb\nerror: c\u2028d"

@@ -19,9 +19,9 @@ from PIL import Image
 from tolerances import close, likely, paired, rounding
 from torchvision.ops import nms
 
+from visualbert_core.cli import main
 from visualbert_core.detector import load_detector
 from visualbert_core.detector.class_nms import confidences
-from visualbert_core.detector.convert import main
 from visualbert_core.detector.published import read_weights
 from visualbert_core.detector.resize import pillow_bilinear
 from visualbert_core.detector.vg_c4 import Preprocessing, Selection, VgC4, VgC4Config, preprocess, resized, select
@@ -152,7 +152,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(state, published / "pytorch_model.bin")
     (published / "config.yaml").write_text(yaml.safe_dump(published_config()))
     (published / "objects_vocab.txt").write_text("".join(f"Thing {i},synonym\n" for i in range(30)))
-    assert main(["convert", "vg_c4", str(published), str(out)]) == 0
+    assert main(["convert", "detector", "vg_c4", str(published), str(out)]) == 0
     return out
 
 
@@ -338,7 +338,7 @@ def test_detectron2_pickles_hold_the_same_network(detector: VgC4, tmp_path: Path
     """A `.pkl` of NumPy arrays, as py-bottom-up-attention publishes, loads to the same weights with its own recipe."""
     path, out = tmp_path / "faster_rcnn_from_caffe_attr.pkl", tmp_path / "out"
     path.write_bytes(pickle.dumps({"model": published_weights(), "__author__": "someone"}, protocol))
-    assert main(["convert", "vg_c4", str(path), str(out)]) == 0
+    assert main(["convert", "detector", "vg_c4", str(path), str(out)]) == 0
     found = load_detector(out, "cpu")
     assert isinstance(found, VgC4)
     assert found.config.preprocessing == Preprocessing()
@@ -353,7 +353,7 @@ def test_weights_without_attributes(tmp_path: Path) -> None:
     state = published_weights(attributes=0, anchors=(64, 128, 256, 512))
     anchors = state.pop("proposal_generator.anchor_generator.cell_anchors.0")
     (tmp_path / "in.pkl").write_bytes(pickle.dumps({"model": state}))
-    assert main(["convert", "vg_c4", str(tmp_path / "in.pkl"), str(tmp_path / "out")]) == 0
+    assert main(["convert", "detector", "vg_c4", str(tmp_path / "in.pkl"), str(tmp_path / "out")]) == 0
     found = load_detector(tmp_path / "out", "cpu")
     assert isinstance(found, VgC4)
     torch.testing.assert_close(found.model.cell_anchors, torch.from_numpy(anchors))
@@ -431,7 +431,7 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, damage: dict[str, Any], m
     torch.save(state, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(published_config(**damage.get("config", {}))))
     with pytest.raises(CheckpointError) as raised:
-        main(["convert", "vg_c4", str(tmp_path), str(tmp_path / "out")])
+        main(["convert", "detector", "vg_c4", str(tmp_path), str(tmp_path / "out")])
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
@@ -440,9 +440,9 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, damage: dict[str, Any], m
 def test_conversion_overwrites_nothing(folder: Path, tmp_path: Path) -> None:
     """A target that is not empty, and a source that is not there, are refused."""
     with pytest.raises(CheckpointError, match="exists and is not empty"):
-        main(["convert", "vg_c4", str(tmp_path), str(folder)])
+        main(["convert", "detector", "vg_c4", str(tmp_path), str(folder)])
     with pytest.raises(CheckpointError, match=r"folder with pytorch_model\.bin"):
-        main(["convert", "vg_c4", str(tmp_path / "nowhere"), str(tmp_path / "out")])
+        main(["convert", "detector", "vg_c4", str(tmp_path / "nowhere"), str(tmp_path / "out")])
 
 
 def test_a_rule_has_its_thresholds() -> None:

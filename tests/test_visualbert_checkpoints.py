@@ -22,9 +22,10 @@ from tolerances import close
 from torch import Tensor
 
 import visualbert_core.models.visualbert as ours
+from visualbert_core.cli import main
 from visualbert_core.errors import CheckpointError
 from visualbert_core.models.visualbert.checkpoint import Pretrained, Sidecar, weights_digest
-from visualbert_core.models.visualbert.checkpoint.convert import DETECTOR_FILE, NETWORKS, convert, main
+from visualbert_core.models.visualbert.checkpoint.convert import DETECTOR_FILE, NETWORKS, convert
 
 CONFIG = ours.VisualBertConfig(
     vocab_size=30,
@@ -314,7 +315,7 @@ def test_a_folder_comes_before_the_hub(cache: Path, tmp_path: Path, monkeypatch:
     network.save_pretrained(HUB_ID)
     found = ours.VisualBertForQuestionAnswering.from_pretrained(HUB_ID)
     assert same(found.state_dict(), network.state_dict())
-    with pytest.raises(CheckpointError, match=r"is a file; `python -m \S+checkpoint convert IN OUT`"):
+    with pytest.raises(CheckpointError, match=r"is a file; `visualbert convert checkpoint IN OUT`"):
         ours.VisualBertForQuestionAnswering.from_pretrained(f"{HUB_ID}/config.json")
 
 
@@ -371,7 +372,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     """The documented line converts without a warning, and a second time refuses to write over what is there."""
     state, network = original("nlvr2")
     torch.save(state, tmp_path / "in.th")
-    line = [sys.executable, "-m", "visualbert_core.models.visualbert.checkpoint", "convert", "in.th", "out"]
+    line = [sys.executable, "-m", "visualbert_core", "convert", "checkpoint", "in.th", "out"]
     line += ["--attention-heads", "2", "--feature-space", "detectron"]
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False, env=os.environ)
     assert (done.returncode, done.stderr) == (0, "")
@@ -379,7 +380,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert Sidecar.from_folder(tmp_path / "out") == Sidecar("nlvr2", feature_space="detectron")
     assert same(type(network).from_pretrained(tmp_path / "out").state_dict(), network.state_dict())
     with pytest.raises(CheckpointError, match="out: exists and is not empty"):
-        main(["convert", str(tmp_path / "in.th"), str(tmp_path / "out")])
+        main(["convert", "checkpoint", str(tmp_path / "in.th"), str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ class _StrictLoader(yaml.SafeLoader):
     """Blames the line of a scalar that Python cannot make a value of: a 13th month, an integer of a million digits.
     Stops at brackets that lie too deep, of which PyYAML would read thousands in minutes."""
 
-    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:  # noqa: N803  (PyYAML's name)
+    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:
         if self.flow_level > DEEPEST:
             raise ValueError(_too_deep())
         super().fetch_flow_collection_start(TokenClass)
@@ -173,7 +173,9 @@ def _keys_of(loader: _StrictLoader, place: str, mapping: yaml.MappingNode) -> It
         if not isinstance(name, Hashable):
             continue  # no key, which the loader says itself
         if name in lines:
-            where = f"in line {lines[name]} and again in line {line}" if lines[name] != line else f"twice in line {line}"
+            where = (
+                f"in line {lines[name]} and again in line {line}" if lines[name] != line else f"twice in line {line}"
+            )
             raise ValueError(f"{inside}: the key stands {where}: keep one")
         lines[name] = line
 

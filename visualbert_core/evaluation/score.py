@@ -1,7 +1,7 @@
 """A task and predictions → the scores document, and the document as text.
 
 Predictions come from a leaderboard's file, of any system, or from a run folder. Every example needs exactly one, or
-there is no score; two modes say what else may be had. Used by `run.py` for scores.json and by jobs/score.py, where
+there is no score; two modes say what else may be had. Used by `run.py` for scores.json and by `visualbert score`, where
 there may be no GPU stack: nothing here imports torch or ray.
 """
 

@@ -9,6 +9,7 @@ and, for the demo, world/. A smoke night has an `out` of its own, so that nothin
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import sys
 import time
@@ -68,6 +69,7 @@ class Night:
 
 def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
     """The configuration of a YAML file with some top-level keys replaced; paths become absolute, for every node alike.
+    Models and detectors are relative to the file's folder, `out` and `data` to the working folder.
 
     Raises ConfigError, before anything is computed, for an unknown key, task, metric or corpus, and for a name that is
     no folder's, or two cells'.
@@ -80,6 +82,7 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
     check_trackers(config.trackers, str(path))
     if address := storage.url(config.out):
         raise ConfigError(f"{path}: out: {address}: runs and reports lie on a disk: name a folder")
+    config = _absolute_weights(config, path.absolute().parent)
     out = config.out.absolute()
     data = (out / "world" if config.world else config.data).absolute()
     if config.limit is not None:
@@ -87,7 +90,7 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
     folders: dict[str, int] = {}
     for number, cell in enumerate(config.cells):
         _check_cell(f"{path}: cells[{number}]", cell, config.corpora)
-        name = run_name(cell.model.absolute(), cell.task, cell.split)
+        name = run_name(cell.model, cell.task, cell.split)
         if (first := folders.setdefault(name, number)) != number:
             raise ConfigError(
                 f"{path}: cells[{first}] and cells[{number}] would share the run folder {name}: give one's checkpoint "
@@ -98,9 +101,7 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
         out=out,
         data=data,
         corpora={name: _absolute_corpus(corpus, data) for name, corpus in config.corpora.items()},
-        cells=tuple(
-            dataclasses.replace(c, annotations=data / c.annotations, model=c.model.absolute()) for c in config.cells
-        ),
+        cells=tuple(dataclasses.replace(c, annotations=data / c.annotations) for c in config.cells),
     )
 
 
@@ -267,7 +268,9 @@ def _tonight(
         images = listed[cell.corpus]
         task = open_task(cell.task, cell.annotations, cell.split)
         if not task.labelled:
-            raise ConfigError(f"{cell.split} has no public labels: jobs/evaluate.py makes its {task.submission_name}")
+            raise ConfigError(
+                f"{cell.split} has no public labels: `visualbert evaluate` makes its {task.submission_name}"
+            )
     except FAILURES as error:
         shown = ReportCell(title, None, store, {}, None, error=_note(title, error, codes), places=places)
         return Tonight(cell, shown, extraction, None)
@@ -334,7 +337,16 @@ def _evaluate_config(
 
 def _absolute_corpus(corpus: CorpusConfig, data: Path) -> CorpusConfig:
     images = corpus.images if storage.url(corpus.images) else data / corpus.images
-    return dataclasses.replace(corpus, images=images, detector=corpus.detector.absolute())
+    return dataclasses.replace(corpus, images=images)
+
+
+def _absolute_weights(config: NightlyConfig, folder: Path) -> NightlyConfig:
+    def absolute(path: Path) -> Path:
+        return Path(os.path.normpath(folder / path))  # without the ".." of jobs/, which a page would show
+
+    corpora = {n: dataclasses.replace(c, detector=absolute(c.detector)) for n, c in config.corpora.items()}
+    cells = tuple(dataclasses.replace(c, model=absolute(c.model)) for c in config.cells)
+    return dataclasses.replace(config, corpora=corpora, cells=cells)
 
 
 def _complain(line: str) -> None:

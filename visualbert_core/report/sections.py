@@ -246,7 +246,7 @@ def _command(cell: ReportCell, run: Run) -> str:
         "precision": spec["precision"],
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return shlex.join(["python", "jobs/evaluate.py", *words, *["--foreign-features"] * spec["foreign_features"]])
+    return shlex.join(["visualbert", "evaluate", *words, *["--foreign-features"] * spec["foreign_features"]])
 
 
 def plural(count: int, noun: str) -> str:

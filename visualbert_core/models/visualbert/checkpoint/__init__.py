@@ -1,7 +1,7 @@
 """Checkpoint folders: `config.json` + weights as transformers writes them (`files`), and the sidecar
 `visualbert_core.json` with what those two cannot say. The authors' own files are converted (`convert`):
 
-    python -m visualbert_core.models.visualbert.checkpoint convert IN.th OUT
+    visualbert convert checkpoint IN.th OUT
 
 Owns which key of a file lands in which parameter. Published files differ in four harmless ways that are accepted: an
 extra `position_ids` buffer, absent copies of tied weights, an absent `visual_bert.` prefix, half precision. Every other
@@ -203,7 +203,9 @@ class Sidecar:
                 raise CheckpointError(f"{path}: {key}: {brief(value)} has the wrong type")
         sidecar = cls(**found)
         if sidecar.recipe not in RECIPES:
-            raise CheckpointError(f"{path}: recipe: unknown name {brief(sidecar.recipe)}{nearest(sidecar.recipe, RECIPES)}")
+            raise CheckpointError(
+                f"{path}: recipe: unknown name {brief(sidecar.recipe)}{nearest(sidecar.recipe, RECIPES)}"
+            )
         if sidecar.fix_quirks and sidecar.recipe != "original":
             raise CheckpointError(f"{path}: fix_quirks: belongs to recipe original, not to {sidecar.recipe}")
         return sidecar
