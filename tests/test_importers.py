@@ -339,7 +339,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     """Import, look and verify; a damaged store is one line and exit code 2."""
     source = WRITERS["bua-tsv"](tmp_path / "trainval.tsv")
     source.write_bytes(source.read_bytes() + b"torn\trow\n")
-    done = command("import", "bua-tsv", str(source), str(tmp_path / "out"), "--space", "mine")
+    done = command("import", "bua-tsv", str(source), "--out", str(tmp_path / "out"), "--space", "mine")
     assert done.stderr.endswith("malformed: torn: 2 fields instead of 6\n4 images, 1 malformed\n")
     folder = Path(done.stdout.strip())
     assert folder.parent == tmp_path / "out" / "trainval"

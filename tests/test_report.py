@@ -256,7 +256,7 @@ def test_row_holds_interval_chance_and_n(cell: Any) -> None:
 
 
 def test_paper_is_quoted_beside_real_scores_only(cell: Any) -> None:
-    """The published recall@1 is shown beside the official split, and neither beside a subset nor on a synthetic page."""
+    """The published recall@1 is shown beside the official split, not beside a subset, and never on a synthetic page."""
     subset = cell("flickr30k_entities")
     assert Page(render(REAL, [subset])).scores()[0]["paper"] == "–"
     scores = {name: value for name, value in subset.run.scores.items() if name != "subset"}

@@ -20,8 +20,8 @@ from conftest import ROOT, SmallNight, run_here, small_matrix
 from layouts import LAYOUTS
 from rich.console import Console
 from test_report import write_store
-from visualbert_core.report.gate import Check, Gate, Watched
 
+from visualbert_core.comparison.gate import Check, Gate, Watched
 from visualbert_core.evaluation.run import read_run
 from visualbert_core.printable import guard, printable, say, say_json, unguarded
 from visualbert_core.progress import Progress
@@ -33,7 +33,7 @@ HOSTILE = "a\x1b[2J\x1b]0;t\x07\x9b31m\r\x08\u202e\x7f\tb\nerror: c\u2028d"
 """Clears the screen, renames the window, colours, overwrites, turns round, and forges a line."""
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")  # all but \n and \t
 WEIGHTS = ROOT / "visualbert_core" / "world" / "weights"
-FEATURES = ROOT / "visualbert_core" / "features" / "__main__.py"
+PROGRAM = ROOT / "visualbert_core" / "__main__.py"
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,13 @@ def importing(hostile: Hostile) -> subprocess.CompletedProcess[str]:
     source = hostile.root / "features.tsv"
     name = HOSTILE.replace("\t", "").replace("\n", "").replace("\r", "").replace("\u2028", "")
     source.write_text(f"{name}\t640\t480\t1\tAAAA\tAAAA\n")
-    return run_here(FEATURES, "import", "bua-tsv", source, hostile.root / "imported", "--space", HOSTILE)
+    return run_here(PROGRAM, "import", "bua-tsv", source, "--out", hostile.root / "imported", "--space", HOSTILE)
 
 
 def canary(hostile: Hostile) -> subprocess.CompletedProcess[str]:
     return run_here(
-        FEATURES,
+        PROGRAM,
+        "store",
         "canary",
         hostile.store,
         "--images",
@@ -140,13 +141,13 @@ def canary(hostile: Hostile) -> subprocess.CompletedProcess[str]:
 
 def ls(hostile: Hostile, *images: str) -> subprocess.CompletedProcess[str]:
     store = write_store(hostile.root / f"store{len(images)}", [HOSTILE, "b"])
-    return run_here(FEATURES, "ls", store.folder, *images)
+    return run_here(PROGRAM, "store", "ls", store.folder, *images)
 
 
 RUNS: dict[str, Callable[[Hostile], subprocess.CompletedProcess[str]]] = {
     "a night": lambda hostile: hostile.night,
     "an argument that a job has not": lambda hostile: run_job("nightly", hostile.matrix, f"--{HOSTILE}", HOSTILE),
-    "an argument that a command has not": lambda hostile: run_here(FEATURES, "verify", hostile.store, HOSTILE),
+    "an argument that a command has not": lambda hostile: run_here(PROGRAM, "store", "verify", hostile.store, HOSTILE),
     "a dry run": lambda hostile: run_job("nightly", hostile.matrix, "--dry-run"),
     "an extraction": extract,
     "an evaluation": evaluate,
@@ -157,8 +158,8 @@ RUNS: dict[str, Callable[[Hostile], subprocess.CompletedProcess[str]]] = {
     "a canary": canary,
     "ls": ls,
     "ls of an image": lambda hostile: ls(hostile, HOSTILE),
-    "verify": lambda hostile: run_here(FEATURES, "verify", hostile.store),
-    "info": lambda hostile: run_here(FEATURES, "info", hostile.store),
+    "verify": lambda hostile: run_here(PROGRAM, "store", "verify", hostile.store),
+    "info": lambda hostile: run_here(PROGRAM, "store", "info", hostile.store),
     "scores as JSON": lambda hostile: score(hostile, "--json"),
     "an evaluation as JSON": lambda hostile: evaluate(hostile, "--json"),
     "a comparison as JSON": lambda hostile: run_job("compare", *hostile.runs[:2], "--json"),

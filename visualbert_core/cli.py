@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from typing import NoReturn
 
@@ -16,7 +17,7 @@ import tyro
 from visualbert_core import __version__
 from visualbert_core.config import nearest
 from visualbert_core.errors import ConfigError, end
-from visualbert_core.printable import say
+from visualbert_core.printable import printable, say
 
 INGREDIENT = None
 
@@ -50,7 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
     module = import_module(f"visualbert_core.commands.{COMMANDS[name][0]}")
-    command = tyro.cli(module.Command, prog=f"visualbert {name}", args=rest, config=(tyro.conf.FlagCreatePairsOff,))
+    parse = partial(tyro.cli, module.Command, prog=f"visualbert {name}", config=(tyro.conf.FlagCreatePairsOff,))
+    try:
+        command = parse(args=rest, console_outputs=False)
+    except SystemExit:  # once more, to print the help or the complaint, which quotes the arguments
+        command = parse(args=[printable(word) for word in rest])
     code: int = command.run()
     return code
 
