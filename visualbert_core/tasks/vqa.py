@@ -58,7 +58,7 @@ class _Questions:
     rows: dict[str, int]  # example_id → row
     image_ids: list[str]
     texts: list[str]
-    images: dict[int, str]  # the number of an image → its id, one string object an image
+    images: dict[Any, str]  # the number of an image → its id, one string object an image
 
 
 @dataclass(frozen=True)
@@ -350,7 +350,7 @@ def _refuse_image(record: Mapping[str, Any], image: str, where: str, questions_p
     given, asked = record.get("image_id"), int(image.rpartition("_")[2])
     if given is not None and str(given) != str(asked):
         raise AnnotationError(
-            f"{where}: 'image_id' is {given!r}, in {questions_path.name} it is {asked}; take both files from one release"
+            f"{where}: 'image_id' is {given!r}, in {questions_path.name} it is {asked}; take both from one release"
         )
 
 
