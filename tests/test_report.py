@@ -256,13 +256,17 @@ def test_row_holds_interval_chance_and_n(cell: Any) -> None:
 
 
 def test_paper_is_quoted_beside_real_scores_only(cell: Any) -> None:
-    """The published recall@1 is shown beside the official split, not beside a subset, and never on a synthetic page."""
-    subset = cell("flickr30k_entities")
-    assert Page(render(REAL, [subset])).scores()[0]["paper"] == "–"
-    scores = {name: value for name, value in subset.run.scores.items() if name != "subset"}
-    grounding = dataclasses.replace(subset, run=dataclasses.replace(subset.run, scores=scores))
-    assert Page(render(REAL, [grounding])).scores()[0]["paper"] == "70.4"
-    assert SYNTHETIC not in render(REAL, [grounding])
+    """The published recall@1 on val is shown for the whole official split, for a part of it a warning instead, and
+    appears nowhere on a synthetic page."""
+    grounding = cell("flickr30k_entities")
+    whole = {key: value for key, value in grounding.run.scores.items() if key != "subset"}
+    official = dataclasses.replace(grounding, run=dataclasses.replace(grounding.run, scores=whole))
+    assert Page(render(REAL, [official])).scores()[0]["paper"] == "70.4"
+    assert SYNTHETIC not in render(REAL, [official])
+    part = render(REAL, [grounding])
+    assert Page(part).scores()[0]["paper"] == "–"
+    assert "of 1,000 images: this is not the official val split" in part
+    assert "not the official val split" not in render(DEMO, [grounding])
     synthetic = render(DEMO, [grounding])
     assert SYNTHETIC in synthetic
     assert "70.4" not in synthetic

@@ -110,9 +110,7 @@ def test_a_run_over_test_dev(small_night: SmallNight, tmp_path: Path, monkeypatc
         model=WEIGHTS / "visualbert-vqa",
         out=tmp_path / "out",
     )
-    with pytest.raises(
-        InputError, match=r"the predictions are complete, but no submission of test-dev alone: .* split"
-    ):
+    with pytest.raises(InputError, match=r"the predictions are complete, but no submission of test-dev alone: "):
         run(config)
     (folder,) = config.out.iterdir()
     record = read_run(folder).record

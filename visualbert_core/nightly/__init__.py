@@ -117,7 +117,7 @@ def _check_cell(where: str, cell: CellConfig, corpora: Collection[str]) -> None:
 
 def _night(path: Path, config: NightlyConfig) -> str:
     night = config.night or datetime.now(UTC).date().isoformat()
-    named = {"night": night, "gate.baseline": config.gate and config.gate.baseline}
+    named = {"night": night, "gate.baseline": config.gate.baseline if config.gate else None}
     for key, name in named.items():
         if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
             raise ConfigError(f"{path}: {key}: {name!r} cannot name a folder: use letters, digits, dots and dashes")

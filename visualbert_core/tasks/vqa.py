@@ -60,6 +60,7 @@ class _Questions:
     rows: dict[str, int]  # example_id → row
     image_ids: list[str]
     texts: list[str]
+    images: dict[Any, str]  # the number of an image → its id, one string object an image
 
 
 @dataclass(frozen=True)
@@ -271,9 +272,8 @@ def _questions_file(folder: Path, split: str) -> Path:
 
 
 def _read_questions(path: Path, subset: str) -> _Questions:
-    questions = _Questions({}, [], [])
-    images = subset.replace("-dev", "")
-    image_ids: dict[int, str] = {}  # one string object an image
+    questions = _Questions({}, [], [], {})
+    folder, images = subset.replace("-dev", ""), questions.images
     texts: dict[str, str] = {}  # and one a wording: complementary pairs share theirs
     head: dict[str, Any] = {}
     for _, fields in stream_fields(path, "questions", head, question_id=int, image_id=int, question=str):
@@ -281,10 +281,10 @@ def _read_questions(path: Path, subset: str) -> _Questions:
         example_id = str(question_id)
         if example_id in questions.rows:
             raise _twice(path, question_id)
-        if image_id not in image_ids:
-            image_ids[image_id] = f"COCO_{images}_{image_id:012d}"
+        if image_id not in images:
+            images[image_id] = f"COCO_{folder}_{image_id:012d}"
         questions.rows[example_id] = len(questions.rows)
-        questions.image_ids.append(image_ids[image_id])
+        questions.image_ids.append(images[image_id])
         questions.texts.append(texts.setdefault(text, text))
     _check_head(path, head, subset)
     if not questions.rows:
@@ -331,10 +331,11 @@ def _read_annotations(path: Path, questions_path: Path, questions: _Questions, l
         try:
             labels.answers[row] = annotators
             common = _common_answer(record)
+            of_its_image = questions.images.get(record.get("image_id")) is questions.image_ids[row]
         except (AttributeError, KeyError, TypeError, ValueError):
             _refuse_answers(record, f"{path} question_id {question_id}")
             raise
-        if not questions.image_ids[row].endswith(f"_{record.get('image_id', '')!s:0>12}"):
+        if not of_its_image:
             _refuse_image(record, questions.image_ids[row], f"{path} question_id {question_id}", questions_path)
         labels.common[row] = answers.setdefault(common, common)
         types = answer_type, question_type
@@ -350,13 +351,11 @@ def _read_annotations(path: Path, questions_path: Path, questions: _Questions, l
 
 def _refuse_image(record: Mapping[str, Any], image: str, where: str, questions_path: Path) -> None:
     """Say where the two files disagree on the image of a question; an annotation that names none says nothing."""
-    if "image_id" in record:
-        asked = int(image.rpartition("_")[2])
-        if record["image_id"] != asked:
-            raise AnnotationError(
-                f"{where}: 'image_id' is {record['image_id']!r}, in {questions_path.name} it is {asked}; take both "
-                "files from one release"
-            )
+    given, asked = record.get("image_id"), int(image.rpartition("_")[2])
+    if given is not None and str(given) != str(asked):
+        raise AnnotationError(
+            f"{where}: 'image_id' is {given!r}, in {questions_path.name} it is {asked}; take both from one release"
+        )
 
 
 def _common_answer(record: dict[str, Any]) -> str:
@@ -374,6 +373,8 @@ def _refuse_answers(record: dict[str, Any], where: str) -> None:
         raise AnnotationError(f"{where}: no answers; this is not the official format")
     for annotator in record["answers"]:
         field(annotator, "answer", str, where)
+    if "image_id" in record:
+        checked(record["image_id"], int, where, "image_id")
     field(record, "multiple_choice_answer", str, where)
 
 
