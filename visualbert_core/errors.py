@@ -9,6 +9,8 @@
     │   └── DriftError                           a detector that does not give a store's features (--canary)
     ├── CoverageError                   exit 3   examples without a prediction: no score; no image with features, or
     │                                            more failed ones than allowed
+    ├── ClusterError                    exit 1   what computes is not there: Ray does not start, or a cluster does not
+    │                                            answer or refuses; nothing was computed with it
     ├── ShardError                      exit 1   a shard that could not be computed; the finished ones are kept
     ├── TrackerError                    exit 1   a finished night that could not be sent to a tracker
     ├── NotComparableError              exit 5   two runs of different questions: their difference says nothing
@@ -87,6 +89,10 @@ class NotComparableError(VisualBertCoreError):
 
 class TrackerError(VisualBertCoreError):
     """An experiment tracker did not take a night, which is complete on disk."""
+
+
+class ClusterError(VisualBertCoreError):
+    """Ray does not start, the cluster of RAY_ADDRESS does not answer or refuses, or a process that helps was ended."""
 
 
 class ShardError(VisualBertCoreError):

@@ -34,7 +34,14 @@ from visualbert_core.config import (
 )
 from visualbert_core.corpus import Corpus, list_images
 from visualbert_core.documents import read_yaml
-from visualbert_core.errors import ConfigError, CoverageError, TrackerError, UnfinishedError, VisualBertCoreError
+from visualbert_core.errors import (
+    ClusterError,
+    ConfigError,
+    CoverageError,
+    TrackerError,
+    UnfinishedError,
+    VisualBertCoreError,
+)
 from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
@@ -309,7 +316,8 @@ def _evaluate(
 
 
 def _note(title: str, error: Exception, codes: list[int]) -> str:
-    if isinstance(error, UnfinishedError):  # nothing more is to be begun, and no verdict spoken over what is missing
+    # Nothing more is to be begun, or can be, and no verdict spoken over what is missing.
+    if isinstance(error, (UnfinishedError, ClusterError)):
         raise error
     codes.append(error.exit_code if isinstance(error, VisualBertCoreError) else 1)
     _complain(f"{title}: {error}")
