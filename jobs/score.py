@@ -27,7 +27,7 @@ def main() -> int:
     digest = digest_files(task.annotation_files())
     answers = read_answers(task, args.predictions, digest, mode)
     if not answers.coverage.complete:
-        for line in answers.coverage.table():
+        for line in answers.coverage.table().splitlines():
             say(line, to=sys.stderr)
     document = score(task, answers, digest, mode)
     if args.as_json:
