@@ -59,7 +59,7 @@ class Command:
         digest = digest_files(task.annotation_files())
         answers = read_answers(task, self.predictions, digest, mode, self.boxes)
         if not answers.coverage.complete:
-            for line in answers.coverage.table():
+            for line in answers.coverage.table().splitlines():
                 say(line, to=sys.stderr)
         document = score(task, answers, digest, mode)
         if self.json:

@@ -47,10 +47,10 @@ class Coverage:
         """The five numbers, for a scores document."""
         return {"expected": self.expected, "predicted": self.predicted} | {k: len(v) for k, v in self._faults().items()}
 
-    def table(self) -> list[str]:
+    def table(self) -> str:
         """Five lines: a number each, and the first ids of each fault."""
         ids = {kind: _first(ids) for kind, ids in self._faults().items()}
-        return [f"{kind:>10} {n:>10,}  {ids.get(kind, '')}".rstrip() for kind, n in self.counts().items()]
+        return "\n".join(f"{kind:>10} {n:>10,}  {ids.get(kind, '')}".rstrip() for kind, n in self.counts().items())
 
     def _faults(self) -> dict[str, tuple[str, ...]]:
         return {"missing": self.missing, "duplicate": self.duplicate, "unknown": self.unknown}
