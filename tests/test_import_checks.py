@@ -42,7 +42,8 @@ def test_reported_sources_are_refused(name: str, says: str, space: str, tmp_path
 
 def test_reported_sources_that_are_right(tmp_path: Path) -> None:
     """`ok` as it is; of `nan` the rows that can be used; of `glued` the whole row of the image whose other is torn."""
-    assert failures(done := run("bua-tsv", REPORTS / "tsv/ok.tsv", tmp_path)) == {}
+    done = run("bua-tsv", REPORTS / "tsv/ok.tsv", tmp_path)
+    assert failures(done) == {}
     whole = done.store.fetch("73")
     assert failures(run("bua-tsv", REPORTS / "tsv/nan.tsv", tmp_path)) == {
         "42": "boxes or features hold NaN or infinity",

@@ -226,7 +226,7 @@ def test_one_shard_that_is_named_is_all(tmp_path: Path) -> None:
     shard = shutil.copy(REPORTS / "tsv_shards/train.tsv.1", tmp_path / "train.tsv.1")
     assert run("bua-tsv", Path(shard), tmp_path).store.image_ids == ["100", "99"]
     counted = Path(shard).rename(tmp_path / "train-00001-of-00002.tsv")
-    with pytest.raises(InputError, match="train-00000-of-00002.tsv is missing"):
+    with pytest.raises(InputError, match=r"train-00000-of-00002\.tsv is missing"):
         run("bua-tsv", counted, tmp_path)
 
 
