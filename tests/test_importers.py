@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import base64
 import codecs
-import csv
 import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import feature_sources
 import numpy as np
 import pytest
+from feature_sources import BUA, LXMERT
 
-from visualbert_core.cluster import Pool
-from visualbert_core.config import PoolConfig
 from visualbert_core.errors import ConfigError, CoverageError, InputError
-from visualbert_core.features.importers import import_features
 from visualbert_core.features.store import FeatureStore
 
 D = 6
@@ -42,24 +40,8 @@ def record(image_id: str) -> dict[str, Any]:
     }
 
 
-BUA = ["image_id", "image_w", "image_h", "num_boxes", "boxes", "features"]
-LXMERT = [
-    *("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf"),
-    *("num_boxes", "boxes", "features"),
-]
-
-
-def write_tsv(path: Path, fields: Sequence[str]) -> Path:
-    """As both projects write theirs: csv.DictWriter, tabs, arrays in base64, no header."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fields, delimiter="\t")
-        for image_id in COUNTS:
-            known = record(image_id)
-            known |= {"image_id": image_id, "img_id": image_id, "img_w": known["image_w"], "img_h": known["image_h"]}
-            values = {name: known[name] for name in fields}
-            arrays = {name: v for name, v in values.items() if isinstance(v, np.ndarray)}
-            writer.writerow(values | {name: base64.b64encode(v.tobytes()).decode() for name, v in arrays.items()})
-    return path
+def write_tsv(path: Path, fields: list[str]) -> Path:
+    return feature_sources.write_tsv(path, {image_id: record(image_id) for image_id in COUNTS}, fields)
 
 
 def mmf(image_id: str) -> tuple[np.ndarray, dict[str, Any]]:
@@ -109,8 +91,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 
 
 def run(kind: str, source: Path, out: Path, **options: Any) -> FeatureStore:
-    with Pool(PoolConfig(inline=True)) as pool:
-        return import_features(kind, source, out, "mine", pool, **options).store
+    return feature_sources.run(kind, source, out, **options).store
 
 
 def failures(store: FeatureStore) -> dict[str, str]:

@@ -27,6 +27,7 @@ _ROUNDING = 1e-3  # pixels by which the far corner may lie before the near one
 _FRAME = 0.1  # the part of its frame by which a scaled box may exceed it
 _SMALL = 4  # pixels: in a smaller image, a box in the first pixel says nothing
 _MANY = 20  # boxes from which on their extent can be judged
+_FEW = 10  # bad boxes in most rows from which on another convention is looked for
 _FEW_BAD = 0.1  # the share of bad boxes from which on another convention is looked for
 _FEW_BAD_SCALED = 0.4  # the same for rows and scaled conventions, whose frame is so wide that good pixels fit, too
 _FITS = 0.01  # the share of bad boxes that a convention which fits may have
@@ -135,9 +136,10 @@ def suspect(
     if not number:
         return seen.small(declared)
     share = len(np.unique(seen.rows[bad])) / len(np.unique(seen.rows))
-    if share <= 0.5 and (number < 2 or number < _FEW_BAD * count):
-        return None
-    fitting = seen.fitting([name for name in CONVENTIONS if share > _FEW_BAD_SCALED or not _split(name)[0]], declared)
+    names = [name for name in CONVENTIONS if share > _FEW_BAD_SCALED or not _split(name)[0]]
+    few = 1 < number >= _FEW_BAD * count
+    enough = few or 2 * number > count or (share > 0.5 and number > _FEW)  # to name a convention by
+    fitting = seen.fitting(names, declared) if enough else None
     return Suspicion(seen.trouble(declared), fitting) if share > 0.5 or fitting else None
 
 

@@ -147,7 +147,7 @@ def _misread(rows: Sequence[Regions]) -> str | None:
 
 
 def _type(features: np.ndarray) -> str | None:
-    """float16, float64 or big-endian where float32 spreads the magnitudes over many more octaves than that type.
+    """float16 or float64 where float32 spreads the magnitudes over many more octaves than that type.
 
     Bytes of another type put digits where the exponent is. Features of float16 seem to lie eight times as many octaves
     apart as they do, those of float64 a hundred; good ones are read as what they are by no other type.
@@ -161,7 +161,7 @@ def _type(features: np.ndarray) -> str | None:
     spread = _octaves(raw[np.isfinite(raw)])
     if spread <= 4:
         return None
-    candidates = {"float16": raw.view("<f2"), "big-endian float32": raw.view(">f4")}
+    candidates = {"float16": raw.view("<f2")}
     if raw.size % 2 == 0:
         candidates["float64"] = raw.view("<f8")
     # What was cut to bfloat16 has no low halves, and half its octaves in the upper ones.

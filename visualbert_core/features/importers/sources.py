@@ -121,9 +121,9 @@ def corpus_name(given: Sequence[Path], paths: Sequence[Path]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # shards
 
-_OF = re.compile(r"(?P<base>.+?)-(?P<number>\d+)-of-(?P<total>\d+)(?P<end>\D*)")
-_LAST = re.compile(r"(?P<base>.+\.\D+)\.(?P<number>\d+)")
-_MIDDLE = re.compile(r"(?P<base>.+)[._-](?P<number>\d+)(?P<end>\.[a-z0-9]+)")
+_OF = re.compile(r".+?-(?P<number>\d+)-of-(?P<total>\d+)\D*")
+_LAST = re.compile(r".+\.[a-z]\w*\.(?P<number>\d+)")
+_MIDDLE = re.compile(r".+[._-](?P<number>\d+)\.[a-z]\w*")
 
 
 def missing_shards(names: Iterable[str], alone: bool = False) -> str | None:
@@ -131,33 +131,33 @@ def missing_shards(names: Iterable[str], alone: bool = False) -> str | None:
 
     `alone`: one file was named on purpose, so that `train.tsv.1` may be all; `train-00001-of-00002.tsv` may not.
     """
-    sets: dict[tuple[str, str, str], list[tuple[int, int]]] = {}
+    sets: dict[tuple[re.Pattern[str], str, str], list[re.Match[str]]] = {}
     for name in names:
-        for kind, pattern in (("of", _OF), ("last", _LAST), ("middle", _MIDDLE)):
+        for pattern in (_OF, _LAST, _MIDDLE):
             if found := pattern.fullmatch(name):
-                parts = found.groupdict()
-                key = (kind, f"{parts['base']} … {parts.get('end') or ''}", parts.get("total") or "")
-                sets.setdefault(key, []).append((int(parts["number"]), len(parts["number"])))
+                key = (pattern, name[: found.start("number")], name[found.end("number") :])
+                sets.setdefault(key, []).append(found)
                 break
-    for (kind, _, total), numbered in sets.items():
-        numbers = {number for number, _ in numbered}
-        first = 0
-        if kind == "of":
-            first = 1 if 0 not in numbers and int(total) in numbers else 0
-            stop = first + int(total)
-        elif kind == "middle" and (len(numbers) < 2 or min(numbers) > 1):
-            continue  # _36.tsv is the number of boxes, not that of a shard
-        else:
-            first = min(numbers) if kind == "middle" else 0
-            stop = max(numbers) + 1
-        lacking = sorted(set(range(first, stop)) - numbers)
-        if lacking and not (alone and kind == "last"):
-            digits = max(width for _, width in numbered)
-            return (
-                f"shard {lacking[0]:0{digits}} of {stop - first} is missing, the names of those that are there count "
-                f"further: fetch it ({len(lacking)} missing)"
-            )
+    for (pattern, before, behind), found_there in sets.items():
+        numbers = {int(found["number"]) for found in found_there}
+        lacking = _counted(pattern, found_there, numbers) - numbers
+        if lacking and not (alone and pattern is _LAST):
+            first = f"{before}{min(lacking):0{min(len(found['number']) for found in found_there)}}{behind}"
+            there = found_there[0].string
+            return f"{first} is missing beside {there} ({len(lacking)} missing): fetch it"
     return None
+
+
+def _counted(pattern: re.Pattern[str], there: Sequence[re.Match[str]], numbers: set[int]) -> set[int]:
+    """The numbers that a complete set of shards has; none where the names do not count shards."""
+    if pattern is _OF:
+        total = int(there[0]["total"])
+        first = int(0 not in numbers and total in numbers)
+        return set(range(first, first + total))
+    if pattern is _LAST:
+        return set(range(max(numbers) + 1))
+    # _36.tsv is the number of boxes: only several names count, and from 0 or 1.
+    return set(range(min(numbers), max(numbers) + 1)) if len(numbers) > 1 and min(numbers) < 2 else set()
 
 
 def refuse_pointer(path: Path) -> None:
