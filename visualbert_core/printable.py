@@ -2,19 +2,18 @@
 
 A terminal obeys what it prints. An escape sequence in an id can clear the screen, rename the window or hide a line, and
 a newline in it can forge one (CWE-150). So whatever is for people is printed by `say`, whatever is for programs by
-`say_json`, and an argument that argparse complains about by `Parser`. What libraries print (warnings, logging, a
+`say_json`. What libraries print (warnings, logging, a
 traceback) has lines of its own: `guard` takes the rest of it.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
 import re
 import sys
-from typing import Any, NoReturn, TextIO, cast
+from typing import Any, TextIO, cast
 
 INGREDIENT = None
 
@@ -39,17 +38,6 @@ def say_json(value: Any, indent: int | None = None) -> None:
     # json.dumps escapes every control character but DEL
     text = json.dumps(value, allow_nan=False, indent=indent).replace("\x7f", "\\u007f")
     sys.stdout.write(text + "\n")
-
-
-class Parser(argparse.ArgumentParser):
-    """Shows its description as it is written, and complains in one line, whatever an argument holds."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | options)
-
-    def error(self, message: str) -> NoReturn:
-        """End with exit code 2."""
-        super().error(printable(message))
 
 
 def guard() -> None:
