@@ -28,18 +28,14 @@ pytestmark = pytest.mark.slow
 TOKEN = "0123456789abcdef0123456789abcdef"
 
 
-@pytest.fixture(scope="module", params=["no token", "a token in the home folder"])
-def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """A one-node cluster of our own, as README starts it without and with `ray get-auth-token --generate`."""
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """A one-node cluster of our own, as README starts one: with a token in a home folder of its own. Those without any,
+    and with one elsewhere, are test_session.py's."""
     home = tmp_path_factory.mktemp("home")
-    token = None if request.param == "no token" else TOKEN
-    if token is None:
-        variables = environment(home)
-    else:
-        variables = environment(home, RAY_AUTH_MODE="token")
-        (home / ".ray").mkdir()
-        (home / ".ray" / "auth_token").write_text(token)
-    with head(variables, token) as running:
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text(TOKEN)
+    with head(environment(home, RAY_AUTH_MODE="token"), TOKEN) as running:
         yield running
 
 
