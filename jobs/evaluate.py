@@ -67,6 +67,7 @@ def parse() -> dict[str, Any]:
     parser.add_argument(
         "--foreign-features", action="store_true", help="allow features of another space than trained on"
     )
+    parser.add_argument("--feature-space", metavar="NAME", help="what it was trained on, where it does not say")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default=EvaluateConfig.precision)
     parser.add_argument("--batch-size", type=int, default=EvaluateConfig.batch_size)
     parser.add_argument("--shard-size", type=int, default=EvaluateConfig.shard_size, help="images per shard, about")

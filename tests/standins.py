@@ -29,7 +29,7 @@ from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
-from visualbert_core.schema import Example, Prediction, Regions
+from visualbert_core.schema import Example, Failure, Prediction, Regions
 
 WEIGHTS = Path(__file__).parents[1] / "visualbert_core" / "world" / "weights"
 SHARD, SECONDS = 3, 0.02
@@ -65,7 +65,7 @@ class PixelDetector:
 class SumModel:
     """Answers with the sum of an image's features; the question with the word "deadly" ends the process."""
 
-    feature_size, feature_space = 3, "pixels"
+    feature_size, feature_space, published_space = 3, "pixels", None
 
     def __init__(self, folder: Path, device: str | None) -> None:
         if device is None:
@@ -74,7 +74,7 @@ class SumModel:
     def fingerprint(self) -> dict[str, Any]:
         return {"of": "sums"}
 
-    def predict(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> list[Prediction]:
+    def predict(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> list[Prediction | Failure]:
         time.sleep(SECONDS)
         return [self._answer(example, regions[0]) for example, regions in batch]
 

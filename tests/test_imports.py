@@ -25,7 +25,7 @@ ORDER = (
     {"supervision", "host"},
     {"progress"},
     {"shards", "provenance", "tables"},
-    {"schema", "storage", "columns", "pickles"},
+    {"schema", "storage", "columns", "pickles", "weights"},
     {"config"},
     {"documents"},
     {"errors"},

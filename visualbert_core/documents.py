@@ -62,7 +62,7 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The parsed file. Raises ConfigError with the path, and with line or key, where it is missing or no strict YAML."""
+    """The parsed file. Raises ConfigError with path, and line or key, where it is missing or no strict YAML."""
     data = _read(path, ConfigError)
     try:
         value = _parse_yaml(data.decode("utf-8"))
@@ -119,7 +119,7 @@ class _StrictLoader(yaml.SafeLoader):
     """Blames the line of a scalar that Python cannot make a value of: a 13th month, an integer of a million digits.
     Stops at brackets that lie too deep, of which PyYAML would read thousands in minutes."""
 
-    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:  # noqa: N803  (PyYAML's name)
+    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:
         if self.flow_level > DEEPEST:
             raise ValueError(_too_deep())
         super().fetch_flow_collection_start(TokenClass)
@@ -173,7 +173,8 @@ def _keys_of(loader: _StrictLoader, place: str, mapping: yaml.MappingNode) -> It
         if not isinstance(name, Hashable):
             continue  # no key, which the loader says itself
         if name in lines:
-            where = f"in line {lines[name]} and again in line {line}" if lines[name] != line else f"twice in line {line}"
+            first = lines[name]
+            where = f"twice in line {line}" if first == line else f"in line {first} and again in line {line}"
             raise ValueError(f"{inside}: the key stands {where}: keep one")
         lines[name] = line
 

@@ -112,8 +112,8 @@ def _check_cell(where: str, cell: CellConfig, corpora: Collection[str]) -> None:
 
 def _night(path: Path, config: NightlyConfig) -> str:
     night = config.night or datetime.now(UTC).date().isoformat()
-    named = {"night": night, "gate.baseline": config.gate and config.gate.baseline}
-    for key, name in named.items():
+    baseline = None if config.gate is None else config.gate.baseline
+    for key, name in {"night": night, "gate.baseline": baseline}.items():
         if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
             raise ConfigError(f"{path}: {key}: {name!r} cannot name a folder: use letters, digits, dots and dashes")
     return night
@@ -303,6 +303,7 @@ def _evaluate_config(
         out=runs_folder(config),
         regions=regions,
         foreign_features=cell.foreign_features,
+        feature_space=cell.feature_space,
         precision=cell.precision,
         batch_size=cell.batch_size,
         shard_size=cell.shard_size,
