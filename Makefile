@@ -6,7 +6,7 @@ READY := .venv/.ready
 .PHONY: demo test check clean
 
 demo: $(READY)
-	$(BIN)/python jobs/nightly.py jobs/demo.yaml
+	$(BIN)/visualbert demo
 
 test: $(READY) check
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from visualbert_core.errors import end
 from visualbert_core.nightly import Night, load_matrix, run_matrix
+from visualbert_core.world import DEMO
 
-ROOT = Path(__file__).resolve().parents[1]
 NIGHTS = ("2026-02-01", "2026-02-02", "2026-02-03", "2026-02-04")
 DAMAGED = ("visualbert-vqa", "visualbert-flickr30k")
 
@@ -31,18 +31,18 @@ def bad_night(
 ) -> Night:
     """The last of `nights`. `out` is emptied first: the nights before it must be good ones.
 
-    `noise` is the standard deviation of what is added to every weight; `changes` replace keys of jobs/demo.yaml.
+    `noise` is the standard deviation of what is added to every weight; `changes` replace keys of the demo's matrix.
     """
     shutil.rmtree(out, ignore_errors=True)
-    matrix = yaml.safe_load((ROOT / "jobs" / "demo.yaml").read_text())
+    matrix = yaml.safe_load(DEMO.read_text())
     matrix |= {"name": "bad-night", "out": str(out), "gate": {"drop": 5}, "pool": {"inline": True}}
     if images is not None:
         names = ("vqa_images", "vcr_images", "nlvr2_sets", "flickr_images")
         matrix["world"] |= dict.fromkeys(names, images)
     for corpus in matrix["corpora"].values():
-        corpus["detector"] = str(ROOT / corpus["detector"])
+        corpus["detector"] = str(DEMO.parent / corpus["detector"])
     for cell in matrix["cells"]:
-        weights = ROOT / cell["model"]
+        weights = DEMO.parent / cell["model"]
         cell |= {"model": str(out / "models" / weights.name), "floors": {}, "wrong_image": {}}
         shutil.copytree(weights, cell["model"])
     path = out / "matrix.yaml"
@@ -67,7 +67,7 @@ def damage(model: Path, noise: float) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/bad-night"))
-    parser.add_argument("--images", type=int, help="of every task (default: those of jobs/demo.yaml)")
+    parser.add_argument("--images", type=int, help="of every task (default: those of the demo's matrix)")
     parser.add_argument("--noise", type=float, default=0.03, help="standard deviation (default %(default)s)")
     args = parser.parse_args()
     night = bad_night(args.out, args.images, args.noise)

@@ -22,6 +22,7 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--hide-scrollbars", "--remote-debugging-port=0"),
 )
+PATIENCE = 300.0  # seconds for an answer that takes milliseconds on a machine that is not busy
 
 
 def find() -> str | None:
@@ -58,7 +59,11 @@ class Browser:
             self._loop.run_until_complete(self._session.close())
         self._loop.close()
         self._process.terminate()
-        self._process.wait(30)
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def open(self, path: Path, width: int = 1280, height: int = 800) -> None:
         """From the disk, in a window of so many pixels; returns when it is loaded."""
@@ -101,14 +106,14 @@ class Browser:
         return {"clip": {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}}
 
     def _until(self, ready: Any) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not ready():
             assert time.monotonic() < deadline, "the page did not load"
             time.sleep(0.05)
 
     async def _connect(self) -> None:
         marker = self._profile / "DevToolsActivePort"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not (marker.exists() and len(lines := marker.read_text().splitlines()) == 2):
             assert self._process.poll() is None, "the browser did not start"
             assert time.monotonic() < deadline, "the browser does not answer"
@@ -122,7 +127,7 @@ class Browser:
         number = next(self._ids)
         await self._socket.send_json({"id": number, "method": method, "params": parameters})
         while True:
-            message = await self._socket.receive_json(timeout=60)
+            message = await self._socket.receive_json(timeout=PATIENCE)
             if message.get("id") == number:
                 assert "error" not in message, message
                 return message["result"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,21 @@ from typing import Any
 # Before torch is imported: threads of several small processes that wait for each other's cores cost minutes here.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 import yaml
 
 from visualbert_core import errors
 from visualbert_core.cluster import start_ray
 from visualbert_core.nightly import Night, load_matrix, run_matrix
+from visualbert_core.world import DEMO
 
 ROOT = Path(__file__).parents[1]
+# How long an example takes is the machine's business.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -36,15 +45,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def small_matrix(**changes: Any) -> dict[str, Any]:
-    """jobs/demo.yaml with a handful of scenes, in this process, without floors."""
-    matrix: dict[str, Any] = yaml.safe_load((ROOT / "jobs" / "demo.yaml").read_text())
+    """The demo's matrix with a handful of scenes, in this process, without floors."""
+    matrix: dict[str, Any] = yaml.safe_load(DEMO.read_text())
     matrix["world"] = {"seed": 5, "vqa_images": 12, "vcr_images": 10, "nlvr2_sets": 3, "flickr_images": 8}
     matrix["pool"] = {"inline": True}
     for corpus in matrix["corpora"].values():
-        corpus["detector"] = str(ROOT / corpus["detector"])
+        corpus["detector"] = str(DEMO.parent / corpus["detector"])
         corpus["shard_size"] = 5
     for cell in matrix["cells"]:
-        cell["model"] = str(ROOT / cell["model"])
+        cell["model"] = str(DEMO.parent / cell["model"])
         cell["shard_size"] = 5
         cell |= {"floors": {}, "wrong_image": {}}
     return matrix | changes
@@ -82,6 +91,19 @@ def small_night(tmp_path_factory: pytest.TempPathFactory) -> SmallNight:
     matrix = root / "matrix.yaml"
     matrix.write_text(yaml.safe_dump(small_matrix(out=str(root / "out"))))
     return SmallNight(matrix, root / "out", run_matrix(load_matrix(matrix, {})))
+
+
+@contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond so many bytes: a write fails half-way, as on a full disk."""
+    _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.fixture

@@ -258,7 +258,7 @@ def test_the_command(scenes: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"{WEIGHTS} gives the features of {store.folder}\n"), done.stderr
     assert "cosine     1.00000   0.995   1.00000    0.95  scene" in done.stderr
     Noisy(WEIGHTS).detector.save_pretrained(scenes / "noisy")
-    line = [sys.executable, "-m", "visualbert_core.features", *line, str(scenes / "noisy")]
+    line = [sys.executable, "-m", "visualbert_core", "store", *line, str(scenes / "noisy")]
     done = subprocess.run(line, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1].startswith("error: the detector does not give the features of")

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 from conftest import SmallNight
-from standins import SHARD, Job, RealJob, drive, load_pixels, new_job, write_world
+from standins import PAUSE, SHARD, Job, RealJob, drive, load_pixels, new_job, write_world
 
 from visualbert_core import cluster, storage, supervision
 from visualbert_core.cluster import LOCAL_ENVIRONMENT, Pool
@@ -37,6 +37,7 @@ from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan
 
 pytestmark = pytest.mark.slow
 ROUNDS, IMAGES = 20, 48
+PATIENCE = 900  # seconds for what takes some tenths of them on a machine that is not busy
 DRIVERS = multiprocessing.get_context("forkserver")
 PRELOADED = ["ray", "standins", "visualbert_core.models.visualbert.predictor"]  # so that a driver starts in no time
 
@@ -61,7 +62,7 @@ class Driver:
 
     def finish(self, code: int = 0) -> str:
         """What it said, when it has ended with this exit code."""
-        self.process.join(180)
+        self.process.join(PATIENCE)
         said = "".join(path.read_text() for job in self.jobs for path in job.out.glob("stderr"))
         assert self.process.exitcode == code, said[-3000:]
         return said
@@ -230,11 +231,14 @@ def test_two_drivers_at_once_end_as_one(nodes: Nodes, world: Path, undisturbed: 
 def test_sigterm_drains(nodes: Nodes, world: Path, undisturbed: dict[str, bytes]) -> None:
     """A job that is told to stop commits what runs, says what is left and exits 6; the same line does the rest."""
     job = new_job(world, "stopped").may_go()
+    pause = job.out / PAUSE
+    pause.touch()
     driver = Driver(job)
     wait_until(lambda: job.done("features") > 0, driver)
     driver.process.terminate()
+    wait_until(lambda: "stopping (SIGTERM): " in (job.out / "stderr").read_text(), driver)
+    pause.unlink()
     said = driver.finish(code=6)
-    assert "stopping (SIGTERM): " in said
     assert f"error: stopped (SIGTERM): {17 - job.done('features')} of 17 shards are left" in said
     Driver(job, workers=2).finish()
     assert job.tree() == undisturbed
@@ -257,7 +261,7 @@ class Roll:
         context = ray.get_runtime_context()
         seen = {"node": context.get_node_id(), "visible": os.environ["CUDA_VISIBLE_DEVICES"], "mine": ray.get_gpu_ids()}
         (self.root / f"{os.getpid()}.json").write_text(json.dumps(seen))
-        until = time.monotonic() + 60
+        until = time.monotonic() + PATIENCE
         while len(list(self.root.glob("*.json"))) < self.expected and time.monotonic() < until:
             time.sleep(0.05)
         return ShardFolder(self.root).commit(shard, Part(b"", len(shard.items), None, 0))

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import time
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from visualbert_core import supervision
+from visualbert_core import cluster, supervision
 from visualbert_core.cluster import Pool
 from visualbert_core.config import PoolConfig
 from visualbert_core.errors import CheckpointError, ShardError, UnfinishedError
@@ -97,13 +98,6 @@ class Signals(Clerk):
             time.sleep(1)
 
 
-class Slow(Clerk):
-    """Takes a while."""
-
-    def accident(self, shard: Shard) -> None:
-        time.sleep(0.05)
-
-
 class Raises(Clerk):
     """Raises on item 7, every time."""
 
@@ -132,6 +126,11 @@ class Refuses(Clerk):
 
     def accident(self, shard: Shard) -> None:
         raise CheckpointError("weights of another space")
+
+
+def slow_to_load(root: Path, calls: Path) -> Clerk:
+    time.sleep(6)
+    return Clerk(root, calls)
 
 
 def no_worker() -> Clerk:
@@ -209,7 +208,8 @@ def test_a_deadly_item_is_quarantined_and_all_others_are_kept(job: Job, pool: Po
 
 def test_an_item_that_hangs_is_quarantined(job: Job) -> None:
     """A worker that does not come back is replaced, and the item behind it is found as a deadly one is."""
-    job.run(Hangs, PoolConfig(workers=2, shard_timeout=1))
+    # Others take a millisecond: only a machine that stands still for all of this time would take one of them for hung.
+    job.run(Hangs, PoolConfig(workers=2, shard_timeout=3))
     assert job.folder.pending(job.shards) == []
     assert job.quarantined() == {job.guilty.shard_id: "7"}
 
@@ -269,11 +269,15 @@ def test_a_signal_between_two_stages_ends_the_job(job: Job, pool: PoolConfig) ->
     assert job.folder.pending(job.shards) == []
 
 
-def test_what_runs_at_the_end_of_the_hours_is_committed(job: Job) -> None:
+def test_what_runs_at_the_end_of_the_hours_is_committed(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a signal: the rest is left, and the next run does it, and nothing twice."""
-    job.shards = plan([str(number) for number in range(400)], "test", 1)
-    with pytest.raises(UnfinishedError, match=r"stopped \(\S+ hours are over\): \d+ of \d+ shards are left"):
-        job.run(Slow, PoolConfig(inline=True, max_hours=1 / 3600))
+    job.shards = plan([str(number) for number in range(60)], "test", 1)
+    last = next(shard for shard in job.shards if "7" in shard.items)
+    clock = time.monotonic
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: clock() + 7200 * job.called(last))  # item 7 takes two hours
+    with pytest.raises(UnfinishedError, match=r"stopped \(1 hours are over\): \d+ of \d+ shards are left"):
+        job.run(Clerk, PoolConfig(inline=True, max_hours=1))
+    monkeypatch.undo()
     assert 0 < len(job.folder.pending(job.shards)) < len(job.shards)
     assert job.all_calls() == len(job.shards) - len(job.folder.pending(job.shards))
     job.run(Clerk, INLINE)
@@ -293,6 +297,63 @@ def test_a_gpu_that_no_node_has_is_not_waited_for(job: Job) -> None:
         ShardError, match=r"no worker has started in \d+ s: each needs 2 GPU, .* room for 0 such workers"
     ):
         job.run(Clerk, PoolConfig(gpus_per_worker=2, start_timeout=1))
+
+
+def test_a_worker_that_loads_is_starting(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What is waited for then is a process that has its place, not room: also where the wait is over."""
+    monkeypatch.setattr(supervision, "LOG_SECONDS", 1.0)
+    load = partial(slow_to_load, job.folder.root, job.calls)
+    with Pool(ONE) as pool:
+        pool.run(load, job.shards, "test")
+    said = capfd.readouterr().err
+    assert "test: waiting for a worker: 1 starting (" in said
+    assert "room" not in said
+    reason = r"no worker has started in \d+ s: 1 starting \("
+    with pytest.raises(ShardError, match=reason), Pool(PoolConfig(workers=1, start_timeout=2)) as pool:
+        pool.run(load, job.shards, "test")
+
+
+def test_a_worker_without_room_is_not_starting(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """While others have all CPUs, the line says that there is no room; when one is free again, the run goes on."""
+    import ray
+
+    monkeypatch.setattr(supervision, "LOG_SECONDS", 2.0)
+    others = ray.remote(num_cpus=ray.cluster_resources()["CPU"])(Host).remote()
+    ray.get(others.__ray_ready__.remote())
+    reason = r"no worker has started in \d+ s: each needs 1 CPU, .* room for \d+ such workers, which others take"
+    with pytest.raises(ShardError, match=reason):
+        job.run(Clerk, PoolConfig(workers=1, start_timeout=8))
+    said = capfd.readouterr().err
+    assert "test: waiting for a worker: each needs 1 CPU, " in said
+    assert "0 workers (1 without room)" in said
+    ray.kill(others)
+    job.run(Clerk, ONE)
+    assert job.folder.pending(job.shards) == []
+
+
+@pytest.mark.parametrize("pool", [INLINE, ONE])
+def test_a_stage_has_any_name(job: Job, pool: PoolConfig) -> None:
+    """Corpora are called in every script and with what file names hold; Ray takes ASCII alone in a metric's tag, and
+    gets the rest as in a URL."""
+    import ray
+
+    label = "features of фото 写真 é 100% a\tb \udce9"
+    with Pool(pool) as workers:
+        workers.run(partial(Clerk, job.folder.root, job.calls), job.shards, label)
+    assert job.folder.pending(job.shards) == []
+    if pool.inline:
+        return
+    wanted = 'stage="features of %D1%84%D0%BE%D1%82%D0%BE %E5%86%99%E7%9C%9F %C3%A9 100%25 a%09b %ED%B3%A9"'
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    end = time.monotonic() + 120
+    while wanted not in (page := urllib.request.urlopen(url).read().decode()):  # Ray takes seconds to bring them there
+        assert time.monotonic() < end, page
+        time.sleep(0.5)
 
 
 def test_too_large_batches_are_halved() -> None:

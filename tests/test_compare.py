@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from conftest import SmallNight
 
+from visualbert_core.comparison.attribution import NOTHING, causes
+from visualbert_core.comparison.compare import compare, describe
+from visualbert_core.comparison.flips import flips
 from visualbert_core.errors import InputError, NotComparableError
 from visualbert_core.evaluation.run import Run, read_run
-from visualbert_core.evaluation.units import by_metric, encode_units, read_units
-from visualbert_core.report.causes import NOTHING, causes
-from visualbert_core.report.compare import compare, describe
-from visualbert_core.schema import Score
+from visualbert_core.evaluation.units import Units, by_metric, encode_units, read_units
+from visualbert_core.schema import JudgedAnswer, Score
 
 TASKS = ("vqa", "vcr", "nlvr2", "flickr30k_entities")
 
@@ -68,16 +69,16 @@ def test_flips_are_the_units_whose_value_changed(task: str, small_night: SmallNi
     metrics = {"vcr": ["q_to_a", "qa_to_r"], "flickr30k_entities": ["recall@1"]}.get(task, ["accuracy"])
     assert list(found.flips) == metrics
     units = [read_units(run.folder) for run in (wrong, own)]
-    for metric, flips in found.flips.items():
+    for metric, moved in found.flips.items():
         values = [dict(zip(u[metric].unit_ids, u[metric].values, strict=True)) for u in units]
         better = {name for name in values[0] if values[1][name] > values[0][name]}
-        assert {flip.unit_id for flip in flips.better} == better
-        assert flips.better_count == len(better) > flips.worse_count == len(flips.worse)
-        for flip in (*flips.better, *flips.worse):
+        assert {flip.unit_id for flip in moved.better} == better
+        assert moved.better_count == len(better) > moved.worse_count == len(moved.worse)
+        for flip in (*moved.better, *moved.worse):
             assert 0 <= flip.confidence_before <= 1
             assert 0 <= flip.confidence_after <= 1
             assert flip.answer_before != flip.answer_after
-            assert (flip.change > 0) == (flip in flips.better) or abs(flip.change) < 1
+            assert (flip.change > 0) == (flip in moved.better) or abs(flip.change) < 1
     document = json.loads(json.dumps(found.document(), allow_nan=False))
     assert document["metrics"][found.headline]["images"] > 1
     assert "settings" in "\n".join(describe(found))
@@ -115,8 +116,8 @@ def test_other_tasks_and_splits_are_refused(small_night: SmallNight, tmp_path: P
 def test_units_survive_their_file(tmp_path: Path) -> None:
     """Metrics in order, values to the last bit, several groups of a kind; equal units give equal bytes."""
     scores = [
-        Score("u1", "m", 0.1 + 0.2, "image 1", {"kind": ("a", "b")}),
-        Score("u2", "m", 1.0, "image 1", {}),
+        Score("u1", "m", 0.1 + 0.2, "image 1", {"kind": ("a", "b")}, JudgedAnswer("e1", [1.5, 2.0], 0.25, 0)),
+        Score("u2", "m", 1.0, "image 1", {}, JudgedAnswer("e2", "ja\n", None)),
         Score("u1", "a", 0.0, "café", {"kind": ("c",)}),
     ]
     made = by_metric(scores)
@@ -127,8 +128,27 @@ def test_units_survive_their_file(tmp_path: Path) -> None:
         assert read[metric].unit_ids == units.unit_ids
         assert read[metric].clusters == units.clusters
         assert read[metric].groups == units.groups
+        assert read[metric].judged == units.judged
         np.testing.assert_array_equal(read[metric].values, units.values)
     assert encode_units(read) == encode_units(made)
+
+
+def test_any_metric_has_flips_where_its_units_judge_an_answer() -> None:
+    """A metric that nobody has heard of is told by its units alone: what flipped, surest first, or that none can."""
+
+    def units(values: list[float], answers: list[str], sure: float | None) -> Units:
+        judged = [JudgedAnswer(f"e{row}", answer, sure) for row, answer in enumerate(answers)]
+        every = enumerate(zip(values, judged, strict=True))
+        return by_metric(Score(f"u{row}", "novelty", value, "image", {}, of) for row, (value, of) in every)["novelty"]
+
+    found = flips(units([1, 0, 1], ["a", "b", "c"], 0.9), units([0, 1, 1], ["x", "y", "c"], None), shown=1)
+    assert found is not None
+    assert (found.worse_count, found.better_count) == (1, 1)
+    assert [(flip.example_id, flip.answer_before, flip.answer_after) for flip in found.worse] == [("e0", "a", "x")]
+    assert found.worse[0].change == pytest.approx(-1.9)  # from 0.9 in the right answer to 1, for want of a number
+    assert str(found.worse[0]) == "u0: a (1.00, sure 0.90) → x (0.00)"
+    whole_groups = by_metric([Score("g", "novelty", 1.0, "image")])["novelty"]
+    assert flips(whole_groups, whole_groups, shown=1) is None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from visualbert_core.config import EvaluateConfig, ExtractConfig, NightlyConfig, from_mapping, take_pool
+from visualbert_core.cli import main
+from visualbert_core.config import EvaluateConfig, ExtractConfig, NightlyConfig, from_mapping
 from visualbert_core.documents import read_json, read_yaml
 from visualbert_core.errors import ConfigError
 from visualbert_core.nightly import load_matrix
 from visualbert_core.storage import absolute
+from visualbert_core.world import DEMO
 
 ROOT = Path(__file__).parents[1]
 MATRIX: dict[str, Any] = {
@@ -177,7 +179,7 @@ def test_aliases_that_multiply_are_quoted_briefly(tmp_path: Path) -> None:
 def test_a_matrix_is_checked_before_it_runs(tmp_path: Path, old: str, new: str, message: str) -> None:
     """Unknown tasks, corpora and keys end the job before the first image is read."""
     path = tmp_path / "demo.yaml"
-    path.write_text((ROOT / "jobs" / "demo.yaml").read_text().replace(old, new))
+    path.write_text(DEMO.read_text().replace(old, new))
     with pytest.raises(ConfigError) as raised:
         load_matrix(path, {})
     assert message in str(raised.value)
@@ -229,10 +231,9 @@ def test_numbers_of_a_command_line_that_cannot_be() -> None:
     """The same where there is no file: a limit of -1 is not all images but the last."""
     path = Path("x")
     for number in ("nan", "inf", "-1"):
-        flags = dict.fromkeys(("workers", "gpus_per_worker", "max_hours", "shard_timeout")) | {"threads_per_worker": 1}
         for name in ("gpus_per_worker", "max_hours", "shard_timeout"):
             with pytest.raises(ConfigError, match=f"^{name} is "):
-                take_pool(flags | {name: float(number)})
+                main(["extract", "--images=x", "--detector=x", "--out=x", f"--{name.replace('_', '-')}={number}"])
     for wrong in ({"limit": -1}, {"batch_size": 0}, {"shard_size": 0}, {"canary": 0}, {"max_failures": -1}):
         with pytest.raises(ConfigError, match=f"^{next(iter(wrong))} is "):
             ExtractConfig(images=path, detector=path, out=path, **wrong)  # type: ignore[arg-type]
@@ -255,7 +256,7 @@ def test_home_is_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_demo_is_a_valid_matrix(tmp_path: Path) -> None:
     """Flags replace keys of the YAML file, and every path is absolute, because workers run elsewhere."""
-    config = load_matrix(ROOT / "jobs" / "demo.yaml", {"out": str(tmp_path)})
+    config = load_matrix(DEMO, {"out": str(tmp_path)})
     assert config.data == tmp_path / "world"
     paths = [config.out, *(c.images for c in config.corpora.values()), *(c.annotations for c in config.cells)]
     assert all(path.is_absolute() for path in paths)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import socket
 import tarfile
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +18,11 @@ import pytest
 import xxhash
 from PIL import Image as Pillow
 
+from visualbert_core import lfs
 from visualbert_core.corpus import Corpus, list_images
 from visualbert_core.errors import InputError
 from visualbert_core.features.worker import plan_images
-from visualbert_core.images import DecodeError, fetch, image_shape, read_image
+from visualbert_core.images import DecodeError, fetch, image_digest, image_shape, read_image
 from visualbert_core.schema import Image
 
 
@@ -78,9 +82,24 @@ def test_lists(tmp_path: Path) -> None:
     assert list(list_images(path).values()) == expected
 
 
+def test_a_line_that_comes_twice(tmp_path: Path) -> None:
+    """One file in a list twice is not told as two images of which one is to be renamed."""
+    (tmp_path / "1.jpg").touch()
+    (tmp_path / "val.txt").write_text("1.jpg\n1.jpg\n")
+    with pytest.raises(InputError, match=r"/1\.jpg is in the corpus twice; remove it once"):
+        list_images(tmp_path / "val.txt")
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
-    [("3.jpg", r"val\.txt line 2: .*3\.jpg is not there"), ("1.gz", r"line 2: '1\.gz' does not end like an image")],
+    [
+        ("3.jpg", r"val\.txt line 2: .*3\.jpg is not there"),
+        ("1.gz", r"line 2: '1\.gz' does not end like an image"),
+        ("x" * 5000 + ".jpg", r"line 2: x{196}\.jpg is not there"),
+        ("x" * 5000, r"line 2: 'x{200}' does not end like an image"),
+        ("3\0.jpg", r"line 2: .*3\0\.jpg is not there"),
+        ("1.jpg/2.jpg", r"line 2: .*1\.jpg/2\.jpg is not there"),
+    ],
 )
 def test_lists_that_are_wrong(tmp_path: Path, line: str, says: str) -> None:
     """A line that names no image is refused by number: a corpus is never silently smaller than its list."""
@@ -137,25 +156,220 @@ def test_tars_that_are_refused(tmp_path: Path) -> None:
         list_images(tmp_path / "cut.tar")
 
 
-def test_links_in_a_tar_are_refused(tmp_path: Path) -> None:
-    """An image that is only a link to another member, soft or hard, is not left out without a word."""
-    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
-        with tarfile.open(tmp_path / "t.tar", "w") as tar:
-            entry = tarfile.TarInfo("b.png")
-            entry.type, entry.linkname = kind, "a.png"
-            tar.addfile(entry)
-        with pytest.raises(InputError, match=r"t\.tar: member 'b\.png' is a link; pack the files themselves"):
-            list_images(tmp_path / "t.tar")
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        (tarfile.SYMTYPE, "a link"),
+        (tarfile.LNKTYPE, "a link"),
+        (tarfile.CHRTYPE, "a device"),
+        (tarfile.BLKTYPE, "a device"),
+        (tarfile.FIFOTYPE, "a pipe"),
+    ],
+)
+def test_what_is_no_file_in_a_tar_is_a_failure(kind: bytes, says: str, tmp_path: Path) -> None:
+    """An image that is only a link or a device there is not left out without a word, and its neighbours are read."""
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name in ("a.png", "b.png", "c.png"):
+            entry = tarfile.TarInfo(name)
+            if name == "b.png":
+                entry.type, entry.linkname = kind, "a.png"
+                tar.addfile(entry)
+            else:
+                entry.size = len(png(1))
+                tar.addfile(entry, io.BytesIO(png(1)))
+    corpus = list_images(tmp_path / "t.tar")
+    assert list(corpus) == ["a", "b", "c"]
+    assert all((read_image(corpus[name])[0] == [1, 0, 9]).all() for name in "ac")
+    for read in (read_image, image_shape):
+        with pytest.raises(
+            DecodeError, match=rf"^t\.tar at byte 1024 is {says} in its tar; pack the files themselves$"
+        ):
+            read(corpus["b"])
+    with pytest.raises(InputError, match="boxes beside the images are read from folders on a disk only"):
+        list_images(tmp_path / "t.tar", "beside")
+
+
+def test_a_tar_that_ends_early_is_refused(tmp_path: Path) -> None:
+    """Cut between two members, damaged in a later header, or several in one file: Python's tarfile reads the first
+    images and says nothing of the others."""
+    whole = packed(tmp_path / "1.tar", {"a.png": png(1), "b.png": png(2)}).read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[:1024])
+    with pytest.raises(InputError, match=r"cut\.tar: a tar without an end, cut short\?"):
+        list_images(tmp_path / "cut.tar")
+    for name, data in {"damaged": whole[:1024] + b"x" + whole[1025:], "joined": whole + whole}.items():
+        (tmp_path / f"{name}.tar").write_bytes(data)
+        with pytest.raises(
+            InputError, match=rf"{name}\.tar: a tar that is damaged, or several in one file, at byte \d+"
+        ):
+            list_images(tmp_path / f"{name}.tar")
+
+
+def hostile(folder: Path) -> dict[str, str]:
+    """Names with an image's suffix that lead to no file, and what is said of each."""
+    (folder / "empty.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as server, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # the path of a socket has a hundred characters at most
+        server.bind("socket.png")
+    links = {
+        "zero": "/dev/zero",
+        "null": "/dev/null",
+        "piped": "pipe.png",
+        "self": "self.png",
+        "nothing": "nowhere.png",
+    }
+    links |= {"through": "plain.txt/a.png", "long": "x" * 300, "folder": "empty.png"}
+    (folder / "plain.txt").touch()
+    for name, target in links.items():
+        (folder / f"{name}.png").symlink_to(target)
+    kinds = {"empty": "a folder", "pipe": "a pipe", "socket": "a socket", "zero": "a device", "null": "a device"}
+    kinds |= {"piped": "a pipe", "self": "a link that leads to itself", "folder": "a folder"}
+    found = {name: f"{name}.png is {kind}, not a file" for name, kind in kinds.items()}
+    return found | {name: f"{name}.png is a link to nothing" for name in ("nothing", "through", "long")}
+
+
+def as_pattern(folder: Path) -> str:
+    return f"{folder}/*.png"
+
+
+def as_list(folder: Path) -> Path:
+    path = folder.parent / "list.txt"
+    path.write_text("".join(f"{name}\n" for name in sorted(folder.glob("*.png"))))
+    return path
+
+
+@pytest.mark.parametrize("source", [Path, as_pattern, as_list])
+def test_what_leads_to_no_file_is_a_failure(source: Callable[[Path], str | Path], tmp_path: Path) -> None:
+    """Links to devices, pipes, themselves and nothing, and pipes, sockets and folders of an image's name are listed and
+    fail with a reason, in a folder, a pattern and a list; none is opened, and the image among them is read."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    expected = hostile(folder)
+    (folder / "image.png").write_bytes(png(1))
+    (folder / "link.png").symlink_to("image.png")
+    corpus = list_images(source(folder))
+    assert list(corpus) == sorted([*expected, "image", "link"])
+    assert (read_image(corpus["link"])[0] == [1, 0, 9]).all()
+    for name, message in expected.items():
+        for read in (read_image, image_shape, image_digest):
+            with pytest.raises(DecodeError, match=f"^{re.escape(message)}$"):
+                read(corpus[name])
+
+
+def test_a_folder_of_an_images_name_with_images(tmp_path: Path) -> None:
+    """Somebody keeps frames in `clip.gif/`: they are the images, and the folder is none."""
+    (tmp_path / "clip.gif" / "deep").mkdir(parents=True)
+    (tmp_path / "clip.gif" / "deep" / "1.png").write_bytes(png(1))
+    assert list(list_images(tmp_path)) == ["1"]
+    assert list(list_images(f"{tmp_path}/**/*")) == ["1"]
 
 
 def test_what_lies_among_images_and_is_none(tmp_path: Path) -> None:
-    """What a Mac leaves beside a file is passed over, and a pipe, which nobody may ever write into, is not opened; a
-    link to nothing is an image that cannot be read, not one that is not there."""
+    """What a Mac leaves beside a file is passed over, and so are pipes that have no image's name."""
     for name in ("1.png", "._1.png"):
         (tmp_path / name).touch()
-    os.mkfifo(tmp_path / "2.png")
-    (tmp_path / "3.png").symlink_to("nowhere")
-    assert list(list_images(tmp_path)) == ["1", "3"]
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "itself").symlink_to("itself")
+    assert list(list_images(tmp_path)) == ["1"]
+
+
+def test_a_disk_that_is_gone_later_is_no_bad_image(tmp_path: Path) -> None:
+    """A link that led to an image when the corpus was listed and leads nowhere when it is read keeps the system's
+    error: a million links into a mount that is lost must not become a million failures."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "1.png").write_bytes(png(1))
+    (tmp_path / "a.png").symlink_to("disk/1.png")
+    corpus = list_images(f"{tmp_path}/a.png")
+    (tmp_path / "disk").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError):
+        read_image(corpus["a"])
+
+
+def test_a_disk_that_is_not_mounted_is_no_corpus(tmp_path: Path) -> None:
+    """Where every image is a link to nothing, no store of failures is made; one among images is its own failure."""
+    for name in "ab":
+        (tmp_path / f"{name}.png").symlink_to(f"/not/mounted/{name}.png")
+    with pytest.raises(InputError, match=r"all 2 images are links to nothing: is a disk not mounted\?"):
+        list_images(tmp_path)
+    (tmp_path / "c.png").write_bytes(png(1))
+    assert list(list_images(tmp_path)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("name", ["t.tar", "t.parquet"])
+@pytest.mark.parametrize(
+    ("target", "says"), [(None, "a pipe"), ("/dev/zero", "a device"), ("nowhere", "a link to nothing")]
+)
+def test_tars_and_tables_that_are_no_files(name: str, target: str | None, says: str, tmp_path: Path) -> None:
+    """What would be read for ever, or waited for, is refused by what it is."""
+    if target is None:
+        os.mkfifo(tmp_path / name)
+    else:
+        (tmp_path / name).symlink_to(target)
+    with pytest.raises(InputError, match=rf"{re.escape(name)} is {says}, not a file"):
+        list_images(tmp_path / "t.*")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["t.tar", "t.parquet", "t.txt", "t.lst", "saved"])
+def test_git_lfs_pointers_are_named(name: str, tmp_path: Path) -> None:
+    """A tar, a table, a list and a saved dataset that were cloned without git lfs pull say so."""
+    path = tmp_path / name
+    if name == "saved":
+        path.mkdir()
+        (path / "dataset_info.json").write_text("{}")
+        (path / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+        (path / "data.arrow").write_bytes(POINTER)
+    else:
+        path.write_bytes(POINTER)
+    with pytest.raises(InputError, match=rf"{name}\S* is {lfs.REASON}$"):
+        list_images(path)
+    if name == "saved":
+        (path / "state.json").write_bytes(POINTER)
+        with pytest.raises(InputError, match=rf"state\.json is {lfs.REASON}$"):
+            list_images(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "lacks"),
+    [
+        (["train-00000-of-00002"], "train-00001-of-00002"),
+        (["train-00001-of-00003-0123456789abcdef", "train-00002-of-00003-fedcba9876543210"], "train-00000-of-00003"),
+        (["a_1_of_2"], "a_0-of-2"),
+        (["a-1-of-3", "a-3-of-3"], "a-2-of-3"),
+        (["train-0-of-2", "train-1-of-2", "val-0-of-2"], "val-1-of-2"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".parquet", ".tar"])
+def test_half_a_set_is_refused(names: list[str], lacks: str, suffix: str, tmp_path: Path) -> None:
+    """Where names count further than the files that are there, the first that is missing is named, whether the folder,
+    a pattern or one file is asked for."""
+    for number, name in enumerate(names):
+        if suffix == ".tar":
+            packed(tmp_path / (name + suffix), {f"{number}.png": png(number)})
+        else:
+            pq.write_table(pa.table({"id": [number], "image": [png(number)]}), tmp_path / (name + suffix))
+    folder = [tmp_path] if suffix == ".parquet" else []
+    for source in (*folder, f"{tmp_path}/*{suffix}", tmp_path / (names[-1] + suffix)):
+        with pytest.raises(InputError, match=rf": {lacks}{suffix} of the same set is not beside it"):
+            list_images(source)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train-00000-of-00002-0123456789abcdef", "train-00001-of-00002-fedcba9876543210"],
+        ["a-1-of-2", "a-2-of-2", "b-0-of-1"],
+        ["shard-000007", "7-of-5", "best-of-2"],
+    ],
+)
+def test_whole_sets_and_other_names_are_read(names: list[str], tmp_path: Path) -> None:
+    """Counted from 0 or from 1, with hashes or without; of a whole set one file may be asked for by itself."""
+    for number, name in enumerate(names):
+        pq.write_table(pa.table({"id": [number], "image": [png(number)]}), tmp_path / f"{name}.parquet")
+    assert len(list_images(tmp_path)) == len(names)
+    assert list(list_images(tmp_path / f"{names[0]}.parquet")) == ["0"]
 
 
 def test_tars_among_the_files_of_a_folder_are_left_alone(tmp_path: Path) -> None:
@@ -202,6 +416,13 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
         pytest.skip("this file system has no such names")
     with pytest.raises(InputError, match=r"\.png': its name is not UTF-8"):
         list_images(tmp_path)
+
+
+def test_members_whose_names_are_no_text(tmp_path: Path) -> None:
+    """A tar may hold names in another encoding: the member is named, and not the tar alone."""
+    packed(tmp_path / "t.tar", {"e\udcff.png": png(1)})
+    with pytest.raises(InputError, match=r"t\.tar: 'e\\udcff' is not UTF-8, and so no image id; rename it"):
+        list_images(tmp_path / "t.tar")
 
 
 def test_a_planned_image_costs_the_driver_little(tmp_path: Path) -> None:

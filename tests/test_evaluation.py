@@ -73,10 +73,25 @@ def test_the_same_line_again_computes_nothing(vqa: EvaluateConfig) -> None:
     folder = run(vqa)
     before = {path: path.stat().st_mtime_ns for path in folder.glob("predictions/*/*.parquet")}
     bytes_before = tree(folder)
-    run(vqa)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("visualbert_core.evaluation.run.plan_examples", None)  # it is not even planned
+        run(vqa)
     assert before
     assert tree(folder) == bytes_before
     assert {path: path.stat().st_mtime_ns for path in folder.glob("predictions/*/*.parquet")} == before
+
+
+@pytest.mark.parametrize("name", ["scores.json", "units.parquet", "submission.json"])
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_damaged_file_of_a_finished_run_is_made_again(name: str, damage: str, vqa: EvaluateConfig) -> None:
+    """The same line again mends what somebody deleted or cut, from the predictions that are there."""
+    folder = run(vqa)
+    before = tree(folder)
+    (folder / name).write_bytes((folder / name).read_bytes()[:-20])
+    if damage == "missing":
+        (folder / name).unlink()
+    run(vqa)
+    assert tree(folder) == before
 
 
 def test_a_resumed_run_ends_with_the_same_bytes(vqa: EvaluateConfig) -> None:

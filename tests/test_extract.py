@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from visualbert_core import storage, supervision
+from visualbert_core import lfs, storage, supervision
 from visualbert_core.cluster import Pool
 from visualbert_core.config import ExtractConfig, PoolConfig
 from visualbert_core.corpus import list_images
@@ -89,6 +89,21 @@ def load_on_a_small_gpu(folder: str | Path, device: str | None = None, precision
     if device is None:
         detector.largest = 2
     return detector
+
+
+def load_until_killed(folder: str | Path, device: str | None = None, precision: str = "float32") -> PixelDetector:
+    """On a worker, it stands still at its fourth batch."""
+    return PixelDetector(folder) if device else StandsStill(folder)
+
+
+class StandsStill(PixelDetector):
+    batches = 0
+
+    def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
+        self.batches += 1
+        while self.batches > 3:
+            time.sleep(60)
+        return super().detect(images, boxes)
 
 
 class World:
@@ -168,14 +183,16 @@ def test_a_killed_job_resumes_to_the_same_bytes(world: World) -> None:
     """A job that is killed outright after its first shards ends, on the same line again, as if nothing had happened."""
     reference = tree(world.extract("whole", shard_size=1).folder)
     script = (
-        f"from test_extract import World; World(Path({str(world.root)!r}), new=False).extract('killed', shard_size=1)"
+        "from test_extract import World, load_until_killed; "
+        f"World(Path({str(world.root)!r}), new=False).extract('killed', shard_size=1, load=load_until_killed)"
     )
     job = subprocess.Popen(
         [sys.executable, "-c", "from pathlib import Path; " + script],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
     )
     while job.poll() is None and len(list(world.root.glob("killed/**/shards/*.json"))) < 3:
-        time.sleep(0.001)
+        time.sleep(0.01)
+    assert job.poll() is None
     job.kill()
     job.wait()
     assert not list(world.root.glob("killed/**/manifest.json"))
@@ -266,6 +283,59 @@ def test_a_shard_of_bad_images_only_is_finished(world: World) -> None:
     assert (len(store), len(store.failures())) == (0, 2)
 
 
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("pool", [INLINE, PoolConfig(workers=1)])
+def test_what_is_no_file_costs_its_row(world: World, pool: PoolConfig) -> None:
+    """Links to a device, a pipe, nothing, themselves or a pointer's text end no worker and keep none waiting; the
+    others' features are those of a folder without them."""
+    without = world.extract("without")
+    os.mkfifo(world.pictures / "pipe.png")
+    (world.pictures / "huge.png").touch()
+    os.truncate(world.pictures / "huge.png", 1 << 40)
+    (world.pictures / "pointer.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    for name, target in {"zero": "/dev/zero", "piped": "pipe.png", "self": "self.png", "nothing": "nowhere"}.items():
+        (world.pictures / f"{name}.png").symlink_to(target)
+    store = world.extract("with", pool=pool)
+    assert {failure.item_id: failure.message for failure in store.failures()} == {
+        "huge": "huge.png has 1,099,511,627,776 bytes, more than the 536,870,912 that are read",
+        "nothing": "nothing.png is a link to nothing",
+        "pipe": "pipe.png is a pipe, not a file",
+        "piped": "piped.png is a pipe, not a file",
+        "pointer": f"pointer.png is {lfs.REASON}",
+        "self": "self.png is a link that leads to itself, not a file",
+        "zero": "zero.png is a device, not a file",
+    }
+    assert sorted(store.image_ids) == sorted(without.image_ids)
+    for image_id in store.image_ids:
+        np.testing.assert_array_equal(store.fetch(image_id).features, without.fetch(image_id).features)
+
+
+def test_an_image_that_is_a_device_now_is_another(world: World) -> None:
+    """A finished store's corpus, of which a picture was replaced by what cannot be read, is another corpus."""
+    world.extract()
+    for path in world.pictures.iterdir():
+        path.unlink()
+        path.symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"the file of 'image\d+' is not the one that they were made of"):
+        world.extract()
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "pipe", "nowhere", "image01.json"])
+def test_boxes_that_are_no_file_cost_their_row(world: World, target: str) -> None:
+    """NAME.json that leads to a device, a pipe, nothing or itself is the failure of its image alone."""
+    for image in list_images(world.pictures, "none").values():
+        height, width, _ = read_image(image)[0].shape
+        boxes = json.dumps({"boxes": [], "width": width, "height": height})
+        Path(image.path).with_suffix(".json").write_text(boxes)
+    os.mkfifo(world.pictures / "pipe")
+    (world.pictures / "image01.json").unlink()
+    (world.pictures / "image01.json").symlink_to(target)
+    store = world.extract(boxes="beside")
+    (failure,) = store.failures()
+    assert (failure.item_id, len(store)) == ("image01", 39)
+    assert failure.message.startswith("image01.json ")
+
+
 def test_an_image_whose_reading_ends_the_process_is_a_row(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images of tables and object stores are read before the detector runs: a trial reads its own only."""
     monkeypatch.setattr(supervision, "BOOT_WAIT", 0.0)
@@ -328,18 +398,25 @@ def test_attributes_are_kept(world: World) -> None:
 
 
 def test_a_file_out_of_reach_stops_the_job(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image that the system does not hand out is no bad image: its shard fails, the others are kept, nothing of
-    it is published, and once it is back the same line ends the job."""
+    """An image that the system does not hand out any more is no bad image, nor a link that led to one when the corpus
+    was listed: its shard fails, the others are kept, nothing of it is published, and once it is back the same line ends
+    the job."""
     monkeypatch.setattr(supervision, "WAITS", (0.0, 0.0))
-    missing = world.pictures / "image05.png"
-    missing.rename(world.root / "away.png")
-    missing.symlink_to(world.root / "unmounted.png")
+    link, disk = world.pictures / "image05.png", world.root / "disk"
+    disk.mkdir()
+    link.rename(disk / "image05.png")
+    link.symlink_to(disk / "image05.png")
+
+    def unmount(folder: str | Path, device: str | None = None, precision: str = "float32") -> PixelDetector:
+        if disk.exists():
+            disk.rename(world.root / "away")
+        return PixelDetector(folder)
+
     with pytest.raises(ShardError, match=r"1 shard.*FileNotFoundError.*image05\.png"):
-        world.extract()
+        world.extract(load=unmount)
     parts, markers = (len(list(world.root.rglob(pattern))) for pattern in ("parts/*", "shards/*"))
     assert parts == markers > 0
-    missing.unlink()
-    (world.root / "away.png").rename(missing)
+    (world.root / "away").rename(disk)
     assert len(world.extract()) == 40
     assert len(list(world.root.rglob("parts/*"))) == parts + 1
 
@@ -362,7 +439,7 @@ def test_the_next_batches_are_decoded_meanwhile(world: World, monkeypatch: pytes
 
     class Waiting(PixelDetector):
         def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
-            assert enough.wait(60)
+            assert enough.wait(600)
             seen.append(len(read))
             return super().detect(images, boxes)
 

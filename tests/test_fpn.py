@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from published import picture, random_tensor
+from tolerances import close, doubt, likely, paired
 from torchvision.ops import nms
 
 from visualbert_core.cluster import Pool
@@ -98,15 +99,15 @@ def detector(request: pytest.FixtureRequest, folders: dict[str, Path]) -> FPNDet
 
 def test_regions_are_the_published_programs(detector: FPNDetector) -> None:
     """Weights in the published file format, pictures in, and out come the same boxes, classes, confidences and
-    features in the same order."""
+    features in the same order, up to rounding."""
     for (seed, height, width), answer in zip(GOLDEN["pictures"], GOLDEN[detector.space]["regions"], strict=True):
         found = detector.detect([picture(seed, height, width)])[0]
-        np.testing.assert_allclose(found.boxes, answer["boxes"], atol=1e-3)
-        np.testing.assert_allclose(found.features, answer["features"], atol=1e-4)
+        mine, theirs = paired(found.boxes, found.scores, answer["boxes"])
+        close(found.features[mine], np.array(answer["features"])[theirs])
         if "scores" in answer:
-            np.testing.assert_allclose(found.scores, answer["scores"], atol=1e-4)
+            likely(found.scores[mine], np.array(answer["scores"])[theirs])
         if "labels" in answer:
-            assert found.labels.tolist() == answer["labels"]
+            assert found.labels[mine].tolist() == np.array(answer["labels"])[theirs].tolist()
 
 
 def test_pixels_are_resized_as_by_opencv() -> None:
@@ -126,12 +127,12 @@ def test_the_short_side_grows_to_800_and_the_long_one_to_1333_at_most(shape: tup
 
 
 def test_a_batch_changes_nothing(detector: FPNDetector) -> None:
-    """Images of one shape give together what each gives alone."""
+    """Images of one shape give together what each gives alone: on a CPU each goes through the network alone."""
     images = [picture(seed, 60, 80) for seed in range(3)]
     for image, together in zip(images, detector.detect(images), strict=True):
         alone = detector.detect([image])[0]
-        np.testing.assert_allclose(together.boxes, alone.boxes, atol=1e-4)
-        np.testing.assert_allclose(together.features, alone.features, atol=1e-5)
+        close(together.boxes, alone.boxes)
+        close(together.features, alone.features)
         assert together.labels.tolist() == alone.labels.tolist()
     with pytest.raises(ValueError, match="one shape"):
         detector.detect([images[0], images[1][:40]])
@@ -145,8 +146,8 @@ def test_given_boxes_get_the_features_of_proposals_there(detector: FPNDetector) 
     again = detector.detect([image], [own.boxes[order]])[0]
     assert again.boxes.tolist() == own.boxes[order].tolist()
     assert again.labels.tolist() == own.labels[order].tolist()
-    np.testing.assert_allclose(again.features, own.features[order], atol=1e-4)
-    assert (again.scores >= own.scores[order] - 1e-5).all()
+    close(again.features, own.features[order])
+    assert (again.scores >= own.scores[order] - doubt(own.scores[order])).all()
     assert detector.detect([image], [np.zeros((0, 4), np.float32)])[0].features.shape == (0, 16)
 
 
@@ -170,7 +171,8 @@ def naive(boxes: torch.Tensor, scores: torch.Tensor, iou: float) -> torch.Tensor
 @pytest.mark.parametrize("sharpness", [0.1, 3.0, 12.0])
 @pytest.mark.parametrize("wanted", [1, 20, 200])
 def test_suppression_of_all_classes_at_once_equals_the_loop(sharpness: float, wanted: int) -> None:
-    """Flat or peaked scores, few or all proposals wanted: the wanted best are those of the loop, with its values."""
+    """Flat or peaked scores, few or all proposals wanted: the wanted best are those of the loop, with its values, which
+    are chosen from the same numbers and never computed."""
     random = torch.Generator().manual_seed(int(sharpness * 10))
     corners = torch.rand(120, 2, generator=random) * 100
     boxes = torch.cat([corners, corners + 5 + torch.rand(120, 2, generator=random) * 50], 1)
@@ -252,4 +254,5 @@ def test_a_store_is_made_with_it(folders: dict[str, Path], tmp_path: Path) -> No
         store = extract(config, pool)
     assert store.space == "pythia_fpn"
     expected = GOLDEN["pythia_fpn"]["regions"][0]["features"]
+    # The store's float16 rounds at 2⁻¹¹ of a number, ten times as coarse as the network.
     np.testing.assert_allclose(store.fetch("a").features, expected, rtol=1e-3, atol=1e-3)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from visualbert_core.comparison.compare import Change
+from visualbert_core.comparison.gate import Watched, judge_night
+from visualbert_core.comparison.history import History, Row, Timing
 from visualbert_core.config import GateConfig
 from visualbert_core.errors import InputError
 from visualbert_core.metrics.statistics import paired
 from visualbert_core.report.ci import junit, markdown
-from visualbert_core.report.compare import Change
-from visualbert_core.report.gate import Watched, judge_night
-from visualbert_core.report.history import History, Row, Timing
 
 CONFIG = GateConfig(false_alarms=0.01, drop=1.0)
 

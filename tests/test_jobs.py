@@ -179,13 +179,15 @@ def test_help_is_quick_and_shows_the_command_line() -> None:
     for name in ("nightly", "extract_features", "evaluate", "score", "compare", "import_annotations"):
         done = job(name, "--help")
         assert done.returncode == 0
-        assert f"python jobs/{name}.py" in done.stdout
+        command = {"extract_features": "extract"}.get(name, name.replace("_", "-"))
+        assert f"usage: visualbert {command}" in done.stdout
+        assert f"    visualbert {command} " in done.stdout
 
 
 def test_a_reader_who_leaves_early_hears_nothing(small_night: SmallNight) -> None:
     """`… | head` ends without an error line or a traceback, whether a line or only the last flush finds out."""
     (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
-    for arguments in (["-m", "visualbert_core.features", "ls", str(store)], ["-u", *_MANY_LINES]):
+    for arguments in (["-m", "visualbert_core", "store", "ls", str(store)], ["-u", *_MANY_LINES]):
         reading, writing = os.pipe()
         os.close(reading)
         done = subprocess.run([sys.executable, *arguments], stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT)

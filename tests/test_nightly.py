@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +18,13 @@ from conftest import ROOT, small_matrix
 from test_jobs import job, job_here, the_error
 
 from visualbert_core import storage
+from visualbert_core.comparison.compare import Comparison
+from visualbert_core.comparison.gate import Check
+from visualbert_core.comparison.history import History
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.evaluation.run import _claim
 from visualbert_core.nightly import Night, load_matrix, run_matrix, runs_folder
 from visualbert_core.nightly.plan import plan_night
-from visualbert_core.report.compare import Comparison
-from visualbert_core.report.gate import Check
-from visualbert_core.report.history import History
 
 WEIGHTS = ROOT / "visualbert_core" / "world" / "weights"
 CELL = "visualbert-vqa__vqa__val"
@@ -408,3 +411,31 @@ def test_a_corpus_that_the_system_does_not_hand_out_ends_its_cells_only(
     (cell,) = night.cells
     assert cell.run is None
     assert "s3://bucket/images" in night.report.read_text()
+
+
+@pytest.mark.parametrize(
+    "name", ["comparison.json", "gate.json", "junit.xml", "summary.md", f"{CELL}.json", "report.html"]
+)
+def test_a_full_disk_while_a_night_is_written_names_the_file(
+    five: Nights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """One line with the file, exit code 1; nothing half-written is left, and all that was there is as it was."""
+    out = shutil.copytree(five.root / "out", tmp_path / "out")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    sync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if f".{name}." in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    monkeypatch.setattr("os.fsync", full)
+    done = job_here("nightly", five.root / "matrix.yaml", "--out", out, "--night", "2-again")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert re.search(rf"No space left on device: '{re.escape(str(out))}/[^']*{re.escape(name)}'", line)
+    after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert not [path for path in after if path.name.startswith(".")]
+    assert before.keys() <= after.keys()
+    kept = [path for path in before if "features" in path.parts or "predictions" in path.parts or path.name == name]
+    assert [path for path in kept if before[path] != after[path]] == []

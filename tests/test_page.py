@@ -23,13 +23,13 @@ from browser import Browser, find
 from conftest import ROOT
 from PIL import Image as Pillow
 
+from visualbert_core.comparison.compare import Comparison
+from visualbert_core.comparison.flips import Flip, Flips
+from visualbert_core.comparison.gate import Check, Gate, Watched
+from visualbert_core.comparison.history import History, Row, Timing
 from visualbert_core.nightly import Night
 from visualbert_core.report import ReportCell, ReportInfo
-from visualbert_core.report.compare import Comparison
-from visualbert_core.report.flips import Flip, Flips
 from visualbert_core.report.gallery import FLIPS, flip_gallery
-from visualbert_core.report.gate import Check, Gate, Watched
-from visualbert_core.report.history import History, Row, Timing
 from visualbert_core.report.html import render
 from visualbert_core.report.pictures import Sheet
 from visualbert_core.report.sections import _cost
@@ -292,12 +292,62 @@ CONTRAST = """(() => {
 })()"""
 
 
-@pytest.mark.parametrize("width", [320, 390, 768, 1280])
-def test_nothing_is_wider_than_the_screen(browser: Browser, night: Night, width: int) -> None:
-    """On phones and desktops alike the page never scrolls sideways."""
-    browser.open(night.report, width=width)
+LOOKS = {
+    "as it is": "",
+    "wide font": "* { letter-spacing: .12em !important; }",  # as one that is wider, whatever fonts are here
+    "large text": "html { font-size: 125%; }",
+    "large text in a wide font": "html { font-size: 125%; } * { letter-spacing: .12em !important; }",
+}
+WIDTHS = (320, 390, 768, 1280)
+
+
+def widest(browser: Browser, page: Path, width: int, look: str, prepare: str = "") -> Any:
+    """The page's width in a window of that width, all of it unfolded."""
+    browser.open(page, width=width)
     browser.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
-    assert browser.run("document.documentElement.scrollWidth") <= width
+    browser.run(f"document.head.append(Object.assign(document.createElement('style'), {{textContent: {look!r}}}))")
+    if prepare:
+        assert browser.run(prepare) > 0
+    return browser.run("document.documentElement.scrollWidth")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("look", LOOKS)
+def test_nothing_is_wider_than_the_screen(browser: Browser, night: Night, width: int, look: str) -> None:
+    """On phones and desktops alike the page never scrolls sideways, whatever the font and the reader's text size."""
+    assert widest(browser, night.report, width, LOOKS[look]) <= width
+
+
+# Each text of the page grows by a word of 150 letters, but the names of columns and the numbers, which are ours.
+GROW = """(() => {
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), texts = [];
+  while (walk.nextNode()) texts.push(walk.currentNode);
+  const ours = "script, .theme, thead, dt, .scores td:not(.none)";
+  const theirs = texts.filter((text) => /[a-z]{2}/i.test(text.data) && !text.parentElement.closest(ours));
+  theirs.forEach((text) => { text.data += "x".repeat(150); });
+  return theirs.length;
+})()"""
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("look", ["as it is", "large text in a wide font"])
+def test_no_long_word_is_wider_than_the_screen(
+    browser: Browser, night: Night, tmp_path: Path, width: int, look: str
+) -> None:
+    """Ids, names of models and nights, answers, question types and warnings may be long and without a space."""
+    assert widest(browser, night.report, width, LOOKS[look], GROW) <= width
+    long, cell = "x" * 150, night.cells[0]
+    assert cell.run is not None
+    assert cell.run.scores is not None
+    scores = cell.run.scores | {"warnings": [long], "breakdown": {long: {long: {"accuracy": [50.0, 4]}}}}
+    failed = [{"item_id": long, "stage": long, "error": long, "message": long}]
+    coverage = {"expected": 2, "predicted": 1, "missing": 1, "duplicate": 0, "unknown": 0}
+    record = cell.run.record | {"failed": failed, "coverage": coverage}
+    run = dataclasses.replace(cell.run, record=record, scores=scores)
+    cells = [dataclasses.replace(cell, title=long, run=run), ReportCell(long, None, None, {}, None, error=long)]
+    page = tmp_path / "page.html"
+    page.write_text(render(dataclasses.replace(night.info, title=long), cells))
+    assert widest(browser, page, width, LOOKS[look]) <= width
 
 
 def test_readers_who_see_nothing_are_told_everything(browser: Browser, night: Night) -> None:
@@ -365,6 +415,8 @@ def many_flips(night: Night, folder: Path, count: int) -> tuple[ReportCell, Comp
     class Task:
         """The same statement about other pictures."""
 
+        headline = "accuracy"
+
         def examples(self) -> Iterator[Any]:
             for index in range(count):
                 yield dataclasses.replace(example, example_id=str(index), image_ids=(f"l{index}", f"r{index}"))
@@ -377,7 +429,7 @@ def many_flips(night: Night, folder: Path, count: int) -> tuple[ReportCell, Comp
         path = folder / f"{name}.jpg"
         shutil.copy(source, path)
         images[name] = Image(name, str(path))
-    flips = tuple(Flip(str(i), str(i), f"l{i}", 1.0, 0.0, "True", "False", 0.9, 0.8, -1.7) for i in range(count))
+    flips = tuple(Flip(str(i), str(i), None, 1.0, 0.0, "True", "False", 0.9, 0.8, -1.7) for i in range(count))
     flipped = dataclasses.replace(comparison, flips={"accuracy": Flips(count, 0, flips, ())})
     return dataclasses.replace(cell, task=Task(), store=Noise(), images=images), flipped  # type: ignore[arg-type]
 

@@ -59,10 +59,28 @@ def test_code_digests_are_stable() -> None:
     assert len(set(code_digests().values())) == 3
 
 
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the package that a test may edit."""
+    package = tmp_path / "visualbert_core"
+    shutil.copytree(ROOT / "visualbert_core", package, ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    return package
+
+
+def digests(checkout: Path) -> dict[str, str]:
+    """The digests that a checkout gives of itself."""
+    look = "import json; from visualbert_core.provenance import code_digests; print(json.dumps(code_digests()))"
+    done = subprocess.run([sys.executable, "-c", look], cwd=checkout.parent, check=True, capture_output=True, text=True)
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
 @pytest.mark.parametrize(
     ("source", "kinds"),
     [
         ("detector/resize.py", {"features"}),
+        ("features/worker.py", {"features"}),
+        ("features/store.py", {"predictions"}),
         ("models/visualbert/heads.py", {"predictions"}),
         ("schema.py", {"predictions"}),
         ("tasks/vqa.py", {"scores"}),
@@ -71,21 +89,26 @@ def test_code_digests_are_stable() -> None:
         ("nightly/__init__.py", set()),
     ],
 )
-def test_code_digests_see_what_can_change_a_number(source: str, kinds: set[str], tmp_path: Path) -> None:
-    """A changed line changes the digest of the first number that it can change; a page's changes none."""
-    package = tmp_path / "visualbert_core"
-    shutil.copytree(ROOT / "visualbert_core", package, ignore=shutil.ignore_patterns("weights", "__pycache__"))
-    look = "import json; from visualbert_core.provenance import code_digests; print(json.dumps(code_digests()))"
-
-    def digests() -> dict[str, str]:
-        done = subprocess.run([sys.executable, "-c", look], cwd=tmp_path, check=True, capture_output=True, text=True)
-        found: dict[str, str] = json.loads(done.stdout)
-        return found
-
-    before = digests()
-    (package / source).write_text((package / source).read_text() + "# \n")
-    after = digests()
+def test_code_digests_see_what_can_change_a_number(source: str, kinds: set[str], checkout: Path) -> None:
+    """A changed statement changes the digest of the first number that it can change; a page's changes none."""
+    before = digests(checkout)
+    (checkout / source).write_text((checkout / source).read_text() + "\nEXTRA = 1\n")
+    after = digests(checkout)
     assert {kind for kind in before if before[kind] != after[kind]} == kinds
+
+
+def test_code_digests_do_not_see_words_or_places(checkout: Path) -> None:
+    """A comment, a docstring, other line breaks and another place in the same package change no digest."""
+    before = digests(checkout)
+    heads = checkout / "models" / "visualbert" / "heads.py"
+    head, quotes, rest = heads.read_text().partition('"""')
+    heads.write_text(f"{head}{quotes}Other words. {rest}\n\n# a comment\n")
+    (checkout / "metrics" / "boxes").mkdir()
+    (checkout / "metrics" / "recall.py").rename(checkout / "metrics" / "boxes" / "overlap.py")
+    for path in checkout.rglob("*.py"):
+        text = path.read_text()
+        path.write_text(text.replace("visualbert_core.metrics.recall", "visualbert_core.metrics.boxes.overlap"))
+    assert digests(checkout) == before
 
 
 def test_versions_import_nothing_heavy() -> None:

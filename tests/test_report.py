@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import runpy
 import shlex
 from base64 import b64decode
 from collections.abc import Sequence
@@ -23,7 +22,9 @@ import pytest
 from PIL import Image as Pillow
 from rich.console import Console
 
+from visualbert_core.cli import main
 from visualbert_core.cluster import Pool
+from visualbert_core.commands.evaluate import Command
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.errors import CoverageError
 from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
@@ -255,10 +256,17 @@ def test_row_holds_interval_chance_and_n(cell: Any) -> None:
 
 
 def test_paper_is_quoted_beside_real_scores_only(cell: Any) -> None:
-    """The published recall@1 on val is shown for real data and appears nowhere on a synthetic page."""
+    """The published recall@1 on val is shown for the whole official split, for a part of it a warning instead, and
+    appears nowhere on a synthetic page."""
     grounding = cell("flickr30k_entities")
-    assert Page(render(REAL, [grounding])).scores()[0]["paper"] == "70.4"
-    assert SYNTHETIC not in render(REAL, [grounding])
+    whole = {key: value for key, value in grounding.run.scores.items() if key != "subset"}
+    official = dataclasses.replace(grounding, run=dataclasses.replace(grounding.run, scores=whole))
+    assert Page(render(REAL, [official])).scores()[0]["paper"] == "70.4"
+    assert SYNTHETIC not in render(REAL, [official])
+    part = render(REAL, [grounding])
+    assert Page(part).scores()[0]["paper"] == "–"
+    assert "of 1,000 images: this is not the official val split" in part
+    assert "not the official val split" not in render(DEMO, [grounding])
     synthetic = render(DEMO, [grounding])
     assert SYNTHETIC in synthetic
     assert "70.4" not in synthetic
@@ -313,10 +321,12 @@ def test_the_line_on_the_page_makes_the_run(cell: Any, monkeypatch: pytest.Monke
     shown = cell("vqa")
     spec = shown.run.record["spec"] | {"precision": "bfloat16", "foreign_features": True}
     run = dataclasses.replace(shown.run, record=shown.run.record | {"spec": spec})
-    python, script, *words = shlex.split(sections._command(shown, run))
-    assert (python, script) == ("python", "jobs/evaluate.py")
-    monkeypatch.setattr("sys.argv", [script, *words])
-    flags = runpy.run_path(str(Path(__file__).parents[1] / script))["parse"]()
+    program, name, *words = shlex.split(sections._command(shown, run))
+    assert (program, name) == ("visualbert", "evaluate")
+    given: list[Command] = []
+    monkeypatch.setattr(Command, "run", lambda self: given.append(self) or 0)
+    assert main([name, *words]) == 0
+    flags = vars(given[0].evaluation)
     asked = {name: flags[name] for name in spec.keys() & flags.keys() - {"model"}}
     assert asked == {name: spec[name] for name in asked}
     assert len(asked) >= 7
@@ -428,11 +438,14 @@ def test_thumbnails_are_small(cell: Any) -> None:
 def test_picture_that_cannot_be_read_is_said_to_be(cell: Any) -> None:
     """A picture that was moved since costs its thumbnail, not the page."""
     grounding = cell("flickr30k_entities")
-    Path(grounding.images["7"].path).unlink()
+    path = Path(grounding.images["7"].path)
+    path.unlink()
     del grounding.images["8"]
     page = render(DEMO, [grounding])
     assert "7 cannot be shown: No such file" in page
     assert "8 cannot be shown: its file is not known here" in page
+    path.symlink_to("/dev/zero")
+    assert f"7 cannot be shown: {path.name} is a device, not a file" in render(DEMO, [grounding])
 
 
 def test_run_whose_predictions_are_gone_keeps_its_scores(cell: Any) -> None:

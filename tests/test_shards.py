@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import pickle
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import small_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import visualbert_core.shards as shards_module
 from visualbert_core.errors import InputError, ShardError, StoreError
-from visualbert_core.shards import Manifest, Part, Shard, ShardFolder, plan
+from visualbert_core.shards import Manifest, Part, Shard, ShardFolder, plan, publish
 
 NAMES = [f"COCO_val2014_{number:012d}" for number in random.Random(0).sample(range(600_000), 3_000)]
 IDS = st.sets(st.text(min_size=1, max_size=4), max_size=60)
@@ -306,3 +308,16 @@ def test_a_manifest_that_is_none_is_refused(folder: ShardFolder) -> None:
     folder.manifest_path.write_text(json.dumps({"hello": 1}))
     with pytest.raises(StoreError, match="is not a manifest"):
         folder.read_manifest()
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """A full disk does not say what was being written, and a draft is not what anybody looks for: the error names the
+    file, keeps its kind, and nothing is left."""
+    path = tmp_path / "report.html"
+    publish(path, b"before")
+    with small_files(10), pytest.raises(OSError, match=rf"File too large: '{path}'$") as caught:
+        publish(path, b"much longer than that")
+    assert caught.value.errno == errno.EFBIG
+    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("report.html", b"before")]
+    with pytest.raises(FileExistsError, match=rf"'{path}/inside'$"):  # its folder is a file
+        publish(path / "inside", b"")

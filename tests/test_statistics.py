@@ -43,11 +43,11 @@ def clustered(rng: np.random.Generator, images: int) -> tuple[np.ndarray, np.nda
 
 
 def test_standard_error_is_the_cluster_robust_one() -> None:
-    """That of statsmodels' intercept with clustered errors, to the last digits."""
+    """That of statsmodels' intercept with clustered errors, to nine digits: it inverts a matrix to get there."""
     before, after, names = clustered(np.random.default_rng(1), 200)
     fit = OLS(after - before, np.ones(len(names))).fit(cov_type="cluster", cov_kwds={"groups": names})
     result = paired(before, after, names)
-    assert result.difference.standard_error == pytest.approx(fit.bse[0], rel=1e-12)
+    assert result.difference.standard_error == pytest.approx(fit.bse[0], rel=1e-9)
     assert (result.low, result.high) == pytest.approx(tuple(fit.conf_int()[0]), rel=1e-6)
 
 

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, SmallNight
+from test_corpus import png
 from test_extract import World, tree
 from test_store import BAD, FINGERPRINT, ROWS, D, same, write
 
-from visualbert_core import storage
+from visualbert_core import lfs, sources, storage
 from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig
 from visualbert_core.corpus import corpus_name, list_images
@@ -24,7 +25,7 @@ from visualbert_core.evaluation.run import evaluate
 from visualbert_core.features import names as store_names
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
-from visualbert_core.images import fetch
+from visualbert_core.images import DecodeError, fetch, read_image
 from visualbert_core.schema import Names
 from visualbert_core.shards import Part, Shard, ShardFolder
 
@@ -231,6 +232,37 @@ def test_images_in_a_bucket(bucket: Path, tmp_path: Path) -> None:
     assert corpus_name(bucket / "tables/val.parquet") == "val"
     with pytest.raises(InputError, match="has no images"):
         list_images(bucket / "nothing")
+
+
+def test_what_is_no_image_in_a_bucket(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object that is too large is never asked for, as the listing tells; rows with a path read it beside their
+    table; half a set of tables and a pointer are refused by name."""
+    world = bucket / "odd"
+    for name, data in {"large.png": bytes(2000), "small.png": png(3), "pictures/row.png": png(4)}.items():
+        storage.put(world / name, data)
+    monkeypatch.setattr(sources, "LARGEST_IMAGE", 1000)
+    corpus = list_images(world)
+    large, small = fetch([corpus["large"], corpus["small"]])
+    assert (read_image(small)[0] == [3, 0, 9]).all()
+    with pytest.raises(DecodeError, match=r"^large\.png is larger than the 1,000 bytes that are read$"):
+        read_image(large)
+    cells = [{"bytes": None, "path": path} for path in ("row.png", f"{storage.url(world)}/small.png", "none.png")]
+    sink = pa.BufferOutputStream()
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    pq.write_table(pa.table({"image": pa.array(cells, kind), "id": [0, 1, 2]}), sink)
+    table = world / "pictures" / "val-00000-of-00001.parquet"
+    storage.put(table, sink.getvalue().to_pybytes())
+    row, other, none = fetch(list(list_images(table).values()))
+    assert [(read_image(image)[0][0, 0, 0]) for image in (row, other)] == [4, 3]
+    with pytest.raises(DecodeError, match=r"parquet row 2 has no bytes, and its path 'none\.png' is not there in the"):
+        read_image(none)
+    storage.put(bucket / "half" / "val-00000-of-00002.parquet", sink.getvalue().to_pybytes())
+    for source in ("half", "half/val-00000-of-00002.parquet"):
+        with pytest.raises(InputError, match=r"s3://.*: val-00001-of-00002\.parquet of the same set is not beside it"):
+            list_images(bucket / source)
+    storage.put(bucket / "pointers" / "val.parquet", b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(InputError, match=rf"^s3://.*/val\.parquet is {lfs.REASON}$"):
+        list_images(bucket / "pointers")
 
 
 def test_an_image_that_the_store_does_not_hand_out_stops_the_job(bucket: Path, tmp_path: Path) -> None:

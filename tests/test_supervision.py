@@ -47,6 +47,9 @@ class Simulation:
     def room(self) -> str:
         return "room"
 
+    def unplaced(self, booting: int) -> int:
+        return 0
+
     def boot(self) -> tuple[Any, Any]:
         actor = Actor(self.free.pop(0))
         return actor, (actor, None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import ROOT
 from PIL import Image as Pillow
 from test_extract import World, tree
 
 from visualbert_core import images as images_module
 from visualbert_core.corpus import corpus_name, list_images
-from visualbert_core.errors import InputError
-from visualbert_core.images import fetch, image_shape, read_image
+from visualbert_core.errors import CoverageError, InputError
+from visualbert_core.images import DecodeError, fetch, image_shape, read_image
 from visualbert_core.schema import Image
-from visualbert_core.tables import read_rows
+from visualbert_core.tables import Cell, read_rows
 
 NAMES = ["b", "a", "d.1", "c"]
 HUGGING_FACE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -70,17 +73,49 @@ def test_columns(columns: dict[str, Any], ids: list[str], tmp_path: Path) -> Non
     [
         ({"image": ["a.png"], "id": ["1"]}, r"val\.parquet: no column 'image' of bytes, there are 'image', 'id'"),
         ({"left": [b""], "right": [b""], "id": ["1"]}, r"it could be each of 'left', 'right': give one that name"),
+        (
+            {"left_image": [b""], "right_image": [b""], "id": ["1"]},
+            r"it could be each of 'left_image', 'right_image': give one that name "
+            r"\(a pair is left_image and right_image with identifier\)",
+        ),
+        (
+            {"left_image": [b""], "right_image": [b""], "identifier": ["dev-1-0"]},
+            r"val\.parquet row 0: identifier 'dev-1-0' is not split-set-pair-sentence",
+        ),
         ({"image": [b""]}, r"no column image_id, id, __key__ and no paths in 'image'"),
         ({"image": [b""], "id": [1.5]}, r"ids are text or integers, column 'id' is double"),
         ({"image": [b"", b""], "id": ["1", None]}, r"val\.parquet row 1: the image has no id"),
         ({"image": structs([None, "a", "b", "c"])}, r"val\.parquet row 0: the image has no id"),
-        ({"image": [b"", b""], "id": [1, 1]}, r"two images are called '1': .*val\.parquet row 0 and .* row 1; rename"),
+        ({"image": [None], "id": [None]}, r"no column 'image' of bytes"),
+        (
+            {"image": [b"a", b"b"], "id": [1, 1]},
+            r"two images are called '1': .*val\.parquet row 0 and .* row 1; rename",
+        ),
     ],
 )
 def test_tables_that_are_refused(columns: dict[str, Any], says: str, tmp_path: Path) -> None:
     """What cannot be told is an error that names the file, and the row where it is one row's."""
     with pytest.raises(InputError, match=says):
         list_images(written(tmp_path / "val.parquet", **columns))
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Which of the two holds the images, nobody can know."""
+    pq.write_table(pa.table([[b"a"], [b"b"], ["1"]], names=["image", "image", "id"]), tmp_path / "val.parquet")
+    with pytest.raises(InputError, match=r"val\.parquet: two columns are called 'image'; rename one"):
+        list_images(tmp_path / "val.parquet")
+
+
+def test_a_table_with_a_damaged_part_is_named(tmp_path: Path) -> None:
+    """Bytes that are damaged in the column of ids are bad input, before anything is computed."""
+    path = written(tmp_path / "val.parquet", image=FILES, id=NAMES)
+    column = pq.read_metadata(path).row_group(0).column(1)
+    data = bytearray(path.read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    data[start : start + 20] = b"\xff" * 20
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"val\.parquet: is damaged \(.*\); download it again"):
+        list_images(path)
 
 
 def test_a_file_that_is_no_table(tmp_path: Path) -> None:
@@ -119,6 +154,200 @@ def test_only_the_row_groups_that_are_asked_for_are_read(tmp_path: Path) -> None
         read_rows(str(path), {8})
 
 
+REPORTS = ROOT / "tests" / "reports" / "parquet"
+
+
+def read(source: str | Path) -> dict[str, str | tuple[int, ...]]:
+    """Of each image of a corpus the shape, or why there is none."""
+    found: dict[str, str | tuple[int, ...]] = {}
+    for image in fetch(list(list_images(source).values())):
+        try:
+            found[image.image_id] = read_image(image)[0].shape
+        except DecodeError as error:
+            found[image.image_id] = str(error)
+    return found
+
+
+SHAPE = (40, 50, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ok", {"42": SHAPE, "73": SHAPE, "99": SHAPE}),
+        ("byquestion", {"42": SHAPE, "73": SHAPE}),
+        ("twoimages", {f"dev-{pair}-img{side}": SHAPE for pair in ("0-0", "0-1", "1-0") for side in (0, 1)}),
+        (
+            "onenull",
+            {
+                "42": SHAPE,
+                "73": "onenull.parquet row 1 has neither bytes nor a path",
+                "99": "onenull.parquet row 2 has no bytes, and its path 'COCO_val2014_000000000099.jpg' is not there "
+                "in the table's folder",
+            },
+        ),
+        (
+            "pathonly",
+            {
+                str(image): f"pathonly.parquet row {row} has no bytes, and its path "
+                f"'/nowhere/COCO_val2014_{image:012d}.jpg' is not there"
+                for row, image in enumerate((42, 73, 99))
+            },
+        ),
+    ],
+)
+def test_tables_with_reported_troubles(name: str, expected: dict[str, str | tuple[int, ...]]) -> None:
+    """A row a question is one image an id; a pair a row is two images; a row without bytes says what it lacks."""
+    assert read(REPORTS / f"{name}.parquet") == expected
+
+
+def test_rows_of_one_id_with_other_images_are_refused() -> None:
+    """The id and both rows are named: which of two pictures it is, nobody can know."""
+    with pytest.raises(
+        InputError, match=r"two images are called '42': .*diff\.parquet row 0 and .*diff\.parquet row 1;"
+    ):
+        list_images(REPORTS / "byquestion-diff.parquet")
+
+
+def as_parquet(folder: Path, tables: Sequence[dict[str, list[Any]]]) -> Path:
+    for number, columns in enumerate(tables):
+        kinds = {name: HUGGING_FACE for name in columns if name.endswith("image")}
+        arrays = {name: pa.array(values, kinds.get(name)) for name, values in columns.items()}
+        written(folder / f"{number}.parquet", 2, **arrays)
+    return folder
+
+
+def as_saved(folder: Path, tables: Sequence[dict[str, list[Any]]]) -> Path:
+    """As `save_to_disk` writes it, but that null rows stay null, of which `datasets` makes structs."""
+    names = [{"filename": f"{number}.arrow"} for number in range(len(tables))]
+    (folder / "state.json").write_text(json.dumps({"_data_files": names}))
+    (folder / "dataset_info.json").write_text("{}")
+    for number, columns in enumerate(tables):
+        kinds = {name: HUGGING_FACE for name in columns if name.endswith("image")}
+        table = pa.table({name: pa.array(values, kinds.get(name)) for name, values in columns.items()})
+        with pa.ipc.new_stream(folder / f"{number}.arrow", table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+    return folder
+
+
+def cell(data: bytes | None, path: str | None = None) -> dict[str, bytes | str | None]:
+    return {"bytes": data, "path": path}
+
+
+KINDS = pytest.mark.parametrize("make", [as_parquet, as_saved])
+
+
+@KINDS
+def test_rows_of_one_id_in_several_tables_are_one_image(make: Callable[..., Path], tmp_path: Path) -> None:
+    """Questions of one image may be apart in one table and in another; rows that hold nothing give way, rows with one
+    path are one image, too; and each id finds its own bytes."""
+    first = {"image_id": [3, 1, 3, 2, 3], "image": [cell(FILES[n]) for n in (3, 1, 3, 2, 3)]}
+    second = {"image_id": [1, 7, 3, 7, 9, 9], "image": [None, cell(None, "7.png"), cell(FILES[3])]}
+    second["image"] += [cell(None, "7.png"), cell(None), None]
+    (tmp_path / "tables").mkdir()
+    source = make(tmp_path / "tables", [second, first])
+    Path(source / "7.png").write_bytes(png(7))
+    corpus = list_images(f"{source}/*.parquet" if make is as_parquet else source)
+    assert list(corpus) == ["1", "2", "3", "7", "9"]
+    for image in fetch(list(corpus.values()))[:4]:
+        value = {"1": 10, "2": 20, "3": 30, "7": 7}[image.image_id]
+        assert (read_image(image)[0] == [value, 0, 9]).all()
+    second["image"][2] = cell(FILES[2])
+    source = make(tmp_path / "tables", [second, first])
+    with pytest.raises(
+        InputError, match=r"two images are called '3': .*0\.(parquet row 2|arrow at byte \d+) and .*1\."
+    ):
+        list_images(f"{source}/*.parquet" if make is as_parquet else source)
+
+
+@KINDS
+def test_pairs(make: Callable[..., Path], tmp_path: Path) -> None:
+    """Both images of a row have the ids that NLVR2 gives them, and one pair may be in several rows."""
+    columns = {
+        "identifier": ["dev-1-0-0", "dev-1-0-1", "dev-2-3-0", "test1-12-0-0"],
+        "left_image": [cell(FILES[0], "a"), cell(FILES[0], "b"), cell(FILES[1]), None],
+        "right_image": [cell(FILES[2]), cell(FILES[2]), cell(FILES[0]), cell(None, "right.png")],
+    }
+    corpus = list_images(make(tmp_path, [columns]))
+    names = ["dev-1-0-img0", "dev-1-0-img1", "dev-2-3-img0", "dev-2-3-img1", "test1-12-0-img0", "test1-12-0-img1"]
+    assert list(corpus) == names
+    found = fetch(list(corpus.values()))
+    assert [read_image(image)[0][0, 0, 0] for image in found[:4]] == [0, 20, 10, 0]
+    for image, says in zip(found[4:], ("neither bytes nor a path", "its path 'right.png' is not there"), strict=True):
+        with pytest.raises(DecodeError, match=says):
+            read_image(image)
+
+
+@KINDS
+def test_a_path_in_place_of_bytes_is_read(make: Callable[..., Path], tmp_path: Path) -> None:
+    """Relative to the table's folder, or absolute; what leads to no file is a failure that says what was tried."""
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "deep").mkdir()
+    (tmp_path / "tables" / "deep" / "a.png").write_bytes(FILES[1])
+    (tmp_path / "b.png").write_bytes(FILES[2])
+    (tmp_path / "tables" / "link.png").symlink_to("/dev/zero")
+    paths = ["deep/a.png", str(tmp_path / "b.png"), "../b.png", "https://nobody/c.png", "link.png", "nul\0.png", ""]
+    columns = {"id": list(range(7)), "image": [cell(None, path) for path in paths]}
+    source = make(tmp_path / "tables", [columns])
+    found = read(f"{source}/*.parquet" if make is as_parquet else source)
+    table = "0.parquet" if make is as_parquet else "0.arrow"
+    assert found == {
+        "0": (6, 4, 3),
+        "1": (6, 4, 3),
+        "2": (6, 4, 3),
+        "3": f"{table} row 3 has no bytes, and its path 'https://nobody/c.png' is an address that is not read",
+        "4": f"{table} row 4 has no bytes, and its path 'link.png' is a device",
+        "5": f"{table} row 5 has no bytes, and its path 'nul\\x00.png' is not there in the table's folder",
+        "6": f"{table} row 6 has neither bytes nor a path",
+    }
+
+
+@KINDS
+def test_a_row_that_holds_nothing_needs_no_id(make: Callable[..., Path], tmp_path: Path) -> None:
+    """Where ids are the paths' or the id is null, too, a null row is one failure, called by its number; a row with an
+    image and no id is refused."""
+    columns: dict[str, list[Any]] = {"image": [cell(FILES[0], "a.png"), None, cell(None), cell(FILES[1], "b.png")]}
+    (tmp_path / "1").mkdir()
+    assert list(read(make(tmp_path / "1", [columns]))) == ["0 row 1", "0 row 2", "a", "b"]
+    columns["id"] = ["x", None, "y", "z"]
+    (tmp_path / "2").mkdir()
+    assert read(make(tmp_path / "2", [columns]))["0 row 1"] == (
+        f"0.{'parquet' if make is as_parquet else 'arrow'} row 1 has neither bytes nor a path"
+    )
+    columns["id"][3] = None
+    (tmp_path / "3").mkdir()
+    with pytest.raises(InputError, match=r"row 3: the image has no id"):
+        list_images(make(tmp_path / "3", [columns]))
+
+
+def test_rows_without_bytes_are_failures_of_a_store(tmp_path: Path) -> None:
+    """Its others are extracted; where there are no others, the job says why it has nothing and what to do."""
+    world = World(tmp_path)
+    world.pictures = REPORTS / "onenull.parquet"
+    store = world.extract()
+    assert list(store.image_ids) == ["42"]
+    assert sorted(failure.item_id for failure in store.failures()) == ["73", "99"]
+    world.pictures = REPORTS / "pathonly.parquet"
+    says = r"none of 3 images has features; \d+: pathonly\.parquet row . has no bytes, .* delete that folder"
+    with pytest.raises(CoverageError, match=says):
+        world.extract("none")
+
+
+def test_telling_rows_apart_holds_no_images(tmp_path: Path) -> None:
+    """A thousand rows of ten images are hashed as they are read, and not kept."""
+    data = [bytes([number]) * 100_000 for number in range(10)]
+    path = tmp_path / "val.parquet"
+    with pq.ParquetWriter(path, pa.schema({"id": pa.int64(), "image": pa.binary()})) as writer:
+        for _ in range(100):
+            writer.write_table(pa.table({"id": range(10), "image": data}))
+    tracemalloc.start()
+    before = pa.total_allocated_bytes()
+    assert len(list_images(path)) == 10
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    assert pa.total_allocated_bytes() - before < 20_000_000
+    tracemalloc.stop()
+
+
 def saved(folder: Path, rows: int = 4, **columns: Any) -> Path:
     datasets = pytest.importorskip("datasets")
     table = {"image": [{"bytes": FILES[n % 4], "path": f"{NAMES[n % 4]}{n // 4 or ''}.png"} for n in range(rows)]}
@@ -154,9 +383,10 @@ def test_a_saved_dataset_that_is_damaged(tmp_path: Path) -> None:
         writer.write_table(table)
     with pytest.raises(InputError, match=r"its buffers are compressed"):
         list_images(folder)
-    (folder / "state.json").write_text("{}")
-    with pytest.raises(InputError, match=r"state\.json is not what datasets writes"):
-        list_images(folder)
+    for text in ("{}", "[" * 100_000, '{"_data_files": [{"filename": 3}]}'):
+        (folder / "state.json").write_text(text)
+        with pytest.raises(InputError, match=r"state\.json is not what datasets writes"):
+            list_images(folder)
 
 
 def as_structs(world: World, names: Sequence[str], files: Sequence[bytes]) -> Path:
@@ -204,9 +434,9 @@ def test_a_shard_reads_its_tables_once(tmp_path: Path, monkeypatch: pytest.Monke
     paths = sorted(world.pictures.iterdir())
     world.pictures = as_structs(world, [path.stem for path in paths], [path.read_bytes() for path in paths])
 
-    def counted(path: str, rows: set[int]) -> dict[int, bytes]:
+    def counted(path: str, rows: set[int], column: str | None) -> dict[int, Cell]:
         passes.append(len(rows))
-        return read_rows(path, rows)
+        return read_rows(path, rows, column)
 
     monkeypatch.setattr(images_module, "read_rows", counted)
     store = world.extract()

@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from conftest import SmallNight
+from conftest import SmallNight, small_files
 
 from visualbert_core.errors import ConfigError, TrackerError
 from visualbert_core.evaluation.run import read_run
@@ -129,3 +129,20 @@ def test_ingredients_are_the_historys(night: TrackedNight) -> None:
     """JSON values only, short enough for every tracker's limits (MLflow: 6,000 characters a value)."""
     assert json.loads(json.dumps(night.ingredients())) == night.ingredients()
     assert max(map(len, night.ingredients().values())) < 100
+
+
+@pytest.mark.parametrize(
+    ("tracker", "package", "where"),
+    [("tensorboard", "tensorboardX", "tensorboard/demo"), ("mlflow", "mlflow", "mlruns")],
+)
+def test_a_full_disk_names_the_place(
+    night: TrackedNight, monkeypatch: pytest.MonkeyPatch, tracker: str, package: str, where: str
+) -> None:
+    """Files may have ten bytes, as on a full disk: one line names the tracker and where it was writing to."""
+    pytest.importorskip(package)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (night.out / "mlruns").as_uri())
+    track(tracker, night)  # what a tracker loads and makes once is there
+    with small_files(10), pytest.raises(TrackerError, match=rf"^{tracker}: .*{night.out / where}") as caught:
+        track(tracker, night)
+    assert "\n" not in str(caught.value)

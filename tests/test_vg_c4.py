@@ -16,11 +16,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tolerances import close, likely, paired, rounding
 from torchvision.ops import nms
 
+from visualbert_core.cli import main
 from visualbert_core.detector import load_detector
 from visualbert_core.detector.class_nms import confidences
-from visualbert_core.detector.convert import main
 from visualbert_core.detector.published import read_weights
 from visualbert_core.detector.resize import pillow_bilinear
 from visualbert_core.detector.vg_c4 import Preprocessing, Selection, VgC4, VgC4Config, preprocess, resized, select
@@ -151,7 +152,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(state, published / "pytorch_model.bin")
     (published / "config.yaml").write_text(yaml.safe_dump(published_config()))
     (published / "objects_vocab.txt").write_text("".join(f"Thing {i},synonym\n" for i in range(30)))
-    assert main(["convert", "vg_c4", str(published), str(out)]) == 0
+    assert main(["convert", "detector", "vg_c4", str(published), str(out)]) == 0
     return out
 
 
@@ -167,34 +168,41 @@ def with_config(detector: VgC4, **changes: Any) -> VgC4:
 
 
 @pytest.mark.parametrize("golden", GOLDEN["images"], ids=lambda golden: f"{golden['picture']}")
-@pytest.mark.parametrize(("as_loaded", "slack"), [(True, 1), (False, 10)], ids=["as loaded", "made ready"])
+@pytest.mark.parametrize("as_loaded", [True, False], ids=["as loaded", "made ready"])
 def test_regions_are_hugging_faces(
-    folder: Path, golden: dict[str, Any], as_loaded: bool, slack: int, monkeypatch: pytest.MonkeyPatch
+    folder: Path, golden: dict[str, Any], as_loaded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Boxes, classes, attributes, probabilities and features are those of the published program; with folded norms and
-    in another memory order the last digits of boxes and probabilities move, the choice of regions does not."""
+    """Boxes, classes, attributes, probabilities and features are those of the published program up to rounding, with
+    its layers and with folded norms in another memory order; where scores tie, rounding may order or cut otherwise."""
     if as_loaded:
         monkeypatch.setattr("visualbert_core.detector.vg_c4.ready", lambda network, device: network)
     (found,) = load_detector(folder, "cpu").detect([picture(*golden["picture"])])
-    np.testing.assert_array_equal(found.labels, golden["labels"])
-    np.testing.assert_array_equal(found.attributes, golden["attributes"])
-    np.testing.assert_allclose(found.boxes, golden["boxes"], atol=1e-3 * slack)
-    np.testing.assert_allclose(found.scores, golden["scores"], atol=1e-5 * slack)
-    np.testing.assert_allclose(found.attribute_scores, golden["attribute_scores"], atol=1e-5 * slack)
-    np.testing.assert_allclose(found.features.mean(1), golden["feature_means"], atol=1e-4)
+    assert found.attributes is not None
+    assert found.attribute_scores is not None
+    mine, theirs = paired(found.boxes, found.scores, golden["boxes"])
+    expected = {name: np.array(golden[name])[theirs] for name in ("labels", "attributes", "scores", "attribute_scores")}
+    # A class is the best of 30, of which no second comes near in these pictures: no choice of it is up to rounding.
+    np.testing.assert_array_equal(found.labels[mine], expected["labels"])
+    np.testing.assert_array_equal(found.attributes[mine], expected["attributes"])
+    likely(found.scores[mine], expected["scores"])
+    likely(found.attribute_scores[mine], expected["attribute_scores"])
+    off = np.abs(found.features.mean(1)[mine] - np.array(golden["feature_means"])[theirs])
+    assert off.max() < rounding(found.features)  # of what is added, as means of some are 0
     for row, values in golden["features"].items():
-        np.testing.assert_allclose(found.features[int(row)], values, atol=1e-4)
+        if int(row) in theirs:
+            close(found.features[mine[theirs.index(int(row))]], values)
     assert (found.labels.dtype, found.features.dtype, found.boxes.dtype) == (np.int16, np.float32, np.float32)
 
 
 def test_batch_mates_change_nothing(detector: VgC4) -> None:
-    """The regions of an image are the same alone and in a batch of images of its shape."""
+    """The regions of an image are the same alone and in a batch of images of its shape: on a CPU it goes through the
+    network alone in either case."""
     images = [picture(seed, 150, 200) for seed in range(3)]
     for image, batched in zip(images, detector.detect(images), strict=True):
         (alone,) = detector.detect([image])
         np.testing.assert_array_equal(alone.labels, batched.labels)
-        np.testing.assert_allclose(alone.boxes, batched.boxes, atol=1e-5)
-        np.testing.assert_allclose(alone.features, batched.features, atol=1e-5)
+        close(alone.boxes, batched.boxes)
+        close(alone.features, batched.features)
     with pytest.raises(ValueError, match="one shape"):
         detector.detect([images[0], images[1][:99]])
 
@@ -208,7 +216,7 @@ def test_given_boxes_are_pooled_as_they_are(detector: VgC4) -> None:
     np.testing.assert_array_equal(again.boxes, own.boxes[::-1])
     np.testing.assert_array_equal(again.labels, own.labels[::-1])
     np.testing.assert_array_equal(again.attributes, own.attributes[::-1])  # type: ignore[index]
-    np.testing.assert_allclose(again.features, own.features[::-1], atol=1e-5)
+    close(again.features, own.features[::-1])
     (none,) = detector.detect([image], [np.zeros((0, 4), np.float32)])
     assert none.features.shape == (0, 256)
 
@@ -220,7 +228,7 @@ def test_given_boxes_follow_the_resize(detector: VgC4) -> None:
     with torch.inference_mode():
         maps = detector.model.trunk(preprocess(torch.from_numpy(image[None]), detector.config.preprocessing))
         expected = detector.model.describe(maps[0], torch.from_numpy(boxes) / 2)
-    np.testing.assert_allclose(found.features, expected.features, atol=1e-4)
+    close(found.features, expected.features)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +338,7 @@ def test_detectron2_pickles_hold_the_same_network(detector: VgC4, tmp_path: Path
     """A `.pkl` of NumPy arrays, as py-bottom-up-attention publishes, loads to the same weights with its own recipe."""
     path, out = tmp_path / "faster_rcnn_from_caffe_attr.pkl", tmp_path / "out"
     path.write_bytes(pickle.dumps({"model": published_weights(), "__author__": "someone"}, protocol))
-    assert main(["convert", "vg_c4", str(path), str(out)]) == 0
+    assert main(["convert", "detector", "vg_c4", str(path), str(out)]) == 0
     found = load_detector(out, "cpu")
     assert isinstance(found, VgC4)
     assert found.config.preprocessing == Preprocessing()
@@ -345,7 +353,7 @@ def test_weights_without_attributes(tmp_path: Path) -> None:
     state = published_weights(attributes=0, anchors=(64, 128, 256, 512))
     anchors = state.pop("proposal_generator.anchor_generator.cell_anchors.0")
     (tmp_path / "in.pkl").write_bytes(pickle.dumps({"model": state}))
-    assert main(["convert", "vg_c4", str(tmp_path / "in.pkl"), str(tmp_path / "out")]) == 0
+    assert main(["convert", "detector", "vg_c4", str(tmp_path / "in.pkl"), str(tmp_path / "out")]) == 0
     found = load_detector(tmp_path / "out", "cpu")
     assert isinstance(found, VgC4)
     torch.testing.assert_close(found.model.cell_anchors, torch.from_numpy(anchors))
@@ -423,7 +431,7 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, damage: dict[str, Any], m
     torch.save(state, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(published_config(**damage.get("config", {}))))
     with pytest.raises(CheckpointError) as raised:
-        main(["convert", "vg_c4", str(tmp_path), str(tmp_path / "out")])
+        main(["convert", "detector", "vg_c4", str(tmp_path), str(tmp_path / "out")])
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
@@ -432,9 +440,9 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, damage: dict[str, Any], m
 def test_conversion_overwrites_nothing(folder: Path, tmp_path: Path) -> None:
     """A target that is not empty, and a source that is not there, are refused."""
     with pytest.raises(CheckpointError, match="exists and is not empty"):
-        main(["convert", "vg_c4", str(tmp_path), str(folder)])
+        main(["convert", "detector", "vg_c4", str(tmp_path), str(folder)])
     with pytest.raises(CheckpointError, match=r"folder with pytorch_model\.bin"):
-        main(["convert", "vg_c4", str(tmp_path / "nowhere"), str(tmp_path / "out")])
+        main(["convert", "detector", "vg_c4", str(tmp_path / "nowhere"), str(tmp_path / "out")])
 
 
 def test_a_rule_has_its_thresholds() -> None:

@@ -16,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tolerances import MASKED, SHALLOW, relative
 from torch import Tensor, nn
 
 import visualbert_core.models.visualbert as ours
@@ -24,7 +25,7 @@ from visualbert_core.models.visualbert.checkpoint import Pretrained, weights_dig
 
 transformers = pytest.importorskip("transformers")
 
-TOLERANCE = 1e-5
+TOLERANCE = relative(SHALLOW)
 POSITIONS, VOCAB, FEATURES, CHOICES = 40, 50, 7, 3
 HEADS = (
     "VisualBertForPreTraining",
@@ -130,21 +131,24 @@ def numbers(output: Any) -> Tensor:
 
 
 def gap(one: Tensor, other: Tensor) -> float:
+    """The largest difference as a share of the largest value, or of 1 where all are smaller: what is summed up on the
+    way, behind a LayerNorm, is of that size."""
     assert one.shape == other.shape
-    return float((one - other).abs().max().detach())
+    sizes = other.detach().abs()
+    return float((one - other).abs().max().detach()) / max(1.0, float(sizes[sizes < MASKED].max()))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("alignment", [True, False])
 def test_the_same_numbers(pair: Pair, shape: tuple[int, int, int], padded: bool, alignment: bool) -> None:
-    """Logits agree to 1e-5 for ordinary and extreme shapes, with and without padding and alignment."""
+    """Logits agree up to rounding for ordinary and extreme shapes, with and without padding and alignment."""
     theirs, mine, _ = pair
     arguments = tensors(theirs, shape, seed=3, padded=padded, alignment=alignment)
     assert gap(answer(theirs, arguments), answer(mine, arguments)) < TOLERANCE
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     shape=st.tuples(
         st.integers(1, 4),
@@ -158,7 +162,7 @@ def test_the_same_numbers(pair: Pair, shape: tuple[int, int, int], padded: bool,
 def test_the_same_numbers_for_any_shape(
     pair: Pair, shape: tuple[int, int, int], seed: int, padded: bool | str, alignment: bool
 ) -> None:
-    """Logits, losses, states and attentions agree to 1e-5 for whatever shape, mask and alignment hypothesis draws."""
+    """Logits, losses, states and attentions agree up to rounding for any shape, mask and alignment that is drawn."""
     theirs, mine, _ = pair
     arguments: dict[str, Any] = tensors(theirs, shape, seed, padded, alignment)
     more = {**arguments, "output_attentions": True, "output_hidden_states": True}
@@ -169,7 +173,7 @@ def test_the_same_numbers_for_any_shape(
     assert gap(numbers(plain), answer(mine, arguments)) < TOLERANCE  # the fused kernel
     assert gap(numbers(plain), numbers(found)) < TOLERANCE  # attentions written out
     if hasattr(found, "loss"):
-        assert gap(expected.loss, found.loss) < TOLERANCE * max(1.0, float(expected.loss))
+        assert gap(expected.loss, found.loss) < TOLERANCE
     for kind in ("hidden_states", "attentions"):
         both = zip(getattr(expected, kind), getattr(found, kind), strict=True)
         assert max(gap(one, other) for one, other in both) < TOLERANCE

@@ -49,6 +49,12 @@ def write(folder: Path, questions: list[dict[str, Any]], annotations: list[dict[
     return folder
 
 
+def rename(folder: Path, name: str, subset: str) -> None:
+    """The file of another split, which says so."""
+    (folder / name.replace("val2014", subset)).write_text((folder / name).read_text().replace("val2014", subset))
+    (folder / name).unlink()
+
+
 def question(question_id: int) -> dict[str, Any]:
     return {"image_id": question_id // 1000, "question": f"Question {question_id}?", "question_id": question_id}
 
@@ -176,7 +182,7 @@ def test_examples_in_question_order(folder: Path) -> None:
 def test_train_is_read_from_its_own_files(folder: Path) -> None:
     """Split "train" opens the train2014 files and names train2014 images."""
     for name in (QUESTIONS, ANNOTATIONS):
-        (folder / name).rename(folder / name.replace("val2014", "train2014"))
+        rename(folder, name, "train2014")
     assert next(VqaTask(folder, "train").examples()).image_ids == ("COCO_train2014_000000000042",)
 
 
@@ -292,7 +298,11 @@ def test_bad_pairs_end_in_one_line(folder: Path, text: str, message: str) -> Non
 def test_a_split_without_labels_makes_submissions_only(folder: Path, split: str) -> None:
     """Both test sets are about test2015 images; what needs labels says that there are none."""
     subset = {"test": "test2015", "test-dev": "test-dev2015"}[split]
-    (folder / QUESTIONS).rename(folder / QUESTIONS.replace("val2014", subset))
+    rename(folder, QUESTIONS, subset)
+    if split == "test-dev":  # its submission holds all of test2015
+        questions = folder / QUESTIONS.replace("val2014", subset)
+        whole = questions.read_text().replace("test-dev", "test")
+        (folder / QUESTIONS.replace("val2014", "test2015")).write_text(whole)
     task = VqaTask(folder, split)
     assert not task.labelled
     assert next(task.examples()).image_ids == ("COCO_test2015_000000000042",)
@@ -371,7 +381,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "missing file": (lambda f: (f / ANNOTATIONS).unlink(), f"{ANNOTATIONS}: not found"),
     "truncated": (lambda f: (f / QUESTIONS).write_text((f / QUESTIONS).read_text()[:-40]), "not JSON at line 1 column"),
     "not an object": (lambda f: (f / QUESTIONS).write_text("[]"), "is list, not an object"),
-    "binary": (lambda f: (f / QUESTIONS).write_bytes(b"\x1f\x8b\xff"), "not UTF-8"),
+    "binary": (lambda f: (f / QUESTIONS).write_bytes(b"\x1f\x8b\xff"), "compressed by gzip: unpack it"),
     "questions is no list": (lambda f: (f / QUESTIONS).write_text('{"questions": {}}'), "'questions' is dict"),
     "no questions": (lambda f: _edit(f / QUESTIONS, "questions", lambda q: q.clear()), "is empty"),
     "a number as question": (

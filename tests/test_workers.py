@@ -40,7 +40,8 @@ def run(night: SmallNight, out: Path, pool: PoolConfig) -> dict[str, bytes]:
 @pytest.mark.usefixtures("ray_session")
 def test_real_networks_do_not_see_how_many_workers_there_are(small_night: SmallNight, tmp_path: Path) -> None:
     """One worker may not use the threads that the absent ones leave free, as another number of threads adds up in
-    another order: features, predictions and scores are the same files for one and four workers, and inline."""
+    another order: features, predictions and scores are the same files for one and four workers, and inline. On any
+    CPU, as each of them then adds up the same numbers with the same number of threads."""
     one = run(small_night, tmp_path / "one", PoolConfig(workers=1))
     assert len([name for name in one if name.endswith(".parquet")]) > 10
     assert run(small_night, tmp_path / "four", PoolConfig(workers=4)) == one

@@ -1,6 +1,6 @@
-"""A pool of workers over shards, on this machine or a Ray cluster; the only file of the library that imports Ray.
+"""A pool of workers over shards, on this machine or a Ray cluster; only this file and `session.py` import Ray.
 
-Owns where workers run: how many, what each reserves, which cluster, and what tells a job to stop before its end.
+Owns where workers run: how many, what each reserves, and what tells a job to stop before its end.
 Workers are plain Ray actors that pull shards, two in flight each, so that decoding and writing hide behind the GPU (a
 worker locks its model). Ray's own restarts are off: any system error ends that actor, and `supervision.py` decides
 what follows. Safety does not come from either but from `shards.py`: a shard that runs twice writes the same bytes
@@ -9,14 +9,13 @@ under the same name.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-import secrets
 import signal
 import sys
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any, Protocol, Self, TypeVar
@@ -24,17 +23,17 @@ from typing import Any, Protocol, Self, TypeVar
 from visualbert_core.config import PoolConfig
 from visualbert_core.errors import UnfinishedError
 from visualbert_core.host import Host, Worker, set_threads, unusable
+from visualbert_core.printable import say
 from visualbert_core.progress import Figures, Progress
+from visualbert_core.session import LOCAL_ENVIRONMENT, start_ray
 from visualbert_core.shards import Marker, Shard
 from visualbert_core.supervision import IN_FLIGHT, Actors, LostError, Supervisor
 
-OBJECT_STORE = 256 << 20  # bytes; nothing but shards and markers passes through it
-NODES_SECONDS = 5.0  # between two looks at which nodes there are
-LOCAL_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_TOKEN": secrets.token_hex(32),  # or Ray writes one into the home folder
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # read when ray is imported; Ray's only way to bind to loopback alone
-}
+__all__ = ["LOCAL_ENVIRONMENT", "Pool", "read_parquet", "start_ray"]
+
+NODES_SECONDS = 5.0  # between two looks at which nodes there are, and at what waits for them
+UNPLACED_SECONDS = 1.0
+TAG_SAFE = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")  # what stands in a metric's tag as it is
 
 AnyShard = TypeVar("AnyShard", bound=Shard)
 
@@ -140,24 +139,6 @@ class Pool:
         return self._signal or (f"{hours:g} hours are over" if over else None)
 
 
-def start_ray() -> bool:
-    """Attach to the cluster of RAY_ADDRESS (`ray job submit` sets it) or start Ray on this machine, for it alone.
-    False where Ray already runs in this process."""
-    attach = bool(os.environ.get("RAY_ADDRESS"))
-    if not attach:
-        for name, value in LOCAL_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-    import ray
-
-    if ray.is_initialized():
-        return False
-    # Errors only: a local Ray warns that it uses a token, and setting RAY_AUTH_MODE here would be too late where ray is
-    # imported already. "local", because a bare ray.init() joins whatever cluster of this user it finds.
-    local: dict[str, Any] = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
-    ray.init(**({} if attach else local), log_to_driver=False, logging_level=logging.ERROR)
-    return True
-
-
 def read_parquet(paths: Sequence[str], decode: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
     """A `ray.data.Dataset` over Parquet files, each batch (column → array) through `decode`; Ray starts if need be."""
     start_ray()
@@ -208,6 +189,9 @@ class _Inline:
     def room(self) -> str:
         return "there is this process"
 
+    def unplaced(self, booting: int) -> int:
+        return 0
+
     def boot(self) -> tuple[Any, Any]:
         return self, self._make
 
@@ -254,8 +238,9 @@ class _RayActors:
         # A cluster without either is a head that waits for its workers: those will have GPUs.
         self.gpus = float(gpus > 0 or not cpus) if config.gpus_per_worker is None else config.gpus_per_worker
         if not self.gpus and config.gpus_per_worker is None and os.environ.get("RAY_ADDRESS"):
-            sys.stderr.write("the cluster has no GPU now, so CPUs compute; gpus_per_worker 1 waits for GPUs\n")
+            say("the cluster has no GPU now, so CPUs compute; gpus_per_worker 1 waits for GPUs", to=sys.stderr)
         self.workers, self.looked, self.places = config.workers, -NODES_SECONDS, 0
+        self.asked, self.demanded = -NODES_SECONDS, 0
         self.threads = config.threads_per_worker
         self.cpus = 0.0 if self.gpus else _cpu_share(cpus / self.size, self.threads) or float(self.threads)
         options = {
@@ -283,8 +268,31 @@ class _RayActors:
         return self.places
 
     def room(self) -> str:
+        places = self._places()
+        others = ", which others take" if places else ""
         need = f"{self.gpus:g} GPU" if self.gpus else f"{self.cpus:g} CPU"
-        return f"each needs {need}, and the cluster's nodes have room for {self._places()} such workers"
+        return f"each needs {need}, and the cluster's nodes have room for {places} such workers{others}"
+
+    def unplaced(self, booting: int) -> int:
+        if not self._places():
+            return booting
+        if booting and time.monotonic() - self.asked > UNPLACED_SECONDS:
+            self.asked, self.demanded = time.monotonic(), self._demanded()
+        return min(booting, self.demanded)
+
+    def _demanded(self) -> int:
+        """Workers of this size for which nodes have nothing free. Those whose process has been started are not among
+        them; those of another job are, where they are alike."""
+        # Needs no dashboard, which ray.util.state does; an actor's own state does not tell the two apart.
+        from ray.autoscaler.v2.sdk import get_cluster_status
+
+        try:
+            status = get_cluster_status(self.ray.get_runtime_context().gcs_address)
+        except self.ray.exceptions.RayError:
+            return self.demanded
+        size = {"GPU": self.gpus, "CPU": self.cpus}
+        demands = [one for demand in status.resource_demands.ray_task_actor_demand for one in demand.bundles_by_count]
+        return sum(one.count for one in demands if _alike(one.bundle, size))
 
     def publish(self, stage: str, figures: Figures) -> None:
         from ray.util.metrics import Gauge
@@ -293,7 +301,7 @@ class _RayActors:
             keys = ("stage", "state") if state else ("stage",)
             if name not in self.gauges:
                 self.gauges[name] = Gauge(f"visualbert_{name}", f"{name} of a stage, see progress.py", keys)
-            self.gauges[name].set(value, dict(zip(keys, (stage, state), strict=False)))
+            self.gauges[name].set(value, dict(zip(keys, (tag(stage), state), strict=False)))
 
     def serving(self, make_worker: Callable[[], Worker[Any]]) -> Self:
         self.make_worker = make_worker
@@ -335,6 +343,15 @@ class _RayActors:
     def close(self) -> None:
         while self.idle:
             self.discard(self.idle.pop())
+
+
+def tag(text: str) -> str:
+    """`text` as the value of a metric's tag: Ray takes ASCII alone, so the rest is written as in a URL, é as %C3%A9."""
+    return urllib.parse.quote(text, safe=TAG_SAFE, errors="surrogatepass")
+
+
+def _alike(bundle: dict[str, float], size: dict[str, float]) -> bool:
+    return all(abs(bundle.get(name, 0.0) - amount) < 1e-3 for name, amount in size.items())
 
 
 def _first_line(error: Exception) -> str:

@@ -5,7 +5,6 @@ An unknown key is an error that names the nearest known one; a wrong type is an 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import math
@@ -82,25 +81,9 @@ def _parts(config: object, name: str) -> Iterator[tuple[str, Any]]:
             yield f"{name}.{key}" if key else name, one
 
 
-def add_pool_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of a `PoolConfig`, for a job's command line."""
-    add = parser.add_argument
-    add("--workers", type=int, help="actors at most (default: one per GPU, else one per CPU)")
-    add("--gpus-per-worker", type=float, help="also a part of one (default: 1 where there are GPUs)")
-    add("--threads-per-worker", type=int, default=PoolConfig.threads_per_worker, help="CPU threads (default: 1)")
-    add("--max-hours", type=float, help="start nothing later than this and exit 6; the same line resumes")
-    add("--shard-timeout", type=float, help="seconds until a shard counts as hung (default: 20 times others)")
-
-
-def take_pool(flags: dict[str, Any]) -> PoolConfig:
-    """Takes the values of those flags out of a parsed command line."""
-    names = ("workers", "gpus_per_worker", "threads_per_worker", "max_hours", "shard_timeout")
-    return PoolConfig(**{name: flags.pop(name) for name in names})
-
-
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig:
-    """images → feature store. See jobs/extract_features.py."""
+    """images → feature store. See `commands.extract`."""
 
     images: Path
     """The corpus: a folder, a pattern, a list of files, a .tar, tables, or an s3:// address (see `corpus`)."""
@@ -136,10 +119,12 @@ class ExtractConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """One model × task × split over a feature store → run folder. See jobs/evaluate.py."""
+    """One model × task × split over a feature store → run folder. See `commands.evaluate`."""
 
     task: str
+    """The benchmark: vqa, vcr, nlvr2 or flickr30k_entities."""
     split: str
+    """val, dev, test1, …"""
     annotations: Path
     """Folder of the official annotation files."""
     features: Path
@@ -175,6 +160,7 @@ class CorpusConfig:
     images: Path
     """Relative to the matrix's data folder."""
     detector: Path
+    """Detector folder, relative to the YAML file's."""
     boxes: Literal["none", "beside"] = "none"
     precision: Literal["float32", "bfloat16"] = "float32"
     batch_size: int = 8
@@ -195,6 +181,7 @@ class CellConfig:
     """Relative to the matrix's data folder."""
     corpus: str
     model: Path
+    """Checkpoint folder, relative to the YAML file's."""
     foreign_features: bool = False
     feature_space: str | None = None
     """As for one evaluation: where the checkpoint does not say it."""
@@ -244,7 +231,7 @@ class WorldConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig:
-    """When a night got worse. See `report.gate`."""
+    """When a night got worse. See `comparison.gate`."""
 
     false_alarms: float = 0.01
     """Chance that a night on which nothing changed fails, over all cells together."""
@@ -266,7 +253,7 @@ class GateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NightlyConfig:
-    """A matrix: corpora, then models × tasks × splits over them. See jobs/nightly.py and jobs/nightly.yaml."""
+    """A matrix: corpora, then models × tasks × splits over them. See `commands.nightly` and jobs/nightly.yaml."""
 
     name: str
     out: Path

@@ -1,21 +1,20 @@
-"""Which images a corpus has and where their bytes lie: a folder, a pattern, a list of files, tar shards, or tables.
+"""Which images a corpus has, by their ids; `sources` finds them.
 
 Owns the id of an image: its file name without the last suffix, which is how the benchmarks name theirs
 (`COCO_val2014_000000000042`, `dev-850-0-img0`, `1000092795`); a table may say it itself (see `tables`). An id must be
-unique in the corpus, since a row of the feature store is found by it.
+unique in the corpus, since a row of the feature store is found by it; only rows of tables may repeat an image, as those
+with a row a question do, and then with the same bytes.
 """
 
 from __future__ import annotations
 
-import os
-import tarfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass, field
-from glob import glob, has_magic
-from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple, Self
+from dataclasses import dataclass, field, replace
+from glob import has_magic
+from pathlib import Path
+from typing import Literal, NamedTuple, NoReturn, Self
 
 import numpy as np
 import pyarrow as pa
@@ -25,12 +24,10 @@ from visualbert_core import storage
 from visualbert_core.columns import Strings
 from visualbert_core.errors import InputError
 from visualbert_core.schema import Image
-from visualbert_core.tables import list_parquet, list_saved
+from visualbert_core.sources import LEADS_NOWHERE, SUFFIXES, TAR, images_of
+from visualbert_core.tables import TABLE, digests
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
-LISTS = frozenset({".txt", ".lst"})
-TABLE = ".parquet"
-APPLE = "._"  # begins files that a Mac leaves beside others and in tars; they hold no picture
+INGREDIENT = "features"
 
 _BLOCK = 1 << 20  # ids that are held against each other at a time
 _A_ROW = -1
@@ -44,14 +41,17 @@ def list_images(source: str | Path, boxes: Literal["none", "beside"] = "none") -
     its Parquet files, or what `Dataset.save_to_disk` left in it. An `s3://…` address is a folder or a Parquet file.
     Tar members are read where they lie. Other files than images are passed over, except in a list, where they are an
     error. With boxes "beside", each image has its boxes in the JSON of the same name (VCR's layout); one that is
-    missing is that image's failure later.
+    missing is that image's failure later. Rows of tables that repeat an id are read, to tell whether their images are
+    one.
 
-    Raises InputError where there is nothing to read, for a damaged or compressed tar, a table without images or ids, or
-    naming two images of one id.
+    Raises InputError where there is nothing to read, for a damaged or compressed tar, a table without images or ids, a
+    set of tars or tables that counts further than its files, or naming two images of one id.
     """
-    corpus = Corpus(_images(storage.absolute(source)), boxes)
+    corpus = Corpus(images_of(storage.absolute(source)), boxes)
     if not corpus:
         raise InputError(f"{source} has no images ({' '.join(sorted(SUFFIXES))}): name what holds them")
+    if corpus.is_lost:
+        raise InputError(f"{source}: all {len(corpus):,} images are links to nothing: is a disk not mounted?")
     return corpus
 
 
@@ -86,6 +86,11 @@ class Corpus(Mapping[str, Image]):
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether every image is a link that leads nowhere."""
+        return all(place.where.trouble == LEADS_NOWHERE for place in self._places)
+
     def first(self, count: int | None) -> Self:
         """The first `count` images; None for all."""
         some = copy(self)
@@ -107,57 +112,107 @@ class Corpus(Mapping[str, Image]):
         try:
             self._letters += image.image_id.encode()
         except UnicodeEncodeError:
-            raise InputError(f"{image.path!r}: its name is not UTF-8, and so no image id; rename it") from None
+            name = f"{image.path!r}: its name" if where.suffix is not None else f"{image.path}: {image.image_id!r}"
+            raise InputError(f"{name} is not UTF-8, and so no image id; rename it") from None
         self._starts.append(len(self._letters))
 
     def _image(self, image_id: str, number: int) -> Image:
         """The image of this id, which was the `number`th to be added."""
         place = self._places[self._place_of[number]]
-        (path, suffix), at = place.where, 2 * (number - place.first)
+        path, suffix, column, trouble = place.where
         if suffix is not None:
-            image = Image(image_id, path + image_id + suffix)
+            image = Image(image_id, path + image_id + suffix, trouble=trouble)
             return _with_boxes(image) if self._boxes == "beside" else image
-        first, second = place.numbers[at : at + 2]
-        return Image(image_id, path, row=first) if second == _A_ROW else Image(image_id, path, start=first, size=second)
+        first, second = place.numbers_of(number)
+        image = Image(image_id, path, column=column, trouble=trouble)
+        return replace(image, row=first) if second == _A_ROW else replace(image, start=first, size=second)
 
     def _sorted(self) -> np.ndarray:
         """The numbers of the images in the order of their ids."""
         buffers = pa.py_buffer(self._starts), pa.py_buffer(self._letters)
         ids = pa.LargeStringArray.from_buffers(len(self._place_of), *buffers)
         order: np.ndarray = pc.sort_indices(ids).to_numpy().astype(np.uint32)
+        again = np.zeros(len(order), bool)  # of each whether it has the id of the one before it
         for start in range(0, len(order), _BLOCK):
             block = ids.take(pa.array(order[start : start + _BLOCK + 1]))
-            twice = pc.index(pc.equal(block[1:], block[:-1]), True).as_py()
-            if twice >= 0:
-                image_id = block[twice].as_py()
-                pair = (self._image(image_id, number) for number in order[start + twice :][:2].tolist())
-                first, second = map(_address, pair)
-                raise InputError(f"two images are called {image_id!r}: {first} and {second}; rename one")
+            equal = pc.equal(block[1:], block[:-1]).to_numpy(zero_copy_only=False)
+            again[start + 1 : start + 1 + len(equal)] = equal
+        if again.any():
+            order = self._once(order, again, ids)
         pa.default_memory_pool().release_unused()
         return order
 
+    def _once(self, order: np.ndarray, again: np.ndarray, ids: pa.LargeStringArray) -> np.ndarray:
+        """`order` with one number an id: the first whose row holds an image. Raises InputError where not all rows of an
+        id hold the same one, or it is not rows that share it."""
+        mine = again | np.append(again[1:], False)
+        numbers, ids_of = order[mine], (np.cumsum(~again) - 1)[mine]
+        numbers = numbers[np.lexsort((numbers, ids_of))]
+        shared, leader, which = np.unique(ids_of, return_index=True, return_inverse=True)
+        seen = self._digests(numbers, which, ids)
+        holds = seen != b""
+        with_image, first = np.unique(which[holds], return_index=True)
+        leader[with_image] = np.flatnonzero(holds)[first]
+        if (differs := holds & (seen != seen[leader][which])).any():
+            at = int(differs.argmax())
+            self._refuse(ids, numbers[leader[which[at]]], numbers[at])
+        once: np.ndarray = order[~again]
+        once[shared] = numbers[leader]
+        return once
+
+    def _digests(self, numbers: np.ndarray, which: np.ndarray, ids: pa.LargeStringArray) -> np.ndarray:
+        """What tells the images of these rows apart, see `tables.digests`; `which` numbers the ids that they share."""
+        found = np.zeros(len(numbers), "S16")
+        places = np.frombuffer(self._place_of, np.uint32)[numbers]
+        for number in np.unique(places).tolist():
+            place, at = self._places[number], np.flatnonzero(places == number)
+            if not place.where.is_table:
+                same = np.flatnonzero(which == which[at[0]])
+                self._refuse(ids, *numbers[same[:2]])
+            pairs = np.array([place.numbers_of(row) for row in numbers[at].tolist()], np.int64)
+            found[at] = digests(place.where.path, place.where.column, pairs)
+        return found
+
+    def _refuse(self, ids: pa.LargeStringArray, *pair: np.integer) -> NoReturn:
+        image_id = ids[int(pair[0])].as_py()
+        first, second = (_address(self._image(image_id, int(number))) for number in pair)
+        if first == second:
+            raise InputError(f"{first} is in the corpus twice; remove it once")
+        raise InputError(f"two images are called {image_id!r}: {first} and {second}; rename one")
+
 
 class _Where(NamedTuple):
-    """What images have in common: before and after its id in the name of a file, or the tar or table (no suffix)."""
+    """What images have in common: before and after its id in the name of a file, or the tar or table (no suffix), and a
+    column of it; and why they cannot be read, of which there are few reasons."""
 
     path: str
     suffix: str | None
+    column: str | None
+    trouble: str | None
 
     @classmethod
     def of(cls, image: Image) -> _Where:
         if image.size is not None or image.row is not None:
-            return cls(image.path, None)
+            return cls(image.path, None, image.column, image.trouble)
         path, _, suffix = image.path.rpartition(image.image_id)
-        return cls(path, suffix)
+        return cls(path, suffix, None, image.trouble)
+
+    @property
+    def is_table(self) -> bool:
+        return self.suffix is None and not self.path.lower().endswith(TAR)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Images of one `where`; for each of a tar start and size, of a table row and `_A_ROW`."""
+    """Images of one `where`; for each of a tar start and size, of a table these or row and `_A_ROW`."""
 
     where: _Where
     first: int
     numbers: array[int] = field(default_factory=lambda: array("q"))
+
+    def numbers_of(self, number: int) -> tuple[int, int]:
+        at = 2 * (number - self.first)
+        return self.numbers[at], self.numbers[at + 1]
 
 
 def corpus_name(source: str | Path) -> str:
@@ -170,102 +225,10 @@ def corpus_name(source: str | Path) -> str:
     return path.name if folder else path.stem
 
 
-def _images(source: Path) -> Iterator[Image]:
-    if storage.url(source):
-        paths = iter([source]) if source.suffix.lower() == TABLE else _images_or_tables(storage.files(source))
-    elif (source / "state.json").is_file() and (source / "dataset_info.json").is_file():
-        yield from list_saved(source)
-        return
-    elif (source / "dataset_dict.json").is_file():
-        raise InputError(f"{source} holds the splits of a dataset: name the folder of one of them")
-    elif source.is_dir():
-        paths = _images_or_tables(_below(source))
-    elif source.suffix.lower() in LISTS and source.is_file():
-        paths = _listed(source)
-    elif source.is_file():
-        paths = iter([source])
-    elif has_magic(str(source)):
-        paths = (Path(name) for name in sorted(glob(str(source), recursive=True)))  # noqa: PTH207  (absolute patterns)
-    else:
-        raise InputError(f"{source} is no folder, pattern, list, table or tar of images: name what holds them")
-    for path in paths:
-        if path.suffix.lower() == ".tar":
-            yield from _members(path)
-        elif path.suffix.lower() == TABLE:
-            yield from list_parquet(path)
-        elif path.suffix.lower() in SUFFIXES:
-            yield Image(path.name[: -len(path.suffix)], storage.url(path) or str(path))
-
-
-def _images_or_tables(paths: Iterable[Path]) -> Iterator[Path]:
-    """What makes a folder a corpus: its images, or else its tables. A table or a tar among images is their metadata or
-    an archive of the very same."""
-    tables, images = [], False
-    for path in paths:
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(APPLE):
-            images = True
-            yield path
-        elif path.suffix.lower() == TABLE:
-            tables.append(path)
-    if not images:
-        yield from tables
-
-
-def _below(root: Path) -> Iterator[Path]:
-    """The files of a folder at any depth, one after the other, as there may be millions. Raises OSError for a folder
-    that cannot be read, or the corpus would silently be smaller."""
-    folders, seen = [root], set()
-    while folders:
-        folder = folders.pop()
-        inode = folder.stat().st_dev, folder.stat().st_ino
-        if inode in seen:
-            continue  # a link to a folder that is in the corpus already
-        seen.add(inode)
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    folders.append(Path(entry.path))
-                elif entry.is_file() or entry.is_symlink():  # reading a pipe would never end
-                    yield Path(entry.path)
-
-
-def _listed(path: Path) -> Iterator[Path]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        found = path.parent / line.strip()
-        if found.suffix.lower() not in SUFFIXES:
-            raise InputError(f"{path} line {number}: {line.strip()!r} does not end like an image")
-        if not found.is_file():
-            raise InputError(f"{path} line {number}: {found} is not there; correct the list")
-        yield found
-
-
-def _members(path: Path) -> Iterator[Image]:
-    """Images of an uncompressed tar, each as a range of the tar's bytes."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                name = PurePosixPath(member.name)
-                if member.isdir() or name.suffix.lower() not in SUFFIXES or name.name.startswith(APPLE):
-                    continue
-                if not member.isreg() or member.issparse():
-                    kind = "sparse" if member.issparse() else "a link"
-                    raise InputError(f"{path}: member {member.name!r} is {kind}; pack the files themselves")
-                image_id = name.name[: -len(name.suffix)]
-                yield Image(image_id, str(path), start=member.offset_data, size=member.size)
-    except tarfile.TarError as error:
-        raise InputError(f"{path}: cannot be read as an uncompressed tar ({error}); unpack it") from None
-
-
 def _with_boxes(image: Image) -> Image:
     if image.size is not None or image.row is not None or storage.url(image.path):
         raise InputError(f"{image.path}: boxes beside the images are read from folders on a disk only; unpack it there")
-    return Image(image.image_id, image.path, boxes_path=str(Path(image.path).with_suffix(".json")))
+    return replace(image, boxes_path=str(Path(image.path).with_suffix(".json")))
 
 
 def _address(image: Image) -> str:

@@ -62,7 +62,7 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The parsed file. Raises ConfigError with path, and line or key, where it is missing or no strict YAML."""
+    """The parsed file. Raises ConfigError with path, line or key where it is missing or is not strict YAML."""
     data = _read(path, ConfigError)
     try:
         value = _parse_yaml(data.decode("utf-8"))

@@ -9,6 +9,8 @@
     │   └── DriftError                           a detector that does not give a store's features (--canary)
     ├── CoverageError                   exit 3   examples without a prediction: no score; no image with features, or
     │                                            more failed ones than allowed
+    ├── ClusterError                    exit 1   what computes is not there: Ray does not start, or a cluster does not
+    │                                            answer or refuses; nothing was computed with it
     ├── ShardError                      exit 1   a shard that could not be computed; the finished ones are kept
     ├── TrackerError                    exit 1   a finished night that could not be sent to a tracker
     ├── NotComparableError              exit 5   two runs of different questions: their difference says nothing
@@ -33,7 +35,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-from visualbert_core.printable import printable
+from visualbert_core.printable import guard, printable
+
+INGREDIENT = None
 
 LONGEST = 800
 """Characters of a message that `end` prints."""
@@ -87,6 +91,10 @@ class TrackerError(VisualBertCoreError):
     """An experiment tracker did not take a night, which is complete on disk."""
 
 
+class ClusterError(VisualBertCoreError):
+    """Ray does not start, the cluster of RAY_ADDRESS does not answer or refuses, or a process that helps was ended."""
+
+
 class ShardError(VisualBertCoreError):
     """A shard failed on every attempt; everything committed before it is kept."""
 
@@ -100,7 +108,8 @@ class UnfinishedError(VisualBertCoreError):
 def end(job: Callable[[], int]) -> NoReturn:
     """Run a job's main function and exit with its code; an error of the tree above is one line on stderr, and so is a
     file that the system does not hand out or take (exit 1). Where whoever reads stdout leaves early, as `| head` does,
-    nothing is said."""
+    nothing is said. What is printed from here on is guarded (`printable.py`)."""
+    guard()
     leave(_code(job))
 
 

@@ -12,24 +12,30 @@ odd files to take another path than ordinary ones. What becomes of odd files is 
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import xxhash
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
-from visualbert_core import storage
-from visualbert_core.schema import GivenObjects, Image
-from visualbert_core.tables import read_rows
+from visualbert_core import lfs, storage
+from visualbert_core.schema import LARGEST_IMAGE, GivenObjects, Image
+from visualbert_core.tables import Cell, read_rows
+
+INGREDIENT = "features"
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
+
+_LARGEST_METADATA = 1 << 26  # bytes of a JSON file of boxes; VCR's have some thousands
 
 
 class DecodeError(ValueError):
@@ -38,30 +44,72 @@ class DecodeError(ValueError):
 
 def image_shape(image: Image) -> tuple[int, int]:
     """(H, W) in pixels from the file's header, without decoding it. Raises DecodeError, OSError."""
-    with _file(image) as file, _blame(image.path):
+    with _file(image) as file, _blame(name(image)):
         width, height = _open(file).size
     return height, width
 
 
+def name(image: Image) -> str:
+    """What a message calls the place where an image lies; it holds no folder, as it is kept in stores."""
+    file = Path(image.path).name
+    if image.row is not None:
+        return f"{file} row {image.row}"
+    return file if image.size is None else f"{file} at byte {image.start}"
+
+
 def fetch(images: Sequence[Image]) -> list[Image]:
-    """The same images, those in tables and object stores with their `data`: a table's in one pass, objects at once.
+    """The same images, those in tables and object stores with their `data`, or the `trouble` why there are none: a
+    table's in one pass, objects at once. An image whose row holds a path in place of bytes is the file of that path.
 
     Raises OSError where they cannot be read."""
-    rows: dict[str, set[int]] = {}
+    tables: dict[tuple[str, str | None], set[int]] = {}
     for image in images:
         if image.row is not None:
-            rows.setdefault(image.path, set()).add(image.row)
-    found: dict[tuple[str, int | None], bytes] = {}
-    for path, numbers in rows.items():
-        found |= {(path, row): data for row, data in read_rows(path, numbers).items()}
-    objects = [image.path for image in images if image.row is None and storage.url(image.path)]
-    answers = storage.gather(storage.read, map(Path, objects)) if objects else []
-    found |= {(path, None): data for path, data in zip(objects, answers, strict=True)}
-    return [replace(image, data=found.get((image.path, image.row))) for image in images]
+            tables.setdefault((image.path, image.column), set()).add(image.row)
+    cells: dict[tuple[str, str | None, int | None], Cell] = {}
+    for (path, column), rows in tables.items():
+        cells |= {(path, column, row): cell for row, cell in read_rows(path, rows, column).items()}
+    placed = [i if i.row is None else _placed(i, cells[i.path, i.column, i.row]) for i in images]
+    objects = [image.path for image in placed if _is_object(image)]
+    answers = dict(zip(objects, storage.gather(storage.read, map(Path, objects)), strict=True)) if objects else {}
+    return [replace(image, data=answers[image.path]) if _is_object(image) else image for image in placed]
+
+
+def _is_object(image: Image) -> bool:
+    unread = image.row is None and image.data is None and image.trouble is None
+    return unread and storage.url(image.path) is not None
+
+
+def _placed(image: Image, cell: Cell) -> Image:
+    """An image of a table with what its row holds."""
+    if isinstance(cell, bytes):
+        return replace(image, data=cell)
+    if cell is None:
+        return replace(image, trouble="has neither bytes nor a path")
+    lacks = f"has no bytes, and its path {cell!r}"
+    address = storage.url(cell)
+    if address and address.partition(":")[0] not in storage.OBJECT_STORES:
+        return replace(image, trouble=f"{lacks} is an address that is not read")
+    place = Path(cell) if address else Path(image.path).parent / cell
+    try:
+        found = _object_kind(place) if storage.url(place) else storage.kind(place)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: NUL, which no path has
+        tried = "" if address or Path(cell).is_absolute() else " in the table's folder"
+        return replace(image, trouble=f"{lacks} is not there{tried}")
+    if found is not None:
+        return replace(image, trouble=f"{lacks} is {found}")
+    return replace(image, path=storage.url(place) or str(place), row=None, column=None)
+
+
+def _object_kind(place: Path) -> str | None:
+    size = storage.size(place)
+    if size is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(place))
+    return None if size <= LARGEST_IMAGE else f"larger than {LARGEST_IMAGE:,} bytes"
 
 
 def image_digest(image: Image) -> str:
-    """The digest (xxh3-128) of the file's bytes. Raises OSError where it cannot be read."""
+    """The digest (xxh3-128) of the file's bytes. Raises OSError and DecodeError as `read_image` does."""
     return xxhash.xxh3_128_hexdigest(_bytes(image))
 
 
@@ -72,7 +120,9 @@ def read_image(image: Image) -> tuple[np.ndarray, str]:
     cannot be read.
     """
     data = _bytes(image)
-    with _blame(image.path):
+    if lfs.is_pointer(data):
+        raise DecodeError(f"{name(image)} is {lfs.REASON}")
+    with _blame(name(image)):
         pixels = np.array(_rgb(_open(BytesIO(data))))
     return pixels, xxhash.xxh3_128_hexdigest(data)
 
@@ -121,13 +171,19 @@ def _boxes(record: Any, path: str | Path) -> np.ndarray:
 
 def _metadata(path: str | Path) -> Any:
     with _blame_metadata(path):
-        return json.loads(Path(path).read_bytes())
+        with _opened(path, _LARGEST_METADATA) as file:
+            data = file.read(_LARGEST_METADATA)
+        if lfs.is_pointer(data):
+            raise DecodeError(f"{Path(path).name} is {lfs.REASON}")
+        return json.loads(data)
 
 
 @contextmanager
 def _blame_metadata(path: str | Path) -> Iterator[None]:
     try:
         yield
+    except DecodeError:
+        raise
     except FileNotFoundError as error:
         raise DecodeError(f"{Path(path).name} with its boxes is missing") from error
     except (ValueError, KeyError, TypeError, OverflowError) as error:
@@ -138,20 +194,49 @@ def _blame_metadata(path: str | Path) -> Iterator[None]:
 
 def _file(image: Image) -> IO[bytes]:
     """A whole file on a disk is not read for its header alone."""
-    whole = image.size is None and image.row is None and image.data is None and not storage.url(image.path)
-    return Path(image.path).open("rb") if whole else BytesIO(_bytes(image))
+    whole = image.size is None and image.row is None and image.data is None and image.trouble is None
+    return _opened(image.path) if whole and not storage.url(image.path) else BytesIO(_bytes(image))
 
 
 def _bytes(image: Image) -> bytes:
-    if image.data is not None:
-        return image.data
-    if image.row is not None:
-        return read_rows(image.path, [image.row])[image.row]
-    if storage.url(image.path):
-        return storage.read(Path(image.path))
-    with Path(image.path).open("rb") as file:
+    if image.trouble is not None:
+        raise DecodeError(f"{name(image)} {image.trouble}")
+    if image.data is None and (image.row is not None or storage.url(image.path)):
+        return _bytes(*fetch([image]))
+    data = _read(image) if image.data is None else image.data
+    _check_size(len(data), name(image))
+    if not data:
+        raise DecodeError(f"{name(image)} is empty, no image")
+    return data
+
+
+def _read(image: Image) -> bytes:
+    whole = image.size is None
+    with _opened(image.path, LARGEST_IMAGE if whole else None) as file:
+        size = os.fstat(file.fileno()).st_size if image.size is None else image.size
+        _check_size(size, name(image))
         file.seek(image.start)
-        return file.read(-1 if image.size is None else image.size)
+        return file.read(size)
+
+
+def _check_size(size: int, where: str, limit: int = LARGEST_IMAGE) -> None:
+    if size > limit:
+        raise DecodeError(f"{where} has {size:,} bytes, more than the {limit:,} that are read")
+
+
+def _opened(path: str | Path, limit: int | None = LARGEST_IMAGE) -> BinaryIO:
+    """A file on a disk of no more than so many bytes. What is no file is never opened: a pipe would wait for its
+    writer, and a device need not end. A link that leads nowhere, and did not when the corpus was listed, is a disk that
+    is gone, and so is not there."""
+    path = Path(path)
+    found = storage.kind(path)
+    if found == storage.NOWHERE:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    if found is not None:
+        raise DecodeError(f"{path.name} is {found}, not a file")
+    if limit is not None:
+        _check_size(path.stat().st_size, path.name, limit)
+    return storage.open_file(path)
 
 
 def _open(file: IO[bytes]) -> Pillow.Image:
@@ -172,16 +257,16 @@ def _rgb(picture: Pillow.Image) -> Pillow.Image:
 
 
 @contextmanager
-def _blame(path: str) -> Iterator[None]:
+def _blame(where: str) -> Iterator[None]:
     """Turn whatever a decoder raises into DecodeError, and let the machine's own troubles through."""
     try:
         yield
     except (DecodeError, MemoryError):
         raise
     except UnidentifiedImageError as error:  # its own text holds a memory address
-        raise DecodeError(f"{Path(path).name} is no image that Pillow knows") from error
+        raise DecodeError(f"{where} is no image that Pillow knows") from error
     except Exception as error:
         # Pillow raises bare OSErrors for broken data; one with an errno comes from the operating system.
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise DecodeError(f"{Path(path).name}: {type(error).__name__}: {error}") from error
+        raise DecodeError(f"{where}: {type(error).__name__}: {error}") from error

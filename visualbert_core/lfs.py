@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+INGREDIENT = None
+
 REASON = "a Git LFS pointer, not the file itself: run git lfs pull"
 
 _FIRST_LINE = b"version https://git-lfs.github.com/spec/v1"

@@ -8,7 +8,11 @@ so that they outlive the workers, with the stage ("features of coco") as a tag:
 
     visualbert_items{stage, state=done|failed|left}     visualbert_items_per_second{stage}
     visualbert_shards{stage, state=waiting|running|suspect|given_up|done}     visualbert_seconds_left{stage}
-    visualbert_workers{stage, state=ready|starting}     visualbert_worker_gpus{stage}: what one worker reserves
+    visualbert_workers{stage, state=ready|starting|unplaced}     visualbert_worker_gpus{stage}: what one worker reserves
+
+A worker is unplaced while no node has room for it, and starting from then on until its model is loaded. Ray refuses
+tags beyond ASCII: in a stage, what is not printable ASCII, and the percent sign, is written as in a URL ("features of
+caf%C3%A9").
 
 How busy each GPU is, Ray measures itself: `ray_node_gpus_utilization`.
 """
@@ -21,7 +25,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from visualbert_core.printable import printable, say, unguarded
 from visualbert_core.shards import Marker
+
+INGREDIENT = None
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -50,6 +57,7 @@ class Workers:
 
     ready: int
     starting: int
+    unplaced: int
     gpus: float
 
 
@@ -61,9 +69,9 @@ class Progress:
         self.done = self.failed = 0
         self.began = self.logged = time.monotonic()
         self.published = 0.0
-        self.shards, self.workers = Shards(0, 0, 0, 0, 0), Workers(0, 0, 0)
+        self.shards, self.workers = Shards(0, 0, 0, 0, 0), Workers(0, 0, 0, 0)
         self.bar = _bar()
-        self.task = self.bar.add_task(label, total=total, status="")
+        self.task = self.bar.add_task(printable(label), total=total, status="")
 
     def __enter__(self) -> Progress:
         self.bar.start()
@@ -98,10 +106,10 @@ class Progress:
     def note(self, line: str) -> None:
         """A line between the others, above the bar where there is one."""
         if self.bar.disable:
-            sys.stderr.write(f"{self.label}: {line}\n")
+            say(f"{self.label}: {line}", to=sys.stderr)
             sys.stderr.flush()
         else:
-            self.bar.console.print(f"{self.label}: {line}", highlight=False, markup=False)
+            self.bar.console.print(printable(f"{self.label}: {line}"), highlight=False, markup=False)
 
     def _rate(self) -> float:
         return self.done / max(time.monotonic() - self.began, 1e-9)
@@ -117,10 +125,12 @@ class Progress:
         waiting = shards.waiting + shards.suspect
         given_up = f", {shards.given_up} given up" if shards.given_up else ""
         each = f" of {workers.gpus:g} GPU" if workers.gpus else ""
-        starting = f" ({workers.starting} starting)" if workers.starting else ""
+        others = [f"{workers.starting} starting"] if workers.starting else []
+        others += [f"{workers.unplaced} without room"] if workers.unplaced else []
+        absent = f" ({', '.join(others)})" if others else ""
         return (
             f"shards {shards.done} done, {shards.running} running, {waiting} waiting{given_up}; "
-            f"{workers.ready} workers{each}{starting}"
+            f"{workers.ready} workers{each}{absent}"
         )
 
     def _log(self) -> None:
@@ -132,7 +142,7 @@ class Progress:
     def _publish(self) -> None:
         self.published = time.monotonic()
         figures: Figures = {("shards", state): count for state, count in asdict(self.shards).items()}
-        figures |= {("workers", state): getattr(self.workers, state) for state in ("ready", "starting")}
+        figures |= {("workers", state): getattr(self.workers, state) for state in ("ready", "starting", "unplaced")}
         figures |= {("items", "done"): self.done - self.failed, ("items", "failed"): self.failed}
         figures |= {("items", "left"): self.total - self.done, ("worker_gpus", ""): self.workers.gpus}
         figures |= {("items_per_second", ""): self._rate(), ("seconds_left", ""): self._seconds_left()}
@@ -145,7 +155,7 @@ def _bar() -> Bar:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
-    text, status = TextColumn("{task.description}"), TextColumn("{task.fields[status]}")
+    text, status = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[status]}")
     columns: list[ProgressColumn] = [text, BarColumn(), MofNCompleteColumn(), status, TimeRemainingColumn()]
-    console = Console(stderr=True)
+    console = Console(file=unguarded(sys.stderr))
     return Progress(*columns, console=console, disable=not console.is_terminal)

@@ -2,14 +2,23 @@
 
 Owns the one hash of the project (xxh3-128 in hex: integrity and identity, not security) and the one wording for
 "these two are not comparable, because …". Imports nothing heavy: versions come from package metadata, torch stays out.
+
+A package or module declares beside its code which number that code can change first, and what lies below it inherits:
+
+    INGREDIENT = "features"       of an image: detector, images, corpus, …
+    INGREDIENT = "predictions"    made from given features; the default, declared in visualbert_core/__init__.py
+    INGREDIENT = "scores"         of given predictions: tasks, metrics
+    INGREDIENT = None             no number: report, nightly, world, …
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import platform
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,9 +26,6 @@ from typing import Any
 import xxhash
 
 _CHUNK = 1 << 24
-_NO_NUMBERS = ("report", "world", "nightly")  # they show finished runs and make data, which has a digest of its own
-_FEATURES = ("detector", "images.py", "corpus.py")
-_SCORES = ("tasks", "metrics")
 _PACKAGES = ("torch", "torchvision", "pyarrow", "ray", "numpy", "pillow", "tokenizers")
 
 INGREDIENTS = {
@@ -43,6 +49,11 @@ def digest_file(path: str | Path) -> str:
     return state.hexdigest()
 
 
+def digest_bytes(data: bytes) -> str:
+    """The same of bytes in memory."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
 def digest_files(paths: Iterable[str | Path]) -> str:
     """One digest over several files' names and bytes; neither their order nor their folders matter."""
     return digest_json(sorted([Path(path).name, digest_file(path)] for path in paths))
@@ -54,17 +65,48 @@ def digest_json(value: Any) -> str:
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
+@cache
 def code_digests() -> dict[str, str]:
-    """Digests of the Python sources that can change a number, by the first number they change: the `features` of an
-    image, the `predictions` made from given features, or the `scores` of given predictions."""
+    """A digest of the Python sources of each declared ingredient: features, predictions, scores.
+
+    Comments, docstrings, layout, and where a file lies do not count: a digest changes where what is computed may have.
+    """
     package = Path(__file__).parent
-    sources: dict[str, list[list[str]]] = {"features": [], "predictions": [], "scores": []}
-    for path in sorted(package.rglob("*.py")):
-        name = path.relative_to(package)
-        if name.parts[0] not in _NO_NUMBERS:
-            kind = "features" if name.parts[0] in _FEATURES else "scores" if name.parts[0] in _SCORES else "predictions"
-            sources[kind].append([name.as_posix(), digest_file(path)])
-    return {kind: digest_json(files) for kind, files in sources.items()}
+    modules = {path: ast.parse(path.read_bytes()) for path in sorted(package.rglob("*.py"))}
+    sources: dict[str, list[str]] = {"features": [], "predictions": [], "scores": []}
+    for path, module in modules.items():
+        ingredient = _ingredient(path, modules)
+        if ingredient is not None:
+            sources[ingredient].append(digest_json(_essence(module)))
+    return {ingredient: digest_json(sorted(digests)) for ingredient, digests in sources.items()}
+
+
+def _ingredient(path: Path, modules: Mapping[Path, ast.Module]) -> str | None:
+    """What a module declares, or else the nearest package around it."""
+    for file in (path, *(folder / "__init__.py" for folder in path.parents)):
+        for statement in modules[file].body if file in modules else ():
+            match statement:
+                case ast.Assign(targets=[ast.Name(id="INGREDIENT")], value=ast.Constant(value=declared)):
+                    return declared if isinstance(declared, str) else None
+    raise AssertionError(f"{path}: no package around it declares an INGREDIENT")
+
+
+def _essence(node: Any) -> Any:
+    """A syntax tree as JSON, the same in every version of Python; the own package's modules are not told apart."""
+    if isinstance(node, list):
+        return [_essence(item) for item in node if not _is_text(item)]
+    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("visualbert_core."):
+        node = ast.ImportFrom(module="visualbert_core", names=node.names, level=0)
+    if isinstance(node, ast.AST):
+        # Newer versions of Python add fields, which are empty for code that older ones can read.
+        fields = {name: value for name, value in ast.iter_fields(node) if value is not None and value != []}
+        return [type(node).__name__, {name: _essence(value) for name, value in fields.items()}]
+    return repr(node)
+
+
+def _is_text(node: Any) -> bool:
+    """Whether a statement is a docstring, of a module, class, function or attribute."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def versions() -> dict[str, str]:

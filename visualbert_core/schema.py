@@ -20,13 +20,18 @@ SCHEMA_VERSION = 2
 # images → regions
 
 
+LARGEST_IMAGE = 1 << 29
+"""Bytes; what has more is not read. The largest that is decoded has six bytes for each of Pillow's most pixels."""
+
+
 @dataclass(frozen=True, slots=True)  # there are millions of them
 class Image:
     """One image of a corpus: a file, or `size` bytes of one from byte `start` on (a member of a tar), or `row` of a
-    Parquet file (see `tables`).
+    table (see `tables`), in its `column` where it has images in several.
 
     `image_id` is its name without the suffix; `boxes_path` is a VCR-style metadata JSON whose boxes are to be used
-    instead of the detector's own. `data` are its bytes, where they have been read already."""
+    instead of the detector's own. `data` are its bytes, where they have been read already; `trouble` says why there are
+    none, where that is known: "is a link to nothing"."""
 
     image_id: str
     path: str
@@ -34,6 +39,8 @@ class Image:
     start: int = 0
     size: int | None = None
     row: int | None = None
+    column: str | None = None
+    trouble: str | None = None
     data: bytes | None = field(default=None, compare=False, repr=False)
 
 
@@ -137,6 +144,8 @@ class MultipleChoice:
     context: tuple[Token, ...]
     choices: tuple[tuple[Token, ...], ...]
     mentioned: tuple[int, ...]
+    part: str = ""
+    """What of its item is asked, for people: "Q → A"."""
 
 
 @dataclass(frozen=True)
@@ -200,12 +209,25 @@ PREDICTION_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
+class JudgedAnswer:
+    """The one answer that a unit judges, of the example `example_id`; of a grounding that to the phrase `part`, whose
+    first box it is (None: no box). `confidence` is the model's, None where the predictions hold none."""
+
+    example_id: str
+    answer: Any
+    confidence: float | None
+    part: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """What one scored unit is worth to one metric: a question, an item, a pair group, a phrase.
 
     `value` is in [0, 1]; a metric is the mean over its units, in percent. `cluster` names the image the unit belongs
     to (confidence intervals treat units of one image as dependent). `groups` places the unit in breakdowns, e.g.
-    {"answer type": ("number",)}; a unit may sit in several groups of one kind.
+    {"answer type": ("number",)}; a unit may sit in several groups of one kind. `judged` is None where the unit judges
+    several answers, such as a group of statements, or candidates behind the first: it then says nothing about one
+    example, and appears in no gallery.
     """
 
     unit_id: str
@@ -213,3 +235,4 @@ class Score:
     value: float
     cluster: str
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    judged: JudgedAnswer | None = None

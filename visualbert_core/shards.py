@@ -360,25 +360,26 @@ class ShardFolder:
 
 def publish(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: a temporary file in its folder, fsync, rename, fsync of the folder; in an
-    object store one PUT."""
-    if storage.url(path):
-        storage.put(path, data)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with draft.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    object store one PUT. Raises OSError naming the file."""
+    with storage.naming(path):
+        if storage.url(path):
+            storage.put(path, data)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            with draft.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def _signed(record: Mapping[str, Any]) -> bytes:

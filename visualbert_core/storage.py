@@ -7,13 +7,17 @@ plug-ins (`pip install s3fs` for s3://), which read credentials and endpoints fr
 
 from __future__ import annotations
 
+import errno
 import mmap
+import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -21,6 +25,17 @@ from visualbert_core.errors import ConfigError, VisualBertCoreError
 
 # Only file systems in which a file appears whole, when its last byte has arrived.
 OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
+
+NOWHERE = "a link to nothing"
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_LEADS_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)  # two letters at least: C:/ is a disk
 _CHUNK = 1 << 24
@@ -53,16 +68,38 @@ def sizes(paths: Sequence[Path]) -> list[int | None]:
     return [path.stat().st_size if path.exists() else None for path in paths]
 
 
+def kind(path: Path) -> str | None:
+    """What a name on a disk leads to that is no file: "a device", "a link to nothing"; None for a file. Opens nothing.
+
+    Raises OSError where there is no such name, or the system does not say."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "a link that leads to itself"
+        if error.errno in _LEADS_NOWHERE and path.is_symlink():
+            return NOWHERE
+        raise
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no file")
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A file on a disk, opened so that nothing waits for a writer, whatever has taken its place since `kind`."""
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb")
+
+
 def gather(function: Callable[[Item], Answer], items: Iterable[Item]) -> list[Answer]:
     """What `function` says of each, all asked at once: for questions over a network."""
     with ThreadPoolExecutor(_REQUESTS) as threads:
         return list(threads.map(function, items))
 
 
-def files(folder: Path) -> list[Path]:
-    """Every remote file below `folder`, at any depth."""
+def files(folder: Path) -> dict[Path, int]:
+    """Every remote file below `folder`, at any depth, and its size in bytes."""
     system, key = _remote(folder)
-    return [Path(f"{str(folder).partition(':')[0]}://{name}") for name in system.find(key)]
+    scheme = str(folder).partition(":")[0]
+    found = system.find(key, detail=True)
+    return {Path(f"{scheme}://{name}"): int(about["size"] or 0) for name, about in found.items()}
 
 
 def opened(path: Path) -> Any:
@@ -110,6 +147,21 @@ def ranges(paths: Sequence[Path], starts: Sequence[int], stops: Sequence[int]) -
     system, _ = _remote(paths[0])
     pieces: list[bytes] = system.cat_ranges([_remote(path)[1] for path in paths], starts, stops, on_error="raise")
     return pieces
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError from within names `path`: of a disk that is full the system does not say what was being written, and
+    a draft is not what anybody looks for."""
+    try:
+        yield
+    except OSError as error:
+        if str(path) in str(error):
+            raise
+        if error.errno is None:  # of an object store
+            error.args = (f"{path}: {error}",)
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def put(path: Path, data: bytes) -> None:

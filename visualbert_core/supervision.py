@@ -60,6 +60,9 @@ class Actors(Protocol):
     def room(self) -> str:
         """What an actor needs, and for how many the nodes have room, in words."""
 
+    def unplaced(self, booting: int) -> int:
+        """How many of so many actors that are not ready have room on no node; the others' processes are starting."""
+
     def boot(self) -> tuple[Any, Any]:
         """Start an actor; returns it and the call whose result (None) says that it is ready."""
 
@@ -196,10 +199,18 @@ class Supervisor:
         if any(seat.ready for seat in self.seats):
             self.staffed = self.noted = now
         elif now - self.staffed > self.config.start_timeout:
-            raise ShardError(f"no worker has started in {now - self.staffed:.0f} s: {self.actors.room()}")
+            raise ShardError(f"no worker has started in {now - self.staffed:.0f} s: {self._lack()}")
         elif now - self.noted > LOG_SECONDS:
             self.noted = now
-            self.progress.note(f"waiting for a worker: {self.actors.room()}")
+            self.progress.note(f"waiting for a worker: {self._lack()}")
+
+    def _lack(self) -> str:
+        """Why no worker is ready: those that have room are starting, or there is none."""
+        unplaced = self.actors.unplaced(len(self.seats))
+        if starting := len(self.seats) - unplaced:
+            others = f", {unplaced} without room" if unplaced else ""
+            return f"{starting} starting (a process that imports its libraries and loads its model){others}"
+        return self.actors.room() if self.seats else "the last one ended, the next is about to be started"
 
     def _call_back(self) -> None:
         now = time.monotonic()
@@ -241,7 +252,10 @@ class Supervisor:
         self._end_the_hung()
         states = (len(self.queue) + len(self.waiting), self._running(), len(self.suspects), len(self.given_up))
         ready = sum(seat.ready for seat in self.seats)
-        self.progress.show(Shards(*states, self.done), Workers(ready, len(self.seats) - ready, self.actors.gpus))
+        booting = len(self.seats) - ready
+        unplaced = self.actors.unplaced(booting)
+        workers = Workers(ready, booting - unplaced, unplaced, self.actors.gpus)
+        self.progress.show(Shards(*states, self.done), workers)
 
     def _settle(self, call: Any) -> None:
         seat, ticket = self.calls.pop(call)

@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 from visualbert_core import lfs
 from visualbert_core.errors import CheckpointError
 
+INGREDIENT = "features"
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 _MALFORMED = (

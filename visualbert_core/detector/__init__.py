@@ -18,6 +18,8 @@ from visualbert_core.documents import read_json
 from visualbert_core.errors import CheckpointError, ConfigError
 from visualbert_core.schema import GivenObjects, Names
 
+INGREDIENT = "features"
+
 
 @dataclass(frozen=True)
 class Detection:

@@ -1,23 +1,17 @@
-"""Weights as they are published → detector folders: the command line.
-
-    python -m visualbert_core.detector convert vg_c4 pytorch_model.bin OUT
-    python -m visualbert_core.detector convert pythia_fpn detectron_model.pth OUT
-    python -m visualbert_core.detector convert detectron_fpn model_final.pkl OUT
-    python -m visualbert_core.detector convert r2c_resnet50 CONVERTED_VCR_CHECKPOINT/detector.safetensors OUT
+"""Weights as they are published → detector folders: `visualbert convert detector`.
 
 What the keys mean belongs to each detector: `CONVERTERS` names the function that knows.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
 from visualbert_core.errors import CheckpointError
+from visualbert_core.printable import printable
 
 CONVERTERS = {
     "vg_c4": ("vg_c4_weights", "convert"),
@@ -48,16 +42,4 @@ def convert(name: str, source: str | Path, target: str | Path) -> str:
     load = getattr(import_module(f"visualbert_core.detector.{module}"), function)
     detector, notes = load(source)
     detector.save_pretrained(target)
-    return "\n".join([f"{source} → {target} ({name})", *notes])
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m visualbert_core.detector")
-    command = parser.add_subparsers(required=True).add_parser("convert", help="published weights → a detector folder")
-    command.add_argument("name", choices=CONVERTERS, help="the detector")
-    command.add_argument("source", metavar="IN", type=Path, help="the published file, or the folder that holds it")
-    command.add_argument("target", metavar="OUT", type=Path, help="new folder: config.json, model.safetensors")
-    given = parser.parse_args(arguments)
-    sys.stdout.write(convert(given.name, given.source, given.target) + "\n")
-    return 0
+    return "\n".join(map(printable, [f"{source} → {target} ({name})", *notes]))

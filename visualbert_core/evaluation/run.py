@@ -1,7 +1,7 @@
 """One model × task × split: the worker, and the run folder.
 
     <out>/<model>__<task>__<split>/     "…__wrong-image" for the baseline
-        run.json        what was asked, what it was made of, how far it got
+        run.json        what was asked, what it was made of, how far it got, digests of the files below
         predictions/    a shards.ShardFolder
         submission.*    the leaderboard's file of complete predictions, where they hold all that it asks
         units.parquet   what each scored unit is worth, by which runs are compared
@@ -14,6 +14,7 @@ Running the same line again resumes; a finished run is not computed again; a fol
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,13 +30,23 @@ from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, 
 from visualbert_core.evaluation.batches import ExampleShard, Joined, batches, join, plan_examples, sample, wrong_images
 from visualbert_core.evaluation.predictions import encode, read_predictions
 from visualbert_core.evaluation.score import Answers, score
+from visualbert_core.evaluation.sizes import check_sizes
 from visualbert_core.evaluation.units import UNITS_FILE, by_metric, encode_units
 from visualbert_core.features.store import FeatureStore, encode_failures
 from visualbert_core.host import in_halves
 from visualbert_core.metrics.coverage import check_coverage
-from visualbert_core.models import SIDECAR_FILE, Model, load_model
-from visualbert_core.printable import printable
-from visualbert_core.provenance import code_digests, differences, digest_files, digest_json, versions
+from visualbert_core.models import NOT_FINITE, SIDECAR_FILE, Model, load_model
+from visualbert_core.models.published import published_space
+from visualbert_core.printable import say
+from visualbert_core.provenance import (
+    code_digests,
+    differences,
+    digest_bytes,
+    digest_file,
+    digest_files,
+    digest_json,
+    versions,
+)
 from visualbert_core.schema import SCHEMA_VERSION, Example, Failure, Prediction
 from visualbert_core.shards import Marker, Part, ShardFolder, publish
 from visualbert_core.tasks import Task, open_task
@@ -56,20 +67,28 @@ class Run:
     scores: dict[str, Any] | None
 
 
-def evaluate(config: EvaluateConfig, pool: Pool, load: LoadModel = load_model) -> Run:
-    """Predict what is missing, then score. Raises InputError for inputs that do not fit together, CoverageError (after
-    run.json says so) where examples are left without a prediction."""
+def evaluate(config: EvaluateConfig, pool: Pool, load: LoadModel = load_model, task: Task | None = None) -> Run:
+    """Predict what is missing, then score; a finished run of the same ingredients is only read. `task` is that of the
+    configuration, where the caller has opened it already.
+
+    Raises InputError for inputs that do not fit together, CoverageError (after run.json says so) where examples are
+    left without a prediction.
+    """
     if address := storage.url(config.out):
         raise ConfigError(f"{address}: run folders lie on a disk, only features may lie in a bucket: name a folder")
-    task = open_task(config.task, config.annotations, config.split)
+    task = task or open_task(config.task, config.annotations, config.split)
     store = FeatureStore.open(config.features)
+    check_sizes(task, store)
     model = load(config.model, config.task, "cpu", config.precision)
     warnings = check_fit(model, store, config)
-    sys.stderr.writelines(f"WARNING: {printable(f'{config.model.name}: {warning}')}\n" for warning in warnings)
+    for warning in warnings:
+        say(f"WARNING: {config.model.name}: {warning}", to=sys.stderr)
     provenance = _provenance(config, task, store, model)
     folder = run_folder(config)
     record = {"spec": _spec(config), "provenance": provenance, "status": "running", "warnings": warnings}
     _claim(folder, record)
+    if _is_finished(folder):
+        return read_run(folder)
 
     asked = list(task.examples()) if config.limit is None else sample(task.examples(), store, config.limit)
     donors = wrong_images(asked, store) if config.regions == "wrong-image" else None
@@ -93,16 +112,20 @@ def run_folder(config: EvaluateConfig) -> Path:
 
 def read_run(folder: Path) -> Run:
     """A run folder as it stands. Raises InputError where there is none, or naming a document that is damaged."""
-    try:
-        record = _document(folder / "run.json", spec=dict, provenance=dict, status=str, warnings=list)
-    except FileNotFoundError:
-        raise InputError(f"{folder} is not a run folder: it has no run.json") from None
+    record = _read_record(folder)
     try:
         dicts = dict.fromkeys(("scores", "intervals", "units", "chance", "breakdown"), dict)
         scores = _document(folder / "scores.json", task=str, split=str, headline=str, warnings=list, **dicts)
     except FileNotFoundError:
         return Run(folder, record, None)
     return Run(folder, record, scores)
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        return _document(folder / "run.json", spec=dict, provenance=dict, status=str, warnings=list)
+    except FileNotFoundError:
+        raise InputError(f"{folder} is not a run folder: it has no run.json") from None
 
 
 def _document(path: Path, **kinds: type) -> dict[str, Any]:
@@ -144,16 +167,25 @@ class EvaluationWorker:
         answered: dict[str, Prediction] = {}
         for batch in batches(joined, self.batch_size):
             for found in in_halves(self.predict, batch):
-                if isinstance(found, Failure):
-                    failures.append(found)
+                kept = _believable(found)
+                if isinstance(kept, Failure):
+                    failures.append(kept)
                 else:
-                    answered[found.example_id] = found
+                    answered[kept.example_id] = kept
         rows = [answered[item] for item in shard.items if item in answered]
         return self.folder.commit(shard, Part(encode(rows), len(rows), encode_failures(failures), len(failures)))
 
     def predict(self, batch: Sequence[Joined]) -> list[Prediction | Failure]:
         """What is kept of a batch."""
-        return self.model.predict(batch)
+        return list(self.model.predict(batch))
+
+
+def _believable(found: Prediction | Failure) -> Prediction | Failure:
+    """What a model gave, or a failure for an answer without a number behind it: a model of somebody else's may give
+    those, and they are no wrong answers."""
+    if isinstance(found, Failure) or all(map(math.isfinite, found.scores)):
+        return found
+    return Failure(found.example_id, "predict", "NotFinite", NOT_FINITE)
 
 
 def check_fit(model: Model, store: FeatureStore, config: EvaluateConfig) -> list[str]:
@@ -165,7 +197,7 @@ def check_fit(model: Model, store: FeatureStore, config: EvaluateConfig) -> list
         )
     space = _space(model, config)
     if space is None:
-        return [_unnamed(model, store, config)]
+        return [_unnamed(store, config)]
     if space == store.space:
         return []
     if not config.foreign_features:
@@ -187,10 +219,10 @@ def _space(model: Model, config: EvaluateConfig) -> str | None:
     return model.feature_space or config.feature_space
 
 
-def _unnamed(model: Model, store: FeatureStore, config: EvaluateConfig) -> str:
+def _unnamed(store: FeatureStore, config: EvaluateConfig) -> str:
     """Two spaces of one size differ in everything else: a checkpoint over another's features loses a third of its
     accuracy and looks well."""
-    likely = model.published_space
+    likely = published_space(config.model, config.task)
     if likely is None:
         which = ""
     elif likely == store.space:
@@ -236,7 +268,7 @@ def _claim(folder: Path, record: dict[str, Any]) -> None:
     """Start or resume a run folder; one that was made of something else is refused, saying of what. A sample gives way
     to another one."""
     if (folder / "run.json").exists():
-        held = read_run(folder).record
+        held = _read_record(folder)
         found = differences(held["provenance"], record["provenance"])
         if not found:
             return
@@ -247,6 +279,16 @@ def _claim(folder: Path, record: dict[str, Any]) -> None:
             )
     (folder / "scores.json").unlink(missing_ok=True)  # somebody may have deleted run.json alone
     _write(folder / "run.json", record)
+
+
+def _is_finished(folder: Path) -> bool:
+    """Whether a claimed run is complete and its files are as they were written, so that nothing is to be scored anew.
+    A file that is missing or damaged is made again."""
+    files = _read_record(folder).get("files")
+    try:
+        return files is not None and all(digest_file(folder / name) == digest for name, digest in files.items())
+    except FileNotFoundError:
+        return False
 
 
 def _keep_sample(folder: Path, record: dict[str, Any], asked: Sequence[Example]) -> Run:
@@ -269,31 +311,42 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
         _write(folder / "run.json", record | {"status": "incomplete"})
         reason = f"; e.g. {failures[0].item_id}: {failures[0].message}" if failures else ""
         raise CoverageError(f"{folder.name}: no score, {coverage.message()}{reason}")
-    submission = _submission(folder, task, predictions)
-    record |= {"status": "complete", "submission": submission}
+    submission, fault = _submission(task, predictions)
+    record |= {"status": "complete", "submission": None if submission is None else task.submission_name}
+    record |= {} if task.subset is None else {"subset": task.subset}
+    if submission is None:
+        (folder / task.submission_name).unlink(missing_ok=True)
+    if fault is not None and not task.labelled:
+        _write(folder / "run.json", record)
+        raise InputError(f"{folder}: the predictions are complete, but {fault}")
+    files, scores = ({} if submission is None else {task.submission_name: submission}), None
+    if task.labelled:
+        origin = {"model": record["spec"]["model"], "regions": record["spec"]["regions"]}
+        answers = Answers(folder, predictions, coverage, origin, tuple(record["warnings"]))
+        units = by_metric(task.score({p.example_id: p for p in predictions}))
+        scores = score(task, answers, record["provenance"]["annotations"])
+        files |= {UNITS_FILE: encode_units(units), "scores.json": _json(scores)}
+    digests = {name: digest_bytes(data) for name, data in files.items()}
+    digests["predictions/manifest.json"] = digest_file(folder / "predictions" / "manifest.json")
+    record |= {"files": digests}
     _write(folder / "run.json", record)
-    if not task.labelled:
-        return Run(folder, record, None)
-    origin = {"model": record["spec"]["model"], "regions": record["spec"]["regions"]}
-    answers = Answers(folder, predictions, coverage, origin, tuple(record["warnings"]))
-    scores = score(task, answers, record["provenance"]["annotations"])
-    publish(folder / UNITS_FILE, encode_units(by_metric(task.score({p.example_id: p for p in predictions}))))
-    _write(folder / "scores.json", scores)
+    for name, data in files.items():
+        publish(folder / name, data)
     return Run(folder, record, scores)
 
 
-def _submission(folder: Path, task: Task, predictions: list[Prediction]) -> str | None:
-    """Name of the file written. Of a labelled split it is None where the leaderboard asks for more than the examples
-    hold, as VCR's does: the rationale after each of the four answers."""
+def _submission(task: Task, predictions: list[Prediction]) -> tuple[bytes | None, InputError | None]:
+    """The leaderboard's file; or None and why not, where the leaderboard asks for more than the examples hold. On a
+    labelled split that is no fault: VCR's wants the rationale after each of the four answers."""
     try:
-        data = task.submission({p.example_id: p for p in predictions})
-    except InputError:
-        if not task.labelled:
-            raise
-        return None
-    publish(folder / task.submission_name, data)
-    return task.submission_name
+        return task.submission({p.example_id: p for p in predictions}), None
+    except InputError as error:
+        return None, error
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    publish(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    publish(path, _json(value))

@@ -1,7 +1,7 @@
 """A task and predictions → the scores document, and the document as text.
 
 Predictions come from a leaderboard's file, of any system, or from a run folder. Every example needs exactly one, or
-there is no score; two modes say what else may be had. Used by `run.py` for scores.json and by jobs/score.py, where
+there is no score; two modes say what else may be had. Used by `run.py` for scores.json and by `visualbert score`, where
 there may be no GPU stack: nothing here imports torch or ray.
 """
 
@@ -19,8 +19,12 @@ from visualbert_core.documents import read_json
 from visualbert_core.errors import ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.metrics.coverage import Coverage, Lenient, check_coverage
+from visualbert_core.printable import printable
 from visualbert_core.schema import Prediction
-from visualbert_core.tasks import Task, summarize
+from visualbert_core.tasks import Task, in_pixels, summarize
+
+OFFICIAL, OFFICIAL_FORM = "official", "official_form_of_subset"
+"""Keys of a document: the score of the official split, or that of anything else as the official program words it."""
 
 Mode = Literal["strict", "partial", "official"]
 """What happens where predictions do not cover the split. `strict`: no score. `partial`: where some are missing, and
@@ -44,22 +48,34 @@ class Answers:
 # predictions in
 
 
-def read_answers(task: Task, path: Path, annotations_digest: str, mode: Mode = "strict") -> Answers:
-    """The predictions of a submission file or a run folder.
+def read_answers(
+    task: Task, path: Path, annotations_digest: str, mode: Mode = "strict", boxes: str | None = None
+) -> Answers:
+    """The predictions of a submission file, whose boxes are of the convention `boxes` (None: undeclared pixels), or of
+    a run folder.
 
-    Raises ConfigError where the split has no public labels, InputError for a path that cannot be read or a run of
-    something else, CoverageError for a file that holds anything but predictions.
+    Raises ConfigError where the split has no public labels, or for a convention of what has no boxes, InputError for a
+    path that cannot be read, a run of something else or boxes of another convention, CoverageError for a file that
+    holds anything but predictions.
     """
     if not task.labelled:
         raise ConfigError(
             f"{task.name} {task.split} has no public labels: its {task.submission_name} is scored by the leaderboard"
         )
     if path.is_dir():
+        if boxes is not None:
+            raise ConfigError(f"--boxes {boxes}: {path} is a run folder, whose boxes are pixels; leave the flag out")
         return _from_run(task, path, annotations_digest)
     if not path.exists():
         raise InputError(f"{path}: not found; --predictions is a submission file or a run folder")
     predictions, warnings = _from_file(task, path, mode)
-    return Answers(path, predictions, _coverage(task, predictions), warnings=warnings)
+    try:
+        predictions, said = in_pixels(task, predictions, boxes, believe=mode == "official" or boxes == "xyxy")
+    except ConfigError:
+        raise
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return Answers(path, predictions, _coverage(task, predictions), warnings=(*warnings, *said))
 
 
 def _from_file(task: Task, path: Path, mode: Mode) -> tuple[list[Prediction], tuple[str, ...]]:
@@ -108,7 +124,9 @@ def score(task: Task, answers: Answers, annotations_digest: str, mode: Mode = "s
     """The document that a reader of scores needs, without times or paths: equal predictions give equal bytes.
 
     JSON values only, no NaN; percent, but for `official`. Where predictions are missing and the mode is "partial",
-    `ranges` (all missing answered worst … best) stand instead of scores, intervals, breakdown and the like.
+    `ranges` (all missing answered worst … best) stand instead of scores, intervals, breakdown and the like. Where the
+    annotations are not the official split, `subset` says so, and `official_form_of_subset` stands instead of
+    `official`.
     Raises CoverageError where there is no score: incomplete predictions, or answers of the wrong type.
     """
     predictions, left, warnings = answers.predictions, answers.coverage, list(answers.warnings)
@@ -130,6 +148,7 @@ def score(task: Task, answers: Answers, annotations_digest: str, mode: Mode = "s
         "task": task.name,
         "split": task.split,
         "protocol": task.protocol,
+        **({} if task.subset is None else {"subset": task.subset}),
         "headline": task.headline,
         **answers.origin,
         "n": left.expected,
@@ -150,7 +169,7 @@ def _scores(task: Task, predictions: Mapping[str, Prediction]) -> dict[str, Any]
         "intervals": {name: [_number(m.low), _number(m.high)] for name, m in metrics.items()},
         "units": {name: m.n for name, m in metrics.items()},
         "chance": task.chance(predictions),
-        "official": task.official(scores),
+        OFFICIAL if task.subset is None else OFFICIAL_FORM: task.official(scores),
         "breakdown": summary.breakdown,
     }
 
@@ -221,7 +240,7 @@ def describe(document: Mapping[str, Any], paper: Mapping[str, float]) -> Iterato
     yield document["protocol"]
     wrong_image = ", over the regions of other images" if document.get("regions") == "wrong-image" else ""
     yield f"{document['task']} {document['split']}, {document['n']:,} examples{wrong_image}"
-    yield from (f"WARNING: {warning}" for warning in document["warnings"])
+    yield from (f"WARNING: {warning}" for warning in (*_subset(document), *document["warnings"]))
     if document["partial"]:
         yield from _partial(document)
         return
@@ -231,10 +250,16 @@ def describe(document: Mapping[str, Any], paper: Mapping[str, float]) -> Iterato
         spread = "" if low is None else f"[{low:.2f}, {high:.2f}]"
         published = f"{paper[name]:.2f}" if name in paper else "–"
         yield f"{name:<14} {value:6.2f}  {spread:<16} {document['units'][name]:>9,}  {published:>6}"
-    yield from ("", "as the official program has it:")
-    yield from (f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in document["official"].items())
+    official = OFFICIAL in document
+    yield from ("", "as the official program has it:" if official else "no official score; in the official form:")
+    values = document[OFFICIAL if official else OFFICIAL_FORM]
+    yield from (f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
     for kind, groups in document["breakdown"].items():
         yield from _breakdown(kind, groups)
+
+
+def _subset(document: Mapping[str, Any]) -> tuple[str, ...]:
+    return (document["subset"],) if "subset" in document else ()
 
 
 def _partial(document: Mapping[str, Any]) -> Iterator[str]:
@@ -246,8 +271,9 @@ def _partial(document: Mapping[str, Any]) -> Iterator[str]:
 def _breakdown(kind: str, groups: Mapping[str, Mapping[str, tuple[float, int]]]) -> Iterator[str]:
     """A row a group, a column a metric: percent and, in brackets, the number of units."""
     metrics = list(dict.fromkeys(chain.from_iterable(groups.values())))
-    width = max(map(len, (kind, *groups)))
+    names = [printable(group) for group in groups]  # before they are set under one another
+    width = max(map(len, (kind, *names)))
     yield from ("", f"{kind:<{width}}" + "".join(f"  {metric:>18}" for metric in metrics))
-    for group, values in groups.items():
+    for group, values in zip(names, groups.values(), strict=True):
         cells = (f"{values[m][0]:.2f} {f'({values[m][1]:,})':>10}" if m in values else "" for m in metrics)
         yield f"{group:<{width}}" + "".join(f"  {cell:>18}" for cell in cells)

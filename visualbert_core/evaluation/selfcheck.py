@@ -23,9 +23,10 @@ from visualbert_core.errors import CoverageError
 from visualbert_core.evaluation.batches import Joined, plan_examples, sample
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import EvaluationWorker, LoadModel, check_fit, run_folder
+from visualbert_core.evaluation.sizes import check_sizes
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.models import load_model
-from visualbert_core.schema import Example, Failure, Prediction
+from visualbert_core.schema import Example, Failure, Grounding, Prediction
 from visualbert_core.shards import ShardFolder
 from visualbert_core.tasks import open_task
 
@@ -61,6 +62,7 @@ def self_check(
     Raises InputError for inputs that do not fit together, CoverageError where an example has no prediction.
     """
     task, store = open_task(config.task, config.annotations, config.split), FeatureStore.open(config.features)
+    check_sizes(task, store)
     check_fit(load(config.model, config.task, "cpu", config.precision), store, config)
     asked = sample(task.examples(), store, examples)
     folder = run_folder(config).with_name(f"{run_folder(config).name}__self-check")
@@ -108,7 +110,7 @@ class _LogitsWorker(EvaluationWorker):
         return [
             each
             if isinstance(each, Failure)
-            else dataclasses.replace(each[0], scores=tuple(np.nan_to_num(each[1], neginf=lowest).ravel()))
+            else dataclasses.replace(each[0], scores=tuple(np.nan_to_num(each[1], neginf=lowest, nan=np.nan).ravel()))
             for each in self.model.examine(batch)
         ]
 
@@ -122,7 +124,7 @@ def _compared(
     changed, largest = [], 0.0
     for example in asked:
         one, other = alone[example.example_id], together[example.example_id]
-        rows = len(one.answer) if config.task == "flickr30k_entities" else 1
+        rows = len(example.phrases) if isinstance(example, Grounding) else 1
         logits, others = (np.array(p.scores, np.float64).reshape(rows, -1) for p in (one, other))
         largest = max(largest, float(np.abs(logits - others).max(initial=0.0)))
         if one.answer != other.answer:

@@ -1,6 +1,7 @@
 """What every scored unit of a run is worth, as one Parquet file beside its scores: what two runs are compared by.
 
-    units.parquet    unit_id, metric, value in [0, 1], cluster (image), groups (JSON: kind → groups)
+    units.parquet    unit_id, metric, value in [0, 1], cluster (image), groups (JSON: kind → groups), and of the answer
+                     that the unit judges, where it judges a single one: example_id, part, answer (JSON), confidence
 
 With it two run folders can be compared anywhere, without the annotations that they were scored by.
 """
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from visualbert_core.errors import InputError
-from visualbert_core.schema import SCHEMA_VERSION, Score
+from visualbert_core.schema import SCHEMA_VERSION, JudgedAnswer, Score
 
 UNITS_FILE = "units.parquet"
 
@@ -29,6 +30,10 @@ _SCHEMA = pa.schema(
         pa.field("value", pa.float64(), nullable=False),
         pa.field("cluster", pa.string(), nullable=False),
         pa.field("groups", pa.string(), nullable=False),
+        pa.field("example_id", pa.string()),  # null, with what follows, where the unit judges several answers
+        pa.field("part", pa.int32()),  # of a grounding which phrase
+        pa.field("answer", pa.string()),
+        pa.field("confidence", pa.float32()),  # null where the predictions hold none
     ],
     metadata={"schema_version": str(SCHEMA_VERSION)},
 )
@@ -44,6 +49,7 @@ class Units:
     values: np.ndarray
     clusters: list[str]
     groups: list[Groups]
+    judged: list[JudgedAnswer | None]
 
 
 def by_metric(scores: Iterable[Score]) -> dict[str, Units]:
@@ -57,6 +63,7 @@ def by_metric(scores: Iterable[Score]) -> dict[str, Units]:
             np.array([score.value for score in found]),
             [score.cluster for score in found],
             [score.groups for score in found],
+            [score.judged for score in found],
         )
         for metric, found in rows.items()
     }
@@ -72,6 +79,10 @@ def encode_units(metrics: Mapping[str, Units]) -> bytes:
                 "value": units.values,
                 "cluster": units.clusters,
                 "groups": [json.dumps({kind: list(of) for kind, of in groups.items()}) for groups in units.groups],
+                "example_id": [judged and judged.example_id for judged in units.judged],
+                "part": [judged and judged.part for judged in units.judged],
+                "answer": [judged and json.dumps(judged.answer) for judged in units.judged],
+                "confidence": [judged and judged.confidence for judged in units.judged],
             },
             _SCHEMA,
         )
@@ -85,13 +96,16 @@ def encode_units(metrics: Mapping[str, Units]) -> bytes:
 def read_units(folder: Path) -> dict[str, Units]:
     """The units of a finished run folder. Raises InputError where there are none, or the file is damaged."""
     try:
-        columns = pq.read_table(folder / UNITS_FILE, page_checksum_verification=True).to_pydict()
+        table = pq.read_table(folder / UNITS_FILE, page_checksum_verification=True)
     except FileNotFoundError:
         raise InputError(
             f"{folder} has no {UNITS_FILE}: it is no finished run of a labelled split; run the same line again"
         ) from None
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{folder / UNITS_FILE} is damaged ({error}): run the same line again") from None
+    if not table.schema.equals(_SCHEMA):
+        raise InputError(f"{folder / UNITS_FILE} is of another version of this library: run the same line again")
+    columns = table.to_pydict()
     rows: dict[str, list[int]] = {}
     for row, metric in enumerate(columns["metric"]):
         rows.setdefault(metric, []).append(row)
@@ -101,9 +115,17 @@ def read_units(folder: Path) -> dict[str, Units]:
             np.array([columns["value"][row] for row in found]),
             [columns["cluster"][row] for row in found],
             [_groups(columns["groups"][row]) for row in found],
+            [_judged(*(columns[name][row] for name in _JUDGED)) for row in found],
         )
         for metric, found in rows.items()
     }
+
+
+_JUDGED = ("example_id", "answer", "confidence", "part")
+
+
+def _judged(example_id: str | None, answer: str, confidence: float | None, part: int | None) -> JudgedAnswer | None:
+    return None if example_id is None else JudgedAnswer(example_id, json.loads(answer), confidence, part)
 
 
 @lru_cache(maxsize=1 << 16)

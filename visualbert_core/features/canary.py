@@ -27,8 +27,11 @@ from visualbert_core.errors import DriftError, InputError
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.host import Worker
 from visualbert_core.metrics.recall import box_iou
+from visualbert_core.printable import say
 from visualbert_core.schema import Regions
 from visualbert_core.shards import Blob, Marker, Part, Shard, ShardFolder
+
+INGREDIENT = "features"
 
 MATCH_IOU = 0.9
 """Least overlap of two boxes that count as one region."""
@@ -99,7 +102,7 @@ def check(store: FeatureStore, number: int, extraction: Extraction, pool: Pool) 
         raise InputError(f"the canary has nothing to compare: {number} of {len(known)} images that {name} has of these")
     if gone := [image_id for image_id in store.image_ids if image_id not in here]:
         counts = f"{len(gone):,} of the {len(store):,} images of {name}"
-        sys.stderr.write(f"canary: {counts} are not in this corpus, the first {gone[0]!r}\n")
+        say(f"canary: {counts} are not in this corpus, the first {gone[0]!r}", to=sys.stderr)
     size = extraction.fingerprint["feature_size"]
     if size != store.feature_size:
         raise DriftError(f"the detector gives {size}-d features, {name} holds {store.feature_size}-d ones")
@@ -110,7 +113,8 @@ def check(store: FeatureStore, number: int, extraction: Extraction, pool: Pool) 
     changed = [now.image_id for then, now in pairs if then.image_digest not in ("", now.image_digest)]
     matches = [compare(then, now) for then, now in pairs if now.image_id not in changed]
     if matches:
-        sys.stderr.write(table(matches, name))
+        for line in table(matches, name):
+            say(line, to=sys.stderr)
     if drift := _drift(matches):
         raise DriftError(f"the detector does not give the features of {name}: {'; '.join(drift)}")
     if changed:
@@ -150,7 +154,7 @@ def compare(then: Regions, now: Regions) -> Match:
     return Match(then.image_id, matched, float(cosines.mean()), float(ratios.mean()), labels)
 
 
-def table(matches: Sequence[Match], name: str) -> str:
+def table(matches: Sequence[Match], name: str) -> list[str]:
     """What stands on stderr: of each number the median, the minimum, their limits and the worst image."""
     lines = [f"canary: {len(matches)} images of {name} extracted anew"]
     lines.append(f"{'':8}{'median':>10}{'limit':>8}{'minimum':>10}{'limit':>8}  worst image")
@@ -158,7 +162,7 @@ def table(matches: Sequence[Match], name: str) -> str:
         if (found := _summary(matches, number)) is not None:
             median, worst, image_id = found
             lines.append(f"{number:8}{median:10.5f}{limit.median:8}{worst:10.5f}{limit.every:8}  {image_id}")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _drift(matches: Sequence[Match]) -> list[str]:

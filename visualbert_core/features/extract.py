@@ -29,6 +29,8 @@ from visualbert_core.provenance import digest_json
 from visualbert_core.schema import SCHEMA_VERSION, Image
 from visualbert_core.shards import Marker, ShardFolder, publish
 
+INGREDIENT = "features"
+
 CANARY_SHARD = 8  # images; small, so that several workers share the canary
 
 

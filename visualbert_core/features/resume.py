@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from visualbert_core import storage
 from visualbert_core.errors import InputError, StoreError
 from visualbert_core.features.canary import spread
-from visualbert_core.images import fetch, image_digest
+from visualbert_core.images import DecodeError, fetch, image_digest
 from visualbert_core.schema import Image
 from visualbert_core.shards import Marker, ShardFolder
 
@@ -38,11 +38,19 @@ def check_images(folder: ShardFolder, done: Sequence[Marker], corpus: Mapping[st
         stranger = next(iter(digests))
         raise InputError(f"{folder.root} holds the features of other images, e.g. {stranger!r}: {_OTHERWISE}")
     for image in fetch([corpus[image_id] for image_id in spread(common, IMAGES)]):
-        if digests[image.image_id] not in ("", image_digest(image)):
+        if digests[image.image_id] not in ("", _digest(image)):
             raise InputError(
                 f"{folder.root} holds the features of other images: the file of {image.image_id!r} is not the one that "
                 f"they were made of ({image.path}, its digest differs); bring it back, or else {_OTHERWISE}"
             )
+
+
+def _digest(image: Image) -> str | None:
+    """None for what was an image once and cannot be read any more, such as a link that leads to a device now."""
+    try:
+        return image_digest(image)
+    except DecodeError:
+        return None
 
 
 def _digests(path: Path) -> dict[str, str]:

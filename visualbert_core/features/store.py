@@ -167,7 +167,10 @@ class FeatureStore:
         store = cls.open(folder)
         if not len(store) and (failures := store.failures()):
             first = f"{failures[0].item_id}: {failures[0].message}"
-            raise CoverageError(f"{store.address}: none of {len(failures):,} images has features; {first}")
+            raise CoverageError(
+                f"{store.address}: none of {len(failures):,} images has features; {first}; mend them, delete "
+                "that folder and run the same line again"
+            )
         return store
 
     @classmethod

@@ -34,6 +34,8 @@ from visualbert_core.provenance import differences
 from visualbert_core.schema import Failure, GivenObjects, Image, Regions
 from visualbert_core.shards import Later, Marker, Part, Shard, ShardFolder, plan
 
+INGREDIENT = "features"
+
 DECODERS = 4  # threads per shard
 AHEAD = 2  # batches of a shard that are decoded while the detector has another
 BATCH_PIXELS = 1 << 26  # of larger images a batch has fewer: a shard holds at most 800 MB of pixels, or four images

@@ -10,6 +10,8 @@ import numpy as np
 
 from visualbert_core.schema import Example, Failure, Prediction, Regions
 
+NOT_FINITE = "the model's scores hold NaN or infinity"
+"""Message of the failure of an example behind whose answer there is no finite number."""
 SIDECAR_FILE = "visualbert_core.json"
 """Beside a checkpoint's weights: what its other files cannot say, its feature space among it."""
 
@@ -21,13 +23,11 @@ class Model(Protocol):
     """D that the store's features must have."""
     feature_space: str | None
     """Name of the space it was trained in, None if its checkpoint does not say."""
-    published_space: str | None
-    """Name of the space of the published checkpoint that it looks like, by name or by labels and sizes; a guess."""
 
     def fingerprint(self) -> dict[str, Any]:
         """What changes a prediction, as JSON values: weights digest, class, recipe, answer list digest, precision."""
 
-    def predict(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> list[Prediction | Failure]:
+    def predict(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> Sequence[Prediction | Failure]:
         """One prediction per example, in order; each example comes with the regions of its images, in order.
 
         Never an answer behind which there is no finite number: an example whose scores hold NaN or infinity, because
@@ -37,7 +37,7 @@ class Model(Protocol):
 
     def examine(
         self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]
-    ) -> list[tuple[Prediction, np.ndarray] | Failure]:
+    ) -> Sequence[tuple[Prediction, np.ndarray] | Failure]:
         """The same, each prediction with the logits behind it; the answer is the largest over the last axis."""
 
 

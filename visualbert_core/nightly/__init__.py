@@ -9,6 +9,7 @@ and, for the demo, world/. A smoke night has an `out` of its own, so that nothin
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import sys
 import time
@@ -20,6 +21,7 @@ from typing import Any, Literal
 
 from visualbert_core import storage
 from visualbert_core.cluster import Pool
+from visualbert_core.comparison.history import Timing
 from visualbert_core.config import (
     CellConfig,
     CorpusConfig,
@@ -30,20 +32,30 @@ from visualbert_core.config import (
     nearest,
     run_name,
 )
-from visualbert_core.corpus import list_images
+from visualbert_core.corpus import Corpus, list_images
 from visualbert_core.documents import read_yaml
-from visualbert_core.errors import ConfigError, CoverageError, TrackerError, UnfinishedError, VisualBertCoreError
+from visualbert_core.errors import (
+    ClusterError,
+    ConfigError,
+    CoverageError,
+    TrackerError,
+    UnfinishedError,
+    VisualBertCoreError,
+)
 from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.nightly.gating import Judged, Tonight, for_page, judge_cells
+from visualbert_core.printable import say
 from visualbert_core.report import ReportCell, ReportInfo
-from visualbert_core.report.history import Timing
 from visualbert_core.report.html import write_report
+from visualbert_core.report.places import ELSEWHERE, Places
 from visualbert_core.report.trackers import TrackedNight, check_trackers, track
 from visualbert_core.shards import ShardFolder
-from visualbert_core.tasks import METRICS, TASKS, open_task
+from visualbert_core.tasks import METRICS, TASKS, Task, open_task
 from visualbert_core.world.files import make_world
+
+INGREDIENT = None
 
 REGRESSION = 4
 FAILURES = (VisualBertCoreError, OSError)  # what ends a corpus or a cell, and not the night
@@ -64,6 +76,7 @@ class Night:
 
 def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
     """The configuration of a YAML file with some top-level keys replaced; paths become absolute, for every node alike.
+    Models and detectors are relative to the file's folder, `out` and `data` to the working folder.
 
     Raises ConfigError, before anything is computed, for an unknown key, task, metric or corpus, and for a name that is
     no folder's, or two cells'.
@@ -76,6 +89,7 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
     check_trackers(config.trackers, str(path))
     if address := storage.url(config.out):
         raise ConfigError(f"{path}: out: {address}: runs and reports lie on a disk: name a folder")
+    config = _absolute_weights(config, path.absolute().parent)
     out = config.out.absolute()
     data = (out / "world" if config.world else config.data).absolute()
     if config.limit is not None:
@@ -83,7 +97,7 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
     folders: dict[str, int] = {}
     for number, cell in enumerate(config.cells):
         _check_cell(f"{path}: cells[{number}]", cell, config.corpora)
-        name = run_name(cell.model.absolute(), cell.task, cell.split)
+        name = run_name(cell.model, cell.task, cell.split)
         if (first := folders.setdefault(name, number)) != number:
             raise ConfigError(
                 f"{path}: cells[{first}] and cells[{number}] would share the run folder {name}: give one's checkpoint "
@@ -94,9 +108,7 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
         out=out,
         data=data,
         corpora={name: _absolute_corpus(corpus, data) for name, corpus in config.corpora.items()},
-        cells=tuple(
-            dataclasses.replace(c, annotations=data / c.annotations, model=c.model.absolute()) for c in config.cells
-        ),
+        cells=tuple(dataclasses.replace(c, annotations=data / c.annotations) for c in config.cells),
     )
 
 
@@ -112,8 +124,8 @@ def _check_cell(where: str, cell: CellConfig, corpora: Collection[str]) -> None:
 
 def _night(path: Path, config: NightlyConfig) -> str:
     night = config.night or datetime.now(UTC).date().isoformat()
-    baseline = None if config.gate is None else config.gate.baseline
-    for key, name in {"night": night, "gate.baseline": baseline}.items():
+    named = {"night": night, "gate.baseline": config.gate.baseline if config.gate else None}
+    for key, name in named.items():
         if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
             raise ConfigError(f"{path}: {key}: {name!r} cannot name a folder: use letters, digits, dots and dashes")
     return night
@@ -132,7 +144,8 @@ def run_matrix(config: NightlyConfig) -> Night:
     codes: list[int] = []
     with Pool(config.pool) as pool:
         stores = {name: _timed_extract(config, name, pool, codes) for name in config.corpora}
-        tonight = [_tonight(config, cell, *stores[cell.corpus], pool, codes) for cell in config.cells]
+        listed: dict[str, Corpus] = {}
+        tonight = [_tonight(config, cell, *stores[cell.corpus], listed, pool, codes) for cell in config.cells]
     cells = tuple(cell.shown for cell in tonight)
     complaints = {} if config.limit is not None else {cell.name: list(missed(cell)) for cell in tonight}
     for line in (line for lines in complaints.values() for line in lines):
@@ -245,38 +258,57 @@ def _tonight(
     cell: CellConfig,
     store: FeatureStore | Exception,
     extraction: Timing | None,
+    listed: dict[str, Corpus],
     pool: Pool,
     codes: list[int],
 ) -> Tonight:
-    title = f"{cell.model.name} on {cell.task} {cell.split}"
+    """`listed` are the corpora listed so far, by name: each is listed for its first cell."""
+    title, places = f"{cell.model.name} on {cell.task} {cell.split}", _places(config)
     if isinstance(store, Exception):
-        shown = ReportCell(title, None, None, {}, None, error=f"corpus {cell.corpus}: {store}")
+        shown = ReportCell(title, None, None, {}, None, error=f"corpus {cell.corpus}: {store}", places=places)
         return Tonight(cell, shown, None, None)
     corpus = config.corpora[cell.corpus]
     own, wrong = (_evaluate_config(config, cell, store, regions) for regions in ("own", "wrong-image"))
     try:
-        images = list_images(corpus.images)
+        if cell.corpus not in listed:
+            listed[cell.corpus] = list_images(corpus.images)
+        images = listed[cell.corpus]
         task = open_task(cell.task, cell.annotations, cell.split)
         if not task.labelled:
-            raise ConfigError(f"{cell.split} has no public labels: jobs/evaluate.py makes its {task.submission_name}")
+            raise ConfigError(
+                f"{cell.split} has no public labels: `visualbert evaluate` makes its {task.submission_name}"
+            )
     except FAILURES as error:
-        shown = ReportCell(title, None, store, {}, None, error=_note(title, error, codes))
+        shown = ReportCell(title, None, store, {}, None, error=_note(title, error, codes), places=places)
         return Tonight(cell, shown, extraction, None)
     since, start = time.time(), time.monotonic()
-    run, reason = _evaluate(title, own, pool, codes)
+    run, reason = _evaluate(title, own, task, pool, codes)
     evaluation = _timing(run.folder / "predictions", since, start, pool) if run else None
     baseline = None
     if config.wrong_image_baseline:
-        baseline, _ = _evaluate(f"{title} (wrong image)", wrong, pool, codes)
+        baseline, _ = _evaluate(f"{title} (wrong image)", wrong, task, pool, codes)
     if run is not None and config.limit is not None and reason is None:
         reason = f"a smoke night: {run.record['coverage']['predicted']} examples predicted, no score over a sample"
-    return Tonight(cell, ReportCell(title, task, store, images, run, baseline, reason), extraction, evaluation)
+    shown = ReportCell(title, task, store, images, run, baseline, reason, places)
+    return Tonight(cell, shown, extraction, evaluation)
 
 
-def _evaluate(title: str, config: EvaluateConfig, pool: Pool, codes: list[int]) -> tuple[Run | None, str | None]:
+def _places(config: NightlyConfig) -> Places:
+    """The words for this machine's folders: the same for a matrix wherever it runs."""
+    models = [("MODELS", cell.model.parent) for cell in config.cells]
+    detectors = [("DETECTORS", corpus.detector.parent) for corpus in config.corpora.values()]
+    elsewhere = [cell.annotations for cell in config.cells]
+    elsewhere += [corpus.images for corpus in config.corpora.values() if not storage.url(corpus.images)]
+    others = [(ELSEWHERE, path.parent) for path in elsewhere]
+    return Places.of([("OUT", config.out), ("DATA", config.data), *models, *detectors, *others])
+
+
+def _evaluate(
+    title: str, config: EvaluateConfig, task: Task, pool: Pool, codes: list[int]
+) -> tuple[Run | None, str | None]:
     """The run, and why it has no score if it has none; an incomplete run is shown as far as it got."""
     try:
-        return evaluate(config, pool), None
+        return evaluate(config, pool, task=task), None
     except CoverageError as error:
         return read_run(run_folder(config)), _note(title, error, codes)
     except FAILURES as error:
@@ -284,7 +316,8 @@ def _evaluate(title: str, config: EvaluateConfig, pool: Pool, codes: list[int]) 
 
 
 def _note(title: str, error: Exception, codes: list[int]) -> str:
-    if isinstance(error, UnfinishedError):  # nothing more is to be begun, and no verdict spoken over what is missing
+    # Nothing more is to be begun, or can be, and no verdict spoken over what is missing.
+    if isinstance(error, (UnfinishedError, ClusterError)):
         raise error
     codes.append(error.exit_code if isinstance(error, VisualBertCoreError) else 1)
     _complain(f"{title}: {error}")
@@ -313,8 +346,17 @@ def _evaluate_config(
 
 def _absolute_corpus(corpus: CorpusConfig, data: Path) -> CorpusConfig:
     images = corpus.images if storage.url(corpus.images) else data / corpus.images
-    return dataclasses.replace(corpus, images=images, detector=corpus.detector.absolute())
+    return dataclasses.replace(corpus, images=images)
+
+
+def _absolute_weights(config: NightlyConfig, folder: Path) -> NightlyConfig:
+    def absolute(path: Path) -> Path:
+        return Path(os.path.normpath(folder / path))  # without the ".." of jobs/, which a page would show
+
+    corpora = {n: dataclasses.replace(c, detector=absolute(c.detector)) for n, c in config.corpora.items()}
+    cells = tuple(dataclasses.replace(c, model=absolute(c.model)) for c in config.cells)
+    return dataclasses.replace(config, corpora=corpora, cells=cells)
 
 
 def _complain(line: str) -> None:
-    sys.stderr.write(f"error: {line}\n")
+    say(f"error: {line}", to=sys.stderr)

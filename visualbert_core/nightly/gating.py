@@ -1,6 +1,6 @@
 """Tonight against an earlier night: compare each cell, judge them together, write the verdict, and enter the history.
 
-<run folder>/comparison.json    what changed, on which examples, because of what (report.compare)
+<run folder>/comparison.json    what changed, on which examples, because of what (comparison.compare)
 runs/NAME/NIGHT/gate.json  junit.xml  summary.md    the verdict, for programs, for CI and for people
 history/NAME/NIGHT/CELL.json    a row of the history
 """
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from visualbert_core.comparison.compare import Comparison, compare
+from visualbert_core.comparison.gate import Gate, Watched, judge_night
+from visualbert_core.comparison.history import History, Row, Timing
 from visualbert_core.config import CellConfig, GateConfig, NightlyConfig, run_name
 from visualbert_core.errors import VisualBertCoreError
 from visualbert_core.evaluation.run import Run, read_run
 from visualbert_core.provenance import INGREDIENTS, changed, digest_json
 from visualbert_core.report import ReportCell
 from visualbert_core.report.ci import junit, markdown
-from visualbert_core.report.compare import Comparison, compare
-from visualbert_core.report.gate import Gate, Watched, judge_night
-from visualbert_core.report.history import History, Row, Timing
 from visualbert_core.report.verdict import CellNight, GatedNight
 from visualbert_core.shards import publish
 
@@ -74,9 +74,9 @@ def judge_cells(
         try:
             comparisons[cell.name] = _compare(config, cell, baselines[cell.name])
         except _NothingToCompareError as error:
-            reasons[cell.name] = str(error)
+            reasons[cell.name] = cell.shown.places.hide(str(error))
         except VisualBertCoreError as error:
-            reasons[cell.name] = f"cannot be compared: {error}"
+            reasons[cell.name] = cell.shown.places.hide(f"cannot be compared: {error}")
     watched = [
         each
         for cell in cells

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from visualbert_core.comparison.history import Timing
 from visualbert_core.config import CellConfig, NightlyConfig, run_name
 from visualbert_core.corpus import list_images
 from visualbert_core.detector import load_detector
@@ -18,7 +19,6 @@ from visualbert_core.errors import StoreError, VisualBertCoreError
 from visualbert_core.features.store import store_folder
 from visualbert_core.features.worker import full_fingerprint
 from visualbert_core.nightly.gating import history_of
-from visualbert_core.report.history import Timing
 from visualbert_core.shards import ShardFolder
 from visualbert_core.tasks import open_task
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from visualbert_core.evaluation.run import Run
 from visualbert_core.features.store import FeatureStore
+from visualbert_core.report.places import Places
 from visualbert_core.schema import Image
 from visualbert_core.tasks import Task
+
+INGREDIENT = None
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class ReportCell:
     run: Run | None
     baseline: Run | None = None
     error: str | None = None
+    places: Places = field(default_factory=Places)
+    """What the page says in place of this machine's folders."""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator, Mapping
 from xml.etree import ElementTree
 
-from visualbert_core.report.compare import Comparison
-from visualbert_core.report.gate import Check, Gate
+from visualbert_core.comparison.compare import Comparison
+from visualbert_core.comparison.gate import Check, Gate
+from visualbert_core.printable import printable
 
 _SIGNS = {"pass": "✅", "fail": "❌", "cannot tell": "❓"}
 _NO_XML = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
@@ -54,7 +55,8 @@ def _markdown(name: str, gate: Gate, comparisons: Mapping[str, Comparison]) -> I
     yield from (f"\n❌ {_text(line)}" for line in gate.missed)
     for check in gate.checks:
         if check.verdict != "pass":
-            yield f"\n{_SIGNS[check.verdict]} **{_text(check.watched.cell)}** {check.watched.metric}: {check.reason}"
+            cell = _text(check.watched.cell)
+            yield f"\n{_SIGNS[check.verdict]} **{cell}** {check.watched.metric}: {_text(check.reason)}"
     for cell, comparison in comparisons.items():
         yield from _why(cell, comparison)
 
@@ -83,8 +85,8 @@ def _why(cell: str, comparison: Comparison) -> Iterator[str]:
 
 def _text(text: str) -> str:
     """Annotations and names are not ours: no markup, no new cell, no new line."""
-    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", printable(" ".join(text.split())))
 
 
 def _clean(text: str) -> str:
-    return _NO_XML.sub("�", text)
+    return _NO_XML.sub("�", printable(text))

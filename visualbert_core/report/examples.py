@@ -18,21 +18,13 @@ import xxhash
 
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import Run
+from visualbert_core.evaluation.units import read_units
 from visualbert_core.features.names import called
 from visualbert_core.metrics.recall import IOU_THRESHOLD, box_iou
 from visualbert_core.report import ReportCell
 from visualbert_core.report.markup import Html, join, tag
 from visualbert_core.report.pictures import Box, colour_class, picture
 from visualbert_core.schema import Example, Grounding, MultipleChoice, Prediction, Question, Regions, Statement, Token
-from visualbert_core.tasks import Task, judge
-
-EXAMPLE_OF: dict[str, Callable[[str], str]] = {
-    "accuracy": lambda unit_id: unit_id,
-    "q_to_a": lambda unit_id: f"{unit_id}/answer",
-    "qa_to_r": lambda unit_id: f"{unit_id}/rationale",
-    "recall@1": lambda unit_id: unit_id.rpartition("/")[0],
-}
-"""metric → the example that one of its units is part of. Other metrics say nothing about a single example."""
 
 _CLOSING = frozenset(".,;:?!)")
 _NAMED = 12  # names a picture
@@ -46,13 +38,14 @@ class Answers:
     worth: Mapping[str, float]
 
     @classmethod
-    def of(cls, task: Task, run: Run) -> Answers:
-        """Raises StoreError for damaged predictions, CoverageError for incomplete ones."""
+    def of(cls, run: Run) -> Answers:
+        """Raises StoreError for damaged predictions, InputError for damaged units."""
         predictions, _ = read_predictions(run.folder / "predictions")
         values: defaultdict[str, list[float]] = defaultdict(list)
-        for score in judge(task, predictions):
-            if score.metric in EXAMPLE_OF:
-                values[EXAMPLE_OF[score.metric](score.unit_id)].append(score.value)
+        for units in read_units(run.folder).values():
+            for judged, value in zip(units.judged, units.values.tolist(), strict=True):
+                if judged is not None:
+                    values[judged.example_id].append(value)
         return cls({p.example_id: p for p in predictions}, {key: fmean(value) for key, value in values.items()})
 
 
@@ -83,8 +76,8 @@ def gallery(cell: ReportCell, count: int) -> Html:
     """`count` examples of a cell with a score. Raises VisualBertCoreError where its run can no longer be read."""
     if cell.task is None or cell.store is None or cell.run is None or cell.run.scores is None:
         return Html()
-    own = Answers.of(cell.task, cell.run)
-    other = Answers.of(cell.task, cell.baseline) if cell.baseline and cell.baseline.scores else Answers({}, {})
+    own = Answers.of(cell.run)
+    other = Answers.of(cell.baseline) if cell.baseline and cell.baseline.scores else Answers({}, {})
     examples = {example.example_id: example for example in cell.task.examples()}
     cases = [
         _Case(
@@ -158,7 +151,6 @@ def _statement(case: _Case) -> _Look:
 
 def _multiple_choice(case: _Case) -> _Look:
     example: MultipleChoice = case.example
-    part = "Q → A" if case.example.example_id.endswith("/answer") else "QA → R"
     rows = []
     for index, choice in enumerate(example.choices):
         marks = []
@@ -174,7 +166,7 @@ def _multiple_choice(case: _Case) -> _Look:
     # Only what the model may see; region 0 is the whole image.
     seen = (i for i in example.mentioned if i + 1 < regions.num_regions)
     boxes = [Box(regions.boxes[i + 1].tolist(), "object", i, f"[{i}]") for i in seen]
-    asked = join([tag("span", part, class_="part"), " ", sentence(example.context, example.objects)])
+    asked = join([tag("span", example.part, class_="part"), " ", sentence(example.context, example.objects)])
     return _Look(asked, join([tag("ol", *rows, class_="choices", start=0), _no_other(case)]), [boxes])
 
 
@@ -311,9 +303,9 @@ def sign(worth: float | None) -> Html:
     return tag("span", character, class_=word, role="img", aria_label=word, title=word)
 
 
-def confidence(share: float) -> Html:
-    """At the right of its line."""
-    return tag("span", _percent(share), class_="confidence")
+def confidence(share: float | None) -> Html:
+    """The confidence in percent, at the right of its line; nothing where there is none."""
+    return Html() if share is None else tag("span", _percent(share), class_="confidence")
 
 
 def mark(pieces: Sequence[str], kind: str) -> Html:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any
 
+from visualbert_core.comparison.flips import Flip
 from visualbert_core.errors import VisualBertCoreError
 from visualbert_core.metrics.recall import IOU_THRESHOLD
 from visualbert_core.report import ReportCell
 from visualbert_core.report.examples import caption, confidence, mark, overlap, sentence, sign
-from visualbert_core.report.flips import Flip
 from visualbert_core.report.markup import Html, join, tag
 from visualbert_core.report.pictures import Box, Sheet, colour_class
 from visualbert_core.report.scores import label
@@ -126,7 +126,7 @@ def _cases(cells: Sequence[ReportCell], chosen: Sequence[_Listed]) -> tuple[list
         try:
             regions = tuple(cell.store.fetch_many(example.image_ids))
         except VisualBertCoreError as error:
-            complaints.append(f"{flip.unit_id} cannot be shown: {error}")
+            complaints.append(f"{flip.unit_id} cannot be shown: {cell.places.hide(str(error))}")
             continue
         cases.append(_Case(index + 1, cell, metric, way, flip, example, cell.task.gold(flip.example_id), regions))
     return cases, complaints
@@ -157,7 +157,8 @@ def _figure(case: _Case, sheet: Sheet) -> Html:
         for side, r, boxes in zip(sides, case.regions, look.boxes, strict=True)
     ]
     way = tag("strong", _WAYS[case.way], class_="wrong" if case.way == "worse" else "right")
-    metric = f" · {label(case.metric)}" if case.metric != "accuracy" else ""
+    assert case.cell.task is not None
+    metric = f" · {label(case.metric)}" if case.metric != case.cell.task.headline else ""
     return tag(
         "figure",
         tag("div", *pictures, class_="pictures"),
@@ -204,14 +205,13 @@ def _answers(rows: Sequence[tuple[str, str]]) -> Html:
 def _choices(case: _Case) -> _Look:
     """Only the choices that matter: those that were made, and the right one."""
     example, flip = case.example, case.flip
-    part = "Q → A" if example.example_id.endswith("/answer") else "QA → R"
     rows = []
     for index in sorted({flip.answer_before, flip.answer_after, case.gold}):
         marks = []
         if index == flip.answer_before:
-            marks.append(mark(["before ", sign(flip.value_before), f" {100 * flip.confidence_before:.0f} %"], "model"))
+            marks.append(mark(["before ", sign(flip.value_before), _sure(flip.confidence_before)], "model"))
         if index == flip.answer_after:
-            marks.append(mark(["now ", sign(flip.value_after), f" {100 * flip.confidence_after:.0f} %"], "model"))
+            marks.append(mark(["now ", sign(flip.value_after), _sure(flip.confidence_after)], "model"))
         if index == case.gold:
             marks.append(mark(["right answer"], "gold"))
         rows.append(tag("li", tag("span", sentence(example.choices[index], example.objects)), tag("div", *marks)))
@@ -219,13 +219,17 @@ def _choices(case: _Case) -> _Look:
     # Only what the model may see; region 0 is the whole image.
     seen = (i for i in example.mentioned if i + 1 < regions.num_regions)
     boxes = [Box(regions.boxes[i + 1].tolist(), "object", i, f"[{i}]") for i in seen]
-    asked = join([tag("span", part, class_="part"), " ", sentence(example.context, example.objects)])
+    asked = join([tag("span", example.part, class_="part"), " ", sentence(example.context, example.objects)])
     return _Look(asked, tag("ul", *rows, class_="choices"), [boxes], False)
 
 
+def _sure(confidence: float | None) -> str:
+    return "" if confidence is None else f" {100 * confidence:.0f} %"
+
+
 def _phrase(case: _Case) -> _Look:
-    index = int(case.flip.unit_id.rpartition("/")[2])
-    gold, flip = case.gold[index], case.flip
+    flip = case.flip
+    gold = [box for index, boxes in enumerate(case.gold) if flip.part in (None, index) for box in boxes]
     boxes = [Box(corners, "gold", _GOLD) for corners in gold]
     rows: list[tuple[str, str]] = []
     for name, colour, answer, sure in (
@@ -238,7 +242,7 @@ def _phrase(case: _Case) -> _Look:
         said = "no box" if answer is None else f"IoU {shared:.2f}"
         where = tag("b", said, class_=colour_class(colour))
         rows.append((name, join([where, " ", sign(float(shared >= IOU_THRESHOLD)), " ", confidence(sure)])))
-    asked = caption(case.example, {index: _GOLD})
+    asked = caption(case.example, {} if flip.part is None else {flip.part: _GOLD})
     return _Look(asked, _answers(rows), [boxes], False)
 
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from visualbert_core import __version__
+from visualbert_core.comparison.compare import Change
 from visualbert_core.report import ReportCell, ReportInfo
-from visualbert_core.report.compare import Change
 from visualbert_core.report.gallery import flip_gallery
 from visualbert_core.report.markup import Html, join, tag
 from visualbert_core.report.plots import head, legend, plot
@@ -127,7 +127,7 @@ def _scores(info: ReportInfo, cells: Sequence[ReportCell], night: GatedNight | N
     columns = [name for name in names if shown.get(name, True)]
     nights: Sequence[CellNight | None] = night.cells if night else [None] * len(cells)
     bodies = (
-        _rows(number, cell, each, columns)
+        _rows(number, cell, each, columns, warnings(cell, info.synthetic))
         for number, (cell, each) in enumerate(zip(cells, nights, strict=True), start=1)
     )
     caption = tag("caption", "Scores in percent, with 95 % intervals")
@@ -136,7 +136,7 @@ def _scores(info: ReportInfo, cells: Sequence[ReportCell], night: GatedNight | N
     return tag("section", tag("h2", "Scores"), *parts, id="scores")
 
 
-def _rows(number: int, cell: ReportCell, night: CellNight | None, columns: Sequence[str]) -> Html:
+def _rows(number: int, cell: ReportCell, night: CellNight | None, columns: Sequence[str], said: Sequence[str]) -> Html:
     """A cell: its name and what it is over the width of the table, then a row a metric, or why there is none."""
     width = len(columns) + 1
     title = tag("a", cell.title, href=f"#cell-{number}")
@@ -146,8 +146,11 @@ def _rows(number: int, cell: ReportCell, night: CellNight | None, columns: Seque
         tag("tr", *_cells(line, columns, night), class_="headline" if line.headline else None)
         for line in score_lines(cell)
     ]
-    missing = tag("tr", tag("td", tag("strong", "✗ no score: "), reason(cell), colspan=width, class_="none"))
-    warned = [tag("tr", tag("td", tag("strong", "⚠ "), w, colspan=width, class_="none")) for w in warnings(cell)]
+    missing = tag(
+        "tr", tag("td", tag("strong", "✗ no score: "), cell.places.hide(reason(cell)), colspan=width, class_="none")
+    )
+    lines = map(cell.places.hide, said)
+    warned = [tag("tr", tag("td", tag("strong", "⚠ "), line, colspan=width, class_="none")) for line in lines]
     return tag("tbody", name, *warned, *(rows or [missing]))
 
 

@@ -14,14 +14,12 @@ from typing import Any
 
 from visualbert_core.evaluation.run import Run
 from visualbert_core.report import ReportCell
-from visualbert_core.tasks import PAPERS
+from visualbert_core.tasks import METRIC_LABELS, PAPERS
 
 SYNTHETIC = (
     "Synthetic scenes and tiny weights trained by us: these scores say that the pipeline works, "
     "not how good VisualBERT is on the real sets."
 )
-
-_LABELS = {"q_to_a": "Q → A", "qa_to_r": "QA → R", "q_to_ar": "Q → AR", "upper_bound": "upper bound"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def score_lines(cell: ReportCell) -> list[ScoreLine]:
     own, wrong = scores_of(cell.run), scores_of(cell.baseline)
     if own is None:
         return []
-    paper = PAPERS[own["task"]].percent.get(own["split"], {})
+    paper = {} if "subset" in own else PAPERS[own["task"]].percent.get(own["split"], {})
     return [
         ScoreLine(
             metric=metric,
@@ -82,12 +80,14 @@ def scores_of(run: Run | None) -> dict[str, Any] | None:
     return None if run is None else run.scores
 
 
-def warnings(cell: ReportCell) -> list[str]:
-    """What has to be said with a cell's scores: features of another space than the checkpoint's, worse than chance."""
+def warnings(cell: ReportCell, synthetic: bool = False) -> list[str]:
+    """What has to be said with a cell's scores: annotations that are not the official split (but for synthetic ones,
+    which nobody takes for it), features of another space than the checkpoint's, worse than chance."""
     if cell.run is None:
         return []
-    found: list[str] = (cell.run.scores or cell.run.record)["warnings"]
-    return found
+    document = cell.run.scores or cell.run.record
+    subset = [document["subset"]] if "subset" in document and not synthetic else []
+    return [*subset, *document["warnings"]]
 
 
 def in_order(metrics: Iterable[str], headline: str) -> list[str]:
@@ -97,7 +97,7 @@ def in_order(metrics: Iterable[str], headline: str) -> list[str]:
 
 def label(metric: str) -> str:
     """A metric's name for people."""
-    return _LABELS.get(metric, metric)
+    return METRIC_LABELS.get(metric, metric)
 
 
 def percent(value: float | None) -> str:

@@ -7,13 +7,14 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from visualbert_core.comparison.compare import Change, Comparison
+from visualbert_core.comparison.history import Timing
 from visualbert_core.errors import VisualBertCoreError
 from visualbert_core.evaluation.run import Run
 from visualbert_core.report import ReportCell, ReportInfo
-from visualbert_core.report.compare import Change, Comparison
 from visualbert_core.report.examples import gallery
-from visualbert_core.report.history import Timing
 from visualbert_core.report.markup import Html, join, tag
+from visualbert_core.report.places import Places
 from visualbert_core.report.plots import head, plot
 from visualbert_core.report.scores import Estimate, in_order, label, percent, reason, scores_of
 from visualbert_core.report.verdict import CellNight, p_value, points
@@ -30,7 +31,7 @@ def section(number: int, info: ReportInfo, cell: ReportCell, night: CellNight | 
     parts = [tag("h2", cell.title), tag("p", " · ".join(about(cell)), class_="about")]
     if scores_of(cell.run) is None or cell.error:
         heading = "" if scores_of(cell.run) else "✗ No score: "
-        parts.append(tag("p", tag("strong", heading), reason(cell), class_="error"))
+        parts.append(tag("p", tag("strong", heading), cell.places.hide(reason(cell)), class_="error"))
     comparison = night.comparison if night else None
     parts += [_failures(cell), _changes(comparison) if comparison else _breakdowns(cell)]
     parts += [_cost(info, cell, night) if night else Html(), _examples(info, cell)]
@@ -53,17 +54,19 @@ def _failures(cell: ReportCell) -> Html:
     """Images without features, and examples without a prediction."""
     lists = []
     if cell.store and (quarantined := cell.store.failures()):
-        lists.append(_failure_list("image in quarantine", quarantined, len(quarantined)))
+        lists.append(_failure_list("image in quarantine", quarantined, len(quarantined), cell.places))
     if cell.run and (failed := cell.run.record.get("failed")):
         # The record keeps the first of them; how many there are stands in its coverage.
         missing = cell.run.record["coverage"]["missing"]
-        lists.append(_failure_list("example without a prediction", [Failure(**row) for row in failed], missing))
+        lists.append(
+            _failure_list("example without a prediction", [Failure(**row) for row in failed], missing, cell.places)
+        )
     return join(lists)
 
 
-def _failure_list(what: str, failures: Sequence[Failure], total: int) -> Html:
+def _failure_list(what: str, failures: Sequence[Failure], total: int, places: Places) -> Html:
     noun, _, rest = what.partition(" ")
-    lines = [tag("li", tag("code", f.item_id), f" {f.stage}: {f.message}") for f in failures[:_LISTED]]
+    lines = [tag("li", tag("code", f.item_id), f" {f.stage}: {places.hide(f.message)}") for f in failures[:_LISTED]]
     shown = tag("ul", *lines[:_SHOWN])
     if folded := lines[_SHOWN:]:
         shown = join([shown, tag("details", tag("summary", f"{len(folded):,} more"), tag("ul", *folded))])
@@ -183,7 +186,7 @@ def _examples(info: ReportInfo, cell: ReportCell) -> Html:
     try:
         shown = gallery(cell, info.examples)
     except VisualBertCoreError as error:
-        return tag("p", f"No examples: {error}", class_="error")
+        return tag("p", f"No examples: {cell.places.hide(str(error))}", class_="error")
     return join([tag("h3", "Examples"), shown]) if shown else shown
 
 
@@ -192,23 +195,24 @@ def _examples(info: ReportInfo, cell: ReportCell) -> Html:
 
 
 def _provenance(cell: ReportCell, run: Run, comparison: Comparison | None) -> Html:
-    rows = [tag("tr", tag("th", "run folder", scope="row"), tag("td", str(run.folder)))]
-    if cell.baseline:
-        rows.append(tag("tr", tag("th", "wrong image", scope="row"), tag("td", str(cell.baseline.folder))))
-    leaves = _leaves(run.record["provenance"])
-    rows += [tag("tr", tag("th", name, scope="row"), tag("td", text)) for name, text in leaves]
+    pairs = [("run folder", str(run.folder))] + ([("wrong image", str(cell.baseline.folder))] if cell.baseline else [])
+    pairs += _leaves(run.record["provenance"])
+    rows = [tag("tr", tag("th", name, scope="row"), tag("td", cell.places.hide(text))) for name, text in pairs]
     table = tag("table", tag("caption", "What this run is made of"), tag("tbody", *rows), class_="provenance")
     commands = "\n".join(_command(cell, each) for each in (run, cell.baseline) if each)
-    again = "To run it again (a finished run is only checked: delete its folder to compute it anew):"
-    differs = _differs(comparison) if comparison else Html()
+    again = (
+        "To run it again, with your folders in place of the words in capitals and of … (a finished run is only "
+        "checked: delete its folder to compute it anew):"
+    )
+    differs = _differs(comparison, cell.places) if comparison else Html()
     return tag(
         "details", tag("summary", "Provenance"), differs, table, tag("p", again), tag("pre", tag("code", commands))
     )
 
 
-def _differs(comparison: Comparison) -> Html:
+def _differs(comparison: Comparison, places: Places) -> Html:
     """Every recorded ingredient that is not that of the run compared with."""
-    before = comparison.before["folder"]
+    before = places.hide(comparison.before["folder"])
     if not comparison.differs:
         return tag("p", "Made of the same as ", tag("code", before), ": nothing that is recorded differs.")
     pairs = (
@@ -227,22 +231,22 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def _command(cell: ReportCell, run: Run) -> str:
-    """The line that made the run. Its record holds no paths, so that of the checkpoint is left to the reader."""
-    spec = run.record["spec"]
+    """The line that made the run, with words for the folders of this machine."""
+    spec, hide = run.record["spec"], cell.places.hide
     options = {
         "task": spec["task"],
         "split": spec["split"],
-        "annotations": cell.task.annotation_files()[0].parent if cell.task else "ANNOTATIONS",
-        "features": cell.store.folder if cell.store else "FEATURES",
+        "annotations": hide(str(cell.task.annotation_files()[0].parent)) if cell.task else "ANNOTATIONS",
+        "features": hide(str(cell.store.folder)) if cell.store else "FEATURES",
         "model": f"MODELS/{spec['model']}",
-        "out": run.folder.parent,
+        "out": hide(str(run.folder.parent)),
         "regions": spec["regions"],
         "batch-size": spec["batch_size"],
         "shard-size": spec["shard_size"],
         "precision": spec["precision"],
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return shlex.join(["python", "jobs/evaluate.py", *words, *["--foreign-features"] * spec["foreign_features"]])
+    return shlex.join(["visualbert", "evaluate", *words, *["--foreign-features"] * spec["foreign_features"]])
 
 
 def plural(count: int, noun: str) -> str:

@@ -25,7 +25,7 @@ html { -webkit-text-size-adjust: 100%; scroll-behavior: smooth; }
 body {
   margin: 0 auto; padding: 2.5rem 1.5rem 4rem; max-width: 74rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif;
-  font-variant-numeric: tabular-nums; overflow-wrap: break-word;
+  font-variant-numeric: tabular-nums; overflow-wrap: anywhere;
 }
 h1 {
   margin: 0; font-size: 1.75rem; line-height: 1.2; font-weight: 650; letter-spacing: -0.015em; text-wrap: balance;
@@ -58,8 +58,8 @@ code, pre, .provenance td { font-size: .8125rem; }
 [hidden] { display: none !important; }
 :focus-visible { outline: 2px solid var(--own); outline-offset: 2px; }
 .theme {
-  float: right; margin: 0 0 .5rem 1rem; padding: 0; border: 0; display: flex; gap: .6rem; color: var(--soft);
-  font-size: .8125rem;
+  float: right; margin: 0 0 .5rem 1rem; padding: 0; border: 0; display: flex; flex-wrap: wrap; gap: 0 .6rem;
+  color: var(--soft); font-size: .8125rem;
 }
 .theme legend { float: left; margin-right: .6rem; padding: 0; }
 .theme label { display: flex; align-items: center; gap: .25rem; } .theme input { margin: 0; accent-color: var(--own); }
@@ -80,7 +80,6 @@ nav { font-size: .875rem; }
 #verdict.partly .sign { color: var(--partly); }
 .story h3 { margin: 1rem 0 .25rem; }
 .story ul { margin: 0; padding-left: 1.2rem; } .story li { margin: .15rem 0; max-width: 60rem; }
-.differs code { overflow-wrap: anywhere; }
 .scrolling { overflow-x: auto; margin-top: .5rem; }
 .scrolling table { font-size: .875rem; }
 .scrolling :is(th, td) { white-space: nowrap; }
@@ -89,15 +88,17 @@ nav { font-size: .875rem; }
 /* tables */
 table { border-collapse: collapse; }
 caption { text-align: left; color: var(--soft); font-size: .875rem; padding-bottom: .4rem; }
-th, td { padding: .4rem .75rem; text-align: right; vertical-align: baseline; font-weight: inherit; }
-th:first-child, td:first-child { padding-left: 0; text-align: left; }
+th, td {
+  padding: .4rem .75rem; text-align: right; vertical-align: baseline; font-weight: inherit;
+  overflow-wrap: break-word;
+}
+th:first-child, td:first-child { padding-left: 0; text-align: left; overflow-wrap: anywhere; }
 th:last-child, td:last-child { padding-right: 0; }
-thead th { color: var(--soft); font-size: .8125rem; white-space: nowrap; }
+thead th { color: var(--soft); font-size: .8125rem; }
 thead th, tbody th, tbody td { border-bottom: 1px solid var(--line); }
-.interval { white-space: nowrap; } b + .interval { margin-left: .15rem; }
+.interval { display: inline-block; } b + .interval { margin-left: .15rem; }
 .scores { width: 100%; margin-top: .6rem; }
-.scores th, .scores td { white-space: nowrap; }
-.scores .name th { padding-top: 1.25rem; border: 0; white-space: normal; }
+.scores .name th { padding-top: 1.25rem; border: 0; }
 .scores .name a { font-weight: 650; margin-right: .6rem; }
 .scores .name .about { font-size: .8125rem; }
 .scores b { font-weight: 500; }
@@ -105,7 +106,7 @@ thead th, tbody th, tbody td { border-bottom: 1px solid var(--line); }
 .scores .headline .score b { font-size: 1.0625rem; }
 .scores td.other b { color: var(--other); }
 .scores .metric { width: 9rem; }
-.scores tbody td.none { padding: .5rem .75rem; white-space: normal; background: var(--bad); }
+.scores tbody td.none { padding: .5rem .75rem; overflow-wrap: anywhere; background: var(--bad); }
 .scores thead .plot { width: 26%; }
 
 /* plots */
@@ -130,7 +131,7 @@ line.chance { stroke: var(--chance); stroke-width: 1.75; }
 .trends h3 { margin: 1rem 0 .4rem; } .trends h3 a { text-decoration: none; } .trends h3 .about { font-weight: 400; }
 .trends .scrolling :is(th, td) { padding-left: .4rem; padding-right: .4rem; font-size: .8125rem; }
 .trends .scrolling :first-child { padding-left: 0; }
-.trend { position: relative; padding-left: 2.25rem; }
+.trend { position: relative; padding-left: 2.25rem; overflow: hidden; }
 .trend > svg { display: block; width: 100%; overflow: visible; }
 .trend svg svg { overflow: visible; }
 .trend text, .ticks { fill: var(--soft); color: var(--soft); font-size: .75rem; }
@@ -143,7 +144,8 @@ line.chance { stroke: var(--chance); stroke-width: 1.75; }
 summary { cursor: pointer; width: fit-content; color: var(--soft); font-size: .875rem; }
 summary:hover { color: var(--ink); }
 details dl {
-  display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1rem; max-width: 52rem; font-size: .875rem;
+  display: grid; grid-template-columns: fit-content(50%) minmax(0, 1fr); gap: .35rem 1rem; max-width: 52rem;
+  font-size: .875rem;
 }
 dt { color: var(--soft); } dd { margin: 0; }
 section > details { margin-top: 1.25rem; }
@@ -152,24 +154,25 @@ section > details { margin-top: 1.25rem; }
   align-items: start; margin: .5rem 0 1rem;
 }
 .breakdowns table { width: 100%; font-size: .875rem; }
+.breakdowns :is(th, td):first-child { min-width: 5.5rem; }
 .breakdowns caption { color: var(--ink); font-weight: 500; }
 .breakdowns th, .breakdowns td { padding-top: .25rem; padding-bottom: .25rem; }
 .breakdowns td:nth-child(3) { color: var(--other); }
 .breakdowns td:nth-child(4) { color: var(--soft); }
 .breakdowns thead .plot { width: 34%; }
 .breakdowns.compared td:nth-child(-n+4) { color: inherit; } .compared td:nth-child(n+5) { color: var(--soft); }
-.compared td { white-space: nowrap; }
+@media (min-width: 52rem) { .compared td:nth-child(4) { white-space: nowrap; } }
 .cost {
-  display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: 0; font-size: .875rem;
+  display: grid; grid-template-columns: fit-content(50%) minmax(0, 1fr); gap: .2rem 1rem; margin: 0;
+  font-size: .875rem;
 }
 dl.differs ul { margin: 0; padding: 0; list-style: none; }
 .provenance { margin: .75rem 0; width: 100%; }
-.provenance th { color: var(--soft); font-size: .8125rem; white-space: nowrap; }
+.provenance th { color: var(--soft); font-size: .8125rem; min-width: 12rem; }
 .provenance td { text-align: left; overflow-wrap: anywhere; width: 100%; }
 .provenance th, .provenance td { padding-top: .2rem; padding-bottom: .2rem; }
 pre {
   margin: .5rem 0; padding: .75rem 1rem; background: var(--wash); border-radius: .375rem; white-space: pre-wrap;
-  overflow-wrap: anywhere;
 }
 
 /* examples */
@@ -177,14 +180,18 @@ pre {
 .examples.Question { grid-template-columns: repeat(auto-fill, minmax(min(100%, 12.5rem), 1fr)); }
 figure { margin: 0; border: 1px solid var(--line); border-radius: .5rem; background: var(--raised); overflow: hidden; }
 @media (max-width: 30rem) {
-  .examples.Question figure, .flips .Question { display: grid; grid-template-columns: 8.5rem 1fr; }
+  .examples.Question figure, .flips .Question {
+    display: grid; grid-template-columns: min(8.5rem, 45%) minmax(0, 1fr);
+  }
 }
 @media (min-width: 64rem) {
-  .examples:not(.Question) { grid-template-columns: 1fr 1fr; }
+  .examples:not(.Question) { grid-template-columns: repeat(2, minmax(0, 1fr)); }
 }
 @media (min-width: 40rem) {
-  .examples:not(.Question) figure { display: grid; grid-template-columns: 15rem 1fr; }
-  .examples.Statement figure { grid-template-columns: 20rem 1fr; }
+  .examples:not(.Question) figure {
+    display: grid; grid-template-columns: min(15rem, 45%) minmax(0, 1fr);
+  }
+  .examples.Statement figure { grid-template-columns: min(20rem, 45%) minmax(0, 1fr); }
   .examples:not(.Question) .pictures { margin: .9rem 0 .9rem .9rem; }
 }
 #filter {
@@ -213,14 +220,17 @@ button { margin-top: 1rem; padding: .5rem 1rem; cursor: pointer; }
 }
 figcaption { padding: .75rem .9rem .9rem; font-size: .875rem; }
 .verdict { display: flex; justify-content: space-between; align-items: baseline; gap: .75rem; margin: 0; }
-.verdict .id { text-align: right; overflow-wrap: anywhere; }
+.verdict .id { text-align: right; }
 .asked { margin: .4rem 0 .6rem; font-size: 1rem; line-height: 1.4; text-wrap: pretty; }
-.answers { display: grid; grid-template-columns: max-content 1fr; gap: .15rem .6rem; margin: 0; font-size: .8125rem; }
+.answers {
+  display: grid; grid-template-columns: fit-content(50%) minmax(0, 1fr); gap: .15rem .6rem; margin: 0;
+  font-size: .8125rem;
+}
 .answers .confidence { float: right; font-size: inherit; }
 .part { color: var(--soft); font-size: .8125rem; white-space: nowrap; margin-right: .25rem; }
 .choices { margin: 0; padding: 0; list-style: none; }
 .choices li {
-  display: grid; grid-template-columns: 1fr auto; gap: 0 .75rem; padding: .3rem 0;
+  display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: 0 .75rem; padding: .3rem 0;
   border-top: 1px solid var(--line);
 }
 .choices div { grid-column: 1 / -1; display: flex; flex-wrap: wrap; gap: 0 .9rem; font-size: .75rem; }
@@ -253,10 +263,11 @@ figcaption .c4 { color: light-dark(#6a4fc4, #b5a3f5); } figcaption .c5 { color: 
 @media screen and (max-width: 52rem) {
   body { padding: 1.5rem 1rem 3rem; }
   h1 { font-size: 1.5rem; }
+  .theme { float: none; justify-content: flex-end; margin-left: 0; }
   .scores, .scores tbody, .scores caption { display: block; }
   .scores thead { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
   .scores tbody { padding: .75rem 0; border-top: 1px solid var(--line); }
-  .scores tr { display: grid; grid-template-columns: repeat(6, 1fr); gap: .1rem .5rem; padding: .4rem 0; }
+  .scores tr { display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: .1rem .5rem; padding: .4rem 0; }
   .scores tr > :is(th, td) { padding: 0; border: 0; width: auto; text-align: left; }
   .scores :is(.metric, td.plot, td.none, .name th) { grid-column: 1 / -1; }
   .scores td[data-label] { grid-column: span 2; }
@@ -271,13 +282,14 @@ figcaption .c4 { color: light-dark(#6a4fc4, #b5a3f5); } figcaption .c5 { color: 
   }
   .axis { display: none; }
   .compared table, .compared :is(thead, tbody, caption) { display: block; }
-  .compared tr { display: grid; grid-template-columns: 3fr 3fr 5fr 4fr 3fr; padding: .3rem 0; }
+  .compared tr { display: grid; gap: 0 .4rem; grid-template-columns: 3fr 3fr 5fr 4fr 3fr; padding: .3rem 0; }
   .compared tr > * { padding: 0; border: 0; text-align: right; min-width: 0; }
   .compared table { min-width: 0; }
   .compared tr { border-bottom: 1px solid var(--line); }
   .compared tr > :is(:first-child, td.plot) { grid-column: 1 / -1; text-align: left; font-weight: 500; }
   .compared thead .plot { display: none; } .compared td.plot { padding: 0 .5rem; }
   th, td { padding-left: .4rem; padding-right: .4rem; }
+  .breakdowns :is(th, td):first-child { min-width: 4rem; } .breakdowns thead .plot { width: auto; }
   details dl { grid-template-columns: 1fr; gap: .1rem; } details dd { margin-bottom: .5rem; }
   .provenance th, .provenance td { display: block; padding: 0; border: 0; text-align: left; }
   .provenance td { padding-bottom: .4rem; }
@@ -289,7 +301,7 @@ figcaption .c4 { color: light-dark(#6a4fc4, #b5a3f5); } figcaption .c5 { color: 
   .scrolling { overflow: visible; } .scrolling :is(th, td) { white-space: normal; padding: .2rem .4rem; }
   html { font-size: 62%; }
   body { padding: 0; max-width: none; }
-  .examples:not(.Question) { grid-template-columns: 1fr 1fr; }
+  .examples:not(.Question) { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   figure, tr, .banner { break-inside: avoid; } h2, h3 { break-after: avoid; }
   details::details-content { content-visibility: visible; block-size: auto; }
 }

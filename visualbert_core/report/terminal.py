@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from visualbert_core.printable import printable
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.scores import (
     SYNTHETIC,
@@ -27,17 +28,21 @@ _COLUMNS = {"metric": 14, "score [95 %]": 19, "n": 8, "chance": 7, "wrong image"
 
 def print_table(info: ReportInfo, cells: Sequence[ReportCell], console: Console) -> None:
     """Print a line a cell and under it a row a metric, or why there is none; the wrong image where there is one."""
-    # Every text is a Text: titles and reasons may hold what rich would take for its own markup.
-    console.print(Text(info.title, "bold underline"))
+    console.print(_text(info.title, "bold underline"))
     if info.synthetic:
         console.print(Text(SYNTHETIC, "yellow"))
     columns = [name for name in _COLUMNS if name != "wrong image" or has_wrong_image(cells)]
     console.print("", _indented(_table(columns, [columns], "dim")), sep="\n")
     for cell in cells:
         lines = score_lines(cell)
-        below = _table(columns, map(_row, lines)) if lines else Text(f"no score: {reason(cell)}", "red")
-        warned = [_indented(Text(f"WARNING: {warning}", "red")) for warning in warnings(cell)]
-        console.print("", Text(cell.title, "bold"), *warned, _indented(below), sep="\n")
+        below = _table(columns, map(_row, lines)) if lines else _text(f"no score: {reason(cell)}", "red")
+        warned = [_indented(_text(f"WARNING: {warning}", "red")) for warning in warnings(cell, info.synthetic)]
+        console.print("", _text(cell.title, "bold"), *warned, _indented(below), sep="\n")
+
+
+def _text(text: str, style: str) -> Text:
+    """Titles and reasons may hold what rich would take for its own markup, and what a terminal would obey."""
+    return Text(printable(text), style)
 
 
 def _indented(block: Table | Text) -> Padding:
@@ -57,7 +62,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], style: 
 def _row(line: ScoreLine) -> list[str | Text]:
     style = "bold" if line.headline else ""
     scores = _estimate(line.own, style), f"{line.units:,}", percent(line.chance), _estimate(line.wrong_image)
-    return [Text(label(line.metric), style), *scores]
+    return [_text(label(line.metric), style), *scores]
 
 
 def _estimate(estimate: Estimate | None, style: str = "") -> Text:

@@ -87,25 +87,26 @@ def _mlflow(night: TrackedNight) -> None:
             mlflow.log_metrics(night.metrics())
             mlflow.log_artifact(str(night.report))
     except (MlflowException, OSError) as error:
-        raise TrackerError(f"mlflow: {_line(error)}") from error
+        raise TrackerError(f"mlflow: {_line(error, mlflow.get_tracking_uri())}") from error
 
 
 def _wandb(night: TrackedNight) -> None:
     import wandb
 
+    folder = os.environ.get("WANDB_DIR", night.out)
     try:
         with wandb.init(
             project=night.name,
             name=night.night,
             id=f"{night.name}-{night.night}",
-            dir=os.environ.get("WANDB_DIR", night.out),
+            dir=folder,
             config=night.ingredients() | {"verdict": night.verdict},
             settings=wandb.Settings(silent=True),
         ) as run:
             run.log(night.metrics())
             run.save(night.report, base_path=night.report.parent, policy="now")
     except (wandb.Error, OSError) as error:
-        raise TrackerError(f"wandb: {_line(error)}") from error
+        raise TrackerError(f"wandb: {_line(error, folder)}") from error
 
 
 def _tensorboard(night: TrackedNight) -> None:
@@ -115,16 +116,19 @@ def _tensorboard(night: TrackedNight) -> None:
         day = date.fromisoformat(night.night)
     except ValueError:  # a night may have any name
         day = datetime.now(UTC).date()
+    folder = night.out / "tensorboard" / night.name
     try:
-        with SummaryWriter(str(night.out / "tensorboard" / night.name)) as writer:
+        with SummaryWriter(str(folder)) as writer:
             for name, value in night.metrics().items():
                 writer.add_scalar(name, value, day.toordinal())
     except OSError as error:
-        raise TrackerError(f"tensorboard: {_line(error)}") from error
+        raise TrackerError(f"tensorboard: {_line(error, folder)}") from error
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _line(error: Exception, where: str | Path) -> str:
+    """The error as one line, with the place that was written to: of a full disk the system does not say it."""
+    line = " ".join(str(error).split())
+    return f"{line}: {where}" if isinstance(error, OSError) and error.filename is None else line
 
 
 _TRACKERS: dict[str, tuple[str, Callable[[TrackedNight], None]]] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import ceil, floor, log10
 
-from visualbert_core.report.history import Row
+from visualbert_core.comparison.history import Row
 from visualbert_core.report.markup import Html, join, tag
 from visualbert_core.report.scores import label, percent
 from visualbert_core.report.verdict import named, points, scrolling

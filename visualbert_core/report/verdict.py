@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from visualbert_core.comparison.attribution import Cause
+from visualbert_core.comparison.compare import Change, Comparison
+from visualbert_core.comparison.gate import Check, Gate
+from visualbert_core.comparison.history import Row
 from visualbert_core.report import ReportCell
-from visualbert_core.report.causes import Cause
-from visualbert_core.report.compare import Change, Comparison
-from visualbert_core.report.gate import Check, Gate
-from visualbert_core.report.history import Row
 from visualbert_core.report.markup import Html, join, tag
 from visualbert_core.report.scores import label
 

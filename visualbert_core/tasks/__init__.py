@@ -13,12 +13,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from visualbert_core.errors import CoverageError
+from visualbert_core.errors import ConfigError, CoverageError
 from visualbert_core.metrics.coverage import Lenient, check_coverage
 from visualbert_core.metrics.statistics import clustered_mean, interval
 from visualbert_core.schema import Example, Prediction, Score
 from visualbert_core.tasks import flickr30k_entities, nlvr2, vcr, vqa
 from visualbert_core.tasks.reading import choose
+
+INGREDIENT = "scores"
 
 
 class Task(Protocol):
@@ -33,7 +35,10 @@ class Task(Protocol):
     labelled: bool
     """Whether the split's labels are public, so that predictions can be scored here."""
     protocol: str
-    """Name of the metric's protocol and of the official program it is tested against."""
+    """Name of the metric's protocol and of the official program it is tested against; where the annotations are not the
+    official split, it says so."""
+    subset: str | None
+    """The line that must be said where the annotations are not the whole official split; None where they are."""
     protocol_key: str
     """Its short name, as `--protocol` takes it: a key of the task file's PROTOCOLS, whose first is the default."""
     headline: str
@@ -79,6 +84,9 @@ class Task(Protocol):
         `lenient` accepts as a record what the official program accepts in silence. Raises InputError naming the file
         and the record.
         """
+
+    def image_sizes(self) -> Mapping[str, tuple[int, int]]:
+        """image id → the (width, height) that its annotations are for; empty where they do not tell."""
 
     def annotation_files(self) -> tuple[Path, ...]:
         """The files that were read; their digest identifies the annotations."""
@@ -127,6 +135,11 @@ _FILES: dict[str, ModuleType] = {"vqa": vqa, "vcr": vcr, "nlvr2": nlvr2, "flickr
 METRICS = {name: tuple(file.METRICS) for name, file in _FILES.items()}
 """What each benchmark may score; what needs a file that is not there, as VQA's pairs do, is then left out."""
 
+METRIC_LABELS: dict[str, str] = {
+    metric: label for file in _FILES.values() for metric, label in file.METRIC_LABELS.items()
+}
+"""Metric → its name for people, where that is another one."""
+
 PAPERS = {name: Paper(file.PAPER_TABLE, file.PAPER) for name, file in _FILES.items()}
 
 
@@ -139,9 +152,25 @@ def open_task(name: str, annotations: Path, split: str, protocol: str | None = N
 
 
 def paper_numbers(task: Task) -> Mapping[str, float]:
-    """Metric → the percent that VisualBERT's paper reports for this split; nothing under another protocol than its."""
-    protocols = _FILES[task.name].PROTOCOLS
-    return PAPERS[task.name].percent.get(task.split, {}) if task.protocol_key == next(iter(protocols)) else {}
+    """Metric → the percent that VisualBERT's paper reports for this split; nothing under another protocol than its, and
+    nothing for a part of the split."""
+    official = task.subset is None and task.protocol_key == next(iter(_FILES[task.name].PROTOCOLS))
+    return PAPERS[task.name].percent.get(task.split, {}) if official else {}
+
+
+def in_pixels(
+    task: Task, predictions: Sequence[Prediction], convention: str | None, believe: bool = False
+) -> tuple[list[Prediction], list[str]]:
+    """Predictions of a file with their boxes as `score` judges them, and what must be said of them; see
+    `Flickr30kEntitiesTask.in_pixels`. Other benchmarks' predictions come back as they are.
+
+    Raises ConfigError for a convention of what has no boxes, InputError where the boxes look like another one.
+    """
+    if isinstance(task, flickr30k_entities.Flickr30kEntitiesTask):
+        return task.in_pixels(predictions, convention, believe)
+    if convention is not None:
+        raise ConfigError(f"--boxes {convention}: predictions of {task.name} hold no boxes; leave the flag out")
+    return list(predictions), []
 
 
 def judge(task: Task, predictions: Iterable[Prediction]) -> list[Score]:

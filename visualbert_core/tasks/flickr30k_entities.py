@@ -23,17 +23,21 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from visualbert_core.errors import AnnotationError, InputError
+from visualbert_core.metrics.boxes import to_xyxy
 from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.metrics.recall import chance_recall, enclosing, hits, overlaps, points, recall
-from visualbert_core.schema import Grounding, Prediction, Score
-from visualbert_core.tasks.flickr30k_files import Caption, read_captions, read_image_ids
+from visualbert_core.schema import Grounding, JudgedAnswer, Prediction, Score
+from visualbert_core.tasks.flickr30k_files import Caption, read_image, read_image_ids
+from visualbert_core.tasks.predicted_boxes import Asked, check
 from visualbert_core.tasks.reading import choose
+from visualbert_core.tasks.splits import protocol_name, subset_line
 from visualbert_core.tasks.submissions import submission_records
 
 SPLITS = ("test", "val", "train")
@@ -42,8 +46,14 @@ PROTOCOLS = {
     "merged": "Flickr30K Entities MERGED boxes, IoU ≥ 0.5 (MDETR 'merged')",
     "plummer": "Flickr30K Entities enclosing box, IoU ≥ 0.5 with + 1 a side (Plummer et al., pl-clc)",
 }
+SIZES = {"test": 1_000, "val": 1_000, "train": 29_783}
+"""Images that each split's list names."""
+PHRASES = {"test": 14_481, "val": 14_433, "train": 427_226}
+"""Phrases with a box, counted over the complete annotations; the literature has the same numbers of test and val."""
 RECALLS: dict[str, int | None] = {"recall@1": 1, "recall@5": 5, "recall@10": 10, "upper_bound": None}
 METRICS = (*RECALLS, "pointing")
+METRIC_LABELS = {"upper_bound": "upper bound"}
+"""metric → its name for people, where that is another one."""
 
 PAPER_TABLE = "VisualBERT, arXiv:1908.03557, table 4"
 PAPER = {
@@ -73,19 +83,24 @@ class Flickr30kEntitiesTask:
         """
         self.split = choose("Flickr30K Entities split", split, SPLITS)
         self.protocol_key = choose("Flickr30K Entities protocol", protocol, PROTOCOLS)
-        self.protocol = PROTOCOLS[self.protocol_key]
         self._inclusive = self.protocol_key == "plummer"
         self._root = Path(annotations)
         self._image_ids = read_image_ids(self._root / f"{split}.txt")
+        images = {image_id: read_image(self._root, image_id) for image_id in self._image_ids}
+        self._sizes = {image_id: image.size for image_id, image in images.items() if image.size is not None}
         captions = {
             f"{image_id}/{index}": caption
-            for image_id in self._image_ids
-            for index, caption in enumerate(read_captions(self._root, image_id))
+            for image_id, image in images.items()
+            for index, caption in enumerate(image.captions)
         }
         self._items = {example_id: caption for example_id, caption in captions.items() if caption.mentions}
         self._unasked = captions.keys() - self._items.keys()
         if not self._items:
             raise AnnotationError(f"{self._root}: no {split} caption has a phrase with a box; nothing can be asked")
+        counts = {"images": len(images), "phrases": sum(len(item.mentions) for item in self._items.values())}
+        lines = [subset_line(split, units, counts[units], SIZES if units == "images" else PHRASES) for units in counts]
+        self.subset = next(filter(None, lines), None)
+        self.protocol = protocol_name(PROTOCOLS[self.protocol_key], "phrases", counts["phrases"], self.subset)
 
     def examples(self) -> Iterator[Grounding]:
         """Captions with a boxed phrase, in file order; `example_id` is "<image id>/<sentence index from 0>"."""
@@ -108,8 +123,12 @@ class Flickr30kEntitiesTask:
                 values = {metric: recall(overlap, k) for metric, k in RECALLS.items()}
                 values["pointing"] = float(points(ranked[:1], gold).any())
                 groups = {"phrase type": item.mentions[index].types}
+                sure = predictions[example_id].scores
+                first = ranked[0].tolist() if len(ranked) else None
+                judged = JudgedAnswer(example_id, first, sure[index] if sure else None, index)
                 for metric, value in values.items():
-                    yield Score(f"{example_id}/{index}", metric, value, item.image_id, groups)
+                    of = judged if metric == self.headline else None  # the other metrics judge more than the first box
+                    yield Score(f"{example_id}/{index}", metric, value, item.image_id, groups, of)
 
     def chance(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
         """Expected scores of the same candidates in random order. The upper bound knows no order: it has none."""
@@ -189,6 +208,40 @@ class Flickr30kEntitiesTask:
                 _ranked(boxes, len(item.mentions), f"{where} ({example_id})")
             found.append(Prediction(example_id, item.image_id if item else "", boxes, ()))
         return found
+
+    def in_pixels(
+        self, predictions: Sequence[Prediction], convention: str | None, believe: bool = False
+    ) -> tuple[list[Prediction], list[str]]:
+        """The predictions with boxes as `score` judges them, read as `convention` (None: undeclared); and what must be
+        said: boxes that can only miss. Raises InputError where the boxes look like another convention; those in
+        undeclared pixels, or called so, are let through if one is to `believe` them, with a line."""
+        known = [(p, self._items[p.example_id]) for p in predictions if p.example_id in self._items]
+        asked = [
+            Asked(ranked, gold, self._sizes.get(item.image_id, (np.inf, np.inf)), item.image_id)
+            for prediction, item in known
+            for ranked, gold in self._phrases(prediction, item)
+        ]
+        try:
+            said = check(asked, convention)
+        except InputError as error:
+            if not believe or convention not in (None, "xyxy"):
+                raise
+            said = [f"taken for left, top, right, bottom in pixels all the same: {error}"]
+        if convention in (None, "xyxy"):
+            return list(predictions), said
+        return [self._converted(prediction, convention) for prediction in predictions], said
+
+    def _converted(self, prediction: Prediction, convention: str) -> Prediction:
+        item = self._items.get(prediction.example_id)
+        if item is None:
+            return prediction
+        size = self._sizes.get(item.image_id, (np.inf, np.inf))
+        answer = [to_xyxy(ranked, convention, *size).tolist() for ranked, _ in self._phrases(prediction, item)]
+        return replace(prediction, answer=answer)
+
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """What the XML says of each image, where it does."""
+        return self._sizes
 
     def annotation_files(self) -> tuple[Path, ...]:
         """The split's list, then captions and boxes of every image."""

@@ -13,9 +13,8 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from visualbert_core.schema import Phrase
 from visualbert_core.tasks.reading import read_text
 
 _TAG = re.compile(r"\[/EN#(?P<chain>\d+)(?P<types>(?:/[a-z]+)+)", re.ASCII)
+_NOT_VISUAL = "0"
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -49,6 +49,21 @@ class Caption:
     boxes: tuple[np.ndarray, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What the files say of an image: its captions, and (width, height) where the XML has them."""
+
+    captions: tuple[Caption, ...]
+    size: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Boxes:
+    of_chain: dict[str, np.ndarray]  # float64 [B, 4]; chains that are only flagged (`scene`, `nobndbox`) are absent
+    chains: frozenset[str]  # flagged ones included
+    size: tuple[int, int] | None
+
+
 def read_image_ids(path: Path) -> tuple[str, ...]:
     """The ids that a split lists, one a line."""
     counts = Counter(read_text(path).split())
@@ -62,14 +77,24 @@ def read_image_ids(path: Path) -> tuple[str, ...]:
     return tuple(counts)
 
 
-def read_captions(root: Path, image_id: str) -> Iterator[Caption]:
-    """Every caption of an image; as in the official parser, empty lines are none."""
-    boxes = _read_boxes(root / "Annotations" / f"{image_id}.xml")
+def read_image(root: Path, image_id: str) -> Image:
+    """Every caption of an image, with its boxes; as in the official parser, empty lines are none."""
+    xml = root / "Annotations" / f"{image_id}.xml"
+    boxes = _read_boxes(xml, image_id)
     path = root / "Sentences" / f"{image_id}.txt"
+    captions: list[Caption] = []
+    named: set[str] = set()
     for number, line in enumerate(line for line in read_text(path).split("\n") if line):
         words, mentions = _parse(line, f"{path} sentence {number}")
-        boxed = tuple(mention for mention in mentions if mention.chain in boxes)
-        yield Caption(image_id, words, boxed, tuple(boxes[mention.chain] for mention in boxed))
+        boxed = tuple(mention for mention in mentions if mention.chain in boxes.of_chain)
+        named.update(mention.chain for mention in mentions if mention.chain != _NOT_VISUAL)
+        captions.append(Caption(image_id, words, boxed, tuple(boxes.of_chain[mention.chain] for mention in boxed)))
+    if named and boxes.chains and named.isdisjoint(boxes.chains):
+        raise AnnotationError(
+            f"{path} and {xml} have no chain in common ({min(named)}, {min(boxes.chains)}): they are of two images; "
+            "download both again"
+        )
+    return Image(tuple(captions), boxes.size)
 
 
 def _parse(line: str, where: str) -> tuple[tuple[str, ...], list[Mention]]:
@@ -96,23 +121,41 @@ def _parse(line: str, where: str) -> tuple[tuple[str, ...], list[Mention]]:
     return tuple(words), mentions
 
 
-def _read_boxes(path: Path) -> dict[str, np.ndarray]:
-    """chain → float64 [B, 4]; chains that are only flagged (`scene`, `nobndbox`) are absent."""
+def _read_boxes(path: Path, image_id: str) -> _Boxes:
     text = read_text(path)
     if "<!DOCTYPE" in text:  # the only place where entities can be declared that expand without end
         raise AnnotationError(f"{path}: has a DOCTYPE, which no official file has; download it again")
     try:
-        objects = ET.fromstring(text).findall("object")
+        root = ET.fromstring(text)
     except ET.ParseError as error:
         raise AnnotationError(f"{path}: not XML ({error}); truncated? download it again") from None
+    named = root.findtext("filename", "").strip()
+    if named and image_id not in (named, PurePosixPath(named).stem):
+        raise AnnotationError(f"{path}: is of the image {named[:80]!r}, not of {image_id}; download it again")
     boxes: defaultdict[str, list[list[float]]] = defaultdict(list)
-    for thing in objects:
+    chains: set[str] = set()
+    for thing in root.findall("object"):
+        names = [name.text or "" for name in thing.findall("name")]
+        chains.update(names)
         box = thing.find("bndbox")
         if box is not None:
             corners = _corners(box, path)
-            for name in thing.findall("name"):
-                boxes[name.text or ""].append(corners)
-    return {chain: np.array(corners) for chain, corners in boxes.items()}
+            for name in names:
+                boxes[name].append(corners)
+    found = {chain: np.array(corners) for chain, corners in boxes.items()}
+    return _Boxes(found, frozenset(chains), _size(root, path))
+
+
+def _size(root: ET.Element, path: Path) -> tuple[int, int] | None:
+    """(width, height); None where the file does not tell, or has the zeros of a program that did not know."""
+    texts = [root.findtext(f"size/{side}", "").strip() for side in ("width", "height")]
+    if not all(texts):
+        return None
+    try:
+        width, height = (int(float(text)) for text in texts)
+    except (ValueError, OverflowError):
+        raise AnnotationError(f"{path}: the size {texts} is no width and height; download it again") from None
+    return (width, height) if width > 0 and height > 0 else None
 
 
 def _corners(box: ET.Element, path: Path) -> list[float]:

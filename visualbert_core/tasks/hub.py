@@ -3,13 +3,16 @@
 Owns the mapping of columns (below) and says no where a dataset lacks what the official score needs. An import is a step
 of its own, so that a score is always over files that can be kept, digested and compared.
 
-    vqa      HuggingFaceM4/VQAv2 and others of its columns: question_id, image_id, question; and for train and val
+    vqa      lmms-lab/VQAv2 and others of its columns: question_id, image_id, question; and for train and val
              question_type, answer_type, multiple_choice_answer (optional), answers: ten of {answer,
              answer_confidence, answer_id}. Graphcore/vqa has soft labels in place of the ten answers: its questions can
              be imported for a test split, its labels cannot be scored officially. An image_id may be a number or a file
              name that ends in one.
     nlvr2    identifier, sentence, label (a boolean, 0 or 1, "True" or "False" in any case); left_url and right_url
              (optional: they tell balanced pairs from unbalanced).
+
+A dataset whose shards count further than the files that are there is refused: the rest would pass for the whole. So is
+one that is a program (HuggingFaceM4/VQAv2), as `datasets` runs none since version 4.
 
 VCR's texts mix words with lists of object numbers, and nlphuji/flickr30k has captions without phrases or boxes: neither
 benchmark can be asked from such a dataset, so both are refused.
@@ -19,17 +22,22 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import IO, Any, NamedTuple
 
 from visualbert_core.errors import AnnotationError, ConfigError
+from visualbert_core.lfs import REASON, is_pointer_file
 from visualbert_core.tasks import nlvr2, vqa
 from visualbert_core.tasks.reading import choose
 
 Record = Mapping[str, Any]
+
+_LONGEST_NUMBER = 18  # digits of an id; Python refuses to read thousands of them
+_MOST_SHARDS = 1_000_000  # a larger number in a name is no count of files
 
 _NOT_OFFERED = {
     "vcr": "VCR's texts mix words with lists of object numbers, which a column cannot hold; download the .jsonl files",
@@ -49,10 +57,10 @@ def import_annotations(task: str, source: str, source_split: str, split: str, ou
         raise ConfigError(f"{task} cannot be imported from a dataset: {_NOT_OFFERED[task]}")
     write, splits, read = _WRITERS[choose("task", task, _WRITERS)]
     choose(f"{task} split", split, splits)
-    dataset = _open(source, source_split)
+    records = _Records(source, source_split)
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".import-", dir=out) as draft:
-        written = write(_Records(source, dataset), split, Path(draft))
+        written = write(records, split, Path(draft))
         try:
             read(Path(draft), split)
         except AnnotationError as error:
@@ -61,12 +69,14 @@ def import_annotations(task: str, source: str, source_split: str, split: str, ou
 
 
 class _Records:
-    """Rows of a dataset, and the columns that one asks for."""
+    """Rows of a split of a dataset, and the columns that one asks for."""
 
-    def __init__(self, source: str, dataset: Any) -> None:
-        self.source, self._dataset = source, dataset
-        # A stream may not know its columns before its first row.
-        self.columns: list[str] = list(dataset.column_names or next(iter(dataset.take(1)), {}))
+    def __init__(self, source: str, split: str) -> None:
+        self.source, self._split = source, split
+        with _one_line(source, split):
+            self._dataset, self._declared = _open(source, split)
+            # A stream may not know its columns before its first row.
+            self.columns: list[str] = list(self._dataset.column_names or next(iter(self._dataset.take(1)), {}))
 
     def require(self, names: Iterable[str], why: str) -> None:
         lacking = [name for name in names if name not in self.columns]
@@ -76,26 +86,94 @@ class _Records:
             )
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Record]]:
-        """(where, row) with those of the named columns that are there; images are not decoded."""
+        """(where, row) with those of the named columns that are there; images are not decoded. Raises AnnotationError
+        at the end where there were not as many as the dataset says that it has."""
         kept = [name for name in names if name in self.columns]
-        for index, row in enumerate(self._dataset.select_columns(kept)):
-            yield f"{self.source} row {index}", row
+        count = 0
+        with _one_line(self.source, self._split):
+            for index, row in enumerate(self._dataset.select_columns(kept)):
+                yield f"{self.source} row {index}", row
+                count += 1
+        if self._declared and count != self._declared:
+            raise AnnotationError(
+                f"{self.source}: {count:,} rows, but its own description says {self._declared:,}; download all of it"
+            )
 
 
-def _open(source: str, split: str) -> Any:
+def _open(source: str, split: str) -> tuple[Any, int | None]:
+    """The dataset, and how many rows its description says that it has. What was saved by a program may say it of the
+    dataset that it was cut from, so there it is not asked."""
     import datasets
 
     folder = Path(source)
-    saved = any((folder / name).exists() for name in ("dataset_dict.json", "state.json"))
-    try:
-        if not saved:
-            return datasets.load_dataset(source, split=split, streaming=True)
+    if any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):
+        _refuse_pointers(map(str, sorted(folder.rglob("*.arrow"))))
         found = datasets.load_from_disk(source)
         held = found if isinstance(found, dict) else {str(found.split or split): found}
-        return held[choose("split of the dataset", split, list(held))]
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())
+        return held[choose("split of the dataset", split, list(held))], None
+    _refuse_scripts(folder)
+    builder = datasets.load_dataset_builder(source)
+    files = [str(file) for file in (builder.config.data_files or {}).get(split, ())]
+    _refuse_pointers(files)
+    _check_shards(source, files)
+    dataset = builder.as_streaming_dataset(split=split)
+    described = (builder.info.splits or {}).get(split)
+    return dataset, described.num_examples if described else None
+
+
+def _refuse_pointers(files: Iterable[str]) -> None:
+    for file in files:
+        if is_pointer_file(Path(file)):
+            raise AnnotationError(f"{file}: {REASON}")
+
+
+@contextmanager
+def _one_line(source: str, split: str) -> Iterator[None]:
+    """What `datasets` and what it reads with raise, as one ConfigError."""
+    import datasets
+    import pyarrow as pa
+
+    faults = (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError, pa.ArrowException)
+    try:
+        yield
+    except faults as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if "scripts are no longer supported" in reason:
+            raise ConfigError(_a_script(source, reason.rpartition(" ")[2])) from None
         raise ConfigError(f"{source}: split {split!r} cannot be opened as a dataset ({reason})") from None
+
+
+def _refuse_scripts(folder: Path) -> None:
+    """A repository named NAME whose data come out of a program has that in NAME.py."""
+    script = folder / f"{folder.resolve().name}.py"
+    if script.is_file():
+        raise ConfigError(_a_script(str(folder), script.name))
+
+
+def _a_script(source: str, script: str) -> str:
+    return (
+        f"{source}: is made by a program ({script}), which is not run here; name a dataset that holds its data as "
+        "files (for VQA v2: lmms-lab/VQAv2), or use the benchmark's official files"
+    )
+
+
+_SHARD = re.compile(r"(?P<name>.*?)(?P<number>\d+)[-_]of[-_](?P<of>\d+)", re.ASCII)
+
+
+def _check_shards(source: str, files: Iterable[str]) -> None:
+    """Files named data-00000-of-00002.parquet say how many there are. Raises AnnotationError where one is lacking."""
+    held: defaultdict[tuple[str, int], set[int]] = defaultdict(set)
+    for file in files:
+        if (shard := _SHARD.match(PurePosixPath(file).name)) and 0 < (of := int(shard["of"])) < _MOST_SHARDS:
+            held[f"{PurePosixPath(file).parent}/{shard['name']}", of].add(int(shard["number"]))
+    for (name, of), numbers in held.items():
+        if len(numbers) < of:
+            first = 1 if of in numbers else 0
+            lacking = next(number for number in range(first, first + of) if number not in numbers)
+            raise AnnotationError(
+                f"{source}: {len(numbers)} of the {of} files {PurePosixPath(name).name}…-of-{of}: number {lacking} is "
+                "lacking; download all of them"
+            )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -156,7 +234,7 @@ def _integer(value: Any, where: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     number = re.search(r"(\d+)(?:\.\w+)?$", value, re.ASCII) if isinstance(value, str) else None
-    if number is None:
+    if number is None or len(number[1]) > _LONGEST_NUMBER:
         raise AnnotationError(f"{where}: {value!r} neither is nor ends in a number")
     return int(number[1])
 

@@ -25,15 +25,31 @@ from typing import Any
 
 from visualbert_core.errors import AnnotationError, InputError
 from visualbert_core.metrics.coverage import Lenient
-from visualbert_core.schema import Prediction, Score, Statement
+from visualbert_core.schema import JudgedAnswer, Prediction, Score, Statement
 from visualbert_core.tasks.reading import choose, family, field, read_json_lines, read_text
+from visualbert_core.tasks.splits import check_split, protocol_name, subset_line
 from visualbert_core.tasks.submissions import submission_text
 
 SUBSETS = ("balanced-dev", "unbalanced-dev", "balanced-test1", "unbalanced-test1")
 SPLITS = ("dev", "test1", "test2", "train", *SUBSETS)
 PROTOCOLS = {"official": "NLVR2 official (metrics.py)"}
+SIZES = {
+    "dev": 6_982,
+    "test1": 6_967,
+    "test2": 6_970,
+    "train": 86_373,
+    "balanced-dev": 2_300,
+    "unbalanced-dev": 3_562,
+    "balanced-test1": 2_316,
+    "unbalanced-test1": 3_536,
+}
+"""Statements of each split, counted in the official files (github.com/lil-lab/nlvr at 18924841); train's, whose file
+was not at hand, is the 107,292 of the paper less those of the other three."""
+UNITS = "statements"
 LABELS = ("True", "False")
 METRICS = ("accuracy", "consistency")
+METRIC_LABELS: dict[str, str] = {}
+"""metric → its name for people, where that is another one."""
 PHENOMENA = "annotated_dev_examples.txt"
 
 PAPER_TABLE = "VisualBERT, arXiv:1908.03557, table 3"
@@ -73,12 +89,13 @@ class Nlvr2Task:
         """
         self.split = choose("NLVR2 split", split, SPLITS)
         self.protocol_key = choose("NLVR2 protocol", protocol, PROTOCOLS)
-        self.protocol = PROTOCOLS[self.protocol_key]
         folder = Path(annotations)
         phenomena = folder / PHENOMENA
         known = split.endswith("dev") and phenomena.exists()
         self._paths = (_path(folder, split), *([phenomena] if known else []))
-        self._items = _read(self._paths[0], _phenomena(phenomena) if known else {})
+        self._items = _read(self._paths[0], _phenomena(phenomena) if known else {}, split.rpartition("-")[2])
+        self.subset = subset_line(split, UNITS, len(self._items), SIZES)
+        self.protocol = protocol_name(PROTOCOLS[self.protocol_key], UNITS, len(self._items), self.subset)
         self._balance = {} if split in SUBSETS else _balance(self._items)
 
     def examples(self) -> Iterator[Statement]:
@@ -101,7 +118,7 @@ class Nlvr2Task:
         for identifier, item in self._items.items():
             right = _truth(predictions[identifier]) == item.label
             groups = item.groups | self._balance.get(identifier, {})
-            yield Score(identifier, "accuracy", float(right), item.set_id, groups)
+            yield Score(identifier, "accuracy", float(right), item.set_id, groups, _judged(predictions[identifier]))
             sentences.setdefault(item.sentence_id, item)
             consistent[item.sentence_id] = consistent.get(item.sentence_id, True) and right
         for sentence_id, item in sentences.items():
@@ -153,6 +170,10 @@ class Nlvr2Task:
             label = self.worst(identifier) if item else rest[0]
         return Prediction(identifier, item.image_ids[0] if item else "", label, ())
 
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """Nothing: no file tells them."""
+        return {}
+
     def annotation_files(self) -> tuple[Path, ...]:
         """The split's file and, where it is there and used, that of the phenomena."""
         return self._paths
@@ -163,6 +184,12 @@ def _truth(prediction: Prediction) -> str:
     if not isinstance(answer, str) or answer.capitalize() not in LABELS:
         raise InputError(f"prediction of {prediction.example_id}: answer {answer!r} is neither 'True' nor 'False'")
     return answer.capitalize()
+
+
+def _judged(prediction: Prediction) -> JudgedAnswer:
+    scores = prediction.scores
+    sure = scores[_truth(prediction) == "True"] if scores else None
+    return JudgedAnswer(prediction.example_id, prediction.answer, sure)
 
 
 def _path(folder: Path, split: str) -> Path:
@@ -205,10 +232,11 @@ def _balance(items: Mapping[str, _Item]) -> dict[str, dict[str, tuple[str, ...]]
     return {identifier: {"balance": (names[item.urls],)} for identifier, item in items.items()}
 
 
-def _read(path: Path, phenomena: Mapping[str, tuple[str, ...]]) -> dict[str, _Item]:
+def _read(path: Path, phenomena: Mapping[str, tuple[str, ...]], split: str) -> dict[str, _Item]:
     items: dict[str, _Item] = {}
     for where, record in read_json_lines(path):
         identifier = field(record, "identifier", str, where)
+        check_split(where, f"identifier {identifier[:40]}", identifier.partition("-")[0], split, SIZES)
         if identifier in items:
             raise AnnotationError(f"{where}: identifier {identifier} occurs twice; remove one of its lines")
         items[identifier] = _item(identifier, record, phenomena, where)

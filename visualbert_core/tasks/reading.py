@@ -6,6 +6,7 @@ Every error names the file, the record in it (a line or an id), what is wrong, a
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import re
 from collections.abc import Collection, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from visualbert_core.errors import AnnotationError, ConfigError
+from visualbert_core.tasks.formats import HEAD, not_text
 
 T = TypeVar("T")
 
@@ -33,11 +35,19 @@ def choose(what: str, name: str | None, options: Collection[str]) -> str:
 def read_text(path: Path) -> str:
     """A UTF-8 file as a whole."""
     try:
-        return path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from None
+    _refuse_other_formats(path, data)
+    try:
+        return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read()
     except UnicodeDecodeError as error:
         raise _not_utf8(path, error.start) from None
+
+
+def _refuse_other_formats(path: Path, head: bytes) -> None:
+    if found := not_text(head[:HEAD]):
+        raise AnnotationError(f"{path}: {found}")
 
 
 def _unreadable(path: Path, error: OSError) -> AnnotationError:
@@ -119,14 +129,17 @@ _HALF = re.compile(r"\\u[dD]")  # an escape that may write a lone surrogate
 _LONGEST_WORD = 16  # characters: an error so close to the end of what is held may be a word cut in two, as -Infinity
 
 
-def stream_fields(path: Path, key: str | None, **kinds: type) -> Iterator[tuple[dict[str, Any], tuple[Any, ...]]]:
+def stream_fields(
+    path: Path, key: str | None, head: dict[str, Any] | None = None, **kinds: type
+) -> Iterator[tuple[dict[str, Any], tuple[Any, ...]]]:
     """(record, its fields of these two or more names and JSON types) for each record of the list under `key`.
 
+    At the end `head`, if given, holds the strings that the object has beside the list.
     Raises AnnotationError as `stream_list` does, or naming a record by its first field, where that is wrong by its
     index.
     """
     get, types = itemgetter(*kinds), tuple(kinds.values())
-    for index, record in stream_list(path, key):
+    for index, record in stream_list(path, key, head=head):
         try:
             values = get(record)
         except (KeyError, TypeError):
@@ -140,24 +153,28 @@ def stream_fields(path: Path, key: str | None, **kinds: type) -> Iterator[tuple[
         yield record, values
 
 
-def stream_list(path: Path, key: str | None = None, chunk: int = CHUNK) -> Iterator[tuple[int, Any]]:
+def stream_list(
+    path: Path, key: str | None = None, chunk: int = CHUNK, head: dict[str, Any] | None = None
+) -> Iterator[tuple[int, Any]]:
     """(index, element) of the list under `key` of a file that holds one JSON object; without a key, of its one list.
 
-    Holds a chunk and one element at a time (and, in passing, each of the object's other values). The whole file is
+    Holds a chunk and one element at a time (and, in passing, each of the object's other values, of which strings go
+    into `head`). The whole file is
     judged, what follows the list too, so an error may come after the last element; a key of the object may come once.
     Within an element JSON is as Python reads it: of two equal keys the last counts, and NaN is a float.
     Raises AnnotationError.
     """
     try:
         with path.open("rb") as file:
+            _refuse_other_formats(path, file.peek(HEAD))
             cursor = _Cursor(path, file, chunk)
-            yield from _elements(cursor, None) if key is None else _elements_under(cursor, key)
+            yield from _elements(cursor, None) if key is None else _elements_under(cursor, key, head)
             cursor.finish()
     except OSError as error:
         raise _unreadable(path, error) from None
 
 
-def _elements_under(cursor: _Cursor, key: str) -> Iterator[tuple[int, Any]]:
+def _elements_under(cursor: _Cursor, key: str, head: dict[str, Any] | None) -> Iterator[tuple[int, Any]]:
     if cursor.peek() != "{":
         checked(cursor.value(), dict, str(cursor.path))
     names: set[str] = set()
@@ -172,7 +189,9 @@ def _elements_under(cursor: _Cursor, key: str) -> Iterator[tuple[int, Any]]:
         if name == key:
             yield from _elements(cursor, key)
         else:
-            cursor.value()
+            value = cursor.value()
+            if head is not None and isinstance(value, str):
+                head[name] = value
     if key not in names:
         raise AnnotationError(f"{cursor.path}: no {key!r}; this is not the official format")
 
@@ -264,11 +283,18 @@ class _Cursor:
                 raise self.error("a number is too long") from None
             else:
                 if end + len("e-") < len(self._text) or self._ended:  # else a number may go on
-                    if self._escapes and _LONE_SURROGATE.search(json.dumps(value, ensure_ascii=False)):
-                        raise AnnotationError(f"{self.path}{self.element}: half a character; correct the record")
+                    self._refuse_halves(value)
                     self._at = end
                     return value
             self._read()
+
+    def _refuse_halves(self, value: Any) -> None:
+        try:
+            halved = self._escapes and _LONE_SURROGATE.search(json.dumps(value, ensure_ascii=False))
+        except RecursionError:  # it could just be read, but not be written
+            raise self.error("nested too deeply") from None
+        if halved:
+            raise AnnotationError(f"{self.path}{self.element}: half a character; correct the record")
 
     def finish(self) -> None:
         """Nothing may follow."""

@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from visualbert_core.errors import InputError
+from visualbert_core.tasks.formats import HEAD, not_text
 
 
 def submission_text(path: Path, keep_mark: bool = False) -> str:
     """A UTF-8 file as a whole, line ends as they are; a byte order mark, as spreadsheets write one, is dropped, unless
     it is to be kept."""
     try:
-        return path.read_bytes().decode("utf-8" if keep_mark else "utf-8-sig")
+        data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); name the file of predictions") from None
+    if found := not_text(data[:HEAD]):
+        raise InputError(f"{path}: {found}")
+    try:
+        return data.decode("utf-8" if keep_mark else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}; write the file again") from None
 

@@ -24,16 +24,23 @@ from typing import Any
 
 from visualbert_core.errors import AnnotationError, ConfigError, InputError
 from visualbert_core.metrics.coverage import Lenient
-from visualbert_core.schema import MultipleChoice, Prediction, Score, Token
+from visualbert_core.schema import JudgedAnswer, MultipleChoice, Prediction, Score, Token
 from visualbert_core.tasks.reading import checked, choose, family, field, read_json_lines, strings
+from visualbert_core.tasks.splits import check_split, protocol_name, subset_line
 from visualbert_core.tasks.submissions import submission_text
 
 SPLITS = ("val", "train", "test")
 UNLABELLED = ("test",)
 PROTOCOLS = {"official": "VCR official (r2c eval_q2ar; rationales given the right answer)"}
+SIZES = {"val": 26_534, "train": 212_923, "test": 25_263}
+"""Records of each split as the paper gives them; less certain than the other benchmarks', as its files were not at hand
+to be counted."""
+UNITS = "records"
 CHOICES = 4
 METRICS = {"q_to_a": "Answer acc", "qa_to_r": "Rationale acc", "q_to_ar": "Joint acc"}
 """metric → the name under which eval_q2ar.py prints it."""
+METRIC_LABELS = {"q_to_a": "Q → A", "qa_to_r": "QA → R", "q_to_ar": "Q → AR"}
+"""metric → its name for people."""
 
 PAPER_TABLE = "VisualBERT, arXiv:1908.03557, table 2"
 PAPER = {
@@ -75,10 +82,11 @@ class VcrTask:
         """
         self.split = choose("VCR split", split, SPLITS)
         self.protocol_key = choose("VCR protocol", protocol, PROTOCOLS)
-        self.protocol = PROTOCOLS[self.protocol_key]
         self.labelled = split not in UNLABELLED
         self._path = Path(annotations) / f"{split}.jsonl"
-        self._items = _read(self._path, self.labelled)
+        self._items = _read(self._path, split, self.labelled)
+        self.subset = subset_line(split, UNITS, len(self._items), SIZES)
+        self.protocol = protocol_name(PROTOCOLS[self.protocol_key], UNITS, len(self._items), self.subset)
         self._parts = ("answer", "rationale") if self.labelled else tuple(BLOCKS)
 
     def examples(self) -> Iterator[MultipleChoice]:
@@ -95,7 +103,8 @@ class VcrTask:
                 for index, answer in enumerate(item.answers):
                     given[f"rationale/{index}"] = (item.question + answer, item.rationales)
             for part, (context, choices) in given.items():
-                yield MultipleChoice(f"{annot_id}/{part}", image_ids, item.objects, context, choices, mentioned)
+                label = METRIC_LABELS["q_to_a" if part == "answer" else "qa_to_r"]
+                yield MultipleChoice(f"{annot_id}/{part}", image_ids, item.objects, context, choices, mentioned, label)
 
     def expected(self) -> dict[str, str]:
         """The ids of `examples`, two or five a record → image id."""
@@ -108,10 +117,11 @@ class VcrTask:
         """
         self._need_labels()
         for annot_id, item in self._items.items():
-            right = _chosen(predictions[f"{annot_id}/answer"]) == item.answer_label
-            reasoned = _chosen(predictions[f"{annot_id}/rationale"]) == item.rationale_label
-            for metric, value in zip(METRICS, (right, reasoned, right and reasoned), strict=True):
-                yield Score(annot_id, metric, float(value), item.image_id, item.groups)
+            answer, rationale = (_judged(predictions[f"{annot_id}/{part}"]) for part in ("answer", "rationale"))
+            right, reasoned = answer.answer == item.answer_label, rationale.answer == item.rationale_label
+            values = (right, answer), (reasoned, rationale), (right and reasoned, None)
+            for metric, (value, judged) in zip(METRICS, values, strict=True):
+                yield Score(annot_id, metric, float(value), item.image_id, item.groups, judged)
 
     def chance(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
         """One of four, twice. Raises ConfigError on an unlabelled split."""
@@ -174,6 +184,10 @@ class VcrTask:
                 answer = max(range(CHOICES), key=scores.__getitem__)
                 found.append(Prediction(f"{annot_id}/{part}", item.image_id if item else "", answer, scores))
         return found
+
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """Nothing: the sizes stand beside the images, with the boxes, and are compared when features are extracted."""
+        return {}
 
     def annotation_files(self) -> tuple[Path, ...]:
         """The one file."""
@@ -249,6 +263,11 @@ def _chosen(prediction: Prediction) -> int:
     return answer
 
 
+def _judged(prediction: Prediction) -> JudgedAnswer:
+    chosen, scores = _chosen(prediction), prediction.scores
+    return JudgedAnswer(prediction.example_id, chosen, scores[chosen] if scores else None)
+
+
 def _mentioned(item: _Item) -> tuple[int, ...]:
     """Objects tagged anywhere in the record, ascending; "everyone" means all persons (R2C's rule). Without any: all
     persons; without persons: all objects."""
@@ -263,8 +282,9 @@ def _mentioned(item: _Item) -> tuple[int, ...]:
     return tuple(sorted(found or persons or range(len(item.objects))))
 
 
-def _read(path: Path, labelled: bool) -> dict[str, _Item]:
+def _read(path: Path, split: str, labelled: bool) -> dict[str, _Item]:
     items: dict[str, _Item] = {}
+    images: dict[str, str] = {}  # img_id → img_fn
     for where, record in read_json_lines(path):
         annot_id = field(record, "annot_id", str, where)
         if not annot_id or not annot_id.isprintable():
@@ -272,6 +292,13 @@ def _read(path: Path, labelled: bool) -> dict[str, _Item]:
         if annot_id in items:
             raise AnnotationError(f"{where}: annot_id {annot_id} occurs twice; remove one of its lines")
         items[annot_id] = _item(record, labelled, f"{where} ({annot_id})")
+        check_split(where, f"annot_id {annot_id[:40]}", annot_id.partition("-")[0], split, SIZES)
+        img_id, img_fn = record.get("img_id"), record["img_fn"]
+        if isinstance(img_id, str) and images.setdefault(img_id, img_fn) != img_fn:
+            raise AnnotationError(
+                f"{where} ({annot_id}): img_id {img_id[:40]} is {img_fn} here and {images[img_id]} before; download "
+                "the file again"
+            )
     if not items:
         raise AnnotationError(f"{path}: no records; download it again")
     return items

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,11 +23,17 @@ from typing import Any
 from visualbert_core.errors import AnnotationError, ConfigError, InputError
 from visualbert_core.metrics.accuracy import AnswerTable, official_percent
 from visualbert_core.metrics.coverage import Lenient
-from visualbert_core.schema import Prediction, Question, Score
+from visualbert_core.schema import JudgedAnswer, Prediction, Question, Score
 from visualbert_core.tasks.reading import checked, choose, field, stream_fields, stream_list
+from visualbert_core.tasks.splits import protocol_name, subset_line
 
 SUBSETS = {"val": "val2014", "train": "train2014", "test": "test2015", "test-dev": "test-dev2015"}
 LABELLED = ("val", "train")
+_SUBTYPES = (*SUBSETS.values(), "test2014")  # what official files call their split; test2014 is of the first version
+
+SIZES = {"val": 214_354, "train": 443_757, "test": 447_793, "test-dev": 107_394}
+"""Questions of each split, by visualqa.org; test-dev's less certain, as its file was not at hand to be counted."""
+UNITS = "questions"
 
 PROTOCOLS = {
     "official": "VQA v2 official (VQAEval, leave-one-out)",
@@ -38,6 +44,8 @@ its normaliser differs in one rule, on answers such as "1,,000". MMF (vqa_evalai
 everywhere as well, but drops commas and question marks and splits off 's beforehand, which is not offered here."""
 
 METRICS = ("accuracy", "pair_accuracy")
+METRIC_LABELS: dict[str, str] = {}
+"""metric → its name for people, where that is another one."""
 
 PAPER_TABLE = "VisualBERT, arXiv:1908.03557, table 1"
 PAPER = {"test-dev": {"accuracy": 70.80}, "test-std": {"accuracy": 71.00}}
@@ -52,6 +60,7 @@ class _Questions:
     rows: dict[str, int]  # example_id → row
     image_ids: list[str]
     texts: list[str]
+    images: dict[Any, str]  # the number of an image → its id, one string object an image
 
 
 @dataclass(frozen=True)
@@ -85,16 +94,19 @@ class VqaTask:
         self.split = split
         subset = SUBSETS[choose("VQA split", split, SUBSETS)]
         self.protocol_key = choose("VQA protocol", protocol, PROTOCOLS)
-        self.protocol = PROTOCOLS[self.protocol_key]
         self.labelled = split in LABELLED
         folder = Path(annotations)
-        self._files = [folder / f"v2_OpenEnded_mscoco_{subset}_questions.json"]
+        self._folder = folder
+        self._files = [_questions_file(folder, split)]
         if self.labelled:
             self._files.append(folder / f"v2_mscoco_{subset}_annotations.json")
             pairs = folder / f"v2_mscoco_{subset}_complementary_pairs.json"
             self._files += [pairs] if pairs.exists() else []
-        self._questions = _read_questions(self._files[0], subset.replace("-dev", ""))
-        self._labels = self._read_labels() if self.labelled else None
+        self._questions = _read_questions(self._files[0], subset)
+        count = len(self._questions.rows)
+        self.subset = subset_line(split, UNITS, count, SIZES)
+        self.protocol = protocol_name(PROTOCOLS[self.protocol_key], UNITS, count, self.subset)
+        self._labels = self._read_labels(subset) if self.labelled else None
 
     def examples(self) -> Iterator[Question]:
         """Questions in file order; `example_id` is the question_id as a string."""
@@ -115,7 +127,9 @@ class VqaTask:
         values = labels.answers.values([_answer(predictions, example_id) for example_id in questions.rows]).tolist()
         columns = zip(questions.rows, values, questions.image_ids, labels.groups, strict=True)
         for example_id, value, image_id, groups in columns:
-            yield Score(example_id, "accuracy", value, image_id, groups)
+            given = predictions[example_id]
+            judged = JudgedAnswer(example_id, given.answer, given.scores[0] if given.scores else None)
+            yield Score(example_id, "accuracy", value, image_id, groups, judged)
         for pair, value in zip(labels.pairs, self._pair_values(values), strict=True):
             first, second = (questions.rows[example_id] for example_id in pair)
             shared = labels.groups[first].items() & labels.groups[second].items()
@@ -164,14 +178,35 @@ class VqaTask:
     def submission(self, predictions: Mapping[str, Prediction]) -> bytes:
         """EvalAI's file: a JSON list of {"question_id": int, "answer": str} in the order of the questions.
 
-        EvalAI wants all 447,793 questions of test2015 in its test-dev phase, too: submit split "test" to either phase;
-        a file of split "test-dev" is for scoring elsewhere.
+        EvalAI takes one file for test-dev and test-standard, and wants every question of test2015 in it. That of split
+        "test-dev" therefore has the questions of test2015, whose file must lie beside, with "" for those not asked.
+        Raises InputError where it does not.
         """
+        order: Iterable[str] = self._questions.rows
+        if self.split == "test-dev":
+            order = self._test_questions()
         records = [
-            {"question_id": int(example_id), "answer": _answer(predictions, example_id)}
-            for example_id in self._questions.rows
+            {
+                "question_id": int(example_id),
+                "answer": _answer(predictions, example_id) if example_id in self._questions.rows else "",
+            }
+            for example_id in order
         ]
         return json.dumps(records).encode()
+
+    def _test_questions(self) -> dict[str, int]:
+        path = _questions_file(self._folder, "test")
+        if not path.exists():
+            raise InputError(
+                f"no submission of test-dev alone: EvalAI wants all {SIZES['test']:,} questions of test2015 in its "
+                f"test-dev phase, too; run the split test and submit that, or put {path.name} into {self._folder} and "
+                "run the same line again"
+            )
+        questions = _read_questions(path, SUBSETS["test"]).rows
+        for example_id in self._questions.rows:
+            if example_id not in questions:
+                raise _not_in(self._files[0], example_id, path)
+        return questions
 
     def read_submission(self, path: Path, lenient: bool = False) -> list[Prediction]:
         """Any system's file in that form; further keys of a record are not read.
@@ -186,6 +221,10 @@ class VqaTask:
             ]
         except AnnotationError as error:
             raise InputError(str(error)) from None
+
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """Nothing: no file tells them."""
+        return {}
 
     def annotation_files(self) -> tuple[Path, ...]:
         """Questions; then, if labelled, annotations and, where they are there, complementary pairs."""
@@ -208,7 +247,7 @@ class VqaTask:
         rows = self._questions.rows
         return [float(values[rows[first]] == values[rows[second]] == 1.0) for first, second in self._judged.pairs]
 
-    def _read_labels(self) -> _Labels:
+    def _read_labels(self, subset: str) -> _Labels:
         rows = self._questions.rows
         labels = _Labels(
             AnswerTable(len(rows), always_normalise=self.protocol_key == "always-normalise"),
@@ -217,7 +256,7 @@ class VqaTask:
             order=[],
             pairs=_read_pairs(self._files[2], self._files[0], rows) if len(self._files) > 2 else [],
         )
-        _read_annotations(self._files[1], self._files[0], rows, labels)
+        _read_annotations(self._files[1], self._files[0], self._questions, labels, subset)
         return labels
 
 
@@ -228,31 +267,61 @@ def _answer(predictions: Mapping[str, Prediction], example_id: str) -> str:
     return answer
 
 
-def _read_questions(path: Path, images: str) -> _Questions:
-    questions = _Questions({}, [], [])
-    image_ids: dict[int, str] = {}  # one string object an image
+def _questions_file(folder: Path, split: str) -> Path:
+    return folder / f"v2_OpenEnded_mscoco_{SUBSETS[split]}_questions.json"
+
+
+def _read_questions(path: Path, subset: str) -> _Questions:
+    questions = _Questions({}, [], [], {})
+    folder, images = subset.replace("-dev", ""), questions.images
     texts: dict[str, str] = {}  # and one a wording: complementary pairs share theirs
-    for _, fields in stream_fields(path, "questions", question_id=int, image_id=int, question=str):
+    head: dict[str, Any] = {}
+    for _, fields in stream_fields(path, "questions", head, question_id=int, image_id=int, question=str):
         question_id, image_id, text = fields
         example_id = str(question_id)
         if example_id in questions.rows:
             raise _twice(path, question_id)
-        if image_id not in image_ids:
-            image_ids[image_id] = f"COCO_{images}_{image_id:012d}"
+        if image_id not in images:
+            images[image_id] = f"COCO_{folder}_{image_id:012d}"
         questions.rows[example_id] = len(questions.rows)
-        questions.image_ids.append(image_ids[image_id])
+        questions.image_ids.append(images[image_id])
         questions.texts.append(texts.setdefault(text, text))
+    _check_head(path, head, subset)
     if not questions.rows:
         raise AnnotationError(f"{path}: 'questions' is empty; download it again")
     return questions
 
 
-def _read_annotations(path: Path, questions_path: Path, rows: Mapping[str, int], labels: _Labels) -> None:
+def _check_head(path: Path, head: Mapping[str, Any], subset: str) -> None:
+    """Refuse a file that says that it is of another split, of other images, or of multiple choice. What no official
+    file says is somebody's own."""
+    for key, (own, others) in _heads(subset).items():
+        if head.get(key) in others:
+            raise AnnotationError(
+                f"{path}: {key!r} is {head[key]!r}, in a file that is to be {own!r}; put the files of one split "
+                "together under their own names"
+            )
+
+
+def _heads(subset: str) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Key → what the file should say, and what official files of another kind say there."""
+    own = {subset, subset.replace("-dev", "")}  # test-dev's images are those of test
+    return {
+        "data_subtype": (subset, tuple(name for name in _SUBTYPES if name not in own)),
+        "data_type": ("mscoco", ("abstract_v002",)),
+        "task_type": ("Open-Ended", ("Multiple-Choice",)),
+    }
+
+
+def _read_annotations(path: Path, questions_path: Path, questions: _Questions, labels: _Labels, subset: str) -> None:
     """Fill the rows of `labels`: each question must have exactly one annotation, in any order."""
+    rows = questions.rows
     answers: dict[str, str] = {}  # one string object a commonest answer
     groups: dict[tuple[str, str], Groups] = {}  # one dictionary a combination
+    head: dict[str, Any] = {}
     kinds = {"question_id": int, "answers": list, "answer_type": str, "question_type": str}
-    for record, (question_id, annotators, answer_type, question_type) in stream_fields(path, "annotations", **kinds):
+    columns = stream_fields(path, "annotations", head, **kinds)
+    for record, (question_id, annotators, answer_type, question_type) in columns:
         example_id = str(question_id)
         row = rows.get(example_id)
         if row is None:
@@ -262,18 +331,31 @@ def _read_annotations(path: Path, questions_path: Path, rows: Mapping[str, int],
         try:
             labels.answers[row] = annotators
             common = _common_answer(record)
+            of_its_image = questions.images.get(record.get("image_id")) is questions.image_ids[row]
         except (AttributeError, KeyError, TypeError, ValueError):
             _refuse_answers(record, f"{path} question_id {question_id}")
             raise
+        if not of_its_image:
+            _refuse_image(record, questions.image_ids[row], f"{path} question_id {question_id}", questions_path)
         labels.common[row] = answers.setdefault(common, common)
         types = answer_type, question_type
         if types not in groups:
             groups[types] = {"answer type": (answer_type,), "question type": (question_type,)}
         labels.groups[row] = groups[types]
         labels.order.append(example_id)
+    _check_head(path, head, subset)
     for example_id, row in rows.items():
         if not labels.groups[row]:
             raise _not_in(questions_path, example_id, path)
+
+
+def _refuse_image(record: Mapping[str, Any], image: str, where: str, questions_path: Path) -> None:
+    """Say where the two files disagree on the image of a question; an annotation that names none says nothing."""
+    given, asked = record.get("image_id"), int(image.rpartition("_")[2])
+    if given is not None and str(given) != str(asked):
+        raise AnnotationError(
+            f"{where}: 'image_id' is {given!r}, in {questions_path.name} it is {asked}; take both from one release"
+        )
 
 
 def _common_answer(record: dict[str, Any]) -> str:
@@ -291,6 +373,8 @@ def _refuse_answers(record: dict[str, Any], where: str) -> None:
         raise AnnotationError(f"{where}: no answers; this is not the official format")
     for annotator in record["answers"]:
         field(annotator, "answer", str, where)
+    if "image_id" in record:
+        checked(record["image_id"], int, where, "image_id")
     field(record, "multiple_choice_answer", str, where)
 
 

@@ -9,5 +9,15 @@ good VisualBERT is on the real sets.
     references.py what VCR and Flickr30K Entities ask about scenes
     files.py      the validation world on disk, in the official file layouts
     train.py      python -m visualbert_core.world.train: the weights, from nothing
+    demo.yaml     the matrix of `visualbert demo`
     weights/      the weights that this recipe made: detector/ and visualbert-<task>/
 """
+
+from pathlib import Path
+
+INGREDIENT = None
+
+DEMO = Path(__file__).with_name("demo.yaml")
+"""The matrix of `visualbert demo`."""
+WEIGHTS = Path(__file__).with_name("weights")
+"""detector/ and visualbert-<task>/."""

@@ -13,9 +13,7 @@ optional `family` in VCR and NLVR2, by which scores are broken down.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -28,6 +26,7 @@ import numpy as np
 
 from visualbert_core.config import WorldConfig
 from visualbert_core.errors import ConfigError
+from visualbert_core.processes import Draft, helpers, stopping
 from visualbert_core.schema import Token
 from visualbert_core.world import questions as ask
 from visualbert_core.world import references as refer
@@ -41,16 +40,30 @@ WRONG_ANNOTATOR = 0.03
 
 def make_world(root: Path, config: WorldConfig) -> Path:
     """Write the world of `config` under `root` unless it is there; all of it or nothing appears. Another world there
-    makes room; raises ConfigError where it is anything else."""
+    makes room; raises ConfigError where it is anything else, UnfinishedError after a signal."""
     about = {"made_by": "visualbert_core.world.files", "version": 1} | asdict(config)
     marker = root / "WORLD.json"
-    if marker.exists() and json.loads(marker.read_text()) == about:
+    Draft.clear(root)
+    if _is_there(marker, about):
         return root
     if root.exists() and not marker.exists():
         raise ConfigError(f"{root} is there and is no synthetic world: choose another `out`, or move it away")
     root.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with stopping("while the world was drawn"), Draft(root) as draft:
+        _draw_world(draft.folder, config)
+        (draft.folder / "WORLD.json").write_text(json.dumps(about, indent=2) + "\n")
+        if not _is_there(marker, about):  # as another run may have drawn it meanwhile
+            shutil.rmtree(root, ignore_errors=True)
+            draft.publish()
+    return root
+
+
+def _is_there(marker: Path, about: dict[str, Any]) -> bool:
+    return marker.exists() and bool(json.loads(marker.read_text()) == about)
+
+
+def _draw_world(root: Path, config: WorldConfig) -> None:
+    with helpers() as pool:
         for part, (write, count) in enumerate(
             (
                 (_write_vqa, config.vqa_images),
@@ -60,11 +73,7 @@ def make_world(root: Path, config: WorldConfig) -> Path:
             )
         ):
             rng = np.random.default_rng([config.seed, VALIDATION, part])
-            write(building, _Painter(pool, config.seed, part), rng, count)
-    (building / "WORLD.json").write_text(json.dumps(about, indent=2) + "\n")
-    shutil.rmtree(root, ignore_errors=True)
-    building.rename(root)
-    return root
+            write(root, _Painter(pool, config.seed, part), rng, count)
 
 
 class _Painter:

@@ -26,9 +26,11 @@ from torch import nn
 from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig, WorldConfig
 from visualbert_core.detector.torchvision_rcnn import TorchvisionRCNN, build
+from visualbert_core.errors import end
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.features.extract import extract
 from visualbert_core.models.visualbert import Sidecar, VisualBertModel
+from visualbert_core.shards import publish
 from visualbert_core.world import questions as ask
 from visualbert_core.world import train_detector, train_visualbert
 from visualbert_core.world.files import make_world
@@ -45,7 +47,7 @@ VALIDATION_FILES: dict[str, tuple[str, str, str, Literal["none", "beside"]]] = {
     "nlvr2": ("dev", "nlvr2", "nlvr2/images/dev", "none"),
     "flickr30k_entities": ("val", "flickr30k", "flickr30k/images", "none"),
 }
-"""task → split, annotations, images, boxes, as in jobs/demo.yaml."""
+"""task → split, annotations, images, boxes, as in demo.yaml."""
 RECIPES = {
     "detector": f"{DETECTOR_STEPS} steps of {train_detector.BATCH} scenes out of {SCENES:,}, AdamW, one-cycle",
     "visualbert": f"{VISUALBERT_STEPS:,} steps, one trunk with four heads, questions made on the fly from {SCENES:,} "
@@ -53,7 +55,7 @@ RECIPES = {
 }
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint folders")
     parser.add_argument("--work", type=Path, default=Path("build/world"), help="where finished stages are kept")
@@ -77,6 +79,7 @@ def main() -> None:
     )
     _write_visualberts(args.out, models, detector.space)
     _score_visualberts(args.out)
+    return 0
 
 
 class Progress:
@@ -101,7 +104,7 @@ def _stage(path: Path, make: Callable[[], T]) -> T:
         return pickle.loads(path.read_bytes())  # type: ignore[no-any-return]
     started = time.process_time()
     value = make()
-    path.write_bytes(pickle.dumps(value))
+    publish(path, pickle.dumps(value))
     print(f"{path.stem}: {time.process_time() - started:.0f} CPU-seconds in this process", flush=True)
     return value
 
@@ -175,4 +178,4 @@ def _card(folder: Path, title: str, recipe: str, heading: str, scores: dict[str,
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

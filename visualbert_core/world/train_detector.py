@@ -6,9 +6,7 @@ attribute head. About 1,800 steps of batch 8; the recipe is part of `python -m v
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -18,6 +16,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.ops import box_iou
 
 from visualbert_core.detector.torchvision_rcnn import DetectorConfig, Selection, TorchvisionRCNN, build
+from visualbert_core.processes import helpers, stopping
 from visualbert_core.world.scenes import COLORS, SHAPES, SIZE, Scene, Thing, make_scene, through_jpeg
 
 TRAIN, HELD_OUT = 0, 2
@@ -44,7 +43,7 @@ def label_of(thing: Thing) -> int:
 def make_scenes(seed: int, part: int, count: int, min_things: int = 2) -> list[Scene]:
     """Scenes 0 … count-1 of a part, as JPEG files would give them, drawn in parallel."""
     draw = partial(_draw, seed, part, min_things)
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with stopping("while scenes were drawn"), helpers() as pool:
         return list(pool.map(draw, range(count), chunksize=64))
 
 

@@ -280,7 +280,7 @@ def _dense(*layers: nn.Module, dtype: torch.dtype, act: str | None = None) -> De
         torch.cat(parts).to(dtype) if len(parts) > 1 else parts[0].to(dtype)
         for parts in ([linear.weight.detach() for linear in linears], [linear.bias.detach() for linear in linears])
     )
-    if weight.device.type == "cpu" and _onednn_pays():
+    if weight.device.type == "cpu" and _onednn_pays(dtype):
         return _OneDnnDense(weight, bias, act)
     return _PlainDense(weight, bias, act)
 
@@ -331,14 +331,20 @@ def _whole_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _onednn_pays() -> bool:
-    """Whether packed weights are faster than torch's default here, and these private operators exist.
+def _onednn_pays(dtype: torch.dtype) -> bool:
+    """Whether packed weights are faster than torch's default here, and these private operators exist for such numbers.
 
     With AVX-512 a prototype ran at twice MKL's rate on AMD, for whose CPUs MKL keeps its narrower code; with AVX2 alone
     both libraries reach the same rate and oneDNN's GELU is the slower one.
     """
     operators = hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    return operators and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    fast = operators and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return fast and (dtype != torch.bfloat16 or _onednn_has_bfloat16())
+
+
+def _onednn_has_bfloat16() -> bool:
+    """oneDNN asks the CPU itself, and may see less than torch does: `ONEDNN_MAX_CPU_ISA`, an AVX-512 in part."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _inverse(order: Sequence[int]) -> list[int]:

@@ -19,6 +19,7 @@ import torch
 
 from visualbert_core.documents import brief
 from visualbert_core.errors import CheckpointError, ConfigError
+from visualbert_core.models import NOT_FINITE
 from visualbert_core.models.visualbert.checkpoint import Pretrained, Sidecar, weights_digest
 from visualbert_core.models.visualbert.config import CONFIG_FILE, VisualBertConfig
 from visualbert_core.models.visualbert.heads import (
@@ -29,7 +30,6 @@ from visualbert_core.models.visualbert.heads import (
 )
 from visualbert_core.models.visualbert.inference import PRECISIONS, InferenceNetwork
 from visualbert_core.models.visualbert.inputs import GEOMETRY_SIZE, VOCAB_FILE, InputEncoder, read_lines, repeated
-from visualbert_core.models.visualbert.published import published_space
 from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import Example, Failure, Grounding, MultipleChoice, Prediction, Question, Regions, Statement
 
@@ -76,7 +76,6 @@ class VisualBertPredictor:
         self._network = InferenceNetwork(TASKS[task].network.from_pretrained(folder), precision, device)
         self._lock = threading.Lock()
         self.feature_space = sidecar.feature_space
-        self.published_space = published_space(folder, task, config)
         # The numbers of box geometry are appended by the encoder, not stored.
         self.feature_size = config.visual_embedding_dim - (GEOMETRY_SIZE if sidecar.box_geometry else 0)
         self._fingerprint = {
@@ -156,7 +155,7 @@ class VisualBertPredictor:
         deciding = self._deciding(example, regions, logits)
         # An answer is the largest: NaN anywhere makes that NaN. Without regions there is none, and none is answered.
         if deciding.size and not np.isfinite(deciding.max(-1)).all():
-            return Failure(example.example_id, "predict", "NotFinite", "the model's scores hold NaN or infinity")
+            return Failure(example.example_id, "predict", "NotFinite", NOT_FINITE)
         answer, scores = _DECODERS[self._task](self, example, regions, logits)
         return Prediction(example.example_id, example.image_ids[0], answer, scores), deciding
 

@@ -1,7 +1,7 @@
 """Checkpoint folders: `config.json` + weights as transformers writes them (`files`), and the sidecar
 `visualbert_core.json` with what those two cannot say. The authors' own files are converted (`convert`):
 
-    python -m visualbert_core.models.visualbert.checkpoint convert IN.th OUT
+    visualbert convert checkpoint IN.th OUT
 
 Owns which key of a file lands in which parameter. Published files differ in four harmless ways that are accepted: an
 extra `position_ids` buffer, absent copies of tied weights, an absent `visual_bert.` prefix, half precision. Every other

@@ -7,10 +7,7 @@ it the VCR weights have no features to read. Here it is written beside them, und
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -27,6 +24,7 @@ from visualbert_core.models.visualbert.heads import (
     VisualBertForRegionToPhraseAlignment,
     VisualBertForVisualReasoning,
 )
+from visualbert_core.printable import printable
 
 DETECTOR_FILE = "detector.safetensors"
 NETWORKS: dict[str, type[Pretrained]] = {
@@ -83,7 +81,7 @@ def convert(
         lines.append(f"its detector: {len(detector)} tensors in {DETECTOR_FILE}")
     beside = "vocab.txt and answers.txt" if task == "vqa" else "vocab.txt"
     lines.append(f"to evaluate it, put {beside} beside it (docs/checkpoints.md)")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def original_names(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -144,18 +142,3 @@ def _config(found: dict[str, Tensor], path: Path, attention_heads: int | None) -
         )
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m visualbert_core.models.visualbert.checkpoint")
-    command = parser.add_subparsers(required=True).add_parser("convert", help="the authors' .th file → a folder")
-    command.add_argument("source", metavar="IN", type=Path, help="a .th file of github.com/uclanlp/visualbert")
-    command.add_argument("target", metavar="OUT", type=Path, help="new folder: config.json, model.safetensors, sidecar")
-    command.add_argument("--task", choices=NETWORKS, help="where the head does not tell it")
-    command.add_argument("--attention-heads", type=int, help="per layer (default: hidden size / 64)")
-    command.add_argument("--feature-space", help="name of the features it was trained on, for the sidecar")
-    given = parser.parse_args(arguments)
-    report = convert(given.source, given.target, given.task, given.attention_heads, given.feature_space)
-    sys.stdout.write(report + "\n")
-    return 0

@@ -26,7 +26,7 @@ WEIGHTS = (SAFETENSORS_FILE, SAFETENSORS_FILE + INDEX, TORCH_FILE, TORCH_FILE + 
 """In order of preference."""
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-_CONVERT = "python -m visualbert_core.models.visualbert.checkpoint convert IN OUT"
+_CONVERT = "visualbert convert checkpoint IN OUT"
 _BESIDE = (CONFIG_FILE, "visualbert_core.json", "vocab.txt", "tokenizer.json", "answers.txt")
 
 

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from math import hypot, inf
 from typing import Any, Literal
 
+from visualbert_core.comparison.compare import Change
 from visualbert_core.config import GateConfig
 from visualbert_core.metrics.statistics import holm, p_drop_with_noise, smallest_drop
-from visualbert_core.report.compare import Change
 
 Verdict = Literal["pass", "fail", "cannot tell"]
 

@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from visualbert_core.comparison.attribution import Cause, causes, scorers
+from visualbert_core.comparison.flips import Flips, changed_answers, flips
 from visualbert_core.errors import CoverageError, InputError, NotComparableError
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import Run
 from visualbert_core.evaluation.units import Groups, Units, by_metric, read_units
 from visualbert_core.metrics.statistics import Paired, holm, paired
+from visualbert_core.printable import printable
 from visualbert_core.provenance import changed
-from visualbert_core.report.causes import Cause, causes, scorers
-from visualbert_core.report.flips import Flips, changed_answers, flips
 from visualbert_core.schema import Prediction
 from visualbert_core.tasks import Task, judge
 
@@ -130,7 +131,7 @@ def compare(before: Run, after: Run, tasks: Tasks | None = None, force: bool = F
     metrics = {metric: _change(*pair) for metric, pair in aligned.items()}
     differs = changed(a.provenance, b.provenance)
     answers = changed_answers(a.predictions, b.predictions)
-    task, headline = b.scores["task"], b.scores["headline"]
+    headline = b.scores["headline"]
     return Comparison(
         before=a.about,
         after=b.about,
@@ -144,7 +145,7 @@ def compare(before: Run, after: Run, tasks: Tasks | None = None, force: bool = F
         flips={
             metric: found
             for metric, (first, second) in aligned.items()
-            if (found := flips(task, metric, first, second, a.predictions, b.predictions, shown)) is not None
+            if (found := flips(first, second, shown)) is not None
         },
         causes=tuple(causes(_Stored(a, b, tasks, headline), bool(answers), differs)),
         differs=differs,
@@ -205,6 +206,7 @@ def _taken(units: Units, rows: Sequence[int]) -> Units:
         units.values[list(rows)],
         [units.clusters[row] for row in rows],
         [units.groups[row] for row in rows],
+        [units.judged[row] for row in rows],
     )
 
 
@@ -255,7 +257,7 @@ def _rows_of(groups: Sequence[Groups]) -> dict[tuple[str, str], list[int]]:
 
 @dataclass(frozen=True)
 class _Stored:
-    """See `causes.Swap`: scores of either run's predictions under either's annotations and scorer."""
+    """See `attribution.Swap`: scores of either run's predictions under either's annotations and scorer."""
 
     a: Side
     b: Side
@@ -318,6 +320,6 @@ def _line(name: str, change: Change) -> str:
     spread = "" if change.low is None else f"[{change.low:+.2f}, {change.high:+.2f}]"
     p = change.p if change.p_holm is None else change.p_holm
     return (
-        f"{name:<14} {change.before:7.2f} {change.after:7.2f} {change.difference:+7.2f}  {spread:<16} "
+        f"{printable(name):<14} {change.before:7.2f} {change.after:7.2f} {change.difference:+7.2f}  {spread:<16} "
         f"{'<0.0001' if p < 1e-4 else f'{p:.4f}':>7} {change.n:>9,}"
     )

@@ -1,0 +1,263 @@
+"""More layouts of features, and one corpus in several files: imported as one store, with the same numbers."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from feature_sources import BUA, WRITERS, Records, failures, records, run, write_hdf5, write_npz, write_tsv
+
+from visualbert_core.errors import ConfigError, InputError
+from visualbert_core.features.importers.hdf5 import NO_SIZES
+from visualbert_core.features.importers.sources import missing_shards
+from visualbert_core.features.store import FeatureStore
+
+REPORTS = Path(__file__).parent / "reports"
+
+
+def same(store: FeatureStore, known: Records, labels: bool = False) -> None:
+    """Every image, box and feature is there."""
+    assert store.image_ids == sorted(known)
+    for image_id, record in known.items():
+        row = store.fetch(image_id)
+        assert (row.width, row.height) == (record["image_w"], record["image_h"])
+        np.testing.assert_array_equal(row.boxes, record["boxes"])
+        np.testing.assert_array_equal(row.features, record["features"].astype(np.float16))
+        np.testing.assert_array_equal(row.labels, record["objects_id"] if labels else -np.ones(len(row.boxes)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# .npz
+
+
+def test_reported_npz(tmp_path: Path) -> None:
+    """A row of features is a column there; labels come along."""
+    done = run("milvlg-npz", REPORTS / "npz", tmp_path)
+    assert (failures(done), done.store.feature_size) == ({}, 16)
+    with np.load(REPORTS / "npz/COCO_val2014_000000000073.npz") as arrays:
+        row = done.store.fetch("COCO_val2014_000000000073")
+        np.testing.assert_array_equal(row.boxes, arrays["bbox"])
+        np.testing.assert_array_equal(row.features, arrays["x"].T.astype(np.float16))
+    assert ((row.width, row.height), row.labels.tolist()) == ((200, 120), [*range(6)])
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+def test_npz_either_way_up(transposed: bool, tmp_path: Path) -> None:
+    """Features as [R, D] and as [D, R] are the same store's, with labels and attributes."""
+    known = records()
+    done = run("milvlg-npz", write_npz(tmp_path / "source", known, transposed), tmp_path / "out")
+    same(done.store, known, labels=True)
+    np.testing.assert_array_equal(done.store.fetch("2").attributes, known["2"]["attrs_id"])
+    np.testing.assert_array_equal(done.store.fetch("2").scores, known["2"]["objects_conf"])
+
+
+class Trap:
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> object:
+        return Path.touch, (self.witness,)
+
+
+def test_npz_that_are_broken_are_malformed(tmp_path: Path) -> None:
+    """Cut, empty, without an array, with another number of boxes, square, or with code in it: a row each."""
+    source = write_npz(tmp_path / "source", known := records(9))
+    (source / "1.npz").write_bytes((source / "1.npz").read_bytes()[:-40])
+    (source / "2.npz").write_bytes(b"")
+    sizes = {"image_h": 480, "image_w": 640}
+    np.savez(source / "3.npz", x=known["3"]["features"], bbox=known["3"]["boxes"])
+    np.savez(source / "4.npz", x=known["4"]["features"], bbox=known["4"]["boxes"], num_bbox=7, **sizes)
+    np.savez(source / "5.npz", x=np.ones((8, 8)), bbox=known["5"]["boxes"], num_bbox=8, **sizes)
+    trap = np.array({"objects_id": Trap(tmp_path / "sprung")}, object)
+    np.savez(source / "6.npz", x=known["6"]["features"], bbox=known["6"]["boxes"], num_bbox=8, **sizes, info=trap)
+    done = run("milvlg-npz", source, tmp_path / "out")
+    found = failures(done)
+    assert done.store.image_ids == ["7", "8", "9"]
+    assert (found["1"], found["2"]) == ("1.npz: File is not a zip file", "2.npz: File is not a zip file")
+    assert found["3"] == "3.npz: KeyError: 'image_w'"
+    assert found["4"] == "4.npz: num_bbox is 7, and there are 8 boxes"
+    assert found["5"] == "5.npz: x has shape (8, 8): which side counts the boxes cannot be told"
+    assert "only arrays of numbers are read" in found["6"]
+    assert not (tmp_path / "sprung").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# HDF5
+
+
+@pytest.mark.parametrize("source", ["hdf5", "hdf5/val36.hdf5"])
+def test_reported_hdf5(source: str, tmp_path: Path) -> None:
+    """The file, or its folder. Its spatial features do not fit its boxes, so the sizes stand in, and that is said."""
+    h5py = pytest.importorskip("h5py")
+    done = run("bua-hdf5", REPORTS / source, tmp_path)
+    assert (done.store.image_ids, failures(done), done.notes) == (["42", "73"], {}, (NO_SIZES,))
+    assert done.store.fingerprint["notes"] == [NO_SIZES]
+    with h5py.File(REPORTS / "hdf5/val36.hdf5") as file:
+        for row, image_id in enumerate(("42", "73")):
+            found = done.store.fetch(image_id)
+            np.testing.assert_array_equal(found.boxes, file["image_bb"][row])
+            np.testing.assert_array_equal(found.features, file["image_features"][row].astype(np.float16))
+            assert (found.width, found.height) == tuple(np.ceil(found.boxes[:, 2:].max(axis=0)))
+
+
+def test_hdf5_with_the_sizes_of_images(tmp_path: Path) -> None:
+    """Official files have spatial features that are the boxes in parts of the image, so that its size follows."""
+    done = run("bua-hdf5", write_hdf5(tmp_path / "val36", records()), tmp_path / "out")
+    assert done.notes == ()
+    same(done.store, records())
+
+
+def test_hdf5_with_a_box_in_a_row(tmp_path: Path) -> None:
+    """10 to 100 boxes an image lie one after the other, and pos_boxes says from where to where."""
+    h5py = pytest.importorskip("h5py")
+    known = {**records(2, 3), "3": records(3, 7)["3"]}
+    with h5py.File(tmp_path / "train.hdf5", "w") as file:
+        for name, field in (("image_features", "features"), ("image_bb", "boxes")):
+            file[name] = np.concatenate([record[field] for record in known.values()])
+        sides = np.concatenate([[[r["image_w"], r["image_h"]] * 2] * len(r["boxes"]) for r in known.values()])
+        file["spatial_features"] = file["image_bb"][:] / sides
+        file["pos_boxes"] = np.array([[0, 3], [3, 6], [6, 13]])
+    (tmp_path / "train_imgid2idx.pkl").write_bytes(pickle.dumps({1: 0, 2: 1, 3: 2}))
+    same(run("bua-hdf5", tmp_path / "train.hdf5", tmp_path / "out").store, known)
+
+
+def test_hdf5_whose_boxes_are_normalised_are_refused(tmp_path: Path) -> None:
+    """The layout does not say how large images are, and yet no image is a pixel."""
+    known = records()
+    for record in known.values():
+        record["boxes"] = record["boxes"] / 640
+        record["image_w"] = record["image_h"] = 1
+    with pytest.raises(InputError, match=r"all coordinates lie in \[0, 1\]: normalised\?"):
+        run("bua-hdf5", write_hdf5(tmp_path / "val36", known), tmp_path / "out")
+
+
+def test_hdf5_that_are_broken(tmp_path: Path) -> None:
+    """Ids beyond the file are malformed; no ids, code in them, no features, no HDF5: one line."""
+    source = write_hdf5(tmp_path / "val36", records())
+    ids = tmp_path / "val36_imgid2idx.pkl"
+    ids.write_bytes(pickle.dumps({1: 0, 2: 1, 9: 6}))
+    assert failures(run("bua-hdf5", source, tmp_path / "out")) == {"9": "it is row 6, and there are 6"}
+    ids.write_bytes(pickle.dumps({1: Trap(tmp_path / "sprung")}))
+    with pytest.raises(InputError, match="only arrays of numbers are read"):
+        run("bua-hdf5", source, tmp_path / "out")
+    assert not (tmp_path / "sprung").exists()
+    ids.unlink()
+    with pytest.raises(InputError, match=r"val36_imgid2idx.pkl is missing: it says which row is which image"):
+        run("bua-hdf5", source, tmp_path / "out")
+    (tmp_path / "text.hdf5").write_text("hello")
+    (tmp_path / "text_imgid2idx.pkl").write_bytes(pickle.dumps({1: 0}))
+    with pytest.raises(InputError, match=r"text.hdf5 is not an HDF5 file"):
+        run("bua-hdf5", tmp_path / "text.hdf5", tmp_path / "out")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# several files
+
+
+def test_reported_shards_are_one_store(tmp_path: Path) -> None:
+    """A folder, a pattern, and both paths make the same images, named after the folder or the files."""
+    folder = REPORTS / "tsv_shards"
+    shards = sorted(folder.iterdir())
+    ways = {"tsv_shards": folder, "train": folder / "train.tsv.*", "several": shards}
+    stores = [
+        run("bua-tsv", source, tmp_path, corpus="several" if name == "several" else None).store
+        for name, source in ways.items()
+    ]
+    assert [store.folder.parent.name for store in stores] == list(ways)
+    for store in stores:
+        assert store.image_ids == ["100", "42", "73", "99"]
+        assert store.folder.name == stores[0].folder.name  # the same content, so the same fingerprint
+    whole = tmp_path / "train.tsv"
+    whole.write_bytes(b"".join(shard.read_bytes() for shard in shards))
+    one = run("bua-tsv", whole, tmp_path).store
+    for image_id in one.image_ids:
+        np.testing.assert_array_equal(stores[0].fetch(image_id).features, one.fetch(image_id).features)
+        np.testing.assert_array_equal(stores[0].fetch(image_id).boxes, one.fetch(image_id).boxes)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_layout_may_come_in_several(kind: str, tmp_path: Path) -> None:
+    """Two sources of any layout are one corpus, whichever way their records are found."""
+    known = records()
+    first, second = dict(list(known.items())[:2]), dict(list(known.items())[2:])
+    sources = [WRITERS[kind](tmp_path / "a", first), WRITERS[kind](tmp_path / "b", second)]
+    store = run(kind, sources, tmp_path / "out").store
+    same(store, known, labels=not kind.startswith("bua"))
+    assert store.folder.parent.name == "a-b"
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        (("train.tsv.0", "train.tsv.2"), "train.tsv.1 is missing beside train.tsv.0 (1 missing)"),
+        (("train.tsv.1",), "train.tsv.0 is missing beside train.tsv.1 (1 missing)"),
+        (("x-00000-of-00002.tsv",), "x-00001-of-00002.tsv is missing beside x-00000-of-00002.tsv (1 missing)"),
+        (("x-2-of-3.tsv", "x-3-of-3.tsv"), "x-1-of-3.tsv is missing beside x-2-of-3.tsv (1 missing)"),
+        (("a_0.tsv", "a_3.tsv", "b_0.tsv"), "a_1.tsv is missing beside a_0.tsv (2 missing)"),
+        (("train.tsv.0", "train.tsv.1", "val.tsv"), None),
+        (("x-00000-of-00002.tsv", "x-00001-of-00002.tsv"), None),
+        (("x-1-of-2.tsv", "x-2-of-2.tsv"), None),
+        (("trainval_resnet101_faster_rcnn_genome_36.tsv",), None),
+        (("train2014_36.tsv", "train2014_100.tsv", "val2014.tsv", "val2017.tsv"), None),
+        (("v1.5.tsv",), None),
+    ],
+)
+def test_missing_shards(names: tuple[str, ...], missing: str | None, tmp_path: Path) -> None:
+    """Names that count further than the files that are there are refused; years and numbers of boxes count nothing."""
+    assert missing_shards(names) == (missing and f"{missing}: fetch it")
+    (tmp_path / "folder").mkdir()
+    for number, name in enumerate(names):
+        known = {str(10 * number + int(image_id)): record for image_id, record in records(2).items()}
+        write_tsv(tmp_path / "folder" / name, known, BUA)
+    if missing:
+        with pytest.raises(InputError, match="is missing beside"):
+            run("bua-tsv", tmp_path / "folder", tmp_path / "out")
+    else:
+        assert len(run("bua-tsv", tmp_path / "folder", tmp_path / "out").store) == 2 * len(names)
+
+
+def test_one_shard_that_is_named_is_all(tmp_path: Path) -> None:
+    """Whoever names train.tsv.1 alone means it; a name that counts all says that it is not all."""
+    shard = shutil.copy(REPORTS / "tsv_shards/train.tsv.1", tmp_path / "train.tsv.1")
+    assert run("bua-tsv", Path(shard), tmp_path).store.image_ids == ["100", "99"]
+    counted = Path(shard).rename(tmp_path / "train-00001-of-00002.tsv")
+    with pytest.raises(InputError, match=r"train-00000-of-00002\.tsv is missing"):
+        run("bua-tsv", counted, tmp_path)
+
+
+def test_what_is_no_set_of_files(tmp_path: Path) -> None:
+    """A file given twice, a folder without any, a pattern that nothing matches."""
+    shards = sorted((REPORTS / "tsv_shards").iterdir())
+    with pytest.raises(ConfigError, match=r"train.tsv.0 is given twice"):
+        run("bua-tsv", [*shards, shards[0]], tmp_path)
+    with pytest.raises(InputError, match="no name in it is one of this layout's"):
+        run("bua-tsv", REPORTS / "hdf5", tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        run("bua-tsv", REPORTS / "tsv_shards/val.*", tmp_path)
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "visualbert_core.features", "import", *map(str, arguments)]
+    return subprocess.run(line, check=False, capture_output=True, text=True)
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    """Several paths, a declared convention, torn rows in a count, and one line for what is refused."""
+    done = command("bua-tsv", *sorted((REPORTS / "tsv_shards").iterdir()), tmp_path, "--space", "mine")
+    assert done.stderr.endswith("\n4 images, 0 malformed\n")
+    done = command("bua-tsv", REPORTS / "tsv/xywh.tsv", tmp_path, "--space", "mine", "--boxes", "xywh")
+    assert (done.returncode, len(FeatureStore.open(done.stdout.strip()))) == (0, 1)
+    done = command("bua-tsv", REPORTS / "tsv/glued.tsv", tmp_path, "--space", "mine")
+    assert done.stderr.endswith(
+        "\ntorn: 73: 11 fields instead of 6; an intact record of this image counts\n"
+        "4 images, 0 malformed, 1 torn beside intact ones\n"
+    )
+    done = command("bua-hdf5", REPORTS / "hdf5", tmp_path, "--space", "mine")
+    assert f"\nnote: {NO_SIZES}\n2 images, 0 malformed\n" in done.stderr
+    done = command("bua-tsv", REPORTS / "tsv/f64feat.tsv", tmp_path, "--space", "vg_c4")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

@@ -1,0 +1,63 @@
+"""What a page says in place of folders of the machine that made it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from test_nightly import ANNOTATIONS, CELL, write_matrix
+
+from visualbert_core.nightly import Night, load_matrix, run_matrix
+from visualbert_core.report.places import Places
+
+
+def test_no_path_of_the_machine_is_on_the_page(tmp_path: Path) -> None:
+    """A night in somebody's folder, where all goes well, where a night cannot be compared, where a file is broken and
+    where images are: the page, summary.md and junit.xml name files, and no folder above the night's own."""
+    root = tmp_path / "Jäger's secret (disk) [1]"
+    root.mkdir()
+    matrix = write_matrix(root)
+    texts = []
+
+    def run(night: str) -> Night:
+        done = run_matrix(load_matrix(matrix, {"night": night}))
+        texts.extend(path.read_text() for path in (done.report, *(done.runs / n for n in ("summary.md", "junit.xml"))))
+        return done
+
+    first = run("1")
+    run("2")
+    page = texts[-3]
+    assert "OUT/runs/demo/2" in page
+    assert re.search(
+        r"--annotations DATA/vqa --features OUT/features/vqa-val2014/\w+ --model MODELS/visualbert-vqa", page
+    )
+    assert "Made of the same as <code>OUT/runs/demo/1" in page
+    (first.runs / CELL / "units.parquet").write_bytes(b"broken")
+    shutil.rmtree(root / "out" / "history" / "demo" / "2")
+    run("3")
+    assert "cannot be compared: OUT/runs/demo/1" in texts[-2]
+    annotations = root / "out" / "world" / "vqa" / ANNOTATIONS
+    annotations.write_text(annotations.read_text()[:500])
+    run("4")
+    assert f"DATA/vqa/{ANNOTATIONS}" in texts[-3]
+    for text in texts:
+        for part in (root.name, "secret", tmp_path.name, *tmp_path.parts[1:3]):
+            assert part not in text
+        assert not re.search(r"(?<![\w<.…])/(?:tmp|home|root|work|usr|var)\b", text)
+
+
+def test_places_hide_paths_and_nothing_else() -> None:
+    """Known folders become words, the innermost first; of other absolute paths the name stays; ids, addresses and
+    fractions stay as they are."""
+    places = Places.of([("OUT", Path("/a b/out")), ("DATA", Path("/a b/out/world")), ("…", Path("/a b"))])
+    for text, shown in {
+        "/a b/out/world/vqa: gone": "DATA/vqa: gone",
+        "'/a b/out' and /a b/out.": "'OUT' and OUT.",
+        "/a b/out2/x": "…/out2/x",
+        "file:///mnt/x/y.json is torn": "…/y.json is torn",
+        "[Errno 2] No such file: '/mnt/x/y z.jpg'": "[Errno 2] No such file: '…/y z.jpg'",
+        "s3://bucket/a/b, https://x.org/a/b, movie/1.jpg, 1/2/3, and/or, a / b": None,
+    }.items():
+        assert places.hide(text) == (shown or text)
+        assert places.hide(places.hide(text)) == places.hide(text)

@@ -1,0 +1,72 @@
+"""`visualbert …`: every job of the project as a subcommand, found here by its name.
+
+Each command is a file of `commands/`, which is imported when it is asked for, so that `--help` needs no GPU stack.
+Flags and help come from the declarations there and in `config.py`, through tyro.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
+from typing import NoReturn
+
+import tyro
+
+from visualbert_core import __version__
+from visualbert_core.config import nearest
+from visualbert_core.errors import ConfigError, end
+from visualbert_core.printable import printable, say
+
+INGREDIENT = None
+
+COMMANDS = {
+    "demo": ("demo", "the whole job over small synthetic scenes"),
+    "extract": ("extract", "images → feature store"),
+    "import": ("import_features", "features that others extracted → feature store"),
+    "store": ("store", "ls, info, name, verify, canary: look into a feature store"),
+    "evaluate": ("evaluate", "a checkpoint on one split of a benchmark → run folder"),
+    "score": ("score", "predictions of any system → the official score"),
+    "compare": ("compare", "two run folders → what changed, and because of what"),
+    "nightly": ("nightly", "a matrix of models × tasks × splits → report, gate, history"),
+    "import-annotations": ("import_annotations", "a Hugging Face dataset → a benchmark's official files"),
+    "convert": ("convert", "detector, checkpoint: published weights → a folder"),
+}
+"""Name → the module of `commands/`, and what the command does."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that the arguments name, by default those of the process; returns its exit code.
+
+    Raises ConfigError for an unknown command; SystemExit(2) for flags that the command does not have.
+    """
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ("",)
+    if name in ("", "-h", "--help"):
+        _overview()
+        return 0 if name else 2
+    if name == "--version":
+        say(__version__)
+        return 0
+    if name not in COMMANDS:
+        raise ConfigError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
+    module = import_module(f"visualbert_core.commands.{COMMANDS[name][0]}")
+    parse = partial(tyro.cli, module.Command, prog=f"visualbert {name}", config=(tyro.conf.FlagCreatePairsOff,))
+    try:
+        command = parse(args=rest, console_outputs=False)
+    except SystemExit:  # once more, to print the help or the complaint, which quotes the arguments
+        command = parse(args=[printable(word) for word in rest])
+    code: int = command.run()
+    return code
+
+
+def _overview() -> None:
+    say("usage: visualbert COMMAND …     (visualbert COMMAND --help says more)")
+    say()
+    for name, (_, does) in COMMANDS.items():
+        say(f"  {name:<20}{does}")
+
+
+def entry() -> NoReturn:
+    """The installed program."""
+    end(main)

@@ -1,0 +1,76 @@
+"""`visualbert convert`: published weights → a detector folder or a checkpoint folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from visualbert_core.printable import say
+
+_Detector = Literal["vg_c4", "pythia_fpn", "detectron_fpn", "r2c_resnet50"]
+_Network = Literal["pretraining", "vqa", "vcr", "nlvr2", "flickr30k_entities"]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """Make a detector folder of published weights.
+
+    A file that does not fit is refused, naming its keys.
+
+        visualbert convert detector vg_c4 pytorch_model.bin OUT
+        visualbert convert detector pythia_fpn detectron_model.pth OUT
+        visualbert convert detector detectron_fpn model_final.pkl OUT
+        visualbert convert detector r2c_resnet50 CONVERTED_VCR_CHECKPOINT/detector.safetensors OUT
+    """
+
+    name: tyro.conf.Positional[_Detector]
+    """The detector."""
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IN")]
+    """The published file, or the folder that holds it."""
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
+    """New folder: config.json, model.safetensors."""
+
+    def run(self) -> int:
+        """Convert, and say what was found."""
+        from visualbert_core.detector.convert import convert
+
+        return _report(convert(self.name, self.source, self.out))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Make a checkpoint folder of a .th file of the authors.
+
+    The head tells the task. A detector in the file, as VCR's has one, is written beside the checkpoint.
+
+        visualbert convert checkpoint vqa_fine_tuned.th OUT
+    """
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IN")]
+    """A .th file of github.com/uclanlp/visualbert."""
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
+    """New folder: config.json, model.safetensors, visualbert_core.json."""
+    task: _Network | None = None
+    """Where the head does not tell it."""
+    attention_heads: int | None = None
+    """Heads of a layer; default: hidden size / 64."""
+    feature_space: str | None = None
+    """Name of the features that it was trained on, for visualbert_core.json."""
+
+    def run(self) -> int:
+        """Convert, and say what was found."""
+        from visualbert_core.models.visualbert.checkpoint.convert import convert
+
+        return _report(convert(self.source, self.out, self.task, self.attention_heads, self.feature_space))
+
+
+Command = Detector | Checkpoint
+
+
+def _report(text: str) -> int:
+    for line in text.split("\n"):
+        say(line)
+    return 0

@@ -1,0 +1,88 @@
+"""`visualbert evaluate`: one model × task × split over a feature store → run folder."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from visualbert_core.commands import Flat, absolute_paths
+from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.printable import say, say_json
+
+if TYPE_CHECKING:
+    from visualbert_core.evaluation.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Evaluate a checkpoint on one split of a benchmark.
+
+    Writes RUNS/MODEL__TASK__SPLIT/ with the predictions and, if they cover the split, scores.json and the leaderboard's
+    file (that alone where the split has no public labels). The same line again resumes; a finished run is not computed
+    again. Exit code 3: some examples have no prediction, so there is no score. 4: the self-check found an answer that
+    changed. 6: stopped by SIGTERM or --max-hours before the end.
+
+        visualbert evaluate --task vqa --split val --annotations DIR --features STORE --model FOLDER --out RUNS
+        visualbert evaluate … --self-check       (does an answer depend on the batch? 64 examples, no run)
+        ray job submit --working-dir . -- python jobs/evaluate.py --task … (the same)
+    """
+
+    evaluation: Flat[EvaluateConfig]
+    pool: Flat[PoolConfig] = field(default_factory=PoolConfig)
+    self_check: bool = False
+    """Check on 64 examples that no answer depends on the batch or the workers."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> int:
+        """Predict what is missing, then score."""
+        from visualbert_core.cluster import Pool
+        from visualbert_core.evaluation.run import evaluate
+
+        evaluation = absolute_paths(self.evaluation)
+        if self.self_check:
+            return self._check(evaluation)
+        with Pool(self.pool) as pool:
+            run = evaluate(evaluation, pool)
+        if run.scores is None:
+            self._submitted(run)
+        elif self.json:
+            say_json(run.scores | {"run": str(run.folder)})
+        else:
+            _scored(run)
+        return 0
+
+    def _check(self, evaluation: EvaluateConfig) -> int:
+        from visualbert_core.cluster import start_ray
+        from visualbert_core.evaluation.selfcheck import REGRESSION, describe, self_check
+
+        start_ray()  # one for both of its pools
+        check = self_check(evaluation, self.pool)
+        if self.json:
+            say_json(asdict(check))
+        for line in () if self.json else describe(check):
+            say(line)
+        return REGRESSION if check.changed else 0
+
+    def _submitted(self, run: Run) -> None:
+        submission = run.folder / run.record["submission"]
+        if "subset" in run.record:
+            say(f"WARNING: {run.record['subset']}", to=sys.stderr)
+        if self.json:
+            say_json({"run": str(run.folder), "submission": str(submission)})
+        else:
+            say(f"no public labels, so no score: {submission}")
+
+
+def _scored(run: Run) -> None:
+    assert run.scores is not None
+    subset = [run.scores["subset"]] if "subset" in run.scores else []
+    for warning in (*subset, *run.scores["warnings"]):
+        say(f"WARNING: {warning}")
+    for metric, value in run.scores["scores"].items():
+        low, high = run.scores["intervals"][metric]
+        spread = "" if low is None else f"  [{low:.2f}, {high:.2f}]"
+        say(f"{metric:>14} {value:6.2f}{spread}  n={run.scores['units'][metric]}")
+    say(run.scores["protocol"])
+    say(run.folder)

@@ -1,0 +1,46 @@
+"""`visualbert extract`: images → feature store."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+from visualbert_core.commands import Flat
+from visualbert_core.config import ExtractConfig, PoolConfig
+from visualbert_core.printable import say, say_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Extract the region features of an image corpus into a feature store.
+
+    Writes STORE_ROOT/CORPUS/FINGERPRINT/ and prints that folder. The same line again resumes. Images without features
+    are counted and kept as rows of failures/. Exit code 2: --canary found other features. 3: no image has features, or
+    more than --max-failures have none. 6: stopped by SIGTERM or --max-hours before the end.
+
+        visualbert extract --images DIR --detector FOLDER --out STORE_ROOT
+        ray job submit --working-dir . -- python jobs/extract_features.py --images … (the same)
+    """
+
+    extraction: Flat[ExtractConfig]
+    pool: Flat[PoolConfig] = field(default_factory=PoolConfig)
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> int:
+        """Extract what is missing."""
+        from visualbert_core.cluster import Pool
+        from visualbert_core.features.extract import extract
+
+        with Pool(self.pool) as pool:
+            store = extract(self.extraction, pool)
+        failures = store.failures()
+        if failures:
+            say(f"{len(failures):,} of {len(store) + len(failures):,} images quarantined", to=sys.stderr)
+        for failure in failures[:10]:
+            say(f"quarantined: {failure.item_id}: {failure.stage}: {failure.message}", to=sys.stderr)
+        if self.json:
+            say_json({"store": store.address, "images": len(store), "quarantined": len(failures)})
+        else:
+            say(store.address)
+        return 0

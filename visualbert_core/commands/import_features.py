@@ -1,0 +1,72 @@
+"""`visualbert import`: features that others extracted → feature store."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from visualbert_core.config import PoolConfig
+from visualbert_core.errors import ConfigError
+from visualbert_core.metrics.boxes import CONVENTIONS
+from visualbert_core.printable import say
+from visualbert_core.tasks.reading import choose
+
+_Kind = Literal["bua-tsv", "lxmert-tsv", "mmf-npy", "mmf-lmdb", "milvlg-npz", "bua-hdf5"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Import region features that others extracted.
+
+    Writes STORE_ROOT/CORPUS/FINGERPRINT/ and prints that folder. The same line again resumes. Records that cannot be
+    read are counted and kept as rows of failures/.
+
+        visualbert import bua-tsv trainval_resnet101_faster_rcnn_genome_36.tsv --out STORE_ROOT --space vg_c4
+    """
+
+    kind: tyro.conf.Positional[_Kind]
+    """Layout of the source."""
+    sources: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="SOURCE …")]
+    """Files or folders to read, or a pattern in quotes. Several are one corpus."""
+    out: Path
+    """Root of the feature stores."""
+    space: str
+    """Name of the feature space, which checkpoints are matched with."""
+    corpus: str | None = None
+    """Name of the corpus; default: the source's name."""
+    ids: str = "{}"
+    """Image id made of the source's own, e.g. COCO_val2014_{:0>12}."""
+    boxes: str = "xyxy"
+    """How the boxes are written: xyxy (in pixels), xywh, normalised, normalised-xywh, … They are then converted."""
+    workers: int | None = None
+    """Ray actors; default: this process alone."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ConfigError("name the files or folders to import behind the layout")
+        choose("convention of boxes", self.boxes, CONVENTIONS)
+
+    def run(self) -> int:
+        """Convert every record."""
+        from visualbert_core.cluster import Pool
+        from visualbert_core.features.importers import import_features
+
+        pool = PoolConfig(workers=self.workers, gpus_per_worker=0, inline=self.workers is None)
+        with Pool(pool) as workers:
+            what = (self.kind, self.sources, self.out, self.space, workers, self.corpus, self.ids, self.boxes)
+            done = import_features(*what)
+        failures = done.store.failures()
+        for note in done.notes:
+            say(f"note: {note}", to=sys.stderr)
+        for failure in failures[:10]:
+            say(f"malformed: {failure.item_id}: {failure.message}", to=sys.stderr)
+        for torn in done.torn[:10]:
+            say(f"torn: {torn.item_id}: {torn.message}; an intact record of this image counts", to=sys.stderr)
+        beside = f", {len(done.torn)} torn beside intact ones" if done.torn else ""
+        say(f"{len(done.store)} images, {len(failures)} malformed{beside}", to=sys.stderr)
+        say(done.store.address)
+        return 0

@@ -1,0 +1,72 @@
+"""`visualbert nightly`: a matrix of models × tasks × splits, compared with an earlier night."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from visualbert_core.printable import say, unguarded
+
+if TYPE_CHECKING:
+    from visualbert_core.config import NightlyConfig
+
+
+@dataclass(frozen=True)
+class Command:
+    """Run a matrix: extract what is missing → evaluate → compare with an earlier night → report.
+
+    The same line again resumes, and computes nothing that is already there. Where the file has a `gate`, every night is
+    a run of its own (--night, default: the date), compared with the last one that did not fail. Exit code 4: something
+    got worse. 5: one cannot tell. --out must be a folder that all nodes see.
+
+        visualbert nightly my.yaml --out /shared/evaluation
+        visualbert nightly my.yaml --dry-run           (images, examples and time, and nothing done)
+        visualbert nightly my.yaml --limit 20          (a smoke night: does everything run?)
+        ray job submit --working-dir . -- python jobs/nightly.py my.yaml --out /shared/evaluation
+    """
+
+    matrix: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MATRIX")]
+    """YAML file such as jobs/nightly.yaml."""
+    out: str | None = None
+    """In place of `out` of the YAML file."""
+    night: str | None = None
+    """Name of this night; default: the date, UTC."""
+    limit: int | None = None
+    """A smoke night: this many images a corpus and examples a cell, no scores."""
+    dry_run: bool = False
+    """Print what would be done."""
+
+    def run(self) -> int:
+        """Run or plan the matrix."""
+        from visualbert_core.nightly import load_matrix, runs_folder
+        from visualbert_core.nightly.plan import plan_night
+
+        flags = {"out": self.out, "night": self.night, "limit": self.limit}
+        config = load_matrix(self.matrix, {name: value for name, value in flags.items() if value is not None})
+        if not self.dry_run:
+            return run_and_show(config)
+        for step in plan_night(config, runs_folder(config)):
+            say(step)
+        return 0
+
+
+def run_and_show(config: NightlyConfig) -> int:
+    """Run the matrix and print its table and where everything lies; returns the exit code."""
+    from rich.console import Console
+
+    from visualbert_core.nightly import run_matrix
+    from visualbert_core.report.terminal import print_table
+
+    night = run_matrix(config)
+    print_table(night.info, night.cells, Console(file=unguarded(sys.stdout)))
+    say()
+    say(f"Report:          {night.report}")
+    say(f"Runs:            {night.runs}")
+    say(f"Feature stores:  {config.out / 'features'}")
+    if night.judged is not None:
+        say(f"Gate:            {night.judged.gate.verdict}, see {night.runs / 'summary.md'}")
+    return night.exit_code

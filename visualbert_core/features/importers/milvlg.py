@@ -1,0 +1,88 @@
+"""What MILVLG's bottom-up-attention.pytorch writes: a folder of NAME.npz, one an image."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visualbert_core.errors import InputError
+from visualbert_core.features.importers.arrays import floats, npy
+from visualbert_core.features.importers.sources import MalformedError, Place, whole
+from visualbert_core.provenance import digest_file, digest_json
+from visualbert_core.schema import Regions
+
+_LARGEST = 1 << 28  # bytes of an array, unpacked; 100 boxes of 2048 features are under 1 MB
+
+
+class NpzSource:
+    """NAME.npz with `x`, `bbox`, `num_bbox`, `image_h`, `image_w` and, of some versions, `info`; at any depth."""
+
+    notes: tuple[str, ...] = ()
+    sizes_known = True
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder")
+
+    def records(self) -> Iterator[tuple[str, Place]]:
+        for path in sorted(self.folder.rglob("*.npz")):
+            yield path.stem, path.relative_to(self.folder).as_posix()
+
+    def digest(self) -> str:
+        files = sorted(self.folder.rglob("*.npz"))
+        return digest_json([[path.relative_to(self.folder).as_posix(), digest_file(path)] for path in files])
+
+    def read(self, image_id: str, place: Place) -> Regions:
+        path = self.folder / str(place)
+        arrays = _npz(whole(path), path.name)
+        try:
+            boxes = np.asarray(arrays["bbox"], np.float32)
+            width, height, count = (int(arrays[name]) for name in ("image_w", "image_h", "num_bbox"))
+            info = arrays["info"].item() if isinstance(arrays.get("info"), np.ndarray) else arrays.get("info")
+            info = info if isinstance(info, dict) else {}
+            labels = np.asarray(info.get("objects_id", np.full(len(boxes), -1)), np.int64)
+            scores = np.asarray(info.get("objects_conf", np.full(len(boxes), np.nan)), np.float32)
+            both = "attrs_id" in info and "attrs_conf" in info
+            attributes = np.asarray(info["attrs_id"], np.int64) if both else None
+            attribute_scores = np.asarray(info["attrs_conf"], np.float32) if both else None
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise MalformedError(f"{path.name}: {type(error).__name__}: {error}") from None
+        if count != len(boxes):
+            raise MalformedError(f"{path.name}: num_bbox is {count}, and there are {len(boxes)} boxes")
+        features = _rows(arrays.get("x"), count, path.name)
+        return Regions(
+            *(image_id, width, height, boxes, labels, scores, features, ""),
+            attributes=attributes,
+            attribute_scores=attribute_scores,
+        )
+
+
+def _rows(x: Any, count: int, name: str) -> np.ndarray:
+    """Features as [R, D]: some versions write [D, R]."""
+    if not isinstance(x, np.ndarray) or x.ndim != 2 or count not in x.shape:
+        shape = x.shape if isinstance(x, np.ndarray) else None
+        raise MalformedError(f"{name}: x has shape {shape}, and there are {count} boxes")
+    if x.shape[0] == x.shape[1]:
+        raise MalformedError(f"{name}: x has shape {x.shape}: which side counts the boxes cannot be told")
+    return floats(x if x.shape[0] == count else x.T)
+
+
+def _npz(data: bytes, name: str) -> dict[str, Any]:
+    arrays = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for member in archive.infolist():
+                if member.file_size > _LARGEST:
+                    raise MalformedError(f"{name}: {member.filename} is {member.file_size:,} bytes")
+                array = member.filename.removesuffix(".npy")
+                arrays[array] = npy(archive.read(member), f"{name}: {array}")
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        raise MalformedError(f"{name}: {error}") from None
+    return arrays

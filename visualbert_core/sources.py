@@ -1,0 +1,208 @@
+"""Where the images of a corpus lie: a folder, a pattern, a list of files, tar shards, or tables (see `tables`).
+
+What lies among images and is none (a link to nothing, a device, a folder of an image's name) is listed, and fails when
+it is read, or a corpus would silently be smaller than its folder. Nothing is opened here that need not end.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from glob import glob, has_magic
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from visualbert_core import lfs, numbered, storage
+from visualbert_core.errors import InputError
+from visualbert_core.schema import LARGEST_IMAGE, Image
+from visualbert_core.tables import TABLE, list_parquet, list_saved, require_file
+
+INGREDIENT = "features"
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
+LISTS = frozenset({".txt", ".lst"})
+TAR = ".tar"
+LEADS_NOWHERE = f"is {storage.NOWHERE}"
+APPLE = "._"  # begins files that a Mac leaves beside others and in tars; they hold no picture
+
+_SHOWN = 200  # characters of a line that is no path
+_TAIL = 1 << 20  # bytes behind the last member of a tar in which there must be nothing
+
+
+def images_of(source: Path) -> Iterator[Image]:
+    """The images of a source, see `corpus.list_images`. Raises InputError, and OSError for what cannot be read."""
+    if storage.url(source):
+        found = _objects(source)
+    elif (source / "state.json").is_file() and (source / "dataset_info.json").is_file():
+        yield from list_saved(source)
+        return
+    elif (source / "dataset_dict.json").is_file():
+        raise InputError(f"{source} holds the splits of a dataset: name the folder of one of them")
+    elif source.is_dir():
+        found = _images_or_tables(_below(source))
+    elif source.suffix.lower() in LISTS and source.is_file():
+        found = _listed(source)
+    elif source.is_file():
+        found = iter([_Found(source)])
+    elif has_magic(str(source)):
+        found = _matched(str(source))
+    else:
+        raise InputError(f"{source} is no folder, pattern, list, table or tar of images: name what holds them")
+    whole: set[str] = set()
+    for path, trouble in found:
+        suffix = path.suffix.lower()
+        if suffix in SUFFIXES:
+            yield Image(path.name[: -len(suffix)], storage.url(path) or str(path), trouble=trouble)
+        elif suffix in (TAR, TABLE):
+            _require_set(path, whole)
+            yield from _members(path) if suffix == TAR else list_parquet(path)
+
+
+class _Found(NamedTuple):
+    """A name that may be an image's, and why it cannot be read where that is known without opening it."""
+
+    path: Path
+    trouble: str | None = None
+
+
+def _images_or_tables(every: Iterable[_Found]) -> Iterator[_Found]:
+    """What makes a folder a corpus: its images, or else its tables. A table or a tar among images is their metadata or
+    an archive of the very same."""
+    tables, images = [], False
+    for found in every:
+        if _is_image(found.path.name):
+            images = True
+            yield found
+        elif found.path.suffix.lower() == TABLE:
+            tables.append(found)
+    if not images:
+        yield from tables
+
+
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in SUFFIXES and not name.startswith(APPLE)
+
+
+def _objects(address: Path) -> Iterator[_Found]:
+    if address.suffix.lower() == TABLE:
+        return iter([_Found(address)])
+    too_large = f"is larger than the {LARGEST_IMAGE:,} bytes that are read"
+    sizes = storage.files(address).items()
+    return _images_or_tables(_Found(path, too_large if size > LARGEST_IMAGE else None) for path, size in sizes)
+
+
+def _below(root: Path) -> Iterator[_Found]:
+    """The files of a folder at any depth, one after the other, as there may be millions, and what else has an image's
+    name. Raises OSError for a folder that cannot be read, or the corpus would silently be smaller."""
+    folders, seen = [root], set()
+    while folders:
+        folder = folders.pop()
+        inode = folder.stat().st_dev, folder.stat().st_ino
+        if inode in seen:
+            continue  # a link to a folder that is in the corpus already
+        seen.add(inode)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                path = Path(entry.path)
+                # Whether a link leads to a folder raises where it leads to itself.
+                kind = storage.kind(path) if entry.is_symlink() else "a folder" if entry.is_dir() else None
+                if kind == "a folder":
+                    folders.append(path)
+                if kind != "a folder" or _is_misnamed(path):
+                    yield _Found(path, _trouble(kind))
+
+
+def _is_misnamed(folder: Path) -> bool:
+    """Whether a folder has an image's name and holds no image: somebody may have meant one."""
+    if not _is_image(folder.name):
+        return False
+    return not any(_is_image(name) for _, _, names in os.walk(folder) for name in names)
+
+
+def _trouble(kind: str | None) -> str | None:
+    """A link that leads nowhere now is no image. One that is found to do so later, when it is read, may be a disk that
+    is gone, and of the rest reading tells better."""
+    return LEADS_NOWHERE if kind == storage.NOWHERE else None
+
+
+def _matched(pattern: str) -> Iterator[_Found]:
+    for name in sorted(glob(pattern, recursive=True)):  # noqa: PTH207  (absolute patterns)
+        path = Path(name)
+        kind = storage.kind(path)
+        if kind != "a folder" or _is_misnamed(path):
+            yield _Found(path, _trouble(kind))
+
+
+def _listed(path: Path) -> Iterator[_Found]:
+    if lfs.is_pointer_file(path):
+        raise InputError(f"{path} is {lfs.REASON}")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        found = path.parent / line.strip()
+        if found.suffix.lower() not in SUFFIXES:
+            raise InputError(f"{path} line {number}: {line.strip()[:_SHOWN]!r} does not end like an image")
+        try:
+            yield _Found(found, _trouble(storage.kind(found)))
+        except (OSError, ValueError) as error:  # ValueError: NUL, which no path has
+            if isinstance(error, PermissionError):
+                raise
+            raise InputError(f"{path} line {number}: {str(found)[-_SHOWN:]} is not there; correct the list") from None
+
+
+def _require_set(path: Path, whole: set[str]) -> None:
+    """Of `train-00000-of-00002.parquet` the other one must lie beside it; `whole` are the files known not to lack any.
+
+    Raises InputError naming the first that is missing."""
+    if str(path) in whole or numbered.missing(path.name, ()) is None:
+        return
+    beside = storage.files(path.parent) if storage.url(path) else map(Path, os.scandir(path.parent))
+    names = [found.name for found in beside]
+    if missing := numbered.missing(path.name, names):
+        raise InputError(f"{storage.url(path) or path}: {missing} of the same set is not beside it; download it, too")
+    whole.update(str(path.parent / name) for name in names if numbered.missing(name, names) is None)
+
+
+def _members(path: Path) -> Iterator[Image]:
+    """Images of an uncompressed tar, each as a range of the tar's bytes."""
+    require_file(path)
+    if lfs.is_pointer_file(path):
+        raise InputError(f"{path} is {lfs.REASON}")
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                name = PurePosixPath(member.name)
+                if member.isdir() or not _is_image(name.name):
+                    continue
+                image_id = name.name[: -len(name.suffix)]
+                if member.isreg() and not member.issparse():
+                    yield Image(image_id, str(path), start=member.offset_data, size=member.size)
+                else:
+                    trouble = f"is {_kind(member)} in its tar; pack the files themselves"
+                    yield Image(image_id, str(path), start=member.offset, size=0, trouble=trouble)
+            _require_end(path, tar.offset)
+    except (tarfile.TarError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as an uncompressed tar ({error}); unpack it") from None
+
+
+def _kind(member: tarfile.TarInfo) -> str:
+    if member.islnk() or member.issym():
+        return "a link"
+    return "sparse" if member.issparse() else "a pipe" if member.isfifo() else "a device"
+
+
+def _require_end(path: Path, end: int) -> None:
+    """Where `tarfile` stops without a word, the tar must end: it does so at a damaged header, and after the first of
+    several tars in one file, too. Raises InputError."""
+    with path.open("rb") as file:
+        file.seek(end)
+        rest = file.read(_TAIL)
+    if not rest:
+        raise InputError(f"{path}: a tar without an end, cut short? download it again")
+    if rest.strip(b"\0"):
+        raise InputError(f"{path}: a tar that is damaged, or several in one file, at byte {end}; unpack it")

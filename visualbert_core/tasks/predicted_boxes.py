@@ -1,0 +1,148 @@
+"""Boxes that somebody predicted: in the convention that they are declared in, or refused where they look like another.
+
+Two signs are asked. Their geometry (`metrics.boxes`): boxes end before they begin, or lie outside their image. And the
+gold boxes: where several times as many phrases are found once the boxes are read in another way, that is how they were
+written. No right file is like that, however bad its model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from visualbert_core.errors import InputError
+from visualbert_core.metrics.boxes import CONVENTIONS, SLACK, SLACK_PIXELS, suspect, to_xyxy, words
+from visualbert_core.metrics.recall import IOU_THRESHOLD
+
+_MORE = 3  # phrases, with gold boxes that differ, that another reading must find beyond those found now
+_SHARE = 0.2  # and the share of all phrases that they must be
+_TIMES = 1.25  # as many as now
+_UNSCALED = 0.1  # a fitted scale so close to 1 is none
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A phrase's ranked boxes [N, 4] as they came, its gold boxes [M, 4], M >= 1, and its image's (width, height), or
+    infinity for both."""
+
+    ranked: np.ndarray
+    gold: np.ndarray
+    size: tuple[float, float]
+    image_id: str
+
+
+def check(asked: Sequence[Asked], convention: str | None) -> list[str]:
+    """Nothing, or lines to say: how many boxes can only miss. `convention` is what was declared.
+
+    Raises InputError where the boxes look like another convention, or need the size of an image that is not known.
+    """
+    boxes, sides, rows = _flat(asked)
+    if not len(boxes):
+        return []
+    declared = convention or "xyxy"
+    _need_sizes(asked, declared)
+    found = suspect(boxes, sides[:, 0], sides[:, 1], rows, declared)
+    read = to_xyxy(boxes, declared, sides[:, 0], sides[:, 1])
+    firsts = np.flatnonzero(np.diff(rows, prepend=-1))
+    other = _other_reading(boxes[firsts], read[firsts], [asked[row] for row in rows[firsts]])
+    if other and not (found and found.looks_like == other.convention is not None):
+        raise InputError(f"{found.trouble + '; ' if found else ''}{other.line}{_remedy(other.convention)}")
+    if found:
+        raise InputError(f"{found}{_remedy(found.looks_like)}")
+    return _flaws(read, sides)
+
+
+def _flat(asked: Sequence[Asked]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All boxes [N, 4], the sides of their images [N, 2], and the number of the phrase of each [N]."""
+    counts = [len(each.ranked) for each in asked]
+    boxes = np.concatenate([np.empty((0, 4)), *(each.ranked for each in asked)])
+    sides = np.array([each.size for each in asked], np.float64).reshape(-1, 2).repeat(counts, axis=0)
+    return boxes, sides, np.arange(len(asked)).repeat(counts)
+
+
+def _need_sizes(asked: Sequence[Asked], declared: str) -> None:
+    unknown = next((each.image_id for each in asked if not np.isfinite(each.size).all()), None)
+    if unknown is not None and declared.startswith(("normalised", "per-mille")):
+        raise InputError(f"{declared} boxes need the size of every image, and no <size> is told of {unknown}")
+
+
+def _remedy(looks_like: str | None) -> str:
+    declare = f"declare it with --boxes {looks_like}, or " if looks_like else ""
+    return f"; {declare}write the file with left, top, right, bottom in pixels of the images that were annotated"
+
+
+def _flaws(boxes: np.ndarray, sides: np.ndarray) -> list[str]:
+    """How many boxes end before they begin, and how many lie outside their image: a few are misses like any other."""
+    slack = np.maximum(SLACK_PIXELS, np.where(np.isfinite(sides), sides, 0.0) * SLACK)
+    faults = {
+        "end before they begin: misses": (boxes[:, 2:] < boxes[:, :2]).any(axis=1),
+        "reach outside their image": ((boxes[:, :2] < -slack) | (boxes[:, 2:] > sides + slack)).any(axis=1),
+    }
+    return [f"{int(bad.sum()):,} of {len(boxes):,} boxes {what}" for what, bad in faults.items() if bad.any()]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# read otherwise, would they be right?
+
+
+@dataclass(frozen=True)
+class _Reading:
+    line: str
+    convention: str | None
+
+
+def _other_reading(written: np.ndarray, read: np.ndarray, asked: Sequence[Asked]) -> _Reading | None:
+    """The reading under which most of the best boxes [P, 4] are right, where those are far more than as declared."""
+    owner = np.arange(len(asked)).repeat([len(each.gold) for each in asked])
+    gold = np.concatenate([each.gold for each in asked])
+    sizes = np.array([each.size for each in asked], np.float64)
+    now = _found(read, gold, owner)
+    readings = {name: _found(boxes, gold, owner) for name, boxes in _readings(written, read, gold, owner, sizes)}
+    name = max(readings, key=lambda name: int(readings[name].sum()))
+    then = readings[name]
+    gained = then & ~now
+    different = len({tuple(each.gold[0]) for each, is_gained in zip(asked, gained, strict=True) if is_gained})
+    if different < _MORE or gained.sum() < _SHARE * len(asked) or then.sum() < _TIMES * now.sum():
+        return None
+    convention = name if name in CONVENTIONS else None
+    what = f"look like {words(name)}" if convention else name
+    counts = f"{int(now.sum()):,} of {len(asked):,} phrases are found as they are, {int(then.sum()):,} if read so"
+    return _Reading(f"the boxes {what}: {counts}", convention)
+
+
+def _readings(
+    written: np.ndarray, read: np.ndarray, gold: np.ndarray, owner: np.ndarray, sizes: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, boxes [P, 4]): every convention, then boxes of images that were resized."""
+    known = bool(np.isfinite(sizes).all())
+    for name in CONVENTIONS:
+        if known or not name.startswith(("normalised", "per-mille")):
+            yield name, to_xyxy(written, name, sizes[:, 0], sizes[:, 1])
+    units: dict[str, Callable[[], np.ndarray]] = {"to one part of their size": lambda: np.ones_like(sizes)}
+    if known:
+        units["to squares"] = lambda: 1 / sizes
+        units["to one short side"] = lambda: (1 / sizes.min(axis=1))[:, None] * np.ones(2)
+        units["to one long side"] = lambda: (1 / sizes.max(axis=1))[:, None] * np.ones(2)
+    for name, unit in units.items():
+        pixel = np.tile(unit(), 2)  # [P, 4]: what a pixel became, but for one factor
+        with np.errstate(all="ignore"):
+            ratios = read[owner, 2:] / (gold * pixel[owner])[:, 2:]
+        factor = float(np.median(ratios[np.isfinite(ratios)])) if np.isfinite(ratios).any() else 1.0
+        if factor > 0 and not (name.endswith("their size") and abs(factor - 1) < _UNSCALED):
+            size = f"({100 * factor:.0f} %)" if name.endswith("their size") else f"({factor:.0f} pixels)"
+            yield f"are those of images resized {name} {size}", read / (pixel * factor)
+
+
+def _found(boxes: np.ndarray, gold: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """Which of the boxes [P, 4] match a gold box [G, 4] of their own, `owner` [G] ascending: bool [P]."""
+    mine = boxes[owner]
+    with np.errstate(all="ignore"):
+        sides = np.minimum(mine[:, 2:], gold[:, 2:]) - np.maximum(mine[:, :2], gold[:, :2])
+        shared = sides.clip(min=0).prod(axis=1)
+        areas = [(each[:, 2:] - each[:, :2]).clip(min=0).prod(axis=1) for each in (mine, gold)]
+        hit = shared / (areas[0] + areas[1] - shared) >= IOU_THRESHOLD
+    found = np.zeros(len(boxes), bool)
+    np.logical_or.at(found, owner, hit)
+    return found
