@@ -30,7 +30,7 @@ ORDER = (
     {"progress"},
     {"sources"},
     {"shards", "provenance", "tables"},
-    {"schema", "storage", "columns", "pickles"},
+    {"schema", "storage", "columns", "pickles", "weights"},
     {"config"},
     {"documents", "processes"},
     {"errors"},

@@ -1,25 +1,22 @@
 """Weights as their authors published them, read without running what a file says.
 
-torch files are opened with `weights_only`. The pickles of Caffe2's Detectron and of detectron2 hold NumPy arrays, and
-anything else in one is refused by name (`pickles.py`). What the keys mean belongs to each detector.
+What every file must keep to stands in `weights.py`. The pickles of Caffe2's Detectron and of detectron2 hold NumPy
+arrays, and anything else in one is refused by name (`pickles.py`). What the keys mean belongs to each detector.
 """
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from visualbert_core.errors import CheckpointError
 from visualbert_core.pickles import load_arrays
+from visualbert_core.weights import load
 
 
 def find(source: Path, names: Sequence[str]) -> Path:
@@ -42,13 +39,7 @@ def read_entries(path: Path, under: str | None = None, pickled: bool | None = No
     that cannot be read or holds no names.
     """
     pickled = path.suffix == ".pkl" if pickled is None else pickled
-    read = _unpickle if pickled else load_file if path.suffix == ".safetensors" else _torch_load
-    try:
-        found: Any = read(path)
-    except (SafetensorError, pickle.UnpicklingError, *_MALFORMED) as error:
-        line, *_ = [*str(error).splitlines(), ""]
-        why = f"{type(error).__name__}: {line}"
-        raise CheckpointError(f"{path}: cannot be read ({why})") from None
+    found = load(path, _unpickle if pickled else None)
     if under is not None and isinstance(found, dict) and isinstance(found.get(under), dict):
         found = found[under]
     if not isinstance(found, dict) or not found:
@@ -69,14 +60,6 @@ def _tensor(key: Any, value: Any, path: Path) -> Tensor:
     return value.float() if value.is_floating_point() else value
 
 
-def _torch_load(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-
-
 def _unpickle(path: Path) -> Any:
     with path.open("rb") as file:
         return load_arrays(file, encoding="latin1")  # Python 2 wrote some of them
-
-
-# What cut or garbled files raise, besides the readers' own errors.
-_MALFORMED = (OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, MemoryError)

@@ -1,27 +1,23 @@
 """Where the weights are: a folder or a Hub id, in one file or in shards, as safetensors or as torch wrote them.
 
-Owns finding and reading weight files, never what their keys mean. torch files are opened with `weights_only`, and an
-index may only name files that lie beside it, so that a downloaded checkpoint can neither run code nor reach outside.
+Owns finding and reading weight files, never what their keys mean. An index may only name files that lie beside it, so
+that a downloaded checkpoint can as little reach outside as it can run code (`weights`).
 """
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from visualbert_core.documents import read_json
 from visualbert_core.errors import CheckpointError
 from visualbert_core.models.visualbert.config import CONFIG_FILE
 from visualbert_core.provenance import digest_file, digest_files
+from visualbert_core.weights import load, shapes
 
 SAFETENSORS_FILE = "model.safetensors"
 TORCH_FILE = "pytorch_model.bin"
@@ -30,7 +26,6 @@ WEIGHTS = (SAFETENSORS_FILE, SAFETENSORS_FILE + INDEX, TORCH_FILE, TORCH_FILE + 
 """In order of preference."""
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-_MALFORMED = (OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, MemoryError)
 _CONVERT = "visualbert convert checkpoint IN OUT"
 _BESIDE = (CONFIG_FILE, "visualbert_core.json", "vocab.txt", "tokenizer.json", "answers.txt")
 
@@ -98,6 +93,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return found
 
 
+def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that `read_weights` would read, without reading any. Raises CheckpointError."""
+    if not path.name.endswith(INDEX):
+        return shapes(path)
+    files = sorted(set(_shards(path).values()))
+    return {key: shape for name in files for key, shape in shapes(path.parent / name).items()}
+
+
 def shown(names: list[str], limit: int = 6) -> str:
     """A list of names in one line."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
@@ -121,22 +124,13 @@ def _shards(index: Path) -> Mapping[str, str]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        found: Any = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
-    except (SafetensorError, pickle.UnpicklingError, *_MALFORMED) as error:
-        why = _first_line(error)
-        raise CheckpointError(f"{path}: cannot be read ({why}): no weights, or cut short; download it again") from None
+    found = load(path)
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise CheckpointError(f"{path}: must hold named tensors and nothing else")
     # copy: both readers map the file, and weights must survive its replacement.
     return {
         key: value.to(torch.float32, copy=True) if value.is_floating_point() else value for key, value in found.items()
     }
-
-
-def _torch_load(path: Path) -> Any:
-    # Files from before torch 1.6, such as the authors', are no zip archives and cannot be mapped.
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 def _first_line(error: Exception) -> str:
