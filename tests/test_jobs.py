@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, SmallNight, run_here, small_matrix
+from safetensors.torch import load_file, save_file
 
 WEIGHTS = ROOT / "visualbert_core" / "world" / "weights"
 
@@ -72,13 +73,18 @@ def test_nightly_prints_scores_and_what_to_open(small_night: SmallNight) -> None
 def test_a_score_under_its_floor_is_a_regression(small_night: SmallNight, tmp_path: Path) -> None:
     """The job ends with exit code 4, one line for the floor that was missed and one for a baseline out of its range."""
     matrix = yaml.safe_load(small_night.matrix.read_text())
-    matrix["cells"][2] |= {"floors": {"accuracy": 100.5}, "wrong_image": {"accuracy": [-2, -1]}}
+    model = shutil.copytree(WEIGHTS / "visualbert-nlvr2", tmp_path / "opposite")
+    weights = load_file(model / "model.safetensors")
+    turned = {key: -value if key.startswith("cls.") else value for key, value in weights.items()}
+    save_file(turned, model / "model.safetensors")  # what was True is False
+    bounds = {"floors": {"accuracy": 90}, "wrong_image": {"accuracy": [0, 0.5]}}
+    matrix["cells"][2] |= {"model": str(model), **bounds}
     path = tmp_path / "matrix.yaml"
     path.write_text(yaml.safe_dump(matrix))
     done = job_here("nightly", path)
     assert done.returncode == 4
-    assert "out of [100.5, 100.0]" in the_error(done)
-    assert re.search(r"nlvr2 dev \(wrong image\): accuracy is .* out of \[-2.0, -1.0\]", done.stderr)
+    assert "out of [90.0, 100.0]" in the_error(done)
+    assert re.search(r"nlvr2 dev \(wrong image\): accuracy is .* out of \[0.0, 0.5\]", done.stderr)
 
 
 def test_a_failing_cell_does_not_stop_the_others(tmp_path: Path, world: Path) -> None:

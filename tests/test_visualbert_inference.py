@@ -236,7 +236,8 @@ def test_threads_share_a_predictor(tmp_path: Path) -> None:
     """Batches from several threads at once have the answers and scores of the same batches one after the other. Up to
     rounding: a library may take another number of threads of its own when it is called from several."""
     network("vqa").save_pretrained(tmp_path)
-    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n?\na\nb\nc\nd\n")
+    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?", *"abcd", *map(str, range(20)))
+    (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
     (tmp_path / "answers.txt").write_text("<unk>\n0\n1\n2\n3\n")
     model = VisualBertPredictor.from_pretrained(tmp_path, "vqa", "cpu")
     rng = np.random.default_rng(0)
