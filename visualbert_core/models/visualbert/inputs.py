@@ -308,7 +308,7 @@ def _vocabulary(path: Path) -> dict[str, int]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file in UTF-8, as any editor saves it: a byte order mark and Windows' ends of lines are no part
+    """The lines of a text file in UTF-8, as any editor saves it: a byte order mark and Windows' ends of lines are not
     of them. Raises CheckpointError naming a file that cannot be read."""
     if lfs.is_pointer_file(path):
         raise CheckpointError(f"{path}: {lfs.REASON}")
