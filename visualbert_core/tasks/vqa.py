@@ -116,8 +116,8 @@ class _Labels:
 class VqaTask:
     """One split of VQA v2. Answers are strings; the score is the soft accuracy of each question.
 
-    The files are streamed into columns. Opening train's 443,757 questions (made-up files of 392 MB, 100,000 different
-    answers) takes ten seconds on one core, and 150 MB at most.
+    The files are mapped into memory and read into columns. Opening train's 443,757 questions (made-up files of 392 MB,
+    100,000 different answers) takes four seconds on one core, and 290 MB at most beside the mapped file.
     """
 
     name = "vqa"
