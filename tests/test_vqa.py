@@ -445,14 +445,14 @@ def test_odd_answer_ids_are_scored_one_by_one(folder: Path) -> None:
 
 def test_an_annotation_may_name_its_image_in_any_way_or_not_at_all(folder: Path) -> None:
     """A number, written as a float or a string, too, or null: refused are another image and what is no number."""
-    for given in (42, 42.0, "42", None):
-        _edit(folder / ANNOTATIONS, "annotations", lambda a, given=given: a[2].update(image_id=given))
+    for image_id in (42, 42.0, "42", None):
+        _edit(folder / ANNOTATIONS, "annotations", lambda a, i=image_id: a[2].update(image_id=i))
         assert len(VqaTask(folder, "val").expected()) == 3
-    for given, message in (
+    for image_id, message in (
         ("43", "'image_id' is '43', in v2_Open.* it is 42"),
         ([42], "image_id: is list, not a whole"),
     ):
-        _edit(folder / ANNOTATIONS, "annotations", lambda a, given=given: a[2].update(image_id=given))
+        _edit(folder / ANNOTATIONS, "annotations", lambda a, i=image_id: a[2].update(image_id=i))
         with pytest.raises(AnnotationError, match=f"question_id 42000.*{message}"):
             VqaTask(folder, "val")
     _edit(folder / ANNOTATIONS, "annotations", lambda a: a[2].pop("image_id"))
