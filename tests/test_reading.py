@@ -1,8 +1,10 @@
-"""Streaming JSON: it reads what json.loads reads, wherever a chunk ends, and in little memory; the rest is one line."""
+"""Typed records: they hold what json.loads reads, whichever of the two looks reads them; the rest is one line."""
 
 from __future__ import annotations
 
 import json
+import os
+import threading
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -10,49 +12,73 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import UNSET, Struct, UnsetType
 
 from visualbert_core.errors import AnnotationError
-from visualbert_core.tasks.reading import stream_fields, stream_list
+from visualbert_core.tasks.reading import read_lines, read_list, typed, untyped
 
 SMALL = """ {"info": {"a]": [1, -2.5e3, "x\\"}"]}, "n": 12 ,
  "list" : [ {"a": "\\u00e9é😀\\ud83d\\ude00\\\\"}, 345, -0.5E-1,true , null, "", [], {},
-  "]}", [[1], {"b": NaN}] ] , "end": -Infinity} """
+  "]}", [[1], {"b": 7}] ] , "end": -1} """
 
 
-def read(path: Path, key: str | None, chunk: int = 1 << 20) -> list[Any]:
-    pairs = list(stream_list(path, key, chunk))
-    assert [index for index, _ in pairs] == list(range(len(pairs)))
-    return [element for _, element in pairs]
+class Part(Struct):
+    text: str
 
 
-def test_a_chunk_may_end_anywhere(tmp_path: Path) -> None:
-    """Every chunk size from one byte on gives what json.loads gives: within escapes, numbers, words and characters."""
-    path = tmp_path / "small.json"
-    path.write_text(SMALL, encoding="utf-8")
-    expected = repr(json.loads(SMALL)["list"])
-    for chunk in range(1, len(SMALL.encode()) + 1):
-        assert repr(read(path, "list", chunk)) == expected, chunk
+class Whole(Struct):
+    id: int
+    text: str
+    parts: list[Part] = []
+    tokens: tuple[tuple[int, ...] | str, ...] = ()
+    extra: str | UnsetType = UNSET
+
+
+def read(path: Path, key: str | None) -> list[Any]:
+    return [untyped(element, str(path)) for element in read_list(path, key)[1]]
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8")),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec="utf-8")),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=4),
     max_leaves=12,
 )
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(elements=st.lists(VALUES, max_size=6), chunk=st.integers(1, 40), indent=st.none() | st.integers(0, 2))
-def test_any_list_is_read_as_json_reads_it(memory: Path, elements: list[Any], chunk: int, indent: int | None) -> None:
-    """Any values, with or without line breaks, at the top or under a key."""
+@given(elements=st.lists(VALUES, max_size=6), indent=st.none() | st.integers(0, 2), ascii=st.booleans())
+def test_any_list_is_read_as_json_reads_it(memory: Path, elements: list[Any], indent: int | None, ascii: bool) -> None:
+    """Any values, with or without line breaks, NaN and infinity among them, at the top or under a key."""
     path = memory / "any.json"
-    path.write_text(json.dumps(elements, indent=indent), encoding="utf-8")
-    assert read(path, None, chunk) == elements
-    path.write_text(json.dumps({"before": elements, "list": elements}, indent=indent, ensure_ascii=False), "utf-8")
-    assert read(path, "list", chunk) == elements
+    path.write_text(json.dumps(elements, indent=indent, ensure_ascii=ascii), encoding="utf-8")
+    assert repr(read(path, None)) == repr(elements)  # NaN is not equal to itself
+    path.write_text(json.dumps({"before": 1, "list": elements, "x": [{}]}, indent=indent, ensure_ascii=ascii), "utf-8")
+    assert repr(read(path, "list")) == repr(elements)
+    assert read_list(path, "list")[0] == {"before": 1, "x": [{}]}
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+RECORDS = [
+    ({"id": 1, "text": "é", "more": [{}]}, Whole(1, "é")),
+    (
+        {"id": 1 << 70, "text": "", "parts": [{"text": "a", "n": 1}], "tokens": ["a", [1, 2], []], "extra": "x"},
+        Whole(1 << 70, "", [Part("a")], ("a", (1, 2), ()), "x"),
+    ),
+]
+
+
+@pytest.mark.parametrize("more", ["1", "NaN", '"\\ud800"'])
+@pytest.mark.parametrize(("record", "expected"), RECORDS)
+def test_both_looks_give_the_same_record(tmp_path: Path, record: dict[str, Any], expected: Whole, more: str) -> None:
+    """What msgspec refuses in a field that nobody reads changes nothing; of equal keys in a record the last counts."""
+    path = tmp_path / "records.json"
+    text = f'{{"beside": {more}, "id": null, {json.dumps(record)[1:]}'
+    for key, whole in ((None, f"[{text}]"), ("list", f'{{"list": [{text}], "beside": {more}}}')):
+        path.write_text(whole)
+        assert [found for found, _ in typed(path, key, read_list(path, key)[1], Whole)] == [expected]
+    path.write_text(f"\n{text}\r\n \n")
+    assert list(read_lines(path, Whole)) == [(f"{path} line 2", expected)]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -60,20 +86,20 @@ def test_any_list_is_read_as_json_reads_it(memory: Path, elements: list[Any], ch
         (b'{"list": [1, 2]', "not JSON at line 1 column 16 .*delimiter"),
         (b'{"list": [1, 2]} x', "not JSON at line 1 column 18 .Extra data"),
         (b'{"list": [1, 2]}{}', "Extra data"),
-        (b'{"list": [1,]}', r"list\[1\]: not JSON at line 1 column 13 "),
+        (b'{"list": [1,]}', "not JSON at line 1 column "),
         (b'{"list": [1 2]}', "not JSON at line 1 column 13 .*delimiter"),
-        (b'{"list": [1],}', "not JSON at line 1 column 14 .Expecting property name"),
+        (b'{"list": [1],}', "not JSON at line 1 column "),
         (b'{"list": [1], 2: 3}', "Expecting property name"),
         (b'{"list"; [1]}', "Expecting ':' delimiter"),
-        (b'{"list": [1,\n\n {"a": tru}]}', r"list\[1\]: not JSON at line 3 column 8 "),
-        (b'{"list": ["a\nb"]}', r"list\[0\]: not JSON at line 1 column 13 .Invalid control character"),
+        (b'{"list": [1,\n\n {"a": tru}]}', "not JSON at line 3 column 8 "),
+        (b'{"list": ["a\nb"]}', "not JSON at line 1 column 13 .Invalid control character"),
         (b'{"list": ["abc]}', "Unterminated string"),
-        (b'{"list": [' + b"1" * 5000 + b"]}", r"list\[0\]: .*a number is too long"),
-        (b'{"list": [' + b"[" * 200_000, r"list\[0\]: .*nested too deeply"),
-        (b'{"list": ["\\ud83d"]}', r"list\[0\]: half a character"),
-        (b'{"list": [{"\\uDE00": 1}, 1]}', r"list\[0\]: half a character"),
+        (b'{"list": [' + b"1" * 5000 + b"]}", "a number too long"),
+        (b'{"list": [' + b"[" * 200_000, "lists too deep"),
+        (b'{"list": [' + b'{"a":' * 200_000, "lists too deep"),
         (b'{"list": [], "list": [1]}', "'list' occurs twice"),
         (b'{"a": 1, "a": 2, "list": []}', "'a' occurs twice"),
+        (b'{"a": NaN, "a": 2, "list": []}', "'a' occurs twice"),
         (b'{"lists": []}', "no 'list'"),
         (b"{}", "no 'list'"),
         (b'{"list": {"a": 1}}', "'list' is dict, not a list"),
@@ -81,55 +107,99 @@ def test_any_list_is_read_as_json_reads_it(memory: Path, elements: list[Any], ch
         (b"", "not JSON at line 1 column 1 "),
         (b"\xef\xbb\xbf{}", "byte order mark"),
         (b'{"list": ["ok", "\xff"]}', "not UTF-8 at byte 17"),
+        (b'{"list": ["' + "é".encode() * (1 << 20) + b'", "\xff"]}', f"not UTF-8 at byte {11 + (2 << 20) + 4}"),
         ('{"list": ["é'.encode()[:-1], "not UTF-8 at byte 11"),
         (b"\xff\xfe{\x00", "UTF-16 text: save it as UTF-8"),
     ],
 )
-def test_broken_json_is_one_line_that_says_where(tmp_path: Path, text: bytes, message: str, chunk: int) -> None:
-    """Truncation, garbage, and what Python's reader would stop at with other exceptions, wherever the chunks end."""
+def test_broken_json_is_one_line_that_says_where(tmp_path: Path, text: bytes, message: str) -> None:
+    """Truncation, garbage, and what Python's reader would stop at with other exceptions."""
     path = tmp_path / "broken.json"
     path.write_bytes(text)
     with pytest.raises(AnnotationError, match=f"broken.json.*{message}") as caught:
-        read(path, "list", chunk)
+        read(path, "list")
     assert "\n" not in str(caught.value)
 
 
 def test_any_truncation_is_an_error(memory: Path) -> None:
-    """No prefix of a file passes for the file, with any size of chunks."""
+    """No prefix of a file passes for the file."""
     path, whole = memory / "cut.json", SMALL.strip().encode()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        for chunk in (1, 16, 1 << 20):
-            with pytest.raises(AnnotationError):
-                read(path, "list", chunk)
+        with pytest.raises(AnnotationError):
+            read(path, "list")
 
 
-def test_fields_are_checked(tmp_path: Path) -> None:
-    """Records come with their fields; a wrong one is named by its index or, once that is known, its first field."""
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"id": True, "text": ""}, "@: 'id' is bool, not a whole number"),
+        ({"id": 5.0, "text": ""}, "@: 'id' is float, not a whole number"),
+        ({"text": ""}, "@: no 'id'"),
+        ("id", "@: is str, not an object"),
+        ({"id": 5}, "#5: no 'text'"),
+        ({"id": 5, "text": None}, "#5: 'text' is NoneType, not a string"),
+        ({"id": 5, "text": "\ud800"}, r"#5: '\\ud800' is half a character"),
+        ({"id": 5, "text": "", "\ud800": 1}, "@: half a character"),
+        ({"id": 5, "text": "", "parts": {}}, "#5: 'parts' is dict, not a list"),
+        ({"id": 5, "text": "", "parts": [3]}, "#5: is int, not an object"),
+        ({"id": 5, "text": "", "parts": [{}]}, "#5: no 'text'"),
+        ({"id": 5, "text": "", "tokens": [3]}, "#5 tokens: is int, not a list"),
+        ({"id": 5, "text": "", "tokens": [["a"]]}, "#5 tokens: is str, not a whole number"),
+        ({"id": 5, "text": "", "extra": None}, "#5: 'extra' is NoneType, not a string"),
+    ],
+)
+def test_fields_are_checked(tmp_path: Path, record: Any, message: str) -> None:
+    """A wrong field is named with its record: by line or index and, once that is known, its first field."""
     path = tmp_path / "records.json"
-    path.write_text('[{"id": 5, "text": "é", "more": 1}]', encoding="utf-8")
-    assert list(stream_fields(path, None, id=int, text=str)) == [({"id": 5, "text": "é", "more": 1}, (5, "é"))]
-    for record, message in (
-        ({"id": True, "text": ""}, r"\[0\]: 'id' is bool, not a whole number"),
-        ({"id": 5}, "id 5: no 'text'"),
-        ({"id": 5, "text": None}, "id 5: 'text' is NoneType, not a string"),
-        ("id", r"\[0\]: is str, not an object"),
-    ):
-        path.write_text(json.dumps([record]))
-        with pytest.raises(AnnotationError, match=message):
-            list(stream_fields(path, None, id=int, text=str))
+    good = '{"id": 4, "text": ""}'
+    path.write_text(f"[{good}, {json.dumps(record)}]")
+    with pytest.raises(AnnotationError, match=message.replace("@", r"json \[1\]").replace("#", "json id ")):
+        list(typed(path, None, read_list(path)[1], Whole))
+    path.write_text(f"{good}\n{json.dumps(record)}")
+    in_line = message.replace("@", "json line 2").replace("#5", r"json line 2 \(5\)")
+    with pytest.raises(AnnotationError, match=in_line):
+        list(read_lines(path, Whole))
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    """Ten megabytes pass through less than one."""
-    path = tmp_path / "large.json"
-    path.write_text(json.dumps({"list": [{"text": "x" * 100}] * 80_000}))
-    assert path.stat().st_size > 9e6
+def peak_memory(work: Any) -> int:
     tracemalloc.start()
     try:
-        count = sum(1 for _ in stream_list(path, "list", chunk=1 << 16))
-        _, peak = tracemalloc.get_traced_memory()
+        work()
+        return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert count == 80_000
-    assert peak < 1e6
+
+
+def test_the_file_is_not_held(tmp_path: Path) -> None:
+    """Ten megabytes pass through less than one."""
+    path = tmp_path / "large.json"
+    path.write_text(json.dumps({"list": [{"id": 1, "text": "x" * 1000}] * 10_000}))
+    assert path.stat().st_size > 9e6
+
+    def count() -> None:
+        assert sum(1 for _ in typed(path, "list", read_list(path, "list")[1], Whole)) == 10_000
+
+    assert peak_memory(count) < 1e6
+
+
+def test_a_large_file_cut_short_is_not_held_as_objects(tmp_path: Path) -> None:
+    """The second look holds the text and little more: a download that broke off must not end in a full memory."""
+    path = tmp_path / "cut.json"
+    path.write_text(json.dumps({"list": [{"id": 1}] * 200_000})[:-2])
+
+    def refused() -> None:
+        with pytest.raises(AnnotationError, match="not JSON at line 1 column 2"):
+            read(path, "list")
+
+    assert peak_memory(refused) < 4 * path.stat().st_size
+
+
+def test_a_pipe_is_read(tmp_path: Path) -> None:
+    """What cannot be mapped into memory, as a shell's <(...), is read."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_text, args=("[1, 2]",))
+    writer.start()
+    assert read(path, None) == [1, 2]
+    writer.join()

@@ -443,6 +443,34 @@ def test_odd_answer_ids_are_scored_one_by_one(folder: Path) -> None:
     assert [score.value for score in judge(task, predict(task, said))] == [0.0, 0.0, soft_accuracy("red", odd)]
 
 
+def test_an_annotation_may_name_its_image_in_any_way_or_not_at_all(folder: Path) -> None:
+    """A number, written as a float or a string, too, or null: refused are another image and what is no number."""
+    for image_id in (42, 42.0, "42", None):
+        _edit(folder / ANNOTATIONS, "annotations", lambda a, i=image_id: a[2].update(image_id=i))
+        assert len(VqaTask(folder, "val").expected()) == 3
+    for image_id, message in (
+        ("43", "'image_id' is '43', in v2_Open.* it is 42"),
+        ([42], "image_id: is list, not a whole"),
+    ):
+        _edit(folder / ANNOTATIONS, "annotations", lambda a, i=image_id: a[2].update(image_id=i))
+        with pytest.raises(AnnotationError, match=f"question_id 42000.*{message}"):
+            VqaTask(folder, "val")
+    _edit(folder / ANNOTATIONS, "annotations", lambda a: a[2].pop("image_id"))
+    assert len(VqaTask(folder, "val").expected()) == 3
+
+
+def test_annotators_without_ids_are_compared_by_all_their_fields(folder: Path) -> None:
+    """A field that is not declared tells two annotators apart, as for VQAEval, which compares whole records."""
+    alike = [{"answer": "red"}] * 3 + [{"answer": "blue"}] * 7
+    told_apart = [record | {"annotator": number} for number, record in enumerate(alike)]
+    for records in (alike, told_apart):
+        _edit(folder / ANNOTATIONS, "annotations", lambda a, records=records: a[0].update(answers=records))
+        task = VqaTask(folder, "val")
+        found = judge(task, predict(task, {"42000": "x", "42001": "x", "73000": "red"}))[2].value
+        assert found == soft_accuracy("red", records)
+    assert soft_accuracy("red", alike) != soft_accuracy("red", told_apart)
+
+
 def test_benchmark_runs_small() -> None:
     """benchmarks/scoring.py makes its files and scores them; without the official program it says so."""
     command = [sys.executable, "benchmarks/scoring.py", "--questions", "60", "--repeats", "1"]

@@ -125,7 +125,7 @@ class Question:
     text: str
 
 
-Token = str | tuple[int, ...]
+Token = tuple[int, ...] | str
 """A word, or the objects (0-based indices) that a tag such as [0, 2] refers to."""
 
 

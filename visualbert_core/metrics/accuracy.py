@@ -101,12 +101,21 @@ class AnswerTable:
         ValueError if there is none."""
         if not annotators:
             raise ValueError("a question needs an annotator")
-        code_of = self._code_of
-        codes = [code_of[record["answer"]] for record in annotators]
-        if _are_ten_told_apart(annotators):
-            self._codes[row * _TEN : (row + 1) * _TEN] = array("i", codes)
-        else:
+        answers = [record["answer"] for record in annotators]
+        if not self.take_ten(row, answers, [record.get("answer_id") for record in annotators]):
             self._others[row] = annotators
+
+    def take_ten(self, row: int, answers: list[str], answer_ids: list[Any]) -> bool:
+        """Set a row without its records; False where the ids do not tell ten annotators apart: records are needed."""
+        code_of = self._code_of
+        codes = [code_of[answer] for answer in answers]
+        try:
+            told_apart = len(answer_ids) == _TEN == len(set(answer_ids))
+        except TypeError:  # one is a list or an object
+            told_apart = False
+        if told_apart:
+            self._codes[row * _TEN : (row + 1) * _TEN] = array("i", codes)
+        return told_apart
 
     def __getitem__(self, row: int) -> list[dict[str, Any]]:
         """Records that score as those that were set."""
@@ -172,13 +181,6 @@ class _Codes(dict[str, int]):
             self.answers.append(cleaned)
         self[answer] = code
         return code
-
-
-def _are_ten_told_apart(records: list[dict[str, Any]]) -> bool:
-    try:
-        return len(records) == _TEN == len({record["answer_id"] for record in records})
-    except (KeyError, TypeError):  # a record without one, or with a list or an object
-        return False
 
 
 def _leave_one_out(matches: np.ndarray) -> np.ndarray:

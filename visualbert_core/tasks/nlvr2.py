@@ -23,10 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import UNSET, Struct, UnsetType
+
 from visualbert_core.errors import AnnotationError, InputError
 from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.schema import JudgedAnswer, Prediction, Score, Statement
-from visualbert_core.tasks.reading import choose, family, field, read_json_lines, read_text
+from visualbert_core.tasks.reading import choose, family, read_lines, read_text
 from visualbert_core.tasks.splits import check_split, protocol_name, subset_line
 from visualbert_core.tasks.submissions import submission_text
 
@@ -56,6 +58,17 @@ PAPER_TABLE = "VisualBERT, arXiv:1908.03557, table 3"
 PAPER = {"dev": {"accuracy": 67.4}, "test1": {"accuracy": 67.0}, "test2": {"accuracy": 67.3, "consistency": 26.9}}
 
 _IDENTIFIER = re.compile(r"(?P<set>\w+-\d+)-(?P<pair>\d+)-(?P<sentence>\d+)", re.ASCII)
+
+
+class Record(Struct):
+    """A line of the official file (github.com/lil-lab/nlvr, nlvr2/data), of which what is not named is not read."""
+
+    identifier: str
+    label: str
+    sentence: str
+    left_url: str | UnsetType = UNSET  # both or none, in files of one's own
+    right_url: str | UnsetType = UNSET
+    family: str | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,36 +247,37 @@ def _balance(items: Mapping[str, _Item]) -> dict[str, dict[str, tuple[str, ...]]
 
 def _read(path: Path, phenomena: Mapping[str, tuple[str, ...]], split: str) -> dict[str, _Item]:
     items: dict[str, _Item] = {}
-    for where, record in read_json_lines(path):
-        identifier = field(record, "identifier", str, where)
+    for where, record in read_lines(path, Record):
+        identifier = record.identifier
         check_split(where, f"identifier {identifier[:40]}", identifier.partition("-")[0], split, SIZES)
         if identifier in items:
             raise AnnotationError(f"{where}: identifier {identifier} occurs twice; remove one of its lines")
-        items[identifier] = _item(identifier, record, phenomena, where)
+        items[identifier] = _item(record, phenomena, where)
     if not items:
         raise AnnotationError(f"{path}: no records; download it again")
     return items
 
 
-def _item(identifier: str, record: dict[str, Any], phenomena: Mapping[str, tuple[str, ...]], where: str) -> _Item:
+def _item(record: Record, phenomena: Mapping[str, tuple[str, ...]], where: str) -> _Item:
+    identifier, text, left, right = record.identifier, record.sentence, record.left_url, record.right_url
     parts = _IDENTIFIER.fullmatch(identifier)
     if parts is None:
         raise AnnotationError(
             f"{where}: identifier {identifier[:40]!r} is not split-set-pair-sentence; correct the record"
         )
     where = f"{where} ({identifier})"
-    label = field(record, "label", str, where)
-    if label not in LABELS:
-        raise AnnotationError(f"{where}: 'label' is {label!r}, not 'True' or 'False'; correct the record")
+    if record.label not in LABELS:
+        raise AnnotationError(f"{where}: 'label' is {record.label!r}, not 'True' or 'False'; correct the record")
+    if (left is UNSET) != (right is UNSET):
+        raise AnnotationError(f"{where}: no {'left_url' if left is UNSET else 'right_url'!r}; give both or none")
+    urls = None if left is UNSET or right is UNSET else (left, right)
     pair = f"{parts['set']}-{parts['pair']}"
-    text = field(record, "sentence", str, where)
-    located = "left_url" in record or "right_url" in record
     return _Item(
         set_id=parts["set"],
         sentence_id=f"{parts['set']}-{parts['sentence']}",
         image_ids=(f"{pair}-img0", f"{pair}-img1"),
         text=text,
-        label=label,
-        urls=(field(record, "left_url", str, where), field(record, "right_url", str, where)) if located else None,
-        groups=family(record, where) | ({"phenomenon": phenomena[text]} if text in phenomena else {}),
+        label=record.label,
+        urls=urls,
+        groups=family(record) | ({"phenomenon": phenomena[text]} if text in phenomena else {}),
     )

@@ -18,14 +18,17 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import fsum
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from msgspec import UNSET, Struct, UnsetType
+
 from visualbert_core.errors import AnnotationError, ConfigError, InputError
 from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.schema import JudgedAnswer, MultipleChoice, Prediction, Score, Token
-from visualbert_core.tasks.reading import checked, choose, family, field, read_json_lines, strings
+from visualbert_core.tasks.reading import choose, family, read_lines
 from visualbert_core.tasks.splits import check_split, protocol_name, subset_line
 from visualbert_core.tasks.submissions import submission_text
 
@@ -53,6 +56,28 @@ BLOCKS = {"answer": "answer"} | {f"rationale/{i}": f"rationale_conditioned_on_a{
 COLUMNS = ("annot_id", *(f"{block}_{i}" for block in BLOCKS.values() for i in range(CHOICES)))
 
 Tokens = tuple[Token, ...]
+
+# The official file (https://visualcommonsense.com/download), of which what is not named here is not read.
+
+
+class Record(Struct):
+    """A line of the file."""
+
+    annot_id: str
+    img_fn: str  # below the image folder
+    objects: tuple[str, ...]  # the class of each
+    question: Tokens
+    answer_choices: tuple[Tokens, ...]
+    rationale_choices: tuple[Tokens, ...]
+    img_id: Any = None  # one of img_fn; files of one's own may lack it
+    family: str | UnsetType = UNSET
+
+
+class LabelledRecord(Record, kw_only=True):
+    """A line of train or val."""
+
+    answer_label: int
+    rationale_label: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,15 +310,14 @@ def _mentioned(item: _Item) -> tuple[int, ...]:
 def _read(path: Path, split: str, labelled: bool) -> dict[str, _Item]:
     items: dict[str, _Item] = {}
     images: dict[str, str] = {}  # img_id → img_fn
-    for where, record in read_json_lines(path):
-        annot_id = field(record, "annot_id", str, where)
+    for where, record in read_lines(path, LabelledRecord if labelled else Record):
+        annot_id, img_id, img_fn = record.annot_id, record.img_id, record.img_fn
         if not annot_id or not annot_id.isprintable():
             raise AnnotationError(f"{where}: annot_id {annot_id!r} is not an id; correct the record")
         if annot_id in items:
             raise AnnotationError(f"{where}: annot_id {annot_id} occurs twice; remove one of its lines")
-        items[annot_id] = _item(record, labelled, f"{where} ({annot_id})")
+        items[annot_id] = _item(record, f"{where} ({annot_id})")
         check_split(where, f"annot_id {annot_id[:40]}", annot_id.partition("-")[0], split, SIZES)
-        img_id, img_fn = record.get("img_id"), record["img_fn"]
         if isinstance(img_id, str) and images.setdefault(img_id, img_fn) != img_fn:
             raise AnnotationError(
                 f"{where} ({annot_id}): img_id {img_id[:40]} is {img_fn} here and {images[img_id]} before; download "
@@ -304,17 +328,18 @@ def _read(path: Path, split: str, labelled: bool) -> dict[str, _Item]:
     return items
 
 
-def _item(record: dict[str, Any], labelled: bool, where: str) -> _Item:
-    objects = strings(record, "objects", where)
+def _item(record: Record, where: str) -> _Item:
+    _check_tags((record.question,), len(record.objects), f"{where} question")
+    labelled = isinstance(record, LabelledRecord)
     return _Item(
-        image_id=_image_id(field(record, "img_fn", str, where), where),
-        objects=objects,
-        question=_tokens(field(record, "question", list, where), len(objects), f"{where} question"),
-        answers=_choices(record, "answer_choices", len(objects), where),
-        rationales=_choices(record, "rationale_choices", len(objects), where),
+        image_id=_image_id(record.img_fn, where),
+        objects=record.objects,
+        question=record.question,
+        answers=_choices(record, "answer_choices", where),
+        rationales=_choices(record, "rationale_choices", where),
         answer_label=_label(record, "answer_label", where) if labelled else -1,
         rationale_label=_label(record, "rationale_label", where) if labelled else -1,
-        groups=family(record, where),
+        groups=family(record),
     )
 
 
@@ -325,31 +350,25 @@ def _image_id(img_fn: str, where: str) -> str:
     return path.stem  # the name holds dots ("….avi@12.jpg" is one image): only the last suffix goes
 
 
-def _choices(record: dict[str, Any], key: str, num_objects: int, where: str) -> tuple[Tokens, ...]:
-    choices = field(record, key, list, where)
+def _choices(record: Record, key: str, where: str) -> tuple[Tokens, ...]:
+    choices: tuple[Tokens, ...] = getattr(record, key)
     if len(choices) != CHOICES:
         raise AnnotationError(f"{where}: {key!r} has {len(choices)} choices, not {CHOICES}; download the file again")
-    return tuple(_tokens(checked(choice, list, where, key), num_objects, f"{where} {key}") for choice in choices)
+    _check_tags(choices, len(record.objects), f"{where} {key}")
+    return choices
 
 
-def _tokens(raw: list[Any], num_objects: int, where: str) -> Tokens:
-    """Words stay; a list of object indices, each in [0, num_objects), becomes a tuple."""
-    tokens: list[Token] = []
-    for token in raw:
-        if isinstance(token, str):
-            tokens.append(token)
-            continue
-        indices = tuple(checked(index, int, where) for index in checked(token, list, where))
-        if any(not 0 <= index < num_objects for index in indices):
-            raise AnnotationError(
-                f"{where}: tag {token} is out of range for {num_objects} objects (from 0); correct the record"
-            )
-        tokens.append(indices)
-    return tuple(tokens)
-
-
-def _label(record: dict[str, Any], key: str, where: str) -> int:
-    label = field(record, key, int, where)
+def _label(record: Record, key: str, where: str) -> int:
+    label: int = getattr(record, key)
     if not 0 <= label < CHOICES:
         raise AnnotationError(f"{where}: {key!r} is {label}, not 0, 1, 2 or 3; correct the record")
     return label
+
+
+def _check_tags(texts: tuple[Tokens, ...], num_objects: int, where: str) -> None:
+    """Tags are indices of objects."""
+    for token in chain.from_iterable(texts):
+        if isinstance(token, tuple) and any(not 0 <= index < num_objects for index in token):
+            raise AnnotationError(
+                f"{where}: tag {list(token)} is out of range for {num_objects} objects (from 0); correct the record"
+            )
