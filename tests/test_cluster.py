@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import time
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -125,6 +126,11 @@ class Refuses(Clerk):
 
     def accident(self, shard: Shard) -> None:
         raise CheckpointError("weights of another space")
+
+
+def slow_to_load(root: Path, calls: Path) -> Clerk:
+    time.sleep(6)
+    return Clerk(root, calls)
 
 
 def no_worker() -> Clerk:
@@ -291,6 +297,63 @@ def test_a_gpu_that_no_node_has_is_not_waited_for(job: Job) -> None:
         ShardError, match=r"no worker has started in \d+ s: each needs 2 GPU, .* room for 0 such workers"
     ):
         job.run(Clerk, PoolConfig(gpus_per_worker=2, start_timeout=1))
+
+
+def test_a_worker_that_loads_is_starting(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What is waited for then is a process that has its place, not room: also where the wait is over."""
+    monkeypatch.setattr(supervision, "LOG_SECONDS", 1.0)
+    load = partial(slow_to_load, job.folder.root, job.calls)
+    with Pool(ONE) as pool:
+        pool.run(load, job.shards, "test")
+    said = capfd.readouterr().err
+    assert "test: waiting for a worker: 1 starting (" in said
+    assert "room" not in said
+    reason = r"no worker has started in \d+ s: 1 starting \("
+    with pytest.raises(ShardError, match=reason), Pool(PoolConfig(workers=1, start_timeout=2)) as pool:
+        pool.run(load, job.shards, "test")
+
+
+def test_a_worker_without_room_is_not_starting(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """While others have all CPUs, the line says that there is no room; when one is free again, the run goes on."""
+    import ray
+
+    monkeypatch.setattr(supervision, "LOG_SECONDS", 2.0)
+    others = ray.remote(num_cpus=ray.cluster_resources()["CPU"])(Host).remote()
+    ray.get(others.__ray_ready__.remote())
+    reason = r"no worker has started in \d+ s: each needs 1 CPU, .* room for \d+ such workers, which others take"
+    with pytest.raises(ShardError, match=reason):
+        job.run(Clerk, PoolConfig(workers=1, start_timeout=8))
+    said = capfd.readouterr().err
+    assert "test: waiting for a worker: each needs 1 CPU, " in said
+    assert "0 workers (1 without room)" in said
+    ray.kill(others)
+    job.run(Clerk, ONE)
+    assert job.folder.pending(job.shards) == []
+
+
+@pytest.mark.parametrize("pool", [INLINE, ONE])
+def test_a_stage_has_any_name(job: Job, pool: PoolConfig) -> None:
+    """Corpora are called in every script and with what file names hold; Ray takes ASCII alone in a metric's tag, and
+    gets the rest as in a URL."""
+    import ray
+
+    label = "features of фото 写真 é 100% a\tb \udce9"
+    with Pool(pool) as workers:
+        workers.run(partial(Clerk, job.folder.root, job.calls), job.shards, label)
+    assert job.folder.pending(job.shards) == []
+    if pool.inline:
+        return
+    wanted = 'stage="features of %D1%84%D0%BE%D1%82%D0%BE %E5%86%99%E7%9C%9F %C3%A9 100%25 a%09b %ED%B3%A9"'
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    end = time.monotonic() + 120
+    while wanted not in (page := urllib.request.urlopen(url).read().decode()):  # Ray takes seconds to bring them there
+        assert time.monotonic() < end, page
+        time.sleep(0.5)
 
 
 def test_too_large_batches_are_halved() -> None:

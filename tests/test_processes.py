@@ -1,0 +1,143 @@
+"""Processes outside the pool of workers, and the folder they draw into: nothing outlives a driver that ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from visualbert_core.errors import ClusterError
+from visualbert_core.processes import Draft, helpers
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds children in Linux's /proc")
+
+DRIVER = """
+import sys
+from pathlib import Path
+from visualbert_core.config import WorldConfig
+from visualbert_core.errors import end
+from visualbert_core.world.files import make_world
+
+count = int(sys.argv[2])
+config = WorldConfig(seed=5, vqa_images=count, vcr_images=4, nlvr2_sets=1, flickr_images=4)
+end(lambda: make_world(Path(sys.argv[1]), config) and 0)
+"""
+SCENES = """
+from visualbert_core.errors import end
+from visualbert_core.world.train_detector import make_scenes
+
+end(lambda: make_scenes(1, 0, 100_000) and 0)
+"""
+MANY = 20_000  # pictures: minutes of drawing
+
+
+def driver(code: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def until(true: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def children(pid: int) -> set[int]:
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return {int(child) for text in lists for child in text.read_text().split()}
+
+
+def alive(pids: set[int]) -> set[int]:
+    """Those that have not ended; what nobody has waited for yet has."""
+    states = {pid: Path(f"/proc/{pid}/stat") for pid in pids}
+    return {
+        pid for pid, stat in states.items() if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    }
+
+
+@pytest.fixture
+def drawing(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], set[int]]]:
+    """A driver in the middle of drawing a large world at `tmp_path / "world"`, and its children."""
+    process = driver(DRIVER, tmp_path / "world", MANY)
+    until(lambda: len(list(tmp_path.glob(".*/world/vqa/val2014/*.jpg"))) > 20)
+    found = children(process.pid)
+    assert len(found) >= 1
+    yield process, found
+    process.kill()
+    process.wait()
+
+
+def test_a_killed_driver_leaves_no_process_and_the_next_no_folder(
+    drawing: tuple[subprocess.Popen[str], set[int]], tmp_path: Path
+) -> None:
+    """SIGKILL while the world is drawn: its children end by themselves, and the same line again ends well, with the
+    world and nothing beside it, also where it is started at once."""
+    process, found = drawing
+    process.kill()
+    again = driver(DRIVER, tmp_path / "world", 4)
+    until(lambda: not alive(found))
+    _, said = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+    assert (tmp_path / "world" / "WORLD.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_a_signal_is_exit_6_and_leaves_nothing(
+    drawing: tuple[subprocess.Popen[str], set[int]], tmp_path: Path, number: signal.Signals, all_of_them: bool
+) -> None:
+    """One line, exit code 6, no folder and no process; also where the whole group is signalled, as Ctrl-C and
+    `ray job stop` do."""
+    process, found = drawing
+    (os.killpg if all_of_them else os.kill)(process.pid, number)
+    _, said = process.communicate(timeout=120)
+    assert said == f"error: stopped ({number.name}) while the world was drawn; the same line again begins it anew\n"
+    assert process.returncode == 6
+    assert not alive(found)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_drawing_training_scenes_ends_with_its_driver_too() -> None:
+    """The other place that draws in parallel: SIGTERM is exit code 6 in one line, SIGKILL leaves no process."""
+    for number, code in ((signal.SIGTERM, 6), (signal.SIGKILL, -signal.SIGKILL)):
+        process = driver(SCENES)
+        until(lambda process=process: children(process.pid))
+        time.sleep(1)  # somewhere in the middle
+        found = children(process.pid)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == code
+        assert said.count("\n") == (code == 6), said
+        until(lambda found=found: not alive(found))
+
+
+def test_a_helper_that_is_ended_from_outside_is_one_line() -> None:
+    """As where the system needs its memory: no traceback of a broken pool, and what to do."""
+    with pytest.raises(ClusterError, match=r"was ended from outside.*run the same line again"), helpers() as pool:
+        pool.submit(os._exit, 1).result()
+
+
+def test_the_draft_of_a_run_that_goes_on_stays(tmp_path: Path) -> None:
+    """Two drivers at once: neither takes the other's draft away, nor a folder that is nobody's draft."""
+    (tmp_path / ".world-mine").mkdir()
+    code = "import sys; from pathlib import Path; from visualbert_core.processes import Draft; "
+    code += "draft = Draft(Path(sys.argv[1])).__enter__(); print(draft.place, flush=True); input()"
+    command = [sys.executable, "-c", code, tmp_path / "world"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        place = Path(other.stdout.readline().strip())
+        Draft.clear(tmp_path / "world")
+        assert place.is_dir()
+        other.kill()
+        other.wait()
+        Draft.clear(tmp_path / "world")
+    assert [path.name for path in tmp_path.iterdir()] == [".world-mine"]
