@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 
+import yaml
 from conftest import ROOT
 
+from visualbert_core.cli import COMMANDS
 from visualbert_core.detector.torchvision_rcnn import DetectorConfig, build
 
 README = (ROOT / "README.md").read_text()
+FEATURES = (ROOT / "docs" / "features.md").read_text()
 
 
 def test_ci_runs_the_readmes_commands_and_nothing_else() -> None:
@@ -23,20 +26,41 @@ def test_ci_runs_the_readmes_commands_and_nothing_else() -> None:
 
 
 def test_every_file_that_the_readme_names_exists() -> None:
-    """Links and job paths in the README lead somewhere."""
-    named = re.findall(r"\]\(([^)]+)\)", README) + re.findall(r"python (jobs/\w+\.py)", README)
-    assert len(named) > 4
-    assert not [name for name in named if not (ROOT / name).exists()]
+    """Links of the README and of every page lead somewhere, and so do the paths of jobs."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+    for page in (*pages, *(ROOT / "docs").rglob("*.md")):
+        text = page.read_text()
+        links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+        assert not [link for link in links if link and not (page.parent / link).exists()], page
+        assert not [name for name in re.findall(r"python (jobs/\w+\.py)", text) if not (ROOT / name).exists()], page
+    assert len(re.findall(r"\]\(", README)) > 4
 
 
-def test_the_readmes_detector_is_one() -> None:
+def test_every_command_of_the_pages_exists() -> None:
+    """`visualbert NAME` in a page is a command of the program."""
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")):
+        named = re.findall(r"(?:^|`)visualbert ([a-z-]+)", page.read_text(), re.MULTILINE)
+        assert set(named) <= set(COMMANDS), page
+
+
+def test_pre_commit_runs_what_make_check_runs() -> None:
+    """A commit is held to the same checks as the suite."""
+    makefile = (ROOT / "Makefile").read_text()
+    check = re.search(r"^check:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    assert check is not None
+    commands = [line.strip().replace("$(BIN)", ".venv/bin") for line in check[1].splitlines()]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert [hook["entry"] for hook in hooks] == commands
+
+
+def test_the_pages_detector_is_one() -> None:
     """The config.json shown there builds a detector of torchvision."""
     import json
 
     from visualbert_core.config import from_mapping
 
-    (text,) = re.findall(r"```json\s+(\{\"builder\".*?\})\s+```", README, re.DOTALL)
-    model = build(from_mapping(DetectorConfig, json.loads(text), "README.md"))
+    (text,) = re.findall(r"```json\s+(\{\"builder\".*?\})\s+```", FEATURES, re.DOTALL)
+    model = build(from_mapping(DetectorConfig, json.loads(text), "features.md"))
     assert model.roi_heads.box_predictor.cls_score.out_features == 91
 
 

@@ -8,8 +8,68 @@
 Every stage is a folder or a file of that name. Two of them run on GPUs (detector, evaluation) and have the same shape:
 a plan of shards → a pool of Ray actors → one immutable Parquet part per shard → a manifest written last.
 That shape is written once, in `cluster.py` and `shards.py`. Everything else is plain Python without Ray.
+
+The names of `__all__` are the public API, which the commands of `visualbert` call. Each is imported when it is first
+asked for, so that `import visualbert_core` is quick and needs no GPU stack.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from visualbert_core.cluster import Pool
+    from visualbert_core.comparison.compare import compare
+    from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig
+    from visualbert_core.detector import load_detector
+    from visualbert_core.evaluation.run import evaluate, read_run
+    from visualbert_core.evaluation.score import read_answers, score
+    from visualbert_core.features.extract import extract
+    from visualbert_core.features.store import FeatureStore
+    from visualbert_core.models import load_model
+    from visualbert_core.tasks import open_task
 
 INGREDIENT = "predictions"
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "EvaluateConfig",
+    "ExtractConfig",
+    "FeatureStore",
+    "Pool",
+    "PoolConfig",
+    "compare",
+    "evaluate",
+    "extract",
+    "load_detector",
+    "load_model",
+    "open_task",
+    "read_answers",
+    "read_run",
+    "score",
+]
+
+_MODULES = {
+    "EvaluateConfig": "config",
+    "ExtractConfig": "config",
+    "FeatureStore": "features.store",
+    "Pool": "cluster",
+    "PoolConfig": "config",
+    "compare": "comparison.compare",
+    "evaluate": "evaluation.run",
+    "extract": "features.extract",
+    "load_detector": "detector",
+    "load_model": "models",
+    "open_task": "tasks",
+    "read_answers": "evaluation.score",
+    "read_run": "evaluation.run",
+    "score": "evaluation.score",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

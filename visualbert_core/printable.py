@@ -2,8 +2,7 @@
 
 A terminal obeys what it prints. An escape sequence in an id can clear the screen, rename the window or hide a line, and
 a newline in it can forge one (CWE-150). So whatever is for people is printed by `say`, whatever is for programs by
-`say_json`. What libraries print (warnings, logging, a
-traceback) has lines of its own: `guard` takes the rest of it.
+`say_json`. What libraries print (warnings, logging, a traceback) has lines of its own: `guard` takes the rest of it.
 """
 
 from __future__ import annotations

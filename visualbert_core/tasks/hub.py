@@ -31,13 +31,13 @@ from typing import IO, Any, NamedTuple
 
 from visualbert_core.errors import AnnotationError, ConfigError
 from visualbert_core.lfs import REASON, is_pointer_file
+from visualbert_core.numbered import missing
 from visualbert_core.tasks import nlvr2, vqa
 from visualbert_core.tasks.reading import choose
 
 Record = Mapping[str, Any]
 
 _LONGEST_NUMBER = 18  # digits of an id; Python refuses to read thousands of them
-_MOST_SHARDS = 1_000_000  # a larger number in a name is no count of files
 
 _NOT_OFFERED = {
     "vcr": "VCR's texts mix words with lists of object numbers, which a column cannot hold; download the .jsonl files",
@@ -157,23 +157,15 @@ def _a_script(source: str, script: str) -> str:
     )
 
 
-_SHARD = re.compile(r"(?P<name>.*?)(?P<number>\d+)[-_]of[-_](?P<of>\d+)", re.ASCII)
-
-
 def _check_shards(source: str, files: Iterable[str]) -> None:
     """Files named data-00000-of-00002.parquet say how many there are. Raises AnnotationError where one is lacking."""
-    held: defaultdict[tuple[str, int], set[int]] = defaultdict(set)
-    for file in files:
-        if (shard := _SHARD.match(PurePosixPath(file).name)) and 0 < (of := int(shard["of"])) < _MOST_SHARDS:
-            held[f"{PurePosixPath(file).parent}/{shard['name']}", of].add(int(shard["number"]))
-    for (name, of), numbers in held.items():
-        if len(numbers) < of:
-            first = 1 if of in numbers else 0
-            lacking = next(number for number in range(first, first + of) if number not in numbers)
-            raise AnnotationError(
-                f"{source}: {len(numbers)} of the {of} files {PurePosixPath(name).name}…-of-{of}: number {lacking} is "
-                "lacking; download all of them"
-            )
+    held: defaultdict[PurePosixPath, list[str]] = defaultdict(list)
+    for path in map(PurePosixPath, files):
+        held[path.parent].append(path.name)
+    for names in held.values():
+        for name in names:
+            if (lacking := missing(name, names)) is not None:
+                raise AnnotationError(f"{source}: {lacking} is lacking beside {name}; download all of them")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

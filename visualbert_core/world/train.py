@@ -47,7 +47,7 @@ VALIDATION_FILES: dict[str, tuple[str, str, str, Literal["none", "beside"]]] = {
     "nlvr2": ("dev", "nlvr2", "nlvr2/images/dev", "none"),
     "flickr30k_entities": ("val", "flickr30k", "flickr30k/images", "none"),
 }
-"""task → split, annotations, images, boxes, as in jobs/demo.yaml."""
+"""task → split, annotations, images, boxes, as in demo.yaml."""
 RECIPES = {
     "detector": f"{DETECTOR_STEPS} steps of {train_detector.BATCH} scenes out of {SCENES:,}, AdamW, one-cycle",
     "visualbert": f"{VISUALBERT_STEPS:,} steps, one trunk with four heads, questions made on the fly from {SCENES:,} "

@@ -1,0 +1,17 @@
+"""Ask VisualBERT one question about one image of a feature store.
+
+python examples/ask.py MODEL STORE IMAGE_ID "how many circles are there?"
+"""
+
+import sys
+from pathlib import Path
+
+from visualbert_core import FeatureStore, load_model
+from visualbert_core.schema import Question
+
+if __name__ == "__main__":
+    model_folder, store_folder, image_id, text = sys.argv[1:]
+    model = load_model(model_folder, task="vqa", device="cpu")
+    regions = FeatureStore.open(Path(store_folder)).fetch(image_id)
+    (prediction,) = model.predict([(Question("1", (image_id,), text), (regions,))])
+    print(f"{prediction.answer} ({prediction.scores[0]:.0%})")

@@ -1,0 +1,41 @@
+"""Evaluate a model of your own: here one that answers "yes" to every question, whatever it sees.
+
+python examples/own_model.py ANNOTATIONS STORE RUNS
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from visualbert_core import EvaluateConfig, Pool, PoolConfig, evaluate
+from visualbert_core.schema import Example, Prediction, Regions
+
+
+class AlwaysYes:
+    """The contract is `visualbert_core.models.Model`."""
+
+    feature_size = 256  # D of the store
+    feature_space = "world-tiny-rcnn-fc7"  # the space that it was made for
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What changes a prediction: a run over other ingredients is another run."""
+        return {"class": "AlwaysYes", "version": 1}
+
+    def predict(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> list[Prediction]:
+        return [Prediction(example.example_id, example.image_ids[0], "yes", (1.0,)) for example, _ in batch]
+
+
+def load(folder: Path, task: str, device: str | None, precision: str) -> Any:
+    """Every worker calls this once."""
+    return AlwaysYes()
+
+
+if __name__ == "__main__":
+    annotations, features, out = map(Path, sys.argv[1:])
+    config = EvaluateConfig(
+        task="vqa", split="val", annotations=annotations, features=features, model=Path("always-yes"), out=out
+    )
+    with Pool(PoolConfig(inline=True)) as pool:
+        run = evaluate(config, pool, load)
+    print(run.scores and run.scores["scores"])

@@ -1,0 +1,18 @@
+"""Score the predictions of any system by the official metric: no model, no Ray, no torch.
+
+python examples/score_a_file.py TASK SPLIT ANNOTATIONS PREDICTIONS
+"""
+
+import sys
+from pathlib import Path
+
+from visualbert_core import open_task, read_answers, score
+from visualbert_core.provenance import digest_files
+
+if __name__ == "__main__":
+    name, split, annotations, predictions = sys.argv[1:]
+    task = open_task(name, Path(annotations), split)
+    digest = digest_files(task.annotation_files())
+    document = score(task, read_answers(task, Path(predictions), digest), digest)
+    print(document["protocol"])
+    print(document["scores"])
