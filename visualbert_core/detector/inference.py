@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import FrozenBatchNorm2d
 
-from visualbert_core.detector import Detection
+from visualbert_core.detector.base import Detection
 from visualbert_core.errors import ConfigError
 
 PRECISIONS = ("float32", "bfloat16")

@@ -27,7 +27,7 @@ from torch.nn.functional import pad
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import roi_align
 
-from visualbert_core.detector import Detection
+from visualbert_core.detector.base import Detection
 from visualbert_core.detector.folder import FolderDetector, load_weights
 from visualbert_core.detector.inference import (
     answering,

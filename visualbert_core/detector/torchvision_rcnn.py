@@ -29,7 +29,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import FrozenBatchNorm2d, clip_boxes_to_image, nms
 
-from visualbert_core.detector import Detection
+from visualbert_core.detector.base import Detection
 from visualbert_core.detector.folder import FolderDetector
 from visualbert_core.detector.inference import (
     answering,

@@ -31,7 +31,7 @@ from torch.nn import functional
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import clip_boxes_to_image, nms
 
-from visualbert_core.detector import Detection
+from visualbert_core.detector.base import Detection
 from visualbert_core.detector.class_nms import confidences
 from visualbert_core.detector.folder import FolderDetector
 from visualbert_core.detector.inference import (

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from visualbert_core.models.visualbert.checkpoint import Pretrained
+from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
 from visualbert_core.models.visualbert.cuda import Attend, GraphedEncoder, Recorder, has_variable_length
 from visualbert_core.models.visualbert.heads import (
     VisualBertForMultipleChoice,
