@@ -1,25 +1,20 @@
-"""Weights as their authors published them, read without running what a file says.
+"""Weights of detectors as their authors published them: found, read (`weights.py`) and turned into tensors.
 
-torch files are opened with `weights_only`. The pickles of Caffe2's Detectron and of detectron2 hold NumPy arrays, and
-anything else in one is refused by name (`pickles.py`). What the keys mean belongs to each detector.
+What the keys mean belongs to each detector.
 """
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from visualbert_core.errors import CheckpointError
-from visualbert_core.pickles import load_arrays
+from visualbert_core.weights import UNREADABLE, load
 
 
 def find(source: Path, names: Sequence[str]) -> Path:
@@ -42,10 +37,9 @@ def read_entries(path: Path, under: str | None = None, pickled: bool | None = No
     that cannot be read or holds no names.
     """
     pickled = path.suffix == ".pkl" if pickled is None else pickled
-    read = _unpickle if pickled else load_file if path.suffix == ".safetensors" else _torch_load
     try:
-        found: Any = read(path)
-    except (SafetensorError, pickle.UnpicklingError, *_MALFORMED) as error:
+        found: Any = load(path, pickled)
+    except UNREADABLE as error:
         line, *_ = [*str(error).splitlines(), ""]
         why = f"{type(error).__name__}: {line}"
         raise CheckpointError(f"{path}: cannot be read ({why})") from None
@@ -67,16 +61,3 @@ def _tensor(key: Any, value: Any, path: Path) -> Tensor:
     if not isinstance(key, str) or not isinstance(value, Tensor):
         raise CheckpointError(f"{path}: {key!r} is a {type(value).__name__}, not a tensor of numbers")
     return value.float() if value.is_floating_point() else value
-
-
-def _torch_load(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-
-
-def _unpickle(path: Path) -> Any:
-    with path.open("rb") as file:
-        return load_arrays(file, encoding="latin1")  # Python 2 wrote some of them
-
-
-# What cut or garbled files raise, besides the readers' own errors.
-_MALFORMED = (OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, MemoryError)

@@ -1,27 +1,25 @@
 """Where the weights are: a folder or a Hub id, in one file or in shards, as safetensors or as torch wrote them.
 
-Owns finding and reading weight files, never what their keys mean. torch files are opened with `weights_only`, and an
-index may only name files that lie beside it, so that a downloaded checkpoint can neither run code nor reach outside.
+Owns which weight files a checkpoint has, never what their keys mean. An index may only name files that lie beside it,
+and a file is read without running what it says (`weights.py`), so that a downloaded checkpoint can neither reach
+outside nor run code.
 """
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from visualbert_core.documents import read_json
 from visualbert_core.errors import CheckpointError
 from visualbert_core.models.visualbert.config import CONFIG_FILE
 from visualbert_core.provenance import digest_file, digest_files
+from visualbert_core.weights import UNREADABLE, load
 
 SAFETENSORS_FILE = "model.safetensors"
 TORCH_FILE = "pytorch_model.bin"
@@ -30,7 +28,6 @@ WEIGHTS = (SAFETENSORS_FILE, SAFETENSORS_FILE + INDEX, TORCH_FILE, TORCH_FILE + 
 """In order of preference."""
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-_MALFORMED = (OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, MemoryError)
 _CONVERT = "visualbert convert checkpoint IN OUT"
 _BESIDE = (CONFIG_FILE, "visualbert_core.json", "vocab.txt", "tokenizer.json", "answers.txt")
 
@@ -122,8 +119,8 @@ def _shards(index: Path) -> Mapping[str, str]:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        found: Any = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
-    except (SafetensorError, pickle.UnpicklingError, *_MALFORMED) as error:
+        found: Any = load(path)
+    except UNREADABLE as error:
         why = _first_line(error)
         raise CheckpointError(f"{path}: cannot be read ({why}): no weights, or cut short; download it again") from None
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
@@ -132,11 +129,6 @@ def _read(path: Path) -> dict[str, Tensor]:
     return {
         key: value.to(torch.float32, copy=True) if value.is_floating_point() else value for key, value in found.items()
     }
-
-
-def _torch_load(path: Path) -> Any:
-    # Files from before torch 1.6, such as the authors', are no zip archives and cannot be mapped.
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 def _first_line(error: Exception) -> str:
