@@ -20,12 +20,13 @@ from PIL import Image as Pillow
 
 from visualbert_core import lfs, scheduler, storage
 from visualbert_core.cluster import Pool
-from visualbert_core.config import ExtractConfig, PoolConfig
+from visualbert_core.config import DriftConfig, ExtractConfig, PoolConfig
 from visualbert_core.corpus import list_images
 from visualbert_core.detector import Detection
 from visualbert_core.errors import CheckpointError, CoverageError, InputError, ShardError
 from visualbert_core.features import extract as extraction
-from visualbert_core.features.extract import extract
+from visualbert_core.features.drift import check_plan
+from visualbert_core.features.extract import plan_extraction, run_extraction
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.features.worker import AHEAD, FeatureWorker, _batches, full_fingerprint, plan_images
 from visualbert_core.images import fetch, read_image
@@ -135,7 +136,10 @@ class World:
             how = settings.pop("load")
             root = Path(out) if storage.url(out) else self.root / out
             paths = {"images": self.pictures, "detector": self.detector, "out": root, "corpus": "toy"}
-            return extract(ExtractConfig(**paths, **settings), pool, how)
+            drift = DriftConfig(**{key: settings.pop(key) for key in ("canary", "canary_store") if key in settings})
+            plan = plan_extraction(ExtractConfig(**paths, **settings), how)
+            check_plan(plan, drift, pool)
+            return run_extraction(plan, pool)
 
     def batches(self) -> int:
         return len(list((self.detector / "batches").iterdir()))
