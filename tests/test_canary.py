@@ -257,7 +257,7 @@ def test_the_command(scenes: Path) -> None:
         paths = {"images": scenes / "pictures", "detector": WEIGHTS, "out": scenes / "finished"}
         store = extract(ExtractConfig(**paths), pool)
     line = ["canary", str(store.folder), "-n", "3", "--images", str(scenes / "pictures"), "--detector"]
-    done = run_here(ROOT / "visualbert_core" / "features" / "__main__.py", *line, WEIGHTS)
+    done = run_here(ROOT / "visualbert_core" / "__main__.py", "store", *line, WEIGHTS)
     assert (done.returncode, done.stdout) == (0, f"{WEIGHTS} gives the features of {store.folder}\n"), done.stderr
     assert "cosine     1.00000   0.995   1.00000    0.95  scene" in done.stderr
     Noisy(WEIGHTS).detector.save_pretrained(scenes / "noisy")
