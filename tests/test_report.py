@@ -319,7 +319,7 @@ def test_annotation_text_is_escaped(cell: Any) -> None:
 def test_the_line_on_the_page_makes_the_run(cell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given back to the job, it asks for what the run's record says, foreign features and precision included."""
     shown = cell("vqa")
-    spec = shown.run.record["spec"] | {"precision": "bfloat16", "foreign_features": True}
+    spec = shown.run.record["spec"] | {"precision": "bfloat16", "foreign_features": True, "feature_space": "mine"}
     run = dataclasses.replace(shown.run, record=shown.run.record | {"spec": spec})
     program, name, *words = shlex.split(sections._command(shown, run))
     assert (program, name) == ("visualbert", "evaluate")
@@ -329,7 +329,7 @@ def test_the_line_on_the_page_makes_the_run(cell: Any, monkeypatch: pytest.Monke
     flags = vars(given[0].evaluation)
     asked = {name: flags[name] for name in spec.keys() & flags.keys() - {"model"}}
     assert asked == {name: spec[name] for name in asked}
-    assert len(asked) >= 7
+    assert len(asked) >= 8
     assert flags["model"].name == spec["model"]
 
 

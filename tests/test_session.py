@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+import yaml
+from conftest import ROOT, small_matrix
 from heads import BIN, below, environment, free_port, head, wait_for
 from PIL import Image as Pillow
 
@@ -128,6 +129,16 @@ def test_a_cluster_that_is_not_there_is_one_line(address: str, words: str, tmp_p
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert words in done.stderr
     assert "RAY_ADDRESS" in done.stderr
+
+
+def test_a_night_ends_with_its_cluster(tmp_path: Path) -> None:
+    """Where there is no Ray, nothing else of the night can be computed: one line, not one for each corpus and cell."""
+    matrix = small_matrix(out=str(tmp_path / "out"), pool={"workers": 1})
+    (tmp_path / "matrix.yaml").write_text(yaml.safe_dump(matrix))
+    variables = environment(tmp_path, RAY_ADDRESS=f"127.0.0.1:{free_port()}")
+    done = run(sys.executable, "jobs/nightly.py", tmp_path / "matrix.yaml", env=variables)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert done.stderr.startswith("error: no Ray cluster answers at ")
 
 
 def test_a_wait_tells_refused_from_not_there() -> None:

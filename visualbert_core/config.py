@@ -149,6 +149,9 @@ class EvaluateConfig:
     """`wrong-image`: give every example the regions of another image, to see what the text alone answers."""
     foreign_features: bool = False
     """Evaluate over features of another space than the checkpoint's all the same; every score then says so."""
+    feature_space: str | None = None
+    """The space of the features that the checkpoint was trained on, where it does not say so itself. Contradicting it
+    is an error."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 is for GPUs and for CPUs with AVX512_BF16 or AMX; others are slower with it than with float32."""
     batch_size: int = 64
@@ -192,6 +195,8 @@ class CellConfig:
     model: Path
     """Checkpoint folder, relative to the YAML file's."""
     foreign_features: bool = False
+    feature_space: str | None = None
+    """As for one evaluation: where the checkpoint does not say it."""
     precision: Literal["float32", "bfloat16"] = "float32"
     batch_size: int = 64
     shard_size: int = 256

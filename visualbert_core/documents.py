@@ -173,9 +173,8 @@ def _keys_of(loader: _StrictLoader, place: str, mapping: yaml.MappingNode) -> It
         if not isinstance(name, Hashable):
             continue  # no key, which the loader says itself
         if name in lines:
-            where = (
-                f"in line {lines[name]} and again in line {line}" if lines[name] != line else f"twice in line {line}"
-            )
+            first = lines[name]
+            where = f"twice in line {line}" if first == line else f"in line {first} and again in line {line}"
             raise ValueError(f"{inside}: the key stands {where}: keep one")
         lines[name] = line
 

@@ -9,23 +9,29 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from visualbert_core.config import from_mapping
 from visualbert_core.detector.inference import checked
-from visualbert_core.documents import read_json
+from visualbert_core.documents import brief, read_json
 from visualbert_core.errors import CheckpointError, ConfigError
 from visualbert_core.provenance import digest_file
 from visualbert_core.schema import Names
+from visualbert_core.weights import Shapes, load, shapes, without_numbers
 
+LONGEST_SIDE = 10_000
+"""Pixels of a side to which a config may have images resized: beyond it one image takes gigabytes."""
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+
+# What torch and torchvision raise for sizes and arguments of which there is no network.
+_UNBUILDABLE = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, OverflowError, AssertionError)
 
 T = TypeVar("T")
 
@@ -79,56 +85,101 @@ class FolderDetector(ABC, Generic[Network, Config]):
     def from_pretrained(cls, folder: str | Path, device: str | None = None, precision: str = "float32") -> Self:
         """Open a detector folder. Raises CheckpointError naming what is missing or does not fit."""
         folder = Path(folder)
-        config, state = read_folder(folder, cls.config_class)
-        model = cls.empty(config)
-        load_weights(model, state, folder / WEIGHTS_FILE, f"builder {config.builder!r}")
-        return cls(model, config, digest_file(folder / WEIGHTS_FILE), device, precision)
+        config, weights = read_config(folder, cls.config_class), folder / WEIGHTS_FILE
+        try:
+            held = shapes(weights)  # first: they tell what to make of a config, before anything of its sizes is made
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder}: not a detector folder: {error}") from error
+        try:
+            cls.check_sizes(config, held)
+            model = cls.empty(config)
+        except (ConfigError, *_UNBUILDABLE) as error:
+            raise CheckpointError(f"{folder / CONFIG_FILE}: {_first_line(error)}") from error
+        fits = f"builder {config.builder!r}"
+        check_weights(model, held, weights, fits)
+        load_weights(model, read_weights(weights), weights, fits)
+        return cls(model, config, digest_file(weights), device, precision)
+
+    @classmethod
+    def check_sizes(cls, config: Config, held: Shapes) -> None:
+        """Raises ConfigError for a number of layers that the weights do not have, because each takes time to make even
+        without memory. Other sizes are compared once the network is made."""
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the folder that `from_pretrained` reads, floating-point weights stored as `dtype`."""
         write_folder(Path(folder), self.config, self.model.state_dict(), dtype)
 
 
-def read_folder(folder: Path, config_class: type[T]) -> tuple[T, dict[str, Tensor]]:
-    """The config and the weights in float32. Raises CheckpointError naming what is missing or cannot be read."""
+def read_config(folder: Path, config_class: type[T]) -> T:
+    """Raises CheckpointError naming what is missing or cannot be read."""
     path = folder / CONFIG_FILE
     try:
-        config = from_mapping(config_class, read_json(path), where=str(path))
-        state = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
-    except (ConfigError, FileNotFoundError, SafetensorError) as error:
+        return from_mapping(config_class, read_json(path), where=str(path))
+    except ConfigError as error:
         raise CheckpointError(f"{folder}: not a detector folder: {error}") from error
-    return config, state
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights, floating-point ones in float32. Raises CheckpointError."""
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load(path).items()}
+
+
+def check_blocks(stated: tuple[int, ...], held: tuple[int, ...]) -> None:
+    """Raises ConfigError where a config states other numbers of residual blocks than the weights hold."""
+    if stated != held:
+        raise ConfigError(f"blocks is {brief(list(stated))}, the weights have {list(held)}")
+
+
+def check_colours(config: object, *names: str) -> None:
+    """Raises ConfigError naming a key that does not hold a number for each of three colours; `std` divides."""
+    for name in names:
+        values = getattr(config, name)
+        if len(values) != 3 or (name == "std" and min(values) <= 0):
+            what = "three positive numbers" if name == "std" else "three numbers"
+            raise ConfigError(f"{name} is {brief(list(values))}: it must be {what}, one a colour")
 
 
 def write_folder(folder: Path, config: Any, state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
-    """Write what `read_folder` reads, floating-point weights stored as `dtype`."""
+    """Write what `read_config` and `read_weights` read, floating-point weights stored as `dtype`."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = _without_counters(state)
     save_file({k: v.to(dtype).contiguous().cpu() for k, v in weights.items()}, folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
-def load_weights(network: nn.Module, state: dict[str, Tensor], source: Path, what: str) -> None:
-    """Put `state` into `network`, which may be on the meta device.
-
-    Raises CheckpointError with `source`, `what` it should be, and the tensors that do not fit.
-    """
-    every = network.state_dict()
-    expected, found = _without_counters(every), _without_counters(state)
+def check_weights(network: nn.Module, held: Shapes, source: Path, what: str) -> None:
+    """Raises CheckpointError with `source`, `what` it should be, and the tensors that do not fit `network`."""
+    expected, found = _without_counters(network.state_dict()), _without_counters(held)
     missing = [f"missing {k}" for k in expected.keys() - found.keys()]
     unknown = [f"unknown {k}" for k in found.keys() - expected.keys()]
     shaped = [
-        f"{k} is {list(found[k].shape)}, not {list(expected[k].shape)}"
+        f"{k} is {list(found[k])}, not {list(expected[k].shape)}"
         for k in expected.keys() & found.keys()
-        if found[k].shape != expected[k].shape
+        if found[k] != tuple(expected[k].shape)
     ]
-    if wrong := sorted(missing + unknown + shaped):
-        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise CheckpointError(f"{source}: does not fit {what}: {'; '.join(wrong[:5])}{more}")
-    counters = {name: torch.zeros((), dtype=torch.long) for name in every.keys() - expected.keys()}
+    _refuse(sorted(missing + unknown + shaped), source, what)
+
+
+def load_weights(network: nn.Module, state: dict[str, Tensor], source: Path, what: str) -> None:
+    """Put `state` into `network`, which may be on the meta device. Raises CheckpointError as `check_weights` does, and
+    for integers in the place of weights."""
+    check_weights(network, {name: tuple(tensor.shape) for name, tensor in state.items()}, source, what)
+    found, every = _without_counters(state), network.state_dict()
+    _refuse([f"{each}, no floating-point numbers" for each in without_numbers(found)], source, what)
+    counters = {name: torch.zeros((), dtype=torch.long) for name in every.keys() - found.keys()}
     network.load_state_dict(found | counters, assign=True)
 
 
-def _without_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _refuse(wrong: list[str], source: Path, what: str) -> None:
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise CheckpointError(f"{source}: does not fit {what}: {'; '.join(wrong[:5])}{more}")
+
+
+def _without_counters(state: Mapping[str, T]) -> dict[str, T]:
     """Without what batch norms count while they train, which some files have and no forward reads."""
     return {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -30,9 +30,10 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, nms
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from visualbert_core.config import check_range, check_values
 from visualbert_core.detector.base import Detection
 from visualbert_core.detector.class_nms import confidences
-from visualbert_core.detector.folder import FolderDetector, load_weights
+from visualbert_core.detector.folder import LONGEST_SIDE, FolderDetector, check_blocks, check_colours, load_weights
 from visualbert_core.detector.inclusive_boxes import ASPECT_RATIOS, anchors, clip, decode, half_open
 from visualbert_core.detector.inference import (
     answering,
@@ -47,6 +48,7 @@ from visualbert_core.detector.published import read_entries, tensors
 from visualbert_core.detector.roi_align import pool_levels
 from visualbert_core.errors import CheckpointError
 from visualbert_core.schema import Names
+from visualbert_core.weights import Shapes, blocks, unbuilt
 
 STRIDES = (4, 8, 16, 32, 64)  # of the pyramid's levels; regions are pooled from the first four
 ANCHOR_SIZES = (32, 64, 128, 256, 512)
@@ -99,6 +101,15 @@ class FPNConfig:
     """Of the suppression within each class."""
     num_regions: int = 100
 
+    def __post_init__(self) -> None:
+        check_values(self)
+        check_range(self, 1, None, "blocks", "groups", "group_width", "pyramid_size", "feature_size", "num_classes")
+        check_range(self, 1, LONGEST_SIDE, "min_size", "max_size")
+        check_range(self, 1, None, "pre_nms_top_n", "post_nms_top_n", "num_proposals", "num_regions")
+        check_range(self, 0, 1, "proposal_nms_iou", "nms_iou")
+        check_range(self, 0, None, "min_proposal_size")
+        check_colours(self, "mean")
+
 
 PYTHIA = FPNConfig()
 _COCO = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # with "N/A" for the ids that COCO left out
@@ -124,8 +135,12 @@ class FPNDetector(FolderDetector["FPNNetwork", FPNConfig]):
 
     @staticmethod
     def empty(config: FPNConfig) -> FPNNetwork:
-        with torch.device("meta"):
+        with unbuilt():
             return FPNNetwork(config)
+
+    @classmethod
+    def check_sizes(cls, config: FPNConfig, held: Shapes) -> None:
+        check_blocks(config.blocks, blocks(held, *(f"body.layer{stage}." for stage in (1, 2, 3, 4))))
 
     def _feature_size(self) -> int:
         return self.config.feature_size

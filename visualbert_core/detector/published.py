@@ -1,6 +1,7 @@
-"""Weights of detectors as their authors published them: found, read (`weights.py`) and turned into tensors.
+"""Weights as their authors published them, read without running what a file says.
 
-What the keys mean belongs to each detector.
+What every file must keep to stands in `weights.py`. The pickles of Caffe2's Detectron and of detectron2 hold NumPy
+arrays, and anything else in one is refused by name (`pickles.py`). What the keys mean belongs to each detector.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from visualbert_core.errors import CheckpointError
-from visualbert_core.weights import UNREADABLE, load
+from visualbert_core.pickles import load_arrays
+from visualbert_core.weights import load
 
 
 def find(source: Path, names: Sequence[str]) -> Path:
@@ -37,12 +39,7 @@ def read_entries(path: Path, under: str | None = None, pickled: bool | None = No
     that cannot be read or holds no names.
     """
     pickled = path.suffix == ".pkl" if pickled is None else pickled
-    try:
-        found: Any = load(path, pickled)
-    except UNREADABLE as error:
-        line, *_ = [*str(error).splitlines(), ""]
-        why = f"{type(error).__name__}: {line}"
-        raise CheckpointError(f"{path}: cannot be read ({why})") from None
+    found = load(path, _unpickle if pickled else None)
     if under is not None and isinstance(found, dict) and isinstance(found.get(under), dict):
         found = found[under]
     if not isinstance(found, dict) or not found:
@@ -61,3 +58,8 @@ def _tensor(key: Any, value: Any, path: Path) -> Tensor:
     if not isinstance(key, str) or not isinstance(value, Tensor):
         raise CheckpointError(f"{path}: {key!r} is a {type(value).__name__}, not a tensor of numbers")
     return value.float() if value.is_floating_point() else value
+
+
+def _unpickle(path: Path) -> Any:
+    with path.open("rb") as file:
+        return load_arrays(file, encoding="latin1")  # Python 2 wrote some of them

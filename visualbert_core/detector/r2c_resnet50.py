@@ -27,8 +27,15 @@ from torch.nn.functional import pad
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import roi_align
 
+from visualbert_core.config import check_range, check_values
 from visualbert_core.detector.base import Detection
-from visualbert_core.detector.folder import FolderDetector, load_weights
+from visualbert_core.detector.folder import (
+    LONGEST_SIDE,
+    FolderDetector,
+    check_blocks,
+    check_colours,
+    load_weights,
+)
 from visualbert_core.detector.inference import (
     answering,
     detections,
@@ -43,6 +50,7 @@ from visualbert_core.detector.resize import pillow_bilinear
 from visualbert_core.errors import ConfigError
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import GivenObjects, Names
+from visualbert_core.weights import Shapes, blocks, unbuilt
 
 _COCO = """
     person bicycle car motorcycle airplane bus train truck boat trafficlight firehydrant stopsign parkingmeter bench
@@ -77,6 +85,13 @@ class R2CConfig:
     mask_size: int = 14
     """Points sampled along each side of a box: is this one inside the outline?"""
 
+    def __post_init__(self) -> None:
+        check_values(self)
+        check_range(self, 1, None, "blocks", "feature_size")
+        check_range(self, 1, LONGEST_SIDE, "width", "height")
+        check_range(self, 2, 512, "mask_size")
+        check_colours(self, "mean", "std")
+
 
 @dataclass(frozen=True)
 class _Window:
@@ -99,8 +114,12 @@ class R2CDetector(FolderDetector["R2CNetwork", R2CConfig]):
 
     @staticmethod
     def empty(config: R2CConfig) -> R2CNetwork:
-        with torch.device("meta"):
+        with unbuilt():
             return R2CNetwork(config)
+
+    @classmethod
+    def check_sizes(cls, config: R2CConfig, held: Shapes) -> None:
+        check_blocks(config.blocks, blocks(held, "backbone.4.", "backbone.5.", "backbone.6.", "after_roi_align.0."))
 
     def _feature_size(self) -> int:
         return self.config.feature_size

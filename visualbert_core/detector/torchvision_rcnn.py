@@ -29,8 +29,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import FrozenBatchNorm2d, clip_boxes_to_image, nms
 
+from visualbert_core.config import check_range, check_values
 from visualbert_core.detector.base import Detection
-from visualbert_core.detector.folder import FolderDetector
+from visualbert_core.detector.folder import LONGEST_SIDE, FolderDetector
 from visualbert_core.detector.inference import (
     answering,
     detections,
@@ -42,8 +43,10 @@ from visualbert_core.detector.inference import (
 )
 from visualbert_core.detector.roi_align import pool_as
 from visualbert_core.detector.tiny_rcnn import tiny_rcnn
+from visualbert_core.documents import brief
 from visualbert_core.errors import CheckpointError
 from visualbert_core.schema import Names
+from visualbert_core.weights import unbuilt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,12 @@ class Selection:
     min_regions: int = 10
     max_regions: int = 100
     box_kind: Literal["refined", "proposal"] = "refined"
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        check_range(self, 0, 1, "score_threshold", "nms_iou")
+        check_range(self, 0, None, "min_regions")
+        check_range(self, 1, None, "max_regions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +83,10 @@ class DetectorConfig:
     which torchvision sets only when it downloads them itself."""
     selection: Selection = field(default_factory=Selection)
 
+    def __post_init__(self) -> None:
+        check_values(self)
+        check_range(self, 0, None, "norm_eps")
+
 
 class TorchvisionRCNN(FolderDetector[FasterRCNN, DetectorConfig]):
     """See `detector.Detector`."""
@@ -82,7 +95,8 @@ class TorchvisionRCNN(FolderDetector[FasterRCNN, DetectorConfig]):
 
     @staticmethod
     def empty(config: DetectorConfig) -> FasterRCNN:
-        return build(config)
+        with unbuilt():
+            return build(config)
 
     def _feature_size(self) -> int:
         size: int = self.model.roi_heads.box_predictor.cls_score.in_features
@@ -223,4 +237,7 @@ def build(config: DetectorConfig) -> FasterRCNN:
         if config.norm_eps is not None and isinstance(module, (nn.BatchNorm2d, FrozenBatchNorm2d)):
             module.eps = config.norm_eps
     assert isinstance(model, FasterRCNN)
+    sides = (*model.transform.min_size, model.transform.max_size)
+    if not all(1 <= side <= LONGEST_SIDE for side in sides):
+        raise CheckpointError(f"images would be {brief(sides)} pixels a side: it must be 1 to {LONGEST_SIDE:,}")
     return model

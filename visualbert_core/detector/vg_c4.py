@@ -31,9 +31,10 @@ from torch.nn import functional
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import clip_boxes_to_image, nms
 
+from visualbert_core.config import check_range, check_values
 from visualbert_core.detector.base import Detection
 from visualbert_core.detector.class_nms import confidences
-from visualbert_core.detector.folder import FolderDetector
+from visualbert_core.detector.folder import LONGEST_SIDE, FolderDetector, check_blocks, check_colours
 from visualbert_core.detector.inference import (
     answering,
     detections,
@@ -47,6 +48,7 @@ from visualbert_core.detector.resize import pillow_bilinear
 from visualbert_core.detector.vg_c4_network import Architecture, Described, Proposals, VgC4Network
 from visualbert_core.errors import ConfigError
 from visualbert_core.schema import Names
+from visualbert_core.weights import Shapes, blocks, unbuilt
 
 _Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]  # of a `Detection`
 
@@ -67,6 +69,11 @@ class Preprocessing:
     resize: Literal["pillow", "interpolate"] = "pillow"
     """Bilinear with half-pixel centres. `pillow`: its filter widens as the image shrinks, and levels are whole
     (detectron2). `interpolate`: torch's function of that name, two pixels wide at any scale (Hugging Face)."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        check_range(self, 1, LONGEST_SIDE, "short_side", "long_side")
+        check_colours(self, "mean", "std")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +97,10 @@ class Selection:
     """The box that is stored; the feature is the proposal's either way."""
 
     def __post_init__(self) -> None:
+        check_values(self)
+        check_range(self, 0, 1, "nms_iou", "score_threshold")
+        check_range(self, 0, None, "min_regions")
+        check_range(self, 1, None, "max_regions")
         if not self.nms_iou or (self.rule == "class-wise" and len(self.nms_iou) > 1):
             raise ConfigError(f"selection: nms_iou of {self.rule} cannot be {list(self.nms_iou)}")
 
@@ -118,7 +129,12 @@ class VgC4(FolderDetector[VgC4Network, VgC4Config]):
 
     @staticmethod
     def empty(config: VgC4Config) -> VgC4Network:
-        return VgC4Network(config.architecture, config.proposals)
+        with unbuilt():
+            return VgC4Network(config.architecture, config.proposals)
+
+    @classmethod
+    def check_sizes(cls, config: VgC4Config, held: Shapes) -> None:
+        check_blocks(config.architecture.blocks, blocks(held, *(f"layer{stage}." for stage in (1, 2, 3, 4))))
 
     def _feature_size(self) -> int:
         return self.config.architecture.feature_size

@@ -20,6 +20,8 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import clip_boxes_to_image, nms, roi_pool
 
+from visualbert_core.config import check_range, check_values
+
 STRIDE = 16
 """Pixels of the resized image to a cell of the trunk's map."""
 POOLED = 14
@@ -41,6 +43,10 @@ class Architecture:
     num_attributes: int = 400
     """0 for weights without attributes (`faster_rcnn_from_caffe.pkl`)."""
 
+    def __post_init__(self) -> None:
+        check_range(self, 1, None, "blocks", "width", "rpn_channels", "num_objects")
+        check_range(self, 0, None, "num_attributes")
+
     @property
     def feature_size(self) -> int:
         """D."""
@@ -61,6 +67,12 @@ class Proposals:
     post_nms: int = 300
     min_size: float = 0.0
     """Pixels; a proposal must be wider and higher than this."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        check_range(self, 0, None, "anchor_sizes", "anchor_ratios", "min_size")
+        check_range(self, 1, None, "pre_nms", "post_nms")
+        check_range(self, 0, 1, "nms_iou")
 
 
 @dataclass(frozen=True)

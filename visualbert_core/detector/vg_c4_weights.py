@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from visualbert_core import lfs
 from visualbert_core.config import from_mapping
 from visualbert_core.detector.folder import load_weights
 from visualbert_core.detector.published import find, read_weights
@@ -172,4 +173,6 @@ def _names(path: Path) -> tuple[str, ...]:
     """The first of each line's synonyms; none where the file is not there."""
     if not path.is_file():
         return ()
+    if lfs.is_pointer_file(path):
+        raise CheckpointError(f"{path}: {lfs.REASON}")
     return tuple(line.split(",")[0].strip().lower() for line in path.read_text(encoding="utf-8").splitlines())

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +35,9 @@ from visualbert_core.evaluation.units import UNITS_FILE, by_metric, encode_units
 from visualbert_core.features.store import FeatureStore, encode_failures
 from visualbert_core.host import in_halves
 from visualbert_core.metrics.coverage import check_coverage
-from visualbert_core.models import Model, load_model
+from visualbert_core.models import NOT_FINITE, SIDECAR_FILE, Model, load_model
+from visualbert_core.models.published import published_space
+from visualbert_core.printable import say
 from visualbert_core.provenance import (
     code_digests,
     differences,
@@ -78,6 +81,8 @@ def evaluate(config: EvaluateConfig, pool: Pool, load: LoadModel = load_model, t
     check_sizes(task, store)
     model = load(config.model, config.task, "cpu", config.precision)
     warnings = check_fit(model, store, config)
+    for warning in warnings:
+        say(f"WARNING: {config.model.name}: {warning}", to=sys.stderr)
     provenance = _provenance(config, task, store, model)
     folder = run_folder(config)
     record = {"spec": _spec(config), "provenance": provenance, "status": "running", "warnings": warnings}
@@ -161,25 +166,26 @@ class EvaluationWorker:
         joined, failures = join(shard, self.store)
         answered: dict[str, Prediction] = {}
         for batch in batches(joined, self.batch_size):
-            answered |= {p.example_id: p for p in in_halves(self.predict, batch)}
-        predictions = [answered[item] for item in shard.items if item in answered]
-        failures += _unbelievable(predictions)
-        bad = {failure.item_id for failure in failures}
-        rows = [p for p in predictions if p.example_id not in bad]
+            for found in in_halves(self.predict, batch):
+                kept = _believable(found)
+                if isinstance(kept, Failure):
+                    failures.append(kept)
+                else:
+                    answered[kept.example_id] = kept
+        rows = [answered[item] for item in shard.items if item in answered]
         return self.folder.commit(shard, Part(encode(rows), len(rows), encode_failures(failures), len(failures)))
 
-    def predict(self, batch: Sequence[Joined]) -> list[Prediction]:
+    def predict(self, batch: Sequence[Joined]) -> list[Prediction | Failure]:
         """What is kept of a batch."""
-        return self.model.predict(batch)
+        return list(self.model.predict(batch))
 
 
-def _unbelievable(predictions: list[Prediction]) -> list[Failure]:
-    """Answers behind which there is no number: they are failures, not wrong answers."""
-    return [
-        Failure(p.example_id, "predict", "NotFinite", "the model's scores hold NaN or infinity")
-        for p in predictions
-        if not all(map(math.isfinite, p.scores))
-    ]
+def _believable(found: Prediction | Failure) -> Prediction | Failure:
+    """What a model gave, or a failure for an answer without a number behind it: a model of somebody else's may give
+    those, and they are no wrong answers."""
+    if isinstance(found, Failure) or all(map(math.isfinite, found.scores)):
+        return found
+    return Failure(found.example_id, "predict", "NotFinite", NOT_FINITE)
 
 
 def check_fit(model: Model, store: FeatureStore, config: EvaluateConfig) -> list[str]:
@@ -189,15 +195,44 @@ def check_fit(model: Model, store: FeatureStore, config: EvaluateConfig) -> list
             f"{config.model} needs {model.feature_size}-d region features, {config.features} holds "
             f"{store.feature_size}-d ones: extract them with the detector that the checkpoint was trained on"
         )
-    if model.feature_space in (None, store.space):
+    space = _space(model, config)
+    if space is None:
+        return [_unnamed(store, config)]
+    if space == store.space:
         return []
     if not config.foreign_features:
         raise CheckpointError(
-            f"{config.model} was trained on features of {model.feature_space!r}, {config.features} holds "
+            f"{config.model} was trained on features of {space!r}, {config.features} holds "
             f"{store.space!r}: equal sizes do not make them comparable, extract the right ones (or force it with "
             "foreign_features)"
         )
-    return [f"foreign features: the checkpoint was trained on {model.feature_space!r}, these are {store.space!r}"]
+    return [f"foreign features: the checkpoint was trained on {space!r}, these are {store.space!r}"]
+
+
+def _space(model: Model, config: EvaluateConfig) -> str | None:
+    """The space that the checkpoint or else the caller names. Raises CheckpointError where they contradict."""
+    if None not in (model.feature_space, config.feature_space) and model.feature_space != config.feature_space:
+        raise CheckpointError(
+            f"{config.model / SIDECAR_FILE} says that the checkpoint was trained on features of "
+            f"{model.feature_space!r}, feature_space says {config.feature_space!r}: correct one of them"
+        )
+    return model.feature_space or config.feature_space
+
+
+def _unnamed(store: FeatureStore, config: EvaluateConfig) -> str:
+    """Two spaces of one size differ in everything else: a checkpoint over another's features loses a third of its
+    accuracy and looks well."""
+    likely = published_space(config.model, config.task)
+    if likely is None:
+        which = ""
+    elif likely == store.space:
+        which = f", as the published checkpoint that it looks like wants them; feature_space {likely} says so"
+    else:
+        which = f", and the published checkpoint that it looks like wants {likely!r}: then these scores are wrong"
+    return (
+        f"unnamed feature space: the checkpoint does not say which features it was trained on; these are "
+        f"{store.space!r}{which} (--feature-space NAME, or {SIDECAR_FILE} beside its weights, names it)"
+    )
 
 
 def _spec(config: EvaluateConfig) -> dict[str, Any]:
@@ -211,6 +246,7 @@ def _spec(config: EvaluateConfig) -> dict[str, Any]:
         "precision": config.precision,
         "batch_size": config.batch_size,
         "shard_size": config.shard_size,
+        **({} if config.feature_space is None else {"feature_space": config.feature_space}),
         **({} if config.limit is None else {"limit": config.limit}),
     }
 

@@ -26,7 +26,7 @@ from visualbert_core.evaluation.run import EvaluationWorker, LoadModel, check_fi
 from visualbert_core.evaluation.sizes import check_sizes
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.models import load_model
-from visualbert_core.schema import Example, Grounding, Prediction
+from visualbert_core.schema import Example, Failure, Grounding, Prediction
 from visualbert_core.shards import ShardFolder
 from visualbert_core.tasks import open_task
 
@@ -104,12 +104,14 @@ def _logits(
 class _LogitsWorker(EvaluationWorker):
     """Keeps the logits where the evaluation keeps confidences."""
 
-    def predict(self, batch: Sequence[Joined]) -> list[Prediction]:
+    def predict(self, batch: Sequence[Joined]) -> list[Prediction | Failure]:
         """An answer that is ruled out has the logit -inf, which is not a fault: it stands as the lowest number."""
         lowest = float(np.finfo(np.float32).min)
         return [
-            dataclasses.replace(prediction, scores=tuple(np.nan_to_num(logits, neginf=lowest, nan=np.nan).ravel()))
-            for prediction, logits in self.model.examine(batch)
+            each
+            if isinstance(each, Failure)
+            else dataclasses.replace(each[0], scores=tuple(np.nan_to_num(each[1], neginf=lowest, nan=np.nan).ravel()))
+            for each in self.model.examine(batch)
         ]
 
 

@@ -8,7 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from visualbert_core.schema import Example, Prediction, Regions
+from visualbert_core.schema import Example, Failure, Prediction, Regions
+
+NOT_FINITE = "the model's scores hold NaN or infinity"
+"""Message of the failure of an example behind whose answer there is no finite number."""
+SIDECAR_FILE = "visualbert_core.json"
+"""Beside a checkpoint's weights: what its other files cannot say, its feature space among it."""
 
 
 class Model(Protocol):
@@ -22,14 +27,18 @@ class Model(Protocol):
     def fingerprint(self) -> dict[str, Any]:
         """What changes a prediction, as JSON values: weights digest, class, recipe, answer list digest, precision."""
 
-    def predict(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> list[Prediction]:
+    def predict(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> Sequence[Prediction | Failure]:
         """One prediction per example, in order; each example comes with the regions of its images, in order.
 
+        Never an answer behind which there is no finite number: an example whose scores hold NaN or infinity, because
+        features or weights do, has a `Failure` in its place, and its batch mates answer as they would without it.
         Safe to call from several threads.
         """
 
-    def examine(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> list[tuple[Prediction, np.ndarray]]:
-        """The same, each with the logits behind it; the answer is the largest over the last axis."""
+    def examine(
+        self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]
+    ) -> Sequence[tuple[Prediction, np.ndarray] | Failure]:
+        """The same, each prediction with the logits behind it; the answer is the largest over the last axis."""
 
 
 def load_model(folder: str | Path, task: str, device: str | None = None, precision: str = "float32") -> Model:

@@ -336,6 +336,7 @@ def _evaluate_config(
         out=runs_folder(config),
         regions=regions,
         foreign_features=cell.foreign_features,
+        feature_space=cell.feature_space,
         precision=cell.precision,
         batch_size=cell.batch_size,
         shard_size=cell.shard_size,

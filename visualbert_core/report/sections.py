@@ -246,6 +246,7 @@ def _command(cell: ReportCell, run: Run) -> str:
         "precision": spec["precision"],
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    words += ["--feature-space", spec["feature_space"]] if "feature_space" in spec else []
     return shlex.join(["visualbert", "evaluate", *words, *["--foreign-features"] * spec["foreign_features"]])
 
 

@@ -50,6 +50,9 @@ class VisualBertConfig:
     def __post_init__(self) -> None:
         for name in _SIZES:
             _require(_is_whole(getattr(self, name)) and getattr(self, name) > 0, self, name, "a positive whole number")
+            # Weights refute the other sizes, but not all networks have one of this.
+            most = _MOST_LABELS if name == "num_labels" else 2**31
+            _require(getattr(self, name) <= most, self, name, f"at most {most:,}")
         for name in ("bypass_transformer", "special_visual_initialize"):
             _require(isinstance(getattr(self, name), bool), self, name, "true or false")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
@@ -90,6 +93,7 @@ class VisualBertConfig:
         }
 
 
+_MOST_LABELS = 1_000_000
 _SIZES = (
     "vocab_size",
     "hidden_size",

@@ -32,6 +32,8 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
+from visualbert_core import lfs
+from visualbert_core.documents import brief
 from visualbert_core.errors import CheckpointError
 from visualbert_core.schema import Example, Grounding, MultipleChoice, Question, Regions, Statement
 from visualbert_core.schema import Token as MixedToken
@@ -273,15 +275,12 @@ class _WordPieces(dict[str, tuple[int, ...]]):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        try:
-            vocab = WordPiece.read_file(str(path))
-        except Exception as error:  # noqa: BLE001  (the Rust reader raises bare Exception)
-            raise CheckpointError(f"{path}: cannot be read as a WordPiece vocabulary ({error})") from None
+        vocab = _vocabulary(path)
         lacking = [token for token in ("[UNK]", "[CLS]", "[SEP]", "[MASK]") if token not in vocab]
         if lacking:
             raise CheckpointError(f"{path}: not a BERT vocabulary: {', '.join(lacking)} missing")
         self._ids = vocab
-        self.size = 1 + max(vocab.values())
+        self.size = len(vocab)
         self._tokenizer = Tokenizer(WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
         self._tokenizer.normalizer = BertNormalizer(lowercase=True)
         self._tokenizer.pre_tokenizer = BertPreTokenizer()
@@ -295,6 +294,36 @@ class _WordPieces(dict[str, tuple[int, ...]]):
 
     def special(self, token: str) -> int:
         return self._ids[token]
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    """Word piece → its line, from 0. Blank lines at the end of the file do not count. Raises CheckpointError."""
+    lines = [line.rstrip() for line in read_lines(path)]
+    while lines and not lines[-1]:
+        lines.pop()
+    vocab = {piece: number for number, piece in enumerate(lines)}
+    if len(vocab) < len(lines):
+        raise CheckpointError(f"{path}: {repeated(lines)}: not the vocabulary that the weights were trained with")
+    return vocab
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file in UTF-8. Raises CheckpointError naming one that cannot be read."""
+    if lfs.is_pointer_file(path):
+        raise CheckpointError(f"{path}: {lfs.REASON}")
+    try:
+        return path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+
+
+def repeated(lines: Sequence[str]) -> str | None:
+    """What to say of lines of which one stands there twice."""
+    first: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if (earlier := first.setdefault(line, number)) != number:
+            return f"line {number} is {brief(line)}, as is line {earlier}"
+    return None
 
 
 def pythia_tokens(question: str) -> list[str]:

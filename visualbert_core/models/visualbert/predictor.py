@@ -7,6 +7,7 @@ published with Pythia, https://github.com/facebookresearch/mmf, or the names in 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from visualbert_core.documents import brief
 from visualbert_core.errors import CheckpointError, ConfigError
+from visualbert_core.models import NOT_FINITE
 from visualbert_core.models.visualbert.checkpoint.files import weights_digest
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
 from visualbert_core.models.visualbert.checkpoint.sidecar import Sidecar
@@ -28,12 +31,14 @@ from visualbert_core.models.visualbert.heads import (
     VisualBertForVisualReasoning,
 )
 from visualbert_core.models.visualbert.inference import PRECISIONS, InferenceNetwork
-from visualbert_core.models.visualbert.inputs import GEOMETRY_SIZE, VOCAB_FILE, InputEncoder
+from visualbert_core.models.visualbert.inputs import GEOMETRY_SIZE, VOCAB_FILE, InputEncoder, read_lines, repeated
 from visualbert_core.provenance import digest_file, digest_json
-from visualbert_core.schema import Example, Grounding, MultipleChoice, Prediction, Question, Regions, Statement
+from visualbert_core.schema import Example, Failure, Grounding, MultipleChoice, Prediction, Question, Regions, Statement
 
 ANSWERS_FILE = "answers.txt"
 UNKNOWN_ANSWER = "<unk>"
+_PADDED_TO = (64, 128)  # rows of a word table, of which GPUs multiply whole blocks
+_LOG = logging.getLogger(__name__)
 
 Answer = tuple[Any, tuple[float, ...]]
 """A prediction's `answer` and `scores`."""
@@ -110,14 +115,19 @@ class VisualBertPredictor:
         """What changes a prediction: class, task, recipe, precision and the digests of everything that was read."""
         return dict(self._fingerprint)
 
-    def predict(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> list[Prediction]:
+    def predict(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> list[Prediction | Failure]:
         """One prediction per example, in order; see `schema.Prediction` for the form of each task's answer.
 
-        Ties go to the lowest index. Raises CheckpointError where features are not `feature_size` numbers long.
+        Ties go to the lowest index. Where no finite number stands behind an answer, because features or weights hold
+        NaN or infinity, that example has a `Failure` instead, and its batch mates answer as ever. Raises
+        CheckpointError where features are not `feature_size` numbers long.
         """
-        return [prediction for prediction, _ in self.examine(batch)]
+        found = self.examine(batch)
+        return [each if isinstance(each, Failure) else each[0] for each in found]
 
-    def examine(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> list[tuple[Prediction, np.ndarray]]:
+    def examine(
+        self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]
+    ) -> list[tuple[Prediction, np.ndarray] | Failure]:
         """`predict`, each answer with the logits that it is the largest of: [answers], -inf for what is never answered,
         [choices], [false, true], or [phrases, regions]."""
         for example, regions in batch:
@@ -130,7 +140,7 @@ class VisualBertPredictor:
         with self._lock:
             logits = iter(self._network(packed))
         rows = [torch.cat([next(logits) for _ in item]).numpy() for item in items]
-        return [(self._decoded(*item, row), self._deciding(*item, row)) for item, row in zip(batch, rows, strict=True)]
+        return [self._decoded(*item, row) for item, row in zip(batch, rows, strict=True)]
 
     def _check(self, example: Example, regions: tuple[Regions, ...]) -> None:
         if not isinstance(example, TASKS[self._task].form):
@@ -141,9 +151,15 @@ class VisualBertPredictor:
                     f"{self._folder} needs {self.feature_size}-d features, the store holds {image.features.shape[1]}-d"
                 )
 
-    def _decoded(self, example: Example, regions: tuple[Regions, ...], logits: np.ndarray) -> Prediction:
+    def _decoded(
+        self, example: Example, regions: tuple[Regions, ...], logits: np.ndarray
+    ) -> tuple[Prediction, np.ndarray] | Failure:
+        deciding = self._deciding(example, regions, logits)
+        # An answer is the largest: NaN anywhere makes that NaN. Without regions there is none, and none is answered.
+        if deciding.size and not np.isfinite(deciding.max(-1)).all():
+            return Failure(example.example_id, "predict", "NotFinite", NOT_FINITE)
         answer, scores = _DECODERS[self._task](self, example, regions, logits)
-        return Prediction(example.example_id, example.image_ids[0], answer, scores)
+        return Prediction(example.example_id, example.image_ids[0], answer, scores), deciding
 
     def _deciding(self, example: Example, regions: tuple[Regions, ...], logits: np.ndarray) -> np.ndarray:
         if isinstance(example, Grounding):
@@ -187,10 +203,11 @@ def _encoder(folder: Path, config: VisualBertConfig, sidecar: Sidecar) -> InputE
         recipe=sidecar.recipe,
         fix_quirks=sidecar.fix_quirks,
     )
-    if encoder.vocab_size > config.vocab_size:
-        raise CheckpointError(
-            f"{folder / VOCAB_FILE}: {encoder.vocab_size} word pieces, {CONFIG_FILE} has vocab_size {config.vocab_size}"
-        )
+    pieces, rows = encoder.vocab_size, config.vocab_size
+    if pieces != rows and rows not in {pieces + -pieces % multiple for multiple in _PADDED_TO}:
+        raise CheckpointError(f"{folder / VOCAB_FILE}: {pieces} word pieces, {CONFIG_FILE} has vocab_size {rows}")
+    if pieces != rows:
+        _LOG.warning("%s: %d word pieces, padded to %d rows in the weights", folder / VOCAB_FILE, pieces, rows)
     return encoder
 
 
@@ -202,14 +219,17 @@ def _answers(folder: Path, config: VisualBertConfig) -> tuple[str, ...]:
             raise CheckpointError(
                 f"{folder}: no answers: neither {ANSWERS_FILE} nor names in id2label of {CONFIG_FILE} are there"
             )
+        if named_twice := repeated(config.id2label):
+            raise CheckpointError(f"{folder / CONFIG_FILE}: id2label: {named_twice}, counted from 1")
         return config.id2label
-    try:
-        answers = tuple(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+    answers = tuple(read_lines(path))
     # LXMERT's list has as many answers in another order: with it a good checkpoint scores nearly nothing.
     if answers[0] != UNKNOWN_ANSWER:
-        raise CheckpointError(f"{path}: line 1 must be {UNKNOWN_ANSWER}, got {answers[0]!r}: another list of answers?")
+        raise CheckpointError(
+            f"{path}: line 1 must be {UNKNOWN_ANSWER}, got {brief(answers[0])}: another list of answers?"
+        )
+    if listed_twice := repeated(answers):
+        raise CheckpointError(f"{path}: {listed_twice}: not the list that the weights were trained with")
     if len(answers) != config.num_labels:
         raise CheckpointError(f"{path}: {len(answers)} answers, {CONFIG_FILE} has {config.num_labels} labels")
     return answers

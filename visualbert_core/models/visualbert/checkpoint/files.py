@@ -1,8 +1,7 @@
 """Where the weights are: a folder or a Hub id, in one file or in shards, as safetensors or as torch wrote them.
 
-Owns which weight files a checkpoint has, never what their keys mean. An index may only name files that lie beside it,
-and a file is read without running what it says (`weights.py`), so that a downloaded checkpoint can neither reach
-outside nor run code.
+Owns finding and reading weight files, never what their keys mean. An index may only name files that lie beside it, so
+that a downloaded checkpoint can as little reach outside as it can run code (`weights`).
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +17,7 @@ from visualbert_core.documents import read_json
 from visualbert_core.errors import CheckpointError
 from visualbert_core.models.visualbert.config import CONFIG_FILE
 from visualbert_core.provenance import digest_file, digest_files
-from visualbert_core.weights import UNREADABLE, load
+from visualbert_core.weights import load, shapes
 
 SAFETENSORS_FILE = "model.safetensors"
 TORCH_FILE = "pytorch_model.bin"
@@ -95,6 +93,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return found
 
 
+def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that `read_weights` would read, without reading any. Raises CheckpointError."""
+    if not path.name.endswith(INDEX):
+        return shapes(path)
+    files = sorted(set(_shards(path).values()))
+    return {key: shape for name in files for key, shape in shapes(path.parent / name).items()}
+
+
 def shown(names: list[str], limit: int = 6) -> str:
     """A list of names in one line."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
@@ -118,11 +124,7 @@ def _shards(index: Path) -> Mapping[str, str]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        found: Any = load(path)
-    except UNREADABLE as error:
-        why = _first_line(error)
-        raise CheckpointError(f"{path}: cannot be read ({why}): no weights, or cut short; download it again") from None
+    found = load(path)
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise CheckpointError(f"{path}: must hold named tensors and nothing else")
     # copy: both readers map the file, and weights must survive its replacement.

@@ -11,14 +11,13 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from visualbert_core.errors import CheckpointError
 from visualbert_core.models.visualbert.checkpoint.files import (
@@ -26,23 +25,15 @@ from visualbert_core.models.visualbert.checkpoint.files import (
     checkpoint_folder,
     read_weights,
     shown,
+    weight_shapes,
     weights_file,
 )
 from visualbert_core.models.visualbert.config import CONFIG_FILE, VisualBertConfig
+from visualbert_core.weights import Shapes, blocks, unbuilt, without_numbers
 
 _LOG = logging.getLogger(__name__)
 
-
-class _Uninitialized(TorchFunctionMode):
-    """Modules made inside are not initialised: on the meta device torch does that by way of its compiler, whose import
-    takes seconds."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if getattr(func, "__module__", None) == nn.init.__name__:
-            return None
-        return func(*args, **(kwargs or {}))
+T = TypeVar("T")
 
 
 class Pretrained(nn.Module):
@@ -75,8 +66,9 @@ class Pretrained(nn.Module):
         keys or shapes that do not fit.
         """
         folder = checkpoint_folder(source, revision, cache_dir)
-        path = weights_file(folder)
-        return cls.from_weights(config or VisualBertConfig.from_folder(folder), read_weights(path), path, new_head)
+        path, config = weights_file(folder), config or VisualBertConfig.from_folder(folder)
+        cls._check_sizes(config, weight_shapes(path), path)
+        return cls.from_weights(config, read_weights(path), path, new_head)
 
     @classmethod
     def from_weights(
@@ -85,11 +77,12 @@ class Pretrained(nn.Module):
         """The network with the tensors `found` under the names of this file format, `path` being their origin."""
         if new_head and cls.trunk is None:
             raise ValueError(f"{cls.__name__} has no head that could be new")
+        cls._check_sizes(config, {key: tuple(value.shape) for key, value in found.items()}, path)
         if new_head:
             with torch.device("cpu"):
                 model = cls(config)
-        else:  # weights that are about to be replaced get neither memory nor random numbers
-            with torch.device("meta"), _Uninitialized():
+        else:
+            with unbuilt():
                 model = cls(config)
         model.load_state_dict(model._fitted(found, path, new_head), assign=True, strict=not new_head)
         model.tie_weights()
@@ -116,9 +109,31 @@ class Pretrained(nn.Module):
             owner, _, name = copy.rpartition(".")
             setattr(self.get_submodule(owner), name, self.get_parameter(original))
 
+    @classmethod
+    def _check_sizes(cls, config: VisualBertConfig, shapes: Shapes, path: Path) -> None:
+        """Compare the sizes of the trunk with the weights', before a network of any size is made of them."""
+        found = cls._renamed(shapes)
+        trunk = "" if cls.trunk is None else f"{cls.trunk}."
+        expected = {f"{trunk}{key}.weight": shape for key, shape in _tables(config).items()}
+        if missing := sorted(expected.keys() - found.keys()):
+            raise CheckpointError(f"{path}: does not fit {cls.__name__}: missing {shown(missing)}")
+        differ = [key for key in expected if found[key] != expected[key]]
+        wrong = [f"{key} {list(found[key])} instead of {list(expected[key])}" for key in differ]
+        if wrong:
+            raise CheckpointError(f"{path}: shapes do not fit {CONFIG_FILE}: {shown(wrong)}")
+        (layers,) = blocks(found, f"{trunk}encoder.layer.")
+        if layers < config.num_hidden_layers:
+            stated = f"{CONFIG_FILE} has num_hidden_layers {config.num_hidden_layers}"
+            raise CheckpointError(f"{path}: has only {layers} encoder layers, {stated}")
+
     def _fitted(self, found: dict[str, Tensor], path: Path, new_head: bool) -> dict[str, Tensor]:
         """`found` under this network's names, of the right shapes, and complete but for a new head."""
         found = self._renamed({key: found[key] for key in found if not key.endswith("position_ids")})
+        if integers := without_numbers(found):
+            raise CheckpointError(
+                f"{path}: weights must be floating-point numbers, these are not: {shown(integers)} (quantised? use the "
+                "checkpoint from before)"
+            )
         for copy, original in self.tied.items():
             if original not in found:
                 continue
@@ -153,13 +168,26 @@ class Pretrained(nn.Module):
     def _in_trunk(self, key: str) -> bool:
         return key.startswith(f"{self.trunk}.")
 
-    def _renamed(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    @classmethod
+    def _renamed(cls, found: Mapping[str, T]) -> dict[str, T]:
         """Add or remove the trunk's prefix: a trunk is read out of a head's file, a head accepts a file without it."""
         prefix = "visual_bert."
-        if self.trunk is None:
+        if cls.trunk is None:
             inside = {key.removeprefix(prefix): found[key] for key in found if key.startswith(prefix)}
-            return inside or found
+            return inside or dict(found)
         if any(key.startswith(prefix) for key in found):
-            return found
+            return dict(found)
         parts = ("embeddings.", "encoder.", "pooler.", "additional_layer.")
         return {prefix + key if key.startswith(parts) else key: found[key] for key in found}
+
+
+def _tables(config: VisualBertConfig) -> dict[str, tuple[int, int]]:
+    """The matrices of a trunk that tell its sizes."""
+    hidden = config.hidden_size
+    return {
+        "embeddings.word_embeddings": (config.vocab_size, hidden),
+        "embeddings.position_embeddings": (config.max_position_embeddings, hidden),
+        "embeddings.token_type_embeddings": (config.type_vocab_size, hidden),
+        "embeddings.visual_projection": (hidden, config.visual_embedding_dim),
+        "encoder.layer.0.intermediate.dense": (config.intermediate_size, hidden),
+    }

@@ -9,9 +9,8 @@ from pathlib import Path
 from visualbert_core.config import nearest
 from visualbert_core.documents import brief, read_json
 from visualbert_core.errors import CheckpointError
+from visualbert_core.models import SIDECAR_FILE
 from visualbert_core.models.visualbert.inputs import RECIPES
-
-SIDECAR_FILE = "visualbert_core.json"
 
 
 @dataclass(frozen=True)
