@@ -258,6 +258,27 @@ def test_test_dev_of_other_questions_than_test(tmp_path: Path) -> None:
         task.submission({name: Prediction(name, "", "", ()) for name in task.expected()})
 
 
+@pytest.mark.parametrize("key", ["image_id", "question"])
+def test_test_dev_that_contradicts_test(tmp_path: Path, key: str) -> None:
+    """A question that has another image or other words in the two files makes no submission."""
+    _test_dev(tmp_path, whole=True)
+    asked: list[dict[str, object]] = [{"question_id": n, "image_id": n, "question": "?"} for n in (3, 1, 2)]
+    asked[1][key] = {"image_id": 7, "question": "!"}[key]
+    (tmp_path / QUESTIONS.format("test2015")).write_text(json.dumps({"questions": asked}))
+    task = open_task("vqa", tmp_path, "test-dev")
+    with pytest.raises(AnnotationError, match="question_id 1 has another image or other words than in v2_"):
+        task.submission({name: Prediction(name, "", "", ()) for name in task.expected()})
+
+
+def test_test_dev_beside_a_cut_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The official test-dev beside a file of test2015 that was cut: EvalAI would refuse what it makes."""
+    _test_dev(tmp_path, whole=True)
+    monkeypatch.setitem(vqa.SIZES, "test-dev", 2)
+    task = open_task("vqa", tmp_path, "test-dev")
+    with pytest.raises(InputError, match=r"EvalAI wants all 447,793 questions of test2015, .* has 3; download"):
+        task.submission({name: Prediction(name, "", "", ()) for name in task.expected()})
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # what is no text, or no text that ends
 

@@ -108,6 +108,13 @@ def test_the_words() -> None:
     assert far == Suspicion("4 of 4 boxes, read as xywh, reach outside their image", None)
 
 
+def test_parts_counted_from_the_middle() -> None:
+    """Coordinates in [-1, 1] lie in the first pixel as those in [0, 1] do; no convention reads them."""
+    boxes, width, height, rows = source()
+    found = suspect(boxes / np.stack([width, height] * 2, axis=1) * 2 - 1, width, height, rows)
+    assert found == Suspicion("all coordinates lie in [-1, 1]", None)
+
+
 def test_thousandths_of_large_images() -> None:
     """They stay inside, so that it is their end at 1000 that tells, of several images."""
     boxes, width, height, rows = source(size=(4000, 3000))

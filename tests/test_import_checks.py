@@ -111,6 +111,19 @@ def test_boxes_of_images_of_another_size_are_refused(kind: str, tmp_path: Path) 
         run(kind, WRITERS[kind](tmp_path / "source", known), tmp_path / "out")
 
 
+@pytest.mark.parametrize("kind", SIZED)
+def test_boxes_of_smaller_images_are_said(kind: str, tmp_path: Path) -> None:
+    """Boxes that all end far before their images do are a line, not silence; those that fill them are none."""
+    known = records(5, 30)
+    right = run(kind, WRITERS[kind](tmp_path / "right", known), tmp_path / "out")
+    assert right.notes == ()
+    for record in known.values():
+        record["boxes"] = record["boxes"] * np.float32(0.75)
+    (note,) = run(kind, WRITERS[kind](tmp_path / "source", known), tmp_path / "out").notes
+    assert note.startswith("none of 150 boxes goes beyond 7")
+    assert note.endswith("were the images resized, so that boxes and sizes are of two scales?")
+
+
 @pytest.mark.parametrize("convention", OTHERS)
 @pytest.mark.parametrize("kind", SIZED)
 def test_one_image_of_another_convention_is_malformed(kind: str, convention: str, tmp_path: Path) -> None:
@@ -194,6 +207,40 @@ def test_features_of_float32_are_left_alone(seed: int) -> None:
         half = features.clip(-6e4, 6e4).astype(np.float16).astype(np.float32)
         for one in (features, half, bfloat16):
             assert _type(one) is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "says"),
+    [
+        (">f4", 1, "make no sense as float32 and do as big-endian float32"),
+        (">f2", 1, "are no numbers that a network gives"),
+        ("i1", 40, "are no numbers that a network gives"),
+        ("u1", 60, "are no numbers that a network gives"),
+        ("<i4", 60, "are no numbers that a network gives"),
+        ("<i8", 60, "are no numbers that a network gives"),
+        ("<f4", 0, "are all 0"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["bua-tsv", "lxmert-tsv"])
+def test_bytes_of_any_other_type_are_refused(kind: str, dtype: str, scale: int, says: str, tmp_path: Path) -> None:
+    """Of a space that nobody knows the size of, too: other byte orders, whole numbers, nothing but zeros."""
+    known = records()
+    for record in known.values():
+        record["features"] = (record["features"] * scale).clip(-127, 127).astype(dtype)
+    with pytest.raises(InputError, match=f"the features of [56] of 6 records {says}"):
+        run(kind, WRITERS[kind](tmp_path / "source", known), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "int64", "bool"])
+@pytest.mark.parametrize("kind", [kind for kind in WRITERS if "tsv" not in kind])
+def test_whole_numbers_are_no_features(kind: str, dtype: str, tmp_path: Path) -> None:
+    """Where the type is written down, quantised features and the bits of bfloat16 are refused by it."""
+    known = records()
+    for record in known.values():
+        record["features"] = (record["features"] * 40).astype(dtype)
+    with pytest.raises(InputError, match=f"features are {dtype}, not floating-point numbers"):
+        run(kind, WRITERS[kind](tmp_path / "source", known), tmp_path / "out")
 
 
 def test_known_spaces_have_the_detectors_sizes() -> None:

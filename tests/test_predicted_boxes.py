@@ -145,6 +145,17 @@ def test_a_few_bad_boxes_are_misses(made: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_some_normalised_boxes_are_said(made: Path, tmp_path: Path) -> None:
+    """Too few phrases to refuse the file, and a line that counts their boxes."""
+    path = write(tmp_path / "p.json", made)
+    records = json.loads(path.read_text())
+    for record in records[:3]:
+        record["boxes"] = (np.array(record["boxes"]) / (SIZES[int(record["image_id"]) % len(SIZES)] * 2)).tolist()
+    path.write_text(json.dumps(records))
+    document = scored(made, path)
+    assert "36 of 144 boxes lie in the first pixel of their image: normalised?" in document["warnings"]
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -357,6 +357,17 @@ def test_bad_answers(tmp_path: Path, answers: tuple[str, ...] | None, says: str)
         open_cpu(folder, "vqa")
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("name", ["answers.txt", "vocab.txt"])
+def test_lists_as_other_editors_save_them(tmp_path: Path, name: str, end: bytes, mark: bytes) -> None:
+    """A byte order mark and Windows' ends of lines are no part of an answer or a word piece."""
+    folder = write(tmp_path, "vqa")
+    right = open_cpu(folder, "vqa").predict(batch("vqa"))
+    (folder / name).write_bytes(mark + (folder / name).read_bytes().replace(b"\n", end))
+    assert open_cpu(folder, "vqa").predict(batch("vqa")) == right
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_features_of_another_size(tmp_path: Path, task: str) -> None:
     """Features that the projection cannot take are refused in one line with both numbers."""

@@ -167,11 +167,13 @@ class _Seen:
         of = f" of {len(self.boxes)} {'box' if len(self.boxes) == 1 else 'boxes'}"
         read = "" if convention == "xyxy" else f", read as {convention},"
         inverted, outside = (int(fault.sum()) for fault in self._faults(convention))
-        first = int(self._in_first_pixel().sum()) if _split(convention)[0] != "normalised" else 0
+        in_first = self._in_first_pixel() & (_split(convention)[0] != "normalised")
+        first = int(in_first.sum())
+        frame = "[0, 1]" if (self.boxes[in_first] >= -_FRAME).all() else "[-1, 1]"
         if first == len(self.boxes):
-            return "all coordinates lie in [0, 1]"
+            return f"all coordinates lie in {frame}"
         if first > max(inverted, outside):
-            return f"the coordinates of {first}{of} lie in [0, 1]"
+            return f"the coordinates of {first}{of} lie in {frame}"
         if inverted >= outside:
             return f"{inverted}{of}{read} {'ends before it begins' if inverted == 1 else 'end before they begin'}"
         return f"{outside}{of}{read} {'reaches outside its image' if outside == 1 else 'reach outside their image'}"
@@ -211,8 +213,8 @@ class _Seen:
         return np.asarray(inverted), np.asarray(outside)
 
     def _in_first_pixel(self) -> np.ndarray:
-        """Which boxes stand in a row whose boxes all lie in [0, 1], up to rounding, and do not all vanish."""
-        inside = ((self.boxes >= -_FRAME) & (self.boxes <= 1 + _FRAME)).all(axis=1)
+        """Which boxes stand in a row whose boxes all lie in [-1, 1], up to rounding, and do not all vanish."""
+        inside = (np.abs(self.boxes) <= 1 + _FRAME).all(axis=1)
         inside &= np.minimum(self.width, self.height) > _SMALL
         _, row = np.unique(self.rows, return_inverse=True)
         number = np.bincount(row)

@@ -19,6 +19,8 @@ from visualbert_core.metrics.recall import IOU_THRESHOLD
 _MORE = 3  # phrases, with gold boxes that differ, that another reading must find beyond those found now
 _SHARE = 0.2  # and the share of all phrases that they must be
 _TIMES = 1.25  # as many as now
+_ROUNDING = 0.1  # pixels by which a box may leave the first pixel and still count as in it
+_SMALL = 4  # pixels: in a smaller image, a box in the first pixel says nothing
 _UNSCALED = 0.1  # a fitted scale so close to 1 is none
 
 
@@ -78,6 +80,9 @@ def _flaws(boxes: np.ndarray, sides: np.ndarray) -> list[str]:
     slack = np.maximum(SLACK_PIXELS, np.where(np.isfinite(sides), sides, 0.0) * SLACK)
     faults = {
         "end before they begin: misses": (boxes[:, 2:] < boxes[:, :2]).any(axis=1),
+        "lie in the first pixel of their image: normalised?": (
+            boxes.any(axis=1) & (np.abs(boxes) <= 1 + _ROUNDING).all(axis=1) & (sides.min(axis=1) > _SMALL)
+        ),
         "reach outside their image": ((boxes[:, :2] < -slack) | (boxes[:, 2:] > sides + slack)).any(axis=1),
     }
     return [f"{int(bad.sum()):,} of {len(boxes):,} boxes {what}" for what, bad in faults.items() if bad.any()]

@@ -202,11 +202,22 @@ class VqaTask:
                 f"test-dev phase, too; run the split test and submit that, or put {path.name} into {self._folder} and "
                 "run the same line again"
             )
-        questions = _read_questions(path, SUBSETS["test"]).rows
-        for example_id in self._questions.rows:
-            if example_id not in questions:
+        whole, asked = _read_questions(path, SUBSETS["test"]), self._questions
+        for (example_id, row), text in zip(asked.rows.items(), asked.texts, strict=True):
+            there = whole.rows.get(example_id)
+            if there is None:
                 raise _not_in(self._files[0], example_id, path)
-        return questions
+            if (whole.image_ids[there], whole.texts[there]) != (asked.image_ids[row], text):
+                raise AnnotationError(
+                    f"{self._files[0]}: question_id {example_id} has another image or other words than in {path.name}; "
+                    "take both files from one release"
+                )
+        if self.subset is None and len(whole.rows) != SIZES["test"]:
+            raise InputError(
+                f"no submission: EvalAI wants all {SIZES['test']:,} questions of test2015, {path} has "
+                f"{len(whole.rows):,}; download it again and run the same line again"
+            )
+        return whole.rows
 
     def read_submission(self, path: Path, lenient: bool = False) -> list[Prediction]:
         """Any system's file in that form; further keys of a record are not read.

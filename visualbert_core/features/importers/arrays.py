@@ -37,7 +37,8 @@ def unpickle(data: bytes) -> Any:
 
 
 def floats(features: np.ndarray) -> np.ndarray:
-    """Features as float32, from any type of real numbers."""
-    if features.dtype.kind not in "fiu":
-        raise MalformedError(f"features are {features.dtype}, not numbers")
-    return features.astype(np.float32)
+    """Features as float32, from any floating-point type: whole numbers are quantised ones, or the bits of others."""
+    if features.dtype.kind != "f":
+        raise MalformedError(f"features are {features.dtype}, not floating-point numbers")
+    with np.errstate(over="ignore"):  # infinity is malformed
+        return features.astype(np.float32)

@@ -24,6 +24,10 @@ SPACES = {"pythia_fpn": 2048, "detectron_fpn": 1024, "r2c_resnet50": 512, "vg_c4
 
 SAMPLE = 300  # records
 
+_NEAR = 0.85  # of an image's side
+_LARGEST, _LEAST = 65504.0, 2.0**-24  # what float16 holds
+_BEYOND = 0.02  # the share of numbers beyond it that good features may have
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -69,8 +73,10 @@ def _sides(row: Regions, known: bool) -> tuple[float, float]:
 # the source
 
 
-def look(reader: Source, places: Mapping[str, tuple[Place, ...]], name: str, space: str, boxes: str) -> Expected:
-    """What the records of a source have in common, from a sample spread over it.
+def look(
+    reader: Source, places: Mapping[str, tuple[Place, ...]], name: str, space: str, boxes: str
+) -> tuple[Expected, tuple[str, ...]]:
+    """What the records of a source have in common, from a sample spread over it; and lines that must be said.
 
     Raises InputError, naming the source `name`, where no record can be read, most boxes are of another convention than
     `boxes`, or the features are of another type or size than those of `space`.
@@ -85,7 +91,7 @@ def look(reader: Source, places: Mapping[str, tuple[Place, ...]], name: str, spa
     ((size, _),) = Counter(row.features.shape[1] for row in rows).most_common(1)
     if space in SPACES and size != SPACES[space]:
         raise InputError(f"{name}: {_another_size(space, size)}")
-    return Expected(size, boxes, reader.sizes_known)
+    return Expected(size, boxes, reader.sizes_known), _remarks(rows, boxes, reader.sizes_known)
 
 
 def _sample(reader: Source, places: Mapping[str, tuple[Place, ...]]) -> tuple[list[Regions], str]:
@@ -114,6 +120,25 @@ def _suspicion(rows: Sequence[Regions], declared: str, sizes_known: bool) -> con
     return conventions.suspect(np.concatenate([row.boxes for row in rows]), width, height, number, declared)
 
 
+def _remarks(rows: Sequence[Regions], declared: str, sizes_known: bool) -> tuple[str, ...]:
+    """A line where many boxes of several images all end far before their images do, as those of smaller copies do.
+    Detectors find something near an edge of at least one image."""
+    rows = [row for row in rows if row.boxes.shape[1:] == (4,) and len(row.boxes) and min(row.width, row.height) > 0]
+    count = sum(len(row.boxes) for row in rows)
+    if not sizes_known or len(rows) < 5 or count < 100:
+        return ()
+    far = np.zeros(2)
+    for row in rows:
+        boxes = conventions.to_xyxy(row.boxes, declared, row.width, row.height)
+        far = np.fmax(far, boxes[:, 2:].max(axis=0) / (row.width, row.height))
+    if far.max() >= _NEAR:
+        return ()
+    return (
+        f"none of {count:,} boxes goes beyond {100 * far[0]:.0f} % of its image's width and {100 * far[1]:.0f} % of "
+        "its height: were the images resized, so that boxes and sizes are of two scales?",
+    )
+
+
 def _advice(wrong: conventions.Suspicion) -> str:
     if wrong.looks_like is None:
         return "; declare their convention with --boxes, or mend the sizes of the images"
@@ -135,22 +160,34 @@ def _another_size(space: str, size: int) -> str:
 
 
 def _misread(rows: Sequence[Regions]) -> str | None:
-    """Which type the bytes of most records have that were read as float32, in words."""
-    votes = Counter(_type(row.features) for row in rows)
-    name, number = votes.most_common(1)[0]
-    if name is None or 2 * number <= len(rows):
-        return None
-    return (
-        f"the features of {number:,} of {len(rows):,} records make no sense as float32 and do as {name}: write them "
-        f"as float32 ({rows[0].features.shape[1]:,} values a box were read)"
-    )
+    """What the features of most records are that cannot be a network's, in words."""
+    votes = Counter(filter(None, (_flaw(row.features) for row in rows)))
+    for what, number in votes.most_common(1):
+        if 2 * number > len(rows):
+            size = rows[0].features.shape[1]
+            return f"the features of {number:,} of {len(rows):,} records {what} ({size:,} values a box were read)"
+    return None
+
+
+def _flaw(features: np.ndarray) -> str | None:
+    """What is wrong with the features of an image as a whole; None where they can be a network's."""
+    if name := _type(features):
+        return f"make no sense as float32 and do as {name}: write them as float32"
+    magnitudes = np.abs(features[features != 0])
+    if features.size and not magnitudes.size:
+        return "are all 0: extract them again"
+    magnitudes = magnitudes[np.isfinite(magnitudes)]
+    if magnitudes.size and (magnitudes.max() < _LEAST or np.mean(magnitudes > _LARGEST) > _BEYOND):
+        return "are no numbers that a network gives: bytes of another type? write them as little-endian float32"
+    return None
 
 
 def _type(features: np.ndarray) -> str | None:
-    """float16 or float64 where float32 spreads the magnitudes over many more octaves than that type.
+    """The type of the bytes that were read as float32, where float32 spreads the magnitudes over many more octaves.
 
     Bytes of another type put digits where the exponent is. Features of float16 seem to lie eight times as many octaves
-    apart as they do, those of float64 a hundred; good ones are read as what they are by no other type.
+    apart as they do, those of float64 or of the other byte order a hundred; good ones are read as what they are by no
+    other type.
     """
     data = np.ascontiguousarray(features, "<f4")
     raw = data.reshape(-1)
@@ -161,13 +198,18 @@ def _type(features: np.ndarray) -> str | None:
     spread = _octaves(raw[np.isfinite(raw)])
     if spread <= 4:
         return None
-    candidates = {"float16": raw.view("<f2")}
+    candidates = {"float16": raw.view("<f2"), "big-endian float32": raw.view(">f4")}
     if raw.size % 2 == 0:
         candidates["float64"] = raw.view("<f8")
     # What was cut to bfloat16 has no low halves, and half its octaves in the upper ones.
     if np.count_nonzero(halves[:, 0]) < np.count_nonzero(halves[:, 1]) / 2:
         del candidates["float16"]
-    found = {name: _octaves(values) for name, values in candidates.items() if np.isfinite(values).all()}
+    with np.errstate(invalid="ignore"):
+        found = {
+            name: _octaves(values)
+            for name, values in candidates.items()
+            if np.isfinite(values).all() and np.abs(values).max(initial=0) >= _LEAST
+        }
     found = {name: octaves for name, octaves in found.items() if octaves < 6 and octaves < spread / 4}
     return min(found, key=found.__getitem__) if found else None
 

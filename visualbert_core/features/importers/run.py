@@ -57,7 +57,7 @@ class Imported:
     torn: tuple[Failure, ...]
     """Records that cannot be read and beside which an intact one of the same image lies; that one is in the store."""
     notes: tuple[str, ...]
-    """What the source does not say, a line each."""
+    """What the source does not say, or what looks odd in it, a line each."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def import_features(
     name = ", ".join(map(str, given))
     reader = open_source(KINDS[kind], paths)
     places = _places(reader, ids)
-    expected = look(reader, places, name, space, boxes)
+    expected, remarks = look(reader, places, name, space, boxes)
     places, torn = _without_torn(reader, places, expected)
     fingerprint = {
         "imported": "unverified",
@@ -119,7 +119,7 @@ def import_features(
     make_worker = partial(ImportWorker, kind, paths, folder.root, fingerprint, asdict(expected))
     pool.run(make_worker, folder.pending(shards), f"import of {corpus}")
     folder.finish(shards, {"corpus": corpus, "fingerprint": fingerprint})
-    return Imported(FeatureStore.open_made(folder.root), torn, reader.notes)
+    return Imported(FeatureStore.open_made(folder.root), torn, (*reader.notes, *remarks))
 
 
 def _places(reader: Source, ids: str) -> dict[str, tuple[Place, ...]]:

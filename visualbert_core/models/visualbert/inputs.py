@@ -308,11 +308,12 @@ def _vocabulary(path: Path) -> dict[str, int]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file in UTF-8. Raises CheckpointError naming one that cannot be read."""
+    """The lines of a text file in UTF-8, as any editor saves it: with a byte order mark or not, and with either end of
+    a line. Raises CheckpointError naming one that cannot be read."""
     if lfs.is_pointer_file(path):
         raise CheckpointError(f"{path}: {lfs.REASON}")
     try:
-        return path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
