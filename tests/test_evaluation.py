@@ -8,6 +8,8 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from conftest import ROOT, SmallNight
@@ -18,8 +20,10 @@ from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.batches import batches, join, plan_examples, wrong_images
 from visualbert_core.evaluation.predictions import encode, read_predictions
-from visualbert_core.evaluation.run import evaluate, read_run
+from visualbert_core.evaluation.run import check_fit, evaluate, read_run
 from visualbert_core.features.store import FeatureStore
+from visualbert_core.models import Model, load_model
+from visualbert_core.models.published import published_space
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.html import render
 from visualbert_core.report.terminal import print_table
@@ -205,6 +209,148 @@ def test_features_of_another_space_are_refused(vqa: EvaluateConfig, tmp_path: Pa
     console = Console(file=io.StringIO(), width=120)
     print_table(info, [cell], console)
     assert "WARNING: foreign features" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def without_space(folder: Path, to: Path) -> Path:
+    """A copy of a checkpoint that does not say which features it was trained on."""
+    model = shutil.copytree(folder, to)
+    sidecar = model / "visualbert_core.json"
+    told = json.loads(sidecar.read_text())
+    del told["feature_space"]
+    sidecar.write_text(json.dumps(told))
+    return model
+
+
+def test_a_checkpoint_without_a_space_is_said(
+    vqa: EvaluateConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Over features that nobody says it was trained on, a score never stands without that word: on stderr, in the
+    scores, on the page and in the terminal's table. The space that is named for the run takes it away."""
+    model = without_space(vqa.model, tmp_path / "silent")
+    silent = dataclasses.replace(vqa, model=model)
+    found = read_run(run(silent))
+    assert found.scores is not None
+    (warning,) = found.scores["warnings"]
+    assert warning.startswith("unnamed feature space: the checkpoint does not say")
+    assert "'world-tiny-rcnn-fc7'" in warning
+    assert "--feature-space NAME, or visualbert_core.json" in warning
+    assert f"WARNING: silent: {warning}\n" in capsys.readouterr().err
+    cell = ReportCell("silent", open_task("vqa", vqa.annotations, "val"), None, {}, found)
+    assert "unnamed feature space" in render(ReportInfo("t", synthetic=True, examples=0), [cell])
+
+    named = dataclasses.replace(silent, feature_space="world-tiny-rcnn-fc7", out=tmp_path / "named")
+    told = read_run(run(named))
+    assert told.scores is not None
+    assert told.scores["warnings"] == []
+    assert told.scores["scores"] == found.scores["scores"]
+    assert told.record["provenance"]["spec"]["feature_space"] == "world-tiny-rcnn-fc7"
+    assert "WARNING" not in capsys.readouterr().err
+    assert "feature_space" not in found.record["spec"]  # runs from before have the same spec
+
+
+def test_a_space_that_is_named_binds(vqa: EvaluateConfig, tmp_path: Path) -> None:
+    """The named space is the checkpoint's: another store's is refused, or said; and it may not contradict the files."""
+    silent = dataclasses.replace(vqa, model=without_space(vqa.model, tmp_path / "silent"), feature_space="vg_c4")
+    with pytest.raises(CheckpointError, match=r"'vg_c4'.*'world-tiny-rcnn-fc7'"):
+        run(silent)
+    forced = read_run(run(dataclasses.replace(silent, foreign_features=True)))
+    assert forced.scores is not None
+    (warning,) = forced.scores["warnings"]
+    assert warning.startswith("foreign features: the checkpoint was trained on 'vg_c4'")
+    says = r"visualbert_core\.json says .*'world-tiny-rcnn-fc7', feature_space says 'vg_c4'"
+    for foreign in (False, True):
+        with pytest.raises(CheckpointError, match=says):
+            run(dataclasses.replace(vqa, feature_space="vg_c4", foreign_features=foreign))
+    assert read_run(run(dataclasses.replace(vqa, feature_space="world-tiny-rcnn-fc7"))).scores is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "size", "labels", "space"),
+    [
+        ("visualbert-vqa", "vqa", 2048, 3129, "pythia_fpn"),
+        ("my-own", "vqa", 2048, 3129, "pythia_fpn"),
+        ("my-own", "vqa", 2048, 10, None),
+        ("visualbert-vqa-coco-pre", "vqa", 2048, 10, "pythia_fpn"),
+        ("visualbert-vqa", "vqa", 1024, 3129, None),
+        ("models--uclanlp--visualbert-vqa/snapshots/4d7a21", "vqa", 2048, 3129, "pythia_fpn"),
+        ("visualbert-nlvr2", "nlvr2", 1024, 2, "detectron_fpn"),
+        ("own", "nlvr2", 1024, 2, "detectron_fpn"),
+        ("visualbert-vcr", "vcr", 512, 2, "r2c_resnet50"),
+        ("own", "vcr", 512, 2, "r2c_resnet50"),
+        ("own", "vcr", 2048, 2, None),
+        ("visualbert-vqa-pre", "flickr30k_entities", 2048, 2, "pythia_fpn"),
+        ("own", "flickr30k_entities", 2054, 2, None),
+    ],
+)
+def test_the_published_checkpoint_that_it_looks_like(
+    tmp_path: Path, name: str, task: str, size: int, labels: int, space: str | None
+) -> None:
+    """By its name, a folder's in the Hub's cache too, or by its number of labels; by its size in either case."""
+    from visualbert_core.models.visualbert import VisualBertConfig
+
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    config = VisualBertConfig(visual_embedding_dim=size, num_labels=labels)
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    assert published_space(folder, task) == space
+    assert published_space(tmp_path / "nothing", task) is None
+
+
+def test_the_report_of_46_percent(vqa: EvaluateConfig, tmp_path: Path) -> None:
+    """The warning names the space that a checkpoint like the published one wants, and says what the scores are then."""
+    from visualbert_core.models.visualbert import VisualBertConfig
+
+    folder = tmp_path / "visualbert-vqa"
+    folder.mkdir()
+    config = VisualBertConfig(visual_embedding_dim=2048, num_labels=3129)
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    model = cast(Model, SimpleNamespace(feature_size=2048, feature_space=None))
+    asked = dataclasses.replace(vqa, model=folder)
+    for space, says in {
+        "vg_c4": "these are 'vg_c4', and the published checkpoint that it looks like wants 'pythia_fpn': then these",
+        "pythia_fpn": "these are 'pythia_fpn', as the published checkpoint that it looks like wants them",
+    }.items():
+        store = cast(FeatureStore, SimpleNamespace(feature_size=2048, space=space))
+        (warning,) = check_fit(model, store, asked)
+        assert says in warning
+        named = dataclasses.replace(asked, feature_space="pythia_fpn", foreign_features=True)
+        assert len(check_fit(model, store, named)) == (space != "pythia_fpn")
+
+
+def doubted(example_id: str) -> bool:
+    return example_id.endswith("1")
+
+
+class Doubtful:
+    """A model of somebody else's, which answers some questions with NaN."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.feature_size, self.feature_space = model.feature_size, model.feature_space
+        self.fingerprint = model.fingerprint
+
+    def predict(self, batch: Any) -> list[Any]:
+        nan = (float("nan"),)
+        return [
+            dataclasses.replace(found, scores=nan) if doubted(found.example_id) else found  # type: ignore[union-attr]
+            for found in self.model.predict(batch)
+        ]
+
+
+def test_any_models_nan_is_a_failure(vqa: EvaluateConfig) -> None:
+    """The evaluation holds other people's models to the same rule; the answers beside stay."""
+
+    def load(folder: Path, task: str, device: str | None, precision: str) -> Any:
+        return Doubtful(load_model(folder, task, device, precision))
+
+    asked = [example.example_id for example in open_task("vqa", vqa.annotations, "val").examples()]
+    bad = set(filter(doubted, asked))
+    assert 0 < len(bad) < len(asked)
+    with Pool(INLINE) as pool, pytest.raises(CoverageError, match="NaN or infinity"):
+        evaluate(vqa, pool, load)
+    predictions, failures = read_predictions(vqa.out / "visualbert-vqa__vqa__val" / "predictions")
+    assert {failure.item_id for failure in failures} == bad
+    assert {prediction.example_id for prediction in predictions} == set(asked) - bad
 
 
 def test_a_broken_model_is_not_scored(vqa: EvaluateConfig, tmp_path: Path) -> None:

@@ -28,12 +28,11 @@ from visualbert_core.detector.fpn import (
     STRIDES,
     FPNConfig,
     FPNDetector,
-    convert_detectron,
-    convert_pythia,
     pool,
     resize,
     resize_scale,
 )
+from visualbert_core.detector.fpn_weights import convert_detectron, convert_pythia
 from visualbert_core.detector.inclusive_boxes import half_open
 from visualbert_core.detector.published import read_entries
 from visualbert_core.errors import CheckpointError

@@ -361,6 +361,15 @@ def cell_of(root: Path, **changes: Any) -> dict[str, Any]:
     return cell | changes
 
 
+def test_a_cell_names_a_feature_space(five: Nights, tmp_path: Path) -> None:
+    """The key of a cell is the flag of its evaluation: a space that contradicts the checkpoint ends that cell."""
+    root = shutil.copytree(five.root, tmp_path / "nights")
+    cells = [cell_of(root, feature_space="vg_c4")]
+    night = run_matrix(load_matrix(write_matrix(root, cells=cells), {"night": "6-named"}))
+    assert night.exit_code == 2
+    assert "feature_space says 'vg_c4'" in str(night.cells[0].error)
+
+
 def test_what_cannot_end_well_does_not_begin(tmp_path: Path) -> None:
     """Two cells of one run folder, metrics that are none, names that lead elsewhere, runs in a bucket: one line each,
     and nothing is written."""

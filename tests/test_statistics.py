@@ -14,6 +14,7 @@ from statsmodels.stats.power import normal_power
 
 from visualbert_core.metrics.statistics import (
     EXACT,
+    clustered_mean,
     excess_noise,
     holm,
     p_drop_with_noise,
@@ -40,6 +41,15 @@ def clustered(rng: np.random.Generator, images: int) -> tuple[np.ndarray, np.nda
 
 # ---------------------------------------------------------------------------------------------------------------------
 # against other people's programs
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_mean_is_of_numbers(value: float) -> None:
+    """NaN among the values is refused: the mean would be NaN, or a comparison of it silently false."""
+    with pytest.raises(ValueError, match="value 1 is no finite number"):
+        clustered_mean([1.0, value], ["a", "b"])
+    with pytest.raises(ValueError, match="value 1 is no finite number"):
+        paired(np.zeros(2), np.array([0.0, value]), ["a", "b"])
 
 
 def test_standard_error_is_the_cluster_robust_one() -> None:

@@ -20,7 +20,7 @@ import torch
 
 from visualbert_core.errors import CheckpointError
 from visualbert_core.models.visualbert import Encoded, InputEncoder, collate
-from visualbert_core.models.visualbert.inputs import pythia_tokens
+from visualbert_core.models.visualbert.inputs import pythia_tokens, read_lines, repeated
 from visualbert_core.schema import Grounding, MultipleChoice, Phrase, Question, Regions, Statement, Token
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -86,6 +86,13 @@ def layouts(shared: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def bert(shared: Path) -> InputEncoder:
     return InputEncoder(shared / "bert-base-uncased-vocab.txt")
+
+
+def test_official_lists_are_read(shared: Path, bert: InputEncoder) -> None:
+    """BERT's own vocabulary and Pythia's answers pass the checks of lines as they are published."""
+    assert bert.vocab_size == 30522
+    answers = read_lines(shared / "vqa" / "answers_vqa.txt")
+    assert (len(answers), answers[0], repeated(answers)) == (3129, "<unk>", None)
 
 
 def assert_text(found: Encoded, expected: dict[str, Any]) -> None:

@@ -18,14 +18,24 @@ import torch
 from tolerances import SHALLOW, likely
 
 from visualbert_core.errors import CheckpointError, ConfigError
-from visualbert_core.models import load_model
+from visualbert_core.models import NOT_FINITE, load_model
 from visualbert_core.models.visualbert import VisualBertConfig
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
 from visualbert_core.models.visualbert.checkpoint.sidecar import Sidecar
 from visualbert_core.models.visualbert.inputs import InputEncoder
 from visualbert_core.models.visualbert.packing import collate
 from visualbert_core.models.visualbert.predictor import TASKS, VisualBertPredictor
-from visualbert_core.schema import Example, Grounding, MultipleChoice, Phrase, Prediction, Question, Regions, Statement
+from visualbert_core.schema import (
+    Example,
+    Failure,
+    Grounding,
+    MultipleChoice,
+    Phrase,
+    Prediction,
+    Question,
+    Regions,
+    Statement,
+)
 
 ANSWERS = ("<unk>", "0", "blue", "red", "yes")
 VOCAB = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?", ".", *"abcdefghijklmnop")
@@ -366,6 +376,104 @@ def test_lists_as_other_editors_save_them(tmp_path: Path, name: str, end: bytes,
     right = open_cpu(folder, "vqa").predict(batch("vqa"))
     (folder / name).write_bytes(mark + (folder / name).read_bytes().replace(b"\n", end))
     assert open_cpu(folder, "vqa").predict(batch("vqa")) == right
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda lines: lines[:-1], r"vocab\.txt: 22 word pieces, config\.json has vocab_size 23"),
+        (lambda lines: [*lines, "surplus"], r"vocab\.txt: 24 word pieces, config\.json has vocab_size 23"),
+        (lambda lines: [*lines[:-1], lines[4]], r"vocab\.txt: line 23 is '.*', as is line 5"),
+        (lambda lines: [*lines, lines[4]], r"vocab\.txt: line 24 is '.*', as is line 5"),
+        (lambda lines: [*lines[:7], "", "", *lines[7:]], r"vocab\.txt: line 9 is '', as is line 8"),
+    ],
+)
+def test_a_vocabulary_of_other_weights(tmp_path: Path, change: Callable[[list[str]], list[str]], says: str) -> None:
+    """One too short or too long, or with a line twice, gives every later word the vector of another: refused."""
+    folder = write(tmp_path, "nlvr2")
+    path = folder / "vocab.txt"
+    path.write_text("".join(f"{line}\n" for line in change(path.read_text().splitlines())))
+    with pytest.raises(CheckpointError, match=says) as caught:
+        open_cpu(folder, "nlvr2")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [64, 128])
+def test_a_padded_word_table(tmp_path: Path, caplog: pytest.LogCaptureFixture, rows: int) -> None:
+    """A table padded to whole blocks for a GPU is allowed, and said; of any other length it is refused."""
+    folder = write(tmp_path / "padded", "nlvr2", vocab_size=rows)
+    open_cpu(folder, "nlvr2").predict(batch("nlvr2"))
+    assert f"vocab.txt: 23 word pieces, padded to {rows} rows in the weights" in caplog.text
+    with pytest.raises(CheckpointError, match=r"23 word pieces, config\.json has vocab_size 65"):
+        open_cpu(write(tmp_path / "other", "nlvr2", vocab_size=65), "nlvr2")
+
+
+def test_endings_of_lines_are_no_words(tmp_path: Path) -> None:
+    """Lines that end as on Windows, no ending of the last one, and blank lines at the end change no answer."""
+    folder = write(tmp_path, "nlvr2")
+    expected = open_cpu(folder, "nlvr2").predict(batch("nlvr2"))
+    text = (folder / "vocab.txt").read_text()
+    for other in (text.replace("\n", "\r\n"), text.rstrip("\n"), text + "\n\n"):
+        (folder / "vocab.txt").write_bytes(other.encode())
+        assert open_cpu(folder, "nlvr2").predict(batch("nlvr2")) == expected
+
+
+@pytest.mark.parametrize("where", ["answers.txt", "config.json"])
+def test_an_answer_that_stands_twice(tmp_path: Path, where: str) -> None:
+    """Two outputs for one answer are two lists mixed up: refused with both places."""
+    names = ("<unk>", "yes", "no", "yes", "red")
+    folder = write(tmp_path, "vqa", num_labels=5, **({"id2label": names} if where == "config.json" else {}))
+    (folder / "answers.txt").write_text("\n".join(names))
+    if where == "config.json":
+        (folder / "answers.txt").unlink()
+    with pytest.raises(CheckpointError, match=rf"{where}: .*line 4 is 'yes', as is line 2"):
+        open_cpu(folder, "vqa")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# no number, no answer
+
+
+def spoiled(item: Item, value: float) -> Item:
+    """The same example over regions that hold `value` once."""
+    example, images = item
+    features = images[0].features.copy()
+    features[0, 0] = value
+    return example, (replace(images[0], features=features), *images[1:])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("task", TASKS)
+def test_features_that_are_no_numbers(tmp_path: Path, task: str, value: float) -> None:
+    """The example fails by name, and its batch mates answer to the bit as they do beside a good one."""
+    model, items = open_cpu(write(tmp_path, task), task), [*batch(task), *batch(task)]
+    expected = model.predict(items)
+    found = model.predict([*items[:1], spoiled(items[1], value), *items[2:]])
+    assert found[1] == Failure(items[1][0].example_id, "predict", "NotFinite", NOT_FINITE)
+    assert [found[0], *found[2:]] == [expected[0], *expected[2:]]
+    logits = model.examine([items[0], spoiled(items[1], value)])
+    assert isinstance(logits[0], tuple)
+    assert isinstance(logits[1], Failure)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_weights_that_are_no_numbers(tmp_path: Path, task: str) -> None:
+    """Every example fails where a weight that all answers go through is NaN; nothing is answered."""
+
+    def spoil(network: Any) -> None:
+        network.visual_bert.encoder.layer[0].output.LayerNorm.bias[0] = float("nan")
+
+    found = open_cpu(edited(write(tmp_path, task), task, spoil), task).predict(batch(task))
+    assert found
+    assert all(isinstance(each, Failure) and each.error == "NotFinite" for each in found)
+
+
+def test_what_is_never_answered_may_be_no_number(tmp_path: Path) -> None:
+    """<unk> is masked, so NaN there stands behind no answer and changes none."""
+    folder = write(tmp_path, "vqa")
+    expected = open_cpu(folder, "vqa").predict(batch("vqa"))
+    edited(folder, "vqa", lambda network: network.cls.bias.__setitem__(0, float("nan")))
+    assert open_cpu(folder, "vqa").predict(batch("vqa")) == expected
 
 
 @pytest.mark.parametrize("task", TASKS)

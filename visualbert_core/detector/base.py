@@ -39,6 +39,7 @@ class Detector(Protocol):
     def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
         """Regions of images of **one shape**: uint8 [H, W, 3] RGB each.
 
+        A network whose numbers overflow gives NaN: extraction makes a failure of such an image, and stores none.
         With `boxes` (float32 [R, 4] xyxy per image) those boxes are used as they are, in their order; without, the
         detector proposes its own, ordered by score.
         """

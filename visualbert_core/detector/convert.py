@@ -15,8 +15,8 @@ from visualbert_core.printable import printable
 
 CONVERTERS = {
     "vg_c4": ("vg_c4_weights", "convert"),
-    "pythia_fpn": ("fpn", "convert_pythia"),
-    "detectron_fpn": ("fpn", "convert_detectron"),
+    "pythia_fpn": ("fpn_weights", "convert_pythia"),
+    "detectron_fpn": ("fpn_weights", "convert_detectron"),
     "r2c_resnet50": ("r2c_resnet50", "convert"),
 }
 """Detector → the module and its function `(source: Path) -> (detector, notes for the reader)`."""

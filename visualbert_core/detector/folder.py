@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from visualbert_core.config import from_mapping
 from visualbert_core.detector.inference import checked
 from visualbert_core.documents import brief, read_json
-from visualbert_core.errors import CheckpointError, ConfigError
+from visualbert_core.errors import CheckpointError, ConfigError, InputError
 from visualbert_core.provenance import digest_file
 from visualbert_core.schema import Names
 from visualbert_core.weights import Shapes, load, shapes, without_numbers
@@ -93,7 +93,7 @@ class FolderDetector(ABC, Generic[Network, Config]):
         try:
             cls.check_sizes(config, held)
             model = cls.empty(config)
-        except (ConfigError, *_UNBUILDABLE) as error:
+        except (InputError, *_UNBUILDABLE) as error:
             raise CheckpointError(f"{folder / CONFIG_FILE}: {_first_line(error)}") from error
         fits = f"builder {config.builder!r}"
         check_weights(model, held, weights, fits)

@@ -13,10 +13,9 @@ in which non-maximum suppression keeps it, and the most confident ones are kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -33,7 +32,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from visualbert_core.config import check_range, check_values
 from visualbert_core.detector.base import Detection
 from visualbert_core.detector.class_nms import confidences
-from visualbert_core.detector.folder import LONGEST_SIDE, FolderDetector, check_blocks, check_colours, load_weights
+from visualbert_core.detector.folder import LONGEST_SIDE, FolderDetector, check_blocks, check_colours
 from visualbert_core.detector.inclusive_boxes import ASPECT_RATIOS, anchors, clip, decode, half_open
 from visualbert_core.detector.inference import (
     answering,
@@ -44,9 +43,7 @@ from visualbert_core.detector.inference import (
     together,
     upload,
 )
-from visualbert_core.detector.published import read_entries, tensors
 from visualbert_core.detector.roi_align import pool_levels
-from visualbert_core.errors import CheckpointError
 from visualbert_core.schema import Names
 from visualbert_core.weights import Shapes, blocks, unbuilt
 
@@ -332,90 +329,3 @@ def _taps(size: int, scale: float, device: torch.device) -> tuple[Tensor, Tensor
     low = at.floor().long()
     high = (low + 1).clamp(max=size - 1)
     return low.to(device), high.to(device), (at - low).float().to(device)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# published weights
-
-
-def convert_pythia(source: Path, config: FPNConfig = PYTHIA) -> tuple[FPNDetector, list[str]]:
-    """The detector in `detectron_model.pth`, a torch file with the names of maskrcnn-benchmark, and notes on it.
-
-    Raises CheckpointError for a file of another kind or network.
-    """
-    found = {key.removeprefix("module."): value for key, value in read_entries(source, "model").items()}
-    network = FPNDetector.empty(config)
-    keys = {name: _pythia_key(name) for name in _parameters(network)}
-    _require(keys.values(), found, config, source)
-    state = tensors({name: found[key] for name, key in keys.items()}, source)
-    return _detector(network, state, config, source)
-
-
-def convert_detectron(source: Path, config: FPNConfig = DETECTRON) -> tuple[FPNDetector, list[str]]:
-    """The detector in `model_final.pkl` of Detectron (Caffe2), and notes on it. Raises CheckpointError as above."""
-    blobs = read_entries(source, "blobs", pickled=True)
-    network = FPNDetector.empty(config)
-    keys = {name: _detectron_key(name, config.blocks) for name in _parameters(network)}
-    _require(keys.values(), blobs, config, source)
-    state = tensors({name: blobs[key] for name, key in keys.items()}, source)
-    for name in state:  # Detectron folds the statistics of its norms into their scales and biases
-        if name.endswith(("running_mean", "running_var")):
-            state[name] = torch.full_like(state[name], float(name.endswith("var")))
-    return _detector(network, state, config, source)
-
-
-def _require(keys: Iterable[str], found: Mapping[str, Any], config: FPNConfig, source: Path) -> None:
-    if missing := sorted(set(keys) - found.keys()):
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise CheckpointError(f"{source}: is no {config.builder}: it lacks {', '.join(missing[:3])}{more}")
-
-
-def _parameters(network: FPNNetwork) -> list[str]:
-    return [name for name in network.state_dict() if not name.endswith("num_batches_tracked")]
-
-
-def _detector(
-    network: FPNNetwork, state: dict[str, Tensor], config: FPNConfig, source: Path
-) -> tuple[FPNDetector, list[str]]:
-    load_weights(network, state, source, "its network")
-    note = f"{config.feature_size}-d features of {config.space}; config.json says the rest"
-    return FPNDetector(network, config, "", "cpu"), [note]
-
-
-def _pythia_key(name: str) -> str:
-    top, _, rest = name.partition(".")
-    if top == "body":
-        return f"backbone.body.{rest}" if rest.startswith("layer") else f"backbone.body.stem.{rest}"
-    if top == "fpn":
-        kind, level, _, parameter = rest.split(".")
-        return f"backbone.fpn.fpn_{kind.removesuffix('_blocks')}{int(level) + 1}.{parameter}"
-    if top == "rpn":
-        return f"rpn.head.{rest.replace('conv.0.0.', 'conv.')}"
-    return f"roi_heads.box.{'predictor' if top == 'cls_score' else 'feature_extractor'}.{name}"
-
-
-def _detectron_key(name: str, blocks: Sequence[int]) -> str:
-    """Statistics, which Detectron has not, go by the name of the scale beside them."""
-    module, _, parameter = name.rpartition(".")
-    suffix = "b" if parameter == "bias" else "w"
-    norm = "bn_b" if parameter == "bias" else "bn_s"
-    match module.split("."):
-        case ["body", "conv1"]:
-            return "conv1_w"
-        case ["body", "bn1"]:
-            return f"res_conv1_{norm}"
-        case ["body", layer, block, "downsample", index]:
-            return f"res{int(layer[-1]) + 1}_{block}_branch1_{norm if index == '1' else suffix}"
-        case ["body", layer, block, part]:
-            branch = "abc"[int(part[-1]) - 1]
-            return f"res{int(layer[-1]) + 1}_{block}_branch2{branch}_{norm if part.startswith('bn') else suffix}"
-        case ["fpn", kind, level, _]:
-            stage = f"res{int(level) + 2}_{blocks[int(level)] - 1}_sum"
-            if kind == "layer_blocks":
-                return f"fpn_{stage}_{suffix}"
-            return f"fpn_inner_{stage}_{suffix}" if level == "3" else f"fpn_inner_{stage}_lateral_{suffix}"
-        case ["rpn", "conv", *_]:
-            return f"conv_rpn_fpn2_{suffix}"
-        case ["rpn", head]:
-            return f"rpn_{head}_fpn2_{suffix}"
-    return f"{module}_{suffix}"

@@ -47,7 +47,7 @@ def read(store: Path, fingerprint: Mapping[str, Any]) -> Names:
     try:
         record = json.loads(data)
         names = Names(tuple(record["labels"]), tuple(record["attributes"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         names = Names()
     if data != _encoded(fingerprint, names):
         raise StoreError(f"{path} is damaged or another store's: delete it and run the line again that wrote it")

@@ -245,8 +245,9 @@ def _id(outcome: Outcome) -> str:
 
 
 def _row(image_id: str, shape: tuple[int, int], digest: str, detection: Detection) -> Outcome:
-    if not np.isfinite(detection.features).all():
-        return Failure(image_id, "features", "NotFinite", "the detector's features hold NaN or infinity")
+    for name in ("features", "boxes", "scores"):
+        if not np.isfinite(getattr(detection, name)).all():
+            return Failure(image_id, "features", "NotFinite", f"the detector's {name} hold NaN or infinity")
     return Regions(
         image_id=image_id,
         width=shape[1],

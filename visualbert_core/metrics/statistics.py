@@ -40,8 +40,13 @@ class Mean:
 
 
 def clustered_mean(values: Iterable[float], clusters: Sequence[str] | np.ndarray) -> Mean:
-    """`clusters[i]` names the cluster of `values[i]`; at least one value, any real numbers (so differences, too)."""
+    """`clusters[i]` names the cluster of `values[i]`; at least one value, any real numbers (so differences, too).
+
+    Raises ValueError for NaN and infinity: a mean over them would be no number either, and look like a score.
+    """
     y = np.fromiter(values, np.float64)
+    if not np.isfinite(y).all():
+        raise ValueError(f"value {int(np.flatnonzero(~np.isfinite(y))[0])} is no finite number")
     sums, units = _totals(y, clusters)
     G, n = len(units), len(y)
     mean = fsum(y) / n

@@ -308,8 +308,8 @@ def _vocabulary(path: Path) -> dict[str, int]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file in UTF-8, as any editor saves it: with a byte order mark or not, and with either end of
-    a line. Raises CheckpointError naming one that cannot be read."""
+    """The lines of a text file in UTF-8, as any editor saves it: with or without a byte order mark, and with either
+    ending of lines. Raises CheckpointError naming a file that cannot be read."""
     if lfs.is_pointer_file(path):
         raise CheckpointError(f"{path}: {lfs.REASON}")
     try:
