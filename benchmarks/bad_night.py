@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from visualbert_core.errors import end
-from visualbert_core.nightly import Night, load_matrix, run_matrix
+from visualbert_core.nightly.matrix import Night, load_matrix, run_matrix
 from visualbert_core.world import DEMO
 
 NIGHTS = ("2026-02-01", "2026-02-02", "2026-02-03", "2026-02-04")

@@ -32,7 +32,7 @@ from visualbert_core.models.visualbert import (
     VisualBertForQuestionAnswering,
     VisualBertForVisualReasoning,
 )
-from visualbert_core.models.visualbert.checkpoint import Pretrained
+from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
 from visualbert_core.models.visualbert.inference import InferenceNetwork
 from visualbert_core.models.visualbert.inputs import Encoded
 from visualbert_core.models.visualbert.packing import collate

@@ -25,7 +25,7 @@ import yaml
 
 from visualbert_core import errors
 from visualbert_core.cluster import start_ray
-from visualbert_core.nightly import Night, load_matrix, run_matrix
+from visualbert_core.nightly.matrix import Night, load_matrix, run_matrix
 from visualbert_core.world import DEMO
 
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,7 @@ import pytest
 
 from visualbert_core.cluster import Pool
 from visualbert_core.config import PoolConfig
-from visualbert_core.features.importers import Imported, import_features
+from visualbert_core.features.importers.run import Imported, import_features
 
 BUA = ["image_id", "image_w", "image_h", "num_boxes", "boxes", "features"]
 LXMERT = [

@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image as Pillow
 
-from visualbert_core import supervision
+from visualbert_core import scheduler
 from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig
 from visualbert_core.detector import Detection, Detector, load_detector
@@ -267,5 +267,5 @@ def drive(jobs: Sequence[Job], pool: PoolConfig) -> None:
 
 def drive_here(root: str, out: str) -> None:
     """The same without Ray and without waiting, for `python -c`."""
-    supervision.WAITS = (0.0, 0.0)
+    scheduler.RETRY_WAITS = (0.0, 0.0)
     end(new_job(Path(root), out).alone)

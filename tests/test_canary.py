@@ -17,12 +17,13 @@ from PIL import Image as Pillow
 from test_extract import INLINE, World, tree
 
 from visualbert_core.cluster import Pool
-from visualbert_core.config import ExtractConfig, PoolConfig
+from visualbert_core.config import DriftConfig, ExtractConfig, PoolConfig
 from visualbert_core.detector import Detection
 from visualbert_core.detector.torchvision_rcnn import TorchvisionRCNN
 from visualbert_core.errors import ConfigError, DriftError, InputError
 from visualbert_core.features.canary import compare, spread
-from visualbert_core.features.extract import extract
+from visualbert_core.features.drift import check_plan
+from visualbert_core.features.extract import extract, plan_extraction, run_extraction
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.schema import Regions
 from visualbert_core.world.scenes import make_scene
@@ -124,7 +125,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(root: Path, load: Callable[..., Any], **options: Any) -> FeatureStore:
     with Pool(INLINE) as pool:
         paths = {"images": root / "pictures", "detector": WEIGHTS, "out": root / "out"}
-        return extract(ExtractConfig(**paths, shard_size=2, **options), pool, load)
+        plan = plan_extraction(ExtractConfig(**paths, shard_size=2), load)
+        check_plan(plan, DriftConfig(**options), pool)
+        return run_extraction(plan, pool)
 
 
 @pytest.mark.parametrize("load", [ColoursSwapped, OtherResize, OtherSuppression, Noisy, Normalised])
@@ -221,7 +224,7 @@ def test_other_sizes_of_features(world: World, tmp_path: Path) -> None:
     other = world.extract(limit=50)
     paths = {"images": world.pictures, "detector": WEIGHTS, "out": tmp_path / "out"}
     with Pool(INLINE) as pool, pytest.raises(DriftError, match=r"the detector gives 256-d features, .* holds 3-d ones"):
-        extract(ExtractConfig(**paths, canary=2, canary_store=other.folder), pool)
+        check_plan(plan_extraction(ExtractConfig(**paths)), DriftConfig(canary=2, canary_store=other.folder), pool)
 
 
 def regions(boxes: list[list[float]], features: list[list[float]], labels: Sequence[int]) -> Regions:

@@ -25,7 +25,7 @@ import pytest
 from conftest import SmallNight
 from standins import PAUSE, SHARD, Job, RealJob, drive, load_pixels, new_job, write_world
 
-from visualbert_core import cluster, storage, supervision
+from visualbert_core import cluster, scheduler, storage
 from visualbert_core.cluster import LOCAL_ENVIRONMENT, Pool
 from visualbert_core.config import PoolConfig
 from visualbert_core.corpus import list_images
@@ -303,7 +303,7 @@ def test_the_pool_grows_with_the_cluster(nodes: Nodes, tmp_path: Path, monkeypat
 def limited(job: Job, size: int) -> None:
     """A driver whose files may have so many bytes: a write beyond them fails half-way, as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-    supervision.WAITS = (0.0, 0.0)
+    scheduler.RETRY_WAITS = (0.0, 0.0)
     drive([job], PoolConfig(inline=True))
 
 
@@ -394,7 +394,7 @@ def test_an_object_store_that_fails_every_fifth_request(
     faulty: Faulty, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each attempt ends well or with one line, until the last nothing can be opened, and then it is the local store."""
-    monkeypatch.setattr(supervision, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(scheduler, "RETRY_WAITS", (0.0, 0.0))
     images = list_images(world / "images").first(12)
     fingerprint = full_fingerprint(load_pixels(tmp_path, "cpu"), "none")
     shards = plan_images(images, images.ids, "s3", SHARD)

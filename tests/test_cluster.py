@@ -1,4 +1,4 @@
-"""The pool and its supervisor: what survives a worker that raises, dies or never starts."""
+"""The pool and its scheduler: what survives a worker that raises, dies or never starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from visualbert_core import cluster, supervision
+from visualbert_core import cluster, scheduler
 from visualbert_core.cluster import Pool
 from visualbert_core.config import PoolConfig
 from visualbert_core.errors import CheckpointError, ShardError, UnfinishedError
@@ -144,8 +144,8 @@ def broken_worker() -> Clerk:
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards that raise are tried again at once, and workers that died are replaced at once."""
-    monkeypatch.setattr(supervision, "WAITS", (0.0, 0.0))
-    monkeypatch.setattr(supervision, "BOOT_WAIT", 0.0)
+    monkeypatch.setattr(scheduler, "RETRY_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(scheduler, "START_WAIT", 0.0)
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ def test_a_worker_that_loads_is_starting(
     job: Job, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """What is waited for then is a process that has its place, not room: also where the wait is over."""
-    monkeypatch.setattr(supervision, "LOG_SECONDS", 1.0)
+    monkeypatch.setattr(scheduler, "LOG_SECONDS", 1.0)
     load = partial(slow_to_load, job.folder.root, job.calls)
     with Pool(ONE) as pool:
         pool.run(load, job.shards, "test")
@@ -321,7 +321,7 @@ def test_a_worker_without_room_is_not_starting(
     """While others have all CPUs, the line says that there is no room; when one is free again, the run goes on."""
     import ray
 
-    monkeypatch.setattr(supervision, "LOG_SECONDS", 2.0)
+    monkeypatch.setattr(scheduler, "LOG_SECONDS", 2.0)
     others = ray.remote(num_cpus=ray.cluster_resources()["CPU"])(Host).remote()
     ray.get(others.__ray_ready__.remote())
     reason = r"no worker has started in \d+ s: each needs 1 CPU, .* room for \d+ such workers, which others take"

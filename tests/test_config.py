@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from visualbert_core.cli import main
-from visualbert_core.config import EvaluateConfig, ExtractConfig, NightlyConfig, from_mapping
+from visualbert_core.config import DriftConfig, EvaluateConfig, ExtractConfig, NightlyConfig, from_mapping
 from visualbert_core.documents import read_json, read_yaml
 from visualbert_core.errors import ConfigError
-from visualbert_core.nightly import load_matrix
+from visualbert_core.nightly.matrix import load_matrix
 from visualbert_core.storage import absolute
 from visualbert_core.world import DEMO
 
@@ -234,9 +234,11 @@ def test_numbers_of_a_command_line_that_cannot_be() -> None:
         for name in ("gpus_per_worker", "max_hours", "shard_timeout"):
             with pytest.raises(ConfigError, match=f"^{name} is "):
                 main(["extract", "--images=x", "--detector=x", "--out=x", f"--{name.replace('_', '-')}={number}"])
-    for wrong in ({"limit": -1}, {"batch_size": 0}, {"shard_size": 0}, {"canary": 0}, {"max_failures": -1}):
+    for wrong in ({"limit": -1}, {"batch_size": 0}, {"shard_size": 0}, {"max_failures": -1}):
         with pytest.raises(ConfigError, match=f"^{next(iter(wrong))} is "):
             ExtractConfig(images=path, detector=path, out=path, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^canary is "):
+        DriftConfig(canary=0)
 
 
 @pytest.mark.parametrize("name", ["../out", "/abs", "", ".hidden", "a/b"])

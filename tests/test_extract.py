@@ -18,19 +18,20 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from visualbert_core import lfs, storage, supervision
+from visualbert_core import lfs, scheduler, storage
 from visualbert_core.cluster import Pool
-from visualbert_core.config import ExtractConfig, PoolConfig
+from visualbert_core.config import DriftConfig, ExtractConfig, PoolConfig
 from visualbert_core.corpus import list_images
 from visualbert_core.detector import Detection
 from visualbert_core.errors import CheckpointError, CoverageError, InputError, ShardError
 from visualbert_core.features import extract as extraction
-from visualbert_core.features.extract import extract
+from visualbert_core.features.drift import check_plan
+from visualbert_core.features.extract import plan_extraction, run_extraction
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.features.worker import AHEAD, FeatureWorker, _batches, full_fingerprint, plan_images
 from visualbert_core.images import fetch, read_image
+from visualbert_core.scheduler import LostError
 from visualbert_core.schema import Image
-from visualbert_core.supervision import LostError
 
 INLINE = PoolConfig(inline=True)
 
@@ -135,7 +136,10 @@ class World:
             how = settings.pop("load")
             root = Path(out) if storage.url(out) else self.root / out
             paths = {"images": self.pictures, "detector": self.detector, "out": root, "corpus": "toy"}
-            return extract(ExtractConfig(**paths, **settings), pool, how)
+            drift = DriftConfig(**{key: settings.pop(key) for key in ("canary", "canary_store") if key in settings})
+            plan = plan_extraction(ExtractConfig(**paths, **settings), how)
+            check_plan(plan, drift, pool)
+            return run_extraction(plan, pool)
 
     def batches(self) -> int:
         return len(list((self.detector / "batches").iterdir()))
@@ -338,7 +342,7 @@ def test_boxes_that_are_no_file_cost_their_row(world: World, target: str) -> Non
 
 def test_an_image_whose_reading_ends_the_process_is_a_row(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images of tables and object stores are read before the detector runs: a trial reads its own only."""
-    monkeypatch.setattr(supervision, "BOOT_WAIT", 0.0)
+    monkeypatch.setattr(scheduler, "START_WAIT", 0.0)
 
     def deadly(images: Sequence[Image]) -> list[Image]:
         if "image07" in {image.image_id for image in images}:
@@ -401,7 +405,7 @@ def test_a_file_out_of_reach_stops_the_job(world: World, monkeypatch: pytest.Mon
     """An image that the system does not hand out any more is no bad image, nor a link that led to one when the corpus
     was listed: its shard fails, the others are kept, nothing of it is published, and once it is back the same line ends
     the job."""
-    monkeypatch.setattr(supervision, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(scheduler, "RETRY_WAITS", (0.0, 0.0))
     link, disk = world.pictures / "image05.png", world.root / "disk"
     disk.mkdir()
     link.rename(disk / "image05.png")

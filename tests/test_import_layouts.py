@@ -242,22 +242,22 @@ def test_what_is_no_set_of_files(tmp_path: Path) -> None:
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "visualbert_core.features", "import", *map(str, arguments)]
+    line = [sys.executable, "-m", "visualbert_core", "import", *map(str, arguments)]
     return subprocess.run(line, check=False, capture_output=True, text=True)
 
 
 def test_the_command_line(tmp_path: Path) -> None:
     """Several paths, a declared convention, torn rows in a count, and one line for what is refused."""
-    done = command("bua-tsv", *sorted((REPORTS / "tsv_shards").iterdir()), tmp_path, "--space", "mine")
+    done = command("bua-tsv", *sorted((REPORTS / "tsv_shards").iterdir()), "--out", tmp_path, "--space", "mine")
     assert done.stderr.endswith("\n4 images, 0 malformed\n")
-    done = command("bua-tsv", REPORTS / "tsv/xywh.tsv", tmp_path, "--space", "mine", "--boxes", "xywh")
+    done = command("bua-tsv", REPORTS / "tsv/xywh.tsv", "--out", tmp_path, "--space", "mine", "--boxes", "xywh")
     assert (done.returncode, len(FeatureStore.open(done.stdout.strip()))) == (0, 1)
-    done = command("bua-tsv", REPORTS / "tsv/glued.tsv", tmp_path, "--space", "mine")
+    done = command("bua-tsv", REPORTS / "tsv/glued.tsv", "--out", tmp_path, "--space", "mine")
     assert done.stderr.endswith(
         "\ntorn: 73: 11 fields instead of 6; an intact record of this image counts\n"
         "4 images, 0 malformed, 1 torn beside intact ones\n"
     )
-    done = command("bua-hdf5", REPORTS / "hdf5", tmp_path, "--space", "mine")
+    done = command("bua-hdf5", REPORTS / "hdf5", "--out", tmp_path, "--space", "mine")
     assert f"\nnote: {NO_SIZES}\n2 images, 0 malformed\n" in done.stderr
-    done = command("bua-tsv", REPORTS / "tsv/f64feat.tsv", tmp_path, "--space", "vg_c4")
+    done = command("bua-tsv", REPORTS / "tsv/f64feat.tsv", "--out", tmp_path, "--space", "vg_c4")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

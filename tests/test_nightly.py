@@ -23,7 +23,7 @@ from visualbert_core.comparison.gate import Check
 from visualbert_core.comparison.history import History
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.evaluation.run import _claim
-from visualbert_core.nightly import Night, load_matrix, run_matrix, runs_folder
+from visualbert_core.nightly.matrix import Night, load_matrix, run_matrix, runs_folder
 from visualbert_core.nightly.plan import plan_night
 
 WEIGHTS = ROOT / "visualbert_core" / "world" / "weights"
@@ -414,7 +414,7 @@ def test_a_corpus_that_the_system_does_not_hand_out_ends_its_cells_only(
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied", "s3://bucket/images")
 
-    monkeypatch.setattr("visualbert_core.nightly.extract", refuse)
+    monkeypatch.setattr("visualbert_core.nightly.matrix.extract", refuse)
     night = run_matrix(load_matrix(write_matrix(tmp_path, gate=None), {}))
     assert night.exit_code == 1
     (cell,) = night.cells

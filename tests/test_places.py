@@ -8,7 +8,7 @@ from pathlib import Path
 
 from test_nightly import ANNOTATIONS, CELL, write_matrix
 
-from visualbert_core.nightly import Night, load_matrix, run_matrix
+from visualbert_core.nightly.matrix import Night, load_matrix, run_matrix
 from visualbert_core.report.places import Places
 
 

@@ -24,7 +24,7 @@ from visualbert_core.errors import ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.predictions import encode
 from visualbert_core.evaluation.run import evaluate, read_run
 from visualbert_core.evaluation.score import Mode, describe, read_answers, score
-from visualbert_core.nightly import load_matrix, run_matrix
+from visualbert_core.nightly.matrix import load_matrix, run_matrix
 from visualbert_core.provenance import digest_files
 from visualbert_core.shards import Part, ShardFolder, plan
 from visualbert_core.tasks import TASKS, Task, nlvr2, open_task, paper_numbers

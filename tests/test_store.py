@@ -20,6 +20,7 @@ import torch
 
 from visualbert_core.errors import StoreError
 from visualbert_core.features import names
+from visualbert_core.features.export import to_arrow, to_datasets, to_ray
 from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
 from visualbert_core.schema import REGIONS_SCHEMA, Failure, Names, Regions
 from visualbert_core.shards import Part, ShardFolder, plan
@@ -312,7 +313,7 @@ def listed(array: Sequence[Any] | np.ndarray | None) -> list[Any] | None:
 
 def test_arrow_has_typed_columns(store: FeatureStore) -> None:
     """`to_arrow` streams every row in order, nested by region, float16 as such."""
-    table = store.to_arrow().read_all()
+    table = to_arrow(store).read_all()
     assert table["image_id"].to_pylist() == store.image_ids
     assert table.schema.field("features").type == pa.list_(pa.list_(pa.float16(), D))
     for record in table.to_pylist():
@@ -326,7 +327,7 @@ def test_arrow_has_typed_columns(store: FeatureStore) -> None:
 
 def test_datasets_has_typed_columns(store: FeatureStore) -> None:
     """`to_datasets` streams every row in order with Hugging Face's own array types, and can be split by parts."""
-    dataset = store.to_datasets()
+    dataset = to_datasets(store)
     assert dataset.num_shards == len(store.part_paths)
     assert dataset.features["features"].dtype == "float16"
     examples = list(dataset)
@@ -340,8 +341,8 @@ def test_datasets_has_typed_columns(store: FeatureStore) -> None:
 
 @pytest.mark.usefixtures("ray_session")
 def test_ray_reads_arrays(store: FeatureStore) -> None:
-    """`ray_dataset` gives every row once, its bytes as arrays."""
-    records = store.ray_dataset().take_all()
+    """`to_ray` gives every row once, its bytes as arrays."""
+    records = to_ray(store).take_all()
     assert sorted(record["image_id"] for record in records) == store.image_ids
     for record in records:
         expected = ROWS[record["image_id"]]
@@ -380,7 +381,7 @@ def test_a_store_without_attributes(tmp_path: Path) -> None:
     plain = [dataclasses.replace(row, attributes=None, attribute_scores=None) for row in ROWS.values()]
     store = write(tmp_path, plain, 200)
     assert all(map(same, store.scan(), sorted(plain, key=lambda row: row.image_id)))
-    table = store.to_arrow().read_all()
+    table = to_arrow(store).read_all()
     assert table["attributes"].null_count == table["attribute_scores"].null_count == 300
     assert pq.read_table(store.part_paths[0])["attributes"].null_count == store.manifest.shards[0].rows
 

@@ -26,7 +26,7 @@ from visualbert_core.models.visualbert import (
     VisualBertForVisualReasoning,
     VisualBertModel,
 )
-from visualbert_core.models.visualbert.checkpoint import Pretrained
+from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
 
 CONFIG = VisualBertConfig(
     vocab_size=30,

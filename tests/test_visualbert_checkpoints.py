@@ -24,8 +24,10 @@ from torch import Tensor
 import visualbert_core.models.visualbert as ours
 from visualbert_core.cli import main
 from visualbert_core.errors import CheckpointError
-from visualbert_core.models.visualbert.checkpoint import Pretrained, Sidecar, weights_digest
 from visualbert_core.models.visualbert.checkpoint.convert import DETECTOR_FILE, NETWORKS, convert
+from visualbert_core.models.visualbert.checkpoint.files import weights_digest
+from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
+from visualbert_core.models.visualbert.checkpoint.sidecar import Sidecar
 
 CONFIG = ours.VisualBertConfig(
     vocab_size=30,

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 import visualbert_core.models.visualbert as ours
 from visualbert_core.errors import CheckpointError
-from visualbert_core.models.visualbert.checkpoint import Pretrained, weights_digest
+from visualbert_core.models.visualbert.checkpoint.files import weights_digest
+from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
 
 transformers = pytest.importorskip("transformers")
 

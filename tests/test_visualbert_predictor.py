@@ -20,7 +20,8 @@ from tolerances import SHALLOW, likely
 from visualbert_core.errors import CheckpointError, ConfigError
 from visualbert_core.models import NOT_FINITE, load_model
 from visualbert_core.models.visualbert import VisualBertConfig
-from visualbert_core.models.visualbert.checkpoint import Pretrained, Sidecar
+from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
+from visualbert_core.models.visualbert.checkpoint.sidecar import Sidecar
 from visualbert_core.models.visualbert.inputs import InputEncoder
 from visualbert_core.models.visualbert.packing import collate
 from visualbert_core.models.visualbert.predictor import TASKS, VisualBertPredictor

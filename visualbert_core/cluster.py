@@ -2,7 +2,7 @@
 
 Owns where workers run: how many, what each reserves, and what tells a job to stop before its end.
 Workers are plain Ray actors that pull shards, two in flight each, so that decoding and writing hide behind the GPU (a
-worker locks its model). Ray's own restarts are off: any system error ends that actor, and `supervision.py` decides
+worker locks its model). Ray's own restarts are off: any system error ends that actor, and `scheduler.py` decides
 what follows. Safety does not come from either but from `shards.py`: a shard that runs twice writes the same bytes
 under the same name.
 """
@@ -25,9 +25,9 @@ from visualbert_core.errors import UnfinishedError
 from visualbert_core.host import Host, Worker, set_threads, unusable
 from visualbert_core.printable import say
 from visualbert_core.progress import Figures, Progress
+from visualbert_core.scheduler import IN_FLIGHT, Backend, LostError, Scheduler
 from visualbert_core.session import LOCAL_ENVIRONMENT, start_ray
 from visualbert_core.shards import Marker, Shard
-from visualbert_core.supervision import IN_FLIGHT, Actors, LostError, Supervisor
 
 __all__ = ["LOCAL_ENVIRONMENT", "Pool", "read_parquet", "start_ray"]
 
@@ -98,7 +98,7 @@ class Pool:
             actors = self._actors.serving(make_worker)
             total = sum(len(shard.items) for shard in shards)
             with Progress(label, total, actors.publish) as progress:
-                return Supervisor(actors, shards, progress, self.config, self._reason).run()
+                return Scheduler(actors, shards, progress, self.config, self._reason).run()
         finally:
             self._idle = True
 
@@ -147,7 +147,7 @@ def read_parquet(paths: Sequence[str], decode: Callable[[dict[str, Any]], dict[s
     return ray.data.read_parquet(list(paths)).map_batches(decode, batch_format="numpy")
 
 
-class _Actors(Actors, Protocol):
+class _Actors(Backend, Protocol):
     """Where workers live, for one stage after the other."""
 
     gpus: float

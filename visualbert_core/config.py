@@ -104,6 +104,19 @@ class ExtractConfig:
     """Only the first N images; the store then holds no more than these."""
     max_failures: int | None = None
     """Exit 3 where more images than these are quarantined; default: any number, said with the result."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        check_range(self, 1, None, "batch_size", "shard_size", "limit")
+        check_range(self, 0, None, "max_failures")
+        if self.corpus is not None:
+            folder_name(self.corpus)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftConfig:
+    """The drift check before an extraction. See `features.drift`."""
+
     canary: int | None = None
     """First extract this many images anew that a store has, and stop where they come out otherwise."""
     canary_store: Path | None = None
@@ -111,10 +124,9 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
-        check_range(self, 1, None, "batch_size", "shard_size", "limit", "canary")
-        check_range(self, 0, None, "max_failures")
-        if self.corpus is not None:
-            folder_name(self.corpus)
+        check_range(self, 1, None, "canary")
+        if self.canary_store is not None and self.canary is None:
+            raise ConfigError("canary_store needs to be told how many images of it to extract: add --canary N")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What a running stage says of itself: a bar in a terminal, otherwise a line a minute, and figures for Prometheus.
 
 Counts nothing itself: items done and failed are the sum of committed markers, shards and workers are what the
-supervisor reports.
+scheduler reports.
 
 Ray exports the figures at every node's metrics port with `ray_` before the name. All are gauges that the driver sets,
 so that they outlive the workers, with the stage ("features of coco") as a tag:

@@ -23,7 +23,7 @@ class Command:
 
     def run(self) -> int:
         """Run the packaged matrix."""
-        from visualbert_core.nightly import load_matrix
+        from visualbert_core.nightly.matrix import load_matrix
         from visualbert_core.world import DEMO
 
         return run_and_show(load_matrix(DEMO, {"out": str(self.out)}))

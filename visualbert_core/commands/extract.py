@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 
 from visualbert_core.commands import Flat
-from visualbert_core.config import ExtractConfig, PoolConfig
+from visualbert_core.config import DriftConfig, ExtractConfig, PoolConfig
 from visualbert_core.printable import say, say_json
 
 
@@ -23,17 +23,21 @@ class Command:
     """
 
     extraction: Flat[ExtractConfig]
+    drift: Flat[DriftConfig] = field(default_factory=DriftConfig)
     pool: Flat[PoolConfig] = field(default_factory=PoolConfig)
     json: bool = False
     """Print one JSON object."""
 
     def run(self) -> int:
-        """Extract what is missing."""
+        """Compare with a store where --canary asks for it, then extract what is missing."""
         from visualbert_core.cluster import Pool
-        from visualbert_core.features.extract import extract
+        from visualbert_core.features.drift import check_plan
+        from visualbert_core.features.extract import plan_extraction, run_extraction
 
         with Pool(self.pool) as pool:
-            store = extract(self.extraction, pool)
+            plan = plan_extraction(self.extraction)
+            check_plan(plan, self.drift, pool)
+            store = run_extraction(plan, pool)
         failures = store.failures()
         if failures:
             say(f"{len(failures):,} of {len(store) + len(failures):,} images quarantined", to=sys.stderr)

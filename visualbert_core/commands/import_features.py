@@ -53,7 +53,7 @@ class Command:
     def run(self) -> int:
         """Convert every record."""
         from visualbert_core.cluster import Pool
-        from visualbert_core.features.importers import import_features
+        from visualbert_core.features.importers.run import import_features
 
         pool = PoolConfig(workers=self.workers, gpus_per_worker=0, inline=self.workers is None)
         with Pool(pool) as workers:

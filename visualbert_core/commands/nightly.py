@@ -42,7 +42,7 @@ class Command:
 
     def run(self) -> int:
         """Run or plan the matrix."""
-        from visualbert_core.nightly import load_matrix, runs_folder
+        from visualbert_core.nightly.matrix import load_matrix, runs_folder
         from visualbert_core.nightly.plan import plan_night
 
         flags = {"out": self.out, "night": self.night, "limit": self.limit}
@@ -58,7 +58,7 @@ def run_and_show(config: NightlyConfig) -> int:
     """Run the matrix and print its table and where everything lies; returns the exit code."""
     from rich.console import Console
 
-    from visualbert_core.nightly import run_matrix
+    from visualbert_core.nightly.matrix import run_matrix
     from visualbert_core.report.terminal import print_table
 
     night = run_matrix(config)

@@ -140,10 +140,10 @@ class Canary:
     def run(self) -> int:
         """Print how the features compare. Raises DriftError where they differ by more than rounding."""
         from visualbert_core.cluster import Pool
-        from visualbert_core.features.extract import check  # with everything that a detector needs
+        from visualbert_core.features.drift import check_store  # with everything that a detector needs
 
         with Pool(PoolConfig(inline=True)) as workers:
-            check(self.store, self.images, self.detector, self.number, workers)
+            check_store(self.store, self.images, self.detector, self.number, workers)
         say(f"{self.detector} gives the features of {self.store}")
         return 0
 

@@ -30,7 +30,7 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, nms
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from visualbert_core.config import check_range, check_values
-from visualbert_core.detector import Detection
+from visualbert_core.detector.base import Detection
 from visualbert_core.detector.class_nms import confidences
 from visualbert_core.detector.folder import LONGEST_SIDE, FolderDetector, check_blocks, check_colours
 from visualbert_core.detector.inclusive_boxes import ASPECT_RATIOS, anchors, clip, decode, half_open

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import FrozenBatchNorm2d
 
-from visualbert_core.detector import Detection
+from visualbert_core.detector.base import Detection
 from visualbert_core.errors import ConfigError
+from visualbert_core.float32 import whole_float32
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -35,19 +36,15 @@ Found = TypeVar("Found")
 
 
 def answering(method: Callable[Given, Found]) -> Callable[Given, Found]:
-    """Decorates what a detector answers with: without gradients, and float32 is float32. On GPUs that have TF32, cuDNN
-    rounds what it convolves to its ten bits, and in NVIDIA's container images cuBLAS does so with products; no
-    fingerprint would say so."""
+    """Decorate the method that a detector answers with: it computes without gradients, and float32 is float32.
+
+    On GPUs that have TF32, cuDNN rounds what it convolves to ten bits, which no fingerprint would say.
+    """
 
     @wraps(method)
     def answer(*args: Given.args, **kwargs: Given.kwargs) -> Found:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                return method(*args, **kwargs)
-        finally:
-            torch.set_float32_matmul_precision(before)
+        with whole_float32(), torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return method(*args, **kwargs)
 
     return answer
 

@@ -28,7 +28,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import roi_align
 
 from visualbert_core.config import check_range, check_values
-from visualbert_core.detector import Detection
+from visualbert_core.detector.base import Detection
 from visualbert_core.detector.folder import (
     LONGEST_SIDE,
     FolderDetector,

@@ -30,7 +30,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import FrozenBatchNorm2d, clip_boxes_to_image, nms
 
 from visualbert_core.config import check_range, check_values
-from visualbert_core.detector import Detection
+from visualbert_core.detector.base import Detection
 from visualbert_core.detector.folder import LONGEST_SIDE, FolderDetector
 from visualbert_core.detector.inference import (
     answering,

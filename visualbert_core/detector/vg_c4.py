@@ -32,7 +32,7 @@ from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import clip_boxes_to_image, nms
 
 from visualbert_core.config import check_range, check_values
-from visualbert_core.detector import Detection
+from visualbert_core.detector.base import Detection
 from visualbert_core.detector.class_nms import confidences
 from visualbert_core.detector.folder import LONGEST_SIDE, FolderDetector, check_blocks, check_colours
 from visualbert_core.detector.inference import (

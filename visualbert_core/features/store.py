@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,14 +33,11 @@ import xxhash
 
 from visualbert_core import storage
 from visualbert_core.errors import CoverageError, StoreError
-from visualbert_core.features import index, names, views
+from visualbert_core.features import index, names
 from visualbert_core.features.index import Index, Span
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import FAILURE_SCHEMA, REGIONS_SCHEMA, SCHEMA_VERSION, Failure, Names, Regions
 from visualbert_core.shards import Manifest, Marker, ShardFolder, publish
-
-if TYPE_CHECKING:
-    import datasets
 
 ROW_GROUP = 64  # images; 9 MB of 36 × 2048 features
 _OPEN_FILES = 256
@@ -273,21 +270,6 @@ class FeatureStore:
     def manifest_digest(self) -> str:
         """xxh3-128 of manifest.json: all there is to say about which bytes were read."""
         return xxhash.xxh3_128_hexdigest(storage.read(ShardFolder(self.folder).manifest_path))
-
-    def to_arrow(self) -> pa.RecordBatchReader:
-        """`scan` as Arrow with typed nested columns: boxes list<float[4]>, features list<half_float[D]>."""
-        return views.to_arrow(self)
-
-    def to_datasets(self) -> datasets.IterableDataset:
-        """`scan` as a Hugging Face dataset with typed columns, streamed; as many shards as parts.
-
-        Its examples hold float16 arrays as they are; `with_format("torch")` makes them float32, at 30 times the cost.
-        """
-        return views.to_datasets(self)
-
-    def ray_dataset(self) -> Any:
-        """Every row as a Ray dataset of typed columns, in no particular order."""
-        return views.to_ray(self)
 
     def _why_not(self, image_id: str) -> str:
         for failure in self.failures():

@@ -8,7 +8,7 @@
 `checkpoint` the files, `inputs` the authors' layouts, `predictor` all of it behind the `Model` contract.
 """
 
-from visualbert_core.models.visualbert.checkpoint import Sidecar
+from visualbert_core.models.visualbert.checkpoint.sidecar import Sidecar
 from visualbert_core.models.visualbert.config import VisualBertConfig
 from visualbert_core.models.visualbert.heads import (
     HeadOutput,

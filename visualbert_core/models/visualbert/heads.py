@@ -28,7 +28,7 @@ from visualbert_core.models.visualbert.arguments import (
     require_targets,
     require_text_first,
 )
-from visualbert_core.models.visualbert.checkpoint import Pretrained
+from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
 from visualbert_core.models.visualbert.config import VisualBertConfig
 from visualbert_core.models.visualbert.modeling import ACTIVATION, VisualBertModel, VisualBertOutput, initialize
 

@@ -15,8 +15,7 @@ Shapes: B sequences, N tokens, R read tokens, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -24,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from visualbert_core.models.visualbert.checkpoint import Pretrained
+from visualbert_core.float32 import whole_float32
+from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
 from visualbert_core.models.visualbert.cuda import Attend, GraphedEncoder, Recorder, has_variable_length
 from visualbert_core.models.visualbert.heads import (
     VisualBertForMultipleChoice,
@@ -67,7 +67,7 @@ class InferenceNetwork:
 
         [num_labels] for question answering and reasoning, [1] for a choice, [K, V] for phrases and regions.
         """
-        with torch.inference_mode(), _whole_float32():
+        with torch.inference_mode(), whole_float32():
             found = self._head(self._trunk(packed.to(self.device)), packed)
             flat = torch.cat([logits.flatten() for logits in found]).cpu()  # one copy, not one a sequence
         sizes = [logits.numel() for logits in found]
@@ -317,18 +317,6 @@ _ONEDNN_ACTIVATION = {
     "gelu_new": ("gelu", "tanh"),
     "relu": ("relu", ""),
 }
-
-
-@contextmanager
-def _whole_float32() -> Iterator[None]:
-    """Products of float32 are float32. NVIDIA's container images, and whoever lowers torch's precision, would have them
-    rounded to TF32's ten bits or bfloat16's seven, and no fingerprint would say so."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _onednn_pays(dtype: torch.dtype) -> bool:

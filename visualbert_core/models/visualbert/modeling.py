@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from visualbert_core.models.visualbert.arguments import check_inputs
-from visualbert_core.models.visualbert.checkpoint import Pretrained
+from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
 from visualbert_core.models.visualbert.config import VisualBertConfig
 
 ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {

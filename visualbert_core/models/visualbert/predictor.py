@@ -20,7 +20,9 @@ import torch
 from visualbert_core.documents import brief
 from visualbert_core.errors import CheckpointError, ConfigError
 from visualbert_core.models import NOT_FINITE
-from visualbert_core.models.visualbert.checkpoint import Pretrained, Sidecar, weights_digest
+from visualbert_core.models.visualbert.checkpoint.files import weights_digest
+from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
+from visualbert_core.models.visualbert.checkpoint.sidecar import Sidecar
 from visualbert_core.models.visualbert.config import CONFIG_FILE, VisualBertConfig
 from visualbert_core.models.visualbert.heads import (
     VisualBertForMultipleChoice,

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from visualbert_core.errors import CheckpointError
-from visualbert_core.models.visualbert.checkpoint import Pretrained, Sidecar
 from visualbert_core.models.visualbert.checkpoint.files import SAFETENSORS_FILE, read_weights, shown
+from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
+from visualbert_core.models.visualbert.checkpoint.sidecar import Sidecar
 from visualbert_core.models.visualbert.config import VisualBertConfig
 from visualbert_core.models.visualbert.heads import (
     VisualBertForMultipleChoice,

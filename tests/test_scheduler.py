@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from visualbert_core import supervision
+from visualbert_core import scheduler
 from visualbert_core.config import PoolConfig
 from visualbert_core.errors import ShardError
 from visualbert_core.progress import Progress
+from visualbert_core.scheduler import LostError, Scheduler
 from visualbert_core.shards import Blob, Marker, Shard, plan
-from visualbert_core.supervision import LostError, Supervisor
 
 SHARDS = plan([str(number) for number in range(300)], "test", 5)
 
@@ -86,7 +86,7 @@ class Simulation:
     def run(self) -> set[str]:
         """The items that were quarantined."""
         with Progress("simulation", 300) as progress:
-            Supervisor(self, SHARDS, progress, PoolConfig()).run()
+            Scheduler(self, SHARDS, progress, PoolConfig()).run()
         assert self.committed.keys() == {shard.shard_id for shard in SHARDS}
         for shard in SHARDS:
             assert list(self.committed[shard.shard_id]) == [
@@ -97,7 +97,7 @@ class Simulation:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(supervision, "BOOT_WAIT", 0.0)
+    monkeypatch.setattr(scheduler, "START_WAIT", 0.0)
     return
 
 
@@ -161,15 +161,15 @@ class Timed(Simulation):
 def test_two_shards_that_share_a_worker_have_the_time_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shard that needs 90 of 100 allowed seconds alone, and so 180 beside another, does not hang."""
     timed = Timed(0, size=1, alone=90.0)
-    monkeypatch.setattr(supervision.time, "monotonic", lambda: timed.now)
+    monkeypatch.setattr(scheduler.time, "monotonic", lambda: timed.now)
     with Progress("simulation", 300) as progress:
-        markers = Supervisor(timed, SHARDS, progress, PoolConfig(shard_timeout=100)).run()
+        markers = Scheduler(timed, SHARDS, progress, PoolConfig(shard_timeout=100)).run()
     assert len(markers) == len(SHARDS)
 
 
 def test_a_mount_that_is_gone_is_found_out_before_every_shard_has_been_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that raised are tried again before any other is begun, as attempts may take minutes."""
-    monkeypatch.setattr(supervision, "WAITS", (0.02, 0.02))
+    monkeypatch.setattr(scheduler, "RETRY_WAITS", (0.02, 0.02))
     attempts: list[str] = []
 
     class Mountless(Simulation):
@@ -181,5 +181,5 @@ def test_a_mount_that_is_gone_is_found_out_before_every_shard_has_been_tried(mon
 
     with pytest.raises(ShardError, match="the run was stopped"):
         Mountless(0, size=2).run()
-    assert len(set(attempts)) <= supervision.RAISED + 2 * supervision.IN_FLIGHT
+    assert len(set(attempts)) <= scheduler.MAX_ERRORS_IN_A_ROW + 2 * scheduler.IN_FLIGHT
     assert len(attempts) <= 3 * len(set(attempts))

@@ -1,0 +1,199 @@
+"""The import: reads a source of one of the known kinds and fills a feature store, shard by shard.
+
+Owns which kinds there are, the fingerprint of what was imported, and which of several records of an image is taken.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from visualbert_core import storage
+from visualbert_core.cluster import Pool
+from visualbert_core.config import folder_name
+from visualbert_core.errors import ConfigError
+from visualbert_core.features.importers import hdf5, tsv
+from visualbert_core.features.importers.checks import Expected, checked, look
+from visualbert_core.features.importers.hdf5 import Hdf5Source
+from visualbert_core.features.importers.milvlg import NpzSource
+from visualbert_core.features.importers.mmf import LmdbSource, NpySource
+from visualbert_core.features.importers.sources import (
+    Kind,
+    MalformedError,
+    Place,
+    Source,
+    corpus_name,
+    find,
+    open_source,
+)
+from visualbert_core.features.importers.tsv import TsvSource
+from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
+from visualbert_core.metrics.boxes import CONVENTIONS
+from visualbert_core.provenance import digest_json
+from visualbert_core.schema import SCHEMA_VERSION, Failure, Regions
+from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan, publish
+
+SHARD = 1024  # images
+
+KINDS: dict[str, Kind] = {
+    "bua-tsv": Kind(partial(TsvSource, fields=tsv.BUA), tsv.FILES),
+    "lxmert-tsv": Kind(partial(TsvSource, fields=tsv.LXMERT), tsv.FILES),
+    "mmf-npy": Kind(NpySource),
+    "mmf-lmdb": Kind(LmdbSource),
+    "milvlg-npz": Kind(NpzSource),
+    "bua-hdf5": Kind(Hdf5Source, hdf5.FILES),
+}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import made, and what whoever reads it must know."""
+
+    store: FeatureStore
+    torn: tuple[Failure, ...]
+    """Records that cannot be read and beside which an intact one of the same image lies; that one is in the store."""
+    notes: tuple[str, ...]
+    """What the source does not say, or what looks odd in it, a line each."""
+
+
+@dataclass(frozen=True)
+class RecordShard(Shard):
+    """A shard of records that knows where they lie; `places` are in the order of `items`, several where an id comes
+    several times."""
+
+    places: tuple[tuple[Place, ...], ...]
+
+
+def import_features(
+    kind: str,
+    source: Path | Sequence[Path],
+    out: Path,
+    space: str,
+    pool: Pool,
+    corpus: str | None = None,
+    ids: str = "{}",
+    boxes: str = "xyxy",
+) -> Imported:
+    """Fill `<out>/<corpus>/<fingerprint>/` with the features of `source` and open it; the same line again resumes.
+
+    `kind` is one of `KINDS`, `space` the name that checkpoints are matched with, `corpus` by default the name of the
+    source. A source is a file or folder, several of them, or a pattern. `ids` makes image ids of the source's own:
+    `COCO_val2014_{:0>12}` for bare COCO numbers. `boxes` is the convention that they are written in, one of
+    `metrics.boxes.CONVENTIONS`. Reads the source once to name it and once to convert it.
+
+    Raises InputError for a source that is empty, not of this kind, or not of the space or convention that it is said
+    to be, ShardError where a shard could not be written, CoverageError where every record is malformed.
+    """
+    for value, known in ((kind, KINDS), (boxes, CONVENTIONS)):
+        if value not in known:
+            raise ConfigError(f"{value!r} is none of {', '.join(known)}")
+    given, out = [source] if isinstance(source, Path) else list(source), storage.absolute(out)
+    paths = find(KINDS[kind], given)
+    corpus = corpus_name(given, paths) if corpus is None else folder_name(corpus)
+    name = ", ".join(map(str, given))
+    reader = open_source(KINDS[kind], paths)
+    places = _places(reader, ids)
+    expected, remarks = look(reader, places, name, space, boxes)
+    places, torn = _without_torn(reader, places, expected)
+    fingerprint = {
+        "imported": "unverified",
+        "kind": kind,
+        "source": reader.digest(),
+        "ids": ids,
+        "space": space,
+        "feature_size": expected.feature_size,
+    }
+    # Not named where they are the default, so that stores from before there was a choice keep their folders.
+    fingerprint |= {"boxes": boxes} if boxes != "xyxy" else {}
+    fingerprint |= {"notes": list(reader.notes)} if reader.notes else {}
+    folder = ShardFolder(store_folder(out, corpus, fingerprint))
+    publish(folder.root / "fingerprint.json", json.dumps(fingerprint, indent=1, sort_keys=True).encode())
+    shards = [
+        RecordShard(shard.shard_id, shard.items, tuple(places[item] for item in shard.items))
+        for shard in plan(list(places), f"{SCHEMA_VERSION}:{digest_json(fingerprint)}", SHARD)
+    ]
+    make_worker = partial(ImportWorker, kind, paths, folder.root, fingerprint, asdict(expected))
+    pool.run(make_worker, folder.pending(shards), f"import of {corpus}")
+    folder.finish(shards, {"corpus": corpus, "fingerprint": fingerprint})
+    return Imported(FeatureStore.open_made(folder.root), torn, (*reader.notes, *remarks))
+
+
+def _places(reader: Source, ids: str) -> dict[str, tuple[Place, ...]]:
+    """Where the records of each image lie."""
+    places: dict[str, tuple[Place, ...]] = {}
+    names: dict[str, str] = {}
+    for name, place in reader.records():
+        image_id = _named(name, ids)
+        if (first := names.setdefault(image_id, name)) != name:
+            both = f"{first!r} and {name!r}"
+            raise ConfigError(f"{ids!r} makes {image_id!r} of {both}: write {{}} where the source's id is to stand")
+        places[image_id] = (*places.get(image_id, ()), place)
+    return places
+
+
+def _named(name: str, ids: str) -> str:
+    try:
+        return ids.format(name)
+    except (ValueError, LookupError, AttributeError) as error:
+        raise ConfigError(f"{ids!r} does not make an image id of {name!r}: {error}") from error
+
+
+def _without_torn(
+    reader: Source, places: Mapping[str, tuple[Place, ...]], expected: Expected
+) -> tuple[dict[str, tuple[Place, ...]], tuple[Failure, ...]]:
+    """Of images with several records the intact ones, and the others as failures; where none is intact, all.
+
+    An extraction that was killed and resumed leaves a torn row and writes the image again (the published TSV of
+    test2014 has such rows).
+    """
+    kept, torn = dict(places), []
+    for image_id, several in places.items():
+        if len(several) == 1:
+            continue
+        outcomes = [_row(reader, image_id, place, expected) for place in several]
+        intact = tuple(place for place, row in zip(several, outcomes, strict=True) if isinstance(row, Regions))
+        if intact:
+            kept[image_id] = intact
+            torn += [row for row in outcomes if isinstance(row, Failure)]
+    return kept, tuple(torn)
+
+
+def _row(reader: Source, image_id: str, place: Place, expected: Expected) -> Regions | Failure:
+    try:
+        return checked(reader.read(image_id, place), expected)
+    except MalformedError as error:
+        return Failure(image_id, "decode", "Malformed", str(error))
+
+
+class ImportWorker:
+    """Turns shards of records into committed parts."""
+
+    def __init__(
+        self, kind: str, paths: Sequence[Path], store: Path, fingerprint: dict[str, Any], expected: dict[str, Any]
+    ) -> None:
+        self.reader = open_source(KINDS[kind], paths)
+        self.folder = ShardFolder(store)
+        self.fingerprint = fingerprint
+        self.expected = Expected(**expected)
+
+    def run(self, shard: RecordShard) -> Marker:
+        """Convert and commit one shard."""
+        lost = shard.lost()
+        records = zip(shard.items, shard.places, strict=True)
+        outcomes = [lost.get(image_id) or self._row(image_id, places) for image_id, places in records]
+        rows = [row for row in outcomes if isinstance(row, Regions)]
+        failures = [failure for failure in outcomes if isinstance(failure, Failure)]
+        part = Part(encode(rows, self.fingerprint), len(rows), encode_failures(failures), len(failures))
+        return self.folder.commit(shard, part)
+
+    def _row(self, image_id: str, places: tuple[Place, ...]) -> Regions | Failure:
+        outcomes = [_row(self.reader, image_id, place, self.expected) for place in places]
+        rows = [row for row in outcomes if isinstance(row, Regions)]
+        # A resumed extraction may have written an image twice; only equal rows are one.
+        if len({row.features.tobytes() + row.boxes.tobytes() for row in rows}) > 1:
+            return Failure(image_id, "decode", "Malformed", f"{len(rows)} records of this id, and they differ")
+        return outcomes[0]

@@ -1,0 +1,193 @@
+"""Networks that are read from and written to checkpoint folders.
+
+Owns which key of a file lands in which parameter. Published files differ in four harmless ways that are accepted: an
+extra `position_ids` buffer, absent copies of tied weights, an absent `visual_bert.` prefix, half precision. Every other
+difference is a CheckpointError, because a head that silently keeps its random weights still prints a score; the one
+exception is a head that the caller declares to be new.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Self, TypeVar
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from visualbert_core.errors import CheckpointError
+from visualbert_core.models.visualbert.checkpoint.files import (
+    SAFETENSORS_FILE,
+    checkpoint_folder,
+    read_weights,
+    shown,
+    weight_shapes,
+    weights_file,
+)
+from visualbert_core.models.visualbert.config import CONFIG_FILE, VisualBertConfig
+from visualbert_core.weights import Shapes, blocks, unbuilt, without_numbers
+
+_LOG = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Pretrained(nn.Module):
+    """A network that can be read from and written to a checkpoint folder."""
+
+    trunk: ClassVar[str | None] = "visual_bert"
+    """Attribute of a head that holds the trunk; None for the trunk itself."""
+    tied: ClassVar[Mapping[str, str]] = {}
+    """Parameters that are other names of another parameter: copy → original."""
+
+    def __init__(self, config: VisualBertConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        config: VisualBertConfig | None = None,
+        new_head: bool = False,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> Self:
+        """The network of a checkpoint folder or Hub id in float32 on the CPU, in eval mode.
+
+        `config` replaces the checkpoint's. With `new_head` only the trunk must be there: parameters of the head that
+        are absent or of another shape start as fresh ones, and other heads in the file are left out; `logging` lists
+        both at INFO. `revision` and `cache_dir` are Hugging Face's. Raises CheckpointError naming the file and the
+        keys or shapes that do not fit.
+        """
+        folder = checkpoint_folder(source, revision, cache_dir)
+        path, config = weights_file(folder), config or VisualBertConfig.from_folder(folder)
+        cls._check_sizes(config, weight_shapes(path), path)
+        return cls.from_weights(config, read_weights(path), path, new_head)
+
+    @classmethod
+    def from_weights(
+        cls, config: VisualBertConfig, found: dict[str, Tensor], path: Path, new_head: bool = False
+    ) -> Self:
+        """The network with the tensors `found` under the names of this file format, `path` being their origin."""
+        if new_head and cls.trunk is None:
+            raise ValueError(f"{cls.__name__} has no head that could be new")
+        cls._check_sizes(config, {key: tuple(value.shape) for key, value in found.items()}, path)
+        if new_head:
+            with torch.device("cpu"):
+                model = cls(config)
+        else:
+            with unbuilt():
+                model = cls(config)
+        model.load_state_dict(model._fitted(found, path, new_head), assign=True, strict=not new_head)
+        model.tie_weights()
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write `config.json` and `model.safetensors` so that this library and transformers load them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"architectures": [type(self).__name__], **self.config.to_dict()}
+        config["dtype"] = str(dtype).removeprefix("torch.")
+        state = self.state_dict()
+        kept = {key: state[key].to("cpu", dtype).contiguous() for key in state if key not in self.tied}
+        # A reader may hold the old file mapped into memory: replace it, never write into it.
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            written = Path(temporary) / SAFETENSORS_FILE
+            save_file(kept, written, metadata={"format": "pt"})
+            written.replace(folder / SAFETENSORS_FILE)
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    def tie_weights(self) -> None:
+        """Make every tied name the same parameter as its original."""
+        for copy, original in self.tied.items():
+            owner, _, name = copy.rpartition(".")
+            setattr(self.get_submodule(owner), name, self.get_parameter(original))
+
+    @classmethod
+    def _check_sizes(cls, config: VisualBertConfig, shapes: Shapes, path: Path) -> None:
+        """Compare the sizes of the trunk with the weights', before a network of any size is made of them."""
+        found = cls._renamed(shapes)
+        trunk = "" if cls.trunk is None else f"{cls.trunk}."
+        expected = {f"{trunk}{key}.weight": shape for key, shape in _tables(config).items()}
+        if missing := sorted(expected.keys() - found.keys()):
+            raise CheckpointError(f"{path}: does not fit {cls.__name__}: missing {shown(missing)}")
+        differ = [key for key in expected if found[key] != expected[key]]
+        wrong = [f"{key} {list(found[key])} instead of {list(expected[key])}" for key in differ]
+        if wrong:
+            raise CheckpointError(f"{path}: shapes do not fit {CONFIG_FILE}: {shown(wrong)}")
+        (layers,) = blocks(found, f"{trunk}encoder.layer.")
+        if layers < config.num_hidden_layers:
+            stated = f"{CONFIG_FILE} has num_hidden_layers {config.num_hidden_layers}"
+            raise CheckpointError(f"{path}: has only {layers} encoder layers, {stated}")
+
+    def _fitted(self, found: dict[str, Tensor], path: Path, new_head: bool) -> dict[str, Tensor]:
+        """`found` under this network's names, of the right shapes, and complete but for a new head."""
+        found = self._renamed({key: found[key] for key in found if not key.endswith("position_ids")})
+        if integers := without_numbers(found):
+            raise CheckpointError(
+                f"{path}: weights must be floating-point numbers, these are not: {shown(integers)} (quantised? use the "
+                "checkpoint from before)"
+            )
+        for copy, original in self.tied.items():
+            if original not in found:
+                continue
+            if not torch.equal(found.get(copy, found[original]), found[original]):
+                raise CheckpointError(f"{path}: {copy} must be a copy of {original} and differs from it")
+            found[copy] = found[original]
+        expected = self.state_dict()
+        if new_head:
+            found = self._without_head(found, expected)
+        missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+        if new_head:
+            missing = [key for key in missing if self._in_trunk(key)]
+        if missing or unknown:
+            parts = [f"{what} {shown(keys)}" for what, keys in (("missing", missing), ("unknown", unknown)) if keys]
+            only_head = self.trunk is not None and not any(map(self._in_trunk, missing + unknown))
+            hint = " (new_head=True starts a new head on this trunk)" if only_head else ""
+            raise CheckpointError(f"{path}: does not fit {type(self).__name__}: {'; '.join(parts)}{hint}")
+        shapes = [(key, list(found[key].shape), list(expected[key].shape)) for key in sorted(found)]
+        wrong = [f"{key} {there} instead of {wanted}" for key, there, wanted in shapes if there != wanted]
+        if wrong:
+            raise CheckpointError(f"{path}: shapes do not fit {CONFIG_FILE}: {shown(wrong)}")
+        return found
+
+    def _without_head(self, found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The trunk, and of the head what fits."""
+        fits = {key for key in found if key in expected and found[key].shape == expected[key].shape}
+        left = {key: value for key, value in found.items() if self._in_trunk(key) or key in fits}
+        fresh, dropped = sorted(expected.keys() - left.keys()), sorted(found.keys() - left.keys())
+        _LOG.info("%s: fresh %s; not used %s", type(self).__name__, shown(fresh) or "none", shown(dropped) or "none")
+        return left
+
+    def _in_trunk(self, key: str) -> bool:
+        return key.startswith(f"{self.trunk}.")
+
+    @classmethod
+    def _renamed(cls, found: Mapping[str, T]) -> dict[str, T]:
+        """Add or remove the trunk's prefix: a trunk is read out of a head's file, a head accepts a file without it."""
+        prefix = "visual_bert."
+        if cls.trunk is None:
+            inside = {key.removeprefix(prefix): found[key] for key in found if key.startswith(prefix)}
+            return inside or dict(found)
+        if any(key.startswith(prefix) for key in found):
+            return dict(found)
+        parts = ("embeddings.", "encoder.", "pooler.", "additional_layer.")
+        return {prefix + key if key.startswith(parts) else key: found[key] for key in found}
+
+
+def _tables(config: VisualBertConfig) -> dict[str, tuple[int, int]]:
+    """The matrices of a trunk that tell its sizes."""
+    hidden = config.hidden_size
+    return {
+        "embeddings.word_embeddings": (config.vocab_size, hidden),
+        "embeddings.position_embeddings": (config.max_position_embeddings, hidden),
+        "embeddings.token_type_embeddings": (config.type_vocab_size, hidden),
+        "embeddings.visual_projection": (hidden, config.visual_embedding_dim),
+        "encoder.layer.0.intermediate.dense": (config.intermediate_size, hidden),
+    }
