@@ -234,6 +234,7 @@ def test_what_cannot_be_converted(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text(nlvr2.text())
     with pytest.raises(ConfigError, match="--boxes xywh: predictions of nlvr2 hold no boxes"):
         read_answers(open_task("nlvr2", nlvr2.write(tmp_path), "dev"), tmp_path / "p.csv", "", boxes="xywh")
-    done = run_here(ROOT / "jobs" / "score.py", "--boxes", "xyhw")
+    where = ("--task", "nlvr2", "--split", "dev", "--annotations", tmp_path, "--predictions", tmp_path / "p.csv")
+    done = run_here(ROOT / "jobs" / "score.py", *where, "--boxes", "xyhw")
     assert (done.returncode, "xywh" in done.stderr) == (2, True)
     assert set(ORDERS) < set(CONVENTIONS)
