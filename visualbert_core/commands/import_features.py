@@ -65,7 +65,8 @@ class Command:
         for failure in failures[:10]:
             say(f"malformed: {failure.item_id}: {failure.message}", to=sys.stderr)
         for torn in done.torn[:10]:
-            say(f"torn: {torn.item_id}: {torn.message}; an intact record of this image counts", to=sys.stderr)
+            counts = "an intact record of this image counts, one glued to it may be lost"
+            say(f"torn: {torn.item_id}: {torn.message}; {counts}", to=sys.stderr)
         beside = f", {len(done.torn)} torn beside intact ones" if done.torn else ""
         say(f"{len(done.store)} images, {len(failures)} malformed{beside}", to=sys.stderr)
         say(done.store.address)

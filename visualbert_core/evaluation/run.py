@@ -78,9 +78,9 @@ def evaluate(config: EvaluateConfig, pool: Pool, load: LoadModel = load_model, t
         raise ConfigError(f"{address}: run folders lie on a disk, only features may lie in a bucket: name a folder")
     task = task or open_task(config.task, config.annotations, config.split)
     store = FeatureStore.open(config.features)
-    check_sizes(task, store)
+    warnings = check_sizes(task, store)
     model = load(config.model, config.task, "cpu", config.precision)
-    warnings = check_fit(model, store, config)
+    warnings += check_fit(model, store, config)
     for warning in warnings:
         say(f"WARNING: {config.model.name}: {warning}", to=sys.stderr)
     provenance = _provenance(config, task, store, model)

@@ -7,6 +7,7 @@ everything scores 0. The store knows the size of every image that it has feature
 from __future__ import annotations
 
 from visualbert_core.errors import InputError
+from visualbert_core.features.importers.hdf5 import NO_SIZES
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.tasks import Task
 
@@ -14,16 +15,18 @@ Size = tuple[int, int]
 _ROUNDING = 1.5  # pixels that a resized side may be off
 
 
-def check_sizes(task: Task, store: FeatureStore) -> None:
-    """Raises InputError where an image of the store has another size than its annotations are for. What the store does
-    not have, or the annotations do not tell, is not judged here."""
+def check_sizes(task: Task, store: FeatureStore) -> list[str]:
+    """What must be said with every score. Raises InputError where an image of the store has another size than its
+    annotations are for. What the store does not have, or the annotations do not tell, is not judged here."""
     told = task.image_sizes()
     if not told:
-        return
+        return []
+    if NO_SIZES in store.fingerprint.get("notes", ()):
+        return ["imported without the sizes of the images: they were not compared with those of the annotations"]
     seen = {image_id: (width, height) for image_id, width, height, _ in store.sizes() if image_id in told}
     differing = [image_id for image_id, size in seen.items() if size != told[image_id]]
     if not differing:
-        return
+        return []
     first = differing[0]
     files = task.annotation_files()
     mine = next((path for path in reversed(files) if path.stem == first), files[0])  # the last is the boxes' own
