@@ -36,6 +36,15 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 
 
+LONGEST = ("test_session.py", "test_chaos.py", "test_ray_job.py")
+"""Files that take minutes. They begin first, or one process has nothing to do while the other ends the last of them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; the order of the others, and within a file, stays."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What tests recorded as a table to be looked at; what they print is lost where several processes run them."""
     for report in terminalreporter.getreports("passed"):

@@ -72,7 +72,8 @@ def test_nightly_prints_scores_and_what_to_open(small_night: SmallNight) -> None
 
 def test_a_score_under_its_floor_is_a_regression(small_night: SmallNight, tmp_path: Path) -> None:
     """The job ends with exit code 4, one line for the floor that was missed and one for a baseline out of its range."""
-    matrix = yaml.safe_load(small_night.matrix.read_text())
+    out = shutil.copytree(small_night.out, tmp_path / "out")
+    matrix = yaml.safe_load(small_night.matrix.read_text()) | {"out": str(out)}
     model = shutil.copytree(WEIGHTS / "visualbert-nlvr2", tmp_path / "opposite")
     weights = load_file(model / "model.safetensors")
     turned = {key: -value if key.startswith("cls.") else value for key, value in weights.items()}
