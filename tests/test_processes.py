@@ -33,6 +33,7 @@ SCENES = """
 from visualbert_core.errors import end
 from visualbert_core.world.train_detector import make_scenes
 
+print("imported", flush=True)  # imports have children of their own, for a moment
 end(lambda: make_scenes(1, 0, 100_000) and 0)
 """
 MANY = 20_000  # pictures: minutes of drawing
@@ -40,7 +41,8 @@ MANY = 20_000  # pictures: minutes of drawing
 
 def driver(code: str, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **pipes)
 
 
 def until(true: Callable[[], object], seconds: float = 120) -> None:
@@ -110,6 +112,8 @@ def test_drawing_training_scenes_ends_with_its_driver_too() -> None:
     """The other place that draws in parallel: SIGTERM is exit code 6 in one line, SIGKILL leaves no process."""
     for number, code in ((signal.SIGTERM, 6), (signal.SIGKILL, -signal.SIGKILL)):
         process = driver(SCENES)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "imported\n"
         until(lambda process=process: children(process.pid))
         time.sleep(1)  # somewhere in the middle
         found = children(process.pid)
