@@ -11,7 +11,7 @@ from visualbert_core.schema import Failure, Question
 
 if __name__ == "__main__":
     model_folder, store_folder, image_id, text = sys.argv[1:]
-    model = load_model(model_folder, task="vqa", device="cpu")
+    model = load_model(model_folder, Question, device="cpu")
     regions = FeatureStore.open(Path(store_folder)).fetch(image_id)
     (prediction,) = model.predict([(Question("1", (image_id,), text), (regions,))])
     if isinstance(prediction, Failure):

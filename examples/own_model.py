@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from visualbert_core import EvaluateConfig, Pool, PoolConfig, evaluate
-from visualbert_core.schema import Example, Prediction, Regions
+from visualbert_core.models import ReadsRegions
+from visualbert_core.schema import Example, Prediction, Question, Regions
 
 
 class AlwaysYes:
     """The contract is `visualbert_core.models.Model`."""
 
-    feature_size = 256  # D of the store
-    feature_space = "world-tiny-rcnn-fc7"  # the space that it was made for
+    reads = ReadsRegions(size=256, space="world-tiny-rcnn-fc7")  # or ReadsPixels(), with images= in place of features=
+    forms = frozenset({Question})
 
     def fingerprint(self) -> dict[str, Any]:
         """What changes a prediction: a run over other ingredients is another run."""
@@ -26,7 +27,7 @@ class AlwaysYes:
         return [Prediction(example.example_id, example.image_ids[0], "yes", (1.0,)) for example, _ in batch]
 
 
-def load(folder: Path, task: str, device: str | None, precision: str) -> Any:
+def load(folder: Path, form: type[Example], device: str | None, precision: str) -> Any:
     """Every worker calls this once."""
     return AlwaysYes()
 

@@ -29,7 +29,8 @@ from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
-from visualbert_core.schema import Example, Prediction, Regions
+from visualbert_core.models import ReadsRegions
+from visualbert_core.schema import Example, Prediction, Question, Regions
 
 WEIGHTS = Path(__file__).parents[1] / "visualbert_core" / "world" / "weights"
 SHARD, SECONDS = 3, 0.02
@@ -69,7 +70,7 @@ class PixelDetector:
 class SumModel:
     """Answers with the sum of an image's features; the question with the word "deadly" ends the process."""
 
-    feature_size, feature_space = 3, "pixels"
+    reads, forms = ReadsRegions(3, "pixels"), frozenset({Question})
 
     def __init__(self, folder: Path, device: str | None) -> None:
         if device is None:
@@ -117,7 +118,7 @@ def load_pixels(folder: str | Path, device: str | None = None, precision: str = 
     return PixelDetector(Path(folder), device)
 
 
-def load_sums(folder: Path, task: str, device: str | None, precision: str) -> SumModel:
+def load_sums(folder: Path, form: type[Example], device: str | None, precision: str) -> SumModel:
     return SumModel(folder, device)
 
 

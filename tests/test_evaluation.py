@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,16 +19,19 @@ from rich.console import Console
 from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
-from visualbert_core.evaluation.batches import batches, join, plan_examples, wrong_images
+from visualbert_core.evaluation.batches import ImageFile, batches, plan_examples, wrong_images
+from visualbert_core.evaluation.fit import check_fit
+from visualbert_core.evaluation.inputs import RegionReader, RegionSource
 from visualbert_core.evaluation.predictions import encode, read_predictions
-from visualbert_core.evaluation.run import check_fit, evaluate, read_run
+from visualbert_core.evaluation.run import evaluate, read_run
 from visualbert_core.features.store import FeatureStore
-from visualbert_core.models import Model, load_model
-from visualbert_core.models.published import published_space
+from visualbert_core.models import Model, ReadsRegions, load_model
+from visualbert_core.models.visualbert.checkpoint.sidecar import FORMS
+from visualbert_core.models.visualbert.published import published_space
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.html import render
 from visualbert_core.report.terminal import print_table
-from visualbert_core.schema import Prediction, Question
+from visualbert_core.schema import Example, Prediction, Question, Regions
 from visualbert_core.shards import Part, ShardFolder, plan
 from visualbert_core.tasks import open_task
 
@@ -289,32 +293,22 @@ def test_the_published_checkpoint_that_it_looks_like(
     from visualbert_core.models.visualbert import VisualBertConfig
 
     folder = tmp_path / name
-    folder.mkdir(parents=True)
-    config = VisualBertConfig(visual_embedding_dim=size, num_labels=labels)
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
-    assert published_space(folder, task) == space
-    assert published_space(tmp_path / "nothing", task) is None
+    assert published_space(folder, FORMS[task], VisualBertConfig(visual_embedding_dim=size, num_labels=labels)) == space
 
 
-def test_the_report_of_46_percent(vqa: EvaluateConfig, tmp_path: Path) -> None:
+def test_the_report_of_46_percent(vqa: EvaluateConfig) -> None:
     """The warning names the space that a checkpoint like the published one wants, and says what the scores are then."""
-    from visualbert_core.models.visualbert import VisualBertConfig
-
-    folder = tmp_path / "visualbert-vqa"
-    folder.mkdir()
-    config = VisualBertConfig(visual_embedding_dim=2048, num_labels=3129)
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
-    model = cast(Model, SimpleNamespace(feature_size=2048, feature_space=None))
-    asked = dataclasses.replace(vqa, model=folder)
+    model = cast(Model[Regions], SimpleNamespace(reads=ReadsRegions(2048, None, likely_space="pythia_fpn")))
     for space, says in {
         "vg_c4": "these are 'vg_c4', and the published checkpoint that it looks like wants 'pythia_fpn': then these",
         "pythia_fpn": "these are 'pythia_fpn', as the published checkpoint that it looks like wants them",
     }.items():
-        store = cast(FeatureStore, SimpleNamespace(feature_size=2048, space=space))
-        (warning,) = check_fit(model, store, asked)
+        source = RegionSource(vqa.features)
+        source.store = cast(FeatureStore, SimpleNamespace(feature_size=2048, space=space))
+        (warning,) = check_fit(model, source, vqa)
         assert says in warning
-        named = dataclasses.replace(asked, feature_space="pythia_fpn", foreign_features=True)
-        assert len(check_fit(model, store, named)) == (space != "pythia_fpn")
+        named = dataclasses.replace(vqa, feature_space="pythia_fpn", foreign_features=True)
+        assert len(check_fit(model, source, named)) == (space != "pythia_fpn")
 
 
 def doubted(example_id: str) -> bool:
@@ -324,9 +318,9 @@ def doubted(example_id: str) -> bool:
 class Doubtful:
     """A model of somebody else's, which answers some questions with NaN."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model[Regions]) -> None:
         self.model = model
-        self.feature_size, self.feature_space = model.feature_size, model.feature_space
+        self.reads, self.forms = model.reads, model.forms
         self.fingerprint = model.fingerprint
 
     def predict(self, batch: Any) -> list[Any]:
@@ -340,8 +334,8 @@ class Doubtful:
 def test_any_models_nan_is_a_failure(vqa: EvaluateConfig) -> None:
     """The evaluation holds other people's models to the same rule; the answers beside stay."""
 
-    def load(folder: Path, task: str, device: str | None, precision: str) -> Any:
-        return Doubtful(load_model(folder, task, device, precision))
+    def load(folder: Path, form: type[Example], device: str | None, precision: str) -> Any:
+        return Doubtful(load_model(folder, form, device, precision))
 
     asked = [example.example_id for example in open_task("vqa", vqa.annotations, "val").examples()]
     bad = set(filter(doubted, asked))
@@ -379,14 +373,18 @@ def test_wrong_images_are_never_the_own_one(vqa: EvaluateConfig, small_night: Sm
     assert all(not set(own) & set(other) for own, other in swapped.items())
 
 
+def no_files(image_ids: Iterable[str]) -> tuple[ImageFile, ...]:
+    """What a store lets a shard carry."""
+    return ()
+
+
 def test_an_image_is_read_once_for_all_its_examples(vqa: EvaluateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """VQA asks five questions of an image, and an object store is asked for all images of a shard at once."""
-    store, asked = FeatureStore.open(vqa.features), list[list[str]]()
-    read = store.fetch_many
-    monkeypatch.setattr(store, "fetch_many", lambda ids: asked.append(list(ids)) or read(ids))
-    shard = plan_examples(open_task("vqa", vqa.annotations, "val").examples(), None, "salt", 100)[0]
-    joined, _ = join(shard, store)
-    assert len(joined) > 12
+    reader, asked = RegionReader(vqa.features), list[list[str]]()
+    read = reader.store.fetch_many
+    monkeypatch.setattr(reader.store, "fetch_many", lambda ids: asked.append(list(ids)) or read(ids))
+    shard = plan_examples(open_task("vqa", vqa.annotations, "val").examples(), None, no_files, "salt", 100)[0]
+    assert sum(len(joined) for joined, _ in reader.read(shard, 7)) > 12
     (ids,) = asked
     assert len(ids) == len(set(ids)) == 12
 
@@ -394,12 +392,13 @@ def test_an_image_is_read_once_for_all_its_examples(vqa: EvaluateConfig, monkeyp
 def test_batches_hold_every_example_once(vqa: EvaluateConfig) -> None:
     """Grouping by image loses no example, and the order of the joined examples does not matter."""
     examples = list(open_task("vqa", vqa.annotations, "val").examples())
-    shards = plan_examples(examples, None, "salt", 5)
+    shards = plan_examples(examples, None, no_files, "salt", 5)
     assert sorted(item for shard in shards for item in shard.items) == sorted(e.example_id for e in examples)
-    joined, failures = join(shards[0], FeatureStore.open(vqa.features))
-    assert not failures
-    cut = [[example.example_id for example, _ in batch] for batch in batches(joined, 3)]
-    assert cut == [[example.example_id for example, _ in batch] for batch in batches(joined[::-1], 3)]
+    read = list(RegionReader(vqa.features).read(shards[0], 3))
+    assert not any(failures for _, failures in read)
+    cut = [[example.example_id for example, _ in batch] for batch, _ in read]
+    again = batches(shards[0].asked()[::-1], 3)
+    assert [each for each in cut if each] == [[example.example_id for example, _ in batch] for batch in again]
     assert sorted(i for batch in cut for i in batch) == sorted(shards[0].items)
 
 

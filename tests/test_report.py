@@ -30,6 +30,7 @@ from visualbert_core.errors import CoverageError
 from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
 from visualbert_core.features import names
 from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
+from visualbert_core.models import ReadsRegions
 from visualbert_core.report import ReportCell, ReportInfo, sections
 from visualbert_core.report.examples import choose
 from visualbert_core.report.html import render, write_report
@@ -138,7 +139,7 @@ def write_store(root: Path, image_ids: Sequence[str], bad: Sequence[str] = ()) -
 class Stand:
     """Right where it is shown the example's own images, but for MISTAKES; else wrong."""
 
-    feature_size, feature_space = 2, "test"
+    reads, forms = ReadsRegions(2, "test"), frozenset({Question, MultipleChoice, Statement, Grounding})
 
     def fingerprint(self) -> dict[str, Any]:
         return {"class": "Stand"}
@@ -180,7 +181,7 @@ def cell(tmp_path: Path) -> Any:
         images = write_pictures(root / "images", image_ids)
         runs: list[Run] = []
         error = None
-        for regions in ("own", "wrong-image"):
+        for visual in ("own", "wrong-image"):
             config = EvaluateConfig(
                 task=task_name,
                 split=SPLITS[task_name],
@@ -188,7 +189,7 @@ def cell(tmp_path: Path) -> Any:
                 features=store.folder,
                 model=Path("stand"),
                 out=root / "runs",
-                regions=regions,  # type: ignore[arg-type]
+                visual=visual,  # type: ignore[arg-type]
             )
             try:
                 runs.append(evaluate(config, Pool(PoolConfig(inline=True)), load=lambda *_: Stand()))

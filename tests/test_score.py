@@ -307,7 +307,7 @@ def made_run(folder: Path, task: Task, answers: Path, spec: Mapping[str, str] = 
     predictions.commit(shard, Part(encode(rows), len(rows), None, 0))
     predictions.finish([shard], {})
     record = {
-        "spec": {"task": task.name, "split": task.split, "model": "made-up", "regions": "own", **spec},
+        "spec": {"task": task.name, "split": task.split, "model": "made-up", "visual": "own", **spec},
         "provenance": {"annotations": digest_files(task.annotation_files())},
         "warnings": ["foreign features: a test"],
         "status": "complete",
@@ -323,17 +323,17 @@ def test_a_run_scores_as_its_file(tmp_path: Path, name: str) -> None:
     task = opened(layout, tmp_path)
     of_file = scored(task, tmp_path, layout.text())
     of_run = document(task, made_run(tmp_path / "run", task, tmp_path / "predictions"))
-    assert of_run == of_file | {"model": "made-up", "regions": "own", "warnings": ["foreign features: a test"]}
+    assert of_run == of_file | {"model": "made-up", "visual": "own", "warnings": ["foreign features: a test"]}
 
 
 def test_a_wrong_image_run_is_called_one(tmp_path: Path) -> None:
     """The baseline's score does not look like the model's, also where only the text is read."""
     task = opened(LAYOUTS["nlvr2"], tmp_path)
     (tmp_path / "predictions").write_text(LAYOUTS["nlvr2"].text())
-    for regions, said in (("own", False), ("wrong-image", True)):
-        run = made_run(tmp_path / regions, task, tmp_path / "predictions", {"regions": regions})
+    for visual, said in (("own", False), ("wrong-image", True)):
+        run = made_run(tmp_path / visual, task, tmp_path / "predictions", {"visual": visual})
         lines = list(describe(document(task, run), {}))
-        assert any("over the regions of other images" in line for line in lines) == said
+        assert any("over the asked about other images" in line for line in lines) == said
 
 
 def test_a_run_on_something_else_is_refused(tmp_path: Path) -> None:

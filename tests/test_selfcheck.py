@@ -13,7 +13,7 @@ from conftest import ROOT, SmallNight
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.evaluation.selfcheck import describe, self_check
 from visualbert_core.models import load_model
-from visualbert_core.schema import Prediction
+from visualbert_core.schema import Example, Prediction
 
 INLINE = PoolConfig(inline=True)
 CELLS = {
@@ -52,7 +52,7 @@ class Leaky:
 
     def __init__(self, model: Any, nudge: float) -> None:
         self.model, self.nudge = model, nudge
-        self.feature_size, self.feature_space = model.feature_size, model.feature_space
+        self.reads, self.forms = model.reads, model.forms
 
     def examine(self, batch: Sequence[Any]) -> list[tuple[Prediction, np.ndarray]]:
         found = self.model.examine(batch)
@@ -65,8 +65,8 @@ class Leaky:
 def test_a_leak_is_found_and_sized(small_night: SmallNight, tmp_path: Path) -> None:
     """One example of each batch answers otherwise: those are listed, with the gap between the two answers alone."""
 
-    def leaky(folder: Path, task: str, device: str | None = None, precision: str = "float32") -> Any:
-        return Leaky(load_model(folder, task, device, precision), nudge=0.5)
+    def leaky(folder: Path, form: type[Example], device: str | None = None, precision: str = "float32") -> Any:
+        return Leaky(load_model(folder, form, device, precision), nudge=0.5)
 
     found = self_check(config(small_night, "nlvr2", tmp_path), INLINE, examples=20, load=leaky)
     assert 1 <= len(found.changed) < 20

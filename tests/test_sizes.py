@@ -13,11 +13,11 @@ from conftest import ROOT, SmallNight
 from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.errors import InputError
+from visualbert_core.evaluation.inputs import RegionSource
 from visualbert_core.evaluation.run import Run, evaluate, read_run
 from visualbert_core.evaluation.selfcheck import self_check
 from visualbert_core.evaluation.sizes import check_sizes
 from visualbert_core.features.importers.hdf5 import NO_SIZES
-from visualbert_core.features.store import FeatureStore
 from visualbert_core.tasks import open_task, vqa
 
 INLINE = PoolConfig(inline=True)
@@ -98,11 +98,12 @@ def test_the_right_size_and_none_pass(flickr: EvaluateConfig, size: str) -> None
 def test_sizes_that_nobody_knows_are_said(flickr: EvaluateConfig) -> None:
     """Where an import could not know the sizes, stand-ins refuse nothing, and every score says so."""
     resize(flickr, SIZE.format(77, 99))
-    store, task = FeatureStore.open(flickr.features), open_task(flickr.task, flickr.annotations, flickr.split)
+    assert flickr.features is not None
+    source, task = RegionSource(flickr.features), open_task(flickr.task, flickr.annotations, flickr.split)
     with pytest.raises(InputError, match="77 × 99"):
-        check_sizes(task, store)
-    store.fingerprint["notes"] = [NO_SIZES]
-    assert check_sizes(task, store) == [
+        check_sizes(task, source)
+    source.store.fingerprint["notes"] = [NO_SIZES]
+    assert check_sizes(task, source) == [
         "imported without the sizes of the images: they were not compared with those of the annotations"
     ]
 

@@ -25,11 +25,12 @@ from torch.nn import functional
 from visualbert_core.errors import ConfigError
 from visualbert_core.models.visualbert import VisualBertConfig, inference
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
+from visualbert_core.models.visualbert.checkpoint.sidecar import FORMS
 from visualbert_core.models.visualbert.cuda import GraphedEncoder, bucket, has_variable_length
 from visualbert_core.models.visualbert.inference import PRECISIONS, Groups, InferenceNetwork
 from visualbert_core.models.visualbert.inputs import Encoded
 from visualbert_core.models.visualbert.packing import collate, pack
-from visualbert_core.models.visualbert.predictor import TASKS, VisualBertPredictor
+from visualbert_core.models.visualbert.predictor import NETWORKS, VisualBertPredictor
 from visualbert_core.schema import Question, Regions
 
 SIZE = 6  # numbers in a feature
@@ -50,7 +51,7 @@ Item = tuple[Encoded, ...]
 def network(task: str, **changes: Any) -> Pretrained:
     torch.manual_seed(4)
     config = replace(CONFIG, **changes) if task == "vqa" else replace(CONFIG, num_labels=2, **changes)
-    made = TASKS[task].network(config).eval()
+    made = NETWORKS[FORMS[task]](config).eval()
     with torch.no_grad():  # so that a norm that is left out would be seen
         for name, parameter in made.named_parameters():
             if "LayerNorm" in name or "bias" in name:
@@ -114,7 +115,7 @@ def tolerance(expected: list[np.ndarray]) -> float:
     return max(1e-5, rounding(np.concatenate([part.ravel() for part in expected]), SHALLOW))
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", FORMS)
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 9))
 def test_packed_equals_padded(task: str, seed: int, count: int) -> None:
@@ -125,7 +126,7 @@ def test_packed_equals_padded(task: str, seed: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("change", [{"hidden_act": "gelu_new"}, {"hidden_act": "relu"}, {"bypass_transformer": True}])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", FORMS)
 def test_packed_equals_padded_in_other_shapes(task: str, change: dict[str, Any]) -> None:
     """Other activations, and the variant in which text and regions meet in one additional layer only."""
     made, batch = network(task, **change), draw(task, 3, 7)
@@ -135,7 +136,7 @@ def test_packed_equals_padded_in_other_shapes(task: str, change: dict[str, Any])
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", FORMS)
 def test_onednn_weights(task: str, act: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights in oneDNN's layout, with the activation in the product, give the same logits; so it is on any CPU that
     has the operators, also where the default is not to use them."""
@@ -170,7 +171,7 @@ def test_where_onednn_computes_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> N
         assert inference._onednn_pays(torch.bfloat16) is supported
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", FORMS)
 def test_bfloat16_stays_close(task: str) -> None:
     """bfloat16 products with float32 residuals move logits by a few hundredths of their spread (0.008 to 0.017 were
     seen); logits are float32."""
@@ -185,7 +186,7 @@ def test_precisions_that_do_not_exist(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, got 'float16'"):
         InferenceNetwork(network("vqa"), "float16")
     with pytest.raises(ConfigError, match="unknown precision 'half': VisualBERT computes in float32 or bfloat16"):
-        VisualBertPredictor.from_pretrained(tmp_path, "vqa", precision="half")
+        VisualBertPredictor.from_pretrained(tmp_path, Question, precision="half")
 
 
 def test_an_image_is_sent_once() -> None:
@@ -239,7 +240,7 @@ def test_threads_share_a_predictor(tmp_path: Path) -> None:
     words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?", *"abcd", *map(str, range(20)))
     (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
     (tmp_path / "answers.txt").write_text("<unk>\n0\n1\n2\n3\n")
-    model = VisualBertPredictor.from_pretrained(tmp_path, "vqa", "cpu")
+    model = VisualBertPredictor.from_pretrained(tmp_path, Question, "cpu")
     rng = np.random.default_rng(0)
     batches = []
     for number, image in enumerate(images(9, 12)):
@@ -277,7 +278,7 @@ class ByEnds:
         return mixed.flatten(1)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", FORMS)
 def test_graphs_of_rounded_sizes(task: str) -> None:
     """Batches of many sizes, in sizes rounded up, have the same logits; equal buckets share one recording, and what an
     earlier batch left behind the last token does not matter."""
@@ -310,7 +311,7 @@ def flash(query: Tensor, key: Tensor, value: Tensor, *ends: Any) -> Tensor:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU: see the next one")
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", FORMS)
 def test_a_network_keeps_to_its_gpu(task: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU, also one that is not the current one, no operation is of two devices, and bfloat16 records graphs in
     which nothing waits for the device or comes from the CPU."""
@@ -388,7 +389,7 @@ def test_groups_join_neighbours() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", FORMS)
 def test_gpu_equals_cpu(task: str, precision: str) -> None:
     """On a GPU, float32 has the CPU's logits and bfloat16, through graphs and variable-length attention, its own."""
     made = network(task, hidden_size=64)

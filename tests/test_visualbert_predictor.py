@@ -17,14 +17,14 @@ import pytest
 import torch
 from tolerances import SHALLOW, likely
 
-from visualbert_core.errors import CheckpointError, ConfigError
+from visualbert_core.errors import CheckpointError
 from visualbert_core.models import NOT_FINITE, load_model
 from visualbert_core.models.visualbert import VisualBertConfig
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
-from visualbert_core.models.visualbert.checkpoint.sidecar import Sidecar
+from visualbert_core.models.visualbert.checkpoint.sidecar import FORMS, Sidecar
 from visualbert_core.models.visualbert.inputs import InputEncoder
 from visualbert_core.models.visualbert.packing import collate
-from visualbert_core.models.visualbert.predictor import TASKS, VisualBertPredictor
+from visualbert_core.models.visualbert.predictor import NETWORKS, VisualBertPredictor
 from visualbert_core.schema import (
     Example,
     Failure,
@@ -90,7 +90,7 @@ def write(folder: Path, task: str, sidecar: dict[str, Any] | None = None, **chan
         "num_labels": len(ANSWERS) if task == "vqa" else 2,
         "initializer_range": 0.3,
     }
-    TASKS[task].network(VisualBertConfig(**{**sizes, **changes})).save_pretrained(folder)
+    NETWORKS[FORMS[task]](VisualBertConfig(**{**sizes, **changes})).save_pretrained(folder)
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in VOCAB))
     if task == "vqa":
         (folder / "answers.txt").write_text("".join(f"{answer}\n" for answer in ANSWERS))
@@ -101,7 +101,7 @@ def write(folder: Path, task: str, sidecar: dict[str, Any] | None = None, **chan
 
 def edited(folder: Path, task: str, edit: Callable[[Any], None]) -> Path:
     """Change a saved network in place."""
-    network = TASKS[task].network.from_pretrained(folder)
+    network = NETWORKS[FORMS[task]].from_pretrained(folder)
     with torch.no_grad():
         edit(network)
     network.save_pretrained(folder)
@@ -109,12 +109,15 @@ def edited(folder: Path, task: str, edit: Callable[[Any], None]) -> Path:
 
 
 def open_cpu(folder: Path, task: str) -> VisualBertPredictor:
-    return VisualBertPredictor.from_pretrained(folder, task, device="cpu")
+    return VisualBertPredictor.from_pretrained(folder, FORMS[task], device="cpu")
 
 
 def logits_of(folder: Path, task: str, items: list[Item]) -> np.ndarray:
     """The head's own logits, to check decoding against."""
-    encoder, network = InputEncoder(folder / "vocab.txt", num_positions=48), TASKS[task].network.from_pretrained(folder)
+    encoder, network = (
+        InputEncoder(folder / "vocab.txt", num_positions=48),
+        NETWORKS[FORMS[task]].from_pretrained(folder),
+    )
     with torch.inference_mode():
         found: np.ndarray = network(**collate([encoder.encode(*item) for item in items])).logits.numpy()
     return found
@@ -129,18 +132,18 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 # answers
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", FORMS)
 def test_predictions_name_their_examples(tmp_path: Path, task: str) -> None:
     """Predictions come in order, one an example, under its id and its first image; an empty batch gives none."""
     items = batch(task)
-    model = load_model(write(tmp_path, task), task, device="cpu")
+    model = load_model(write(tmp_path, task), FORMS[task], device="cpu")
     found = model.predict(items)
     assert [(p.example_id, p.image_id) for p in found] == [(e.example_id, e.image_ids[0]) for e, _ in items]
     assert all(0 <= score <= 1 for prediction in found for score in prediction.scores)
     assert model.predict([]) == []
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", FORMS)
 def test_batch_mates_do_not_matter(tmp_path: Path, task: str) -> None:
     """An example alone, or padded beside longer ones in any order, has the same answer and the same scores."""
     model = open_cpu(write(tmp_path, task), task)
@@ -153,7 +156,7 @@ def test_batch_mates_do_not_matter(tmp_path: Path, task: str) -> None:
             likely(found.scores, alone.scores, SHALLOW)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", FORMS)
 def test_answers_use_image_and_text(tmp_path: Path, task: str) -> None:
     """Other regions or another text change the scores, so that neither is dropped on the way to the network."""
     model = open_cpu(write(tmp_path, task), task)
@@ -237,7 +240,7 @@ def test_grounding_ties_keep_the_detectors_order(tmp_path: Path) -> None:
 
 def test_predictions_are_json(tmp_path: Path) -> None:
     """Answers and scores of all tasks are plain JSON values: they go into the prediction file as such."""
-    for task in TASKS:
+    for task in FORMS:
         folder = tmp_path / task
         for prediction in open_cpu(write(folder, task), task).predict(batch(task)):
             assert isinstance(prediction, Prediction)
@@ -249,7 +252,7 @@ def test_box_geometry_comes_from_the_boxes(tmp_path: Path) -> None:
     """A checkpoint with geometry needs six numbers less of the store, and moving a box changes its scores."""
     task = "flickr30k_entities"
     model = open_cpu(write(tmp_path, task, {"box_geometry": True}, visual_embedding_dim=SIZE + 6), task)
-    assert model.feature_size == SIZE
+    assert model.reads.size == SIZE
     example, (image,) = batch(task)[1]
     moved = Regions(
         "i", 100, 120, image.boxes[::-1].copy(), image.labels, image.scores, image.features, image.image_digest
@@ -267,8 +270,8 @@ def test_fingerprint_says_what_changes_a_prediction(tmp_path: Path) -> None:
     folder = write(tmp_path, "vqa", {"task": "vqa", "feature_space": "space"})
     before = open_cpu(folder, "vqa").fingerprint()
     assert json.loads(json.dumps(before)) == before
-    assert (before["class"], before["task"], before["recipe"]) == ("VisualBertForQuestionAnswering", "vqa", "original")
-    assert open_cpu(folder, "vqa").feature_space == "space"
+    assert (before["class"], before["recipe"]) == ("VisualBertForQuestionAnswering", "original")
+    assert open_cpu(folder, "vqa").reads.space == "space"
     edited(folder, "vqa", lambda network: network.cls.bias.add_(1))
     weights = open_cpu(folder, "vqa").fingerprint()
     assert {key for key in before if before[key] != weights[key]} == {"weights"}
@@ -281,12 +284,12 @@ def test_fingerprint_says_what_changes_a_prediction(tmp_path: Path) -> None:
 def test_a_folder_without_sidecar_has_defaults(tmp_path: Path) -> None:
     """A published checkpoint has no sidecar: original recipe, no feature space, no geometry."""
     model = open_cpu(write(tmp_path, "nlvr2"), "nlvr2")
-    assert (model.feature_size, model.feature_space) == (SIZE, None)
+    assert (model.reads.size, model.reads.space) == (SIZE, None)
     assert (model.fingerprint()["recipe"], model.fingerprint()["box_geometry"]) == ("original", False)
     assert model.fingerprint()["fix_quirks"] is False
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", FORMS)
 def test_the_recipe_reaches_the_network(tmp_path: Path, task: str) -> None:
     """The sidecar's recipe "hf-docs" changes every task's scores, and is what moves in the fingerprint."""
     folder = write(tmp_path, task)
@@ -331,7 +334,7 @@ def moved(before: VisualBertPredictor, after: VisualBertPredictor) -> set[str]:
         ({"recipe": "hf-doc"}, "recipe: unknown name 'hf-doc'; did you mean 'hf-docs'"),
         ({"fix_quirks": 1}, "fix_quirks: 1 has the wrong type"),
         ({"recipe": "hf-docs", "fix_quirks": True}, "fix_quirks: belongs to recipe original, not to hf-docs"),
-        ({"task": "vcr"}, "trained for task vcr, asked for nlvr2"),
+        ({"task": "vcr"}, "trained for vcr, which asks MultipleChoice; asked a Statement"),
         ([], "must be an object"),
     ],
 )
@@ -443,7 +446,7 @@ def spoiled(item: Item, value: float) -> Item:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", FORMS)
 def test_features_that_are_no_numbers(tmp_path: Path, task: str, value: float) -> None:
     """The example fails by name, and its batch mates answer to the bit as they do beside a good one."""
     model, items = open_cpu(write(tmp_path, task), task), [*batch(task), *batch(task)]
@@ -456,7 +459,7 @@ def test_features_that_are_no_numbers(tmp_path: Path, task: str, value: float) -
     assert isinstance(logits[1], Failure)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", FORMS)
 def test_weights_that_are_no_numbers(tmp_path: Path, task: str) -> None:
     """Every example fails where a weight that all answers go through is NaN; nothing is answered."""
 
@@ -476,11 +479,11 @@ def test_what_is_never_answered_may_be_no_number(tmp_path: Path) -> None:
     assert open_cpu(folder, "vqa").predict(batch("vqa")) == expected
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", FORMS)
 def test_features_of_another_size(tmp_path: Path, task: str) -> None:
     """Features that the projection cannot take are refused in one line with both numbers."""
     model = open_cpu(write(tmp_path, task), task)
-    assert model.feature_size == SIZE
+    assert model.reads.size == SIZE
     with pytest.raises(CheckpointError, match="needs 6-d features, the store holds 9-d") as caught:
         model.predict(batch(task, size=9))
     assert "\n" not in str(caught.value)
@@ -496,14 +499,14 @@ def test_an_incomplete_folder(tmp_path: Path, name: str) -> None:
 
 
 def test_what_is_not_a_checkpoint_of_the_task(tmp_path: Path) -> None:
-    """Another network's weights, an unknown task, no folder, a vocabulary too large: each says so."""
+    """Another network's weights, an unknown form, no folder, a vocabulary too large: each says so."""
     folder = write(tmp_path / "vqa", "vqa")
-    with pytest.raises(CheckpointError, match="num_labels: task nlvr2 needs 2, got 5"):
+    with pytest.raises(CheckpointError, match="num_labels: a Statement needs 2, got 5"):
         open_cpu(folder, "nlvr2")
     with pytest.raises(CheckpointError, match=r"cls\.weight \[5, 16\] instead of \[1, 16\]"):
         open_cpu(folder, "vcr")
-    with pytest.raises(ConfigError, match="unknown task 'gqa'"):
-        open_cpu(folder, "gqa")
+    with pytest.raises(CheckpointError, match=r"VisualBERT answers .*; asked a int"):
+        VisualBertPredictor.from_pretrained(folder, int, device="cpu")  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="no such checkpoint folder"):
         open_cpu(tmp_path / "absent", "vqa")
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in (*VOCAB, "surplus")))
@@ -514,7 +517,7 @@ def test_what_is_not_a_checkpoint_of_the_task(tmp_path: Path) -> None:
 def test_another_form_of_example(tmp_path: Path) -> None:
     """A question given to a VCR model is a programming error, not a silent score."""
     model = open_cpu(write(tmp_path, "vcr"), "vcr")
-    with pytest.raises(TypeError, match="task vcr asks MultipleChoice, got Question"):
+    with pytest.raises(TypeError, match="answers a MultipleChoice, got a Question"):
         model.predict(batch("vqa"))
 
 
@@ -522,10 +525,10 @@ def test_half_precision_weights_predict_in_float32(tmp_path: Path) -> None:
     """A float16 checkpoint is upcast: nothing is computed in half precision, and answers stay close."""
     folder = write(tmp_path, "nlvr2")
     exact = open_cpu(folder, "nlvr2").predict(batch("nlvr2"))
-    network: Pretrained = TASKS["nlvr2"].network.from_pretrained(folder)
+    network: Pretrained = NETWORKS[Statement].from_pretrained(folder)
     network.save_pretrained(folder, dtype=torch.float16)
     model = open_cpu(folder, "nlvr2")
-    again = TASKS["nlvr2"].network.from_pretrained(folder)
+    again = NETWORKS[Statement].from_pretrained(folder)
     assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
     for one, other in zip(exact, model.predict(batch("nlvr2")), strict=True):
         assert one.scores == pytest.approx(other.scores, abs=1e-2)

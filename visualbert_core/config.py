@@ -131,7 +131,7 @@ class DriftConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """One model × task × split over a feature store → run folder. See `commands.evaluate`."""
+    """One model × task × split over what the model reads → run folder. See `commands.evaluate`."""
 
     task: str
     """The benchmark: vqa, vcr, nlvr2 or flickr30k_entities."""
@@ -139,14 +139,17 @@ class EvaluateConfig:
     """val, dev, test1, …"""
     annotations: Path
     """Folder of the official annotation files."""
-    features: Path
-    """Feature store: a folder with a manifest.json."""
     model: Path
     """Checkpoint folder."""
     out: Path
     """Runs folder; this run becomes OUT/MODEL__TASK__SPLIT."""
-    regions: Literal["own", "wrong-image"] = "own"
-    """`wrong-image`: give every example the regions of another image, to see what the text alone answers."""
+    features: Path | None = None
+    """Feature store, for a model that reads regions: a folder with a manifest.json."""
+    images: Path | None = None
+    """Corpus, for a model that reads pixels: a folder, a pattern, a list of files, a .tar, tables, or an s3:// address
+    (see `corpus`)."""
+    visual: Literal["own", "wrong-image"] = "own"
+    """`wrong-image`: ask every example about another image, to see what the text alone answers."""
     foreign_features: bool = False
     """Evaluate over features of another space than the checkpoint's all the same; every score then says so."""
     feature_space: str | None = None
@@ -158,21 +161,23 @@ class EvaluateConfig:
     shard_size: int = 256
     """Images per shard, about."""
     limit: int | None = None
-    """Predict only N examples that have features, drawn by a hash of their ids; there is no score then."""
+    """Predict only N examples whose images are there, drawn by a hash of their ids; there is no score then."""
 
     def __post_init__(self) -> None:
         check_values(self)
+        if (self.features is None) == (self.images is None):
+            raise ConfigError("give features (a store) or images (a corpus), whichever the model reads, and not both")
         check_range(self, 1, None, "batch_size", "shard_size", "limit")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
-    """One image corpus of a matrix and the detector that reads it."""
+    """One image corpus of a matrix, and the detector that makes features of it."""
 
     images: Path
     """Relative to the matrix's data folder."""
-    detector: Path
-    """Detector folder, relative to the YAML file's."""
+    detector: Path | None = None
+    """Detector folder, relative to the YAML file's; without one, the models of the corpus read its pixels."""
     boxes: Literal["none", "beside"] = "none"
     precision: Literal["float32", "bfloat16"] = "float32"
     batch_size: int = 8
@@ -181,6 +186,8 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         check_values(self)
         check_range(self, 1, None, "batch_size", "shard_size")
+        if self.detector is None and self.boxes != "none":
+            raise ConfigError(f"boxes: {self.boxes} is for a detector, and this corpus has none: add detector")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +284,7 @@ class NightlyConfig:
     world: WorldConfig | None = None
     """Make the embedded world and use it as `data`."""
     wrong_image_baseline: bool = False
-    """Also evaluate every cell over the regions of other images."""
+    """Also evaluate every cell over other images."""
     examples: int = 10
     """Example pictures a cell in the report."""
     gate: GateConfig | None = None

@@ -108,6 +108,20 @@ def _object_kind(place: Path) -> str | None:
     return None if size <= LARGEST_IMAGE else f"larger than {LARGEST_IMAGE:,} bytes"
 
 
+def identify(image: Image) -> tuple[str, tuple[int, int] | None]:
+    """Return the digest (xxh3-128) of the file's bytes, and (W, H) by its header; None for no image that can be read.
+
+    Raises DecodeError where there are no bytes, OSError where the file cannot be read.
+    """
+    data = _bytes(image)
+    try:
+        with _blame(name(image)):
+            size = _open(BytesIO(data)).size
+    except DecodeError:  # decoding will say what is wrong with it
+        return xxhash.xxh3_128_hexdigest(data), None
+    return xxhash.xxh3_128_hexdigest(data), size
+
+
 def image_digest(image: Image) -> str:
     """The digest (xxh3-128) of the file's bytes. Raises OSError and DecodeError as `read_image` does."""
     return xxhash.xxh3_128_hexdigest(_bytes(image))

@@ -31,6 +31,7 @@ _PACKAGES = ("torch", "torchvision", "pyarrow", "ray", "numpy", "pillow", "token
 INGREDIENTS = {
     "model": ("model",),
     "features": ("features",),
+    "images": ("images",),
     "annotations": ("annotations",),
     "scorer": ("protocol", "code.scores"),
     "code": ("code.predictions", "code.features", "schema"),

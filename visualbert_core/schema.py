@@ -74,6 +74,23 @@ class Regions:
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """One decoded image, for models that read pixels."""
+
+    image_id: str
+    rgb: np.ndarray  # uint8 [H, W, 3]
+    image_digest: str  # xxh3-128 of the file's bytes
+
+    @property
+    def width(self) -> int:
+        return int(self.rgb.shape[1])
+
+    @property
+    def height(self) -> int:
+        return int(self.rgb.shape[0])
+
+
+@dataclass(frozen=True)
 class Names:
     """What a detector's labels and attributes are called, by number; empty where nobody has said."""
 
@@ -100,7 +117,7 @@ REGIONS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Failure:
-    """One image or example that could not be processed. `stage` is decode, features, predict or worker."""
+    """One image or example that could not be processed. `stage` is decode, features, images, predict or worker."""
 
     item_id: str
     stage: str

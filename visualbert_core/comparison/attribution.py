@@ -42,11 +42,13 @@ class Swap(Protocol):
     def after_judged_as_before(self) -> float | None: ...
 
 
-def causes(swap: Swap, answers_changed: bool, differs: Mapping[str, Sequence[str]]) -> Iterator[Cause]:
-    """The causes whose points, where all are known, add up to after - before. None where the runs are equal."""
+def causes(
+    swap: Swap, answers_changed: bool, differs: Mapping[str, Sequence[str]], reads_pixels: bool
+) -> Iterator[Cause]:
+    """Yield the causes whose points, where all are known, add up to after - before; none where the runs are equal."""
     total = swap.after - swap.before
     judging = {name: lines for name, lines in differs.items() if name in JUDGING}
-    making = dict(_making(differs)) if answers_changed else {}
+    making = dict(_making(differs, reads_pixels)) if answers_changed else {}
     if answers_changed and not judging:
         yield _cause(making, total, "nothing else differs" if len(making) == 1 else _TOGETHER)
     elif judging and not answers_changed:
@@ -77,12 +79,16 @@ def _told_apart(
     yield _cause(judging, of_judge, how)
 
 
-def _making(differs: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, Sequence[str]]]:
-    """The ingredients that can have changed an answer, with the lines that can. A detector's code acts through the
-    features, whose manifest is compared; a model's folder may be called anything; how a task asks is the scorer's code.
+def _making(differs: Mapping[str, Sequence[str]], reads_pixels: bool) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield the ingredients that can have changed an answer, with the lines that can. The code that makes features acts
+    through a store, whose manifest is compared; without a store it decodes the images. A model's folder may be called
+    anything. How a task asks is the scorer's code.
     """
+    idle = (
+        ("spec.model:", "spec.shard_size:") if reads_pixels else ("code.features:", "spec.model:", "spec.shard_size:")
+    )
     for name, lines in differs.items():
-        acting = [line for line in lines if not line.startswith(("code.features:", "spec.model:", "spec.shard_size:"))]
+        acting = [line for line in lines if not line.startswith(idle)]
         if name not in JUDGING and acting:
             yield name, acting
 

@@ -105,7 +105,7 @@ class Side:
         return {
             "folder": str(self.run.folder),
             "scores": self.scores["scores"],
-            **{name: spec[name] for name in ("model", "task", "split", "regions")},
+            **{name: spec[name] for name in ("model", "task", "split", "visual")},
         }
 
     def rescored(self, task: Task) -> dict[str, Units]:
@@ -131,7 +131,7 @@ def compare(before: Run, after: Run, tasks: Tasks | None = None, force: bool = F
     metrics = {metric: _change(*pair) for metric, pair in aligned.items()}
     differs = changed(a.provenance, b.provenance)
     answers = changed_answers(a.predictions, b.predictions)
-    headline = b.scores["headline"]
+    headline, reads_pixels = b.scores["headline"], "images" in b.provenance
     return Comparison(
         before=a.about,
         after=b.about,
@@ -147,7 +147,7 @@ def compare(before: Run, after: Run, tasks: Tasks | None = None, force: bool = F
             for metric, (first, second) in aligned.items()
             if (found := flips(first, second, shown)) is not None
         },
-        causes=tuple(causes(_Stored(a, b, tasks, headline), bool(answers), differs)),
+        causes=tuple(causes(_Stored(a, b, tasks, headline), bool(answers), differs, reads_pixels)),
         differs=differs,
     )
 

@@ -26,17 +26,18 @@ from visualbert_core import lfs, storage
 from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig, run_name
 from visualbert_core.documents import parse_json
-from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
-from visualbert_core.evaluation.batches import ExampleShard, Joined, batches, join, plan_examples, sample, wrong_images
+from visualbert_core.errors import ConfigError, CoverageError, InputError
+from visualbert_core.evaluation.batches import ExampleShard, plan_examples, sample, wrong_images
+from visualbert_core.evaluation.fit import check_fit, check_form
+from visualbert_core.evaluation.inputs import Joined, Reader, Source, open_source
 from visualbert_core.evaluation.predictions import encode, read_predictions
 from visualbert_core.evaluation.score import Answers, score
 from visualbert_core.evaluation.sizes import check_sizes
 from visualbert_core.evaluation.units import UNITS_FILE, by_metric, encode_units
-from visualbert_core.features.store import FeatureStore, encode_failures
+from visualbert_core.features.store import encode_failures
 from visualbert_core.host import in_halves
 from visualbert_core.metrics.coverage import check_coverage
-from visualbert_core.models import NOT_FINITE, SIDECAR_FILE, Model, load_model
-from visualbert_core.models.published import published_space
+from visualbert_core.models import NOT_FINITE, Model, load_model
 from visualbert_core.printable import say
 from visualbert_core.provenance import (
     code_digests,
@@ -51,8 +52,8 @@ from visualbert_core.schema import SCHEMA_VERSION, Example, Failure, Prediction
 from visualbert_core.shards import Marker, Part, ShardFolder, publish
 from visualbert_core.tasks import Task, open_task
 
-LoadModel = Callable[[Path, str, str | None, str], Model]
-"""folder, task, device, precision → model"""
+LoadModel = Callable[[Path, type[Example], str | None, str], Model[Any]]
+"""folder, form of the examples, device, precision → model"""
 
 _AGAIN = "delete it and run the same line again"
 
@@ -67,9 +68,15 @@ class Run:
     scores: dict[str, Any] | None
 
 
-def evaluate(config: EvaluateConfig, pool: Pool, load: LoadModel = load_model, task: Task | None = None) -> Run:
-    """Predict what is missing, then score; a finished run of the same ingredients is only read. `task` is that of the
-    configuration, where the caller has opened it already.
+def evaluate(
+    config: EvaluateConfig,
+    pool: Pool,
+    load: LoadModel = load_model,
+    task: Task | None = None,
+    source: Source | None = None,
+) -> Run:
+    """Predict what is missing, then score; a finished run of the same ingredients is only read. `task` and `source` are
+    those of the configuration, where the caller has opened them already.
 
     Raises InputError for inputs that do not fit together, CoverageError (after run.json says so) where examples are
     left without a prediction.
@@ -77,37 +84,40 @@ def evaluate(config: EvaluateConfig, pool: Pool, load: LoadModel = load_model, t
     if address := storage.url(config.out):
         raise ConfigError(f"{address}: run folders lie on a disk, only features may lie in a bucket: name a folder")
     task = task or open_task(config.task, config.annotations, config.split)
-    store = FeatureStore.open(config.features)
-    warnings = check_sizes(task, store)
-    model = load(config.model, config.task, "cpu", config.precision)
-    warnings += check_fit(model, store, config)
+    model = load(config.model, task.form, "cpu", config.precision)
+    check_form(model, task.form, config)
+    source = source or open_source(config, model)
+    warnings = check_fit(model, source, config)
+    some = None if config.limit is None else sample(task.examples(), source, config.limit)
+    made_of = source.identify(task.examples() if some is None else some)
+    warnings = check_sizes(task, source) + warnings
     for warning in warnings:
         say(f"WARNING: {config.model.name}: {warning}", to=sys.stderr)
-    provenance = _provenance(config, task, store, model)
+    provenance = _provenance(config, task, model) | made_of
     folder = run_folder(config)
     record = {"spec": _spec(config), "provenance": provenance, "status": "running", "warnings": warnings}
     _claim(folder, record)
     if _is_finished(folder):
         return read_run(folder)
 
-    asked = list(task.examples()) if config.limit is None else sample(task.examples(), store, config.limit)
-    donors = wrong_images(asked, store) if config.regions == "wrong-image" else None
-    shards = plan_examples(asked, donors, digest_json(provenance), config.shard_size)
+    asked = list(task.examples()) if some is None else some
+    donors = wrong_images(asked, source) if config.visual == "wrong-image" else None
+    shards = plan_examples(asked, donors, source.files, digest_json(provenance), config.shard_size)
     predictions = ShardFolder(folder / "predictions")
-    inputs = (config.model, config.task, config.features)
+    inputs = (config.model, task.form, source.reader)
     make_worker = partial(EvaluationWorker, *inputs, predictions.root, config.batch_size, config.precision, load)
     label = f"{config.task} {config.split}" + (" (wrong image)" if donors is not None else "")
     pool.run(make_worker, predictions.pending(shards), label)
     predictions.finish(shards, {"task": config.task, "split": config.split})
-    if config.limit is not None:
-        return _keep_sample(folder, record, asked)
+    if some is not None:
+        return _keep_sample(folder, record, some)
     return _score(folder, record, task)
 
 
 def run_folder(config: EvaluateConfig) -> Path:
     """Where a run lives."""
     name = run_name(config.model, config.task, config.split)
-    return config.out / (name if config.regions == "own" else f"{name}__{config.regions}")
+    return config.out / (name if config.visual == "own" else f"{name}__{config.visual}")
 
 
 def read_run(folder: Path) -> Run:
@@ -149,24 +159,25 @@ class EvaluationWorker:
     def __init__(
         self,
         model: Path,
-        task: str,
-        features: Path,
+        form: type[Example],
+        reader: Callable[[], Reader],
         out: Path,
         batch_size: int,
         precision: str,
         load: LoadModel = load_model,
     ) -> None:
-        self.model = load(model, task, None, precision)
-        self.store = FeatureStore.open(features)
+        self.model = load(model, form, None, precision)
+        self.reader = reader()
         self.folder = ShardFolder(out)
         self.batch_size = batch_size
 
     def run(self, shard: ExampleShard) -> Marker:
         """Predict and commit one shard."""
-        joined, failures = join(shard, self.store)
+        failures = list(shard.lost().values())
         answered: dict[str, Prediction] = {}
-        for batch in batches(joined, self.batch_size):
-            for found in in_halves(self.predict, batch):
+        for batch, lacking in self.reader.read(shard, self.batch_size):
+            failures += lacking
+            for found in in_halves(self.predict, batch) if batch else ():
                 kept = _believable(found)
                 if isinstance(kept, Failure):
                     failures.append(kept)
@@ -188,60 +199,13 @@ def _believable(found: Prediction | Failure) -> Prediction | Failure:
     return Failure(found.example_id, "predict", "NotFinite", NOT_FINITE)
 
 
-def check_fit(model: Model, store: FeatureStore, config: EvaluateConfig) -> list[str]:
-    """What must be said with every score. Raises CheckpointError for features that cannot or must not be used."""
-    if model.feature_size != store.feature_size:
-        raise CheckpointError(
-            f"{config.model} needs {model.feature_size}-d region features, {config.features} holds "
-            f"{store.feature_size}-d ones: extract them with the detector that the checkpoint was trained on"
-        )
-    space = _space(model, config)
-    if space is None:
-        return [_unnamed(store, config)]
-    if space == store.space:
-        return []
-    if not config.foreign_features:
-        raise CheckpointError(
-            f"{config.model} was trained on features of {space!r}, {config.features} holds "
-            f"{store.space!r}: equal sizes do not make them comparable, extract the right ones (or force it with "
-            "foreign_features)"
-        )
-    return [f"foreign features: the checkpoint was trained on {space!r}, these are {store.space!r}"]
-
-
-def _space(model: Model, config: EvaluateConfig) -> str | None:
-    """The space that the checkpoint or else the caller names. Raises CheckpointError where they contradict."""
-    if None not in (model.feature_space, config.feature_space) and model.feature_space != config.feature_space:
-        raise CheckpointError(
-            f"{config.model / SIDECAR_FILE} says that the checkpoint was trained on features of "
-            f"{model.feature_space!r}, feature_space says {config.feature_space!r}: correct one of them"
-        )
-    return model.feature_space or config.feature_space
-
-
-def _unnamed(store: FeatureStore, config: EvaluateConfig) -> str:
-    """Two spaces of one size differ in everything else: a checkpoint over another's features loses a third of its
-    accuracy and looks well."""
-    likely = published_space(config.model, config.task)
-    if likely is None:
-        which = ""
-    elif likely == store.space:
-        which = f", as the published checkpoint that it looks like wants them; feature_space {likely} says so"
-    else:
-        which = f", and the published checkpoint that it looks like wants {likely!r}: then these scores are wrong"
-    return (
-        f"unnamed feature space: the checkpoint does not say which features it was trained on; these are "
-        f"{store.space!r}{which} (--feature-space NAME, or {SIDECAR_FILE} beside its weights, names it)"
-    )
-
-
 def _spec(config: EvaluateConfig) -> dict[str, Any]:
     """What was asked, without paths: the same evaluation elsewhere has the same spec."""
     return {
         "model": config.model.name,
         "task": config.task,
         "split": config.split,
-        "regions": config.regions,
+        "visual": config.visual,
         "foreign_features": config.foreign_features,
         "precision": config.precision,
         "batch_size": config.batch_size,
@@ -251,13 +215,12 @@ def _spec(config: EvaluateConfig) -> dict[str, Any]:
     }
 
 
-def _provenance(config: EvaluateConfig, task: Task, store: FeatureStore, model: Model) -> dict[str, Any]:
+def _provenance(config: EvaluateConfig, task: Task, model: Model[Any]) -> dict[str, Any]:
     return {
         "spec": _spec(config),
         "schema": SCHEMA_VERSION,
         "annotations": digest_files(task.annotation_files()),
         "protocol": task.protocol,
-        "features": {"detector": store.fingerprint, "manifest": store.manifest_digest()},
         "model": model.fingerprint(),
         "code": code_digests(),
         "versions": versions(),
@@ -321,7 +284,7 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
         raise InputError(f"{folder}: the predictions are complete, but {fault}")
     files, scores = ({} if submission is None else {task.submission_name: submission}), None
     if task.labelled:
-        origin = {"model": record["spec"]["model"], "regions": record["spec"]["regions"]}
+        origin = {"model": record["spec"]["model"], "visual": record["spec"]["visual"]}
         answers = Answers(folder, predictions, coverage, origin, tuple(record["warnings"]))
         units = by_metric(task.score({p.example_id: p for p in predictions}))
         scores = score(task, answers, record["provenance"]["annotations"])

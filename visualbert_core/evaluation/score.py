@@ -39,7 +39,7 @@ class Answers:
     predictions: list[Prediction]
     coverage: Coverage
     origin: Mapping[str, Any] = field(default_factory=dict)
-    """What a run adds to the document: `model` and `regions`."""
+    """What a run adds to the document: `model` and `visual`."""
     warnings: tuple[str, ...] = ()
     """What has to be said with every score."""
 
@@ -100,7 +100,7 @@ def _from_run(task: Task, folder: Path, annotations_digest: str) -> Answers:
         record = read_json(folder / "run.json")
         spec, made_of, warnings = record["spec"], record["provenance"], record["warnings"]
         made_for = {"task": spec["task"], "split": spec["split"], "annotations": made_of["annotations"]}
-        origin = {"model": spec["model"], "regions": spec["regions"]}
+        origin = {"model": spec["model"], "visual": spec["visual"]}
     except ConfigError as error:
         raise InputError(f"{folder} is not a run folder: {error}") from None
     except (LookupError, TypeError) as error:
@@ -142,7 +142,7 @@ def score(task: Task, answers: Answers, annotations_digest: str, mode: Mode = "s
         values = _ranges(task, by_id, left.missing) if partial else _scores(task, by_id)
     except InputError as error:
         raise CoverageError(f"{answers.source}: no score, {error}") from None
-    if answers.origin.get("regions", "own") == "own":  # the wrong image's regions may well be worse than none
+    if answers.origin.get("visual", "own") == "own":  # a wrong image may well be worse than none
         warnings += _under_chance(values)
     return {
         "task": task.name,
@@ -238,7 +238,7 @@ def _number(value: float) -> float | None:
 def describe(document: Mapping[str, Any], paper: Mapping[str, float]) -> Iterator[str]:
     """The lines of a scores document; `paper` is metric → percent published for the same split and protocol."""
     yield document["protocol"]
-    wrong_image = ", over the regions of other images" if document.get("regions") == "wrong-image" else ""
+    wrong_image = ", asked about other images" if document.get("visual") == "wrong-image" else ""
     yield f"{document['task']} {document['split']}, {document['n']:,} examples{wrong_image}"
     yield from (f"WARNING: {warning}" for warning in (*_subset(document), *document["warnings"]))
     if document["partial"]:

@@ -2,7 +2,8 @@
 
 A sample is predicted one example at a time on one worker, and again as the evaluation would: in batches, on all
 workers. Logits differ in their last digits, as sums are added in another order; an answer changes only where two logits
-are closer than that, and so tells a rounding (a gap of 1e-6) from a fault (a gap of 1).
+are closer than that, and so tells a rounding (a gap of 1e-6) from a fault (a gap of 1). Models that give no logits are
+compared by their answers and confidences.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import numpy as np
 from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.errors import CoverageError
-from visualbert_core.evaluation.batches import Joined, plan_examples, sample
+from visualbert_core.evaluation.batches import plan_examples, sample
+from visualbert_core.evaluation.fit import check_fit, check_form
+from visualbert_core.evaluation.inputs import Joined, Source, open_source
 from visualbert_core.evaluation.predictions import read_predictions
-from visualbert_core.evaluation.run import EvaluationWorker, LoadModel, check_fit, run_folder
+from visualbert_core.evaluation.run import EvaluationWorker, LoadModel, run_folder
 from visualbert_core.evaluation.sizes import check_sizes
-from visualbert_core.features.store import FeatureStore
-from visualbert_core.models import load_model
+from visualbert_core.models import GivesLogits, load_model
 from visualbert_core.schema import Example, Failure, Grounding, Prediction
 from visualbert_core.shards import ShardFolder
 from visualbert_core.tasks import open_task
@@ -36,20 +38,23 @@ REGRESSION = 4  # exit code where an answer changed
 
 @dataclass(frozen=True)
 class ChangedAnswer:
-    """`gap`: by how much, alone, the logit of its answer there exceeds that of the answer it gets in a batch."""
+    """`gap`: by how much, alone, the logit of its answer there exceeds that of the answer it gets in a batch; None for
+    a model that gives no logits."""
 
     example_id: str
     alone: Any
     together: Any
-    gap: float
+    gap: float | None
 
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """What a sample came to; `largest_difference` is that of any two logits of one example."""
+    """What a sample came to. `largest_difference` is that of any two logits of one example, or of any two confidences
+    where the model gives no logits; `compared` says which."""
 
     examples: int
     batch_size: int
+    compared: str
     largest_difference: float
     changed: tuple[ChangedAnswer, ...]
 
@@ -61,36 +66,48 @@ def self_check(
 
     Raises InputError for inputs that do not fit together, CoverageError where an example has no prediction.
     """
-    task, store = open_task(config.task, config.annotations, config.split), FeatureStore.open(config.features)
-    check_sizes(task, store)
-    check_fit(load(config.model, config.task, "cpu", config.precision), store, config)
-    asked = sample(task.examples(), store, examples)
+    task = open_task(config.task, config.annotations, config.split)
+    model = load(config.model, task.form, "cpu", config.precision)
+    check_form(model, task.form, config)
+    source = open_source(config, model)
+    check_fit(model, source, config)
+    asked = sample(task.examples(), source, examples)
+    source.identify(asked)
+    check_sizes(task, source)
     folder = run_folder(config).with_name(f"{run_folder(config).name}__self-check")
     alone, together = folder / "alone", folder / "together"
     shutil.rmtree(folder, ignore_errors=True)  # what a killed check left
     try:
         single, one_worker = dataclasses.replace(config, batch_size=1), dataclasses.replace(pool, workers=1)
-        one = _logits(single, alone, asked, one_worker, 64, load)
-        all_ = _logits(config, together, asked, pool, 4, load)  # small shards, so that every worker has some
+        one = _logits(single, alone, asked, source, one_worker, 64, load)
+        all_ = _logits(config, together, asked, source, pool, 4, load)  # small shards, so that every worker has some
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return _compared(asked, one, all_, config)
+    return _compared(asked, one, all_, config, isinstance(model, GivesLogits))
 
 
 def describe(check: SelfCheck) -> Iterator[str]:
     """The lines of a check."""
     how = f"{check.examples} examples, alone and in batches of {check.batch_size}"
     yield f"{how}: {len(check.changed)} answers changed"
-    yield f"largest difference of logits: {check.largest_difference:.1e}"
-    yield from (f"{c.example_id}: {c.alone} → {c.together}, logit gap {c.gap:.1e}" for c in check.changed)
+    yield f"largest difference of {check.compared}: {check.largest_difference:.1e}"
+    for changed in check.changed:
+        gap = "" if changed.gap is None else f", logit gap {changed.gap:.1e}"
+        yield f"{changed.example_id}: {changed.alone} → {changed.together}{gap}"
 
 
 def _logits(
-    config: EvaluateConfig, folder: Path, asked: Sequence[Example], pool: PoolConfig, images: int, load: LoadModel
+    config: EvaluateConfig,
+    folder: Path,
+    asked: Sequence[Example],
+    source: Source,
+    pool: PoolConfig,
+    images: int,
+    load: LoadModel,
 ) -> Mapping[str, Prediction]:
-    """Predictions of the sample whose `scores` are the logits, row by row; shards of so many images."""
-    shards, parts = plan_examples(asked, None, "self-check", images), ShardFolder(folder)
-    inputs = (config.model, config.task, config.features)
+    """Predict the sample, in shards of so many images. The `scores` are the logits, row by row, where there are any."""
+    shards, parts = plan_examples(asked, None, source.files, "self-check", images), ShardFolder(folder)
+    inputs = (config.model, type(asked[0]), source.reader)
     make_worker = partial(_LogitsWorker, *inputs, folder, config.batch_size, config.precision, load)
     with Pool(pool) as workers:
         workers.run(make_worker, shards, f"self-check, batches of {config.batch_size}")
@@ -106,6 +123,8 @@ class _LogitsWorker(EvaluationWorker):
 
     def predict(self, batch: Sequence[Joined]) -> list[Prediction | Failure]:
         """An answer that is ruled out has the logit -inf, which is not a fault: it stands as the lowest number."""
+        if not isinstance(self.model, GivesLogits):
+            return super().predict(batch)
         lowest = float(np.finfo(np.float32).min)
         return [
             each
@@ -120,16 +139,20 @@ def _compared(
     alone: Mapping[str, Prediction],
     together: Mapping[str, Prediction],
     config: EvaluateConfig,
+    of_logits: bool,
 ) -> SelfCheck:
     changed, largest = [], 0.0
     for example in asked:
         one, other = alone[example.example_id], together[example.example_id]
-        rows = len(example.phrases) if isinstance(example, Grounding) else 1
-        logits, others = (np.array(p.scores, np.float64).reshape(rows, -1) for p in (one, other))
-        largest = max(largest, float(np.abs(logits - others).max(initial=0.0)))
+        values, others = (np.array(p.scores, np.float64) for p in (one, other))
+        if values.shape == others.shape:  # generated answers need not have as many
+            largest = max(largest, float(np.abs(values - others).max(initial=0.0)))
         if one.answer != other.answer:
-            changed.append(ChangedAnswer(example.example_id, one.answer, other.answer, _gap(logits, others)))
-    return SelfCheck(len(asked), config.batch_size, largest, tuple(changed))
+            rows = len(example.phrases) if isinstance(example, Grounding) else 1
+            gap = _gap(values.reshape(rows, -1), others.reshape(rows, -1)) if of_logits else None
+            changed.append(ChangedAnswer(example.example_id, one.answer, other.answer, gap))
+    compared = "logits" if of_logits else "confidences"
+    return SelfCheck(len(asked), config.batch_size, compared, largest, tuple(changed))
 
 
 def _gap(logits: np.ndarray, others: np.ndarray) -> float:

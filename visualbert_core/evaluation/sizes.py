@@ -1,40 +1,37 @@
 """Are the images those that the annotations are for? Told by width and height, where the annotations have them.
 
 Boxes of one size of an image mean nothing on another: over pictures at three quarters of their size, a model that finds
-everything scores 0. The store knows the size of every image that it has features of; no features are read here.
+everything scores 0. A store knows the size of every image that it has features of, and a header that of a picture.
 """
 
 from __future__ import annotations
 
 from visualbert_core.errors import InputError
-from visualbert_core.features.importers.hdf5 import NO_SIZES
-from visualbert_core.features.store import FeatureStore
+from visualbert_core.evaluation.inputs import Source
 from visualbert_core.tasks import Task
 
 Size = tuple[int, int]
 _ROUNDING = 1.5  # pixels that a resized side may be off
 
 
-def check_sizes(task: Task, store: FeatureStore) -> list[str]:
-    """What must be said with every score. Raises InputError where an image of the store has another size than its
-    annotations are for. What the store does not have, or the annotations do not tell, is not judged here."""
+def check_sizes(task: Task, source: Source) -> list[str]:
+    """Return what must be said with every score. Raises InputError where an image has another size than its
+    annotations are for. What is not there, or the annotations do not tell, is not judged here."""
     told = task.image_sizes()
     if not told:
         return []
-    if NO_SIZES in store.fingerprint.get("notes", ()):
-        return ["imported without the sizes of the images: they were not compared with those of the annotations"]
-    seen = {image_id: (width, height) for image_id, width, height, _ in store.sizes() if image_id in told}
+    seen = source.sizes(told)
     differing = [image_id for image_id, size in seen.items() if size != told[image_id]]
     if not differing:
-        return []
+        return list(source.notes)
     first = differing[0]
     files = task.annotation_files()
     mine = next((path for path in reversed(files) if path.stem == first), files[0])  # the last is the boxes' own
     raise InputError(
         f"{len(differing):,} of {len(seen):,} images have another size than their annotations are for: image {first} "
-        f"is {_called(seen[first])} in {store.address}, {_called(told[first])} in {mine}"
-        f"{_why(seen[first], told[first])}; extract the features of the images that were annotated, or import them "
-        "with their own sizes"
+        f"is {_called(seen[first])} in {source.address}, {_called(told[first])} in {mine}"
+        f"{_why(seen[first], told[first])}; use the images that were annotated (their features, or import these with "
+        "the sizes of the images)"
     )
 
 

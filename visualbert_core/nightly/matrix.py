@@ -42,6 +42,7 @@ from visualbert_core.errors import (
     UnfinishedError,
     VisualBertCoreError,
 )
+from visualbert_core.evaluation.inputs import ImageSource
 from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
@@ -143,9 +144,8 @@ def run_matrix(config: NightlyConfig) -> Night:
         make_world(config.data, config.world)
     codes: list[int] = []
     with Pool(config.pool) as pool:
-        stores = {name: _timed_extract(config, name, pool, codes) for name in config.corpora}
-        listed: dict[str, Corpus] = {}
-        tonight = [_tonight(config, cell, *stores[cell.corpus], listed, pool, codes) for cell in config.cells]
+        opened = {name: _open(config, name, pool, codes) for name in config.corpora}
+        tonight = [_tonight(config, cell, opened[cell.corpus], pool, codes) for cell in config.cells]
     cells = tuple(cell.shown for cell in tonight)
     complaints = {} if config.limit is not None else {cell.name: list(missed(cell)) for cell in tonight}
     for line in (line for lines in complaints.values() for line in lines):
@@ -215,14 +215,29 @@ def _outside(title: str, bounds: Mapping[str, tuple[float, ...]], run: Run | Non
             yield f"{title}: {metric} is {scores[metric]:.2f}, out of [{low}, {high}]"
 
 
-def _timed_extract(
-    config: NightlyConfig, name: str, pool: Pool, codes: list[int]
-) -> tuple[FeatureStore | Exception, Timing | None]:
-    since, start = time.time(), time.monotonic()
-    store = _extract(config, name, pool, codes)
-    if isinstance(store, Exception):
-        return store, None
-    return store, _timing(store.folder, since, start, pool)
+@dataclass
+class _OpenCorpus:
+    """A corpus of the matrix as its cells read it. Exactly one of `store`, `source` and `error` is there."""
+
+    store: FeatureStore | None = None
+    source: ImageSource | None = None
+    error: Exception | None = None
+    extraction: Timing | None = None
+    listed: Corpus | None = None
+    """Its images for the pictures of the page; listed for the first cell that needs them."""
+
+
+def _open(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> _OpenCorpus:
+    corpus, since, start = config.corpora[name], time.time(), time.monotonic()
+    try:
+        if corpus.detector is None:
+            source = ImageSource(corpus.images)
+            return _OpenCorpus(source=source, listed=source.images)
+        store = extract(_extract_config(config, name, corpus.detector), pool)
+    except FAILURES as error:
+        _note(f"corpus {name}", error, codes)
+        return _OpenCorpus(error=error)
+    return _OpenCorpus(store=store, extraction=_timing(store.folder, since, start, pool))
 
 
 def _timing(folder: Path, since: float, start: float, pool: Pool) -> Timing:
@@ -233,11 +248,11 @@ def _timing(folder: Path, since: float, start: float, pool: Pool) -> Timing:
     return Timing(items=items, seconds=round(time.monotonic() - start, 3), gpus=pool.gpus)
 
 
-def _extract(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> FeatureStore | Exception:
+def _extract_config(config: NightlyConfig, name: str, detector: Path) -> ExtractConfig:
     corpus = config.corpora[name]
-    job = ExtractConfig(
+    return ExtractConfig(
         images=corpus.images,
-        detector=corpus.detector,
+        detector=detector,
         out=config.out / "features",
         corpus=name,
         boxes=corpus.boxes,
@@ -246,57 +261,40 @@ def _extract(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> 
         shard_size=corpus.shard_size,
         limit=config.limit,
     )
-    try:
-        return extract(job, pool)
-    except FAILURES as error:
-        _note(f"corpus {name}", error, codes)
-        return error
 
 
-def _tonight(
-    config: NightlyConfig,
-    cell: CellConfig,
-    store: FeatureStore | Exception,
-    extraction: Timing | None,
-    listed: dict[str, Corpus],
-    pool: Pool,
-    codes: list[int],
-) -> Tonight:
-    """`listed` are the corpora listed so far, by name: each is listed for its first cell."""
+def _tonight(config: NightlyConfig, cell: CellConfig, corpus: _OpenCorpus, pool: Pool, codes: list[int]) -> Tonight:
     title, places = f"{cell.model.name} on {cell.task} {cell.split}", _places(config)
-    if isinstance(store, Exception):
-        shown = ReportCell(title, None, None, {}, None, error=f"corpus {cell.corpus}: {store}", places=places)
+    if corpus.error is not None:
+        shown = ReportCell(title, None, None, {}, None, error=f"corpus {cell.corpus}: {corpus.error}", places=places)
         return Tonight(cell, shown, None, None)
-    corpus = config.corpora[cell.corpus]
-    own, wrong = (_evaluate_config(config, cell, store, regions) for regions in ("own", "wrong-image"))
+    own, wrong = (_evaluate_config(config, cell, corpus.store, visual) for visual in ("own", "wrong-image"))
     try:
-        if cell.corpus not in listed:
-            listed[cell.corpus] = list_images(corpus.images)
-        images = listed[cell.corpus]
+        corpus.listed = images = corpus.listed or list_images(config.corpora[cell.corpus].images)
         task = open_task(cell.task, cell.annotations, cell.split)
         if not task.labelled:
             raise ConfigError(
                 f"{cell.split} has no public labels: `visualbert evaluate` makes its {task.submission_name}"
             )
     except FAILURES as error:
-        shown = ReportCell(title, None, store, {}, None, error=_note(title, error, codes), places=places)
-        return Tonight(cell, shown, extraction, None)
+        shown = ReportCell(title, None, corpus.store, {}, None, error=_note(title, error, codes), places=places)
+        return Tonight(cell, shown, corpus.extraction, None)
     since, start = time.time(), time.monotonic()
-    run, reason = _evaluate(title, own, task, pool, codes)
+    run, reason = _evaluate(title, own, task, corpus.source, pool, codes)
     evaluation = _timing(run.folder / "predictions", since, start, pool) if run else None
     baseline = None
     if config.wrong_image_baseline:
-        baseline, _ = _evaluate(f"{title} (wrong image)", wrong, task, pool, codes)
+        baseline, _ = _evaluate(f"{title} (wrong image)", wrong, task, corpus.source, pool, codes)
     if run is not None and config.limit is not None and reason is None:
         reason = f"a smoke night: {run.record['coverage']['predicted']} examples predicted, no score over a sample"
-    shown = ReportCell(title, task, store, images, run, baseline, reason, places)
-    return Tonight(cell, shown, extraction, evaluation)
+    shown = ReportCell(title, task, corpus.store, images, run, baseline, reason, places)
+    return Tonight(cell, shown, corpus.extraction, evaluation)
 
 
 def _places(config: NightlyConfig) -> Places:
     """The words for this machine's folders: the same for a matrix wherever it runs."""
     models = [("MODELS", cell.model.parent) for cell in config.cells]
-    detectors = [("DETECTORS", corpus.detector.parent) for corpus in config.corpora.values()]
+    detectors = [("DETECTORS", corpus.detector.parent) for corpus in config.corpora.values() if corpus.detector]
     elsewhere = [cell.annotations for cell in config.cells]
     elsewhere += [corpus.images for corpus in config.corpora.values() if not storage.url(corpus.images)]
     others = [(ELSEWHERE, path.parent) for path in elsewhere]
@@ -304,11 +302,11 @@ def _places(config: NightlyConfig) -> Places:
 
 
 def _evaluate(
-    title: str, config: EvaluateConfig, task: Task, pool: Pool, codes: list[int]
+    title: str, config: EvaluateConfig, task: Task, source: ImageSource | None, pool: Pool, codes: list[int]
 ) -> tuple[Run | None, str | None]:
     """The run, and why it has no score if it has none; an incomplete run is shown as far as it got."""
     try:
-        return evaluate(config, pool, task=task), None
+        return evaluate(config, pool, task=task, source=source), None
     except CoverageError as error:
         return read_run(run_folder(config)), _note(title, error, codes)
     except FAILURES as error:
@@ -325,16 +323,17 @@ def _note(title: str, error: Exception, codes: list[int]) -> str:
 
 
 def _evaluate_config(
-    config: NightlyConfig, cell: CellConfig, store: FeatureStore, regions: Literal["own", "wrong-image"]
+    config: NightlyConfig, cell: CellConfig, store: FeatureStore | None, visual: Literal["own", "wrong-image"]
 ) -> EvaluateConfig:
     return EvaluateConfig(
         task=cell.task,
         split=cell.split,
         annotations=cell.annotations,
-        features=store.folder,
+        features=store.folder if store else None,
+        images=None if store else config.corpora[cell.corpus].images,
         model=cell.model,
         out=runs_folder(config),
-        regions=regions,
+        visual=visual,
         foreign_features=cell.foreign_features,
         feature_space=cell.feature_space,
         precision=cell.precision,
@@ -353,7 +352,10 @@ def _absolute_weights(config: NightlyConfig, folder: Path) -> NightlyConfig:
     def absolute(path: Path) -> Path:
         return Path(os.path.normpath(folder / path))  # without the ".." of jobs/, which a page would show
 
-    corpora = {n: dataclasses.replace(c, detector=absolute(c.detector)) for n, c in config.corpora.items()}
+    corpora = {
+        name: dataclasses.replace(corpus, detector=absolute(corpus.detector)) if corpus.detector else corpus
+        for name, corpus in config.corpora.items()
+    }
     cells = tuple(dataclasses.replace(c, model=absolute(c.model)) for c in config.cells)
     return dataclasses.replace(config, corpora=corpora, cells=cells)
 

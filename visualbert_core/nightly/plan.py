@@ -47,7 +47,7 @@ class Step:
 
 def plan_night(config: NightlyConfig, runs: Path) -> Iterator[Step]:
     """The steps in their order; `runs` is tonight's folder of run folders."""
-    for name in config.corpora:
+    for name in (name for name, corpus in config.corpora.items() if corpus.detector):
         yield _step(f"features of {name}", "images", partial(_images, config, name), _extraction(config, name))
     for cell in config.cells:
         name = run_name(cell.model, cell.task, cell.split)
@@ -81,6 +81,7 @@ def _step(name: str, unit: str, count: Callable[[], Counts], timing: Timing | No
 def _images(config: NightlyConfig, name: str) -> Counts:
     corpus = config.corpora[name]
     total = len(list_images(corpus.images, corpus.boxes).first(config.limit))
+    assert corpus.detector is not None
     fingerprint = full_fingerprint(load_detector(corpus.detector, "cpu", corpus.precision), corpus.boxes)
     return total, _done(store_folder(config.out / "features", name, fingerprint))
 

@@ -237,10 +237,10 @@ def _command(cell: ReportCell, run: Run) -> str:
         "task": spec["task"],
         "split": spec["split"],
         "annotations": hide(str(cell.task.annotation_files()[0].parent)) if cell.task else "ANNOTATIONS",
-        "features": hide(str(cell.store.folder)) if cell.store else "FEATURES",
+        **_read(cell, run),
         "model": f"MODELS/{spec['model']}",
         "out": hide(str(run.folder.parent)),
-        "regions": spec["regions"],
+        "visual": spec["visual"],
         "batch-size": spec["batch_size"],
         "shard-size": spec["shard_size"],
         "precision": spec["precision"],
@@ -248,6 +248,13 @@ def _command(cell: ReportCell, run: Run) -> str:
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     words += ["--feature-space", spec["feature_space"]] if "feature_space" in spec else []
     return shlex.join(["visualbert", "evaluate", *words, *["--foreign-features"] * spec["foreign_features"]])
+
+
+def _read(cell: ReportCell, run: Run) -> dict[str, str]:
+    """What the model read: a feature store or a corpus of images."""
+    if "images" in run.record["provenance"]:
+        return {"images": "IMAGES"}
+    return {"features": cell.places.hide(str(cell.store.folder)) if cell.store else "FEATURES"}
 
 
 def plural(count: int, noun: str) -> str:

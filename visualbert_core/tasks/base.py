@@ -22,6 +22,8 @@ class Task(Protocol):
 
     name: str
     split: str
+    form: type[Example]
+    """The form of its examples, which says which models can answer them."""
     labelled: bool
     """Whether the split's labels are public, so that predictions can be scored here."""
     protocol: str

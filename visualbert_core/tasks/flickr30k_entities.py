@@ -33,7 +33,7 @@ from visualbert_core.errors import AnnotationError, InputError
 from visualbert_core.metrics.boxes import to_xyxy
 from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.metrics.recall import chance_recall, enclosing, hits, overlaps, points, recall
-from visualbert_core.schema import Grounding, JudgedAnswer, Prediction, Score
+from visualbert_core.schema import Example, Grounding, JudgedAnswer, Prediction, Score
 from visualbert_core.tasks.flickr30k_files import Caption, read_image, read_image_ids
 from visualbert_core.tasks.predicted_boxes import Asked, check
 from visualbert_core.tasks.reading import choose
@@ -69,6 +69,8 @@ class Flickr30kEntitiesTask:
     A phrase without candidates is a miss (MDETR's evaluator asserts that there are some), and so is an inverted box or
     one without area.
     """
+
+    form: type[Example] = Grounding
 
     name = "flickr30k_entities"
     headline = "recall@1"

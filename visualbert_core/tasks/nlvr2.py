@@ -27,7 +27,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from visualbert_core.errors import AnnotationError, InputError
 from visualbert_core.metrics.coverage import Lenient
-from visualbert_core.schema import JudgedAnswer, Prediction, Score, Statement
+from visualbert_core.schema import Example, JudgedAnswer, Prediction, Score, Statement
 from visualbert_core.tasks.reading import choose, family, read_lines, read_text
 from visualbert_core.tasks.splits import check_split, protocol_name, subset_line
 from visualbert_core.tasks.submissions import submission_text
@@ -88,6 +88,8 @@ class Nlvr2Task:
     Breakdowns: "balance" of whole splits (accuracy only: a sentence may be asked of pairs of several kinds; open a
     subset for its consistency, which then is over the pairs in it, as metrics.py has it) and "phenomenon" of dev.
     """
+
+    form: type[Example] = Statement
 
     name = "nlvr2"
     headline = "accuracy"

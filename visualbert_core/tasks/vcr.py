@@ -27,7 +27,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from visualbert_core.errors import AnnotationError, ConfigError, InputError
 from visualbert_core.metrics.coverage import Lenient
-from visualbert_core.schema import JudgedAnswer, MultipleChoice, Prediction, Score, Token
+from visualbert_core.schema import Example, JudgedAnswer, MultipleChoice, Prediction, Score, Token
 from visualbert_core.tasks.reading import choose, family, read_lines
 from visualbert_core.tasks.splits import check_split, protocol_name, subset_line
 from visualbert_core.tasks.submissions import submission_text
@@ -94,6 +94,8 @@ class _Item:
 
 class VcrTask:
     """One split of VCR. Answers are the index of a choice; scores are per record, under its annot_id."""
+
+    form: type[Example] = MultipleChoice
 
     name = "vcr"
     headline = "q_to_ar"

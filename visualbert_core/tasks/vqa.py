@@ -25,7 +25,7 @@ from msgspec import UNSET, Struct, UnsetType
 from visualbert_core.errors import AnnotationError, ConfigError, InputError
 from visualbert_core.metrics.accuracy import AnswerTable, official_percent
 from visualbert_core.metrics.coverage import Lenient
-from visualbert_core.schema import JudgedAnswer, Prediction, Question, Score
+from visualbert_core.schema import Example, JudgedAnswer, Prediction, Question, Score
 from visualbert_core.tasks.reading import choose, read_list, typed, untyped
 from visualbert_core.tasks.splits import protocol_name, subset_line
 
@@ -119,6 +119,8 @@ class VqaTask:
     The files are mapped into memory and read into columns. Opening train's 443,757 questions (made-up files of 392 MB,
     100,000 different answers) takes four seconds on one core, and 290 MB at most beside the mapped file.
     """
+
+    form: type[Example] = Question
 
     name = "vqa"
     headline = "accuracy"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 
 from visualbert_core.documents import brief
 from visualbert_core.errors import CheckpointError, ConfigError
-from visualbert_core.models import NOT_FINITE
+from visualbert_core.models.base import NOT_FINITE, ReadsRegions
 from visualbert_core.models.visualbert.checkpoint.files import weights_digest
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
 from visualbert_core.models.visualbert.checkpoint.sidecar import Sidecar
@@ -32,6 +31,7 @@ from visualbert_core.models.visualbert.heads import (
 )
 from visualbert_core.models.visualbert.inference import PRECISIONS, InferenceNetwork
 from visualbert_core.models.visualbert.inputs import GEOMETRY_SIZE, VOCAB_FILE, InputEncoder, read_lines, repeated
+from visualbert_core.models.visualbert.published import published_space
 from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import Example, Failure, Grounding, MultipleChoice, Prediction, Question, Regions, Statement
 
@@ -44,45 +44,40 @@ Answer = tuple[Any, tuple[float, ...]]
 """A prediction's `answer` and `scores`."""
 
 
-@dataclass(frozen=True)
-class TaskHead:
-    """Which network and which form of example a task takes."""
-
-    network: type[Pretrained]
-    form: type
-
-
-TASKS = {
-    "vqa": TaskHead(VisualBertForQuestionAnswering, Question),
-    "vcr": TaskHead(VisualBertForMultipleChoice, MultipleChoice),
-    "nlvr2": TaskHead(VisualBertForVisualReasoning, Statement),
-    "flickr30k_entities": TaskHead(VisualBertForRegionToPhraseAlignment, Grounding),
+NETWORKS: dict[type[Example], type[Pretrained]] = {
+    Question: VisualBertForQuestionAnswering,
+    MultipleChoice: VisualBertForMultipleChoice,
+    Statement: VisualBertForVisualReasoning,
+    Grounding: VisualBertForRegionToPhraseAlignment,
 }
+"""Form of example → the network that answers it."""
 
 
 class VisualBertPredictor:
-    """Answers examples of one task. Threads may share it: one batch computes while others are prepared."""
+    """Answers examples of one form. Threads may share it: one batch computes while others are prepared."""
 
-    def __init__(self, folder: Path, task: str, device: torch.device, precision: str) -> None:
+    def __init__(self, folder: Path, form: type[Example], device: torch.device, precision: str) -> None:
         """Use `from_pretrained`."""
         sidecar = Sidecar.from_folder(folder)
-        if sidecar.task not in (None, task):
-            raise CheckpointError(f"{folder}: trained for task {sidecar.task}, asked for {task}")
+        if sidecar.form not in (None, form):
+            raise CheckpointError(
+                f"{folder}: trained for {sidecar.task}, which asks {_called(sidecar.form)}; asked a {_called(form)}"
+            )
         config = VisualBertConfig.from_folder(folder)
-        if task == "nlvr2" and config.num_labels != 2:
-            raise CheckpointError(f"{folder / CONFIG_FILE}: num_labels: task nlvr2 needs 2, got {config.num_labels}")
-        self._folder, self._task = folder, task
-        self._answers = _answers(folder, config) if task == "vqa" else ()
+        if form is Statement and config.num_labels != 2:
+            raise CheckpointError(f"{folder / CONFIG_FILE}: num_labels: a Statement needs 2, got {config.num_labels}")
+        self._folder, self._form, self.forms = folder, form, frozenset({form})
+        self._answers = _answers(folder, config) if form is Question else ()
         self._unanswerable = np.array([answer == UNKNOWN_ANSWER for answer in self._answers], dtype=bool)
         self._encoder = _encoder(folder, config, sidecar)
-        self._network = InferenceNetwork(TASKS[task].network.from_pretrained(folder), precision, device)
+        self._network = InferenceNetwork(NETWORKS[form].from_pretrained(folder), precision, device)
         self._lock = threading.Lock()
-        self.feature_space = sidecar.feature_space
         # The numbers of box geometry are appended by the encoder, not stored.
-        self.feature_size = config.visual_embedding_dim - (GEOMETRY_SIZE if sidecar.box_geometry else 0)
+        size = config.visual_embedding_dim - (GEOMETRY_SIZE if sidecar.box_geometry else 0)
+        likely = published_space(folder, form, config) if sidecar.feature_space is None else None
+        self.reads = ReadsRegions(size, sidecar.feature_space, likely)
         self._fingerprint = {
-            "class": TASKS[task].network.__name__,
-            "task": task,
+            "class": NETWORKS[form].__name__,
             "recipe": sidecar.recipe,
             "fix_quirks": sidecar.fix_quirks,
             "box_geometry": sidecar.box_geometry,
@@ -95,21 +90,23 @@ class VisualBertPredictor:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, task: str, device: str | None = None, precision: str = "float32"
+        cls, folder: str | Path, form: type[Example], device: str | None = None, precision: str = "float32"
     ) -> VisualBertPredictor:
-        """Open a checkpoint folder for `task` on `device` (default: CUDA where there is one).
+        """Open a checkpoint folder for one form of example on `device` (default: CUDA where there is one).
 
-        `precision` is float32 or bfloat16 (see `inference`). Raises ConfigError for an unknown task or precision and
-        CheckpointError, naming file and key, for a folder that is incomplete, damaged, or of another task.
+        `precision` is float32 or bfloat16 (see `inference`). Raises ConfigError for an unknown precision, and
+        CheckpointError, naming file and key, for a folder that is incomplete, damaged, or of another form.
         """
-        if task not in TASKS:
-            raise ConfigError(f"unknown task {task!r}: VisualBERT has heads for {', '.join(TASKS)}")
+        if form not in NETWORKS:
+            raise CheckpointError(
+                f"{folder}: VisualBERT answers {', '.join(map(_called, NETWORKS))}; asked a {_called(form)}"
+            )
         if precision not in PRECISIONS:
             raise ConfigError(f"unknown precision {precision!r}: VisualBERT computes in {' or '.join(PRECISIONS)}")
         if not Path(folder).is_dir():
             raise CheckpointError(f"{folder}: no such checkpoint folder")
         on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(Path(folder), task, on, precision)
+        return cls(Path(folder), form, on, precision)
 
     def fingerprint(self) -> dict[str, Any]:
         """What changes a prediction: class, task, recipe, precision and the digests of everything that was read."""
@@ -120,7 +117,7 @@ class VisualBertPredictor:
 
         Ties go to the lowest index. Where no finite number stands behind an answer, because features or weights hold
         NaN or infinity, that example has a `Failure` instead, and its batch mates answer as ever. Raises
-        CheckpointError where features are not `feature_size` numbers long.
+        CheckpointError where features are not `reads.size` numbers long.
         """
         found = self.examine(batch)
         return [each if isinstance(each, Failure) else each[0] for each in found]
@@ -143,13 +140,11 @@ class VisualBertPredictor:
         return [self._decoded(*item, row) for item, row in zip(batch, rows, strict=True)]
 
     def _check(self, example: Example, regions: tuple[Regions, ...]) -> None:
-        if not isinstance(example, TASKS[self._task].form):
-            raise TypeError(f"task {self._task} asks {TASKS[self._task].form.__name__}, got {type(example).__name__}")
+        if not isinstance(example, self._form):
+            raise TypeError(f"{self._folder} answers a {_called(self._form)}, got a {_called(type(example))}")
         for image in regions:
-            if image.features.shape[1] != self.feature_size:
-                raise CheckpointError(
-                    f"{self._folder} needs {self.feature_size}-d features, the store holds {image.features.shape[1]}-d"
-                )
+            if (size := image.features.shape[1]) != self.reads.size:
+                raise CheckpointError(f"{self._folder} needs {self.reads.size}-d features, the store holds {size}-d")
 
     def _decoded(
         self, example: Example, regions: tuple[Regions, ...], logits: np.ndarray
@@ -158,7 +153,7 @@ class VisualBertPredictor:
         # An answer is the largest: NaN anywhere makes that NaN. Without regions there is none, and none is answered.
         if deciding.size and not np.isfinite(deciding.max(-1)).all():
             return Failure(example.example_id, "predict", "NotFinite", NOT_FINITE)
-        answer, scores = _DECODERS[self._task](self, example, regions, logits)
+        answer, scores = _DECODERS[self._form](self, example, regions, logits)
         return Prediction(example.example_id, example.image_ids[0], answer, scores), deciding
 
     def _deciding(self, example: Example, regions: tuple[Regions, ...], logits: np.ndarray) -> np.ndarray:
@@ -166,19 +161,19 @@ class VisualBertPredictor:
             return logits[: len(example.phrases), : regions[0].num_regions]
         return np.where(self._unanswerable, -np.inf, logits) if isinstance(example, Question) else logits
 
-    def _vqa(self, example: Question, regions: tuple[Regions, ...], logits: np.ndarray) -> Answer:
+    def _choose_answer(self, example: Question, regions: tuple[Regions, ...], logits: np.ndarray) -> Answer:
         # The authors' accuracy masks <unk> too, though their writer of test files does not.
         masked = self._deciding(example, regions, logits)
         best = int(masked.argmax())
         return self._answers[best], (float(_softmax(masked)[best]),)
 
-    def _vcr(self, example: MultipleChoice, regions: tuple[Regions, ...], logits: np.ndarray) -> Answer:
+    def _choose(self, example: MultipleChoice, regions: tuple[Regions, ...], logits: np.ndarray) -> Answer:
         return int(logits.argmax()), tuple(_softmax(logits).tolist())
 
-    def _nlvr2(self, example: Statement, regions: tuple[Regions, ...], logits: np.ndarray) -> Answer:
+    def _judge(self, example: Statement, regions: tuple[Regions, ...], logits: np.ndarray) -> Answer:
         return ("False", "True")[int(logits.argmax())], tuple(_softmax(logits).tolist())
 
-    def _flickr(self, example: Grounding, regions: tuple[Regions, ...], logits: np.ndarray) -> Answer:
+    def _rank_boxes(self, example: Grounding, regions: tuple[Regions, ...], logits: np.ndarray) -> Answer:
         boxes = regions[0].boxes.astype(np.float64).round(2)
         ranked, scores = [], []
         for row in self._deciding(example, regions, logits):
@@ -187,11 +182,11 @@ class VisualBertPredictor:
         return ranked, tuple(scores)
 
 
-_DECODERS: dict[str, Callable[..., Answer]] = {
-    "vqa": VisualBertPredictor._vqa,
-    "vcr": VisualBertPredictor._vcr,
-    "nlvr2": VisualBertPredictor._nlvr2,
-    "flickr30k_entities": VisualBertPredictor._flickr,
+_DECODERS: dict[type[Example], Callable[..., Answer]] = {
+    Question: VisualBertPredictor._choose_answer,
+    MultipleChoice: VisualBertPredictor._choose,
+    Statement: VisualBertPredictor._judge,
+    Grounding: VisualBertPredictor._rank_boxes,
 }
 
 
@@ -233,6 +228,10 @@ def _answers(folder: Path, config: VisualBertConfig) -> tuple[str, ...]:
     if len(answers) != config.num_labels:
         raise CheckpointError(f"{path}: {len(answers)} answers, {CONFIG_FILE} has {config.num_labels} labels")
     return answers
+
+
+def _called(form: type[Example] | None) -> str:
+    return "" if form is None else form.__name__
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

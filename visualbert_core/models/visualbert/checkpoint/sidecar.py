@@ -9,8 +9,17 @@ from pathlib import Path
 from visualbert_core.config import nearest
 from visualbert_core.documents import brief, read_json
 from visualbert_core.errors import CheckpointError
-from visualbert_core.models import SIDECAR_FILE
+from visualbert_core.models.base import SIDECAR_FILE
 from visualbert_core.models.visualbert.inputs import RECIPES
+from visualbert_core.schema import Example, Grounding, MultipleChoice, Question, Statement
+
+FORMS: dict[str, type[Example]] = {
+    "vqa": Question,
+    "vcr": MultipleChoice,
+    "nlvr2": Statement,
+    "flickr30k_entities": Grounding,
+}
+"""The benchmarks of the paper → the form of example that their checkpoints answer."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,12 @@ class Sidecar:
         if sidecar.fix_quirks and sidecar.recipe != "original":
             raise CheckpointError(f"{path}: fix_quirks: belongs to recipe original, not to {sidecar.recipe}")
         return sidecar
+
+    @property
+    def form(self) -> type[Example] | None:
+        """The form of example that the network answers; None where `task` is not said, or is a benchmark of
+        somebody's own."""
+        return None if self.task is None else FORMS.get(self.task)
 
     def save(self, folder: str | Path) -> None:
         """Write the sidecar into `folder`."""

@@ -1,0 +1,72 @@
+"""A model that reads pixels and gives neither logits nor attentions: what the tests put through the whole house.
+
+It answers every form of example by the mean brightness of the picture, so its answers follow from the image and are
+mostly wrong. `config.json` holds its one weight, `shift`. It is found as any installed family is, by an entry point.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from visualbert_core.models import ReadsPixels
+from visualbert_core.schema import Example, Grounding, MultipleChoice, Pixels, Prediction, Question, Statement
+
+FORMS = frozenset({Question, MultipleChoice, Statement, Grounding})
+
+
+class BrightnessModel:
+    """Keeps `models.Model[Pixels]`."""
+
+    reads = ReadsPixels()
+    forms = FORMS
+
+    def __init__(self, shift: int) -> None:
+        self.shift = shift
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, form: type[Example], device: str | None, precision: str
+    ) -> BrightnessModel:
+        return cls(json.loads((Path(folder) / "config.json").read_text())["shift"])
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"class": "BrightnessModel", "shift": self.shift}
+
+    def predict(self, batch: Sequence[tuple[Example, tuple[Pixels, ...]]]) -> list[Prediction]:
+        return [self._answer(example, pictures) for example, pictures in batch]
+
+    def _answer(self, example: Example, pictures: tuple[Pixels, ...]) -> Prediction:
+        level = int(sum(picture.rgb.mean() for picture in pictures)) + self.shift
+        answer: Any
+        scores: tuple[float, ...] = (level % 10 / 10,)
+        if isinstance(example, Question):
+            answer = ("yes", "no", "2", "red")[level % 4]
+        elif isinstance(example, MultipleChoice):
+            answer, scores = level % len(example.choices), (0.25,) * len(example.choices)
+        elif isinstance(example, Statement):
+            answer, scores = str(level % 2 == 0), (0.5, 0.5)
+        else:
+            width, height = pictures[0].width, pictures[0].height
+            left = (level % 3) * width / 6
+            box = [left, height / 4, left + width / 2, height * 3 / 4]
+            answer, scores = [[box] for _ in example.phrases], (0.5,) * len(example.phrases)
+        return Prediction(example.example_id, example.image_ids[0], answer, scores)
+
+
+def install(folder: Path) -> Path:
+    """Write a folder that, on Python's path, is an installed package with this family."""
+    info = folder / "brightness-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: brightness\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[visualbert_core.models]\nbrightness = pixel_model:BrightnessModel\n")
+    return folder
+
+
+def write_checkpoint(folder: Path, shift: int) -> Path:
+    """Write the model's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "brightness", "shift": shift}))
+    return folder

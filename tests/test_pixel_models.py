@@ -1,0 +1,233 @@
+"""Models that read pixels: two nights of a stand-in over all four benchmarks, without a detector and without a store.
+
+Nothing in the house may assume regions, logits or a feature store; the stand-in (`pixel_model.py`) has none of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import SmallNight, run_here, small_matrix
+from pixel_model import install, write_checkpoint
+
+from visualbert_core.cluster import Pool
+from visualbert_core.comparison.compare import compare
+from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
+from visualbert_core.evaluation.predictions import read_predictions
+from visualbert_core.evaluation.run import Run, evaluate, read_run
+from visualbert_core.evaluation.selfcheck import describe, self_check
+from visualbert_core.nightly.matrix import Night, load_matrix, run_matrix
+
+INLINE = PoolConfig(inline=True)
+TASKS = ("vqa", "vcr", "nlvr2", "flickr30k_entities")
+
+
+@dataclass(frozen=True)
+class Nights:
+    root: Path
+    world: Path
+    first: Night
+    second: Night
+
+    def run(self, night: str, task: str, baseline: bool = False) -> Run:
+        runs = (self.root / "out" / "runs" / "pixels" / night).glob(f"brightness__{task}__*")
+        (folder,) = (path for path in runs if path.name.endswith("__wrong-image") == baseline)
+        return read_run(folder)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(install(tmp_path_factory.mktemp("site")))
+        yield
+
+
+def write_matrix(root: Path, world: Path, **changes: Any) -> Path:
+    """The demo's matrix over the small night's world, every corpus without a detector, every cell by the stand-in."""
+    matrix = small_matrix(name="pixels", out=str(root / "out"), data=str(world), examples=4, gate={"drop": 20})
+    matrix |= {"wrong_image_baseline": True}
+    del matrix["world"]
+    for corpus in matrix["corpora"].values():
+        corpus.pop("detector")
+        corpus.pop("boxes", None)
+    for cell in matrix["cells"]:
+        cell["model"] = str(root / "brightness")
+        cell["drops"] = {}
+    (root / "matrix.yaml").write_text(yaml.safe_dump(matrix | changes))
+    return root / "matrix.yaml"
+
+
+@pytest.fixture(scope="module")
+def nights(installed: None, small_night: SmallNight, tmp_path_factory: pytest.TempPathFactory) -> Nights:
+    """The second night's weights are others, so about every answer is."""
+    root, world = tmp_path_factory.mktemp("pixels"), small_night.out / "world"
+    matrix = write_matrix(root, world)
+    found = []
+    for night, shift in (("1-first", 0), ("2-shifted", 1)):
+        write_checkpoint(root / "brightness", shift)
+        found.append(run_matrix(load_matrix(matrix, {"night": night})))
+    return Nights(root, world, *found)
+
+
+def vqa_config(nights: Nights, out: Path, **changes: Any) -> EvaluateConfig:
+    images = nights.world / "vqa" / "val2014"
+    return EvaluateConfig(
+        **{
+            "task": "vqa",
+            "split": "val",
+            "annotations": nights.world / "vqa",
+            "images": images,
+            "model": nights.root / "brightness",
+            "out": out,
+            "batch_size": 7,
+            "shard_size": 5,
+        }
+        | changes
+    )
+
+
+def evaluated(config: EvaluateConfig) -> Run:
+    with Pool(INLINE) as pool:
+        return evaluate(config, pool)
+
+
+def test_every_benchmark_is_scored_without_features(nights: Nights) -> None:
+    """All four forms get complete scores and a wrong-image baseline; no store is made; images are in the provenance."""
+    assert not (nights.root / "out" / "features").exists()
+    for task in TASKS:
+        for baseline in (False, True):
+            run = nights.run("1-first", task, baseline)
+            assert run.scores is not None
+            assert run.record["coverage"]["missing"] == 0
+            assert run.scores["visual"] == ("wrong-image" if baseline else "own")
+            assert set(run.record["provenance"]["images"]) == {"count", "digest"}
+            assert "features" not in run.record["provenance"]
+
+
+def test_the_wrong_image_is_another_picture(nights: Nights) -> None:
+    """The stand-in's answers follow from the pixels alone, so other pictures give other answers."""
+    own, wrong = (
+        read_predictions(nights.run("1-first", "vqa", baseline).folder / "predictions")[0] for baseline in (False, True)
+    )
+    assert [p.example_id for p in own] == [p.example_id for p in wrong]
+    assert [p.answer for p in own] != [p.answer for p in wrong]
+
+
+def test_two_nights_are_gated_and_compared(nights: Nights) -> None:
+    """The gate judges every cell; a comparison names the model as the cause and lists flips with their confidences."""
+    judged = nights.second.judged
+    assert judged is not None
+    assert len(judged.gate.checks) == len(nights.second.cells)
+    for task in TASKS:
+        found = compare(nights.run("1-first", task), nights.run("2-shifted", task))
+        assert found.answers_changed > 0
+        assert {name for cause in found.causes for name in cause.ingredients} == {"model"}
+    flips = compare(nights.run("1-first", "vqa"), nights.run("2-shifted", "vqa")).flips["accuracy"]
+    assert flips.worse_count + flips.better_count > 0
+    assert all(flip.confidence_after is not None for flip in (*flips.worse, *flips.better))
+
+
+def test_the_page_shows_examples_and_flips(nights: Nights) -> None:
+    """Each cell has its example pictures, the night its flips; no region is drawn, since the model saw none."""
+    page = nights.second.report.read_text()
+    assert page.count("<img ") + page.count("<image ") > 4 * 4
+    assert 'id="flips"' in page
+    assert "cannot be shown" not in page
+    assert "regions drawn over it" not in page
+    assert "Thin boxes are the regions" not in page
+
+
+def test_answers_do_not_depend_on_the_batch(nights: Nights, tmp_path: Path) -> None:
+    """The invariance check compares answers and confidences where there are no logits."""
+    found = self_check(vqa_config(nights, tmp_path), INLINE, examples=20)
+    assert (found.compared, found.changed, found.largest_difference) == ("confidences", (), 0.0)
+    assert "largest difference of confidences: 0.0e+00" in list(describe(found))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_answers_do_not_depend_on_shards(nights: Nights, tmp_path: Path) -> None:
+    """Other batches and shards give the same predictions and the same scores."""
+    other = evaluated(vqa_config(nights, tmp_path, batch_size=1, shard_size=100))
+    night = nights.run("2-shifted", "vqa")
+    assert read_predictions(other.folder / "predictions") == read_predictions(night.folder / "predictions")
+    assert other.scores is not None
+    assert night.scores is not None
+    assert other.scores["scores"] == night.scores["scores"]
+
+
+def test_naming_what_the_model_does_not_read(nights: Nights, small_night: SmallNight, tmp_path: Path) -> None:
+    """A store for a pixel model, images for a region model, both or neither: one line that says which."""
+    (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
+    with pytest.raises(CheckpointError, match=r"reads pixels, .* is a feature store: name the corpus .*--images"):
+        evaluated(vqa_config(nights, tmp_path, images=None, features=store))
+    weights = Path(__file__).parents[1] / "visualbert_core" / "world" / "weights" / "visualbert-vqa"
+    with pytest.raises(CheckpointError, match=r"reads region features, .* is a corpus of images.*--features"):
+        evaluated(vqa_config(nights, tmp_path, model=weights))
+    for both in ({"features": store}, {"images": None}):
+        with pytest.raises(ConfigError, match=r"give features .* or images"):
+            vqa_config(nights, tmp_path, **both)
+
+
+def test_an_image_that_does_not_decode_is_a_failure(nights: Nights, tmp_path: Path) -> None:
+    """Its questions fail, each with the reason; the others are answered; there is no score over what is left."""
+    images = shutil.copytree(nights.world / "vqa" / "val2014", tmp_path / "val2014")
+    first, second, *_ = sorted(images.glob("*.*"))
+    first.write_bytes(first.read_bytes()[:100])
+    second.unlink()
+    with pytest.raises(CoverageError, match="no score"):
+        evaluated(vqa_config(nights, tmp_path / "runs", images=images))
+    predictions, failures = read_predictions(tmp_path / "runs" / "brightness__vqa__val" / "predictions")
+    assert len(predictions) > 0
+    assert {failure.stage for failure in failures} == {"images"}
+    assert {failure.error for failure in failures} >= {"NoImage"}
+    assert any(repr(first.stem) in failure.message for failure in failures)
+
+
+def test_other_images_of_the_same_names_are_another_run(nights: Nights, tmp_path: Path) -> None:
+    """A finished run is read again; after one picture has changed, the same line is refused and says what differs."""
+    images = shutil.copytree(nights.world / "vqa" / "val2014", tmp_path / "val2014")
+    config = vqa_config(nights, tmp_path / "runs", images=images)
+    run = evaluated(config)
+    before = (run.folder / "scores.json").stat().st_mtime_ns
+    assert (evaluated(config).folder / "scores.json").stat().st_mtime_ns == before
+    first, second, *_ = sorted(images.glob("*.*"))
+    shutil.copyfile(second, first)
+    with pytest.raises(InputError, match=r"made of other ingredients \(images.digest"):
+        evaluated(config)
+
+
+def test_images_of_another_size_are_refused(nights: Nights, tmp_path: Path) -> None:
+    """Boxes of one size of a picture mean nothing on another, whoever reads it."""
+    from PIL import Image
+
+    images = shutil.copytree(nights.world / "flickr30k" / "images", tmp_path / "images")
+    for path in images.glob("*.*"):
+        with Image.open(path) as picture:
+            picture.resize((picture.width * 3 // 4, picture.height * 3 // 4)).save(path)
+    annotations = nights.world / "flickr30k"
+    config = vqa_config(nights, tmp_path, task="flickr30k_entities", images=images, annotations=annotations)
+    with pytest.raises(InputError, match="have another size than their annotations are for"):
+        evaluated(dataclasses.replace(config, split="val"))
+
+
+def test_the_command_takes_images(nights: Nights, tmp_path: Path) -> None:
+    """`visualbert evaluate --images` is the same evaluation; its scores are those of the night."""
+    job = Path(__file__).parents[1] / "jobs" / "evaluate.py"
+    config = vqa_config(nights, tmp_path)
+    flags = {"task": "vqa", "split": "val", "annotations": config.annotations, "images": config.images}
+    flags |= {"model": config.model, "out": config.out}
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    ended = run_here(job, *words, "--inline", "--json")
+    assert ended.returncode == 0, ended.stderr
+    night = nights.run("2-shifted", "vqa")
+    assert night.scores is not None
+    assert json.loads(ended.stdout)["scores"] == night.scores["scores"]

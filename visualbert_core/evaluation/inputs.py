@@ -1,0 +1,241 @@
+"""What a model reads of the images: the regions of a feature store, or the pixels of an image corpus.
+
+A source is opened once by the driver: it says which images there are, their sizes, and what identifies them in a run's
+provenance. A reader is opened by every worker: it joins the examples of a shard with what is read of their images.
+Owns what becomes of an example whose image is not there or does not decode: a failure row, never a wrong answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from visualbert_core.config import EvaluateConfig
+from visualbert_core.corpus import Corpus, list_images
+from visualbert_core.errors import CheckpointError
+from visualbert_core.evaluation.batches import Asked, ExampleShard, ImageFile, batches
+from visualbert_core.features.importers.hdf5 import NO_SIZES
+from visualbert_core.features.store import FeatureStore
+from visualbert_core.images import DecodeError, fetch, identify, read_image
+from visualbert_core.models import Model, ReadsPixels
+from visualbert_core.provenance import digest_json
+from visualbert_core.schema import Example, Failure, Image, Pixels, Regions
+
+Visual = Regions | Pixels
+Joined = tuple[Example, tuple[Any, ...]]
+"""An example with what is read of its images, in order: a row of `Visual`s of one kind."""
+
+DECODERS = 4  # threads a shard
+_CHUNK = 256  # images whose bytes are in memory while they are identified
+
+
+class Reader(Protocol):
+    """What a worker reads with. Threads may share it."""
+
+    def read(self, shard: ExampleShard, batch_size: int) -> Iterator[tuple[list[Joined], list[Failure]]]:
+        """Yield the shard's examples in batches, and failures of those that lack an image; the same batches for the
+        same shard."""
+
+
+class Source(Protocol):
+    """What a driver knows of the images. `image_id in source` says whether there is something to read of one."""
+
+    @property
+    def address(self) -> str:
+        """Where it lies, for messages."""
+
+    @property
+    def reader(self) -> Callable[[], Reader]:
+        """What opens a reader; it can be sent to a worker."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What must be said with every score whose annotations tell the sizes of images."""
+
+    def __contains__(self, image_id: object) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def identify(self, examples: Iterable[Example]) -> dict[str, Any]:
+        """Return the part of a run's provenance that names what its model reads of the images of these examples."""
+
+    def sizes(self, image_ids: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+        """Return (width, height) of those images whose size is known; of pixels, of identified images only."""
+
+    def files(self, image_ids: Iterable[str]) -> tuple[ImageFile, ...]:
+        """Return what a shard must carry for its reader; empty for a store, which a reader opens itself."""
+
+
+def open_source(config: EvaluateConfig, model: Model[Any]) -> Source:
+    """Open what the model reads. Raises CheckpointError where the configuration names the other thing."""
+    if isinstance(model.reads, ReadsPixels):
+        if config.images is None:
+            raise CheckpointError(
+                f"{config.model} reads pixels, {config.features} is a feature store: name the corpus of images "
+                "instead (--images; in a matrix, a corpus without a detector)"
+            )
+        return ImageSource(config.images)
+    if config.features is None:
+        raise CheckpointError(
+            f"{config.model} reads region features, {config.images} is a corpus of images: name a feature store "
+            "instead (--features; in a matrix, a corpus with a detector)"
+        )
+    return RegionSource(config.features)
+
+
+class RegionSource:
+    """A feature store."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open it. Raises StoreError where it is unfinished or damaged."""
+        self.store = FeatureStore.open(folder)
+        self.address = self.store.address
+        self.reader: Callable[[], Reader] = partial(RegionReader, folder)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Whether an import could not know the sizes of the images."""
+        if NO_SIZES not in self.store.fingerprint.get("notes", ()):
+            return ()
+        return ("imported without the sizes of the images: they were not compared with those of the annotations",)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self.store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def identify(self, examples: Iterable[Example]) -> dict[str, Any]:
+        """Return the store's fingerprint and the digest of its manifest."""
+        return {"features": {"detector": self.store.fingerprint, "manifest": self.store.manifest_digest()}}
+
+    def sizes(self, image_ids: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+        """Return (width, height) of those images that the store has and knows the size of."""
+        rows = () if self.notes else self.store.sizes()
+        return {image_id: (width, height) for image_id, width, height, _ in rows if image_id in image_ids}
+
+    def files(self, image_ids: Iterable[str]) -> tuple[ImageFile, ...]:
+        """Return nothing: a worker opens the store itself."""
+        return ()
+
+
+class RegionReader:
+    """Reads a feature store; each image of a shard once, all of them at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = FeatureStore.open(folder)
+
+    def read(self, shard: ExampleShard, batch_size: int) -> Iterator[tuple[list[Joined], list[Failure]]]:
+        """See `Reader.read`. A batch holds only examples that have all their regions."""
+        wanted = [i for i in dict.fromkeys(i for _, ids in shard.asked() for i in ids) if i in self.store]
+        regions = dict(zip(wanted, self.store.fetch_many(wanted), strict=True))
+        able, failures = [], []
+        for example, image_ids in shard.asked():
+            lacking = [i for i in image_ids if i not in regions]
+            if lacking:
+                message = f"image {lacking[0]!r} has no features"
+                failures.append(Failure(example.example_id, "features", "NoFeatures", message))
+            else:
+                able.append((example, image_ids))
+        yield [], failures
+        for batch in batches(able, batch_size):
+            yield [(example, tuple(regions[i] for i in ids)) for example, ids in batch], []
+
+
+class ImageSource:
+    """A corpus of images, in every form that an extraction takes."""
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, corpus: Path) -> None:
+        """List it. Raises InputError where there is no image."""
+        self.images: Corpus = list_images(corpus)
+        self.address = str(corpus)
+        self.reader: Callable[[], Reader] = PixelReader
+        self._known: dict[str, tuple[str, tuple[int, int] | None]] = {}
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self.images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def identify(self, examples: Iterable[Example]) -> dict[str, Any]:
+        """Read the bytes of every image once, before the first answer: a run is finished, resumed or refused by what
+        its images hold, not by their names. Raises OSError where one cannot be reached."""
+        wanted = sorted({i for example in examples for i in example.image_ids if i in self.images})
+        unknown = [image_id for image_id in wanted if image_id not in self._known]
+        with ThreadPoolExecutor(DECODERS) as threads:
+            for start in range(0, len(unknown), _CHUNK):
+                chunk = fetch([self.images[image_id] for image_id in unknown[start : start + _CHUNK]])
+                self._known |= zip((i.image_id for i in chunk), threads.map(_identified, chunk), strict=True)
+        digests = [[image_id, self._known[image_id][0]] for image_id in wanted]
+        return {"images": {"count": len(wanted), "digest": digest_json(digests)}}
+
+    def sizes(self, image_ids: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+        """Return (width, height) by the headers of those images that have been identified."""
+        found = ((image_id, self._known[image_id][1]) for image_id in image_ids if image_id in self._known)
+        return {image_id: size for image_id, size in found if size is not None}
+
+    def files(self, image_ids: Iterable[str]) -> tuple[ImageFile, ...]:
+        """Return where the images lie, with the digests of those that have been identified."""
+        there = (image_id for image_id in image_ids if image_id in self.images)
+        return tuple(ImageFile(self.images[i], self._known[i][0] if i in self._known else None) for i in there)
+
+
+class PixelReader:
+    """Decodes the images of a shard, each for all its questions; the next batch's while the model has this one."""
+
+    def read(self, shard: ExampleShard, batch_size: int) -> Iterator[tuple[list[Joined], list[Failure]]]:
+        """See `Reader.read`. At most two batches of images are decoded at a time."""
+        wanted = {image_id for _, image_ids in shard.asked() for image_id in image_ids}
+        files = [file for file in shard.files if file.image.image_id in wanted]  # reading one may be what kills
+        digests = {file.image.image_id: file.digest for file in files}
+        images = {image.image_id: image for image in fetch([file.image for file in files])}
+        cut = list(batches(shard.asked(), batch_size))
+        decoding: dict[str, Future[Pixels | Failure]] = {}
+        with ThreadPoolExecutor(DECODERS) as threads:
+            for number, batch in enumerate(cut):
+                near = list(dict.fromkeys(i for each in cut[number : number + 2] for _, ids in each for i in ids))
+                decoding = {
+                    i: decoding.get(i) or threads.submit(_decode, images[i], digests[i]) for i in near if i in images
+                }
+                found = {i: decoding[i].result() for _, ids in batch for i in ids if i in decoding}
+                yield _join(batch, found)
+
+
+def _join(batch: Sequence[Asked], found: Mapping[str, Pixels | Failure]) -> tuple[list[Joined], list[Failure]]:
+    joined: list[Joined] = []
+    failures: list[Failure] = []
+    for example, image_ids in batch:
+        pixels = [found.get(image_id) for image_id in image_ids]
+        bad = next((i for i, each in enumerate(pixels) if not isinstance(each, Pixels)), None)
+        if bad is None:
+            joined.append((example, tuple(pixels)))
+        elif isinstance(failure := pixels[bad], Failure):
+            message = f"image {image_ids[bad]!r}: {failure.message}"
+            failures.append(Failure(example.example_id, "images", failure.error, message))
+        else:
+            message = f"image {image_ids[bad]!r} is not in the corpus"
+            failures.append(Failure(example.example_id, "images", "NoImage", message))
+    return joined, failures
+
+
+def _decode(image: Image, digest: str | None) -> Pixels | Failure:
+    try:
+        rgb, found = read_image(image)
+    except DecodeError as error:
+        return Failure(image.image_id, "decode", type(error.__cause__ or error).__name__, str(error))
+    if digest not in (None, found):
+        return Failure(image.image_id, "decode", "Changed", "its file has changed since the run began")
+    return Pixels(image.image_id, rgb, found)
+
+
+def _identified(image: Image) -> tuple[str, tuple[int, int] | None]:
+    try:
+        return identify(image)
+    except DecodeError as error:
+        return str(error), None

@@ -1,0 +1,51 @@
+"""Finds the family of a checkpoint by the `model_type` of its `config.json`, as transformers names it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from visualbert_core.config import nearest
+from visualbert_core.documents import brief, read_json
+from visualbert_core.errors import CheckpointError
+from visualbert_core.models.base import Model
+from visualbert_core.schema import Example
+
+CONFIG_FILE = "config.json"
+
+FAMILIES = {"visual_bert": "visualbert_core.models.visualbert.predictor:VisualBertPredictor"}
+"""`model_type` → module:class. The class opens a folder by `from_pretrained(folder, form, device, precision)`. A family
+is imported when it is first asked for."""
+
+ENTRY_POINTS = "visualbert_core.models"
+"""The group of entry points by which an installed package adds families: `model_type = "module:class"`. Every process
+of a job finds them so, workers on other machines too."""
+
+
+def load_model(
+    folder: str | Path, form: type[Example], device: str | None = None, precision: str = "float32"
+) -> Model[Any]:
+    """Open a checkpoint folder to answer examples of one form, such as `schema.Question`.
+
+    `device` defaults to CUDA where there is one; `precision` is float32 or bfloat16. Raises CheckpointError where the
+    folder is incomplete, or holds a network that does not answer this form; ConfigError for an unknown precision.
+    """
+    module, _, name = _family(Path(folder)).partition(":")
+    model: Model[Any] = getattr(import_module(module), name).from_pretrained(folder, form, device, precision)
+    return model
+
+
+def _family(folder: Path) -> str:
+    """Return the module:class for the `model_type` of a folder. Raises CheckpointError where it names none."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such checkpoint folder")
+    path = folder / CONFIG_FILE
+    config = read_json(path, CheckpointError)
+    found = config.get("model_type") if isinstance(config, dict) else None
+    families = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)} | FAMILIES
+    if not isinstance(found, str) or found not in families:
+        hint = nearest(found, families) if isinstance(found, str) else f"; known: {', '.join(families)}"
+        raise CheckpointError(f"{path}: model_type: no model of type {brief(found)} is known{hint}")
+    return families[found]
