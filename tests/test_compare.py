@@ -17,7 +17,7 @@ from visualbert_core.comparison.attribution import NOTHING, causes
 from visualbert_core.comparison.compare import compare, describe
 from visualbert_core.comparison.flips import flips
 from visualbert_core.errors import InputError, NotComparableError
-from visualbert_core.evaluation.run import Run, read_run
+from visualbert_core.evaluation.run_folder import Run, read_run
 from visualbert_core.evaluation.units import Units, by_metric, encode_units, read_units
 from visualbert_core.schema import JudgedAnswer, Score
 

@@ -23,7 +23,8 @@ from visualbert_core.evaluation.batches import ImageFile, batches, plan_examples
 from visualbert_core.evaluation.fit import check_fit
 from visualbert_core.evaluation.inputs import RegionReader, RegionSource
 from visualbert_core.evaluation.predictions import encode, read_predictions
-from visualbert_core.evaluation.run import evaluate, read_run
+from visualbert_core.evaluation.run import evaluate
+from visualbert_core.evaluation.run_folder import read_run
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.models import Model, ReadsRegions, load_model
 from visualbert_core.models.visualbert.checkpoint.sidecar import FORMS

@@ -22,7 +22,7 @@ from visualbert_core.comparison.compare import Comparison
 from visualbert_core.comparison.gate import Check
 from visualbert_core.comparison.history import History
 from visualbert_core.errors import ConfigError, InputError
-from visualbert_core.evaluation.run import _claim
+from visualbert_core.evaluation.run_folder import claim
 from visualbert_core.nightly.matrix import Night, load_matrix, run_matrix, runs_folder
 from visualbert_core.nightly.plan import plan_night
 
@@ -343,7 +343,7 @@ def test_another_smoke_night_takes_the_place_of_the_first(tmp_path: Path) -> Non
     run = whole.cells[0].run
     assert run is not None
     with pytest.raises(InputError, match="made of other ingredients"):
-        _claim(run.folder, run.record | {"provenance": {}, "spec": run.record["spec"] | {"limit": 3}})
+        claim(run.folder, run.record | {"provenance": {}, "spec": run.record["spec"] | {"limit": 3}})
 
 
 def test_a_dry_run_knows_the_precision(tmp_path: Path) -> None:

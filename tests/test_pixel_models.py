@@ -23,7 +23,8 @@ from visualbert_core.comparison.compare import compare
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.predictions import read_predictions
-from visualbert_core.evaluation.run import Run, evaluate, read_run
+from visualbert_core.evaluation.run import evaluate
+from visualbert_core.evaluation.run_folder import Run, read_run
 from visualbert_core.evaluation.selfcheck import describe, self_check
 from visualbert_core.nightly.matrix import Night, load_matrix, run_matrix
 

@@ -27,7 +27,8 @@ from visualbert_core.cluster import Pool
 from visualbert_core.commands.evaluate import Command
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.errors import CoverageError
-from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
+from visualbert_core.evaluation.run import evaluate
+from visualbert_core.evaluation.run_folder import Run, read_run, run_folder
 from visualbert_core.features import names
 from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
 from visualbert_core.models import ReadsRegions

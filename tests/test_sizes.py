@@ -14,7 +14,8 @@ from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.errors import InputError
 from visualbert_core.evaluation.inputs import RegionSource
-from visualbert_core.evaluation.run import Run, evaluate, read_run
+from visualbert_core.evaluation.run import evaluate
+from visualbert_core.evaluation.run_folder import Run, read_run
 from visualbert_core.evaluation.selfcheck import self_check
 from visualbert_core.evaluation.sizes import check_sizes
 from visualbert_core.features.importers.hdf5 import NO_SIZES

@@ -22,7 +22,7 @@ from rich.console import Console
 from test_report import write_store
 
 from visualbert_core.comparison.gate import Check, Gate, Watched
-from visualbert_core.evaluation.run import read_run
+from visualbert_core.evaluation.run_folder import read_run
 from visualbert_core.printable import guard, printable, say, say_json, unguarded
 from visualbert_core.progress import Progress
 from visualbert_core.report import ReportCell, ReportInfo

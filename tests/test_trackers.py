@@ -11,7 +11,7 @@ import pytest
 from conftest import SmallNight, small_files
 
 from visualbert_core.errors import ConfigError, TrackerError
-from visualbert_core.evaluation.run import read_run
+from visualbert_core.evaluation.run_folder import read_run
 from visualbert_core.report.trackers import TrackedNight, check_trackers, track
 
 CELL = "visualbert-vqa__vqa__val"

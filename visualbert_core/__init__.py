@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from visualbert_core.comparison.compare import compare
     from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig
     from visualbert_core.detector import load_detector
-    from visualbert_core.evaluation.run import evaluate, read_run
+    from visualbert_core.evaluation.run import evaluate
+    from visualbert_core.evaluation.run_folder import read_run
     from visualbert_core.evaluation.score import read_answers, score
     from visualbert_core.features.extract import extract
     from visualbert_core.features.store import FeatureStore
@@ -64,7 +65,7 @@ _MODULES = {
     "load_model": "models",
     "open_task": "tasks",
     "read_answers": "evaluation.score",
-    "read_run": "evaluation.run",
+    "read_run": "evaluation.run_folder",
     "score": "evaluation.score",
 }
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from visualbert_core.comparison.compare import SHOWN, compare, describe
-from visualbert_core.evaluation.run import Run, read_run
+from visualbert_core.evaluation.run_folder import Run, read_run
 from visualbert_core.printable import say, say_json
 from visualbert_core.provenance import digest_files
 from visualbert_core.tasks import Task, open_task

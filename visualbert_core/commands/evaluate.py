@@ -11,7 +11,7 @@ from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.printable import say, say_json
 
 if TYPE_CHECKING:
-    from visualbert_core.evaluation.run import Run
+    from visualbert_core.evaluation.run_folder import Run
 
 
 @dataclass(frozen=True, kw_only=True)

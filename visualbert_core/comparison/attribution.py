@@ -43,7 +43,7 @@ class Swap(Protocol):
 
 
 def causes(
-    swap: Swap, answers_changed: bool, differs: Mapping[str, Sequence[str]], reads_pixels: bool
+    swap: Swap, answers_changed: bool, differs: Mapping[str, Sequence[str]], reads_pixels: bool = False
 ) -> Iterator[Cause]:
     """Yield the causes whose points, where all are known, add up to after - before; none where the runs are equal."""
     total = swap.after - swap.before

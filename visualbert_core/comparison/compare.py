@@ -19,7 +19,7 @@ from visualbert_core.comparison.attribution import Cause, causes, scorers
 from visualbert_core.comparison.flips import Flips, changed_answers, flips
 from visualbert_core.errors import CoverageError, InputError, NotComparableError
 from visualbert_core.evaluation.predictions import read_predictions
-from visualbert_core.evaluation.run import Run
+from visualbert_core.evaluation.run_folder import Run
 from visualbert_core.evaluation.units import Groups, Units, by_metric, read_units
 from visualbert_core.metrics.statistics import Paired, holm, paired
 from visualbert_core.printable import printable

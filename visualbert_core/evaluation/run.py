@@ -1,71 +1,44 @@
-"""One model × task × split: the worker, and the run folder.
+"""One model × task × split: ask what is missing, then score.
 
-    <out>/<model>__<task>__<split>/     "…__wrong-image" for the baseline
-        run.json        what was asked, what it was made of, how far it got, digests of the files below
-        predictions/    a shards.ShardFolder
-        submission.*    the leaderboard's file of complete predictions, where they hold all that it asks
-        units.parquet   what each scored unit is worth, by which runs are compared
-        scores.json     written last, and only over complete predictions of a split with public labels
-
-Of a `limit` only the predictions are kept: a part of a split has no score.
 Running the same line again resumes; a finished run is not computed again; a folder made of something else is refused.
+`run_folder` says what the folder holds.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from visualbert_core import lfs, storage
+from visualbert_core import storage
 from visualbert_core.cluster import Pool
-from visualbert_core.config import EvaluateConfig, run_name
-from visualbert_core.documents import parse_json
+from visualbert_core.config import EvaluateConfig
 from visualbert_core.errors import ConfigError, CoverageError, InputError
-from visualbert_core.evaluation.batches import ExampleShard, plan_examples, sample, wrong_images
+from visualbert_core.evaluation.batches import plan_examples, sample, wrong_images
 from visualbert_core.evaluation.fit import check_fit, check_form
-from visualbert_core.evaluation.inputs import Joined, Reader, Source, open_source
-from visualbert_core.evaluation.predictions import encode, read_predictions
+from visualbert_core.evaluation.inputs import Source, open_source
+from visualbert_core.evaluation.predictions import read_predictions
+from visualbert_core.evaluation.run_folder import Run, claim, encode_json, is_finished, read_run, run_folder, write_json
 from visualbert_core.evaluation.score import Answers, score
 from visualbert_core.evaluation.sizes import check_sizes
 from visualbert_core.evaluation.units import UNITS_FILE, by_metric, encode_units
-from visualbert_core.features.store import encode_failures
-from visualbert_core.host import in_halves
+from visualbert_core.evaluation.worker import EvaluationWorker, LoadModel
 from visualbert_core.metrics.coverage import check_coverage
-from visualbert_core.models import NOT_FINITE, Model, load_model
+from visualbert_core.models import Model, load_model
 from visualbert_core.printable import say
 from visualbert_core.provenance import (
     code_digests,
-    differences,
     digest_bytes,
     digest_file,
     digest_files,
     digest_json,
     versions,
 )
-from visualbert_core.schema import SCHEMA_VERSION, Example, Failure, Prediction
-from visualbert_core.shards import Marker, Part, ShardFolder, publish
+from visualbert_core.schema import SCHEMA_VERSION, Example, Prediction
+from visualbert_core.shards import ShardFolder, publish
 from visualbert_core.tasks import Task, open_task
-
-LoadModel = Callable[[Path, type[Example], str | None, str], Model[Any]]
-"""folder, form of the examples, device, precision → model"""
-
-_AGAIN = "delete it and run the same line again"
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder with its two documents; `scores` is None where predictions do not cover the split (a `limit` never
-    does), or where it has no public labels."""
-
-    folder: Path
-    record: dict[str, Any]
-    scores: dict[str, Any] | None
 
 
 def evaluate(
@@ -96,8 +69,8 @@ def evaluate(
     provenance = _provenance(config, task, model) | made_of
     folder = run_folder(config)
     record = {"spec": _spec(config), "provenance": provenance, "status": "running", "warnings": warnings}
-    _claim(folder, record)
-    if _is_finished(folder):
+    claim(folder, record)
+    if is_finished(folder):
         return read_run(folder)
 
     asked = list(task.examples()) if some is None else some
@@ -112,91 +85,6 @@ def evaluate(
     if some is not None:
         return _keep_sample(folder, record, some)
     return _score(folder, record, task)
-
-
-def run_folder(config: EvaluateConfig) -> Path:
-    """Where a run lives."""
-    name = run_name(config.model, config.task, config.split)
-    return config.out / (name if config.visual == "own" else f"{name}__{config.visual}")
-
-
-def read_run(folder: Path) -> Run:
-    """A run folder as it stands. Raises InputError where there is none, or naming a document that is damaged."""
-    record = _read_record(folder)
-    try:
-        dicts = dict.fromkeys(("scores", "intervals", "units", "chance", "breakdown"), dict)
-        scores = _document(folder / "scores.json", task=str, split=str, headline=str, warnings=list, **dicts)
-    except FileNotFoundError:
-        return Run(folder, record, None)
-    return Run(folder, record, scores)
-
-
-def _read_record(folder: Path) -> dict[str, Any]:
-    try:
-        return _document(folder / "run.json", spec=dict, provenance=dict, status=str, warnings=list)
-    except FileNotFoundError:
-        raise InputError(f"{folder} is not a run folder: it has no run.json") from None
-
-
-def _document(path: Path, **kinds: type) -> dict[str, Any]:
-    data = path.read_bytes()
-    if lfs.is_pointer(data):
-        raise InputError(f"{path}: {lfs.REASON}")
-    try:
-        found = parse_json(data)
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}): {_AGAIN}") from None
-    for name, kind in kinds.items():
-        if not isinstance(found, dict) or not isinstance(found.get(name), kind):
-            raise InputError(f"{path} is damaged ({name!r} is no {kind.__name__}): {_AGAIN}")
-    document: dict[str, Any] = found
-    return document
-
-
-class EvaluationWorker:
-    """Holds a model and turns shards of examples into committed parts."""
-
-    def __init__(
-        self,
-        model: Path,
-        form: type[Example],
-        reader: Callable[[], Reader],
-        out: Path,
-        batch_size: int,
-        precision: str,
-        load: LoadModel = load_model,
-    ) -> None:
-        self.model = load(model, form, None, precision)
-        self.reader = reader()
-        self.folder = ShardFolder(out)
-        self.batch_size = batch_size
-
-    def run(self, shard: ExampleShard) -> Marker:
-        """Predict and commit one shard."""
-        failures = list(shard.lost().values())
-        answered: dict[str, Prediction] = {}
-        for batch, lacking in self.reader.read(shard, self.batch_size):
-            failures += lacking
-            for found in in_halves(self.predict, batch) if batch else ():
-                kept = _believable(found)
-                if isinstance(kept, Failure):
-                    failures.append(kept)
-                else:
-                    answered[kept.example_id] = kept
-        rows = [answered[item] for item in shard.items if item in answered]
-        return self.folder.commit(shard, Part(encode(rows), len(rows), encode_failures(failures), len(failures)))
-
-    def predict(self, batch: Sequence[Joined]) -> list[Prediction | Failure]:
-        """What is kept of a batch."""
-        return list(self.model.predict(batch))
-
-
-def _believable(found: Prediction | Failure) -> Prediction | Failure:
-    """What a model gave, or a failure for an answer without a number behind it: a model of somebody else's may give
-    those, and they are no wrong answers."""
-    if isinstance(found, Failure) or all(map(math.isfinite, found.scores)):
-        return found
-    return Failure(found.example_id, "predict", "NotFinite", NOT_FINITE)
 
 
 def _spec(config: EvaluateConfig) -> dict[str, Any]:
@@ -227,38 +115,11 @@ def _provenance(config: EvaluateConfig, task: Task, model: Model[Any]) -> dict[s
     }
 
 
-def _claim(folder: Path, record: dict[str, Any]) -> None:
-    """Start or resume a run folder; one that was made of something else is refused, saying of what. A sample gives way
-    to another one."""
-    if (folder / "run.json").exists():
-        held = _read_record(folder)
-        found = differences(held["provenance"], record["provenance"])
-        if not found:
-            return
-        if not ("limit" in held["spec"] and "limit" in record["spec"]):  # nothing that counts is lost with a sample
-            raise InputError(
-                f"{folder} holds a run made of other ingredients ({'; '.join(found[:3])}): delete it or choose another "
-                "output folder"
-            )
-    (folder / "scores.json").unlink(missing_ok=True)  # somebody may have deleted run.json alone
-    _write(folder / "run.json", record)
-
-
-def _is_finished(folder: Path) -> bool:
-    """Whether a claimed run is complete and its files are as they were written, so that nothing is to be scored anew.
-    A file that is missing or damaged is made again."""
-    files = _read_record(folder).get("files")
-    try:
-        return files is not None and all(digest_file(folder / name) == digest for name, digest in files.items())
-    except FileNotFoundError:
-        return False
-
-
 def _keep_sample(folder: Path, record: dict[str, Any], asked: Sequence[Example]) -> Run:
     predictions, failures = read_predictions(folder / "predictions")
     coverage = check_coverage([example.example_id for example in asked], (p.example_id for p in predictions))
     record |= {"coverage": coverage.counts(), "failed": [vars(f) for f in failures[:20]], "status": "sample"}
-    _write(folder / "run.json", record)
+    write_json(folder / "run.json", record)
     if not coverage.complete:
         raise CoverageError(f"{folder.name}: {coverage.message()}; e.g. {failures[0].item_id}: {failures[0].message}")
     return Run(folder, record, None)
@@ -271,7 +132,7 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
     if not coverage.complete:
         for name in ("scores.json", UNITS_FILE, task.submission_name):
             (folder / name).unlink(missing_ok=True)
-        _write(folder / "run.json", record | {"status": "incomplete"})
+        write_json(folder / "run.json", record | {"status": "incomplete"})
         reason = f"; e.g. {failures[0].item_id}: {failures[0].message}" if failures else ""
         raise CoverageError(f"{folder.name}: no score, {coverage.message()}{reason}")
     submission, fault = _submission(task, predictions)
@@ -280,19 +141,19 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
     if submission is None:
         (folder / task.submission_name).unlink(missing_ok=True)
     if fault is not None and not task.labelled:
-        _write(folder / "run.json", record)
+        write_json(folder / "run.json", record)
         raise InputError(f"{folder}: the predictions are complete, but {fault}")
     files, scores = ({} if submission is None else {task.submission_name: submission}), None
     if task.labelled:
         origin = {"model": record["spec"]["model"], "visual": record["spec"]["visual"]}
         answers = Answers(folder, predictions, coverage, origin, tuple(record["warnings"]))
-        units = by_metric(task.score({p.example_id: p for p in predictions}))
-        scores = score(task, answers, record["provenance"]["annotations"])
-        files |= {UNITS_FILE: encode_units(units), "scores.json": _json(scores)}
+        units = list(task.score({p.example_id: p for p in predictions}))
+        scores = score(task, answers, record["provenance"]["annotations"], units=units)
+        files |= {UNITS_FILE: encode_units(by_metric(units)), "scores.json": encode_json(scores)}
     digests = {name: digest_bytes(data) for name, data in files.items()}
     digests["predictions/manifest.json"] = digest_file(folder / "predictions" / "manifest.json")
     record |= {"files": digests}
-    _write(folder / "run.json", record)
+    write_json(folder / "run.json", record)
     for name, data in files.items():
         publish(folder / name, data)
     return Run(folder, record, scores)
@@ -305,11 +166,3 @@ def _submission(task: Task, predictions: list[Prediction]) -> tuple[bytes | None
         return task.submission({p.example_id: p for p in predictions}), None
     except InputError as error:
         return None, error
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    publish(path, _json(value))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,7 @@ from visualbert_core.errors import ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.metrics.coverage import Coverage, Lenient, check_coverage
 from visualbert_core.printable import printable
-from visualbert_core.schema import Prediction
+from visualbert_core.schema import Prediction, Score
 from visualbert_core.tasks import Task, in_pixels, summarize
 
 OFFICIAL, OFFICIAL_FORM = "official", "official_form_of_subset"
@@ -120,13 +120,19 @@ def _coverage(task: Task, predictions: Iterable[Prediction]) -> Coverage:
 # scores out
 
 
-def score(task: Task, answers: Answers, annotations_digest: str, mode: Mode = "strict") -> dict[str, Any]:
+def score(
+    task: Task,
+    answers: Answers,
+    annotations_digest: str,
+    mode: Mode = "strict",
+    units: Sequence[Score] | None = None,
+) -> dict[str, Any]:
     """The document that a reader of scores needs, without times or paths: equal predictions give equal bytes.
 
     JSON values only, no NaN; percent, but for `official`. Where predictions are missing and the mode is "partial",
     `ranges` (all missing answered worst … best) stand instead of scores, intervals, breakdown and the like. Where the
     annotations are not the official split, `subset` says so, and `official_form_of_subset` stands instead of
-    `official`.
+    `official`. `units` is what `task.score` gave for these predictions, where the caller has it.
     Raises CoverageError where there is no score: incomplete predictions, or answers of the wrong type.
     """
     predictions, left, warnings = answers.predictions, answers.coverage, list(answers.warnings)
@@ -139,7 +145,7 @@ def score(task: Task, answers: Answers, annotations_digest: str, mode: Mode = "s
         raise CoverageError(f"{answers.source}: no score, {left.message()}; {_remedy(left, task.lenient, mode)}")
     by_id = {row.example_id: row for row in predictions}
     try:
-        values = _ranges(task, by_id, left.missing) if partial else _scores(task, by_id)
+        values = _ranges(task, by_id, left.missing) if partial else _scores(task, by_id, units)
     except InputError as error:
         raise CoverageError(f"{answers.source}: no score, {error}") from None
     if answers.origin.get("visual", "own") == "own":  # a wrong image may well be worse than none
@@ -160,8 +166,8 @@ def score(task: Task, answers: Answers, annotations_digest: str, mode: Mode = "s
     }
 
 
-def _scores(task: Task, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
-    scores = list(task.score(predictions))
+def _scores(task: Task, predictions: Mapping[str, Prediction], units: Sequence[Score] | None) -> dict[str, Any]:
+    scores = list(task.score(predictions)) if units is None else units
     summary = summarize(scores)
     metrics = summary.metrics
     return {

@@ -25,8 +25,9 @@ from visualbert_core.evaluation.batches import plan_examples, sample
 from visualbert_core.evaluation.fit import check_fit, check_form
 from visualbert_core.evaluation.inputs import Joined, Source, open_source
 from visualbert_core.evaluation.predictions import read_predictions
-from visualbert_core.evaluation.run import EvaluationWorker, LoadModel, run_folder
+from visualbert_core.evaluation.run_folder import run_folder
 from visualbert_core.evaluation.sizes import check_sizes
+from visualbert_core.evaluation.worker import EvaluationWorker, LoadModel
 from visualbert_core.models import GivesLogits, load_model
 from visualbert_core.schema import Example, Failure, Grounding, Prediction
 from visualbert_core.shards import ShardFolder

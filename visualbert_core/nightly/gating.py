@@ -18,7 +18,7 @@ from visualbert_core.comparison.gate import Gate, Watched, judge_night
 from visualbert_core.comparison.history import History, Row, Timing
 from visualbert_core.config import CellConfig, GateConfig, NightlyConfig, run_name
 from visualbert_core.errors import VisualBertCoreError
-from visualbert_core.evaluation.run import Run, read_run
+from visualbert_core.evaluation.run_folder import Run, read_run
 from visualbert_core.provenance import INGREDIENTS, changed, digest_json
 from visualbert_core.report import ReportCell
 from visualbert_core.report.ci import junit, markdown

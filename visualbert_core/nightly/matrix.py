@@ -43,7 +43,8 @@ from visualbert_core.errors import (
     VisualBertCoreError,
 )
 from visualbert_core.evaluation.inputs import ImageSource
-from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
+from visualbert_core.evaluation.run import evaluate
+from visualbert_core.evaluation.run_folder import Run, read_run, run_folder
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.nightly.gating import Judged, Tonight, for_page, judge_cells

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from visualbert_core.evaluation.run import Run
+from visualbert_core.evaluation.run_folder import Run
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.report.places import Places
 from visualbert_core.schema import Image

@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 
 from visualbert_core.evaluation.predictions import read_predictions
-from visualbert_core.evaluation.run import Run
+from visualbert_core.evaluation.run_folder import Run
 from visualbert_core.evaluation.units import read_units
 from visualbert_core.features.names import called
 from visualbert_core.metrics.recall import IOU_THRESHOLD, box_iou

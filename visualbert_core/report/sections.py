@@ -10,7 +10,7 @@ from typing import Any
 from visualbert_core.comparison.compare import Change, Comparison
 from visualbert_core.comparison.history import Timing
 from visualbert_core.errors import VisualBertCoreError
-from visualbert_core.evaluation.run import Run
+from visualbert_core.evaluation.run_folder import Run
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.examples import gallery
 from visualbert_core.report.markup import Html, join, tag

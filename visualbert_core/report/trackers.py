@@ -21,7 +21,7 @@ from pathlib import Path
 
 from visualbert_core.config import nearest
 from visualbert_core.errors import ConfigError, TrackerError
-from visualbert_core.evaluation.run import Run
+from visualbert_core.evaluation.run_folder import Run
 from visualbert_core.provenance import INGREDIENTS, changed, digest_json
 
 
