@@ -19,6 +19,7 @@ import pytest
 from PIL import Image as Pillow
 
 from visualbert_core import lfs, scheduler, storage
+from visualbert_core.backend import LostError
 from visualbert_core.cluster import Pool
 from visualbert_core.config import DriftConfig, ExtractConfig, PoolConfig
 from visualbert_core.corpus import list_images
@@ -30,7 +31,6 @@ from visualbert_core.features.extract import plan_extraction, run_extraction
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.features.worker import AHEAD, FeatureWorker, _batches, full_fingerprint, plan_images
 from visualbert_core.images import fetch, read_image
-from visualbert_core.scheduler import LostError
 from visualbert_core.schema import Image
 
 INLINE = PoolConfig(inline=True)

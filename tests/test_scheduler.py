@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from visualbert_core import scheduler
+from visualbert_core.backend import LostError
 from visualbert_core.config import PoolConfig
 from visualbert_core.errors import ShardError
 from visualbert_core.progress import Progress
-from visualbert_core.scheduler import LostError, Scheduler
+from visualbert_core.scheduler import Scheduler
 from visualbert_core.shards import Blob, Marker, Shard, plan
 
 SHARDS = plan([str(number) for number in range(300)], "test", 5)

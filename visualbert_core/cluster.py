@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any, Protocol, Self, TypeVar
 
+from visualbert_core.backend import Backend, LostError
 from visualbert_core.config import PoolConfig
-from visualbert_core.errors import UnfinishedError
+from visualbert_core.errors import UnfinishedError, first_line
 from visualbert_core.host import Host, Worker, set_threads, unusable
 from visualbert_core.printable import say
 from visualbert_core.progress import Figures, Progress
-from visualbert_core.scheduler import IN_FLIGHT, Backend, LostError, Scheduler
+from visualbert_core.scheduler import IN_FLIGHT, Scheduler
 from visualbert_core.session import LOCAL_ENVIRONMENT, start_ray
 from visualbert_core.shards import Marker, Shard
 
@@ -210,7 +211,7 @@ class _Inline:
             answer: Marker | None = call()
         except RuntimeError as error:
             if unusable(error):
-                raise LostError(_first_line(error)) from error
+                raise LostError(first_line(error)) from error
             raise
         return answer
 
@@ -323,7 +324,7 @@ class _RayActors:
             answer: Marker | None = self.ray.get(call)
         except self.ray.exceptions.RayTaskError as error:
             if unusable(error.cause):
-                raise LostError(_first_line(error.cause)) from error
+                raise LostError(first_line(error.cause)) from error
             raise error.cause from error
         except self.ray.exceptions.RayError as error:
             raise LostError(_obituary(error), self._node_lost(error)) from error
@@ -352,10 +353,6 @@ def tag(text: str) -> str:
 
 def _alike(bundle: dict[str, float], size: dict[str, float]) -> bool:
     return all(abs(bundle.get(name, 0.0) - amount) < 1e-3 for name, amount in size.items())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def _workers_of(node: dict[str, float], gpus: float, cpus: int) -> int:

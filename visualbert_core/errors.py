@@ -105,6 +105,11 @@ class UnfinishedError(VisualBertCoreError):
     exit_code = 6
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, for a message of one line; its class where it has no text."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def end(job: Callable[[], int]) -> NoReturn:
     """Run a job's main function and exit with its code; an error of the tree above is one line on stderr, and so is a
     file that the system does not hand out or take (exit 1). Where whoever reads stdout leaves early, as `| head` does,

@@ -1,7 +1,7 @@
 """The scheduler: the loop that keeps a pool of actors busy until every shard is committed.
 
 Owns what happens when something fails: which shard is tried again, which actor is replaced, which of them is to blame,
-and when to stop. It knows nothing of Ray: actors are whatever keeps the contract `Backend` (`cluster.py`). How a shard
+and when to stop. It knows nothing of Ray: actors are whatever keeps the contract `Backend` (`backend.py`). How a shard
 that ends its actors is searched for the guilty items stands in `bisection.py`. What a run has learned about such items
 is not kept: when the driver is killed, the next run begins its bisections anew.
 
@@ -37,8 +37,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
+from visualbert_core.backend import Backend, LostError
 from visualbert_core.bisection import MAX_DEATHS_PER_SHARD, Bisection, Step, trial
 from visualbert_core.config import PoolConfig
 from visualbert_core.errors import InputError, ShardError, UnfinishedError
@@ -55,50 +56,6 @@ MAX_GIVEN_UP = 3  # shards in a row that were given up without another being fin
 MAX_ERRORS_IN_A_ROW = 10  # attempts that raised: no further shard is begun before those have been tried again
 CONTROL_ITEMS = 16  # items, known to be harmless, that a fresh actor must survive before it is given a suspect
 HANG_FACTOR, MIN_HANG, MIN_TRIAL_HANG = 20, 600.0, 60.0  # a shard hangs after 20 times the usual, at least 600 s
-
-
-class LostError(Exception):
-    """An actor is gone or unusable. `blameless` where that had nothing to do with what it was doing: its node went."""
-
-    def __init__(self, message: str, blameless: bool = False) -> None:
-        super().__init__(message)
-        self.blameless = blameless
-
-
-class Backend(Protocol):
-    """Where actors live. It hands out handles of actors and of calls; a call is hashable."""
-
-    @property
-    def size(self) -> int:
-        """How many actors there may be at once; changes as nodes come and go."""
-
-    @property
-    def gpus(self) -> float:
-        """GPUs of an actor."""
-
-    def room(self) -> str:
-        """What an actor needs, and for how many the nodes have room, in words."""
-
-    def unplaced(self, booting: int) -> int:
-        """How many of `booting` actors that are not ready have room on no node; the processes of the rest start."""
-
-    def boot(self) -> tuple[Any, Any]:
-        """Start an actor; returns it and the call whose result (None) says that it is ready."""
-
-    def submit(self, actor: Any, shard: Shard) -> Any:
-        """Start a shard on an actor; returns the call whose result is the shard's marker."""
-
-    def wait(self, calls: list[Any]) -> Any | None:
-        """One of the calls that has ended; None if none does within half a second."""
-
-    def result(self, call: Any) -> Marker | None:
-        """Return what an ended call gave. Raises LostError where its actor ended, else what the worker raised."""
-
-    def release(self, actor: Any) -> None:
-        """Take back an actor that has nothing to do, for the next stage."""
-
-    def discard(self, actor: Any) -> None:
-        """End an actor, dead or alive."""
 
 
 @dataclass(eq=False)

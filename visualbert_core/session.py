@@ -14,7 +14,7 @@ import time
 import traceback
 from typing import Any
 
-from visualbert_core.errors import ClusterError
+from visualbert_core.errors import ClusterError, first_line
 
 OBJECT_STORE = 256 << 20  # bytes; nothing but shards and markers passes through it
 LOCAL_ENVIRONMENT = {
@@ -61,7 +61,7 @@ def _start(ray: Any) -> None:
             return
         except Exception as error:  # Ray raises a bare one where a node is not up in time
             _end_what_started(ray, error)
-            reason = _first_line(error)
+            reason = first_line(error).rstrip(".")
             if "AF_UNIX" in reason and "_temp_dir" not in options:
                 options["_temp_dir"] = SHORT
                 _say(
@@ -92,10 +92,6 @@ def _end_what_started(ray: Any, error: Exception) -> None:
             return
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-
-
 def _say(line: str) -> None:
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
@@ -111,7 +107,7 @@ def _join(ray: Any, address: str) -> None:
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, ray.exceptions.AuthenticationError) as error:
-        reason = _first_line(error)
+        reason = first_line(error).rstrip(".")
         raise ClusterError(
             f"{address} (RAY_ADDRESS) does not let this job join: {reason}: is it HOST:PORT of a head, of this Ray "
             f"version ({ray.__version__})? Without RAY_ADDRESS, this machine computes"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from visualbert_core.config import from_mapping
 from visualbert_core.detector.inference import checked
 from visualbert_core.documents import brief, read_json
-from visualbert_core.errors import CheckpointError, ConfigError, InputError
+from visualbert_core.errors import CheckpointError, ConfigError, InputError, first_line
 from visualbert_core.provenance import digest_file
 from visualbert_core.schema import Names
 from visualbert_core.weights import Shapes, load, shapes, without_numbers
@@ -94,7 +94,7 @@ class FolderDetector(ABC, Generic[Network, Config]):
             cls.check_sizes(config, held)
             model = cls.empty(config)
         except (InputError, *_UNBUILDABLE) as error:
-            raise CheckpointError(f"{folder / CONFIG_FILE}: {_first_line(error)}") from error
+            raise CheckpointError(f"{folder / CONFIG_FILE}: {first_line(error)}") from error
         fits = f"builder {config.builder!r}"
         check_weights(model, held, weights, fits)
         load_weights(model, read_weights(weights), weights, fits)
@@ -179,7 +179,3 @@ def _refuse(wrong: list[str], source: Path, what: str) -> None:
 def _without_counters(state: Mapping[str, T]) -> dict[str, T]:
     """Without what batch norms count while they train, which some files have and no forward reads."""
     return {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from visualbert_core.documents import read_json
-from visualbert_core.errors import CheckpointError
+from visualbert_core.errors import CheckpointError, first_line
 from visualbert_core.models.visualbert.config import CONFIG_FILE
 from visualbert_core.provenance import digest_file, digest_files
 from visualbert_core.weights import load, shapes
@@ -55,7 +55,7 @@ def _snapshot(hub_id: str, revision: str | None, cache_dir: str | Path | None, p
     try:
         return Path(snapshot_download(hub_id, revision=revision, cache_dir=cache_dir, allow_patterns=patterns))
     except Exception as error:  # noqa: BLE001  (the errors of its HTTP library have no common, lasting base)
-        why = _first_line(error)
+        why = first_line(error)
         raise CheckpointError(f"{hub_id}: no such folder, and not to be had from the Hub ({why})") from None
 
 
@@ -131,7 +131,3 @@ def _read(path: Path) -> dict[str, Tensor]:
     return {
         key: value.to(torch.float32, copy=True) if value.is_floating_point() else value for key, value in found.items()
     }
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
