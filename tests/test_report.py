@@ -30,10 +30,11 @@ from visualbert_core.errors import CoverageError
 from visualbert_core.evaluation.run import Run, evaluate, read_run, run_folder
 from visualbert_core.features import names
 from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
-from visualbert_core.report import ReportCell, ReportInfo, sections
+from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.examples import choose
 from visualbert_core.report.html import render, write_report
 from visualbert_core.report.scores import SYNTHETIC
+from visualbert_core.report.sections import command
 from visualbert_core.report.terminal import print_table
 from visualbert_core.schema import (
     Failure,
@@ -308,7 +309,7 @@ def test_breakdown_has_both_scores(cell: Any) -> None:
 def test_annotation_text_is_escaped(cell: Any) -> None:
     """Markup in questions, objects, phrases, titles and names of images becomes no element and no attribute."""
     page = render(ReportInfo("<u>", True, 12), [cell("vqa", title="<s>"), cell("vcr"), cell("flickr30k_entities")])
-    assert "&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt; &amp; who?" in page
+    assert "&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt; &amp; who?" in page
     assert "A &lt;i&gt;man&lt;/i&gt;" in page
     assert "&lt;b&gt;[2]" in page
     assert not {"script", "i", "u", "s"} & {tag for tag, _ in Page(page).tags}
@@ -321,7 +322,7 @@ def test_the_line_on_the_page_makes_the_run(cell: Any, monkeypatch: pytest.Monke
     shown = cell("vqa")
     spec = shown.run.record["spec"] | {"precision": "bfloat16", "foreign_features": True, "feature_space": "mine"}
     run = dataclasses.replace(shown.run, record=shown.run.record | {"spec": spec})
-    program, name, *words = shlex.split(sections._command(shown, run))
+    program, name, *words = shlex.split(command(shown, run))
     assert (program, name) == ("visualbert", "evaluate")
     given: list[Command] = []
     monkeypatch.setattr(Command, "run", lambda self: given.append(self) or 0)
