@@ -134,6 +134,23 @@ def test_a_phrase_has_its_boxes_before_and_now_and_the_right_one(night: Night, p
     assert re.findall(r"<text [^>]*>(\w+)</text>", figure) == ["before", "now"]
 
 
+def test_flips_of_a_model_without_regions(night: Night) -> None:
+    """Every form's flips are shown without a store: pictures in their own size, and nothing speaks of regions."""
+    assert night.judged is not None
+    cells = [dataclasses.replace(cell, store=None) for cell in night.cells]
+    nights = [CellNight(name, comparison, ()) for name, comparison in night.judged.comparisons.items()]
+    flips = flip_gallery(cells, nights)
+    assert flips is not None
+    assert flips.complaints == []
+    section = environment().get_template("flips.html").render(page={"flips": flips})
+    figures = figures_of(section)
+    sizes = {re.findall(r'viewBox="0 0 (\d+) (\d+)"', figure)[0] for figure in figures}
+    assert sizes == set(re.findall(r'<image [^>]*width="(\d+)" height="(\d+)"', section))
+    assert len(figures) == len(figures_of(night.report.read_text().partition('id="trend"')[0])) > 0
+    assert '<g class="gold c2"><rect' in section
+    assert "regions" not in section
+
+
 def test_a_picture_is_in_the_page_once(page: str) -> None:
     """Flips of one picture share it: every reference leads to a picture or a set of regions, none is there twice."""
     gallery = page[page.index('id="flips"') : page.index('id="trend"')]

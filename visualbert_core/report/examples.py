@@ -19,19 +19,9 @@ from visualbert_core.evaluation.run import Run
 from visualbert_core.evaluation.units import read_units
 from visualbert_core.features.names import called
 from visualbert_core.report import ReportCell
-from visualbert_core.report.forms import (
-    TEMPLATES,
-    Overlap,
-    Piece,
-    asked,
-    object_boxes,
-    region_boxes,
-    regions_of,
-    sentence,
-    sides,
-)
-from visualbert_core.report.pictures import Box, Picture, colour_class, picture
-from visualbert_core.schema import Grounding, MultipleChoice, Prediction, Regions
+from visualbert_core.report.forms import FORMS, Piece, regions_of, sides
+from visualbert_core.report.pictures import Picture, picture
+from visualbert_core.schema import Prediction, Regions
 
 _NAMED = 12  # names a picture
 
@@ -56,15 +46,6 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class PhraseAnswer:
-    """A phrase of a grounding, numbered and in the colour of its boxes, with how well each image answers it."""
-
-    name: Piece
-    given: Overlap
-    other: Overlap | None
-
-
-@dataclass(frozen=True)
 class ExampleFigure:
     """An example with all its answers; `other` is the one to another image, None where there is none."""
 
@@ -78,24 +59,18 @@ class ExampleFigure:
     other_worth: float | None
     names: Sequence[Sequence[str]]
     """What the detector calls the regions of each picture, the surest first and every name once."""
-    choices: Sequence[Sequence[Piece]] = ()
-    phrases: Sequence[PhraseAnswer] = ()
 
 
 @dataclass(frozen=True)
 class Gallery:
     """Examples of one form, `faulty` of them not right, out of `total`."""
 
-    form: type
+    form: str
     total: int
     faulty: int
     regions: bool
     """Whether the model reads regions."""
     figures: Sequence[ExampleFigure]
-
-    @property
-    def template(self) -> str:
-        return TEMPLATES[self.form]
 
 
 def gallery(cell: ReportCell, count: int) -> Gallery | None:
@@ -110,7 +85,7 @@ def gallery(cell: ReportCell, count: int) -> Gallery | None:
     examples = {example.example_id: example for example in cell.task.examples()}
     figures = [_figure(cell, examples[example_id], own, other) for example_id in chosen]
     faulty = sum(figure.worth < 1 for figure in figures)
-    return Gallery(type(figures[0].example), len(examples), faulty, cell.store is not None, figures)
+    return Gallery(FORMS[type(figures[0].example)].name, len(examples), faulty, cell.store is not None, figures)
 
 
 def choose(worth: Mapping[str, float], count: int) -> list[str]:
@@ -125,26 +100,21 @@ def choose(worth: Mapping[str, float], count: int) -> list[str]:
 
 def _figure(cell: ReportCell, example: Any, own: Answers, other: Answers) -> ExampleFigure:
     assert cell.task is not None
-    name = example.example_id
-    given, gold, instead = own.predictions[name], cell.task.gold(name), other.predictions.get(name)
-    regions = regions_of(cell, example)
-    choices = example.choices if isinstance(example, MultipleChoice) else ()
-    pictures = [
-        picture(side, image_id, cell.images.get(image_id), each, _boxes(example, each, given, gold))
-        for side, image_id, each in zip(sides(example), example.image_ids, regions, strict=True)
-    ]
+    name, form = example.example_id, FORMS[type(example)]
+    given, gold, regions = own.predictions[name], cell.task.gold(name), regions_of(cell, example)
     return ExampleFigure(
         example=example,
-        asked=asked(example),
-        pictures=pictures,
+        asked=form.asked(example, None),
+        pictures=[
+            picture(side, image_id, cell.images.get(image_id), each, form.answer_boxes(example, each, given, gold))
+            for side, image_id, each in zip(sides(example), example.image_ids, regions, strict=True)
+        ],
         gold=gold,
         given=given,
         worth=own.worth[name],
-        other=instead,
+        other=other.predictions.get(name),
         other_worth=other.worth.get(name),
         names=list(_names(cell, regions)),
-        choices=[sentence(choice, example.objects) for choice in choices],
-        phrases=list(_phrases(example, gold, given, instead)) if isinstance(example, Grounding) else (),
     )
 
 
@@ -154,39 +124,3 @@ def _names(cell: ReportCell, regions: Sequence[Regions | None]) -> Iterator[list
         if each is not None and cell.store is not None and cell.store.label_names:
             names = list(dict.fromkeys(called(label, cell.store.label_names) for label in each.labels.tolist()))
             yield names[:_NAMED] + ["…"] * (len(names) > _NAMED)
-
-
-def _boxes(example: Any, regions: Regions | None, given: Prediction, gold: Any) -> list[Box]:
-    if isinstance(example, MultipleChoice):
-        return object_boxes(example, regions)
-    if isinstance(example, Grounding):
-        return _phrase_boxes(given, gold)
-    return region_boxes(regions)
-
-
-def _phrase_boxes(given: Prediction, gold: Sequence[Any]) -> list[Box]:
-    """Of each phrase the right boxes and the model's first choice."""
-    boxes: list[Box] = []
-    for index, (answer, right) in enumerate(zip(given.answer, gold, strict=True)):
-        number = str(index + 1)
-        # Where answer and right box are nearly one, a second number would only hide the first.
-        shown = "" if Overlap.of(answer, right).value else number
-        boxes += [Box(corners, "gold", index, shown) for corners in right]
-        boxes += [Box(corners, "answer", index, number, _drawn_before(corners, boxes)) for corners in answer[:1]]
-    return boxes
-
-
-def _drawn_before(corners: Sequence[float], boxes: Sequence[Box]) -> int:
-    """How many phrases have this box for their answer already."""
-    return sum(box.kind == "answer" and box.corners == corners for box in boxes)
-
-
-def _phrases(
-    example: Grounding, gold: Sequence[Any], given: Prediction, other: Prediction | None
-) -> Iterator[PhraseAnswer]:
-    for index, (phrase, right) in enumerate(zip(example.phrases, gold, strict=True)):
-        yield PhraseAnswer(
-            name=Piece(phrase.text, colour_class(index), index + 1, space=""),
-            given=Overlap.of(given.answer[index], right),
-            other=Overlap.of(other.answer[index], right) if other else None,
-        )

@@ -15,10 +15,10 @@ from typing import Any
 from visualbert_core.comparison.flips import Flip
 from visualbert_core.errors import VisualBertCoreError
 from visualbert_core.report import ReportCell
-from visualbert_core.report.forms import TEMPLATES, Overlap, Piece, asked, object_boxes, regions_of, sentence, sides
-from visualbert_core.report.pictures import Box, Picture, Sheet, colour_class
+from visualbert_core.report.forms import FORMS, Piece, regions_of, right_boxes, sides
+from visualbert_core.report.pictures import Picture, Sheet
 from visualbert_core.report.verdict import CellNight
-from visualbert_core.schema import Grounding, MultipleChoice, Regions
+from visualbert_core.schema import Grounding, Regions
 
 FLIPS = 200
 """Flips a page."""
@@ -27,21 +27,6 @@ PICTURE_BYTES = 2_500_000
 
 _SAID = 5  # complaints: of a store that is gone, every flip has the same
 _WAYS = ("worse", "better")
-_BEFORE, _NOW, _GOLD = 0, 1, 2  # colours of boxes
-
-
-@dataclass(frozen=True)
-class Side:
-    """A flip before or now: its answer, what that was worth, and how sure the model was."""
-
-    name: str
-    answer: Any
-    value: float
-    confidence: float | None
-    colour: str
-    """CSS class of its box."""
-    overlap: Overlap | None
-    """Of a phrase."""
 
 
 @dataclass(frozen=True)
@@ -53,20 +38,13 @@ class FlipFigure:
     metric: str
     """Empty for the benchmark's main one."""
     way: str
-    unit_id: str
-    form: type
+    form: str
+    flip: Flip
     example: Any
     gold: Any
+    """The right answer; of a grounding the right boxes of what flipped."""
     asked: Sequence[Piece]
-    before: Side
-    now: Side
     pictures: Sequence[Picture]
-    choices: Mapping[int, Sequence[Piece]]
-    """Of a multiple choice those that matter, by number: the choices that were made, and the right one."""
-
-    @property
-    def template(self) -> str:
-        return TEMPLATES[self.form]
 
 
 @dataclass(frozen=True)
@@ -162,54 +140,23 @@ def _cases(cells: Sequence[ReportCell], chosen: Sequence[_Listed]) -> tuple[list
 
 
 def _figure(case: _Case, sheet: Sheet) -> FlipFigure:
-    flip, example = case.flip, case.example
-    assert case.cell.task is not None
-    gold = _gold_boxes(case) if isinstance(example, Grounding) else []
-    before = _side("before", flip.answer_before, flip.value_before, flip.confidence_before, _BEFORE, gold)
-    now = _side("now", flip.answer_after, flip.value_after, flip.confidence_after, _NOW, gold)
-    made = sorted({flip.answer_before, flip.answer_after, case.gold}) if isinstance(example, MultipleChoice) else ()
+    cell, flip, example = case.cell, case.flip, case.example
+    assert cell.task is not None
+    form = FORMS[type(example)]
+    pictures = []
+    for side, image_id, regions in zip(sides(example), example.image_ids, case.regions, strict=True):
+        boxes = form.flip_boxes(example, regions, flip, case.gold)
+        image = cell.images.get(image_id)
+        pictures.append(sheet.picture(side, image_id, image, regions, boxes, outlined=form.flip_regions))
     return FlipFigure(
         number=case.number,
-        cell=case.cell.title,
-        metric=case.metric if case.metric != case.cell.task.headline else "",
+        cell=cell.title,
+        metric=case.metric if case.metric != cell.task.headline else "",
         way=case.way,
-        unit_id=flip.unit_id,
-        form=type(example),
+        form=form.name,
+        flip=flip,
         example=example,
-        gold=case.gold,
-        asked=asked(example, {} if flip.part is None else {flip.part: _GOLD}),
-        before=before,
-        now=now,
-        pictures=list(_pictures(case, gold, sheet)),
-        choices={index: sentence(example.choices[index], example.objects) for index in made},
+        gold=right_boxes(case.gold, flip.part) if isinstance(example, Grounding) else case.gold,
+        asked=form.asked(example, flip.part),
+        pictures=pictures,
     )
-
-
-def _side(name: str, answer: Any, value: float, sure: float | None, colour: int, gold: Sequence[Any]) -> Side:
-    """With `gold`, the right boxes, `answer` is a box or None."""
-    overlap = Overlap.of([] if answer is None else [answer], gold) if gold else None
-    return Side(name, answer, overlap.value if overlap else value, sure, colour_class(colour), overlap)
-
-
-def _pictures(case: _Case, gold: Sequence[Any], sheet: Sheet) -> Iterator[Picture]:
-    """With all regions where these are what was asked about, and else with the boxes that matter."""
-    example = case.example
-    outlined = not isinstance(example, (MultipleChoice, Grounding))
-    for side, image_id, regions in zip(sides(example), example.image_ids, case.regions, strict=True):
-        boxes = object_boxes(example, regions) if isinstance(example, MultipleChoice) else _phrase_boxes(case, gold)
-        yield sheet.picture(side, image_id, case.cell.images.get(image_id), regions, boxes, outlined)
-
-
-def _gold_boxes(case: _Case) -> list[Any]:
-    """The right boxes of the phrase, or of all phrases where the flip is of no one."""
-    return [box for index, boxes in enumerate(case.gold) if case.flip.part in (None, index) for box in boxes]
-
-
-def _phrase_boxes(case: _Case, gold: Sequence[Any]) -> list[Box]:
-    """The right boxes and both nights' first choices; nothing for other forms."""
-    answers = (("before", _BEFORE, case.flip.answer_before), ("now", _NOW, case.flip.answer_after)) if gold else ()
-    return [Box(corners, "gold", _GOLD) for corners in gold] + [
-        Box(answer, "answer", colour, name, below=name == "now")
-        for name, colour, answer in answers
-        if answer is not None
-    ]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from visualbert_core import __version__
 from visualbert_core.report import ReportCell, ReportInfo
+from visualbert_core.report.forms import overlap, sentence
 from visualbert_core.report.gallery import FlipGallery, flip_gallery
 from visualbert_core.report.pictures import colour_class
 from visualbert_core.report.scores import SYNTHETIC, has_wrong_image, label, percent, scores_of
@@ -96,11 +97,13 @@ def environment() -> Environment:
         "colour": colour_class,
         "grouped": "{:,}".format,
         "label": label,
+        "overlap": overlap,
         "p_value": p_value,
         "percent": percent,
         "plural": plural,
         "points": points,
         "reach": reach,
+        "sentence": sentence,
     }
     return templates
 
