@@ -32,10 +32,11 @@ from visualbert_core.evaluation.run_folder import Run, read_run, run_folder
 from visualbert_core.features import names
 from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
 from visualbert_core.models import ReadsRegions
-from visualbert_core.report import ReportCell, ReportInfo, sections
+from visualbert_core.report import ReportCell, ReportInfo, examples
 from visualbert_core.report.examples import choose
 from visualbert_core.report.html import render, write_report
 from visualbert_core.report.scores import SYNTHETIC
+from visualbert_core.report.sections import command
 from visualbert_core.report.terminal import print_table
 from visualbert_core.schema import (
     Failure,
@@ -220,6 +221,10 @@ class Page(HTMLParser):
         if tag in ("td", "th"):
             self._column = attributes.get("data-label") or attributes.get("class")
 
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._column = None
+
     def handle_data(self, data: str) -> None:
         if self._column and self.rows:
             self.rows[-1][self._column] = self.rows[-1].get(self._column, "") + data
@@ -310,7 +315,7 @@ def test_breakdown_has_both_scores(cell: Any) -> None:
 def test_annotation_text_is_escaped(cell: Any) -> None:
     """Markup in questions, objects, phrases, titles and names of images becomes no element and no attribute."""
     page = render(ReportInfo("<u>", True, 12), [cell("vqa", title="<s>"), cell("vcr"), cell("flickr30k_entities")])
-    assert "&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt; &amp; who?" in page
+    assert "&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt; &amp; who?" in page
     assert "A &lt;i&gt;man&lt;/i&gt;" in page
     assert "&lt;b&gt;[2]" in page
     assert not {"script", "i", "u", "s"} & {tag for tag, _ in Page(page).tags}
@@ -323,7 +328,7 @@ def test_the_line_on_the_page_makes_the_run(cell: Any, monkeypatch: pytest.Monke
     shown = cell("vqa")
     spec = shown.run.record["spec"] | {"precision": "bfloat16", "foreign_features": True, "feature_space": "mine"}
     run = dataclasses.replace(shown.run, record=shown.run.record | {"spec": spec})
-    program, name, *words = shlex.split(sections._command(shown, run))
+    program, name, *words = shlex.split(command(shown, run))
     assert (program, name) == ("visualbert", "evaluate")
     given: list[Command] = []
     monkeypatch.setattr(Command, "run", lambda self: given.append(self) or 0)
@@ -425,10 +430,53 @@ def test_flickr_draws_answer_and_right_box_in_original_pixels(cell: Any) -> None
     assert f'viewBox="0 0 {WIDTH} {HEIGHT}"' in page
     for place, kind in (("220.0", "gold"), ("300.0", "answer")):
         assert re.search(rf'<g class="{kind} c1"><rect x="{place}"', page)
-    text = re.sub(r"<[^>]+>", "", page)
+    text = " ".join(re.sub(r"<[^>]+>", "", page).split())
     assert "partly right, 50 %" in text
-    assert "model IoU 1.00 ✓wrong image IoU 0.08 ✗" in text
-    assert "model IoU 0.00 ✗wrong image IoU 0.00 ✗" in text
+    assert "model IoU 1.00 ✓ wrong image IoU 0.08 ✗" in text
+    assert "model IoU 0.00 ✗ wrong image IoU 0.00 ✗" in text
+
+
+@pytest.mark.parametrize(
+    ("task_name", "said"), [("vqa", ">yes</dd>"), ("vcr", "What is <"), ("nlvr2", "Both are red.")]
+)
+def test_a_model_without_regions_has_examples(cell: Any, task_name: str, said: str) -> None:
+    """Without a store every picture is shown in its own size with what was asked; nothing speaks of regions."""
+    shown = dataclasses.replace(cell(task_name), store=None)
+    page = render(DEMO, [shown])
+    section = page[page.index("<h3>Examples") : page.index("<summary>Provenance")]
+    assert said in section
+    assert "<img" in section
+    assert "cannot be shown" not in section
+    assert set(re.findall(r'viewBox="([^"]+)"', section)) == {f"0 0 {WIDTH} {HEIGHT}"}
+    assert not re.search(r"regions|boxes|<rect", section)
+    assert "--features" not in page
+
+
+def test_a_grounding_without_regions_still_has_its_boxes(cell: Any) -> None:
+    """Answer and right box are no regions: they are drawn in pixels of the picture. Of a picture that is gone nobody
+    knows the size, so none is drawn over its frame."""
+    shown = dataclasses.replace(cell("flickr30k_entities"), store=None)
+    page = render(DEMO, [shown])
+    assert page.count(f'viewBox="0 0 {WIDTH} {HEIGHT}"') == 2
+    for place, kind in (("220.0", "gold"), ("300.0", "answer")):
+        assert re.search(rf'<g class="{kind} c1"><rect x="{place}"', page)
+    gone = render(DEMO, [dataclasses.replace(shown, images={})])
+    assert "7 cannot be shown: its file is not known here" in gone
+    assert "<rect" not in gone
+
+
+def test_a_model_without_confidences_has_examples(cell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generative model may say no probability: its answers stand there without one."""
+    read = examples.read_predictions
+
+    def without_scores(folder: Path) -> Any:
+        predictions, rest = read(folder)
+        return [dataclasses.replace(each, scores=()) for each in predictions], rest
+
+    monkeypatch.setattr(examples, "read_predictions", without_scores)
+    page = render(DEMO, [cell(name) for name in WRITERS])
+    assert Page(page).count("figure") == 10 + 4 + 2 + 2
+    assert 'class="confidence"' not in page
 
 
 def test_thumbnails_are_small(cell: Any) -> None:

@@ -1,46 +1,7 @@
-"""Run folders → what a person opens: an HTML page (`html.py`), and the same table in the terminal (`terminal.py`)."""
+"""Run folders → what a person opens: an HTML page (`html`), and the same table in the terminal (`terminal`)."""
 
-from __future__ import annotations
+from visualbert_core.report.page import ReportCell, ReportInfo
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
-from visualbert_core.evaluation.run_folder import Run
-from visualbert_core.features.store import FeatureStore
-from visualbert_core.report.places import Places
-from visualbert_core.schema import Image
-from visualbert_core.tasks import Task
+__all__ = ["ReportCell", "ReportInfo"]
 
 INGREDIENT = None
-
-
-@dataclass(frozen=True)
-class ReportCell:
-    """One row of the matrix: an evaluation with what is needed to show its examples.
-
-    `run` is None, and `error` its one-line reason, where there is no complete run. `baseline` is the same evaluation
-    over the regions of other images.
-    """
-
-    title: str
-    task: Task | None
-    store: FeatureStore | None
-    images: Mapping[str, Image]
-    run: Run | None
-    baseline: Run | None = None
-    error: str | None = None
-    places: Places = field(default_factory=Places)
-    """What the page says in place of this machine's folders."""
-
-
-@dataclass(frozen=True)
-class ReportInfo:
-    """What the page says above the numbers."""
-
-    title: str
-    synthetic: bool
-    """The embedded world: say what its scores mean and do not mean, and print no paper numbers beside them."""
-    examples: int
-    """Example pictures a cell."""
-    gpu_hour: float | None = None
-    """Price."""

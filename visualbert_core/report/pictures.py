@@ -1,4 +1,4 @@
-"""Pictures of the page: small JPEGs inside the document, and boxes drawn over them.
+"""Pictures of the page: small JPEGs inside the document, and where boxes are drawn over them.
 
 Boxes are drawn by the browser in pixels of the original image, so they stay sharp and are never part of the JPEG.
 A `Sheet` holds pictures that many figures show: each is in the document once, and all of them in so many bytes.
@@ -7,23 +7,21 @@ A `Sheet` holds pictures that many figures show: each is in the document once, a
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from io import BytesIO
+from typing import Self
 
 from PIL import Image as Pillow
 
 from visualbert_core.images import DecodeError, read_image
-from visualbert_core.report.markup import Html, tag
 from visualbert_core.schema import Image, Regions
 
-LONGEST_SIDE = 256  # pixels
-COLOURS = 6  # .c0 … .c5 of style.py
-_QUALITY = 80
+COLOURS = 6  # .c0 … .c5 of static/page.css
 _LADDER = ((256, 80), (256, 65), (224, 60), (192, 55), (160, 50), (128, 45), (96, 35), (64, 30))
-"""(longest side, JPEG quality), tried in turn until a picture of a sheet has its share of the bytes."""
+"""(longest side, JPEG quality), tried in turn until a picture has its share of the bytes."""
 _MANY = 16  # boxes; from here on they are drawn fainter, or nothing would be left to see
+_FRAME = (4, 3)  # of a picture whose size nobody knows
 
 
 @dataclass(frozen=True)
@@ -40,91 +38,115 @@ class Box:
     """Write the label under the box, so that two boxes with one corner both have theirs."""
 
 
-def picture(image: Image | None, regions: Regions, boxes: Sequence[Box], alt: str) -> Html:
-    """The image of `regions` with `boxes` over it; an empty frame that says why where it cannot be shown."""
-    source, why = _source(image, _jpeg)
-    if source:
-        content = tag("img", src=_data(source), alt=alt, width=regions.width, height=regions.height)
-    else:
-        content = _missing(regions, why)
-    overlay = tag(
-        "svg",
-        # Numbers last, on top of every box.
-        *(_outline(box, regions) for box in boxes),
-        *(_label(box, regions) for box in boxes if box.label),
-        viewBox=f"0 0 {regions.width} {regions.height}",
-        preserveAspectRatio="none",
-        aria_hidden="true",
-        class_="many" if len(boxes) > _MANY else None,
-    )
-    return tag("div", content, overlay, class_="picture", style=f"aspect-ratio:{regions.width}/{regions.height}")
+@dataclass(frozen=True)
+class PlacedBox:
+    """A box and its label in original pixels, as they are drawn."""
+
+    kind: str  # CSS classes
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str
+    label_x: float
+    label_y: float
+    label_size: float
 
 
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a figure."""
+
+    name: str
+    """For those who do not see it: "left picture 17"."""
+    image_id: str
+    width: int
+    height: int
+    source: str
+    """A data: address or, of a sheet's picture, the id of its element; empty where it cannot be shown."""
+    why: str
+    """Why it cannot be shown."""
+    boxes: Sequence[PlacedBox]
+    outlines: str = ""
+    """Of a sheet's picture the id of the element that draws its regions, where they are drawn."""
+    regions: int = 0
+
+    @property
+    def many(self) -> bool:
+        """Whether boxes or regions are so many that they are drawn fainter."""
+        return max(len(self.boxes), self.regions) > _MANY
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A JPEG as a data: address and the (width, height) of its image, or why there is none."""
+
+    source: str = ""
+    size: tuple[int, int] | None = None
+    why: str = ""
+
+    @classmethod
+    def of(cls, image: Image | None, limit: float = float("inf")) -> Self:
+        """The best JPEG of at most `limit` bytes, or the smallest."""
+        if image is None:
+            return cls(why="its file is not known here")
+        try:
+            pixels, _ = read_image(image)
+        except (DecodeError, OSError) as error:
+            return cls(why=error.strerror if isinstance(error, OSError) and error.strerror else str(error))
+        encoded = base64.b64encode(_jpeg(Pillow.fromarray(pixels), limit)).decode()
+        return cls(f"data:image/jpeg;base64,{encoded}", (pixels.shape[1], pixels.shape[0]))
+
+
+def picture(name: str, image_id: str, image: Image | None, regions: Regions | None, boxes: Sequence[Box]) -> Picture:
+    """The image with `boxes` over it."""
+    thumbnail = Thumbnail.of(image)
+    return _picture(name, image_id, thumbnail, thumbnail.source, regions, boxes)
+
+
+@dataclass(frozen=True)
 class Sheet:
-    """Pictures with their regions, once each in the page; figures refer to them. Add all before the first is shown."""
+    """Pictures and the regions over them, once each in the page: figures refer to them by their ids."""
 
-    def __init__(self, byte_limit: int) -> None:
-        self._byte_limit = byte_limit
-        self._images: dict[Image, Regions] = {}  # a path would not do: a tar or a table holds many
-        self._outlines: dict[str, str] = {}
-        self._why: dict[Image, str] = {}
+    thumbnails: dict[Image | None, tuple[str, Thumbnail]]  # a path would not do: a tar or a table holds many
+    outlines: dict[str, str]
+    """The regions of a picture as one path → id."""
 
-    def add(self, image: Image | None, regions: Regions) -> None:
-        """Twice the same does nothing."""
-        if image is not None:
-            self._images.setdefault(image, regions)
-        self._outlines.setdefault(_outline_key(regions), f"regions-{len(self._outlines)}")
+    @classmethod
+    def of(cls, shown: Sequence[tuple[Image | None, Regions | None]], byte_limit: int) -> Self:
+        """A sheet of all these pictures, `byte_limit` shared evenly among them."""
+        images: dict[Image, Regions | None] = {}
+        for image, regions in shown:
+            if image is not None:
+                images.setdefault(image, regions)
+        share = byte_limit // max(1, len(images))
+        thumbnails: dict[Image | None, tuple[str, Thumbnail]] = {None: ("", Thumbnail.of(None))}
+        for number, (image, regions) in enumerate(images.items()):
+            thumbnail = Thumbnail.of(image, share)
+            if regions is not None:  # boxes are in pixels of what the detector read, be the file another size today
+                thumbnail = replace(thumbnail, size=(regions.width, regions.height))
+            thumbnails[image] = f"picture-{number}", thumbnail
+        paths = dict.fromkeys(_path(regions) for _, regions in shown if regions is not None)
+        return cls(thumbnails, {path: f"regions-{number}" for number, path in enumerate(paths)})
 
-    @cached_property
-    def _names(self) -> dict[Image, tuple[str, str]]:
-        """image → (id, data) of the pictures that can be shown; of the others `_why` is filled."""
-        share = self._byte_limit // max(1, len(self._images))
-        found = {}
-        for number, image in enumerate(self._images):
-            source, why = _source(image, partial(_within, limit=share))
-            if source:
-                found[image] = f"picture-{number}", _data(source)
-            else:
-                self._why[image] = why
-        return found
+    @property
+    def pictures(self) -> Iterable[tuple[str, Thumbnail]]:
+        """(id, thumbnail) of those that can be shown."""
+        return [(name, thumbnail) for name, thumbnail in self.thumbnails.values() if thumbnail.source]
 
-    def html(self) -> Html:
-        """What the figures refer to: takes no room by itself."""
-        images = [
-            tag("image", id=name, href=data, width=r.width, height=r.height, preserveAspectRatio="none")
-            for image, (name, data) in self._names.items()
-            for r in [self._images[image]]
-        ]
-        outlines = [
-            tag("path", id=name, d=path, vector_effect="non-scaling-stroke") for path, name in self._outlines.items()
-        ]
-        return tag("svg", tag("defs", *images, *outlines), class_="sheet", width="0", height="0", aria_hidden="true")
-
-    def picture(self, image: Image | None, regions: Regions, boxes: Sequence[Box], outlined: bool, alt: str) -> Html:
-        """A picture with its regions, if `outlined`, and boxes; a frame that says why where it cannot be shown."""
-        known = self._names.get(image) if image else None
-        shapes = [tag("use", href=f"#{known[0]}")] if known else []
-        if outlined:
-            name = f"#{self._outlines[_outline_key(regions)]}"
-            kind = "regions many" if regions.num_regions > _MANY else "regions"
-            shapes.append(tag("g", tag("use", href=name, class_="casing"), tag("use", href=name), class_=kind))
-            alt += f" with {regions.num_regions} regions drawn over it"
-        shapes += [_outline(box, regions) for box in boxes]
-        shapes += [_label(box, regions) for box in boxes if box.label]
-        view = f"0 0 {regions.width} {regions.height}"
-        svg = tag("svg", *shapes, viewBox=view, preserveAspectRatio="none", role="img", aria_label=alt)
-        why = "" if known else _missing(regions, self._why.get(image, "") if image else _UNKNOWN)
-        return tag("div", why, svg, class_="picture", style=f"aspect-ratio:{regions.width}/{regions.height}")
-
-
-_UNKNOWN = "its file is not known here"
-
-
-def _outline_key(regions: Regions) -> str:
-    """The boxes as one path, in whole pixels."""
-    return "".join(
-        f"M{x1:.0f} {y1:.0f}H{x2:.0f}V{y2:.0f}H{x1:.0f}z" for x1, y1, x2, y2 in regions.boxes.astype(float).tolist()
-    )
+    def picture(
+        self,
+        name: str,
+        image_id: str,
+        image: Image | None,
+        regions: Regions | None,
+        boxes: Sequence[Box],
+        outlined: bool,
+    ) -> Picture:
+        """The image of the sheet with its regions, if `outlined`, and `boxes` over it."""
+        element, thumbnail = self.thumbnails[image]
+        outlines = self.outlines[_path(regions)] if regions and outlined else ""
+        return _picture(name, image_id, thumbnail, element if thumbnail.source else "", regions, boxes, outlines)
 
 
 def colour_class(colour: int) -> str:
@@ -132,82 +154,58 @@ def colour_class(colour: int) -> str:
     return f"c{colour % COLOURS}"
 
 
-def _source(image: Image | None, encode: Callable[[Image], bytes]) -> tuple[bytes, str]:
-    """The JPEG, or nothing and why."""
-    if image is None:
-        return b"", _UNKNOWN
-    try:
-        return encode(image), ""
-    except (DecodeError, OSError) as error:
-        return b"", error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+def _picture(
+    name: str,
+    image_id: str,
+    thumbnail: Thumbnail,
+    source: str,
+    regions: Regions | None,
+    boxes: Sequence[Box],
+    outlines: str = "",
+) -> Picture:
+    size = (regions.width, regions.height) if regions else thumbnail.size
+    width, height = size or _FRAME
+    placed = [_placed(box, width, height) for box in boxes] if size else []
+    drawn = regions.num_regions if regions and outlines else 0
+    return Picture(name, image_id, width, height, source, thumbnail.why, placed, outlines, drawn)
 
 
-def _missing(regions: Regions, why: str) -> Html:
-    return tag("span", f"{regions.image_id} cannot be shown: {why}", class_="missing")
-
-
-def _within(image: Image, limit: int) -> bytes:
-    """The best JPEG of the ladder of at most `limit` bytes, or its last."""
-    pixels = _small(image)
+def _jpeg(pixels: Pillow.Image, limit: float) -> bytes:
     for side, quality in _LADDER:
         pixels.thumbnail((side, side), Pillow.Resampling.LANCZOS)
-        data = _encoded(pixels, quality)
-        if len(data) <= limit:
+        buffer = BytesIO()
+        pixels.save(buffer, "JPEG", quality=quality, optimize=True)
+        if buffer.tell() <= limit:
             break
-    return data
-
-
-def _jpeg(image: Image) -> bytes:
-    return _encoded(_small(image), _QUALITY)
-
-
-def _small(image: Image) -> Pillow.Image:
-    pixels, _ = read_image(image)
-    small = Pillow.fromarray(pixels)
-    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Pillow.Resampling.LANCZOS)
-    return small
-
-
-def _encoded(pixels: Pillow.Image, quality: int) -> bytes:
-    buffer = BytesIO()
-    pixels.save(buffer, "JPEG", quality=quality, optimize=True)
     return buffer.getvalue()
 
 
-def _data(jpeg: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+def _path(regions: Regions) -> str:
+    """The boxes as one path, in whole pixels."""
+    return "".join(
+        f"M{x1:.0f} {y1:.0f}H{x2:.0f}V{y2:.0f}H{x1:.0f}z" for x1, y1, x2, y2 in regions.boxes.astype(float).tolist()
+    )
 
 
-def _outline(box: Box, regions: Regions) -> Html:
-    inset = box.depth * _text_size(regions) / 4
+def _placed(box: Box, width: int, height: int) -> PlacedBox:
+    size = max(width, height) / 18
+    inset = box.depth * size / 4
     x1, y1, x2, y2 = (float(corner) + sign * inset for corner, sign in zip(box.corners, (1, 1, -1, -1), strict=True))
-    place = {"x": f"{x1:.1f}", "y": f"{y1:.1f}", "width": f"{max(x2 - x1, 0):.1f}", "height": f"{max(y2 - y1, 0):.1f}"}
-    # A wider white line underneath keeps the box visible on any picture.
-    return tag("g", tag("rect", **place, class_="casing"), tag("rect", **place), class_=_classes(box))
+    place = _under(box, size, width, height) if box.below else _above(box, size)
+    kind = box.kind if box.colour is None else f"{box.kind} {colour_class(box.colour)}"
+    return PlacedBox(kind, x1, y1, max(x2 - x1, 0), max(y2 - y1, 0), box.label, *place, size)
 
 
-def _label(box: Box, regions: Regions) -> Html:
-    """Above the box, so as not to hide what is in it; inside where the picture ends."""
-    size = _text_size(regions)
+def _above(box: Box, size: float) -> tuple[float, float]:
+    """Where a label starts so as not to hide what is in its box; inside where the picture ends."""
     x, y = max(float(box.corners[0]), 2) + box.depth * size, float(box.corners[1])
-    y += -0.3 * size if y > size else size
-    if box.below:
-        x, y = _under(box, size, regions)
-    return tag("text", box.label, x=f"{x:.1f}", y=f"{y:.1f}", font_size=f"{size:.1f}", class_=_classes(box))
+    return x, y + (-0.3 * size if y > size else size)
 
 
-def _under(box: Box, size: float, regions: Regions) -> tuple[float, float]:
+def _under(box: Box, size: float, width: int, height: int) -> tuple[float, float]:
     """Where a label starts that is not to stand above its box: beside it where the picture ends."""
     x1, _, x2, y2 = map(float, box.corners)
-    if y2 + 1.2 * size < regions.height:
+    if y2 + 1.2 * size < height:
         return x1, y2 + size
     wide = 0.7 * size * len(box.label)
-    return (x2 + 0.3 * size if x2 + wide < regions.width else max(x1 - wide, 0)), y2
-
-
-def _text_size(regions: Regions) -> float:
-    return max(regions.width, regions.height) / 18
-
-
-def _classes(box: Box) -> str:
-    return box.kind if box.colour is None else f"{box.kind} {colour_class(box.colour)}"
+    return (x2 + 0.3 * size if x2 + wide < width else max(x1 - wide, 0)), y2

@@ -27,8 +27,8 @@ class Estimate:
     """A score in percent with its 95 % interval, which a single image does not give."""
 
     value: float
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
 
     @property
     def interval(self) -> str:

@@ -1,10 +1,13 @@
-"""A section a cell: what failed, how its groups did, what it cost, examples, and what its run is made of."""
+"""What the page says of one cell: its rows of the score table, and a section with what failed, how its groups did, what
+it cost, examples, and what its run is made of.
+"""
 
 from __future__ import annotations
 
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from visualbert_core.comparison.compare import Change, Comparison
@@ -12,12 +15,11 @@ from visualbert_core.comparison.history import Timing
 from visualbert_core.errors import VisualBertCoreError
 from visualbert_core.evaluation.run_folder import Run
 from visualbert_core.report import ReportCell, ReportInfo
-from visualbert_core.report.examples import gallery
-from visualbert_core.report.markup import Html, join, tag
+from visualbert_core.report.examples import Gallery, gallery
 from visualbert_core.report.places import Places
-from visualbert_core.report.plots import head, plot
-from visualbert_core.report.scores import Estimate, in_order, label, percent, reason, scores_of
-from visualbert_core.report.verdict import CellNight, p_value, points
+from visualbert_core.report.scores import Estimate, ScoreLine, in_order, reason, score_lines, scores_of, warnings
+from visualbert_core.report.trend import Trend, trend
+from visualbert_core.report.verdict import CellNight
 from visualbert_core.schema import Failure
 
 _SHOWN = 5  # failures at once
@@ -26,20 +28,130 @@ _OPEN_ROWS = 12  # longer breakdowns are folded
 _SURE = 0.05  # p of a group's change, corrected for all groups, from which on it is marked
 
 
-def section(number: int, info: ReportInfo, cell: ReportCell, night: CellNight | None) -> Html:
-    """All that is not in the score table."""
-    parts = [tag("h2", cell.title), tag("p", " · ".join(about(cell)), class_="about")]
-    if scores_of(cell.run) is None or cell.error:
-        heading = "" if scores_of(cell.run) else "✗ No score: "
-        parts.append(tag("p", tag("strong", heading), cell.places.hide(reason(cell)), class_="error"))
-    comparison = night.comparison if night else None
-    parts += [_failures(cell), _changes(comparison) if comparison else _breakdowns(cell)]
-    parts += [_cost(info, cell, night) if night else Html(), _examples(info, cell)]
-    parts += [_provenance(cell, cell.run, comparison)] if cell.run else []
-    return tag("section", *parts, id=f"cell-{number}")
+@dataclass(frozen=True)
+class FailureList:
+    """The first failures of a kind at once, more of them folded, and how many are not listed."""
+
+    what: str
+    shown: Sequence[Failure]
+    folded: Sequence[Failure]
+    unlisted: int
 
 
-def about(cell: ReportCell) -> Iterator[str]:
+@dataclass(frozen=True)
+class GroupScore:
+    """A group of a breakdown."""
+
+    name: str
+    own: Estimate
+    wrong_image: Estimate | None
+    units: int
+
+
+@dataclass(frozen=True)
+class GroupChange:
+    """A group of a breakdown before and now."""
+
+    name: str
+    change: Change
+    p: float
+
+    @property
+    def now(self) -> Estimate:
+        return Estimate(self.change.after)
+
+    @property
+    def surely(self) -> str:
+        """Which way it moved, where that is sure."""
+        return ("worse" if self.change.difference < 0 else "better") if self.p < _SURE else ""
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """A metric by groups of a kind: short ones of the headline metric stand there at once, the others are folded."""
+
+    kind: str
+    metric: str
+    at_once: bool
+    scores: Sequence[GroupScore] = ()
+    changes: Sequence[GroupChange] = ()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds, items and price of tonight. Cells of one corpus share its extraction, which stands with each of them."""
+
+    extraction: Timing | None
+    evaluation: Timing | None
+    corpus: str
+    store: tuple[int, int] | None
+    """Images and bytes of the features, of a model that reads them."""
+    gpu_hour: float | None
+
+    @property
+    def price(self) -> float | None:
+        """None without GPUs, or where nobody said what an hour costs."""
+        timings = (self.extraction, self.evaluation)
+        gpu_seconds = sum(timing.gpus * timing.seconds for timing in timings if timing is not None)
+        return gpu_seconds / 3600 * self.gpu_hour if self.gpu_hour is not None and gpu_seconds else None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a run is made of, the commands that made it, and where it differs from the run compared with."""
+
+    rows: Sequence[tuple[str, str]]
+    commands: str
+    before: str | None
+    differs: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """All that the page says of a cell. `lines` is empty where it has no score, and `reason` says why."""
+
+    title: str
+    about: str
+    lines: Sequence[ScoreLine]
+    warnings: Sequence[str]
+    reason: str
+    comparison: Comparison | None
+    trend: Trend | None
+    failures: Sequence[FailureList]
+    breakdowns: Sequence[Breakdown]
+    cost: Cost | None
+    gallery: Gallery | None
+    no_examples: str
+    provenance: Provenance | None
+
+
+def section(info: ReportInfo, cell: ReportCell, night: CellNight | None) -> Section:
+    """The view of a cell; `night` is what a gate knows of it."""
+    hide, comparison = cell.places.hide, night.comparison if night else None
+    lines = score_lines(cell)
+    examples, no_examples = None, ""
+    try:
+        examples = gallery(cell, info.examples)
+    except VisualBertCoreError as error:
+        no_examples = hide(str(error))
+    return Section(
+        title=cell.title,
+        about=" · ".join(_about(cell)),
+        lines=lines,
+        warnings=[hide(line) for line in warnings(cell, info.synthetic)],
+        reason=hide(reason(cell)) if cell.error or not lines else "",
+        comparison=comparison,
+        trend=trend(night.rows) if night and night.rows else None,
+        failures=list(_failures(cell)),
+        breakdowns=list(_changes(comparison) if comparison else _breakdowns(cell)),
+        cost=cost(info, cell, night) if night else None,
+        gallery=examples,
+        no_examples=no_examples,
+        provenance=_provenance(cell, cell.run, comparison) if cell.run else None,
+    )
+
+
+def _about(cell: ReportCell) -> Iterator[str]:
     """How it is scored, and how much of it was predicted."""
     if cell.run is None:
         return
@@ -50,176 +162,75 @@ def about(cell: ReportCell) -> Iterator[str]:
         yield ", ".join([f"{coverage['predicted']:,} of {coverage['expected']:,} predicted", *faults])
 
 
-def _failures(cell: ReportCell) -> Html:
+def _failures(cell: ReportCell) -> Iterator[FailureList]:
     """Images without features, and examples without a prediction."""
-    lists = []
     if cell.store and (quarantined := cell.store.failures()):
-        lists.append(_failure_list("image in quarantine", quarantined, len(quarantined), cell.places))
+        total = len(quarantined)
+        yield _failure_list(f"{plural(total, 'image')} in quarantine", quarantined, total, cell.places)
     if cell.run and (failed := cell.run.record.get("failed")):
         # The record keeps the first of them; how many there are stands in its coverage.
         missing = cell.run.record["coverage"]["missing"]
-        lists.append(
-            _failure_list("example without a prediction", [Failure(**row) for row in failed], missing, cell.places)
-        )
-    return join(lists)
+        what = f"{plural(missing, 'example')} without a prediction"
+        yield _failure_list(what, [Failure(**row) for row in failed], missing, cell.places)
 
 
-def _failure_list(what: str, failures: Sequence[Failure], total: int, places: Places) -> Html:
-    noun, _, rest = what.partition(" ")
-    lines = [tag("li", tag("code", f.item_id), f" {f.stage}: {places.hide(f.message)}") for f in failures[:_LISTED]]
-    shown = tag("ul", *lines[:_SHOWN])
-    if folded := lines[_SHOWN:]:
-        shown = join([shown, tag("details", tag("summary", f"{len(folded):,} more"), tag("ul", *folded))])
-    if total > len(lines):
-        shown = join([shown, tag("p", f"and {total - len(lines):,} more")])
-    return tag("div", tag("strong", f"{plural(total, noun)} {rest}"), shown, class_="quarantine")
+def _failure_list(what: str, failures: Sequence[Failure], total: int, places: Places) -> FailureList:
+    listed = [replace(failure, message=places.hide(failure.message)) for failure in failures[:_LISTED]]
+    return FailureList(what, listed[:_SHOWN], listed[_SHOWN:], total - len(listed))
 
 
-def _breakdowns(cell: ReportCell) -> Html:
-    """A table for each kind of group and metric: short ones of the headline metric at once, the others folded."""
+def _breakdowns(cell: ReportCell) -> Iterator[Breakdown]:
+    """A table for each kind of group and metric."""
     own, other = scores_of(cell.run), scores_of(cell.baseline)
-    if own is None or not own["breakdown"]:
-        return Html()
-    shown: list[Html] = []
-    folded: list[Html] = []
+    if own is None:
+        return
     for kind, groups in own["breakdown"].items():
         others = other["breakdown"].get(kind, {}) if other else {}
         for metric in in_order({metric for values in groups.values() for metric in values}, own["headline"]):
-            at_once = metric == own["headline"] and len(groups) <= _OPEN_ROWS
-            (shown if at_once else folded).append(_breakdown(kind, metric, groups, others))
-    more = tag("details", tag("summary", "More breakdowns"), tag("div", *folded, class_="breakdowns"))
-    return join([tag("h3", "Breakdown"), tag("div", *shown, class_="breakdowns"), more if folded else ""])
+            rows = [
+                GroupScore(
+                    name, Estimate(values[metric][0]), _estimate(others.get(name, {}).get(metric)), values[metric][1]
+                )
+                for name, values in groups.items()
+                if metric in values
+            ]
+            yield Breakdown(kind, metric, metric == own["headline"] and len(groups) <= _OPEN_ROWS, scores=rows)
 
 
-def _breakdown(kind: str, metric: str, groups: Mapping[str, Any], others: Mapping[str, Any]) -> Html:
-    rows = []
-    for group, metrics in groups.items():
-        if metric not in metrics:
-            continue
-        value, units = metrics[metric]
-        other = others.get(group, {}).get(metric, (None, 0))[0]
-        wrong = None if other is None else Estimate(other, None, None)
-        picture = tag("td", plot(Estimate(value, None, None), wrong, None), class_="plot")
-        numbers = (tag("td", text) for text in (percent(value), percent(other), f"{units:,}"))
-        rows.append(tag("tr", tag("th", group, scope="row"), *numbers, picture))
-    caption = tag("caption", f"{label(metric)} by {kind}")
-    return tag("table", caption, head([kind, "score", "wrong image", "n"]), tag("tbody", *rows))
+def _estimate(found: tuple[float | None, int] | None) -> Estimate | None:
+    return None if found is None or found[0] is None else Estimate(found[0])
 
 
-def _changes(comparison: Comparison) -> Html:
-    """The same tables with before and now, groups that fell most first; a group that moved surely is marked."""
-    shown: list[Html] = []
-    folded: list[Html] = []
+def _changes(comparison: Comparison) -> Iterator[Breakdown]:
+    """The same tables with before and now, groups that fell most first."""
     for kind, groups in comparison.groups.items():
         for metric in in_order({metric for changes in groups.values() for metric in changes}, comparison.headline):
-            rows = [(name, changes[metric]) for name, changes in groups.items() if metric in changes]
-            rows.sort(key=lambda row: (row[1].difference, row[0]))
-            at_once = metric == comparison.headline and len(rows) <= _OPEN_ROWS
-            (shown if at_once else folded).append(_change_table(kind, metric, rows))
-    if not shown and not folded:
-        return Html()
-    more = tag("details", tag("summary", "More breakdowns"), tag("div", *folded, class_="breakdowns compared"))
-    note = (
-        "Groups that fell most come first. ▼ and ▲ mark those that moved surely: p under 0.05, corrected for all "
-        "groups of the metric. The ring is the earlier night, the dot tonight."
-    )
-    parts = [tag("h3", "Breakdown"), tag("p", note, class_="note"), tag("div", *shown, class_="breakdowns compared")]
-    return join([*parts, more if folded else ""])
+            found = [(name, changes[metric]) for name, changes in groups.items() if metric in changes]
+            rows = [GroupChange(name, each, each.p if each.p_holm is None else each.p_holm) for name, each in found]
+            rows.sort(key=lambda row: (row.change.difference, row.name))
+            yield Breakdown(kind, metric, metric == comparison.headline and len(rows) <= _OPEN_ROWS, changes=rows)
 
 
-def _change_table(kind: str, metric: str, rows: Sequence[tuple[str, Change]]) -> Html:
-    names = [kind, "before", "now", "points", "p (Holm)", "n"]
-    body = (tag("tr", *_change_row(name, change)) for name, change in rows)
-    return tag("table", tag("caption", f"{label(metric)} by {kind}"), head(names), tag("tbody", *body))
+def cost(info: ReportInfo, cell: ReportCell, night: CellNight) -> Cost | None:
+    """None where the cell has no score and so no place in the history."""
+    if scores_of(cell.run) is None or not night.rows:
+        return None
+    row, store = night.rows[-1], None
+    if cell.store is not None:
+        manifest = cell.store.manifest
+        store = manifest.rows, sum(shard.part.size for shard in manifest.shards)
+    return Cost(row.extraction, row.evaluation, row.corpus, store, info.gpu_hour)
 
 
-def _change_row(name: str, change: Change) -> Iterator[Html]:
-    yield tag("th", name, scope="row")
-    yield from (tag("td", percent(value)) for value in (change.before, change.after))
-    moved: list[str] = [points(change.difference)]
-    p = change.p if change.p_holm is None else change.p_holm
-    if p < _SURE:
-        mark, word, kind = ("▼", "surely worse", "wrong") if change.difference < 0 else ("▲", "surely better", "right")
-        moved = [tag("span", mark, role="img", aria_label=word, title=word, class_=kind), " ", *moved]
-    yield tag("td", *moved)
-    yield from (tag("td", text) for text in (p_value(p), f"{change.n:,}"))
-    yield tag("td", plot(Estimate(change.after, None, None), None, None, change.before), class_="plot")
-
-
-def _cost(info: ReportInfo, cell: ReportCell, night: CellNight) -> Html:
-    """Seconds, items and price of tonight; nothing where the cell has no score and so no place in the history. Cells of
-    one corpus share its extraction, which stands with each of them."""
-    if scores_of(cell.run) is None or cell.store is None or not night.rows:
-        return Html()
-    row, manifest = night.rows[-1], cell.store.manifest
-    size = sum(shard.part.size for shard in manifest.shards)
-    lines = {
-        "extraction": _took(row.extraction, "image", "all features were there already"),
-        "evaluation": _took(row.evaluation, "example", "all predictions were there already"),
-        "features": f"{_bytes(size)} on disk for {plural(manifest.rows, 'image')} of {row.corpus}",
-    }
-    timings = (row.extraction, row.evaluation)
-    gpu_seconds = sum(timing.gpus * timing.seconds for timing in timings if timing is not None)
-    if info.gpu_hour is not None and gpu_seconds:
-        lines["price"] = (
-            f"{gpu_seconds / 3600 * info.gpu_hour:,.2f}, at {info.gpu_hour:g} for a GPU-hour, extraction included"
-        )
-    pairs = (join([tag("dt", name), tag("dd", text)]) for name, text in lines.items())
-    return join([tag("h3", "Cost"), tag("dl", *pairs, class_="cost")])
-
-
-def _bytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} kB"
-
-
-def _took(timing: Timing | None, noun: str, nothing: str) -> str:
-    if timing is None:
-        return "not timed"
-    if not timing.items:
-        return f"{nothing} ({timing.seconds:,.1f} s to see it)"
-    rate = timing.items / max(timing.seconds, 0.001)  # they are kept to the millisecond
-    took = f"{plural(timing.items, noun)} in {timing.seconds:,.1f} s, {rate:,.1f} a second"
-    return took + (f", {timing.gpus * timing.seconds:,.1f} GPU-seconds" if timing.gpus else "")
-
-
-def _examples(info: ReportInfo, cell: ReportCell) -> Html:
-    try:
-        shown = gallery(cell, info.examples)
-    except VisualBertCoreError as error:
-        return tag("p", f"No examples: {cell.places.hide(str(error))}", class_="error")
-    return join([tag("h3", "Examples"), shown]) if shown else shown
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# provenance
-
-
-def _provenance(cell: ReportCell, run: Run, comparison: Comparison | None) -> Html:
+def _provenance(cell: ReportCell, run: Run, comparison: Comparison | None) -> Provenance:
     pairs = [("run folder", str(run.folder))] + ([("wrong image", str(cell.baseline.folder))] if cell.baseline else [])
     pairs += _leaves(run.record["provenance"])
-    rows = [tag("tr", tag("th", name, scope="row"), tag("td", cell.places.hide(text))) for name, text in pairs]
-    table = tag("table", tag("caption", "What this run is made of"), tag("tbody", *rows), class_="provenance")
-    commands = "\n".join(_command(cell, each) for each in (run, cell.baseline) if each)
-    again = (
-        "To run it again, with your folders in place of the words in capitals and of … (a finished run is only "
-        "checked: delete its folder to compute it anew):"
+    return Provenance(
+        rows=[(name, cell.places.hide(text)) for name, text in pairs],
+        commands="\n".join(command(cell, each) for each in (run, cell.baseline) if each),
+        before=cell.places.hide(comparison.before["folder"]) if comparison else None,
+        differs=comparison.differs if comparison else {},
     )
-    differs = _differs(comparison, cell.places) if comparison else Html()
-    return tag(
-        "details", tag("summary", "Provenance"), differs, table, tag("p", again), tag("pre", tag("code", commands))
-    )
-
-
-def _differs(comparison: Comparison, places: Places) -> Html:
-    """Every recorded ingredient that is not that of the run compared with."""
-    before = places.hide(comparison.before["folder"])
-    if not comparison.differs:
-        return tag("p", "Made of the same as ", tag("code", before), ": nothing that is recorded differs.")
-    pairs = (
-        join([tag("dt", name), tag("dd", tag("ul", *(tag("li", tag("code", line)) for line in lines)))])
-        for name, lines in comparison.differs.items()
-    )
-    return join([tag("p", "Differs from ", tag("code", before), " in"), tag("dl", *pairs, class_="differs")])
 
 
 def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -230,7 +241,7 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield f"{prefix}{name}", leaf if isinstance(leaf, str) else json.dumps(leaf)
 
 
-def _command(cell: ReportCell, run: Run) -> str:
+def command(cell: ReportCell, run: Run) -> str:
     """The line that made the run, with words for the folders of this machine."""
     spec, hide = run.record["spec"], cell.places.hide
     options = {

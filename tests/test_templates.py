@@ -1,0 +1,58 @@
+"""The templates of the page: nothing that they are given is markup, and what they need goes with the package."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from jinja2 import UndefinedError
+
+from visualbert_core.report.forms import FORMS
+from visualbert_core.report.html import environment
+
+REPORT = ROOT / "visualbert_core" / "report"
+TEMPLATES = sorted((REPORT / "templates").rglob("*.html"))
+HOSTILE = "\"><script>alert('1')</script>&"
+
+
+def test_what_a_template_is_given_is_text() -> None:
+    """Markup in a value comes out escaped, in a text and in a quoted attribute, also through a macro."""
+    macro = '{% macro m(x) %}<p title="{{ x }}">{{ x }}</p>{% endmacro %}{{ m(x) }}'
+    drawn = environment().from_string(macro).render(x=HOSTILE)
+    assert re.findall(r"<[^>]*>", re.sub(r'"[^"]*"', "", drawn)) == ["<p title=>", "</p>"]
+    assert "alert" in drawn
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_no_template_lets_markup_through(path: Path) -> None:
+    """Only the page's own style sheet and script are taken for markup, and each value in an attribute is in quotes."""
+    text = path.read_text()
+    assert set(re.findall(r"\{\{[^}]*\bsafe\b[^}]*\}\}", text)) <= {"{{ page.style|safe }}", "{{ page.script|safe }}"}
+    assert "autoescape" not in text
+    assert not re.search(r"=\s*\{[{%]", re.sub(r"\{%.*?%\}", "", text, flags=re.DOTALL))
+
+
+def test_a_name_that_a_template_does_not_know_is_an_error() -> None:
+    """A field that a view model lost is found out, and does not leave a hole in the page."""
+    with pytest.raises(UndefinedError, match="lost"):
+        environment().from_string("{{ page.lost }}").render(page={})
+
+
+def test_every_form_has_a_template_with_the_same_macros() -> None:
+    """A gallery draws any form by the same four names."""
+    for form in FORMS.values():
+        module = environment().get_template(f"forms/{form.name}.html").module
+        assert all(hasattr(module, name) for name in ("note", "asked", "answers", "changes"))
+
+
+def test_templates_and_style_go_with_the_package() -> None:
+    """Every file that the page is drawn from is package data, so that an installed copy can draw it."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = pyproject["tool"]["setuptools"]["package-data"]["visualbert_core"]
+    packed = {path for pattern in patterns for path in (ROOT / "visualbert_core").glob(pattern)}
+    files = {path for folder in ("static", "templates") for path in (REPORT / folder).rglob("*") if path.is_file()}
+    assert len(files) > len(FORMS)
+    assert files <= packed

@@ -1,0 +1,192 @@
+"""How the galleries draw each form of example: its words, its boxes, and the name of its template.
+
+`FORMS` has an entry a form; templates/forms/ says how its examples and its flips are laid out. Regions are optional: a
+model that reads pixels has none, and then only the boxes of answers and annotators are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from visualbert_core.comparison.flips import Flip
+from visualbert_core.metrics.recall import IOU_THRESHOLD, box_iou
+from visualbert_core.report import ReportCell
+from visualbert_core.report.pictures import Box, colour_class
+from visualbert_core.schema import (
+    Example,
+    Grounding,
+    MultipleChoice,
+    Prediction,
+    Question,
+    Regions,
+    Statement,
+    Token,
+)
+
+_CLOSING = frozenset(".,;:?!)")
+_BEFORE, _NOW, _GOLD = 0, 1, 2  # colours of a flip's boxes
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Words of what was asked; those that name a box have its colour."""
+
+    text: str
+    colour: str = ""
+    """CSS class."""
+    number: int | None = None
+    space: str = " "
+    """What stands before it."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How well a box answers a phrase: `iou` with the nearest of the right boxes; `value` is 1 for a hit."""
+
+    iou: float
+    value: float
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a form of example is drawn."""
+
+    name: str
+    """Of its template, and its CSS class."""
+    asked: Callable[[Any, int | None], tuple[Piece, ...]]
+    """(example, phrase) → what was asked; the phrase is that of a flip, and it alone has a colour."""
+    answer_boxes: Callable[[Any, Regions | None, Prediction, Any], list[Box]]
+    """(example, regions, answer, right answer) → the boxes over a picture."""
+    flip_boxes: Callable[[Any, Regions | None, Flip, Any], list[Box]]
+    """(example, regions, flip, right answer) → the boxes over a picture."""
+    flip_regions: bool = False
+    """Whether a flip is drawn with all regions, since any of them may be what was asked about."""
+
+
+def regions_of(cell: ReportCell, example: Example) -> tuple[Regions | None, ...]:
+    """The regions of each picture, None without a store. Raises StoreError where they can no longer be read."""
+    if cell.store is None:
+        return (None,) * len(example.image_ids)
+    return tuple(cell.store.fetch_many(example.image_ids))
+
+
+def sides(example: Example) -> tuple[str, ...]:
+    """What each picture of an example is called."""
+    return ("left picture", "right picture") if len(example.image_ids) > 1 else ("picture",)
+
+
+def overlap(answer: Sequence[Sequence[float]], right: Sequence[Sequence[float]]) -> Overlap:
+    """That of the first of the ranked boxes `answer`; 0 where there is none."""
+    iou = float(box_iou(np.array(answer[:1]), np.array(right)).max()) if answer else 0.0
+    return Overlap(iou, float(iou >= IOU_THRESHOLD))
+
+
+def sentence(tokens: Sequence[Token], objects: Sequence[str]) -> tuple[Piece, ...]:
+    """Words and objects; a tag such as [2] as "ball[2]" in the colour of its box."""
+    return _spaced([piece for token in tokens for piece in _pieces(token, objects)])
+
+
+def right_boxes(gold: Sequence[Sequence[Any]], phrase: int | None) -> list[Any]:
+    """Those of a phrase, or of all."""
+    return [box for index, boxes in enumerate(gold) if phrase in (None, index) for box in boxes]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# questions and statements
+
+
+def _text(example: Question | Statement, _: int | None) -> tuple[Piece, ...]:
+    return (Piece(example.text, space=""),)
+
+
+def _region_boxes(_: Any, regions: Regions | None, *__: Any) -> list[Box]:
+    return [Box(corners, "region") for corners in regions.boxes.tolist()] if regions else []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# multiple choices
+
+
+def _context(example: MultipleChoice, _: int | None) -> tuple[Piece, ...]:
+    return sentence(example.context, example.objects)
+
+
+def _object_boxes(example: MultipleChoice, regions: Regions | None, *_: Any) -> list[Box]:
+    """The objects that the model may see; region 0 is the whole image."""
+    boxes = regions.boxes.tolist()[1:] if regions else []
+    return [Box(boxes[index], "object", index, f"[{index}]") for index in example.mentioned if index < len(boxes)]
+
+
+def _pieces(token: Token, objects: Sequence[str]) -> Iterator[Piece]:
+    if isinstance(token, str):
+        yield Piece(token)
+        return
+    for number, index in enumerate(token):
+        if number:
+            yield Piece("and")
+        yield Piece(f"{objects[index]}[{index}]", colour_class(index))
+
+
+def _spaced(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+    """Without a space before the first piece and before closing punctuation."""
+    return tuple(
+        replace(piece, space="") if at == 0 or piece.text in _CLOSING else piece for at, piece in enumerate(pieces)
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# groundings
+
+
+def _caption(example: Grounding, only: int | None) -> tuple[Piece, ...]:
+    """The caption with its phrases numbered, in the colours of their boxes; in a flip `only` that phrase."""
+    starts = {phrase.start: (index, phrase.text) for index, phrase in enumerate(example.phrases)}
+    inside = {at for phrase in example.phrases for at in range(phrase.start + 1, phrase.stop)}
+    pieces = []
+    for at, word in enumerate(example.words):
+        if at in starts:
+            index, text = starts[at]
+            whole = Piece(text, colour_class(index), index + 1)
+            pieces.append(whole if only is None else Piece(text, colour_class(_GOLD) if only == index else ""))
+        elif at not in inside:
+            pieces.append(Piece(word))
+    return _spaced(pieces)
+
+
+def _phrase_boxes(_: Any, __: Regions | None, given: Prediction, gold: Sequence[Any]) -> list[Box]:
+    """The right boxes of each phrase and the model's first choice."""
+    boxes: list[Box] = []
+    for index, (answer, right) in enumerate(zip(given.answer, gold, strict=True)):
+        number = str(index + 1)
+        # Where answer and right box are nearly one, a second number would only hide the first.
+        shown = "" if overlap(answer, right).value else number
+        boxes += [Box(corners, "gold", index, shown) for corners in right]
+        boxes += [Box(corners, "answer", index, number, _drawn_before(corners, boxes)) for corners in answer[:1]]
+    return boxes
+
+
+def _drawn_before(corners: Sequence[float], boxes: Sequence[Box]) -> int:
+    """How many phrases have this box for their answer already."""
+    return sum(box.kind == "answer" and box.corners == corners for box in boxes)
+
+
+def _flipped_boxes(_: Any, __: Regions | None, flip: Flip, gold: Sequence[Any]) -> list[Box]:
+    """The right boxes of the phrase and both nights' first choices."""
+    boxes = [Box(corners, "gold", _GOLD) for corners in right_boxes(gold, flip.part)]
+    if flip.answer_before is not None:
+        boxes.append(Box(flip.answer_before, "answer", _BEFORE, "before"))
+    if flip.answer_after is not None:
+        boxes.append(Box(flip.answer_after, "answer", _NOW, "now", below=True))
+    return boxes
+
+
+FORMS: Mapping[type, Form] = {
+    Question: Form("question", _text, _region_boxes, lambda *_: [], flip_regions=True),
+    Statement: Form("statement", _text, _region_boxes, lambda *_: [], flip_regions=True),
+    MultipleChoice: Form("multiple_choice", _context, _object_boxes, _object_boxes),
+    Grounding: Form("grounding", _caption, _phrase_boxes, _flipped_boxes),
+}
