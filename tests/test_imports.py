@@ -27,7 +27,7 @@ ORDER = (
     {"tasks", "models", "detector"},
     {"images", "corpus", "metrics", "cluster"},
     {"scheduler", "host", "session"},
-    {"progress", "bisection"},
+    {"progress", "bisection", "backend"},
     {"sources"},
     {"shards", "provenance", "tables"},
     {"schema", "storage", "columns", "pickles", "weights", "float32"},

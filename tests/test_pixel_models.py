@@ -145,6 +145,8 @@ def test_the_page_shows_examples_and_flips(nights: Nights) -> None:
     assert "cannot be shown" not in page
     assert "regions drawn over it" not in page
     assert "Thin boxes are the regions" not in page
+    assert "--images IMAGES" in page
+    assert "--features" not in page
 
 
 def test_answers_do_not_depend_on_the_batch(nights: Nights, tmp_path: Path) -> None:
