@@ -15,6 +15,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
+from visualbert_core.documents import brief
 from visualbert_core.errors import AnnotationError
 from visualbert_core.metrics.accuracy import AnswerTable
 from visualbert_core.tasks.reading import read_list, typed, untyped
@@ -58,6 +59,7 @@ class AnnotationRecord(Struct):
 class Questions:
     """Columns, one row a question, in file order."""
 
+    subset: Any  # what the file calls it, where it does
     rows: dict[str, int]  # example_id → row
     image_ids: list[str]
     texts: list[str]
@@ -77,11 +79,11 @@ class Labels:
 
 def read_questions(path: Path, subset: str) -> Questions:
     """Read the questions of the images of `subset`. Raises AnnotationError."""
-    questions = Questions({}, [], [], {})
-    folder, images = subset.replace("-dev", ""), questions.images
-    texts: dict[str, str] = {}  # and one a wording: complementary pairs share theirs
     head, elements = read_list(path, "questions")
     _check_head(path, head, subset)
+    questions = Questions(head.get("data_subtype"), {}, [], [], {})
+    folder, images = subset.replace("-dev", ""), questions.images
+    texts: dict[str, str] = {}  # and one a wording: complementary pairs share theirs
     for record, _ in typed(path, "questions", elements, QuestionRecord):
         example_id, image_id, text = str(record.question_id), record.image_id, record.question
         if example_id in questions.rows:
@@ -107,6 +109,16 @@ def _check_head(path: Path, head: Mapping[str, Any], subset: str) -> None:
             )
 
 
+def _check_subsets(path: Path, judged: object, questions_path: Path, asked: object) -> None:
+    """Refuse annotations that name another split of somebody's own than the questions do. An official name passes: a
+    part of an official split may have a name of its own in one of its files only."""
+    if judged != asked and not any(name is None or name in _SUBTYPES for name in (judged, asked)):
+        raise AnnotationError(
+            f"{path}: 'data_subtype' is {brief(judged)}, in {questions_path.name} it is {brief(asked)}; put the files "
+            "of one split together"
+        )
+
+
 def _heads(subset: str) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Key → what the file should say, and what official files of another kind say there."""
     own = {subset, subset.replace("-dev", "")}  # test-dev's images are those of test
@@ -125,6 +137,7 @@ def read_annotations(path: Path, questions_path: Path, questions: Questions, lab
     groups: dict[tuple[str, str], Groups] = {}  # one dictionary a combination
     head, elements = read_list(path, "annotations")
     _check_head(path, head, subset)
+    _check_subsets(path, head.get("data_subtype"), questions_path, questions.subset)
     for record, element in typed(path, "annotations", elements, AnnotationRecord):
         example_id = str(record.question_id)
         row = rows.get(example_id)
@@ -164,8 +177,8 @@ def _refuse_image(given: object, image: str, where: str, questions_path: Path) -
 
 
 def read_pairs(path: Path, questions_path: Path, rows: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Read the pairs in file order, each once. All their questions must be there, in a slice of the benchmark, too: a pair that
-    is silently left out would change the score."""
+    """Read the pairs in file order, each once. All their questions must be there, in a slice of the benchmark, too: a
+    pair that is silently left out would change the score."""
     pairs: dict[frozenset[str], tuple[str, str]] = {}
     for index, (ids, _) in enumerate(typed(path, None, read_list(path)[1], list[int])):
         if len(ids) != 2 or ids[0] == ids[1]:
