@@ -25,13 +25,15 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import IO, Any, NamedTuple
 
 from visualbert_core.errors import AnnotationError, ConfigError
 from visualbert_core.lfs import REASON, is_pointer_file
-from visualbert_core.numbered import missing
+from visualbert_core.numbered import gaps
+from visualbert_core.sources import SUFFIXES
 from visualbert_core.tasks import nlvr2, vqa
 from visualbert_core.tasks.reading import choose
 
@@ -158,14 +160,14 @@ def _a_script(source: str, script: str) -> str:
 
 
 def _check_shards(source: str, files: Iterable[str]) -> None:
-    """Files named data-00000-of-00002.parquet say how many there are. Raises AnnotationError where one is lacking."""
+    """Files named data-00000-of-00002.parquet say how many there are, and data-00000.parquet counts. Raises
+    AnnotationError where one is lacking. The names of images are ids and count nothing."""
     held: defaultdict[PurePosixPath, list[str]] = defaultdict(list)
     for path in map(PurePosixPath, files):
-        held[path.parent].append(path.name)
-    for names in held.values():
-        for name in names:
-            if (lacking := missing(name, names)) is not None:
-                raise AnnotationError(f"{source}: {lacking} is lacking beside {name}; download all of them")
+        if path.suffix.lower() not in SUFFIXES:
+            held[path.parent].append(path.name)
+    for gap in chain.from_iterable(map(gaps, held.values())):
+        raise AnnotationError(f"{source}: {gap.first} is lacking beside {gap.there[0]}; download all of them")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
