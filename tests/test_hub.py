@@ -150,7 +150,7 @@ def test_another_split_is_not_taken_for_the_one_asked_for(tmp_path: Path) -> Non
     """A folder of a single split knows its name, and is no val if it is train."""
     source = str(tmp_path / "train")
     datasets.Dataset.from_dict(VQA, split=datasets.Split.TRAIN).save_to_disk(source)
-    with pytest.raises(ConfigError, match=r"unknown split of the dataset 'validation'; known: train"):
+    with pytest.raises(ConfigError, match=r"no split 'validation'; known: train"):
         import_annotations("vqa", source, "validation", "val", tmp_path / "out")
     assert len(import_annotations("vqa", source, "train", "train", tmp_path / "out")) == 2
 
@@ -162,7 +162,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
         ConfigError, match="flickr30k_entities cannot be imported from a dataset: such datasets hold cap"
     ):
         import_annotations("flickr30k_entities", source, "test", "test", tmp_path)
-    with pytest.raises(ConfigError, match="unknown split of the dataset 'val'; known: validation"):
+    with pytest.raises(ConfigError, match="no split 'val'; known: validation"):
         import_annotations("vqa", source, "val", "val", tmp_path)
     with pytest.raises(ConfigError, match="unknown vqa split 'validation'"):
         import_annotations("vqa", source, "validation", "validation", tmp_path)
@@ -237,6 +237,20 @@ def test_the_names_of_images_count_nothing(tmp_path: Path) -> None:
         row["file_name"] = f"img_{number}.png"
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert len(import_annotations("vqa", str(tmp_path / "source"), "validation", "val", tmp_path / "out")) == 2
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_split_that_is_misspelt(saved: bool, tmp_path: Path) -> None:
+    """The nearest split that is there is named; where none is near, all are."""
+    if saved:
+        datasets.DatasetDict({"validation": datasets.Dataset.from_dict(VQA)}).save_to_disk(str(tmp_path / "source"))
+    else:
+        (tmp_path / "source").mkdir()
+        datasets.Dataset.from_dict(VQA).to_parquet(str(tmp_path / "source" / "validation.parquet"))
+    with pytest.raises(ConfigError, match=r"source: no split 'validaton'; did you mean 'validation'\?$"):
+        import_annotations("vqa", str(tmp_path / "source"), "validaton", "val", tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"source: no split 'dev'; known: validation$"):
+        import_annotations("vqa", str(tmp_path / "source"), "dev", "val", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

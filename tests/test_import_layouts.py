@@ -112,6 +112,18 @@ def test_hdf5_with_the_sizes_of_images(tmp_path: Path) -> None:
     same(done.store, records())
 
 
+@pytest.mark.parametrize("corner", [0, 1])
+def test_hdf5_whose_near_corners_do_not_fit(corner: int, tmp_path: Path) -> None:
+    """A size follows only where left and top are the said parts of it as well as right and bottom."""
+    h5py = pytest.importorskip("h5py")
+    source = write_hdf5(tmp_path / "val36", records())
+    with h5py.File(source, "r+") as file:
+        parts = file["spatial_features"][:]
+        parts[0, 0, corner] += 0.1
+        file["spatial_features"][:] = parts
+    assert run("bua-hdf5", source, tmp_path / "out").notes == (NO_SIZES,)
+
+
 def test_hdf5_with_a_box_in_a_row(tmp_path: Path) -> None:
     """10 to 100 boxes an image lie one after the other, and pos_boxes says from where to where."""
     h5py = pytest.importorskip("h5py")

@@ -63,6 +63,8 @@ def resize(config: EvaluateConfig, size: str, images: int = 8) -> None:
     ("size", "images", "says"),
     [
         ((299, 299), 8, "8 of 8 images have another size .* 224 × 224 in .*, 299 × 299 in .* .resized to 75 %"),
+        ((225, 224), 8, "8 of 8 .* 225 × 224 in .* .1 pixel apart: rounded by a resize, or cropped\\?.;"),
+        ((226, 225), 8, "8 of 8 .* 226 × 225 in .* .2 pixels apart: rounded by a resize, or cropped\\?.;"),
         ((640, 480), 1, "1 of 8 images have another size .*: image 1000 is 224 × 224 in .*, 640 × 480 in .*/1000.xml;"),
     ],
 )
