@@ -118,8 +118,8 @@ def _open(source: str, split: str) -> tuple[Any, int | None]:
     _refuse_scripts(folder)
     builder = datasets.load_dataset_builder(source)
     described, named = builder.info.splits or {}, builder.config.data_files or {}
-    if held := list(map(str, named or described)):  # else only reading tells
-        _check_split(source, split, held)
+    if known := list(map(str, named or described)):  # else only reading tells
+        _check_split(source, split, known)
     files = [str(file) for file in named.get(split, ())]
     _refuse_pointers(files)
     _check_shards(source, files)
