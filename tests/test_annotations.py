@@ -214,6 +214,98 @@ def test_own_ids_pass(tmp_path: Path, task: str, file: str, old: str, new: str) 
     assert counts[0] == counts[1] > 0
 
 
+def edited(folder: Path, file: str, edits: dict[int, dict[str, object]]) -> None:
+    """Change keys of the records of a file that holds one a line; lines count from 1."""
+    lines = (folder / file).read_text().splitlines()
+    for number, changes in edits.items():
+        lines[number - 1] = json.dumps(json.loads(lines[number - 1]) | changes)
+    (folder / file).write_text("".join(f"{line}\n" for line in lines))
+
+
+SEEN = {"img_id": "val-7", "metadata_fn": "m/x@1.json"}
+
+
+@pytest.mark.parametrize(
+    ("task", "edits", "message"),
+    [
+        (
+            "nlvr2",
+            {2: {"sentence": "A dog."}},
+            r"line 2 \(dev-1-1-0\): 'sentence' is 'A dog\.', in dev-1-0-0 it is 'Café 0\.'; .* the sentence dev-1-0 ",
+        ),
+        ("vcr", {2: {"img_id": "train-7"}}, r"line 2: img_id train-7 is of the split 'train', the file is to be 'val'"),
+        (
+            "vcr",
+            {1: SEEN, 3: SEEN | {"img_id": "val-8"}},
+            r"line 3 \(val-2\): 'img_id' is 'val-8', in val-0 it is 'val-7'; .* of the image m/x@1.jpg ",
+        ),
+        (
+            "vcr",
+            {1: SEEN, 2: SEEN | {"metadata_fn": "m/y.json"}},
+            r"line 2 \(val-1\): 'metadata_fn' is 'm/y.json', in val-0 it is 'm/x@1.json'; ",
+        ),
+        (
+            "vcr",
+            {2: {"objects": ["person", "dog", "cat"]}},
+            r"line 2 \(val-1\): 'objects\[2\]' is 'cat', in val-0 it is None; ",
+        ),
+    ],
+)
+def test_records_that_contradict_each_other(
+    tmp_path: Path, task: str, edits: dict[int, dict[str, object]], message: str
+) -> None:
+    """What two records say of one sentence or one image must be the same: one line, with the line, both values and
+    what to do."""
+    layout = LAYOUTS[task]
+    edited(layout.write(tmp_path), next(iter(layout.files)), edits)
+    with pytest.raises(AnnotationError, match=message) as caught:
+        open_task(task, tmp_path, layout.split)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_of_their_own_pass(tmp_path: Path) -> None:
+    """Objects, ids and metadata may differ from image to image, and ids of one's own name no official split."""
+    layout = LAYOUTS["vcr"]
+    another = {"img_id": "mine-8", "img_fn": "m/y.jpg", "metadata_fn": "m/y.json", "objects": ["person"] * 3}
+    edited(layout.write(tmp_path), "val.jsonl", {1: SEEN, 2: SEEN, 3: another})
+    assert len(open_task("vcr", tmp_path, "val").expected()) == 6
+
+
+@pytest.mark.parametrize(("asked", "judged", "refused"), [("a", "b", True), ("a", "a", False), ("a", None, False)])
+def test_two_vqa_splits_of_ones_own(tmp_path: Path, asked: str, judged: str | None, refused: bool) -> None:
+    """Questions and annotations that name two splits are no pair, though neither is an official one."""
+    LAYOUTS["vqa"].write(tmp_path)
+    for name, subtype in ((QUESTIONS, asked), (ANNOTATIONS, judged)):
+        path = tmp_path / name.format("val2014")
+        path.write_text(json.dumps(json.loads(path.read_text()) | ({"data_subtype": subtype} if subtype else {})))
+    if not refused:
+        assert len(open_task("vqa", tmp_path, "val").expected()) == 3
+        return
+    message = r"val2014_annotations\.json: 'data_subtype' is 'b', in v2_Open\S+_questions\.json it is 'a'; "
+    with pytest.raises(AnnotationError, match=message):
+        open_task("vqa", tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    ("size", "refused"),
+    [((90, 50), False), ((500, 375), False), ((89, 50), True), ((90, 49), True), ((50, 90), True)],
+)
+def test_gold_boxes_outside_their_image(tmp_path: Path, size: tuple[int, int], refused: bool) -> None:
+    """A box may reach the last pixel of the size that its file tells, as 53,729 of the 275,775 official ones do, and
+    not beyond; one that counts from 0 is good."""
+    layout, told = LAYOUTS["flickr30k_entities"], "<size><width>{}</width><height>{}</height></size>".format(*size)
+    layout = changed(layout, "Annotations/5.xml", "<size/>", told)
+    layout = changed(layout, "Annotations/5.xml", "<xmin>1<", "<xmin>0<")
+    if not refused:
+        assert len(open_task(layout.task, layout.write(tmp_path), layout.split).expected()) == 2
+        return
+    outside = r"5\.xml: bndbox \[0\.0, 1\.0, 90\.0, 50\.0\] of chain 1, 2 reaches outside the <size> {} × {}: ".format(
+        *size
+    )
+    with pytest.raises(AnnotationError, match=outside):
+        open_task(layout.task, layout.write(tmp_path), layout.split)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # the submission of test-dev
 

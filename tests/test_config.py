@@ -101,6 +101,13 @@ def test_broken_json_names_its_line(tmp_path: Path) -> None:
         ("cells: [{floors: {accuracy: -.inf}}]", "cells[0].floors.accuracy: -inf is no number"),
         ("seed: " + "9" * 5000, "an integer of thousands of digits"),
         ("seed: 0x" + "f" * 5000, "seed: an integer of 6,021 digits"),
+        (
+            "cells:\n- floors:\n    accuracy: 1:30\n",
+            "cells[0].floors.accuracy: 1:30 in line 3 is 90 to YAML (base 60): ",
+        ),
+        ("- -2:0.5\n", "[0]: -2:0.5 in line 1 is -120.5 to YAML (base 60): "),
+        ("drops: {1:30: 1}", "drops.1:30: 1:30 in line 1 is 90 to YAML (base 60): "),
+        ("a: 1\nseed: 010\n", "seed: 010 in line 2 is 8 to YAML (base 8): "),
         ("night: 2026-13-01", "month must be in 1..12"),
         ("[" * 100_000, "lists or mappings lie more than 64 deep"),
         ("- " * 5000 + "a", "lists or mappings lie more than 64 deep"),
@@ -147,6 +154,26 @@ def test_json_that_cannot_be_meant(tmp_path: Path, text: str, message: str) -> N
     assert str(raised.value).startswith(f"{path}: ")
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("'1:30'", "1:30"),
+        ("90", 90),
+        ("007", 7),
+        ("0x10", 16),
+        ("1_000", 1000),
+        ("00", 0),
+        ("0.5", 0.5),
+        ("a:30", "a:30"),
+    ],
+)
+def test_numbers_that_yaml_reads_as_people_do(text: str, value: object, tmp_path: Path) -> None:
+    """Quoted text, other ways to write a number, and zeros that change nothing pass."""
+    path = tmp_path / "m.yaml"
+    path.write_text(f"night: {text}\n")
+    assert read_yaml(path) == {"night": value}
 
 
 def test_what_yaml_merges_may_be_said_anew(tmp_path: Path) -> None:
@@ -215,6 +242,8 @@ def test_a_matrix_is_checked_before_it_runs(tmp_path: Path, old: str, new: str, 
         (cell(wrong_image={"a": [0, 200]}), "m.yaml: cells[0]: wrong_image.a is 200.0: it must be at most 100"),
         (cell(drops={"a": 0}), "m.yaml: cells[0]: drops.a: 0 is not a positive number of points"),
         (cell(split="val\0"), r"m.yaml: cells[0]: split is 'val\x00': no name or path holds a NUL"),
+        (cell(feature_space=""), "m.yaml: cells[0]: feature_space is empty: it must be a name"),
+        ({"night": " "}, "m.yaml: night is empty: it must be a name"),
         (
             {"corpora": {1: MATRIX["corpora"]["coco"], "1": MATRIX["corpora"]["coco"]}},
             "m.yaml: corpora: two of its keys are spelt alike: 1, '1'",
@@ -241,7 +270,25 @@ def test_numbers_of_a_command_line_that_cannot_be() -> None:
         DriftConfig(canary=0)
 
 
-@pytest.mark.parametrize("name", ["../out", "/abs", "", ".hidden", "a/b"])
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        (
+            "evaluate --task=vqa --split=val --annotations=x --features=x --model=x --out=x --feature-space=",
+            "feature_space",
+        ),
+        ("extract --images=x --detector=x --out=x --corpus=", "corpus"),
+        ("import bua-tsv x --out=x --space=", "space"),
+        ("convert checkpoint x y --feature-space=", "feature_space"),
+    ],
+)
+def test_names_that_are_empty(line: str, key: str) -> None:
+    """An empty name, as a shell makes of a variable that is not set, is no name left out."""
+    with pytest.raises(ConfigError, match=f"^{key} is empty: it must be a name$"):
+        main(line.split())
+
+
+@pytest.mark.parametrize("name", ["../out", "/abs", ".hidden", "a/b"])
 def test_a_corpus_lies_below_its_root(name: str) -> None:
     """The name of a corpus is one folder's, below --out."""
     path = Path("x")

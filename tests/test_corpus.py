@@ -336,7 +336,7 @@ def test_git_lfs_pointers_are_named(name: str, tmp_path: Path) -> None:
     [
         (["train-00000-of-00002"], "train-00001-of-00002"),
         (["train-00001-of-00003-0123456789abcdef", "train-00002-of-00003-fedcba9876543210"], "train-00000-of-00003"),
-        (["a_1_of_2"], "a_0-of-2"),
+        (["a_1_of_2"], "a_0_of_2"),
         (["a-1-of-3", "a-3-of-3"], "a-2-of-3"),
         (["train-0-of-2", "train-1-of-2", "val-0-of-2"], "val-1-of-2"),
     ],
@@ -356,12 +356,36 @@ def test_half_a_set_is_refused(names: list[str], lacks: str, suffix: str, tmp_pa
             list_images(source)
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".tar"])
+@pytest.mark.parametrize(
+    ("names", "lacks"),
+    [(["dev-00000", "dev-00002"], "dev-00001"), (["a_1", "a_2", "a_4"], "a_3"), (["00000", "00003"], "00001")],
+)
+def test_a_gap_is_refused_where_names_do_not_say_how_many(
+    names: list[str], lacks: str, suffix: str, tmp_path: Path
+) -> None:
+    """Numbers from 0 or 1 with one left out are no whole set; a file that is named by itself is meant."""
+    for number, name in enumerate(names):
+        if suffix == ".tar":
+            packed(tmp_path / (name + suffix), {f"{number}.png": png(number)})
+        else:
+            pq.write_table(pa.table({"id": [number], "image": [png(number)]}), tmp_path / (name + suffix))
+    folder = [tmp_path] if suffix == ".parquet" else []
+    for source in (*folder, f"{tmp_path}/*{suffix}"):
+        with pytest.raises(InputError, match=rf": {lacks}{suffix} of the same set is not beside it"):
+            list_images(source)
+    assert list(list_images(tmp_path / (names[0] + suffix))) == ["0"]
+
+
 @pytest.mark.parametrize(
     "names",
     [
         ["train-00000-of-00002-0123456789abcdef", "train-00001-of-00002-fedcba9876543210"],
         ["a-1-of-2", "a-2-of-2", "b-0-of-1"],
         ["shard-000007", "7-of-5", "best-of-2"],
+        ["dev-00000", "dev-00001", "val-00000"],
+        ["shard-000007", "shard-000009", "coco_2014", "coco_2017"],
+        ["v1.0", "v1.2", "2024-01-01", "2024-01-03", "day_2024-01"],
     ],
 )
 def test_whole_sets_and_other_names_are_read(names: list[str], tmp_path: Path) -> None:

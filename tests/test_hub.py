@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import PIL.Image
 import pytest
 from conftest import ROOT, run_here
 
@@ -32,7 +34,7 @@ VQA = {  # the columns of lmms-lab/VQAv2, without its pictures
     "question": ["What color is it?", "Is the “sky” blue?"],
 }
 NLVR2 = {
-    "identifier": ["dev-1-0-0", "dev-1-1-0"],
+    "identifier": ["dev-1-0-0", "dev-1-0-1"],
     "sentence": ["Two dogs.", "Zwei Hunde — größer."],
     "label": ["True", "False"],
     "left_url": ["a", "a"],
@@ -95,7 +97,7 @@ def test_nlvr2_labels(tmp_path: Path, labels: list[Any]) -> None:
     task = open_task("nlvr2", tmp_path / "out", "dev")
     assert [(e.example_id, e.text, task.gold(e.example_id)) for e in task.examples()] == [  # type: ignore[union-attr]
         ("dev-1-0-0", "Two dogs.", "True"),
-        ("dev-1-1-0", "Zwei Hunde — größer.", "False"),
+        ("dev-1-0-1", "Zwei Hunde — größer.", "False"),
     ]
 
 
@@ -148,7 +150,7 @@ def test_another_split_is_not_taken_for_the_one_asked_for(tmp_path: Path) -> Non
     """A folder of a single split knows its name, and is no val if it is train."""
     source = str(tmp_path / "train")
     datasets.Dataset.from_dict(VQA, split=datasets.Split.TRAIN).save_to_disk(source)
-    with pytest.raises(ConfigError, match=r"unknown split of the dataset 'validation'; known: train"):
+    with pytest.raises(ConfigError, match=r"no split 'validation'; known: train"):
         import_annotations("vqa", source, "validation", "val", tmp_path / "out")
     assert len(import_annotations("vqa", source, "train", "train", tmp_path / "out")) == 2
 
@@ -160,7 +162,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
         ConfigError, match="flickr30k_entities cannot be imported from a dataset: such datasets hold cap"
     ):
         import_annotations("flickr30k_entities", source, "test", "test", tmp_path)
-    with pytest.raises(ConfigError, match="unknown split of the dataset 'val'; known: validation"):
+    with pytest.raises(ConfigError, match="no split 'val'; known: validation"):
         import_annotations("vqa", source, "val", "val", tmp_path)
     with pytest.raises(ConfigError, match="unknown vqa split 'validation'"):
         import_annotations("vqa", source, "validation", "validation", tmp_path)
@@ -211,6 +213,44 @@ def test_what_datasets_itself_says_of_programs(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
     with pytest.raises(ConfigError, match=r"somebody/VQAv2: is made by a program \(VQAv2.py\), which is not run here"):
         import_annotations("vqa", "somebody/VQAv2", "validation", "val", tmp_path / "out")
+
+
+def test_a_gap_in_the_shards(tmp_path: Path) -> None:
+    """Names that only count, too: nothing is imported where a number between two others is lacking."""
+    (tmp_path / "source").mkdir()
+    for number in (0, 2):
+        columns = datasets.Dataset.from_dict(without(VQA, question_id=[number, number + 1]))
+        columns.to_parquet(str(tmp_path / "source" / f"validation-0000{number}.parquet"))
+    with pytest.raises(AnnotationError, match=r"validation-00001\.parquet is lacking beside validation-00000\.parquet"):
+        import_annotations("vqa", str(tmp_path / "source"), "validation", "val", tmp_path / "out")
+    (tmp_path / "source" / "validation-00002.parquet").rename(tmp_path / "source" / "validation-00001.parquet")
+    assert len(import_annotations("vqa", str(tmp_path / "source"), "validation", "val", tmp_path / "out")) == 2
+
+
+def test_the_names_of_images_count_nothing(tmp_path: Path) -> None:
+    """A folder of images with their questions beside has ids for names, of which any may be absent."""
+    folder = tmp_path / "source" / "validation"
+    folder.mkdir(parents=True)
+    rows = [{key: values[row] for key, values in VQA.items()} for row in (0, 1)]
+    for number, row in zip((1, 3), rows, strict=True):
+        PIL.Image.new("RGB", (8, 8)).save(folder / f"img_{number}.png")
+        row["file_name"] = f"img_{number}.png"
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(import_annotations("vqa", str(tmp_path / "source"), "validation", "val", tmp_path / "out")) == 2
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_split_that_is_misspelt(saved: bool, tmp_path: Path) -> None:
+    """The nearest split that is there is named; where none is near, all are."""
+    if saved:
+        datasets.DatasetDict({"validation": datasets.Dataset.from_dict(VQA)}).save_to_disk(str(tmp_path / "source"))
+    else:
+        (tmp_path / "source").mkdir()
+        datasets.Dataset.from_dict(VQA).to_parquet(str(tmp_path / "source" / "validation.parquet"))
+    with pytest.raises(ConfigError, match=r"source: no split 'validaton'; did you mean 'validation'\?$"):
+        import_annotations("vqa", str(tmp_path / "source"), "validaton", "val", tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"source: no split 'dev'; known: validation$"):
+        import_annotations("vqa", str(tmp_path / "source"), "dev", "val", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

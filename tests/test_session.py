@@ -18,6 +18,9 @@ import yaml
 from conftest import ROOT, small_matrix
 from heads import BIN, below, environment, free_port, head, wait_for
 from PIL import Image as Pillow
+from ray._common.utils import get_default_ray_temp_dir
+
+from visualbert_core.session import SHORT
 
 TOKEN, FOREIGN = "0123456789abcdef0123456789abcdef", "f" * 32
 DETECTOR = ROOT / "visualbert_core" / "world" / "weights" / "detector"
@@ -168,6 +171,13 @@ def test_a_wait_tells_refused_from_not_there() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def test_the_short_folder_is_rays_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no variable names a folder, Ray takes the one that it is sent to when TMPDIR is too long."""
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert get_default_ray_temp_dir() == SHORT
+
+
 @pytest.mark.slow
 def test_a_long_tmpdir_is_gone_around(tmp_path: Path) -> None:
     """A path of 150 characters leaves no room for Ray's sockets: Ray's files go elsewhere, and one line says so."""
@@ -176,8 +186,8 @@ def test_a_long_tmpdir_is_gone_around(tmp_path: Path) -> None:
     done = run(sys.executable, "-c", COMPUTE, env=environment(tmp_path, TMPDIR=str(long)))
     assert done.returncode == 0, done.stderr
     assert done.stderr == (
-        "TMPDIR is too long a path for Ray's sockets: Ray keeps its files in /tmp/ray; RAY_TMPDIR names another short "
-        "folder\n"
+        "TMPDIR is too long a path for Ray's sockets: Ray keeps its files in "
+        f"{SHORT}; RAY_TMPDIR names another short folder\n"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -43,10 +44,19 @@ def flickr(small_night: SmallNight, tmp_path: Path) -> EvaluateConfig:
 
 
 def resize(config: EvaluateConfig, size: str, images: int = 8) -> None:
+    """Give images another <size>; where that is one, their boxes are scaled with it."""
+    told = [int(side) for side in re.findall(r"\d+", size)]
+    sides = dict(zip("xy", told if any(told) else (224, 224), strict=True))
+
+    def scaled(found: re.Match[str]) -> str:
+        axis, end, value = found.groups()
+        return f"{axis}{end}{int(value) * sides[axis] // 224}"
+
     files = sorted((config.annotations / "Annotations").iterdir())[:images]
     for file in files:
         text = file.read_text()
         assert OWN in text
+        text = re.sub(r"(?<=<)([xy])(m(?:in|ax)>)(\d+)", scaled, text)
         file.write_text(text.replace(OWN, size))
 
 
@@ -54,6 +64,8 @@ def resize(config: EvaluateConfig, size: str, images: int = 8) -> None:
     ("size", "images", "says"),
     [
         ((299, 299), 8, "8 of 8 images have another size .* 224 × 224 in .*, 299 × 299 in .* .resized to 75 %"),
+        ((225, 224), 8, "8 of 8 .* 225 × 224 in .* .1 pixel apart: rounded by a resize, or cropped\\?.;"),
+        ((226, 225), 8, "8 of 8 .* 226 × 225 in .* .2 pixels apart: rounded by a resize, or cropped\\?.;"),
         ((640, 480), 1, "1 of 8 images have another size .*: image 1000 is 224 × 224 in .*, 640 × 480 in .*/1000.xml;"),
     ],
 )

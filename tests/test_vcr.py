@@ -40,7 +40,7 @@ def record(annot_id: str = "val-1", **changes: Any) -> dict[str, Any]:
 
 def unlabelled(annot_id: str = "test-1") -> dict[str, Any]:
     """A record of the test set."""
-    return {key: value for key, value in record(annot_id).items() if not key.endswith("_label")}
+    return {key: value for key, value in record(annot_id, img_id="test-0").items() if not key.endswith("_label")}
 
 
 def write(folder: Path, *records: dict[str, Any], split: str = "val") -> Path:

@@ -330,6 +330,7 @@ def moved(before: VisualBertPredictor, after: VisualBertPredictor) -> set[str]:
     ("sidecar", "says"),
     [
         ({"feature_spce": "x"}, "unknown key 'feature_spce'; did you mean 'feature_space'"),
+        ({"feature_space": ""}, "feature_space: is empty"),
         ({"box_geometry": "yes"}, "box_geometry: 'yes' has the wrong type"),
         ({"recipe": "hf-doc"}, "recipe: unknown name 'hf-doc'; did you mean 'hf-docs'"),
         ({"fix_quirks": 1}, "fix_quirks: 1 has the wrong type"),

@@ -53,14 +53,17 @@ class PoolConfig:
 
 
 def check_values(config: Any) -> None:
-    """Raises ConfigError naming the key of a number that is none (NaN, infinity) or of a text or path with a NUL. Flags
-    and Python can say them as well as a file; and NaN is neither under a bound nor over it."""
+    """Raises ConfigError naming the key of a number that is none (NaN, infinity), of a text or path with a NUL, or of
+    an empty text. Flags and Python can say them as well as a file; NaN is neither under a bound nor over it, and an
+    empty text is what a shell makes of a variable that is not set."""
     for field_ in dataclasses.fields(config):
         for key, value in _parts(config, field_.name):
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{key} is {value}: it must be a finite number")
             if isinstance(value, str | Path) and "\0" in str(value):
                 raise ConfigError(f"{key} is {str(value)!r}: no name or path holds a NUL")
+            if isinstance(value, str) and not value.strip():
+                raise ConfigError(f"{key} is empty: it must be a name")
 
 
 def check_range(config: object, least: float | None, most: float | None, *names: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import reprlib
 from collections.abc import Hashable, Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ DEEPEST = 64
 """Lists and mappings inside each other."""
 LARGEST = 2**63
 """Beyond it no integer fits the 64 bits of what the files are for."""
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 120
@@ -139,15 +142,15 @@ def _parse_yaml(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _refuse_repetitions(loader, node)
+        _check_nodes(loader, node)
         return loader.construct_document(node)
     finally:
         loader.dispose()
 
 
-def _refuse_repetitions(loader: _StrictLoader, root: yaml.Node) -> None:
-    """Raises ValueError naming key and lines of a key that stands twice in a mapping. What `<<` merges into a mapping
-    may be said anew in it: that is what it is for."""
+def _check_nodes(loader: _StrictLoader, root: yaml.Node) -> None:
+    """Raises ValueError naming key and lines of a key that stands twice in a mapping, or of a number in another base.
+    What `<<` merges into a mapping may be said anew in it: that is what it is for."""
     waiting: list[tuple[str, yaml.Node]] = [("", root)]
     seen: set[int] = set()  # an alias is the very node that it names
     while waiting:
@@ -155,18 +158,22 @@ def _refuse_repetitions(loader: _StrictLoader, root: yaml.Node) -> None:
         if id(node) in seen:
             continue
         seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
+        if isinstance(node, yaml.ScalarNode):
+            _refuse_base(loader, place, node)
+        elif isinstance(node, yaml.SequenceNode):
             waiting += [(f"{place}[{number}]", each) for number, each in enumerate(node.value)]
         elif isinstance(node, yaml.MappingNode):
             waiting += _keys_of(loader, place, node)
 
 
 def _keys_of(loader: _StrictLoader, place: str, mapping: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node]]:
-    """Every value of a mapping with its key."""
+    """Every value of a mapping with its key, and every key that is a scalar."""
     lines: dict[Hashable, int] = {}
     for key, value in mapping.value:
         inside = _joined(place, key.value if isinstance(key, yaml.ScalarNode) else "?")
         yield inside, value
+        if isinstance(key, yaml.ScalarNode):
+            yield inside, key
         if key.tag == "tag:yaml.org,2002:merge":
             continue
         name, line = loader.construct_object(key, deep=True), key.start_mark.line + 1
@@ -189,6 +196,18 @@ def _joined(place: str, key: object) -> str:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
+
+
+def _refuse_base(loader: _StrictLoader, place: str, node: yaml.ScalarNode) -> None:
+    """Raises ValueError for a number that people write in tens, or mean as a time or a ratio, and YAML 1.1 reads
+    otherwise: `1:30` is 90 to it, `010` is 8. Its `0x` and `0b` say what they are."""
+    if node.tag not in _NUMBERS:
+        return
+    value, text = loader.construct_object(node), node.value.replace("_", "")
+    base = 60 if ":" in text else 8 if re.fullmatch(r"[-+]?0[0-7]+", text) and int(text) != value else None
+    if base is not None:
+        where = f"{node.value} in line {node.start_mark.line + 1} is {value} to YAML (base {base})"
+        raise ValueError(f"{place}: {where}: write the number that is meant, or put it in quotes")
 
 
 def _check(value: Any) -> None:

@@ -1,31 +1,80 @@
-"""Sets of files whose names count them: `train-00000-of-00002.parquet`, with or without a hash before the suffix, as
-the Hub has it. Owns the question whether such a set is whole: half of one looks like a smaller corpus."""
+"""Sets of files whose names count them, and whether such a set is whole: half of one looks like a smaller corpus.
+
+`train-00000-of-00002.parquet`, with or without a hash before the suffix, is the Hub's; `train.tsv.0` that of `split`
+and of published features; `dev-00000.parquet` and `00000.tar` that of many writers (img2dataset, WebDataset). The first
+says how many there are. The others show a gap only: a last file that is missing leaves none.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import count
 
 INGREDIENT = "features"
 
-_COUNTED = re.compile(r"(?P<before>.*?)(?P<number>\d+)[-_]of[-_](?P<total>\d+)(?:-[0-9a-f]{8,})?(?P<suffix>\.\w+)")
+_OF = re.compile(
+    r"(?P<before>.*?)(?P<number>\d+)(?P<of>[-_]of[-_](?P<total>\d+))(?:-[0-9a-f]{8,})?(?P<behind>(?:\.\w+)*)", re.A
+)
+_LAST = re.compile(r"(?P<before>.+\.[a-z]\w*\.)(?P<number>\d+)(?P<behind>)", re.A | re.I)
+_MIDDLE = re.compile(r"(?P<before>(?:.*(?:[_-]|(?<!\d)\.))?)(?P<number>\d+)(?P<behind>\.[a-z]\w*)", re.A | re.I)
+_DATE = re.compile(r"(?:.*[._-])?\d{4}-\d\d(?:-\d\d)?\.\w+", re.A)
 
 
-def missing(name: str, names: Iterable[str]) -> str | None:
-    """The first file that lacks in the set of which `name` says that it is one; `names` are the files that there are.
+@dataclass(frozen=True)
+class Gap:
+    """A set that is not whole."""
 
-    None where the set is whole, counted from 0 or from 1, and where the name counts nothing."""
-    own = _COUNTED.fullmatch(name)
-    if own is None or int(own["number"]) > int(own["total"]):
+    first: str
+    """The first file that is missing."""
+    missing: int
+    there: tuple[str, ...]
+    """The files that are there."""
+    says_total: bool
+    """Whether the names say how many there are: then one that is asked for by itself is not all either."""
+
+
+def counts(name: str) -> bool:
+    """Whether a file of this name may be one of a set."""
+    return _parts(name) is not None
+
+
+def gaps(names: Iterable[str]) -> list[Gap]:
+    """The sets among these names that are not whole, in the order of their first names."""
+    sets: dict[tuple[object, ...], list[re.Match[str]]] = {}
+    for name in dict.fromkeys(names):
+        if parts := _parts(name):
+            total = int(parts["total"]) if parts.re is _OF else None
+            sets.setdefault((parts.re, parts["before"], total, parts["behind"].lower()), []).append(parts)
+    return [gap for parts in sets.values() if (gap := _gap(parts))]
+
+
+def _parts(name: str) -> re.Match[str] | None:
+    if parts := _OF.fullmatch(name):
+        return parts if int(parts["number"]) <= int(parts["total"]) else None
+    return None if _DATE.fullmatch(name) else _LAST.fullmatch(name) or _MIDDLE.fullmatch(name)
+
+
+def _gap(there: Sequence[re.Match[str]]) -> Gap | None:
+    numbers = {int(parts["number"]) for parts in there}
+    every = _all(there[0], numbers)
+    missing = len(every) - len(numbers.intersection(every))
+    if not missing:
         return None
-    kin = [found for found in map(_COUNTED.fullmatch, {name, *names}) if found and _set(found) == _set(own)]
-    present, total = {int(found["number"]) for found in kin}, int(own["total"])
-    first = 1 if total in present and 0 not in present else 0
-    lacking = next((number for number in range(first, first + total) if number not in present), None)
-    if lacking is None:
-        return None
-    return f"{own['before']}{lacking:0{len(own['number'])}}-of-{own['total']}{own['suffix']}"
+    own, width = there[0], min(len(parts["number"]) for parts in there)
+    first = next(number for number in count(every.start) if number not in numbers)
+    says_total = own.re is _OF
+    name = f"{own['before']}{first:0{width}}{own['of'] if says_total else ''}{own['behind']}"
+    return Gap(name, missing, tuple(parts.string for parts in there), says_total)
 
 
-def _set(name: re.Match[str]) -> tuple[str, int, str]:
-    return name["before"], int(name["total"]), name["suffix"].lower()
+def _all(parts: re.Match[str], numbers: set[int]) -> range:
+    """The numbers of a whole set, from 0 or 1; none where the names need not count files."""
+    if parts.re is _OF:
+        first = int(0 not in numbers and int(parts["total"]) in numbers)
+        return range(first, first + int(parts["total"]))
+    if parts.re is _LAST:
+        return range(max(numbers) + 1)
+    # `_36.tsv` is the number of boxes and `_2014` a year: only several names count.
+    return range(min(numbers), max(numbers) + 1) if len(numbers) > 1 and min(numbers) < 2 else range(0)

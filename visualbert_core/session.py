@@ -23,7 +23,7 @@ LOCAL_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # read when ray is imported; Ray's only way to bind to loopback alone
 }
 STARTS = 2  # attempts; a machine that is busy may not be so half a minute later, which is what Ray gives one
-SHORT = "/tmp/ray"  # Ray's own default where no variable names a folder
+SHORT = "/tmp/ray"  # Ray's own default; its get_default_ray_temp_dir tells another one while TMPDIR is set
 ANSWER_SECONDS = 15.0  # until a head that is starting must have answered
 TOKEN_PLACES = "RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
 

@@ -49,13 +49,13 @@ def images_of(source: Path) -> Iterator[Image]:
         found = _matched(str(source))
     else:
         raise InputError(f"{source} is no folder, pattern, list, table or tar of images: name what holds them")
-    whole: set[str] = set()
+    gaps: dict[Path, dict[str, numbered.Gap]] = {}
     for path, trouble in found:
         suffix = path.suffix.lower()
         if suffix in SUFFIXES:
             yield Image(path.name[: -len(suffix)], storage.url(path) or str(path), trouble=trouble)
         elif suffix in (TAR, TABLE):
-            _require_set(path, whole)
+            _require_set(path, gaps, alone=path == source)
             yield from _members(path) if suffix == TAR else list_parquet(path)
 
 
@@ -155,17 +155,22 @@ def _listed(path: Path) -> Iterator[_Found]:
             raise InputError(f"{path} line {number}: {str(found)[-_SHOWN:]} is not there; correct the list") from None
 
 
-def _require_set(path: Path, whole: set[str]) -> None:
-    """Of `train-00000-of-00002.parquet` the other one must lie beside it; `whole` are the files known not to lack any.
+def _require_set(path: Path, gaps: dict[Path, dict[str, numbered.Gap]], alone: bool) -> None:
+    """Of `train-00000-of-00002.parquet` the other one must lie beside it, and between two numbers every other; `gaps`
+    are those of the folders that were looked at. Whoever names one file `alone` means it, but for names that say how
+    many there are.
 
     Raises InputError naming the first that is missing."""
-    if str(path) in whole or numbered.missing(path.name, ()) is None:
+    if not numbered.counts(path.name):
         return
-    beside = storage.files(path.parent) if storage.url(path) else map(Path, os.scandir(path.parent))
-    names = [found.name for found in beside]
-    if missing := numbered.missing(path.name, names):
-        raise InputError(f"{storage.url(path) or path}: {missing} of the same set is not beside it; download it, too")
-    whole.update(str(path.parent / name) for name in names if numbered.missing(name, names) is None)
+    if path.parent not in gaps:
+        beside = storage.files(path.parent) if storage.url(path) else map(Path, os.scandir(path.parent))
+        found = numbered.gaps(sorted(other.name for other in beside))
+        gaps[path.parent] = {name: gap for gap in found for name in gap.there}
+    gap = gaps[path.parent].get(path.name)
+    if gap and (gap.says_total or not alone):
+        where = storage.url(path) or path
+        raise InputError(f"{where}: {gap.first} of the same set is not beside it; download it, too")
 
 
 def _members(path: Path) -> Iterator[Image]:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from visualbert_core.config import check_values
 from visualbert_core.printable import say
 
 _Detector = Literal["vg_c4", "pythia_fpn", "detectron_fpn", "r2c_resnet50"]
@@ -59,6 +60,9 @@ class Checkpoint:
     """Heads of a layer; default: hidden size / 64."""
     feature_space: str | None = None
     """Name of the features that it was trained on, for visualbert_core.json."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     def run(self) -> int:
         """Convert, and say what was found."""

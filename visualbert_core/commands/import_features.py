@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from visualbert_core.config import PoolConfig
+from visualbert_core.config import PoolConfig, check_values
 from visualbert_core.errors import ConfigError
 from visualbert_core.metrics.boxes import CONVENTIONS
 from visualbert_core.printable import say
@@ -46,6 +46,7 @@ class Command:
     """Ray actors; default: this process alone."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if not self.sources:
             raise ConfigError("name the files or folders to import behind the layout")
         choose("convention of boxes", self.boxes, CONVENTIONS)

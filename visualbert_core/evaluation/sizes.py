@@ -12,6 +12,7 @@ from visualbert_core.tasks import Task
 
 Size = tuple[int, int]
 _ROUNDING = 1.5  # pixels that a resized side may be off
+_NEAR = 0.01  # the part of a side up to which nobody resizes on purpose
 
 
 def check_sizes(task: Task, source: Source) -> list[str]:
@@ -43,6 +44,9 @@ def _why(seen: Size, told: Size) -> str:
     if seen == told[::-1]:
         return " (width and height swapped: turned by its EXIF tag in one of them?)"
     across, down = (one / other for one, other in zip(seen, told, strict=True))
+    if max(abs(across - 1), abs(down - 1)) < _NEAR:
+        apart = max(abs(one - other) for one, other in zip(seen, told, strict=True))
+        return f" ({apart} pixel{'s' if apart > 1 else ''} apart: rounded by a resize, or cropped?)"
     if abs(across - down) < _ROUNDING / min(told):
         return f" (resized to {100 * across:.0f} %?)"
     return ""

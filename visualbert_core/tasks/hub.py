@@ -23,15 +23,18 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import IO, Any, NamedTuple
 
+from visualbert_core.config import nearest
 from visualbert_core.errors import AnnotationError, ConfigError
 from visualbert_core.lfs import REASON, is_pointer_file
-from visualbert_core.numbered import missing
+from visualbert_core.numbered import gaps
+from visualbert_core.sources import SUFFIXES
 from visualbert_core.tasks import nlvr2, vqa
 from visualbert_core.tasks.reading import choose
 
@@ -110,15 +113,23 @@ def _open(source: str, split: str) -> tuple[Any, int | None]:
         _refuse_pointers(map(str, sorted(folder.rglob("*.arrow"))))
         found = datasets.load_from_disk(source)
         held = found if isinstance(found, dict) else {str(found.split or split): found}
-        return held[choose("split of the dataset", split, list(held))], None
+        _check_split(source, split, held)
+        return held[split], None
     _refuse_scripts(folder)
     builder = datasets.load_dataset_builder(source)
-    files = [str(file) for file in (builder.config.data_files or {}).get(split, ())]
+    described, named = builder.info.splits or {}, builder.config.data_files or {}
+    if known := list(map(str, named or described)):  # else only reading tells
+        _check_split(source, split, known)
+    files = [str(file) for file in named.get(split, ())]
     _refuse_pointers(files)
     _check_shards(source, files)
     dataset = builder.as_streaming_dataset(split=split)
-    described = (builder.info.splits or {}).get(split)
-    return dataset, described.num_examples if described else None
+    return dataset, described[split].num_examples if split in described else None
+
+
+def _check_split(source: str, split: str, held: Collection[str]) -> None:
+    if split not in held:
+        raise ConfigError(f"{source}: no split {split!r}{nearest(split, held)}")
 
 
 def _refuse_pointers(files: Iterable[str]) -> None:
@@ -158,14 +169,14 @@ def _a_script(source: str, script: str) -> str:
 
 
 def _check_shards(source: str, files: Iterable[str]) -> None:
-    """Files named data-00000-of-00002.parquet say how many there are. Raises AnnotationError where one is lacking."""
+    """Files named data-00000-of-00002.parquet say how many there are, and data-00000.parquet counts. Raises
+    AnnotationError where one is lacking. The names of images are ids and count nothing."""
     held: defaultdict[PurePosixPath, list[str]] = defaultdict(list)
     for path in map(PurePosixPath, files):
-        held[path.parent].append(path.name)
-    for names in held.values():
-        for name in names:
-            if (lacking := missing(name, names)) is not None:
-                raise AnnotationError(f"{source}: {lacking} is lacking beside {name}; download all of them")
+        if path.suffix.lower() not in SUFFIXES:
+            held[path.parent].append(path.name)
+    for gap in chain.from_iterable(map(gaps, held.values())):
+        raise AnnotationError(f"{source}: {gap.first} is lacking beside {gap.there[0]}; download all of them")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

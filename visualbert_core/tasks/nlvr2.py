@@ -28,7 +28,7 @@ from msgspec import UNSET, Struct, UnsetType
 from visualbert_core.errors import AnnotationError, InputError
 from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.schema import Example, JudgedAnswer, Prediction, Score, Statement
-from visualbert_core.tasks.reading import choose, family, read_lines, read_text
+from visualbert_core.tasks.reading import check_same, choose, family, read_lines, read_text
 from visualbert_core.tasks.splits import check_split, protocol_name, subset_line
 from visualbert_core.tasks.submissions import submission_text
 
@@ -249,12 +249,16 @@ def _balance(items: Mapping[str, _Item]) -> dict[str, dict[str, tuple[str, ...]]
 
 def _read(path: Path, phenomena: Mapping[str, tuple[str, ...]], split: str) -> dict[str, _Item]:
     items: dict[str, _Item] = {}
+    firsts: dict[str, str] = {}  # sentence_id → its first identifier
     for where, record in read_lines(path, Record):
         identifier = record.identifier
         check_split(where, f"identifier {identifier[:40]}", identifier.partition("-")[0], split, SIZES)
         if identifier in items:
             raise AnnotationError(f"{where}: identifier {identifier} occurs twice; remove one of its lines")
-        items[identifier] = _item(record, phenomena, where)
+        items[identifier] = item = _item(record, phenomena, where)
+        first = firsts.setdefault(item.sentence_id, identifier)
+        of = f"the sentence {item.sentence_id}"
+        check_same(f"{where} ({identifier})", "sentence", item.text, first, items[first].text, of)
     if not items:
         raise AnnotationError(f"{path}: no records; download it again")
     return items

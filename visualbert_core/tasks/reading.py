@@ -22,6 +22,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from visualbert_core.documents import brief
 from visualbert_core.errors import AnnotationError, ConfigError
 from visualbert_core.printable import printable
 from visualbert_core.tasks.formats import HEAD, not_text
@@ -41,6 +42,16 @@ def choose(what: str, name: str | None, options: Collection[str]) -> str:
     if name in options:
         return name
     raise ConfigError(f"unknown {what} {name!r}; known: {', '.join(options)}")
+
+
+def check_same(where: str, key: str, here: object, first: str, there: object, of: str) -> None:
+    """Refuse a record that contradicts an earlier one, whose id is `first`, on what both say of one thing, `of`. Raises
+    AnnotationError."""
+    if here != there:
+        raise AnnotationError(
+            f"{where}: {key!r} is {brief(here)}, in {first} it is {brief(there)}; records of {of} must agree: download "
+            "the file again, or correct one of them"
+        )
 
 
 def read_text(path: Path) -> str:

@@ -18,7 +18,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, zip_longest
 from math import fsum
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,7 +28,7 @@ from msgspec import UNSET, Struct, UnsetType
 from visualbert_core.errors import AnnotationError, ConfigError, InputError
 from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.schema import Example, JudgedAnswer, MultipleChoice, Prediction, Score, Token
-from visualbert_core.tasks.reading import choose, family, read_lines
+from visualbert_core.tasks.reading import check_same, choose, family, read_lines
 from visualbert_core.tasks.splits import check_split, protocol_name, subset_line
 from visualbert_core.tasks.submissions import submission_text
 
@@ -69,7 +69,8 @@ class Record(Struct):
     question: Tokens
     answer_choices: tuple[Tokens, ...]
     rationale_choices: tuple[Tokens, ...]
-    img_id: Any = None  # one of img_fn; files of one's own may lack it
+    img_id: Any = None  # of the image, as the two that follow it; files of one's own may lack them
+    metadata_fn: Any = None
     family: str | UnsetType = UNSET
 
 
@@ -312,6 +313,7 @@ def _mentioned(item: _Item) -> tuple[int, ...]:
 def _read(path: Path, split: str, labelled: bool) -> dict[str, _Item]:
     items: dict[str, _Item] = {}
     images: dict[str, str] = {}  # img_id → img_fn
+    firsts: dict[str, Record] = {}  # img_fn → its first record
     for where, record in read_lines(path, LabelledRecord if labelled else Record):
         annot_id, img_id, img_fn = record.annot_id, record.img_id, record.img_fn
         if not annot_id or not annot_id.isprintable():
@@ -320,7 +322,11 @@ def _read(path: Path, split: str, labelled: bool) -> dict[str, _Item]:
             raise AnnotationError(f"{where}: annot_id {annot_id} occurs twice; remove one of its lines")
         items[annot_id] = _item(record, f"{where} ({annot_id})")
         check_split(where, f"annot_id {annot_id[:40]}", annot_id.partition("-")[0], split, SIZES)
-        if isinstance(img_id, str) and images.setdefault(img_id, img_fn) != img_fn:
+        _check_image(record, firsts.setdefault(img_fn, record), f"{where} ({annot_id})")
+        if not isinstance(img_id, str):
+            continue
+        check_split(where, f"img_id {img_id[:40]}", img_id.partition("-")[0], split, SIZES)
+        if images.setdefault(img_id, img_fn) != img_fn:
             raise AnnotationError(
                 f"{where} ({annot_id}): img_id {img_id[:40]} is {img_fn} here and {images[img_id]} before; download "
                 "the file again"
@@ -328,6 +334,18 @@ def _read(path: Path, split: str, labelled: bool) -> dict[str, _Item]:
     if not items:
         raise AnnotationError(f"{path}: no records; download it again")
     return items
+
+
+def _check_image(record: Record, first: Record, where: str) -> None:
+    """Refuse a record that says something else of its image than the first one does."""
+    of = f"the image {record.img_fn}"
+    for key in ("img_id", "metadata_fn"):
+        here, there = getattr(record, key), getattr(first, key)
+        if None not in (here, there):
+            check_same(where, key, here, first.annot_id, there, of)
+    if record.objects != first.objects:
+        for index, (here, there) in enumerate(zip_longest(record.objects, first.objects)):
+            check_same(where, f"objects[{index}]", here, first.annot_id, there, of)
 
 
 def _item(record: Record, where: str) -> _Item:

@@ -99,7 +99,7 @@ class Hdf5Source:
 
 
 def _size(boxes: np.ndarray, spatial: np.ndarray | None) -> tuple[int, int] | None:
-    """(width, height), of which the far corners are said to be these parts; None where boxes do not agree on it."""
+    """(width, height), of which the corners are said to be these parts; None where boxes do not agree on it."""
     if spatial is None or spatial.shape[-1] < 4 or len(spatial) != len(boxes):
         return None
     sides = []
@@ -109,7 +109,12 @@ def _size(boxes: np.ndarray, spatial: np.ndarray | None) -> tuple[int, int] | No
         found = found[(spatial[:, axis] > 0) & np.isfinite(found)]
         if not len(found) or np.ptp(found) > max(1.0, 0.01 * found.max()) or found.max() < _SMALL:
             return None
-        sides.append(round(float(np.median(found))))
+        side = float(np.median(found))
+        # A near corner of 0 tells no size, but must lie at its part of the side as the far one does.
+        apart = np.abs(boxes[:, axis - 2] - spatial[:, axis - 2] * side)
+        if not (apart <= max(1.0, 0.01 * side)).all():
+            return None
+        sides.append(round(side))
     return sides[0], sides[1]
 
 

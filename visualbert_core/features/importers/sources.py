@@ -6,12 +6,12 @@ A source may be given as one file, several, a folder of them, or a pattern. What
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from visualbert_core import lfs, storage
+from visualbert_core import lfs, numbered, storage
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import Regions
@@ -91,8 +91,10 @@ def find(kind: Kind, given: Sequence[Path]) -> list[Path]:
         twice = next(path for path in paths if paths.count(path) > 1)
         raise ConfigError(f"{twice} is given twice")
     alone = len(paths) == 1 and paths[0] == storage.absolute(given[0])
-    if missing := missing_shards([path.name for path in paths], alone):
-        raise InputError(f"{paths[0].parent}: {missing}")
+    for gap in numbered.gaps(path.name for path in paths):
+        if gap.says_total or not alone:  # `train.tsv.1`, named on purpose, may be all
+            missing = f"{gap.first} is missing beside {gap.there[0]} ({gap.missing:,} missing)"
+            raise InputError(f"{paths[0].parent}: {missing}: fetch it")
     return paths
 
 
@@ -116,48 +118,6 @@ def corpus_name(given: Sequence[Path], paths: Sequence[Path]) -> str:
         return storage.absolute(given[0]).stem
     stems = sorted({re.split(r"\.tsv|\.hdf5|\.h5|-\d+-of-\d+", path.name)[0] for path in paths})
     return "-".join(stems)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# shards
-
-_OF = re.compile(r".+?-(?P<number>\d+)-of-(?P<total>\d+)\D*")
-_LAST = re.compile(r".+\.[a-z]\w*\.(?P<number>\d+)")
-_MIDDLE = re.compile(r".+[._-](?P<number>\d+)\.[a-z]\w*")
-
-
-def missing_shards(names: Iterable[str], alone: bool = False) -> str | None:
-    """Which files the names of `names` count that are not among them, in words; None where none is missing.
-
-    `alone`: one file was named on purpose, so that `train.tsv.1` may be all; `train-00001-of-00002.tsv` may not.
-    """
-    sets: dict[tuple[re.Pattern[str], str, str], list[re.Match[str]]] = {}
-    for name in names:
-        for pattern in (_OF, _LAST, _MIDDLE):
-            if found := pattern.fullmatch(name):
-                key = (pattern, name[: found.start("number")], name[found.end("number") :])
-                sets.setdefault(key, []).append(found)
-                break
-    for (pattern, before, behind), found_there in sets.items():
-        numbers = {int(found["number"]) for found in found_there}
-        lacking = _counted(pattern, found_there, numbers) - numbers
-        if lacking and not (alone and pattern is _LAST):
-            first = f"{before}{min(lacking):0{min(len(found['number']) for found in found_there)}}{behind}"
-            there = found_there[0].string
-            return f"{first} is missing beside {there} ({len(lacking)} missing): fetch it"
-    return None
-
-
-def _counted(pattern: re.Pattern[str], there: Sequence[re.Match[str]], numbers: set[int]) -> set[int]:
-    """The numbers that a complete set of shards has; none where the names do not count shards."""
-    if pattern is _OF:
-        total = int(there[0]["total"])
-        first = int(0 not in numbers and total in numbers)
-        return set(range(first, first + total))
-    if pattern is _LAST:
-        return set(range(max(numbers) + 1))
-    # _36.tsv is the number of boxes: only several names count, and from 0 or 1.
-    return set(range(min(numbers), max(numbers) + 1)) if len(numbers) > 1 and min(numbers) < 2 else set()
 
 
 def refuse_pointer(path: Path) -> None:

@@ -47,6 +47,8 @@ class Sidecar:
                 raise CheckpointError(f"{path}: unknown key {brief(key)}{nearest(key, _SIDECAR_TYPES)}")
             if not isinstance(value, _SIDECAR_TYPES[key]):
                 raise CheckpointError(f"{path}: {key}: {brief(value)} has the wrong type")
+            if value == "":
+                raise CheckpointError(f"{path}: {key}: is empty; name it, or leave the key out")
         sidecar = cls(**found)
         if sidecar.recipe not in RECIPES:
             raise CheckpointError(
