@@ -93,12 +93,19 @@ def test_ray_is_imported_in_two_files() -> None:
     assert files == ["cluster.py", "session.py"]
 
 
-def test_metrics_need_numpy_only() -> None:
+def test_metrics_need_numpy_and_scipy_only() -> None:
     """A metric is a pure function that anyone can lift out."""
-    allowed = set(sys.stdlib_module_names) | {"numpy", "visualbert_core"}
+    allowed = set(sys.stdlib_module_names) | {"numpy", "scipy", "visualbert_core"}
     for room, path in sources():
         if room == "metrics":
             assert {module.split(".")[0] for module in imported(path)} <= allowed, path
+
+
+def test_scipy_is_loaded_where_a_tail_is_computed() -> None:
+    """Importing what scores and compares does not wait for SciPy, which takes longer than all else together."""
+    modules = "visualbert_core.commands.score, visualbert_core.commands.compare"
+    code = f"import sys, {modules}; sys.exit('scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("module", LIGHT)

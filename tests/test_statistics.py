@@ -14,9 +14,11 @@ from statsmodels.stats.power import normal_power
 
 from visualbert_core.metrics.statistics import (
     EXACT,
+    Mean,
     clustered_mean,
     excess_noise,
     holm,
+    interval,
     p_drop_with_noise,
     paired,
     sign_flip,
@@ -105,6 +107,22 @@ def test_the_normal_tail_meets_the_exact_one() -> None:
     signs = rng.choice([-1.0, 1.0], (200_000, len(totals)))
     sampled = np.abs(signs @ totals) >= abs(totals.sum()) - 1e-9
     assert sign_flip(totals)[0] == pytest.approx(sampled.mean(), rel=0.1)
+
+
+@pytest.mark.parametrize("z", [-8.0, -1.96, 0.0, 0.3, 1.0, 2.576, 6.0, 12.0, 30.0])
+def test_the_normal_tail_is_right_far_out(z: float) -> None:
+    """A tail is that of the error function of the standard library, to twelve digits, where 1 - P would be 0, too."""
+    assert p_drop_with_noise(-z, 0.0, 1.0, 0.5) == pytest.approx(math.erfc(z / math.sqrt(2)) / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("clusters", [2, 3, 10, 100, 1000, 10_000])
+def test_the_exact_interval_is_clopper_and_pearsons(clusters: int) -> None:
+    """Where every unit is right or wrong the interval is SciPy's exact one, and the closed form, to twelve digits."""
+    wrong, right = (interval(Mean(value, 0.0, clusters, clusters)) for value in (0.0, 1.0))
+    exact = stats.binomtest(0, clusters).proportion_ci(method="exact")
+    assert wrong == pytest.approx((0.0, exact.high), rel=1e-12)
+    assert wrong[1] == pytest.approx(1 - 0.025 ** (1 / clusters), rel=1e-12)
+    assert right == (1 - wrong[1], 1.0)
 
 
 def test_holm_is_statsmodels() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import erfc, fsum, inf, nan, sqrt
+from math import fsum, inf, nan, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -191,11 +191,21 @@ def _rounded(totals: np.ndarray) -> np.ndarray:
     return np.round(np.asarray(totals, np.float64), 9)
 
 
+# SciPy is imported where a tail is computed: it takes 0.4 s, which a score without a comparison need not wait for.
+
+
 def _unseen(clusters: int) -> float:
-    """The largest share of clusters of another kind of which this many draws may well show none (2.5 %)."""
-    return float(1.0 - 0.025 ** (1 / clusters))
+    """Return the largest share of clusters of another kind of which this many draws may well show none (2.5 %).
+
+    This is the upper limit of the exact binomial interval for no success (Clopper and Pearson 1934).
+    """
+    from scipy.special import betaincinv
+
+    return float(betaincinv(1, clusters, 0.975))
 
 
 def _upper(z: float) -> float:
-    """P(Z > z) of the normal distribution, right far out, too."""
-    return 0.5 * erfc(z / sqrt(2))
+    """Return P(Z > z) of the normal distribution, right far out, too."""
+    from scipy.special import ndtr
+
+    return float(ndtr(-z))

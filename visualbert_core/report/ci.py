@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from xml.etree import ElementTree
+from io import BytesIO
+
+from junitparser import Error, Failure, JUnitXml, TestCase, TestSuite
 
 from visualbert_core.comparison.compare import Comparison
 from visualbert_core.comparison.gate import Check, Gate
@@ -15,31 +17,29 @@ _NO_XML = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
 
 
 def junit(name: str, gate: Gate) -> bytes:
-    """A test case for each watched metric (`fail` is a failure, `cannot tell` an error), and one for each floor that
-    was missed."""
-    count = {verdict: sum(check.verdict == verdict for check in gate.checks) for verdict in _SIGNS}
-    numbers = {
-        "tests": len(gate.checks) + len(gate.missed),
-        "failures": count["fail"] + len(gate.missed),
-        "errors": count["cannot tell"],
-    }
-    attributes = {"name": _clean(f"{name} {gate.night}")} | {key: str(value) for key, value in numbers.items()}
-    suites = ElementTree.Element("testsuites")
-    suite = ElementTree.SubElement(suites, "testsuite", attributes)
-    for check in gate.checks:
-        of = {"classname": _clean(check.watched.cell), "name": check.watched.metric}
-        case = ElementTree.SubElement(suite, "testcase", of)
-        if check.verdict == "pass":
-            ElementTree.SubElement(case, "system-out").text = _clean(check.reason)
-        else:
-            kind = "failure" if check.verdict == "fail" else "error"
-            ElementTree.SubElement(case, kind, {"type": check.verdict, "message": _clean(check.reason)})
-    for line in gate.missed:
-        case = ElementTree.SubElement(suite, "testcase", {"classname": "bounds", "name": _clean(line)})
-        ElementTree.SubElement(case, "failure", {"type": "out of bounds", "message": _clean(line)})
-    ElementTree.indent(suites)
-    data: bytes = ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
-    return data + b"\n"
+    """Write a test case for each watched metric (`fail` is a failure, `cannot tell` an error), and one for each floor
+    that was missed."""
+    suite = TestSuite(_clean(f"{name} {gate.night}"))
+    suite.add_testcases([_case(check) for check in gate.checks] + [_missed(line) for line in gate.missed])
+    document, written = JUnitXml(), BytesIO()
+    document.add_testsuite(suite)
+    document.write(written, pretty=True)  # also the one way to the same bytes with and without lxml
+    return written.getvalue()
+
+
+def _case(check: Check) -> TestCase:
+    case = TestCase(_clean(check.watched.metric), _clean(check.watched.cell))
+    if check.verdict == "pass":
+        case.system_out = _clean(check.reason)
+    else:
+        case.result = (Failure if check.verdict == "fail" else Error)(_clean(check.reason), check.verdict)
+    return case
+
+
+def _missed(line: str) -> TestCase:
+    case = TestCase(_clean(line), "bounds")
+    case.result = Failure(_clean(line), "out of bounds")
+    return case
 
 
 def markdown(name: str, gate: Gate, comparisons: Mapping[str, Comparison]) -> str:
