@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -141,10 +142,11 @@ def test_another_detector_is_stopped(load: Callable[..., Any], scenes: Path) -> 
     assert tree(scenes) == before
 
 
-def test_rounding_passes(scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rounding_passes(scenes: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The same detector comes out at exactly 1, a rounded one near it; then the run goes on to its end."""
+    caplog.set_level(logging.INFO, "visualbert_core")
     assert len(run(scenes, proposals, canary=IMAGES)) == IMAGES
-    table = capsys.readouterr().err
+    table = caplog.text
     assert table.count("1.00000") == 8  # median and minimum of four numbers
     assert len(run(scenes, Rounded, canary=IMAGES)) == IMAGES
 
@@ -160,14 +162,15 @@ def newer(world: World) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_store_of_another_version_is_compared_on_the_pool(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_of_another_version_is_compared_on_the_pool(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """Images of a store of another fingerprint are extracted by the pool's workers, and only those; the run follows."""
+    caplog.set_level(logging.INFO, "visualbert_core")
     old = world.extract(limit=20)
     newer(world)
     before = world.batches()
     new = world.extract(canary=12, canary_store=old.folder, pool=PoolConfig(workers=2))
     assert (len(new), new.folder != old.folder) == (40, True)
-    assert f"canary: 12 images of {old.folder} extracted anew" in capsys.readouterr().err
+    assert f"canary: 12 images of {old.folder} extracted anew" in caplog.text
     assert 3 + 10 <= world.batches() - before <= 12 + 40
 
 
@@ -207,13 +210,14 @@ def test_a_changed_image_is_not_the_detectors_fault(world: World) -> None:
         world.extract(canary=40)
 
 
-def test_an_image_that_is_gone_is_said(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_that_is_gone_is_said(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """The store's images that are not in the corpus are counted, and the others are compared."""
+    caplog.set_level(logging.INFO, "visualbert_core")
     store = world.extract()
     for number in (7, 9):
         (world.pictures / f"image{number:02}.png").unlink()
     assert len(world.extract("elsewhere", canary=40, canary_store=store.folder)) == 38
-    log = capsys.readouterr().err
+    log = caplog.text
     assert f"canary: 2 of the 40 images of {store.folder} are not in this corpus, the first 'image07'" in log
     assert "canary: 38 images of" in log
 

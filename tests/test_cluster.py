@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -300,14 +301,15 @@ def test_a_gpu_that_no_node_has_is_not_waited_for(job: Job) -> None:
 
 
 def test_a_worker_that_loads_is_starting(
-    job: Job, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What is waited for then is a process that has its place, not room: also where the wait is over."""
+    caplog.set_level(logging.INFO, "visualbert_core")
     monkeypatch.setattr(scheduler, "LOG_SECONDS", 1.0)
     load = partial(slow_to_load, job.folder.root, job.calls)
     with Pool(ONE) as pool:
         pool.run(load, job.shards, "test")
-    said = capfd.readouterr().err
+    said = caplog.text
     assert "test: waiting for a worker: 1 starting (" in said
     assert "room" not in said
     reason = r"no worker has started in \d+ s: 1 starting \("
@@ -316,18 +318,19 @@ def test_a_worker_that_loads_is_starting(
 
 
 def test_a_worker_without_room_is_not_starting(
-    job: Job, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While others have all CPUs, the line says that there is no room; when one is free again, the run goes on."""
     import ray
 
+    caplog.set_level(logging.INFO, "visualbert_core")
     monkeypatch.setattr(scheduler, "LOG_SECONDS", 2.0)
     others = ray.remote(num_cpus=ray.cluster_resources()["CPU"])(Host).remote()
     ray.get(others.__ray_ready__.remote())
     reason = r"no worker has started in \d+ s: each needs 1 CPU, .* room for \d+ such workers, which others take"
     with pytest.raises(ShardError, match=reason):
         job.run(Clerk, PoolConfig(workers=1, start_timeout=8))
-    said = capfd.readouterr().err
+    said = caplog.text
     assert "test: waiting for a worker: each needs 1 CPU, " in said
     assert "0 workers (1 without room)" in said
     ray.kill(others)
@@ -449,16 +452,15 @@ def test_a_dead_gpu_quarantines_nothing(job: Job, items: int) -> None:
     assert not job.folder.root.exists()
 
 
-def test_progress_goes_to_stderr_only(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
-    """Nothing reaches stdout; without a terminal the last line of stderr says how many items are done and failed."""
-    job.run(Clerk, ONE)
-    captured = capfd.readouterr()
-    assert captured.out == ""
-    assert re.search(
-        r"^test: 20 of 20, [\d.]+/s, 0 failed; shards \d+ done, 0 running, 0 waiting; 1 workers$",
-        captured.err,
-        re.MULTILINE,
-    )
+def test_progress_is_logged_and_not_printed(
+    job: Job, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing reaches stdout; without a terminal the last record says how many items are done and failed."""
+    with caplog.at_level(logging.INFO, "visualbert_core"):
+        job.run(Clerk, ONE)
+    assert capfd.readouterr().out == ""
+    line = r"test: 20 of 20, [\d.]+/s, 0 failed; shards \d+ done, 0 running, 0 waiting; 1 workers"
+    assert re.fullmatch(line, caplog.messages[-1])
 
 
 def test_no_shards_need_no_workers() -> None:

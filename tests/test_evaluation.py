@@ -227,9 +227,9 @@ def without_space(folder: Path, to: Path) -> Path:
 
 
 def test_a_checkpoint_without_a_space_is_said(
-    vqa: EvaluateConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    vqa: EvaluateConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Over features that nobody says it was trained on, a score never stands without that word: on stderr, in the
+    """Over features that nobody says it was trained on, a score never stands without that word: in the log, in the
     scores, on the page and in the terminal's table. The space that is named for the run takes it away."""
     model = without_space(vqa.model, tmp_path / "silent")
     silent = dataclasses.replace(vqa, model=model)
@@ -239,7 +239,8 @@ def test_a_checkpoint_without_a_space_is_said(
     assert warning.startswith("unnamed feature space: the checkpoint does not say")
     assert "'world-tiny-rcnn-fc7'" in warning
     assert "--feature-space NAME, or visualbert_core.json" in warning
-    assert f"WARNING: silent: {warning}\n" in capsys.readouterr().err
+    assert f"silent: {warning}" in caplog.messages
+    caplog.clear()
     cell = ReportCell("silent", open_task("vqa", vqa.annotations, "val"), None, {}, found)
     assert "unnamed feature space" in render(ReportInfo("t", synthetic=True, examples=0), [cell])
 
@@ -249,7 +250,7 @@ def test_a_checkpoint_without_a_space_is_said(
     assert told.scores["warnings"] == []
     assert told.scores["scores"] == found.scores["scores"]
     assert told.record["provenance"]["spec"]["feature_space"] == "world-tiny-rcnn-fc7"
-    assert "WARNING" not in capsys.readouterr().err
+    assert "WARNING" not in caplog.text
     assert "feature_space" not in found.record["spec"]  # runs from before have the same spec
 
 

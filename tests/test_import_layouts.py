@@ -254,10 +254,11 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert (done.returncode, len(FeatureStore.open(done.stdout.strip()))) == (0, 1)
     done = command("bua-tsv", REPORTS / "tsv/glued.tsv", "--out", tmp_path, "--space", "mine")
     assert done.stderr.endswith(
-        "\ntorn: 73: 11 fields instead of 6; an intact record of this image counts, one glued to it may be lost\n"
+        "\nWARNING: torn: 73: 11 fields instead of 6; an intact record of this image counts, one glued to it may be "
+        "lost\n"
         "4 images, 0 malformed, 1 torn beside intact ones\n"
     )
     done = command("bua-hdf5", REPORTS / "hdf5", "--out", tmp_path, "--space", "mine")
-    assert f"\nnote: {NO_SIZES}\n2 images, 0 malformed\n" in done.stderr
+    assert f"\nWARNING: {NO_SIZES}\n2 images, 0 malformed\n" in done.stderr
     done = command("bua-tsv", REPORTS / "tsv/f64feat.tsv", "--out", tmp_path, "--space", "vg_c4")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

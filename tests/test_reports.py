@@ -59,7 +59,7 @@ CASES = {
     "a torn row beside a whole one": imported("bua-tsv", "tsv/glued.tsv", 0, "torn: 73", "0 malformed"),
     "one corpus in two TSVs": imported("bua-tsv", "tsv_shards", 0, "0 malformed"),
     "MILVLG's npz": imported("milvlg-npz", "npz", 0, "2 images, 0 malformed"),
-    "bottom-up attention's HDF5": imported("bua-hdf5", "hdf5/val36.hdf5", 0, "0 malformed", "note: "),
+    "bottom-up attention's HDF5": imported("bua-hdf5", "hdf5/val36.hdf5", 0, "0 malformed", "WARNING: "),
     "predicted boxes are right": scored("flickr30k_entities", "val", ANNOTATED, f"{REPORTS / BOXES}/ok.json", 0),
     "predicted boxes are x, y, width, height": scored(
         *("flickr30k_entities", "val", ANNOTATED, f"{REPORTS / BOXES}/xywh.json", 2),

@@ -176,8 +176,8 @@ def test_a_long_tmpdir_is_gone_around(tmp_path: Path) -> None:
     done = run(sys.executable, "-c", COMPUTE, env=environment(tmp_path, TMPDIR=str(long)))
     assert done.returncode == 0, done.stderr
     assert done.stderr == (
-        "TMPDIR is too long a path for Ray's sockets: Ray keeps its files in /tmp/ray; RAY_TMPDIR names another short "
-        "folder\n"
+        "WARNING: TMPDIR is too long a path for Ray's sockets: Ray keeps its files in /tmp/ray; RAY_TMPDIR names "
+        "another short folder\n"
     )
 
 
@@ -215,7 +215,7 @@ def test_ray_that_is_not_up_in_time_is_started_once_more(count: int, code: int, 
             _, said = driver.communicate()
         assert driver.returncode == code, said
         lines = said.splitlines()
-        assert lines[0].startswith("Ray did not start (")
+        assert lines[0].startswith("WARNING: Ray did not start (")
         assert lines[0].endswith("): trying once more")
         assert len(lines) == count
         assert code == 0 or (

@@ -23,7 +23,7 @@ from test_report import write_store
 
 from visualbert_core.comparison.gate import Check, Gate, Watched
 from visualbert_core.evaluation.run_folder import read_run
-from visualbert_core.printable import guard, printable, say, say_json, unguarded
+from visualbert_core.printable import guard, log_to_stderr, printable, say, say_json, unguarded
 from visualbert_core.progress import Progress
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.ci import junit, markdown
@@ -202,11 +202,27 @@ def test_the_terminal_s_table_holds_no_escape_sequence(hostile: Hostile) -> None
 
 def test_progress_quotes_without_obeying(capsys: pytest.CaptureFixture[str]) -> None:
     """A corpus in the label and an item in a note."""
+    log_to_stderr()
     with Progress(f"features of {HOSTILE}", 1) as progress:
         progress.note(f"quarantined {HOSTILE}")
     said = capsys.readouterr().err
     assert OBEYED.findall(said) == []
     assert said.count("\n") == 2
+
+
+def test_a_library_logs_and_a_program_shows_the_log() -> None:
+    """Whoever imports the package gets records, of which Python itself shows warnings; a program shows progress, too,
+    and says of each line what it is."""
+    stage = "from visualbert_core.progress import Progress\nwith Progress('stage', 1) as p: p.note('look here')\n"
+    program = "from visualbert_core.printable import log_to_stderr; log_to_stderr(); log_to_stderr()\n"
+    library, shown = (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stderr
+        for code in (stage, program + stage)
+    )
+    assert library == "stage: look here\n"
+    first, second = shown.splitlines()
+    assert first == "WARNING: stage: look here"
+    assert second.startswith("stage: 0 of 1, 0.0/s, 0 failed; shards ")
 
 
 def test_what_libraries_print_is_guarded() -> None:

@@ -9,6 +9,7 @@ under the same name.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -24,13 +25,14 @@ from visualbert_core.backend import Backend, LostError
 from visualbert_core.config import PoolConfig
 from visualbert_core.errors import UnfinishedError, first_line
 from visualbert_core.host import Host, Worker, set_threads, unusable
-from visualbert_core.printable import say
 from visualbert_core.progress import Figures, Progress
 from visualbert_core.scheduler import IN_FLIGHT, Scheduler
 from visualbert_core.session import LOCAL_ENVIRONMENT, start_ray
 from visualbert_core.shards import Marker, Shard
 
 __all__ = ["LOCAL_ENVIRONMENT", "Pool", "read_parquet", "start_ray"]
+
+_LOG = logging.getLogger(__name__)
 
 NODES_SECONDS = 5.0  # between two looks at which nodes there are, and at what waits for them
 UNPLACED_SECONDS = 1.0
@@ -80,7 +82,7 @@ class Pool:
     def run(self, make_worker: Callable[[], Worker[AnyShard]], shards: Sequence[AnyShard], label: str) -> list[Marker]:
         """Run every shard; returns when each is committed, with their markers in no particular order.
 
-        `make_worker` is called once in each worker process and must be picklable. Progress goes to stderr.
+        `make_worker` is called once in each worker process and must be picklable. Progress is logged.
 
         Raises InputError at once, as it is, where a worker raises one; ShardError naming a shard that failed on every
         attempt, after all others are committed, or as soon as nothing gets finished any more; UnfinishedError after a
@@ -239,7 +241,7 @@ class _RayActors:
         # A cluster without either is a head that waits for its workers: those will have GPUs.
         self.gpus = float(gpus > 0 or not cpus) if config.gpus_per_worker is None else config.gpus_per_worker
         if not self.gpus and config.gpus_per_worker is None and os.environ.get("RAY_ADDRESS"):
-            say("the cluster has no GPU now, so CPUs compute; gpus_per_worker 1 waits for GPUs", to=sys.stderr)
+            _LOG.warning("the cluster has no GPU now, so CPUs compute; gpus_per_worker 1 waits for GPUs")
         self.workers, self.looked, self.places = config.workers, -NODES_SECONDS, 0
         self.asked, self.demanded = -NODES_SECONDS, 0
         self.threads = config.threads_per_worker

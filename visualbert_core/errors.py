@@ -35,7 +35,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-from visualbert_core.printable import guard, printable
+from visualbert_core.printable import guard, log_to_stderr, printable
 
 INGREDIENT = None
 
@@ -113,8 +113,9 @@ def first_line(error: BaseException) -> str:
 def end(job: Callable[[], int]) -> NoReturn:
     """Run a job's main function and exit with its code; an error of the tree above is one line on stderr, and so is a
     file that the system does not hand out or take (exit 1). Where whoever reads stdout leaves early, as `| head` does,
-    nothing is said. What is printed from here on is guarded (`printable.py`)."""
+    nothing is said. What is printed from here on is guarded, and the log is shown (`printable.py`)."""
     guard()
+    log_to_stderr()
     leave(_code(job))
 
 

@@ -1,14 +1,16 @@
 """Text that others wrote, made safe to print: ids, answers, question types and file names are whatever a file holds.
 
 A terminal obeys what it prints. An escape sequence in an id can clear the screen, rename the window or hide a line, and
-a newline in it can forge one (CWE-150). So whatever is for people is printed by `say`, whatever is for programs by
-`say_json`. What libraries print (warnings, logging, a traceback) has lines of its own: `guard` takes the rest of it.
+a newline in it can forge one (CWE-150). So results for people are printed by `say`, results for programs by `say_json`,
+and what is said on the way (progress, warnings, what failed) is a record of `logging`, of which `log_to_stderr` makes a
+line. What libraries print (warnings, logging, a traceback) has lines of its own: `guard` takes the rest of it.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -37,6 +39,26 @@ def say_json(value: Any, indent: int | None = None) -> None:
     # json.dumps escapes every control character but DEL
     text = json.dumps(value, allow_nan=False, indent=indent).replace("\x7f", "\\u007f")
     sys.stdout.write(text + "\n")
+
+
+class _OneLine(logging.Handler):
+    """Writes a record as one line to what is stderr at that moment: a bar of rich's takes its place while it is drawn,
+    and shows the line above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(_PREFIXES.get(record.levelno, "") + record.getMessage(), to=sys.stderr)
+        sys.stderr.flush()
+
+
+_PREFIXES = {logging.WARNING: "WARNING: ", logging.ERROR: "error: "}
+_HANDLER = _OneLine()
+
+
+def log_to_stderr() -> None:
+    """Show this package's log from now on, progress too. For programs: who imports the package configures `logging`."""
+    logger = logging.getLogger("visualbert_core")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_HANDLER)  # the same one again changes nothing
 
 
 def guard() -> None:

@@ -1,4 +1,4 @@
-"""What a running stage says of itself: a bar in a terminal, otherwise a line a minute, and figures for Prometheus.
+"""What a running stage says of itself: a bar in a terminal, otherwise a log line a minute; figures for Prometheus.
 
 Counts nothing itself: items done and failed are the sum of committed markers, shards and workers are what the
 scheduler reports.
@@ -19,13 +19,14 @@ How busy each GPU is, Ray measures itself: `ray_node_gpus_utilization`.
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from visualbert_core.printable import printable, say, unguarded
+from visualbert_core.printable import printable, unguarded
 from visualbert_core.shards import Marker
 
 INGREDIENT = None
@@ -33,6 +34,7 @@ INGREDIENT = None
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
+_LOG = logging.getLogger(__name__)
 LOG_SECONDS = 60.0
 METRIC_SECONDS = 5.0
 
@@ -104,12 +106,8 @@ class Progress:
             self._publish()
 
     def note(self, line: str) -> None:
-        """A line between the others, above the bar where there is one."""
-        if self.bar.disable:
-            say(f"{self.label}: {line}", to=sys.stderr)
-            sys.stderr.flush()
-        else:
-            self.bar.console.print(printable(f"{self.label}: {line}"), highlight=False, markup=False)
+        """Log what somebody may have to act on."""
+        _LOG.warning("%s: %s", self.label, line)
 
     def _rate(self) -> float:
         return self.done / max(time.monotonic() - self.began, 1e-9)
@@ -137,7 +135,8 @@ class Progress:
         self.logged = time.monotonic()
         left = f", {self._seconds_left():.0f} s left" if 0 < self.done < self.total else ""
         if self.bar.disable:
-            self.note(f"{self.done} of {self.total}, {self._status()}{left}; {self._places()}")
+            places = f"{self._status()}{left}; {self._places()}"
+            _LOG.info("%s: %d of %d, %s", self.label, self.done, self.total, places)
 
     def _publish(self) -> None:
         self.published = time.monotonic()

@@ -9,12 +9,13 @@ import logging
 import os
 import secrets
 import socket
-import sys
 import time
 import traceback
 from typing import Any
 
 from visualbert_core.errors import ClusterError, first_line
+
+_LOG = logging.getLogger(__name__)
 
 OBJECT_STORE = 256 << 20  # bytes; nothing but shards and markers passes through it
 LOCAL_ENVIRONMENT = {
@@ -64,9 +65,11 @@ def _start(ray: Any) -> None:
             reason = first_line(error).rstrip(".")
             if "AF_UNIX" in reason and "_temp_dir" not in options:
                 options["_temp_dir"] = SHORT
-                _say(
-                    f"{_variable()} is too long a path for Ray's sockets: Ray keeps its files in {SHORT}; "
-                    "RAY_TMPDIR names another short folder"
+                _LOG.warning(
+                    "%s is too long a path for Ray's sockets: Ray keeps its files in %s; RAY_TMPDIR names another "
+                    "short folder",
+                    _variable(),
+                    SHORT,
                 )
                 continue
             failed += 1
@@ -75,7 +78,7 @@ def _start(ray: Any) -> None:
                     f"Ray did not start in {STARTS} attempts: {reason}: run the same line again when this machine has "
                     "CPU and memory to spare, or give Ray another short and writable folder with RAY_TMPDIR"
                 ) from error
-            _say(f"Ray did not start ({reason}): trying once more")
+            _LOG.warning("Ray did not start (%s): trying once more", reason)
 
 
 def _variable() -> str:
@@ -90,11 +93,6 @@ def _end_what_started(ray: Any, error: Exception) -> None:
         if isinstance(node, ray._private.node.Node) and hasattr(node, "all_processes"):
             node.kill_all_processes(check_alive=False, allow_graceful=False)
             return
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
 
 
 # a cluster that runs --------------------------------------------------------------------------------------------------

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from visualbert_core.commands import Flat, absolute_paths
+from visualbert_core.commands.declarations import Flat, absolute_paths
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.printable import say, say_json
 
 if TYPE_CHECKING:
     from visualbert_core.evaluation.run_folder import Run
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ class Command:
     def _submitted(self, run: Run) -> None:
         submission = run.folder / run.record["submission"]
         if "subset" in run.record:
-            say(f"WARNING: {run.record['subset']}", to=sys.stderr)
+            _LOG.warning("%s", run.record["subset"])
         if self.json:
             say_json({"run": str(run.folder), "submission": str(submission)})
         else:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from dataclasses import dataclass, field
 
-from visualbert_core.commands import Flat
+from visualbert_core.commands.declarations import Flat
 from visualbert_core.config import DriftConfig, ExtractConfig, PoolConfig
 from visualbert_core.printable import say, say_json
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +42,9 @@ class Command:
             store = run_extraction(plan, pool)
         failures = store.failures()
         if failures:
-            say(f"{len(failures):,} of {len(store) + len(failures):,} images quarantined", to=sys.stderr)
+            _LOG.warning("%s of %s images quarantined", f"{len(failures):,}", f"{len(store) + len(failures):,}")
         for failure in failures[:10]:
-            say(f"quarantined: {failure.item_id}: {failure.stage}: {failure.message}", to=sys.stderr)
+            _LOG.warning("quarantined: %s: %s: %s", failure.item_id, failure.stage, failure.message)
         if self.json:
             say_json({"store": store.address, "images": len(store), "quarantined": len(failures)})
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +14,8 @@ from visualbert_core.errors import ConfigError
 from visualbert_core.metrics.boxes import CONVENTIONS
 from visualbert_core.printable import say
 from visualbert_core.tasks.reading import choose
+
+_LOG = logging.getLogger(__name__)
 
 _Kind = Literal["bua-tsv", "lxmert-tsv", "mmf-npy", "mmf-lmdb", "milvlg-npz", "bua-hdf5"]
 
@@ -61,13 +63,13 @@ class Command:
             done = import_features(*what)
         failures = done.store.failures()
         for note in done.notes:
-            say(f"note: {note}", to=sys.stderr)
+            _LOG.warning("%s", note)
         for failure in failures[:10]:
-            say(f"malformed: {failure.item_id}: {failure.message}", to=sys.stderr)
+            _LOG.warning("malformed: %s: %s", failure.item_id, failure.message)
         for torn in done.torn[:10]:
             counts = "an intact record of this image counts, one glued to it may be lost"
-            say(f"torn: {torn.item_id}: {torn.message}; {counts}", to=sys.stderr)
+            _LOG.warning("torn: %s: %s; %s", torn.item_id, torn.message, counts)
         beside = f", {len(done.torn)} torn beside intact ones" if done.torn else ""
-        say(f"{len(done.store)} images, {len(failures)} malformed{beside}", to=sys.stderr)
+        _LOG.info("%d images, %d malformed%s", len(done.store), len(failures), beside)
         say(done.store.address)
         return 0

@@ -6,7 +6,7 @@ Running the same line again resumes; a finished run is not computed again; a fol
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,6 @@ from visualbert_core.evaluation.units import UNITS_FILE, by_metric, encode_units
 from visualbert_core.evaluation.worker import EvaluationWorker, LoadModel
 from visualbert_core.metrics.coverage import check_coverage
 from visualbert_core.models import Model, load_model
-from visualbert_core.printable import say
 from visualbert_core.provenance import (
     code_digests,
     digest_bytes,
@@ -39,6 +38,8 @@ from visualbert_core.provenance import (
 from visualbert_core.schema import SCHEMA_VERSION, Example, Prediction
 from visualbert_core.shards import ShardFolder, publish
 from visualbert_core.tasks import Task, open_task
+
+_LOG = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -65,7 +66,7 @@ def evaluate(
     made_of = source.identify(task.examples() if some is None else some)
     warnings = check_sizes(task, source) + warnings
     for warning in warnings:
-        say(f"WARNING: {config.model.name}: {warning}", to=sys.stderr)
+        _LOG.warning("%s: %s", config.model.name, warning)
     provenance = _provenance(config, task, model) | made_of
     folder = run_folder(config)
     record = {"spec": _spec(config), "provenance": provenance, "status": "running", "warnings": warnings}

@@ -14,7 +14,7 @@ place of proposals and another mean are stopped. A setting that changes no regio
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
@@ -27,11 +27,12 @@ from visualbert_core.errors import DriftError, InputError
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.host import Worker
 from visualbert_core.metrics.recall import box_iou
-from visualbert_core.printable import say
 from visualbert_core.schema import Regions
 from visualbert_core.shards import Blob, Marker, Part, Shard, ShardFolder
 
 INGREDIENT = "features"
+
+_LOG = logging.getLogger(__name__)
 
 MATCH_IOU = 0.9
 """Least overlap of two boxes that count as one region."""
@@ -91,7 +92,7 @@ class Extraction:
 
 
 def check(store: FeatureStore, number: int, extraction: Extraction, pool: Pool) -> None:
-    """Extract `number` images of `store`, spread over its ids, anew and say on stderr how they compare.
+    """Extract `number` images of `store`, spread over its ids, anew and log how they compare.
 
     Raises DriftError where the features are not the store's, InputError where files of images are not what they were,
     or where there is nothing to compare.
@@ -102,7 +103,7 @@ def check(store: FeatureStore, number: int, extraction: Extraction, pool: Pool) 
         raise InputError(f"the canary has nothing to compare: {number} of {len(known)} images that {name} has of these")
     if gone := [image_id for image_id in store.image_ids if image_id not in here]:
         counts = f"{len(gone):,} of the {len(store):,} images of {name}"
-        say(f"canary: {counts} are not in this corpus, the first {gone[0]!r}", to=sys.stderr)
+        _LOG.warning("canary: %s are not in this corpus, the first %r", counts, gone[0])
     size = extraction.fingerprint["feature_size"]
     if size != store.feature_size:
         raise DriftError(f"the detector gives {size}-d features, {name} holds {store.feature_size}-d ones")
@@ -114,7 +115,7 @@ def check(store: FeatureStore, number: int, extraction: Extraction, pool: Pool) 
     matches = [compare(then, now) for then, now in pairs if now.image_id not in changed]
     if matches:
         for line in table(matches, name):
-            say(line, to=sys.stderr)
+            _LOG.info(line)
     if drift := _drift(matches):
         raise DriftError(f"the detector does not give the features of {name}: {'; '.join(drift)}")
     if changed:
@@ -155,7 +156,7 @@ def compare(then: Regions, now: Regions) -> Match:
 
 
 def table(matches: Sequence[Match], name: str) -> list[str]:
-    """What stands on stderr: of each number the median, the minimum, their limits and the worst image."""
+    """What is logged: of each number the median, the minimum, their limits and the worst image."""
     lines = [f"canary: {len(matches)} images of {name} extracted anew"]
     lines.append(f"{'':8}{'median':>10}{'limit':>8}{'minimum':>10}{'limit':>8}  worst image")
     for number, limit in LIMITS.items():

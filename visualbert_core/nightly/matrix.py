@@ -9,9 +9,9 @@ and, for the demo, world/. A smoke night has an `out` of its own, so that nothin
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
-import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +48,6 @@ from visualbert_core.evaluation.run_folder import Run, read_run, run_folder
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.nightly.gating import Judged, Tonight, for_page, judge_cells
-from visualbert_core.printable import say
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.html import write_report
 from visualbert_core.report.places import ELSEWHERE, Places
@@ -59,6 +58,7 @@ from visualbert_core.world.files import make_world
 
 INGREDIENT = None
 
+_LOG = logging.getLogger(__name__)
 REGRESSION = 4
 FAILURES = (VisualBertCoreError, OSError)  # what ends a corpus or a cell, and not the night
 
@@ -150,7 +150,7 @@ def run_matrix(config: NightlyConfig) -> Night:
     cells = tuple(cell.shown for cell in tonight)
     complaints = {} if config.limit is not None else {cell.name: list(missed(cell)) for cell in tonight}
     for line in (line for lines in complaints.values() for line in lines):
-        _complain(line)
+        _LOG.error(line)
         codes.append(REGRESSION)
     judged = _judge(config, tonight, complaints, codes) if _gated(config) else None
     report = config.out / "report.html"
@@ -182,7 +182,7 @@ def _judge(
         return None
     for check in judged.gate.checks:
         if check.verdict != "pass":
-            _complain(f"{check.verdict}: {check.watched.cell} {check.watched.metric}: {check.reason}")
+            _LOG.error("%s: %s %s: %s", check.verdict, check.watched.cell, check.watched.metric, check.reason)
     codes += [judged.gate.exit_code] if judged.gate.exit_code else []
     return judged
 
@@ -319,7 +319,7 @@ def _note(title: str, error: Exception, codes: list[int]) -> str:
     if isinstance(error, (UnfinishedError, ClusterError)):
         raise error
     codes.append(error.exit_code if isinstance(error, VisualBertCoreError) else 1)
-    _complain(f"{title}: {error}")
+    _LOG.error("%s: %s", title, error)
     return str(error)
 
 
@@ -359,7 +359,3 @@ def _absolute_weights(config: NightlyConfig, folder: Path) -> NightlyConfig:
     }
     cells = tuple(dataclasses.replace(c, model=absolute(c.model)) for c in config.cells)
     return dataclasses.replace(config, corpora=corpora, cells=cells)
-
-
-def _complain(line: str) -> None:
-    say(f"error: {line}", to=sys.stderr)

@@ -1,0 +1,115 @@
+"""The declarations of the commands, as data: their subcommands and flags, which the reference and error messages list.
+
+tyro makes the parser and `--help` of the same declarations (github.com/brentyi/tyro). Its help depends on the width of
+the terminal, so pages are made from here.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+import typing
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import tyro
+
+from visualbert_core.storage import absolute
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T")
+Config = TypeVar("Config", bound="DataclassInstance")
+
+Flat = Annotated[T, tyro.conf.arg(name="")]
+"""A configuration whose fields are flags of the command itself."""
+_Positional = tyro.conf.Positional[str]
+_POSITIONAL = get_args(_Positional)[1]
+
+
+def absolute_paths(config: Config) -> Config:
+    """Make the paths of a configuration absolute, as a worker's working folder is another one."""
+    values: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(config)}
+    return replace(config, **{name: absolute(value) for name, value in values.items() if isinstance(value, Path)})
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag or a positional argument of a command."""
+
+    names: tuple[str, ...]
+    """`--number` and its short forms, or the name of a positional argument in capitals."""
+    kind: str
+    """The type, such as `int`, or its choices; "" for a switch."""
+    default: str | None
+    """As it would be typed; "" where there is none, None where the flag is required."""
+    help: str
+
+
+def subcommands(command: Any) -> dict[str, Any]:
+    """List the declarations of a command by name: several where it is a union, as `store` is, else one named ""."""
+    if isinstance(command, UnionType):
+        return {_dashed(each.__name__.lower()): each for each in get_args(command)}
+    return {"": command}
+
+
+def flags(declaration: Any) -> Iterator[Flag]:
+    """List the flags of a declaration in their order, those of a `Flat` configuration at its place."""
+    hints, sentences = typing.get_type_hints(declaration, include_extras=True), field_docstrings(declaration)
+    for field in fields(declaration):
+        hint, marks = _unwrapped(hints[field.name])
+        if is_dataclass(hint):
+            yield from flags(hint)
+        else:
+            yield _flag(field, hint, marks, sentences.get(field.name, ""))
+
+
+def field_docstrings(declaration: Any) -> dict[str, str]:
+    """Read the string below each field, which Python itself does not keep."""
+    (body,) = (node for node in ast.parse(textwrap.dedent(inspect.getsource(declaration))).body)
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for field, after in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
+            found[field.target.id] = " ".join(str(ast.literal_eval(after.value)).split())
+    return found
+
+
+def _flag(field: Field[Any], hint: Any, marks: list[Any], sentence: str) -> Flag:
+    metavar = next((mark.metavar for mark in marks if getattr(mark, "metavar", None)), field.name.upper())
+    aliases = [alias for mark in marks for alias in getattr(mark, "aliases", None) or ()]
+    names = (metavar,) if _POSITIONAL in marks else (f"--{_dashed(field.name)}", *aliases)
+    return Flag(names, _kind(hint), _default(field), sentence)
+
+
+def _unwrapped(hint: Any) -> tuple[Any, list[Any]]:
+    """Take a type out of its annotations."""
+    return (get_args(hint)[0], list(hint.__metadata__)) if get_origin(hint) is Annotated else (hint, [])
+
+
+def _kind(hint: Any) -> str:
+    hint, _ = _unwrapped(hint)
+    if hint is bool:
+        return ""
+    if get_origin(hint) is Literal:
+        return " | ".join(map(str, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return f"{_kind(get_args(hint)[0])} …"
+    if get_origin(hint) in (Union, UnionType):
+        return " | ".join(_kind(each) for each in get_args(hint) if each is not NoneType)
+    return str(hint.__name__).lower()
+
+
+def _default(field: Field[Any]) -> str | None:
+    if field.default is MISSING:
+        return None if field.default_factory is MISSING else ""
+    return "" if field.default in (None, False, ()) else str(field.default)
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
