@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from importlib import import_module
 from typing import NoReturn
 
 import tyro
 
 from visualbert_core import __version__
+from visualbert_core.commands.usage import complaints
 from visualbert_core.config import nearest
 from visualbert_core.errors import ConfigError, end
-from visualbert_core.printable import printable, say
+from visualbert_core.printable import say
 
 INGREDIENT = None
 
@@ -39,7 +39,7 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name, by default those of the process; returns its exit code.
 
-    Raises ConfigError for an unknown command; SystemExit(2) for flags that the command does not have.
+    Raises ConfigError for an unknown command, and for flags that the command does not have or cannot read.
     """
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ("",)
     if name in ("", "-h", "--help"):
@@ -51,11 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
     module = import_module(f"visualbert_core.commands.{COMMANDS[name][0]}")
-    parse = partial(tyro.cli, module.Command, prog=f"visualbert {name}", config=(tyro.conf.FlagCreatePairsOff,))
-    try:
-        command = parse(args=rest, console_outputs=False)
-    except SystemExit:  # once more, to print the help or the complaint, which quotes the arguments
-        command = parse(args=[printable(word) for word in rest])
+    with complaints(module.Command, rest):
+        command = tyro.cli(module.Command, args=rest, prog=f"visualbert {name}", config=(tyro.conf.FlagCreatePairsOff,))
     code: int = command.run()
     return code
 

@@ -99,7 +99,9 @@ class ExtractConfig:
     """What the detector's network computes in. bfloat16 is for GPUs and for CPUs with AVX512_BF16 or AMX; its features
     are others, in a store of their own."""
     batch_size: int = 8
+    """Images that the detector's network computes at once."""
     shard_size: int = 1024
+    """Images per shard."""
     limit: int | None = None
     """Only the first N images; the store then holds no more than these."""
     max_failures: int | None = None
@@ -158,6 +160,7 @@ class EvaluateConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 is for GPUs and for CPUs with AVX512_BF16 or AMX; others are slower with it than with float32."""
     batch_size: int = 64
+    """Examples that the model answers at once."""
     shard_size: int = 256
     """Images per shard, about."""
     limit: int | None = None

@@ -1,0 +1,88 @@
+"""What a person reads who types a command wrongly: one line with a remedy, and exit code 2."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+
+import pytest
+import tyro
+from conftest import ROOT
+
+from visualbert_core.cli import COMMANDS, main
+from visualbert_core.commands.declarations import flags, subcommands
+from visualbert_core.errors import ConfigError
+
+ALL = "--task vqa --split val --annotations A --features F --model M --out O"
+
+MISTAKES = {
+    # unknown flags
+    f"evaluate {ALL} --shard-sise 4": "unknown flag '--shard-sise'; did you mean --shard-size?",
+    f"evaluate {ALL} --shard-sise=4": "unknown flag '--shard-sise=4'; did you mean --shard-size?",
+    "evaluate --tsk vqa": "unknown flag '--tsk'; did you mean --task?",  # and not that --task is missing
+    "store ls STORE --limt 3": "unknown flag '--limt'; did you mean --limit?",
+    f"evaluate {ALL} --zzz": "unknown flag '--zzz' (see `visualbert evaluate --help`)",
+    # missing ones
+    "evaluate --task vqa --split val": "--annotations, --model, --out are missing",
+    "compare RUN": "RUN_B is missing (see `visualbert compare --help`)",
+    "store verify": "STORE is missing (see `visualbert store verify --help`)",
+    # wrong types
+    f"evaluate {ALL} --shard-size x": "--shard-size: expected int, found 'x'",
+    f"evaluate {ALL} --shard_size=1.5": "--shard-size: expected int, found '1.5'",
+    f"evaluate {ALL} --max-hours soon": "--max-hours: expected float, found 'soon'",
+    "store canary STORE --images I --detector D -n x": "--number: expected int, found 'x'",
+    f"evaluate {ALL} --visual wrong_image": "--visual: unknown 'wrong_image'; did you mean 'wrong-image'?",
+    "convert detector vg IN OUT": "NAME: unknown 'vg'; known: vg_c4, pythia_fpn, ",
+    # words that are no flags
+    f"evaluate {ALL} --json yes": "'yes' is one word too many",
+    f"evaluate {ALL} --limit": "--limit has no value behind it",
+    "store verfy STORE": "unknown 'verfy'; did you mean 'verify'?",
+    "store": "visualbert store needs the name of what to do: ls, info, name, verify, canary",
+    "evalute": "unknown command 'evalute'; did you mean 'evaluate'?",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_one_line(line: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """An error names the flag and what was typed, comes from no box, and nothing else is printed."""
+    with pytest.raises(ConfigError, match=re.escape(MISTAKES[line])) as error:
+        main(line.split())
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_mistake_ends_with_two() -> None:
+    """The process says nothing on stdout, one line on stderr, and exits 2."""
+    done = subprocess.run(
+        [sys.executable, "-m", "visualbert_core", "score", "--tsk", "vqa"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: unknown flag '--tsk'; did you mean --task? (see `visualbert score --help`)\n"
+
+
+def test_without_the_hook_tyro_speaks(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A release of tyro may lack its private hook: then its own box is printed, and the exit code stays."""
+    monkeypatch.delattr(tyro, "_errors")
+    monkeypatch.setitem(sys.modules, "tyro._errors", None)
+    with pytest.raises(SystemExit, match="2"):
+        main(["score", "--task"])
+    assert "Missing value for argument '--task'" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_declarations_are_what_tyro_parses(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """The flags that error messages and the reference list are those that the parser takes, and no others."""
+    command = importlib.import_module(f"visualbert_core.commands.{COMMANDS[name][0]}").Command
+    for below, declaration in subcommands(command).items():
+        with pytest.raises(SystemExit, match="0"):
+            main([name, *filter(None, [below]), "--help"])
+        shown = capfd.readouterr().out
+        rows = "\n".join(re.findall(r"^│ (-.*?)(?:  |│)", shown, re.MULTILINE))
+        declared = list(flags(declaration))
+        names = {name for flag in declared for name in flag.names if name.startswith("-")}
+        assert set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", rows)) - {"-h", "--help"} == names
+        assert shown.count("(required)") == sum(
+            flag.default is None and not flag.kind.endswith("…") for flag in declared
+        )

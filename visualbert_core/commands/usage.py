@@ -1,0 +1,87 @@
+"""What is wrong with the flags that somebody typed, in one line that says what to do.
+
+tyro tells it in a box of up to thirty lines. Its hook for other forms, `tyro._errors`, is not part of its public API:
+where a release lacks it, the box remains.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from visualbert_core.commands.declarations import flags, subcommands
+from visualbert_core.config import nearest
+from visualbert_core.errors import ConfigError
+
+
+@contextmanager
+def complaints(command: Any, words: Sequence[str]) -> Iterator[None]:
+    """Raise ConfigError where tyro.cli, called inside, refuses the words for this command."""
+    try:
+        from tyro import _errors
+    except ImportError:
+        yield
+        return
+
+    def refuse(event: _errors.ParseErrorEvent) -> None:
+        raise ConfigError(f"{_complaint(event, command, words)} (see `{_where(event.prog, command, words)} --help`)")
+
+    with _errors.on_parse_error(refuse):
+        yield
+
+
+def _complaint(event: Any, command: Any, words: Sequence[str]) -> str:
+    """Say what is wrong. An unknown flag comes before a missing one: it is often that one, misspelt."""
+    if unknown := getattr(event, "tokens", None) or getattr(event, "unrecognized_tokens", None):
+        return _unknown(unknown[0], command, words)
+    match type(event).__name__:
+        case "MissingArgs":
+            names = [_name(each.arg) for each in event.missing_arguments]
+            return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} missing"
+        case "MissingSubcommand":
+            return f"{event.prog} needs the name of what to do: {', '.join(event.subcommand_spec.parser_from_name)}"
+        case "InvalidChoice":
+            return f"{_name(event.argument)}: unknown {event.value!r}{nearest(event.value, event.choices)}"
+        case "BadValue":
+            return f"{_name(event.argument)} has no value behind it"
+    argument = getattr(event, "argument", None)
+    if argument is None:
+        return f"these flags cannot be used: {getattr(event, 'message', type(event).__name__)}"
+    kind = str(argument.lowered.metavar).removeprefix("{None}|").lower()
+    return f"{_name(argument)}: expected {kind}, found {_value(argument, words)!r}"
+
+
+def _where(prog: str, command: Any, words: Sequence[str]) -> str:
+    """Name the subcommand, too, which tyro does for some mistakes."""
+    below = words[0] if words and words[0] in subcommands(command) else ""
+    return prog if not below or prog.endswith(f" {below}") else f"{prog} {below}"
+
+
+def _unknown(word: str, command: Any, words: Sequence[str]) -> str:
+    below = subcommands(command)
+    if "" not in below and word == words[0]:
+        return f"unknown {word!r}{nearest(word, below)}"
+    if not word.startswith("-"):
+        return f"{word!r} is one word too many"
+    known = [name for each in below.values() for flag in flags(each) for name in flag.names]
+    close = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+    return f"unknown flag {word!r}" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _name(argument: Any) -> str:
+    if not argument.is_positional():
+        return str(argument.lowered.name_or_flags[-1])
+    metavar = str(argument.lowered.metavar)
+    return str(argument.display_name()).upper() if metavar.startswith("{") else metavar  # not a list of all choices
+
+
+def _value(argument: Any, words: Sequence[str]) -> str:
+    """Find the value that a flag was given last."""
+    value = ""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name, equals, attached = word.partition("=")
+        if name.replace("_", "-") in argument.lowered.name_or_flags:
+            value = attached if equals else after
+    return value
