@@ -25,7 +25,7 @@ MISTAKES = {
     "store ls STORE --limt 3": "unknown flag '--limt'; did you mean --limit?",
     f"evaluate {ALL} --zzz": "unknown flag '--zzz' (see `visualbert evaluate --help`)",
     # missing ones
-    "evaluate --task vqa --split val": "--annotations, --features, --model, --out are missing",
+    "evaluate --task vqa --split val": "--annotations, --model, --out are missing",
     "compare RUN": "RUN_B is missing (see `visualbert compare --help`)",
     "store verify": "STORE is missing (see `visualbert store verify --help`)",
     # wrong types
@@ -33,7 +33,7 @@ MISTAKES = {
     f"evaluate {ALL} --shard_size=1.5": "--shard-size: expected int, found '1.5'",
     f"evaluate {ALL} --max-hours soon": "--max-hours: expected float, found 'soon'",
     "store canary STORE --images I --detector D -n x": "--number: expected int, found 'x'",
-    f"evaluate {ALL} --regions wrong_image": "--regions: unknown 'wrong_image'; did you mean 'wrong-image'?",
+    f"evaluate {ALL} --visual wrong_image": "--visual: unknown 'wrong_image'; did you mean 'wrong-image'?",
     "convert detector vg IN OUT": "NAME: unknown 'vg'; known: vg_c4, pythia_fpn, ",
     # words that are no flags
     f"evaluate {ALL} --json yes": "'yes' is one word too many",
