@@ -13,8 +13,8 @@ from visualbert_core.cli import main
 from visualbert_core.config import DriftConfig, EvaluateConfig, ExtractConfig, NightlyConfig, from_mapping
 from visualbert_core.documents import read_json, read_yaml
 from visualbert_core.errors import ConfigError
+from visualbert_core.locations import absolute
 from visualbert_core.nightly.matrix import load_matrix
-from visualbert_core.storage import absolute
 from visualbert_core.world import DEMO
 
 ROOT = Path(__file__).parents[1]

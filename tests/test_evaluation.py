@@ -26,6 +26,7 @@ from visualbert_core.evaluation.predictions import encode, read_predictions
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import read_run
 from visualbert_core.features.store import FeatureStore
+from visualbert_core.locations import location
 from visualbert_core.models import Model, ReadsRegions, load_model
 from visualbert_core.models.visualbert.checkpoint.sidecar import FORMS
 from visualbert_core.models.visualbert.published import published_space
@@ -154,8 +155,11 @@ def test_damaged_documents_are_named(vqa: EvaluateConfig, text: str) -> None:
 
 def test_run_folders_lie_on_a_disk(vqa: EvaluateConfig) -> None:
     """A bucket for --out is refused at once, rather than by its first missing file."""
-    with pytest.raises(ConfigError, match="s3://bucket/runs: run folders lie on a disk"):
-        run(dataclasses.replace(vqa, out=Path("s3://bucket/runs")))
+    for out in (Path("s3://bucket/runs"), location("s3://bucket/runs")):
+        with pytest.raises(
+            ConfigError, match=r"^out is an address \(s3://\): only a folder on a disk can be used there"
+        ):
+            dataclasses.replace(vqa, out=out)
 
 
 def test_precision_is_an_ingredient(vqa: EvaluateConfig) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from visualbert_core import lfs, scheduler, storage
+from visualbert_core import lfs, scheduler
 from visualbert_core.backend import LostError
 from visualbert_core.cluster import Pool
 from visualbert_core.config import DriftConfig, ExtractConfig, PoolConfig
@@ -31,6 +31,7 @@ from visualbert_core.features.extract import plan_extraction, run_extraction
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.features.worker import AHEAD, FeatureWorker, _batches, full_fingerprint, plan_images
 from visualbert_core.images import fetch, read_image
+from visualbert_core.locations import location
 from visualbert_core.schema import Image
 
 INLINE = PoolConfig(inline=True)
@@ -134,7 +135,7 @@ class World:
         settings = {"batch_size": 4, "shard_size": 10, "pool": INLINE, "load": load, **options}
         with Pool(settings.pop("pool")) as pool:
             how = settings.pop("load")
-            root = Path(out) if storage.url(out) else self.root / out
+            root = self.root / out if "://" not in out else location(out)
             paths = {"images": self.pictures, "detector": self.detector, "out": root, "corpus": "toy"}
             drift = DriftConfig(**{key: settings.pop(key) for key in ("canary", "canary_store") if key in settings})
             plan = plan_extraction(ExtractConfig(**paths, **settings), how)

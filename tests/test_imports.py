@@ -32,7 +32,7 @@ ORDER = (
     {"shards", "provenance", "tables"},
     {"schema", "storage", "columns", "pickles", "weights", "float32"},
     {"config"},
-    {"documents", "processes"},
+    {"documents", "processes", "locations"},
     {"errors"},
     {"printable", "lfs", "numbered"},
 )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +18,9 @@ from conftest import ROOT, SmallNight
 from test_corpus import png
 from test_extract import World, tree
 from test_store import BAD, FINGERPRINT, ROWS, D, same, write
+from upath import UPath
 
-from visualbert_core import lfs, sources, storage
+from visualbert_core import lfs, locations, sources, storage
 from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig
 from visualbert_core.corpus import corpus_name, list_images
@@ -26,6 +30,7 @@ from visualbert_core.features import names as store_names
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.images import DecodeError, fetch, read_image
+from visualbert_core.locations import Location, ObjectPath, absolute, location
 from visualbert_core.schema import Names
 from visualbert_core.shards import Part, Shard, ShardFolder
 
@@ -33,8 +38,8 @@ BUCKET = "features"
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[Path]:
-    """An empty bucket of an S3 server in this process, as `Path("s3://…")`."""
+def bucket() -> Iterator[Location]:
+    """An empty bucket of an S3 server in this process, as a location."""
     pytest.importorskip("s3fs")
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -44,36 +49,55 @@ def bucket() -> Iterator[Path]:
         patch.setenv("AWS_ACCESS_KEY_ID", "testing")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        storage._system.cache_clear()
-        storage._system("s3").mkdir(BUCKET)
-        yield Path(f"s3://{BUCKET}")
-        storage._system.cache_clear()
+        locations._system.cache_clear()
+        locations._system("s3").mkdir(BUCKET)
+        yield location(f"s3://{BUCKET}")
+        locations._system.cache_clear()
     server.stop()
 
 
 @pytest.fixture(scope="module")
-def remote(bucket: Path) -> FeatureStore:
+def remote(bucket: Location) -> FeatureStore:
     """300 images of 0 to 10 regions in several parts, and one failure, written straight to the bucket."""
     return write(bucket / "store", list(ROWS.values()), 50, [BAD])
 
 
-def test_a_url_survives_being_a_path() -> None:
-    """The slash that a Path drops is put back; a disk's letters and ordinary folders stay what they are."""
-    assert storage.url(Path("s3://bucket/a") / "b.json") == "s3://bucket/a/b.json"
-    assert [storage.url(name) for name in ("a/b", "/a/b", "C:/a", "a:b", "s3")] == [None] * 5
+def test_an_address_is_no_path_of_a_disk() -> None:
+    """An address keeps both its slashes below it and on the way to a worker; a name on a disk stays a plain Path."""
+    place = location("s3://bucket/a/")
+    assert [str(place / "b.json"), str(place.parent), place.name] == ["s3://bucket/a/b.json", "s3://bucket/", "a"]
+    assert not isinstance(place, Path)
+    assert pickle.loads(pickle.dumps(place)) == place == location(UPath("s3://bucket/a"))
+    assert type(pickle.loads(pickle.dumps(place))) is ObjectPath
+    assert [location(name) for name in ("a/b", "/a/b", "C:/a", "a:b", "s3")] == [
+        Path(name) for name in ("a/b", "/a/b", "C:/a", "a:b", "s3")
+    ]
 
 
-def test_a_url_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder is made so for whoever stands elsewhere, an address is the same everywhere."""
     monkeypatch.chdir(tmp_path)
-    assert storage.absolute("a/b") == tmp_path / "a" / "b"
-    assert storage.url(storage.absolute("s3://bucket/a")) == "s3://bucket/a"
+    assert absolute("a/b") == tmp_path / "a" / "b"
+    assert absolute("s3://bucket/a") == location("s3://bucket/a")
+
+
+def test_an_address_that_has_been_a_path_is_refused() -> None:
+    """A Path drops a slash, so that a store would be written to a folder called s3: of the working folder."""
+    for question in (location, list_images, FeatureStore.open, ShardFolder):
+        with pytest.raises(ConfigError, match=r"^s3:/bucket/a lacks a slash of s3://, as a pathlib\.Path drops one"):
+            question(Path("s3://bucket/a"))
 
 
 def test_only_object_stores_are_taken() -> None:
     """A file system where half a file can be seen is refused by name."""
     with pytest.raises(ConfigError, match=r"^sftp:// is none of s3"):
-        storage.read(Path("sftp://host/file"))
+        location("sftp://host/file")
+
+
+def test_options_of_an_address_are_refused() -> None:
+    """A UPath may carry options, but an image's address is a text: what would be lost there is not taken at all."""
+    with pytest.raises(ConfigError, match=r"^s3://bucket/a: options \(anon\) are not carried"):
+        location(UPath("s3://bucket/a", anon=True))
 
 
 def test_a_store_that_lets_nobody_in_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,13 +109,30 @@ def test_a_store_that_lets_nobody_in_is_one_line(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
-    storage._system.cache_clear()
+    locations._system.cache_clear()
     try:
-        for question in (storage.read, storage.size, storage.files):
+        place = location("s3://bucket/a")
+        for question in (place.read_bytes, place.stat, place.exists, place.is_dir, partial(list_images, place)):
             with pytest.raises(OSError, match=r"^s3://bucket/a: Unable to locate credentials$"):
-                question(Path("s3://bucket/a"))
+                question()
     finally:
-        storage._system.cache_clear()
+        locations._system.cache_clear()
+
+
+def test_a_store_that_goes_away_is_one_line(bucket: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is read piece by piece after it was opened: an error of botocore's is then an OSError, too."""
+    exceptions = pytest.importorskip("botocore.exceptions")
+
+    def fail(*_: object) -> NoReturn:
+        raise exceptions.EndpointConnectionError(endpoint_url="http://127.0.0.1:9")
+
+    (bucket / "gone" / "file").write_bytes(b"here")
+    monkeypatch.setattr("s3fs.core.S3File._fetch_range", fail)
+    with (
+        (bucket / "gone" / "file").open("rb") as file,
+        pytest.raises(OSError, match=rf"^s3://{BUCKET}/gone/file: Could not connect to the endpoint"),
+    ):
+        file.read()
 
 
 def test_a_remote_store_is_a_store(remote: FeatureStore) -> None:
@@ -107,7 +148,7 @@ def test_a_remote_store_is_a_store(remote: FeatureStore) -> None:
 
 def test_only_what_is_asked_for_is_read(remote: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opening reads manifest and index and no part; a fetch reads the bytes of its features."""
-    system, read = storage._system("s3"), []
+    system, read = locations._system("s3"), []
     cat_file, cat_ranges = system.cat_file, system.cat_ranges
     monkeypatch.setattr(system, "cat_file", lambda key, *a, **k: read.append(key) or cat_file(key, *a, **k))
     monkeypatch.setattr(
@@ -126,12 +167,12 @@ def test_a_remote_store_has_a_local_ones_bytes(remote: FeatureStore, tmp_path: P
     """File by file the same as on a disk, index and manifest included, and nothing beside."""
     local = write(tmp_path, list(ROWS.values()), 50, [BAD])
     files = {path.relative_to(local.folder).as_posix() for path in local.folder.rglob("*") if path.is_file()}
-    keys = storage._system("s3").find((storage.url(remote.folder) or "").removeprefix("s3://"))
+    keys = locations._system("s3").find(str(remote.folder).removeprefix("s3://"))
     assert {key.split(f"{remote.folder.name}/", 1)[1] for key in keys} == files
-    assert all(storage.read(remote.folder / name) == (local.folder / name).read_bytes() for name in files)
+    assert all((remote.folder / name).read_bytes() == (local.folder / name).read_bytes() for name in files)
 
 
-def test_a_remote_store_has_names(bucket: Path) -> None:
+def test_a_remote_store_has_names(bucket: Location) -> None:
     """They are written to the bucket and read from it by whoever asks for them; damaged ones are found there."""
     store = write(bucket / "names", [ROWS["image005"]], 10)
     assert store.label_names == ()
@@ -139,29 +180,29 @@ def test_a_remote_store_has_names(bucket: Path) -> None:
     found = FeatureStore.open(store.folder, verify=True)
     assert (found.label_names, found.attribute_names) == (("background", "cat"), ("red",))
     path = store.folder / "names.json"
-    storage.put(path, storage.read(path).replace(b"cat", b"dog"))
+    path.write_bytes(path.read_bytes().replace(b"cat", b"dog"))
     with pytest.raises(StoreError, match=r"names\.json is damaged"):
         FeatureStore.open(store.folder, verify=True)
 
 
-def test_a_damaged_remote_part_is_named(bucket: Path) -> None:
+def test_a_damaged_remote_part_is_named(bucket: Location) -> None:
     """Cut short it is refused at opening, with one bit flipped when the image is read or the store verified."""
     store = write(bucket / "damaged", [ROWS["image005"]], 10)
     (path,) = store.part_paths
-    data = storage.read(path)
+    data = path.read_bytes()
     changed = bytearray(data)
     changed[data.index(ROWS["image005"].features.tobytes())] ^= 1
-    storage.put(path, bytes(changed))
+    path.write_bytes(bytes(changed))
     with pytest.raises(StoreError, match=rf"{path.name} is damaged at 'image005'"):
         FeatureStore.open(store.folder).fetch("image005")
     with pytest.raises(StoreError, match=rf"{path.name} is damaged \(its hash"):
         FeatureStore.open(store.folder, verify=True)
-    storage.put(path, data[:-1])
+    path.write_bytes(data[:-1])
     with pytest.raises(StoreError, match=rf"{path.name} has \d+ bytes instead of"):
         FeatureStore.open(store.folder)
 
 
-def test_a_resumed_remote_run_redoes_only_what_is_missing(bucket: Path) -> None:
+def test_a_resumed_remote_run_redoes_only_what_is_missing(bucket: Location) -> None:
     """Without its marker a shard is pending, with it not; the second writer changes nothing."""
     folder = ShardFolder(bucket / "shards")
     shards = [Shard("a", ("1",)), Shard("b", ("2",))]
@@ -174,25 +215,25 @@ def test_a_resumed_remote_run_redoes_only_what_is_missing(bucket: Path) -> None:
     assert folder.read_manifest(verify=True) == manifest
 
 
-def test_a_store_that_is_not_there(bucket: Path) -> None:
-    """An address without a manifest is unfinished, as a folder without one is."""
-    with pytest.raises(StoreError, match="is unfinished"):
+def test_a_store_that_is_not_there(bucket: Location) -> None:
+    """An address with nothing below it is said to be wrong, as a folder that is not there is."""
+    with pytest.raises(StoreError, match="nowhere is not there: correct its name"):
         FeatureStore.open(bucket / "nowhere")
 
 
 def test_fingerprint_of_a_remote_store(remote: FeatureStore) -> None:
     """What the store is about travels in its manifest."""
     assert remote.fingerprint == FINGERPRINT
-    assert json.loads(storage.read(remote.folder / "manifest.json"))["rows"] == len(ROWS)
+    assert json.loads((remote.folder / "manifest.json").read_bytes())["rows"] == len(ROWS)
 
 
-def names(folder: Path) -> set[str]:
+def names(folder: Location) -> set[str]:
     """Every key below an address, relative to it."""
-    root = (storage.url(folder) or "").removeprefix("s3://")
-    return {key.removeprefix(f"{root}/") for key in storage._system("s3").find(root)}
+    root = str(folder).removeprefix("s3://")
+    return {key.removeprefix(f"{root}/") for key in locations._system("s3").find(root)}
 
 
-def test_an_extraction_to_an_address_is_the_one_to_a_folder(bucket: Path, tmp_path: Path) -> None:
+def test_an_extraction_to_an_address_is_the_one_to_a_folder(bucket: Location, tmp_path: Path) -> None:
     """Every file has the local store's bytes, after a run that lost some of its files to an accident, too."""
     world = World(tmp_path)
     (world.pictures / "bad.png").write_bytes(b"no image")
@@ -201,30 +242,30 @@ def test_an_extraction_to_an_address_is_the_one_to_a_folder(bucket: Path, tmp_pa
     remote = world.extract(out=str(bucket / "extracted"))
 
     def same_files() -> bool:
-        there = {name: storage.read(remote.folder / name) for name in names(remote.folder)}
+        there = {name: (remote.folder / name).read_bytes() for name in names(remote.folder)}
         return there == {name: (local.folder / name).read_bytes() for name in reference}
 
     assert same_files()
     for name in sorted(reference)[::3]:
-        storage._system("s3").rm(f"{remote.address}/{name}")
+        locations._system("s3").rm(f"{remote.folder}/{name}")
     before = world.batches()
     world.extract(out=str(bucket / "extracted"))
     assert same_files()
     assert 0 < world.batches() - before < before
-    assert remote.address == f"s3://{BUCKET}/extracted/toy/{local.folder.name}"
+    assert str(remote.folder) == f"s3://{BUCKET}/extracted/toy/{local.folder.name}"
     assert len(world.extract(out=str(bucket / "extracted"), canary=5)) == 40
 
 
-def test_images_in_a_bucket(bucket: Path, tmp_path: Path) -> None:
+def test_images_in_a_bucket(bucket: Location, tmp_path: Path) -> None:
     """A prefix is a folder of images, a Parquet file a table; either gives the store of the files on the disk."""
     world = World(tmp_path)
     reference = tree(world.extract("local").folder)
     files = {path.stem: path.read_bytes() for path in sorted(world.pictures.iterdir())}
     for name, data in files.items():
-        storage.put(bucket / "pictures" / "deep" / f"{name}.png", data)
+        (bucket / "pictures" / "deep" / f"{name}.png").write_bytes(data)
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"image": list(files.values()), "id": list(files)}), sink, row_group_size=8)
-    storage.put(bucket / "tables" / "val.parquet", sink.getvalue().to_pybytes())
+    (bucket / "tables" / "val.parquet").write_bytes(sink.getvalue().to_pybytes())
     for number, source in enumerate(("pictures", "tables", "tables/val.parquet")):
         world.pictures = bucket / source
         assert tree(world.extract(f"out{number}").folder) == reference
@@ -234,53 +275,53 @@ def test_images_in_a_bucket(bucket: Path, tmp_path: Path) -> None:
         list_images(bucket / "nothing")
 
 
-def test_what_is_no_image_in_a_bucket(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_image_in_a_bucket(bucket: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     """An object that is too large is never asked for, as the listing tells; rows with a path read it beside their
     table; half a set of tables and a pointer are refused by name."""
     world = bucket / "odd"
     for name, data in {"large.png": bytes(2000), "small.png": png(3), "pictures/row.png": png(4)}.items():
-        storage.put(world / name, data)
+        (world / name).write_bytes(data)
     monkeypatch.setattr(sources, "LARGEST_IMAGE", 1000)
     corpus = list_images(world)
     large, small = fetch([corpus["large"], corpus["small"]])
     assert (read_image(small)[0] == [3, 0, 9]).all()
     with pytest.raises(DecodeError, match=r"^large\.png is larger than the 1,000 bytes that are read$"):
         read_image(large)
-    cells = [{"bytes": None, "path": path} for path in ("row.png", f"{storage.url(world)}/small.png", "none.png")]
+    cells = [{"bytes": None, "path": path} for path in ("row.png", f"{world}/small.png", "none.png")]
     sink = pa.BufferOutputStream()
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     pq.write_table(pa.table({"image": pa.array(cells, kind), "id": [0, 1, 2]}), sink)
     table = world / "pictures" / "val-00000-of-00001.parquet"
-    storage.put(table, sink.getvalue().to_pybytes())
+    table.write_bytes(sink.getvalue().to_pybytes())
     row, other, none = fetch(list(list_images(table).values()))
     assert [(read_image(image)[0][0, 0, 0]) for image in (row, other)] == [4, 3]
     with pytest.raises(DecodeError, match=r"parquet row 2 has no bytes, and its path 'none\.png' is not there in the"):
         read_image(none)
-    storage.put(bucket / "half" / "val-00000-of-00002.parquet", sink.getvalue().to_pybytes())
+    (bucket / "half" / "val-00000-of-00002.parquet").write_bytes(sink.getvalue().to_pybytes())
     for source in ("half", "half/val-00000-of-00002.parquet"):
         with pytest.raises(InputError, match=r"s3://.*: val-00001-of-00002\.parquet of the same set is not beside it"):
             list_images(bucket / source)
-    storage.put(bucket / "pointers" / "val.parquet", b"version https://git-lfs.github.com/spec/v1\n")
+    (bucket / "pointers" / "val.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(InputError, match=rf"^s3://.*/val\.parquet is {lfs.REASON}$"):
         list_images(bucket / "pointers")
 
 
-def test_an_image_that_the_store_does_not_hand_out_stops_the_job(bucket: Path, tmp_path: Path) -> None:
+def test_an_image_that_the_store_does_not_hand_out_stops_the_job(bucket: Location, tmp_path: Path) -> None:
     """As on a disk: what is listed and then gone is no bad image."""
     world = World(tmp_path)
     for path in sorted(world.pictures.iterdir())[:3]:
-        storage.put(bucket / "vanishing" / path.name, path.read_bytes())
+        (bucket / "vanishing" / path.name).write_bytes(path.read_bytes())
     images = list(list_images(bucket / "vanishing").values())
-    storage._system("s3").rm(images[1].path)
+    locations._system("s3").rm(images[1].path)
     with pytest.raises(FileNotFoundError):
         fetch(images)
     assert [len(image.data or b"") for image in fetch(images[::2])] == [
-        storage.size(Path(image.path)) for image in images[::2]
+        storage.size(location(image.path)) for image in images[::2]
     ]
 
 
 def test_evaluation_over_an_address_gives_the_same_scores(
-    bucket: Path, small_night: SmallNight, tmp_path: Path
+    bucket: Location, small_night: SmallNight, tmp_path: Path
 ) -> None:
     """Extracted to a bucket and evaluated from there, the run folder is the small night's, byte for byte."""
     world, weights = small_night.out / "world" / "vqa", ROOT / "visualbert_core" / "world" / "weights"
@@ -300,7 +341,7 @@ def test_evaluation_over_an_address_gives_the_same_scores(
                 task="vqa",
                 split="val",
                 annotations=world,
-                features=storage.absolute(store.address),
+                features=store.folder,
                 model=weights / "visualbert-vqa",
                 out=tmp_path,
                 shard_size=5,

@@ -9,11 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import tyro
 
 from visualbert_core import __version__
+from visualbert_core.commands.declarations import REGISTRY
 from visualbert_core.commands.usage import complaints
 from visualbert_core.config import nearest
 from visualbert_core.errors import ConfigError, end
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
     module = import_module(f"visualbert_core.commands.{COMMANDS[name][0]}")
     with complaints(module.Command, rest):
-        command = tyro.cli(module.Command, args=rest, prog=f"visualbert {name}", config=(tyro.conf.FlagCreatePairsOff,))
+        options: dict[str, Any] = {"config": (tyro.conf.FlagCreatePairsOff,), "registry": REGISTRY}
+        command = tyro.cli(module.Command, args=rest, prog=f"visualbert {name}", **options)
     code: int = command.run()
     return code
 

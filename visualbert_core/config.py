@@ -16,8 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
+from upath import UPath
+
 from visualbert_core.documents import brief
 from visualbert_core.errors import ConfigError
+from visualbert_core.locations import ADDRESS, Location, location
 from visualbert_core.printable import printable
 
 T = TypeVar("T")
@@ -56,14 +59,18 @@ def check_values(config: Any) -> None:
     """Raises ConfigError naming the key of a number that is none (NaN, infinity), of a text or path with a NUL, or of
     an empty text. Flags and Python can say them as well as a file; NaN is neither under a bound nor over it, and an
     empty text is what a shell makes of a variable that is not set."""
-    for field_ in dataclasses.fields(config):
-        for key, value in _parts(config, field_.name):
+    for name, hint in typing.get_type_hints(type(config)).items():
+        for key, value in _parts(config, name):
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{key} is {value}: it must be a finite number")
-            if isinstance(value, str | Path) and "\0" in str(value):
+            if isinstance(value, str | Path | UPath) and "\0" in str(value):
                 raise ConfigError(f"{key} is {str(value)!r}: no name or path holds a NUL")
             if isinstance(value, str) and not value.strip():
                 raise ConfigError(f"{key} is empty: it must be a name")
+            if isinstance(value, Path | UPath) and (found := ADDRESS.match(str(value))):
+                if UPath not in get_args(hint):
+                    raise ConfigError(f"{key} is an address ({found[1]}://): only a folder on a disk can be used there")
+                location(value)  # which refuses one that has been a Path
 
 
 def check_range(config: object, least: float | None, most: float | None, *names: str) -> None:
@@ -88,11 +95,11 @@ def _parts(config: object, name: str) -> Iterator[tuple[str, Any]]:
 class ExtractConfig:
     """images → feature store. See `commands.extract`."""
 
-    images: Path
+    images: Location
     """The corpus: a folder, a pattern, a list of files, a .tar, tables, or an s3:// address (see `corpus`)."""
     detector: Path
     """Detector folder."""
-    out: Path
+    out: Location
     """Root of the feature stores, a folder or s3:// address; this one becomes OUT/CORPUS/FINGERPRINT."""
     corpus: str | None = None
     """Name of the corpus; default: the name of the images folder, list or tar."""
@@ -124,7 +131,7 @@ class DriftConfig:
 
     canary: int | None = None
     """First extract this many images anew that a store has, and stop where they come out otherwise."""
-    canary_store: Path | None = None
+    canary_store: Location | None = None
     """The store of the canary; default: the one that this run resumes."""
 
     def __post_init__(self) -> None:
@@ -148,9 +155,9 @@ class EvaluateConfig:
     """Checkpoint folder."""
     out: Path
     """Runs folder; this run becomes OUT/MODEL__TASK__SPLIT."""
-    features: Path | None = None
-    """Feature store, for a model that reads regions: a folder with a manifest.json."""
-    images: Path | None = None
+    features: Location | None = None
+    """Feature store, for a model that reads regions: a folder with a manifest.json, or its s3:// address."""
+    images: Location | None = None
     """Corpus, for a model that reads pixels: a folder, a pattern, a list of files, a .tar, tables, or an s3:// address
     (see `corpus`)."""
     visual: Literal["own", "wrong-image"] = "own"
@@ -180,7 +187,7 @@ class EvaluateConfig:
 class CorpusConfig:
     """One image corpus of a matrix, and the detector that makes features of it."""
 
-    images: Path
+    images: Location
     """Relative to the matrix's data folder."""
     detector: Path | None = None
     """Detector folder, relative to the YAML file's; without one, the models of the corpus read its pixels."""
@@ -366,6 +373,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
+        if UPath in args:
+            return _location(_expect(str, value, where), where)
         return _convert(next(a for a in args if a is not type(None)), value, where)
     if origin is Literal:
         if value not in args:
@@ -385,6 +394,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return value if hint is Any else _expect(hint, value, where)
+
+
+def _location(text: str, where: str) -> Location:
+    try:
+        return location(text).expanduser()
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _expect(kind: type[T], value: Any, where: str) -> T:

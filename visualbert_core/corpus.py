@@ -20,12 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from visualbert_core import storage
 from visualbert_core.columns import Strings
 from visualbert_core.errors import InputError
+from visualbert_core.locations import Location, absolute, is_address
 from visualbert_core.schema import Image
 from visualbert_core.sources import LEADS_NOWHERE, SUFFIXES, TAR, images_of
-from visualbert_core.tables import TABLE, digests
+from visualbert_core.tables import digests
 
 INGREDIENT = "features"
 
@@ -33,7 +33,7 @@ _BLOCK = 1 << 20  # ids that are held against each other at a time
 _A_ROW = -1
 
 
-def list_images(source: str | Path, boxes: Literal["none", "beside"] = "none") -> Corpus:
+def list_images(source: str | Location, boxes: Literal["none", "beside"] = "none") -> Corpus:
     """Every image of a corpus.
 
     `source` is a folder (files at any depth), a pattern with * or ?, a .txt or .lst file with a path a line (relative
@@ -47,7 +47,7 @@ def list_images(source: str | Path, boxes: Literal["none", "beside"] = "none") -
     Raises InputError where there is nothing to read, for a damaged or compressed tar, a table without images or ids, a
     set of tars or tables that counts further than its files, or naming two images of one id.
     """
-    corpus = Corpus(images_of(storage.absolute(source)), boxes)
+    corpus = Corpus(images_of(absolute(source)), boxes)
     if not corpus:
         raise InputError(f"{source} has no images ({' '.join(sorted(SUFFIXES))}): name what holds them")
     if corpus.is_lost:
@@ -215,18 +215,17 @@ class _Place:
         return self.numbers[at], self.numbers[at + 1]
 
 
-def corpus_name(source: str | Path) -> str:
+def corpus_name(source: str | Location) -> str:
     """What a corpus is called unless told otherwise: its folder, or the name without the suffix of a list, tar or
     table."""
-    path = storage.absolute(source)
+    path = absolute(source)
     while has_magic(path.name):
         path = path.parent
-    folder = path.suffix.lower() != TABLE if storage.url(path) else path.is_dir()
-    return path.name if folder else path.stem
+    return path.name if path.is_dir() else path.stem
 
 
 def _with_boxes(image: Image) -> Image:
-    if image.size is not None or image.row is not None or storage.url(image.path):
+    if image.size is not None or image.row is not None or is_address(image.path):
         raise InputError(f"{image.path}: boxes beside the images are read from folders on a disk only; unpack it there")
     return replace(image, boxes_path=str(Path(image.path).with_suffix(".json")))
 

@@ -19,15 +19,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO
 
 import numpy as np
 import xxhash
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
+from upath import UPath
 
 from visualbert_core import lfs, storage
+from visualbert_core.errors import ConfigError
+from visualbert_core.locations import is_address, location
 from visualbert_core.schema import LARGEST_IMAGE, GivenObjects, Image
 from visualbert_core.tables import Cell, read_rows
 
@@ -51,7 +54,7 @@ def image_shape(image: Image) -> tuple[int, int]:
 
 def name(image: Image) -> str:
     """What a message calls the place where an image lies; it holds no folder, as it is kept in stores."""
-    file = Path(image.path).name
+    file = PurePosixPath(image.path).name
     if image.row is not None:
         return f"{file} row {image.row}"
     return file if image.size is None else f"{file} at byte {image.start}"
@@ -71,13 +74,17 @@ def fetch(images: Sequence[Image]) -> list[Image]:
         cells |= {(path, column, row): cell for row, cell in read_rows(path, rows, column).items()}
     placed = [i if i.row is None else _placed(i, cells[i.path, i.column, i.row]) for i in images]
     objects = [image.path for image in placed if _is_object(image)]
-    answers = dict(zip(objects, storage.gather(storage.read, map(Path, objects)), strict=True)) if objects else {}
+    answers = dict(zip(objects, storage.gather(_object, objects), strict=True)) if objects else {}
     return [replace(image, data=answers[image.path]) if _is_object(image) else image for image in placed]
 
 
 def _is_object(image: Image) -> bool:
     unread = image.row is None and image.data is None and image.trouble is None
-    return unread and storage.url(image.path) is not None
+    return unread and is_address(image.path)
+
+
+def _object(address: str) -> bytes:
+    return location(address).read_bytes()
 
 
 def _placed(image: Image, cell: Cell) -> Image:
@@ -87,21 +94,21 @@ def _placed(image: Image, cell: Cell) -> Image:
     if cell is None:
         return replace(image, trouble="has neither bytes nor a path")
     lacks = f"has no bytes, and its path {cell!r}"
-    address = storage.url(cell)
-    if address and address.partition(":")[0] not in storage.OBJECT_STORES:
-        return replace(image, trouble=f"{lacks} is an address that is not read")
-    place = Path(cell) if address else Path(image.path).parent / cell
+    whole = is_address(cell) or Path(cell).is_absolute()
     try:
-        found = _object_kind(place) if storage.url(place) else storage.kind(place)
+        place = location(cell) if whole else location(image.path).parent / cell
+        found = storage.kind(place) if isinstance(place, Path) else _object_kind(place)
+    except ConfigError:
+        return replace(image, trouble=f"{lacks} is an address that is not read")
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: NUL, which no path has
-        tried = "" if address or Path(cell).is_absolute() else " in the table's folder"
+        tried = "" if whole else " in the table's folder"
         return replace(image, trouble=f"{lacks} is not there{tried}")
     if found is not None:
         return replace(image, trouble=f"{lacks} is {found}")
-    return replace(image, path=storage.url(place) or str(place), row=None, column=None)
+    return replace(image, path=str(place), row=None, column=None)
 
 
-def _object_kind(place: Path) -> str | None:
+def _object_kind(place: UPath) -> str | None:
     size = storage.size(place)
     if size is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(place))
@@ -209,13 +216,13 @@ def _blame_metadata(path: str | Path) -> Iterator[None]:
 def _file(image: Image) -> IO[bytes]:
     """A whole file on a disk is not read for its header alone."""
     whole = image.size is None and image.row is None and image.data is None and image.trouble is None
-    return _opened(image.path) if whole and not storage.url(image.path) else BytesIO(_bytes(image))
+    return _opened(image.path) if whole and not is_address(image.path) else BytesIO(_bytes(image))
 
 
 def _bytes(image: Image) -> bytes:
     if image.trouble is not None:
         raise DecodeError(f"{name(image)} {image.trouble}")
-    if image.data is None and (image.row is not None or storage.url(image.path)):
+    if image.data is None and (image.row is not None or is_address(image.path)):
         return _bytes(*fetch([image]))
     data = _read(image) if image.data is None else image.data
     _check_size(len(data), name(image))

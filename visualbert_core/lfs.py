@@ -7,6 +7,10 @@ stand here. Format: the specification of Git LFS, docs/spec.md of github.com/git
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 INGREDIENT = None
 
@@ -20,12 +24,12 @@ def is_pointer(data: bytes) -> bool:
     return data.startswith(_FIRST_LINE)
 
 
-def is_pointer_file(path: Path) -> bool:
-    """Whether the file on a disk is a pointer; False for one that cannot be read, or is none."""
+def is_pointer_file(path: Path | UPath) -> bool:
+    """Whether the file is a pointer; False for one that cannot be read, or is none."""
     try:
         if not path.is_file():  # a pipe would wait for its writer
             return False
-        with path.open("rb") as file:
+        with path.open("rb", buffering=len(_FIRST_LINE)) as file:  # an object store is asked for no more
             return is_pointer(file.read(len(_FIRST_LINE)))
     except OSError:
         return False

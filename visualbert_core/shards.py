@@ -27,10 +27,12 @@ import xxhash
 
 from visualbert_core import storage
 from visualbert_core.errors import InputError, ShardError, StoreError
+from visualbert_core.locations import Location, location
 from visualbert_core.schema import Failure
 
 LOST = "every worker process that had it alone died or hung"
 ABANDONED = 3600.0  # seconds without a write to a draft
+_CHUNK = 1 << 24  # bytes
 _AGAIN = "delete it and run the line again that wrote it"
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -211,22 +213,22 @@ class Manifest:
 
 
 class ShardFolder:
-    """The parts, markers and manifest below one folder or `s3://…` address (see `storage.py`).
+    """The parts, markers and manifest below one folder, on a disk or in an object store (see `storage.py`).
 
     Needs a file system whose rename is atomic, or an object store.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+    def __init__(self, root: str | Location) -> None:
+        self.root = location(root)
         self.manifest_path = self.root / "manifest.json"
 
-    def part_path(self, shard_id: str) -> Path:
+    def part_path(self, shard_id: str) -> Location:
         return self.root / "parts" / f"{shard_id}.parquet"
 
-    def failures_path(self, shard_id: str) -> Path:
+    def failures_path(self, shard_id: str) -> Location:
         return self.root / "failures" / f"{shard_id}.parquet"
 
-    def marker_path(self, shard_id: str) -> Path:
+    def marker_path(self, shard_id: str) -> Location:
         return self.root / "shards" / f"{shard_id}.json"
 
     def pending(self, shards: Sequence[AnyShard]) -> list[AnyShard]:
@@ -273,7 +275,7 @@ class ShardFolder:
         manifest = Manifest(dict(about), done)
         record = {**asdict(manifest), "rows": manifest.rows, "failed": manifest.failed}
         data = _signed(record)
-        if storage.size(self.manifest_path) is None or storage.read(self.manifest_path) != data:
+        if storage.size(self.manifest_path) is None or self.manifest_path.read_bytes() != data:
             publish(self.manifest_path, data)
         self._sweep()
         return manifest
@@ -285,7 +287,7 @@ class ShardFolder:
         Raises StoreError where the folder is unfinished, or naming the first file that is not as it was written.
         """
         try:
-            data = storage.read(self.manifest_path)
+            data = self.manifest_path.read_bytes()
         except FileNotFoundError as error:
             raise StoreError(self._why_no_manifest()) from error
         try:
@@ -301,11 +303,10 @@ class ShardFolder:
         return manifest
 
     def _why_no_manifest(self) -> str:
-        if storage.url(self.root) is None:
-            if not self.root.exists():
-                return f"{self.root} is not there: correct its name"
-            if inside := sorted(path.parent.name for path in self.root.glob("*/manifest.json")):
-                return f"{self.root} is the folder of {', '.join(inside[:3])}: name one of them"
+        if not self.root.exists():
+            return f"{self.root} is not there: correct its name"
+        if inside := sorted(path.parent.name for path in self.root.glob("*/manifest.json")):
+            return f"{self.root} is the folder of {', '.join(inside[:3])}: name one of them"
         return f"{self.root} is unfinished (it has no manifest.json): run the line again that writes it"
 
     def verify(self, manifest: Manifest) -> None:
@@ -313,20 +314,23 @@ class ShardFolder:
         for marker in manifest.shards:
             path = self.marker_path(marker.shard_id)
             try:
-                data = storage.read(path)
+                data = path.read_bytes()
             except FileNotFoundError as error:
                 raise StoreError(f"{path} is missing: run the same line again") from error
             if data != _json(asdict(marker)):
                 raise StoreError(f"{path} is damaged (it is not what the manifest says): {_AGAIN}")
         for path, blob in self._files(manifest.shards):
             state = xxhash.xxh3_128()
-            for chunk in storage.chunks(path):
-                state.update(chunk)
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    state.update(chunk)
             if state.hexdigest() != blob.xxh3_128:
                 raise StoreError(f"{path} is damaged (its hash is not the manifest's): {_AGAIN}")
 
     def _sweep(self) -> None:
-        for folder in () if storage.url(self.root) else ("", "parts", "failures", "shards"):
+        if not isinstance(self.root, Path):
+            return  # an object store has no drafts
+        for folder in ("", "parts", "failures", "shards"):
             for draft in (self.root / folder).glob(".*.*." + "?" * 32):
                 with suppress(FileNotFoundError):
                     if time.time() - draft.stat().st_mtime > ABANDONED:
@@ -334,36 +338,40 @@ class ShardFolder:
 
     def _check_sizes(self, manifest: Manifest) -> None:
         files = list(self._files(manifest.shards))
-        for (path, blob), size in zip(files, storage.sizes([path for path, _ in files]), strict=True):
+        for (path, blob), size in zip(files, self._each(storage.size, [path for path, _ in files]), strict=True):
             if size is None:
                 raise StoreError(f"{path} is missing: run the same line again")
             if size != blob.size:
                 raise StoreError(f"{path} has {size} bytes instead of {blob.size}: {_AGAIN}")
 
     def _markers(self, shards: Sequence[Shard]) -> list[Marker | None]:
-        return storage.gather(self._done, shards) if storage.url(self.root) else [self._done(shard) for shard in shards]
+        return self._each(self._done, shards)
+
+    def _each(self, function: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
+        """Ask `function` of each item: on a disk one after the other, as threads take longer than the answers."""
+        return list(map(function, items)) if isinstance(self.root, Path) else storage.gather(function, items)
 
     def _done(self, shard: Shard) -> Marker | None:
         try:
-            marker = Marker.from_record(json.loads(storage.read(self.marker_path(shard.shard_id))))
+            marker = Marker.from_record(json.loads(self.marker_path(shard.shard_id).read_bytes()))
             intact = all(storage.size(path) == blob.size for path, blob in self._files([marker]))
         except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return marker if intact and marker.rows + marker.failed == len(shard.items) else None
 
-    def _files(self, markers: Iterable[Marker]) -> Iterator[tuple[Path, Blob]]:
+    def _files(self, markers: Iterable[Marker]) -> Iterator[tuple[Location, Blob]]:
         for marker in markers:
             yield self.part_path(marker.shard_id), marker.part
             if marker.failures is not None:
                 yield self.failures_path(marker.shard_id), marker.failures
 
 
-def publish(path: Path, data: bytes) -> None:
+def publish(path: Location, data: bytes) -> None:
     """Write a file whole or not at all: a temporary file in its folder, fsync, rename, fsync of the folder; in an
     object store one PUT. Raises OSError naming the file."""
     with storage.naming(path):
-        if storage.url(path):
-            storage.put(path, data)
+        if not isinstance(path, Path):
+            path.write_bytes(data)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")

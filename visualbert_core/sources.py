@@ -13,8 +13,11 @@ from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from upath import UPath
+
 from visualbert_core import lfs, numbered, storage
 from visualbert_core.errors import InputError
+from visualbert_core.locations import Location, location
 from visualbert_core.schema import LARGEST_IMAGE, Image
 from visualbert_core.tables import TABLE, list_parquet, list_saved, require_file
 
@@ -30,9 +33,9 @@ _SHOWN = 200  # characters of a line that is no path
 _TAIL = 1 << 20  # bytes behind the last member of a tar in which there must be nothing
 
 
-def images_of(source: Path) -> Iterator[Image]:
+def images_of(source: Location) -> Iterator[Image]:
     """The images of a source, see `corpus.list_images`. Raises InputError, and OSError for what cannot be read."""
-    if storage.url(source):
+    if not isinstance(source, Path):
         found = _objects(source)
     elif (source / "state.json").is_file() and (source / "dataset_info.json").is_file():
         yield from list_saved(source)
@@ -44,25 +47,27 @@ def images_of(source: Path) -> Iterator[Image]:
     elif source.suffix.lower() in LISTS and source.is_file():
         found = _listed(source)
     elif source.is_file():
-        found = iter([_Found(source)])
+        found = iter([_Found(str(source))])
     elif has_magic(str(source)):
         found = _matched(str(source))
     else:
         raise InputError(f"{source} is no folder, pattern, list, table or tar of images: name what holds them")
-    gaps: dict[Path, dict[str, numbered.Gap]] = {}
-    for path, trouble in found:
-        suffix = path.suffix.lower()
+    gaps: dict[Location, dict[str, numbered.Gap]] = {}
+    for place, trouble in found:
+        name = _name(place)
+        suffix = PurePosixPath(name).suffix.lower()
         if suffix in SUFFIXES:
-            yield Image(path.name[: -len(suffix)], storage.url(path) or str(path), trouble=trouble)
+            yield Image(name[: -len(suffix)], place, trouble=trouble)
         elif suffix in (TAR, TABLE):
+            path = location(place)
             _require_set(path, gaps, alone=path == source)
-            yield from _members(path) if suffix == TAR else list_parquet(path)
+            yield from _members(Path(place)) if suffix == TAR else list_parquet(path)
 
 
 class _Found(NamedTuple):
     """A name that may be an image's, and why it cannot be read where that is known without opening it."""
 
-    path: Path
+    place: str
     trouble: str | None = None
 
 
@@ -71,10 +76,10 @@ def _images_or_tables(every: Iterable[_Found]) -> Iterator[_Found]:
     an archive of the very same."""
     tables, images = [], False
     for found in every:
-        if _is_image(found.path.name):
+        if _is_image(_name(found.place)):
             images = True
             yield found
-        elif found.path.suffix.lower() == TABLE:
+        elif found.place.lower().endswith(TABLE):
             tables.append(found)
     if not images:
         yield from tables
@@ -84,12 +89,17 @@ def _is_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in SUFFIXES and not name.startswith(APPLE)
 
 
-def _objects(address: Path) -> Iterator[_Found]:
-    if address.suffix.lower() == TABLE:
-        return iter([_Found(address)])
+def _name(place: str) -> str:
+    """The last part of a path or an address; making a path of each takes as long as listing them."""
+    return place.rpartition("/")[2]
+
+
+def _objects(folder: UPath) -> Iterator[_Found]:
+    if folder.suffix.lower() == TABLE:
+        return iter([_Found(str(folder))])
     too_large = f"is larger than the {LARGEST_IMAGE:,} bytes that are read"
-    sizes = storage.files(address).items()
-    return _images_or_tables(_Found(path, too_large if size > LARGEST_IMAGE else None) for path, size in sizes)
+    sizes = storage.listed(folder)
+    return _images_or_tables(_Found(address, too_large if size > LARGEST_IMAGE else None) for address, size in sizes)
 
 
 def _below(root: Path) -> Iterator[_Found]:
@@ -104,13 +114,13 @@ def _below(root: Path) -> Iterator[_Found]:
         seen.add(inode)
         with os.scandir(folder) as entries:
             for entry in entries:
-                path = Path(entry.path)
                 # Whether a link leads to a folder raises where it leads to itself.
-                kind = storage.kind(path) if entry.is_symlink() else "a folder" if entry.is_dir() else None
+                link = entry.is_symlink()
+                kind = storage.kind(Path(entry.path)) if link else "a folder" if entry.is_dir() else None
                 if kind == "a folder":
-                    folders.append(path)
-                if kind != "a folder" or _is_misnamed(path):
-                    yield _Found(path, _trouble(kind))
+                    folders.append(Path(entry.path))
+                if kind != "a folder" or _is_misnamed(Path(entry.path)):
+                    yield _Found(entry.path, _trouble(kind))
 
 
 def _is_misnamed(folder: Path) -> bool:
@@ -131,7 +141,7 @@ def _matched(pattern: str) -> Iterator[_Found]:
         path = Path(name)
         kind = storage.kind(path)
         if kind != "a folder" or _is_misnamed(path):
-            yield _Found(path, _trouble(kind))
+            yield _Found(str(path), _trouble(kind))
 
 
 def _listed(path: Path) -> Iterator[_Found]:
@@ -148,14 +158,14 @@ def _listed(path: Path) -> Iterator[_Found]:
         if found.suffix.lower() not in SUFFIXES:
             raise InputError(f"{path} line {number}: {line.strip()[:_SHOWN]!r} does not end like an image")
         try:
-            yield _Found(found, _trouble(storage.kind(found)))
+            yield _Found(str(found), _trouble(storage.kind(found)))
         except (OSError, ValueError) as error:  # ValueError: NUL, which no path has
             if isinstance(error, PermissionError):
                 raise
             raise InputError(f"{path} line {number}: {str(found)[-_SHOWN:]} is not there; correct the list") from None
 
 
-def _require_set(path: Path, gaps: dict[Path, dict[str, numbered.Gap]], alone: bool) -> None:
+def _require_set(path: Location, gaps: dict[Location, dict[str, numbered.Gap]], alone: bool) -> None:
     """Of `train-00000-of-00002.parquet` the other one must lie beside it, and between two numbers every other; `gaps`
     are those of the folders that were looked at. Whoever names one file `alone` means it, but for names that say how
     many there are.
@@ -164,13 +174,11 @@ def _require_set(path: Path, gaps: dict[Path, dict[str, numbered.Gap]], alone: b
     if not numbered.counts(path.name):
         return
     if path.parent not in gaps:
-        beside = storage.files(path.parent) if storage.url(path) else map(Path, os.scandir(path.parent))
-        found = numbered.gaps(sorted(other.name for other in beside))
+        found = numbered.gaps(sorted(beside.name for beside in path.parent.iterdir()))
         gaps[path.parent] = {name: gap for gap in found for name in gap.there}
     gap = gaps[path.parent].get(path.name)
     if gap and (gap.says_total or not alone):
-        where = storage.url(path) or path
-        raise InputError(f"{where}: {gap.first} of the same set is not beside it; download it, too")
+        raise InputError(f"{path}: {gap.first} of the same set is not beside it; download it, too")
 
 
 def _members(path: Path) -> Iterator[Image]:

@@ -27,6 +27,7 @@ import xxhash
 
 from visualbert_core import lfs, storage
 from visualbert_core.errors import InputError
+from visualbert_core.locations import Location, location
 from visualbert_core.schema import Image
 
 INGREDIENT = "features"
@@ -45,9 +46,9 @@ _ROWS = 64  # decoded at a time
 _BUFFER = 1 << 20  # bytes; a column chunk is streamed, however large its row group is
 
 
-def list_parquet(path: Path) -> Iterator[Image]:
+def list_parquet(path: Location) -> Iterator[Image]:
     """The images of a Parquet file; reads its ids and no image. Raises InputError."""
-    address = storage.url(path) or str(path)
+    address = str(path)
     with _open(path, InputError) as file:
         for columns in _columns(file.schema_arrow, address):
             row, nameless = 0, set()
@@ -105,10 +106,10 @@ def digests(path: str, column: str | None, places: np.ndarray) -> np.ndarray:
 def _read(path: str, rows: Collection[int], column: str | None) -> Iterator[tuple[int, Cell]]:
     if not rows:
         return
-    if Path(path).suffix.lower() != TABLE:
+    if not path.lower().endswith(TABLE):
         yield from _read_arrow(Path(path), rows, column)
         return
-    with _open(Path(path), OSError) as file:
+    with _open(location(path), OSError) as file:
         yield from _cells(file, _chosen(_columns(file.schema_arrow, path), column), rows)
 
 
@@ -301,27 +302,26 @@ def require_file(path: Path) -> None:
 
 
 @contextmanager
-def _open(path: Path, wrong: type[Exception]) -> Iterator[pq.ParquetFile]:
+def _open(path: Location, wrong: type[Exception]) -> Iterator[pq.ParquetFile]:
     """Raises InputError for what is no Parquet file, and `wrong` where a part of it is damaged."""
-    address = storage.url(path)
-    if address is None:
+    if isinstance(path, Path):
         require_file(path)
     try:
         # pre_buffer would hold the whole file, at a quarter of the speed.
         file = pq.ParquetFile(storage.opened(path), buffer_size=_BUFFER, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
-        if _is_pointer(path):
-            raise InputError(f"{address or path} is {lfs.REASON}") from None
+        if lfs.is_pointer_file(path):
+            raise InputError(f"{path} is {lfs.REASON}") from None
         if _is_systems(error, path):
             raise
-        raise InputError(f"{address or path}: cannot be read as Parquet ({_said(error)})") from None
+        raise InputError(f"{path}: cannot be read as Parquet ({_said(error)})") from None
     with file:
         try:
             yield file
         except (pa.ArrowException, OSError) as error:
             if _is_systems(error, path):
                 raise
-            raise wrong(f"{address or path}: is damaged ({_said(error)}); download it again") from None
+            raise wrong(f"{path}: is damaged ({_said(error)}); download it again") from None
 
 
 def _said(error: Exception) -> str:
@@ -329,13 +329,7 @@ def _said(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _is_systems(error: Exception, path: Path) -> bool:
+def _is_systems(error: Exception, path: Location) -> bool:
     """Whether it is the trouble of a disk or a network, and not of what the file holds; Arrow raises OSErrors for
     both."""
-    return isinstance(error, OSError) and (error.errno is not None or storage.url(path) is not None)
-
-
-def _is_pointer(path: Path) -> bool:
-    if storage.url(path) is None:
-        return lfs.is_pointer_file(path)
-    return (storage.size(path) or _BUFFER) < _BUFFER and lfs.is_pointer(storage.read(path))
+    return isinstance(error, OSError) and (error.errno is not None or not isinstance(path, Path))

@@ -17,8 +17,10 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+from upath import UPath
 
-from visualbert_core.storage import absolute
+from visualbert_core.locations import Location, absolute, location
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -28,8 +30,24 @@ Config = TypeVar("Config", bound="DataclassInstance")
 
 Flat = Annotated[T, tyro.conf.arg(name="")]
 """A configuration whose fields are flags of the command itself."""
+REGISTRY = ConstructorRegistry()
+"""How tyro reads what it does not know of itself."""
 _Positional = tyro.conf.Positional[str]
 _POSITIONAL = get_args(_Positional)[1]
+
+
+@REGISTRY.primitive_rule
+def _location(flag: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Location] | None:
+    """Read a location, which tyro would otherwise take for the first kind of its union: an address for a Path."""
+    if UPath not in get_args(flag.type):
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: location(words[0]),
+        is_instance=lambda value: isinstance(value, get_args(flag.type)),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def absolute_paths(config: Config) -> Config:
@@ -96,6 +114,8 @@ def _kind(hint: Any) -> str:
     hint, _ = _unwrapped(hint)
     if hint is bool:
         return ""
+    if UPath in get_args(hint):  # a location: an address is a path, too
+        return "path"
     if get_origin(hint) is Literal:
         return " | ".join(map(str, get_args(hint)))
     if get_origin(hint) is tuple:

@@ -46,7 +46,7 @@ class Command:
         for failure in failures[:10]:
             _LOG.warning("quarantined: %s: %s: %s", failure.item_id, failure.stage, failure.message)
         if self.json:
-            say_json({"store": store.address, "images": len(store), "quarantined": len(failures)})
+            say_json({"store": str(store.folder), "images": len(store), "quarantined": len(failures)})
         else:
-            say(store.address)
+            say(store.folder)
         return 0

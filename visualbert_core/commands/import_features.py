@@ -11,6 +11,7 @@ import tyro
 
 from visualbert_core.config import PoolConfig, check_values
 from visualbert_core.errors import ConfigError
+from visualbert_core.locations import Location
 from visualbert_core.metrics.boxes import CONVENTIONS
 from visualbert_core.printable import say
 from visualbert_core.tasks.reading import choose
@@ -34,7 +35,7 @@ class Command:
     """Layout of the source."""
     sources: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="SOURCE …")]
     """Files or folders to read, or a pattern in quotes. Several are one corpus."""
-    out: Path
+    out: Location
     """Root of the feature stores."""
     space: str
     """Name of the feature space, which checkpoints are matched with."""
@@ -72,5 +73,5 @@ class Command:
             _LOG.warning("torn: %s: %s; %s", torn.item_id, torn.message, counts)
         beside = f", {len(done.torn)} torn beside intact ones" if done.torn else ""
         _LOG.info("%d images, %d malformed%s", len(done.store), len(failures), beside)
-        say(done.store.address)
+        say(done.store.folder)
         return 0

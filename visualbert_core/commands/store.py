@@ -15,10 +15,11 @@ from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.features import names
 from visualbert_core.features.names import called
 from visualbert_core.features.store import FeatureStore
+from visualbert_core.locations import Location
 from visualbert_core.printable import say, say_json
 from visualbert_core.schema import Names, Regions
 
-Store = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="STORE")]
+Store = Annotated[tyro.conf.Positional[Location], tyro.conf.arg(metavar="STORE")]
 """The folder that holds manifest.json, or its s3://… address."""
 
 
@@ -130,7 +131,7 @@ class Canary:
 
     store: Store
     """Folder or s3://… address of the store."""
-    images: Path
+    images: Location
     """The corpus of the store: folder, pattern, list, table or tar."""
     detector: Path
     """Detector folder."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 from visualbert_core.config import EvaluateConfig
@@ -20,6 +19,7 @@ from visualbert_core.evaluation.batches import Asked, ExampleShard, ImageFile, b
 from visualbert_core.features.importers.hdf5 import NO_SIZES
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.images import DecodeError, fetch, identify, read_image
+from visualbert_core.locations import Location
 from visualbert_core.models import Model, ReadsPixels
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import Example, Failure, Image, Pixels, Regions
@@ -89,10 +89,10 @@ def open_source(config: EvaluateConfig, model: Model[Any]) -> Source:
 class RegionSource:
     """A feature store."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Location) -> None:
         """Open it. Raises StoreError where it is unfinished or damaged."""
         self.store = FeatureStore.open(folder)
-        self.address = self.store.address
+        self.address = str(self.store.folder)
         self.reader: Callable[[], Reader] = partial(RegionReader, folder)
 
     @property
@@ -125,7 +125,7 @@ class RegionSource:
 class RegionReader:
     """Reads a feature store; each image of a shard once, all of them at once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Location) -> None:
         self.store = FeatureStore.open(folder)
 
     def read(self, shard: ExampleShard, batch_size: int) -> Iterator[tuple[list[Joined], list[Failure]]]:
@@ -150,7 +150,7 @@ class ImageSource:
 
     notes: tuple[str, ...] = ()
 
-    def __init__(self, corpus: Path) -> None:
+    def __init__(self, corpus: Location) -> None:
         """List it. Raises InputError where there is no image."""
         self.images: Corpus = list_images(corpus)
         self.address = str(corpus)

@@ -12,10 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from visualbert_core import storage
 from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig
-from visualbert_core.errors import ConfigError, CoverageError, InputError
+from visualbert_core.errors import CoverageError, InputError
 from visualbert_core.evaluation.batches import plan_examples, sample, wrong_images
 from visualbert_core.evaluation.fit import check_fit, check_form
 from visualbert_core.evaluation.inputs import Source, open_source
@@ -55,8 +54,6 @@ def evaluate(
     Raises InputError for inputs that do not fit together, CoverageError (after run.json says so) where examples are
     left without a prediction.
     """
-    if address := storage.url(config.out):
-        raise ConfigError(f"{address}: run folders lie on a disk, only features may lie in a bucket: name a folder")
     task = task or open_task(config.task, config.annotations, config.split)
     model = load(config.model, task.form, "cpu", config.precision)
     check_form(model, task.form, config)

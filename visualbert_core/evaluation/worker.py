@@ -12,6 +12,7 @@ from visualbert_core.evaluation.inputs import Joined, Reader
 from visualbert_core.evaluation.predictions import encode
 from visualbert_core.features.store import encode_failures
 from visualbert_core.host import in_halves
+from visualbert_core.locations import Location
 from visualbert_core.models import NOT_FINITE, Model, load_model
 from visualbert_core.schema import Example, Failure, Prediction
 from visualbert_core.shards import Marker, Part, ShardFolder
@@ -28,7 +29,7 @@ class EvaluationWorker:
         model: Path,
         form: type[Example],
         reader: Callable[[], Reader],
-        out: Path,
+        out: Location,
         batch_size: int,
         precision: str,
         load: LoadModel = load_model,

@@ -97,7 +97,7 @@ def check(store: FeatureStore, number: int, extraction: Extraction, pool: Pool) 
     Raises DriftError where the features are not the store's, InputError where files of images are not what they were,
     or where there is nothing to compare.
     """
-    name, here = store.address, extraction.images
+    name, here = str(store.folder), extraction.images
     known = [image_id for image_id in store.image_ids if image_id in here]
     if not known or number < 1:
         raise InputError(f"the canary has nothing to compare: {number} of {len(known)} images that {name} has of these")

@@ -20,6 +20,7 @@ from visualbert_core.features import canary
 from visualbert_core.features.extract import ExtractionPlan, PrefetchingWorker
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.features.worker import FeatureWorker, LoadDetector, full_fingerprint, plan_images
+from visualbert_core.locations import Location
 from visualbert_core.schema import Image
 
 INGREDIENT = "features"
@@ -40,7 +41,7 @@ def check_plan(plan: ExtractionPlan, config: DriftConfig, pool: Pool) -> None:
 
 
 def check_store(
-    store: str | Path, images: Path, detector: Path, number: int, pool: Pool, load: LoadDetector = load_detector
+    store: str | Location, images: Location, detector: Path, number: int, pool: Pool, load: LoadDetector = load_detector
 ) -> None:
     """Extract `number` images of a finished store anew and compare. Raises DriftError, InputError."""
     held = FeatureStore.open(store)

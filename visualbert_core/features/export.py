@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice, pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from visualbert_core import storage
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.schema import Regions
 
@@ -111,7 +109,7 @@ def to_datasets(store: FeatureStore) -> datasets.IterableDataset:
 
 
 def _examples(folder: str, ranges: Sequence[tuple[int, int]]) -> Iterator[dict[str, Any]]:
-    store = FeatureStore.open(Path(folder))
+    store = FeatureStore.open(folder)
     for start, stop in ranges:
         yield from map(vars, store.scan(start, stop))
 
@@ -123,9 +121,7 @@ def to_ray(store: FeatureStore) -> Any:
     """
     from visualbert_core.cluster import read_parquet
 
-    return read_parquet(
-        [storage.url(path) or str(path) for path in store.part_paths], partial(decode, D=store.feature_size)
-    )
+    return read_parquet(list(map(str, store.part_paths)), partial(decode, D=store.feature_size))
 
 
 def decode(batch: Mapping[str, np.ndarray], D: int) -> dict[str, np.ndarray]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from visualbert_core import storage
 from visualbert_core.cluster import Pool
 from visualbert_core.config import ExtractConfig
 from visualbert_core.corpus import Corpus, corpus_name, list_images
@@ -24,6 +23,7 @@ from visualbert_core.features.store import FeatureStore, store_folder
 from visualbert_core.features.worker import FeatureWorker, ImageShard, LoadDetector, full_fingerprint, plan_images
 from visualbert_core.host import Worker
 from visualbert_core.images import fetch
+from visualbert_core.locations import absolute
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import SCHEMA_VERSION
 from visualbert_core.shards import Marker, ShardFolder, publish
@@ -70,7 +70,7 @@ def plan_extraction(config: ExtractConfig, load: LoadDetector = load_detector) -
     load = partial(load, precision=config.precision)
     every = list_images(config.images, config.boxes)
     images = every.first(config.limit)
-    detector, out = config.detector.absolute(), storage.absolute(config.out)  # workers may stand elsewhere
+    detector, out = config.detector.absolute(), absolute(config.out)  # workers may stand elsewhere
     corpus = config.corpus or corpus_name(config.images)
     probe = load(detector, "cpu")
     if config.boxes == "none" and isinstance(probe, ObjectEncoder):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +23,7 @@ import xxhash
 from visualbert_core import storage
 from visualbert_core.columns import Strings
 from visualbert_core.errors import StoreError
+from visualbert_core.locations import Location
 from visualbert_core.schema import REGIONS_SCHEMA, Regions
 
 PREFIX = 4  # bytes; PLAIN writes a binary value as its length and then its bytes
@@ -47,7 +47,7 @@ _ROWS = pa.schema(
 _SCHEMA = _ROWS.append(pa.field("id_hash", pa.uint64(), False)).append(pa.field("id_row", pa.uint32(), False))
 
 
-def build(paths: Sequence[Path], footer: Mapping[str, str], feature_size: int) -> pa.Table:
+def build(paths: Sequence[Location], footer: Mapping[str, str], feature_size: int) -> pa.Table:
     """The index of these parts, ids ascending. Raises StoreError for a part of another recipe."""
     tables = [_of_part(path, number, footer, feature_size) for number, path in enumerate(paths)]
     table = pa.concat_tables([_ROWS.empty_table(), *tables])
@@ -66,7 +66,7 @@ def dump(table: pa.Table, manifest: bytes) -> bytes:
     return _header(memoryview(payload), manifest) + bytes(payload)
 
 
-def load(path: Path, manifest: bytes) -> pa.Table | None:
+def load(path: Location, manifest: bytes) -> pa.Table | None:
     """The index as it stands, without a copy; None where it is absent, damaged or another manifest's."""
     try:
         data = storage.view(path)
@@ -83,7 +83,7 @@ def _header(payload: memoryview, manifest: bytes) -> bytes:
     return (_MAGIC + digests).ljust(_HEADER, b"\0")
 
 
-def _of_part(path: Path, number: int, footer: Mapping[str, str], feature_size: int) -> pa.Table:
+def _of_part(path: Location, number: int, footer: Mapping[str, str], feature_size: int) -> pa.Table:
     data = storage.view(path)
     with pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)), page_checksum_verification=True) as file:
         found = file.schema_arrow.metadata or {}

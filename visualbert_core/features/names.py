@@ -11,11 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from visualbert_core import storage
 from visualbert_core.errors import StoreError
+from visualbert_core.locations import Location
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import Names
 from visualbert_core.shards import publish
@@ -28,7 +27,7 @@ def called(number: int, names: Sequence[str]) -> str:
     return names[number] if 0 <= number < len(names) else str(number)
 
 
-def write(store: Path, fingerprint: Mapping[str, Any], names: Names) -> None:
+def write(store: Location, fingerprint: Mapping[str, Any], names: Names) -> None:
     """Leave `names` in the folder of a store, finished or not, in place of others; empty ones leave what is there.
 
     Drivers that run at once write the same bytes. Where they have renamed a label in between, the last one's stand.
@@ -37,11 +36,11 @@ def write(store: Path, fingerprint: Mapping[str, Any], names: Names) -> None:
         publish(store / FILE, _encoded(fingerprint, names))
 
 
-def read(store: Path, fingerprint: Mapping[str, Any]) -> Names:
+def read(store: Location, fingerprint: Mapping[str, Any]) -> Names:
     """The names in the folder of a store; empty where there are none. Raises StoreError for a damaged file."""
     path = store / FILE
     try:
-        data = storage.read(path)
+        data = path.read_bytes()
     except FileNotFoundError:
         return Names()
     try:

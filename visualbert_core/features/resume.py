@@ -8,7 +8,6 @@ Another corpus under the same name is found; one edited image among many is foun
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +16,7 @@ from visualbert_core import storage
 from visualbert_core.errors import InputError, StoreError
 from visualbert_core.features.canary import spread
 from visualbert_core.images import DecodeError, fetch, image_digest
+from visualbert_core.locations import Location
 from visualbert_core.schema import Image
 from visualbert_core.shards import Marker, ShardFolder
 
@@ -53,7 +53,7 @@ def _digest(image: Image) -> str | None:
         return None
 
 
-def _digests(path: Path) -> dict[str, str]:
+def _digests(path: Location) -> dict[str, str]:
     """Image id → digest of a part."""
     try:
         with pq.ParquetFile(storage.opened(path), page_checksum_verification=True) as file:

@@ -35,6 +35,7 @@ from visualbert_core import storage
 from visualbert_core.errors import CoverageError, StoreError
 from visualbert_core.features import index, names
 from visualbert_core.features.index import Index, Span
+from visualbert_core.locations import Location, location
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import FAILURE_SCHEMA, REGIONS_SCHEMA, SCHEMA_VERSION, Failure, Names, Regions
 from visualbert_core.shards import Manifest, Marker, ShardFolder, publish
@@ -46,9 +47,9 @@ _COMMONEST = 10  # labels
 _GAP = 1 << 18  # bytes; rather read these than ask twice. Two row groups lie 30 kB apart.
 
 
-def store_folder(root: str | Path, corpus: str, fingerprint: Mapping[str, Any]) -> Path:
+def store_folder(root: str | Location, corpus: str, fingerprint: Mapping[str, Any]) -> Location:
     """Where the features of `corpus` with this fingerprint live."""
-    return Path(root, corpus, digest_json(fingerprint)[:12])
+    return location(root) / corpus / digest_json(fingerprint)[:12]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -132,7 +133,7 @@ class FeatureStore:
     Images ascend by id. Every column but the features lies in one memory map that processes share.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, table: pa.Table) -> None:
+    def __init__(self, folder: Location, manifest: Manifest, table: pa.Table) -> None:
         shards = ShardFolder(folder)
         self.folder = folder
         self.manifest = manifest
@@ -142,11 +143,11 @@ class FeatureStore:
         self.part_paths = [shards.part_path(shard.shard_id) for shard in manifest.shards]
         self._failure_paths = [shards.failures_path(shard.shard_id) for shard in manifest.shards if shard.failures]
         self._index = Index(table, self.feature_size)
-        self._remote = storage.url(folder) is not None
+        self._remote = not isinstance(folder, Path)
         self._map = lru_cache(_OPEN_FILES)(storage.view)  # bounded: every map holds a file descriptor
 
     @classmethod
-    def open(cls, folder: str | Path, verify: bool = False) -> FeatureStore:
+    def open(cls, folder: str | Location, verify: bool = False) -> FeatureStore:
         """Open `<root>/<corpus>/<fingerprint>/`, a folder or an `s3://…` address.
 
         Raises StoreError naming the file where it is unfinished or damaged; what is checked stands at the top of this
@@ -159,13 +160,13 @@ class FeatureStore:
         return cls(shards.root, manifest, _table(shards, manifest, verify))
 
     @classmethod
-    def open_made(cls, folder: Path) -> FeatureStore:
+    def open_made(cls, folder: Location) -> FeatureStore:
         """A store that was just written. Raises CoverageError where all that it holds is failures."""
         store = cls.open(folder)
         if not len(store) and (failures := store.failures()):
             first = f"{failures[0].item_id}: {failures[0].message}"
             raise CoverageError(
-                f"{store.address}: none of {len(failures):,} images has features; {first}; mend them, delete "
+                f"{store.folder}: none of {len(failures):,} images has features; {first}; mend them, delete "
                 "that folder and run the same line again"
             )
         return store
@@ -179,11 +180,6 @@ class FeatureStore:
         manifest = Manifest({"fingerprint": dict(fingerprint)}, tuple(markers))
         shards.verify(manifest)
         return cls(shards.root, manifest, _made(shards, manifest))
-
-    @property
-    def address(self) -> str:
-        """Where it is, as one writes it: the folder, or the `s3://…` address."""
-        return storage.url(self.folder) or str(self.folder)
 
     @property
     def image_ids(self) -> list[str]:
@@ -213,7 +209,7 @@ class FeatureStore:
 
     def failures(self) -> list[Failure]:
         """Every image without features, and why."""
-        files = (pq.ParquetFile(pa.BufferReader(storage.read(path))) for path in self._failure_paths)
+        files = (pq.ParquetFile(pa.BufferReader(path.read_bytes())) for path in self._failure_paths)
         # Without threads for the reason given in `index.py`.
         return [Failure(**row) for file in files for row in file.read(use_threads=False).to_pylist()]
 
@@ -228,7 +224,7 @@ class FeatureStore:
         for label, count in self._index.label_counts():
             labels[names.called(label, self.label_names)] += count
         return {
-            "folder": self.address,
+            "folder": str(self.folder),
             "corpus": self.manifest.about.get("corpus"),
             "space": self.space,
             "feature_size": self.feature_size,
@@ -269,7 +265,7 @@ class FeatureStore:
 
     def manifest_digest(self) -> str:
         """xxh3-128 of manifest.json: all there is to say about which bytes were read."""
-        return xxhash.xxh3_128_hexdigest(storage.read(ShardFolder(self.folder).manifest_path))
+        return xxhash.xxh3_128_hexdigest(ShardFolder(self.folder).manifest_path.read_bytes())
 
     def _why_not(self, image_id: str) -> str:
         for failure in self.failures():
@@ -316,7 +312,7 @@ class FeatureStore:
 
 def _table(shards: ShardFolder, manifest: Manifest, verify: bool) -> pa.Table:
     """The index, made anew where there is none that fits; with `verify`, held against the parts."""
-    path, data = shards.root / "index.arrow", storage.read(shards.manifest_path)
+    path, data = shards.root / "index.arrow", shards.manifest_path.read_bytes()
     table = index.load(path, data)
     if table is not None and not verify:
         return table

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,6 +30,7 @@ from visualbert_core.errors import CheckpointError
 from visualbert_core.features.store import encode, encode_failures, to_half
 from visualbert_core.host import in_halves
 from visualbert_core.images import DecodeError, image_shape, read_boxes, read_image, read_objects
+from visualbert_core.locations import Location
 from visualbert_core.provenance import differences
 from visualbert_core.schema import Failure, GivenObjects, Image, Regions
 from visualbert_core.shards import Later, Marker, Part, Shard, ShardFolder, plan
@@ -128,7 +129,7 @@ class FeatureWorker:
     def __init__(
         self,
         detector_folder: str | Path,
-        store: str | Path,
+        store: str | Location,
         fingerprint: dict[str, Any],
         batch_size: int,
         load: LoadDetector = load_detector,
@@ -200,7 +201,7 @@ class FeatureWorker:
             return self._decode(image, shape)
 
     def _decode(self, image: Image, shape: tuple[int, int] | None) -> _Loaded | Failure:
-        name = Path(image.path).name
+        name = PurePosixPath(image.path).name
         try:
             pixels, digest = read_image(image)
             height, width = pixels.shape[:2]

@@ -19,7 +19,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from visualbert_core import storage
 from visualbert_core.cluster import Pool
 from visualbert_core.comparison.history import Timing
 from visualbert_core.config import (
@@ -47,6 +46,7 @@ from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import Run, read_run, run_folder
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
+from visualbert_core.locations import Location
 from visualbert_core.nightly.gating import Judged, Tonight, for_page, judge_cells
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.html import write_report
@@ -89,8 +89,6 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
         raise ConfigError(f"{path}: cells: the matrix is empty")
     config = dataclasses.replace(config, night=_night(path, config))
     check_trackers(config.trackers, str(path))
-    if address := storage.url(config.out):
-        raise ConfigError(f"{path}: out: {address}: runs and reports lie on a disk: name a folder")
     config = _absolute_weights(config, path.absolute().parent)
     out = config.out.absolute()
     data = (out / "world" if config.world else config.data).absolute()
@@ -241,7 +239,7 @@ def _open(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> _Op
     return _OpenCorpus(store=store, extraction=_timing(store.folder, since, start, pool))
 
 
-def _timing(folder: Path, since: float, start: float, pool: Pool) -> Timing:
+def _timing(folder: Location, since: float, start: float, pool: Pool) -> Timing:
     """The seconds since `start`, and the items of the shards that were written in them."""
     shards = ShardFolder(folder)
     fresh = [m for m in shards.read_manifest().shards if shards.marker_path(m.shard_id).stat().st_mtime >= since]
@@ -297,7 +295,7 @@ def _places(config: NightlyConfig) -> Places:
     models = [("MODELS", cell.model.parent) for cell in config.cells]
     detectors = [("DETECTORS", corpus.detector.parent) for corpus in config.corpora.values() if corpus.detector]
     elsewhere = [cell.annotations for cell in config.cells]
-    elsewhere += [corpus.images for corpus in config.corpora.values() if not storage.url(corpus.images)]
+    elsewhere += [corpus.images for corpus in config.corpora.values() if isinstance(corpus.images, Path)]
     others = [(ELSEWHERE, path.parent) for path in elsewhere]
     return Places.of([("OUT", config.out), ("DATA", config.data), *models, *detectors, *others])
 
@@ -345,7 +343,7 @@ def _evaluate_config(
 
 
 def _absolute_corpus(corpus: CorpusConfig, data: Path) -> CorpusConfig:
-    images = corpus.images if storage.url(corpus.images) else data / corpus.images
+    images = corpus.images if corpus.images.is_absolute() else data / corpus.images
     return dataclasses.replace(corpus, images=images)
 
 

@@ -18,6 +18,7 @@ from visualbert_core.detector import load_detector
 from visualbert_core.errors import StoreError, VisualBertCoreError
 from visualbert_core.features.store import store_folder
 from visualbert_core.features.worker import full_fingerprint
+from visualbert_core.locations import Location
 from visualbert_core.nightly.gating import history_of
 from visualbert_core.shards import ShardFolder
 from visualbert_core.tasks import open_task
@@ -91,7 +92,7 @@ def _examples(config: NightlyConfig, cell: CellConfig, run: Path) -> Counts:
     return total if config.limit is None else min(total, config.limit), _done(run / "predictions")
 
 
-def _done(folder: Path) -> int:
+def _done(folder: Location) -> int:
     """Items of a finished folder; an unfinished one counts as nothing, though its shards will be used."""
     try:
         manifest = ShardFolder(folder).read_manifest()

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from visualbert_core import storage
 from visualbert_core.cluster import Pool
 from visualbert_core.config import folder_name
 from visualbert_core.errors import ConfigError
@@ -32,6 +31,7 @@ from visualbert_core.features.importers.sources import (
 )
 from visualbert_core.features.importers.tsv import TsvSource
 from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
+from visualbert_core.locations import Location, absolute
 from visualbert_core.metrics.boxes import CONVENTIONS
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import SCHEMA_VERSION, Failure, Regions
@@ -71,7 +71,7 @@ class RecordShard(Shard):
 def import_features(
     kind: str,
     source: Path | Sequence[Path],
-    out: Path,
+    out: str | Location,
     space: str,
     pool: Pool,
     corpus: str | None = None,
@@ -91,7 +91,7 @@ def import_features(
     for value, known in ((kind, KINDS), (boxes, CONVENTIONS)):
         if value not in known:
             raise ConfigError(f"{value!r} is none of {', '.join(known)}")
-    given, out = [source] if isinstance(source, Path) else list(source), storage.absolute(out)
+    given = [source] if isinstance(source, Path) else list(source)
     paths = find(KINDS[kind], given)
     corpus = corpus_name(given, paths) if corpus is None else folder_name(corpus)
     name = ", ".join(map(str, given))
@@ -110,7 +110,7 @@ def import_features(
     # Not named where they are the default, so that stores from before there was a choice keep their folders.
     fingerprint |= {"boxes": boxes} if boxes != "xyxy" else {}
     fingerprint |= {"notes": list(reader.notes)} if reader.notes else {}
-    folder = ShardFolder(store_folder(out, corpus, fingerprint))
+    folder = ShardFolder(store_folder(absolute(out), corpus, fingerprint))
     publish(folder.root / "fingerprint.json", json.dumps(fingerprint, indent=1, sort_keys=True).encode())
     shards = [
         RecordShard(shard.shard_id, shard.items, tuple(places[item] for item in shard.items))
@@ -173,7 +173,7 @@ class ImportWorker:
     """Turns shards of records into committed parts."""
 
     def __init__(
-        self, kind: str, paths: Sequence[Path], store: Path, fingerprint: dict[str, Any], expected: dict[str, Any]
+        self, kind: str, paths: Sequence[Path], store: Location, fingerprint: dict[str, Any], expected: dict[str, Any]
     ) -> None:
         self.reader = open_source(KINDS[kind], paths)
         self.folder = ShardFolder(store)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from visualbert_core import lfs, numbered, storage
+from visualbert_core import lfs, numbered
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import Regions
@@ -81,7 +81,7 @@ def find(kind: Kind, given: Sequence[Path]) -> list[Path]:
     Raises InputError where there is none, and where names count shards that are not there.
     """
     paths: list[Path] = []
-    for path in map(storage.absolute, given):  # workers may stand elsewhere
+    for path in map(_absolute, given):
         inside = [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
         if not inside:
             raise InputError(f"{path} does not exist")
@@ -90,12 +90,16 @@ def find(kind: Kind, given: Sequence[Path]) -> list[Path]:
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise ConfigError(f"{twice} is given twice")
-    alone = len(paths) == 1 and paths[0] == storage.absolute(given[0])
+    alone = len(paths) == 1 and paths[0] == _absolute(given[0])
     for gap in numbered.gaps(path.name for path in paths):
         if gap.says_total or not alone:  # `train.tsv.1`, named on purpose, may be all
             missing = f"{gap.first} is missing beside {gap.there[0]} ({gap.missing:,} missing)"
             raise InputError(f"{paths[0].parent}: {missing}: fetch it")
     return paths
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()  # workers may stand elsewhere
 
 
 def _files(kind: Kind, path: Path) -> list[Path]:
@@ -114,8 +118,8 @@ def open_source(kind: Kind, paths: Sequence[Path]) -> Source:
 
 def corpus_name(given: Sequence[Path], paths: Sequence[Path]) -> str:
     """What a corpus is called by default: the name of the folder or file, of several what their names begin with."""
-    if len(given) == 1 and storage.absolute(given[0]).exists():
-        return storage.absolute(given[0]).stem
+    if len(given) == 1 and _absolute(given[0]).exists():
+        return _absolute(given[0]).stem
     stems = sorted({re.split(r"\.tsv|\.hdf5|\.h5|-\d+-of-\d+", path.name)[0] for path in paths})
     return "-".join(stems)
 
