@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tyro
 from conftest import ROOT, SmallNight
 from test_corpus import png
 from test_extract import World, tree
@@ -22,6 +23,8 @@ from upath import UPath
 
 from visualbert_core import lfs, locations, sources, storage
 from visualbert_core.cluster import Pool
+from visualbert_core.commands.declarations import REGISTRY
+from visualbert_core.commands.extract import Command
 from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig
 from visualbert_core.corpus import corpus_name, list_images
 from visualbert_core.errors import ConfigError, InputError, StoreError
@@ -86,6 +89,18 @@ def test_an_address_that_has_been_a_path_is_refused() -> None:
     for question in (location, list_images, FeatureStore.open, ShardFolder):
         with pytest.raises(ConfigError, match=r"^s3:/bucket/a lacks a slash of s3://, as a pathlib\.Path drops one"):
             question(Path("s3://bucket/a"))
+
+
+def test_flags_take_addresses_where_a_bucket_will_do() -> None:
+    """A flag of images or a store gives a location, absent ones stay so, and a detector in a bucket is refused."""
+    flags = ["--images", "s3://bucket/a", "--out", "s3://bucket/b", "--detector", "folder"]
+    command = tyro.cli(Command, args=[*flags, "--canary", "3", "--canary-store", "s3://bucket/c"], registry=REGISTRY)
+    places = command.extraction.images, command.extraction.out, command.drift.canary_store
+    assert [str(place) for place in places] == ["s3://bucket/a", "s3://bucket/b", "s3://bucket/c"]
+    plain = tyro.cli(Command, args=["--images", "a", *flags[2:]], registry=REGISTRY)
+    assert (plain.extraction.images, plain.drift.canary_store) == (Path("a"), None)
+    with pytest.raises(ConfigError, match=r"^detector is an address \(s3://\)"):
+        tyro.cli(Command, args=[*flags[:5], "s3://bucket/d"], registry=REGISTRY)
 
 
 def test_only_object_stores_are_taken() -> None:
