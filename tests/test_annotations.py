@@ -11,7 +11,6 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -23,15 +22,10 @@ from layouts import LAYOUTS, Layout
 from visualbert_core.errors import AnnotationError, InputError
 from visualbert_core.evaluation.score import describe, read_answers, score
 from visualbert_core.schema import Prediction
-from visualbert_core.tasks import flickr30k_entities, nlvr2, open_task, paper_numbers, vcr, vqa
+from visualbert_core.tasks import flickr30k_entities, nlvr2, open_task, vcr, vqa
 
 REPORTS = ROOT / "tests" / "reports"
-MODULES: dict[str, ModuleType] = {
-    "vqa": vqa,
-    "vcr": vcr,
-    "nlvr2": nlvr2,
-    "flickr30k_entities": flickr30k_entities,
-}
+SIZES = {"vqa": vqa.SIZES, "vcr": vcr.SIZES, "nlvr2": nlvr2.SIZES}
 QUESTIONS = "v2_OpenEnded_mscoco_{}_questions.json"
 ANNOTATIONS = "v2_mscoco_{}_annotations.json"
 
@@ -70,7 +64,7 @@ def test_the_whole_split_is_official(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """As many as the authors published: the protocol's plain name, the official score and the paper's numbers."""
     layout = LAYOUTS[name]
     small = open_task(name, layout.write(tmp_path), layout.split)
-    assert paper_numbers(small) == {}
+    assert small.paper_numbers() == {}
     if name == "flickr30k_entities":
         monkeypatch.setitem(flickr30k_entities.SIZES, layout.split, 2)
         assert open_task(name, tmp_path, layout.split).subset == (
@@ -79,10 +73,10 @@ def test_the_whole_split_is_official(tmp_path: Path, monkeypatch: pytest.MonkeyP
         )
         monkeypatch.setitem(flickr30k_entities.PHRASES, layout.split, 3)
     else:
-        monkeypatch.setitem(MODULES[name].SIZES, layout.split, len(layout.rows))
+        monkeypatch.setitem(SIZES[name], layout.split, len(layout.rows))
     task = open_task(name, tmp_path, layout.split)
-    assert (task.subset, task.protocol) == (None, MODULES[name].PROTOCOLS[task.protocol_key])
-    assert dict(paper_numbers(task)) == dict(MODULES[name].PAPER.get(layout.split, {}))
+    assert (task.subset, task.protocol) == (None, task.protocols[task.protocol_key])
+    assert dict(task.paper_numbers()) == dict(task.paper.percent.get(layout.split, {}))
     (tmp_path / "predictions").write_text(layout.text())
     document = score(task, read_answers(task, tmp_path / "predictions", ""), "")
     assert "subset" not in document

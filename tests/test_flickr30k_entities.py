@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from visualbert_core.errors import AnnotationError, ConfigError, InputError, VisualBertCoreError
 from visualbert_core.schema import Phrase, Prediction
 from visualbert_core.tasks import judge, summarize
-from visualbert_core.tasks.flickr30k_entities import PROTOCOLS, RECALLS, Flickr30kEntitiesTask
+from visualbert_core.tasks.flickr30k_entities import RECALLS, Flickr30kEntitiesTask
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "flickr_protocols.json").read_text())
 
@@ -147,12 +147,12 @@ def test_enclosing_box_is_right_where_boxes_are_merged(tmp_path: Path) -> None:
     write(tmp_path, files())
     around, alone, hat = [10, 10, 90, 90], [10, 10, 20, 30], [50, 50, 90, 90]
     found = {}
-    for protocol in PROTOCOLS:
+    for protocol in Flickr30kEntitiesTask.protocols:
         task = Flickr30kEntitiesTask(tmp_path, "test", protocol)
         for name, box in (("around", around), ("alone", alone)):
             scores = judge(task, predict([[box], [hat]]))
             found[protocol, name] = next(s.value for s in scores if s.metric == "recall@1")
-        assert task.protocol == f"{PROTOCOLS[protocol]}; own set or subset of 2 phrases"
+        assert task.protocol == f"{Flickr30kEntitiesTask.protocols[protocol]}; own set or subset of 2 phrases"
     assert {key for key, value in found.items() if value} == {
         ("any-box", "alone"),
         ("merged", "around"),
@@ -281,7 +281,7 @@ def test_deep_xml_is_read(tmp_path: Path) -> None:
 
 def test_best_and_worst_bound_every_answer(made_up: Path, tmp_path: Path) -> None:
     """Whatever the protocol, no answer is worth more than `best` or less than `worst`, in any metric."""
-    for protocol in PROTOCOLS:
+    for protocol in Flickr30kEntitiesTask.protocols:
         task = Flickr30kEntitiesTask(made_up, "val", protocol)
         rows = task.read_submission(saved(tmp_path / "p.json", GOLDEN["predictions"]))
         lists = [task.best, None, task.worst]
@@ -398,7 +398,7 @@ def test_unknown_protocol_names_the_nearest(tmp_path: Path) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**32), protocol=st.sampled_from(sorted(PROTOCOLS)))
+@given(seed=st.integers(0, 2**32), protocol=st.sampled_from(sorted(Flickr30kEntitiesTask.protocols)))
 def test_order_of_predictions_never_matters(made_up: Path, seed: int, protocol: str) -> None:
     """A shuffled file scores the same, unit by unit."""
     task = Flickr30kEntitiesTask(made_up, "val", protocol)
@@ -428,7 +428,7 @@ def test_protocols_agree_on_a_single_box(
     write(folder, files("[/EN#1/people He] .") | {"Annotations/77.xml": xml})
     values = [
         [score.value for score in judge(Flickr30kEntitiesTask(folder, "test", key), predict([list(map(list, ranked))]))]
-        for key in PROTOCOLS
+        for key in Flickr30kEntitiesTask.protocols
     ]
     assert values[0] == values[1] == values[2]
 

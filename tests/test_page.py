@@ -513,7 +513,7 @@ def test_the_trend_is_a_plot_and_a_table() -> None:
     """Each night a mark by its verdict and a row, latest first, with what it was made of other than the night before;
     the plot in words names the nights that failed."""
     rows = [row("1", 70.0, "cannot tell"), row("2", 71.0, "pass"), row("3", 60.0, "fail")]
-    html = drawn("trend.html", "figure", trend(rows), "title", 1)
+    html = drawn("trend.html", "figure", trend(rows, None), "title", 1)
     assert re.findall(r'class="night ([\w-]+)"', html) == ["cannot-tell", "pass", "fail"]
     assert "accuracy over 3 nights, from 70.0 to 60.0; lowest 60.0, highest 71.0; failed: 3" in html
     table = [text_of(line).strip() for line in re.findall(r"<tr><th scope=\"row\">.*?</tr>", html, re.DOTALL)]

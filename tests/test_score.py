@@ -28,7 +28,7 @@ from visualbert_core.evaluation.score import Mode, describe, read_answers, score
 from visualbert_core.nightly.matrix import load_matrix, run_matrix
 from visualbert_core.provenance import digest_files
 from visualbert_core.shards import Part, ShardFolder, plan
-from visualbert_core.tasks import TASKS, Task, nlvr2, open_task, paper_numbers
+from visualbert_core.tasks import TASKS, Task, nlvr2, open_task
 from visualbert_core.tasks.nlvr2 import Nlvr2Task
 
 ASKED = {"task", "split", "protocol", "n", "scores", "intervals", "breakdown", "coverage", "annotations_digest"}
@@ -135,7 +135,7 @@ def test_text_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     layout = LAYOUTS["nlvr2"]
     monkeypatch.setitem(nlvr2.SIZES, "dev", len(layout.rows))
     task = opened(layout, tmp_path)
-    text = list(describe(scored(task, tmp_path, layout.text()), paper_numbers(task)))
+    text = list(describe(scored(task, tmp_path, layout.text()), task.paper_numbers()))
     assert text[:2] == ["NLVR2 official (metrics.py)", "nlvr2 dev, 4 examples"]
     assert "accuracy        75.00  [1.50, 100.00]           4   67.40" in text
     assert "consistency     66.67  [0.00, 100.00]           3       –" in text
@@ -285,7 +285,7 @@ def test_wrong_choices_are_one_line(tmp_path: Path) -> None:
 class Unlabelled(Nlvr2Task):
     """A split whose labels are not public."""
 
-    labelled = False
+    name, title, unlabelled = "nlvr2", "NLVR2", Nlvr2Task.splits
 
 
 def test_a_split_without_labels_is_refused(tmp_path: Path) -> None:
@@ -376,7 +376,7 @@ def test_a_run_without_labels_ends_in_a_submission(
     small_night: SmallNight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Complete, with the leaderboard's file and without a score; the same line again finds it, and the job names it."""
-    monkeypatch.setitem(TASKS, "nlvr2", Unlabelled)
+    monkeypatch.setitem(TASKS, "nlvr2", f"{__name__}:Unlabelled")
     (store,) = (small_night.out / "features" / "nlvr2-dev").iterdir()
     config = EvaluateConfig(
         task="nlvr2",
@@ -401,7 +401,7 @@ def test_a_run_without_labels_ends_in_a_submission(
 
 def test_a_night_needs_labels(small_night: SmallNight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cell on a split without labels is a configuration error, named; the other cells have their scores."""
-    monkeypatch.setitem(TASKS, "nlvr2", Unlabelled)
+    monkeypatch.setitem(TASKS, "nlvr2", f"{__name__}:Unlabelled")
     out = shutil.copytree(small_night.out, tmp_path / "out")
     night = run_matrix(load_matrix(small_night.matrix, {"out": str(out)}))
     assert night.exit_code == 2

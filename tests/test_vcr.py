@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from visualbert_core.errors import AnnotationError, ConfigError, InputError, VisualBertCoreError
 from visualbert_core.schema import Prediction
 from visualbert_core.tasks import judge, summarize
-from visualbert_core.tasks.vcr import COLUMNS, METRICS, VcrTask
+from visualbert_core.tasks.vcr import COLUMNS, PRINTED, VcrTask
 
 SUBMISSION = json.loads((Path(__file__).parent / "golden" / "vcr_submission.json").read_text())
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "vcr_scores.json").read_text())
@@ -67,7 +67,7 @@ def test_scores_as_officially(tmp_path: Path) -> None:
     for name, metric in metrics.items():
         assert f"{metric.value / 100:.3f}" == f"{GOLDEN[name]:.3f}"
         assert metric.n == 61
-    printed = {name: GOLDEN[metric] for metric, name in METRICS.items()}
+    printed = {name: GOLDEN[metric] for metric, name in PRINTED.items()}
     assert task.official(judge(task, predict(task, said))) == printed
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from visualbert_core.features.extract import extract
     from visualbert_core.features.store import FeatureStore
     from visualbert_core.models import load_model
-    from visualbert_core.tasks import open_task
+    from visualbert_core.tasks import Task, open_task
 
 INGREDIENT = "predictions"
 
@@ -41,6 +41,7 @@ __all__ = [
     "FeatureStore",
     "Pool",
     "PoolConfig",
+    "Task",
     "compare",
     "evaluate",
     "extract",
@@ -58,6 +59,7 @@ _MODULES = {
     "FeatureStore": "features.store",
     "Pool": "cluster",
     "PoolConfig": "config",
+    "Task": "tasks",
     "compare": "comparison.compare",
     "evaluate": "evaluation.run",
     "extract": "features.extract",

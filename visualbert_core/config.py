@@ -146,7 +146,7 @@ class EvaluateConfig:
     """One model × task × split over what the model reads → run folder. See `commands.evaluate`."""
 
     task: str
-    """The benchmark: vqa, vcr, nlvr2 or flickr30k_entities."""
+    """The benchmark: a name of this package (a wrong one lists them), or module:Class for one of your own."""
     split: str
     """val, dev, test1, …"""
     annotations: Path
@@ -208,6 +208,7 @@ class CellConfig:
     """One row of a matrix: model × task × split over a corpus."""
 
     task: str
+    """As for one evaluation."""
     split: str
     annotations: Path
     """Relative to the matrix's data folder."""
@@ -353,8 +354,9 @@ def folder_name(name: str) -> str:
 
 
 def run_name(model: Path, task: str, split: str) -> str:
-    """Of an evaluation, the same every night: that of its run folder, its cell and its history."""
-    return f"{model.name}__{task}__{split}"
+    """Name an evaluation, the same every night: its run folder, its cell and its history. Of a task that is named
+    module:Class it holds the class, as a folder's name holds no colon everywhere."""
+    return f"{model.name}__{task.rpartition(':')[2]}__{split}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

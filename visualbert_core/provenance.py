@@ -17,6 +17,7 @@ import ast
 import json
 import platform
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -25,7 +26,10 @@ from typing import Any
 
 import xxhash
 
+from visualbert_core.errors import ConfigError
+
 _CHUNK = 1 << 24
+_PACKAGE = __name__.partition(".")[0]
 _PACKAGES = ("torch", "torchvision", "pyarrow", "ray", "numpy", "pillow", "tokenizers")
 
 INGREDIENTS = {
@@ -33,7 +37,7 @@ INGREDIENTS = {
     "features": ("features",),
     "images": ("images",),
     "annotations": ("annotations",),
-    "scorer": ("protocol", "code.scores"),
+    "scorer": ("protocol", "code.scores", "code.task"),
     "code": ("code.predictions", "code.features", "schema"),
     "versions": ("versions",),
     "settings": ("spec",),
@@ -80,6 +84,20 @@ def code_digests() -> dict[str, str]:
         if ingredient is not None:
             sources[ingredient].append(digest_json(_essence(module)))
     return {ingredient: digest_json(sorted(digests)) for ingredient, digests in sources.items()}
+
+
+def outside_code(kind: type) -> dict[str, str]:
+    """Return {"task": a digest} of the sources of a class that come from outside this package; empty where none do.
+
+    Raises ConfigError for a class without a source file, as one typed into a console: its runs could not be told apart.
+    """
+    modules = {base.__module__ for base in kind.__mro__}
+    outside = [name for name in modules if name.partition(".")[0] not in {_PACKAGE, *sys.stdlib_module_names}]
+    files = [getattr(sys.modules[name], "__file__", None) for name in outside]
+    if None in files:
+        raise ConfigError(f"{kind.__name__} has no source file, by which its runs are told apart: write it into one")
+    digests = [digest_json(_essence(ast.parse(Path(str(file)).read_bytes()))) for file in files]
+    return {"task": digest_json(sorted(digests))} if digests else {}
 
 
 def _ingredient(path: Path, modules: Mapping[Path, ast.Module]) -> str | None:

@@ -19,7 +19,7 @@ class Command:
     """
 
     task: str
-    """vqa or nlvr2."""
+    """The benchmark (a name that cannot be imported lists those that can)."""
     dataset: str
     """Folder or Hub id."""
     split: str

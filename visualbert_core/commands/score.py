@@ -11,7 +11,7 @@ from visualbert_core.evaluation.score import Mode, describe, read_answers, score
 from visualbert_core.metrics.boxes import CONVENTIONS
 from visualbert_core.printable import say, say_json
 from visualbert_core.provenance import digest_files
-from visualbert_core.tasks import open_task, paper_numbers
+from visualbert_core.tasks import open_task
 from visualbert_core.tasks.reading import choose
 
 
@@ -27,7 +27,7 @@ class Command:
     """
 
     task: str
-    """The benchmark: vqa, vcr, nlvr2 or flickr30k_entities."""
+    """The benchmark: a name of this package (a wrong one lists them), or module:Class for one of your own."""
     split: str
     """val, dev, test1, …"""
     annotations: Path
@@ -37,8 +37,8 @@ class Command:
     protocol: str | None = None
     """Where a benchmark has several; default: the official or usual one."""
     boxes: str | None = None
-    """How the predicted boxes of flickr30k_entities are written: xyxy, xywh, normalised, normalised-xywh, … The boxes
-    are then converted. Default: xyxy, and a refusal where they look otherwise."""
+    """How predicted boxes are written: xyxy, xywh, normalised, normalised-xywh, … They are then converted. Default:
+    xyxy, and a refusal where they look otherwise."""
     allow_partial: bool = False
     """Where predictions are missing, print the range that they leave."""
     official_lenient: bool = False
@@ -65,6 +65,6 @@ class Command:
         if self.json:
             say_json(document)
             return 0
-        for line in describe(document, paper_numbers(task)):
+        for line in describe(document, task.paper_numbers()):
             say(line)
         return 0

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from visualbert_core.provenance import code_digests
+from visualbert_core.provenance import code_digests, outside_code
+from visualbert_core.tasks import Task
 
 JUDGING = ("annotations", "scorer")
 NOTHING = "nothing that is recorded"
@@ -99,8 +100,16 @@ def _cause(differs: Mapping[str, Sequence[str]], points: float | None, how: str)
     return Cause(tuple(differs), points, how, tuple(line for lines in differs.values() for line in lines))
 
 
-def scorers(provenance: Mapping[str, Any] | None, protocol: str = "") -> tuple[str, str]:
-    """What judges, but for the annotations: a run's, or without one this checkout's under a protocol."""
-    if provenance is None:
-        return protocol, code_digests()["scores"]
-    return provenance["protocol"], provenance["code"]["scores"]
+Scorer = tuple[str, str, str | None]
+"""What judges, but for the annotations: protocol, code of this package, code of a task from outside it."""
+
+
+def scorer_of(provenance: Mapping[str, Any]) -> Scorer:
+    """Return what judged a run."""
+    code = provenance["code"]
+    return provenance["protocol"], code["scores"], code.get("task")
+
+
+def scorer_at_hand(task: Task) -> Scorer:
+    """Return what would judge now."""
+    return task.protocol, code_digests()["scores"], outside_code(type(task)).get("task")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from visualbert_core.comparison.attribution import Cause, causes, scorers
+from visualbert_core.comparison.attribution import Cause, causes, scorer_at_hand, scorer_of
 from visualbert_core.comparison.flips import Flips, changed_answers, flips
 from visualbert_core.errors import CoverageError, InputError, NotComparableError
 from visualbert_core.evaluation.predictions import read_predictions
@@ -281,7 +281,7 @@ class _Stored:
     def _swapped(self, predictions: Side, judge_of: Side) -> float | None:
         """Only the scorer in this checkout is at hand: where the judge's was another, nothing can be said."""
         task = self.tasks.get(judge_of.annotations)
-        if task is None or scorers(judge_of.provenance) != scorers(None, task.protocol):
+        if task is None or scorer_of(judge_of.provenance) != scorer_at_hand(task):
             return None
         try:
             return 100 * float(np.mean(predictions.rescored(task)[self.headline].values))

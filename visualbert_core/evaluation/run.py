@@ -32,6 +32,7 @@ from visualbert_core.provenance import (
     digest_file,
     digest_files,
     digest_json,
+    outside_code,
     versions,
 )
 from visualbert_core.schema import SCHEMA_VERSION, Example, Prediction
@@ -108,7 +109,7 @@ def _provenance(config: EvaluateConfig, task: Task, model: Model[Any]) -> dict[s
         "annotations": digest_files(task.annotation_files()),
         "protocol": task.protocol,
         "model": model.fingerprint(),
-        "code": code_digests(),
+        "code": code_digests() | outside_code(type(task)),
         "versions": versions(),
     }
 

@@ -21,7 +21,7 @@ from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.metrics.coverage import Coverage, Lenient, check_coverage
 from visualbert_core.printable import printable
 from visualbert_core.schema import Prediction, Score
-from visualbert_core.tasks import Task, in_pixels, summarize
+from visualbert_core.tasks import Task, summarize
 
 OFFICIAL, OFFICIAL_FORM = "official", "official_form_of_subset"
 """Keys of a document: the score of the official split, or that of anything else as the official program words it."""
@@ -70,7 +70,7 @@ def read_answers(
         raise InputError(f"{path}: not found; --predictions is a submission file or a run folder")
     predictions, warnings = _from_file(task, path, mode)
     try:
-        predictions, said = in_pixels(task, predictions, boxes, believe=mode == "official" or boxes == "xyxy")
+        predictions, said = task.in_pixels(predictions, boxes, believe=mode == "official" or boxes == "xyxy")
     except ConfigError:
         raise
     except InputError as error:

@@ -53,7 +53,7 @@ from visualbert_core.report.html import write_report
 from visualbert_core.report.places import ELSEWHERE, Places
 from visualbert_core.report.trackers import TrackedNight, check_trackers, track
 from visualbert_core.shards import ShardFolder
-from visualbert_core.tasks import METRICS, TASKS, Task, open_task
+from visualbert_core.tasks import Task, find_task, open_task
 from visualbert_core.world.files import make_world
 
 INGREDIENT = None
@@ -113,11 +113,13 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
 
 
 def _check_cell(where: str, cell: CellConfig, corpora: Collection[str]) -> None:
-    if cell.task not in TASKS:
-        raise ConfigError(f"{where}: unknown task {cell.task!r}{nearest(cell.task, TASKS)}")
+    try:
+        metrics = find_task(cell.task).metrics
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
     for metric in (*cell.floors, *cell.wrong_image, *cell.drops):
-        if metric not in METRICS[cell.task]:
-            raise ConfigError(f"{where}: {cell.task} has no metric {metric!r}{nearest(metric, METRICS[cell.task])}")
+        if metric not in metrics:
+            raise ConfigError(f"{where}: {cell.task} has no metric {metric!r}{nearest(metric, metrics)}")
     if cell.corpus not in corpora:
         raise ConfigError(f"{where}: unknown corpus {cell.corpus!r}{nearest(cell.corpus, corpora)}")
 

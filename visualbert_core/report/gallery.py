@@ -17,6 +17,7 @@ from visualbert_core.errors import VisualBertCoreError
 from visualbert_core.report import ReportCell
 from visualbert_core.report.forms import FORMS, Piece, regions_of, right_boxes, sides
 from visualbert_core.report.pictures import Picture, Sheet
+from visualbert_core.report.scores import label
 from visualbert_core.report.verdict import CellNight
 from visualbert_core.schema import Grounding, Regions
 
@@ -151,7 +152,7 @@ def _figure(case: _Case, sheet: Sheet) -> FlipFigure:
     return FlipFigure(
         number=case.number,
         cell=cell.title,
-        metric=case.metric if case.metric != cell.task.headline else "",
+        metric=label(case.metric, cell.task) if case.metric != cell.task.headline else "",
         way=case.way,
         form=form.name,
         flip=flip,

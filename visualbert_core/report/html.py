@@ -19,11 +19,10 @@ from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.forms import overlap, sentence
 from visualbert_core.report.gallery import FlipGallery, flip_gallery
 from visualbert_core.report.pictures import colour_class
-from visualbert_core.report.scores import SYNTHETIC, has_wrong_image, label, percent, scores_of
+from visualbert_core.report.scores import SYNTHETIC, guesses, has_wrong_image, label, papers, percent
 from visualbert_core.report.sections import Section, plural, section
 from visualbert_core.report.verdict import CellNight, GatedNight, Verdict, p_value, points, reach, verdict
 from visualbert_core.shards import publish
-from visualbert_core.tasks import PAPERS
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -41,6 +40,8 @@ class Page:
     flips: FlipGallery | None
     columns: Sequence[str]
     """Of the score table."""
+    guesses: Sequence[str]
+    """How chance guesses, a phrase for each benchmark."""
     papers: Sequence[str]
     """Where the paper's numbers come from."""
     style: str
@@ -73,7 +74,8 @@ def render(info: ReportInfo, cells: Sequence[ReportCell], night: GatedNight | No
         verdict=verdict(night, cells) if night else None,
         flips=flips,
         columns=[name for name in columns if shown.get(name, True)],
-        papers=sorted({PAPERS[scores["task"]].table for cell in cells if (scores := scores_of(cell.run))}),
+        guesses=guesses(cells),
+        papers=papers(cells),
         style=_static("page.css"),
         script=_static("flips.js") if flips else "",
     )

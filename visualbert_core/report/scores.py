@@ -14,7 +14,7 @@ from typing import Any
 
 from visualbert_core.evaluation.run_folder import Run
 from visualbert_core.report import ReportCell
-from visualbert_core.tasks import METRIC_LABELS, PAPERS
+from visualbert_core.tasks import Task
 
 SYNTHETIC = (
     "Synthetic scenes and tiny weights trained by us: these scores say that the pipeline works, "
@@ -41,6 +41,8 @@ class ScoreLine:
     """One metric of one cell, with everything that it has to be read beside."""
 
     metric: str
+    label: str
+    """The metric's name for people."""
     headline: bool
     own: Estimate
     wrong_image: Estimate | None
@@ -55,10 +57,11 @@ def score_lines(cell: ReportCell) -> list[ScoreLine]:
     own, wrong = scores_of(cell.run), scores_of(cell.baseline)
     if own is None:
         return []
-    paper = {} if "subset" in own else PAPERS[own["task"]].percent.get(own["split"], {})
+    paper = cell.task.paper.percent.get(own["split"], {}) if cell.task and "subset" not in own else {}
     return [
         ScoreLine(
             metric=metric,
+            label=label(metric, cell.task),
             headline=metric == own["headline"],
             own=_estimate(own, metric),
             wrong_image=_estimate(wrong, metric) if wrong else None,
@@ -95,9 +98,20 @@ def in_order(metrics: Iterable[str], headline: str) -> list[str]:
     return sorted(metrics, key=lambda metric: (metric != headline, _natural(metric)))
 
 
-def label(metric: str) -> str:
-    """A metric's name for people."""
-    return METRIC_LABELS.get(metric, metric)
+def label(metric: str, task: Task | None) -> str:
+    """Return a metric's name for people."""
+    return metric if task is None else task.metric_labels.get(metric, metric)
+
+
+def papers(cells: Iterable[ReportCell]) -> list[str]:
+    """Return where the papers' numbers of these cells stand."""
+    return sorted({cell.task.paper.table for cell in cells if cell.task and cell.run and cell.run.scores} - {""})
+
+
+def guesses(cells: Iterable[ReportCell]) -> list[str]:
+    """Return how guessing is done, a phrase for each benchmark that says so."""
+    tasks = [cell.task for cell in cells if cell.task and cell.task.guess]
+    return list(dict.fromkeys(f"for {task.title} {task.guess}" for task in tasks))
 
 
 def percent(value: float | None) -> str:

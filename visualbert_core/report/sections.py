@@ -17,10 +17,11 @@ from visualbert_core.evaluation.run_folder import Run
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.examples import Gallery, gallery
 from visualbert_core.report.places import Places
-from visualbert_core.report.scores import Estimate, ScoreLine, in_order, reason, score_lines, scores_of, warnings
+from visualbert_core.report.scores import Estimate, ScoreLine, in_order, label, reason, score_lines, scores_of, warnings
 from visualbert_core.report.trend import Trend, trend
 from visualbert_core.report.verdict import CellNight
 from visualbert_core.schema import Failure
+from visualbert_core.tasks import Task
 
 _SHOWN = 5  # failures at once
 _LISTED = 200  # failures at most
@@ -141,9 +142,9 @@ def section(info: ReportInfo, cell: ReportCell, night: CellNight | None) -> Sect
         warnings=[hide(line) for line in warnings(cell, info.synthetic)],
         reason=hide(reason(cell)) if cell.error or not lines else "",
         comparison=comparison,
-        trend=trend(night.rows) if night and night.rows else None,
+        trend=trend(night.rows, cell.task) if night and night.rows else None,
         failures=list(_failures(cell)),
-        breakdowns=list(_changes(comparison) if comparison else _breakdowns(cell)),
+        breakdowns=list(_changes(comparison, cell.task) if comparison else _breakdowns(cell)),
         cost=cost(info, cell, night) if night else None,
         gallery=examples,
         no_examples=no_examples,
@@ -194,21 +195,23 @@ def _breakdowns(cell: ReportCell) -> Iterator[Breakdown]:
                 for name, values in groups.items()
                 if metric in values
             ]
-            yield Breakdown(kind, metric, metric == own["headline"] and len(groups) <= _OPEN_ROWS, scores=rows)
+            at_once = metric == own["headline"] and len(groups) <= _OPEN_ROWS
+            yield Breakdown(kind, label(metric, cell.task), at_once, scores=rows)
 
 
 def _estimate(found: tuple[float | None, int] | None) -> Estimate | None:
     return None if found is None or found[0] is None else Estimate(found[0])
 
 
-def _changes(comparison: Comparison) -> Iterator[Breakdown]:
+def _changes(comparison: Comparison, task: Task | None) -> Iterator[Breakdown]:
     """The same tables with before and now, groups that fell most first."""
     for kind, groups in comparison.groups.items():
         for metric in in_order({metric for changes in groups.values() for metric in changes}, comparison.headline):
             found = [(name, changes[metric]) for name, changes in groups.items() if metric in changes]
             rows = [GroupChange(name, each, each.p if each.p_holm is None else each.p_holm) for name, each in found]
             rows.sort(key=lambda row: (row.change.difference, row.name))
-            yield Breakdown(kind, metric, metric == comparison.headline and len(rows) <= _OPEN_ROWS, changes=rows)
+            at_once = metric == comparison.headline and len(rows) <= _OPEN_ROWS
+            yield Breakdown(kind, label(metric, task), at_once, changes=rows)
 
 
 def cost(info: ReportInfo, cell: ReportCell, night: CellNight) -> Cost | None:

@@ -16,7 +16,6 @@ from visualbert_core.report.scores import (
     Estimate,
     ScoreLine,
     has_wrong_image,
-    label,
     percent,
     reason,
     score_lines,
@@ -62,7 +61,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], style: 
 def _row(line: ScoreLine) -> list[str | Text]:
     style = "bold" if line.headline else ""
     scores = _estimate(line.own, style), f"{line.units:,}", percent(line.chance), _estimate(line.wrong_image)
-    return [_text(label(line.metric), style), *scores]
+    return [_text(line.label, style), *scores]
 
 
 def _estimate(estimate: Estimate | None, style: str = "") -> Text:

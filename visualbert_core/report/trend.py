@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from math import ceil, floor, log10
 
 from visualbert_core.comparison.history import Row
+from visualbert_core.report.scores import label
+from visualbert_core.tasks import Task
 
 NIGHTS = 60
 """The last so many are shown."""
@@ -41,13 +43,14 @@ class Trend:
     """The plot of a cell."""
 
     metric: str
+    """Its name for people."""
     ticks: Sequence[tuple[float, float]]
     """(value, y)."""
     nights: Sequence[TrendNight]
     height: int = HEIGHT
 
 
-def trend(rows: Sequence[Row]) -> Trend:
+def trend(rows: Sequence[Row], task: Task | None) -> Trend:
     """The plot of a cell's nights, of which there is at least one."""
     rows = rows[-NIGHTS:]
     metric = rows[-1].headline
@@ -74,7 +77,7 @@ def trend(rows: Sequence[Row]) -> Trend:
         for index, (row, interval) in enumerate(zip(rows, intervals, strict=True))
     ]
     ticks = [low + step * index for index in range(round((high - low) / step) + 1)]
-    return Trend(metric, [(tick, y(tick)) for tick in ticks], nights)
+    return Trend(label(metric, task), [(tick, y(tick)) for tick in ticks], nights)
 
 
 def _interval(row: Row, metric: str) -> tuple[float, float] | None:

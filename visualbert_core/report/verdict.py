@@ -12,6 +12,7 @@ from visualbert_core.comparison.compare import Change, Comparison
 from visualbert_core.comparison.gate import Check, Gate
 from visualbert_core.comparison.history import Row
 from visualbert_core.report import ReportCell
+from visualbert_core.tasks import Task
 
 ORDER = ("fail", "cannot tell", "pass")
 """What failed comes first."""
@@ -41,6 +42,7 @@ class Story:
 
     number: int
     title: str
+    task: Task | None
     checks: Sequence[Check]
     comparison: Comparison | None
 
@@ -59,8 +61,8 @@ class Verdict:
     counts: Sequence[tuple[int, str]]
     """How many metrics have each verdict."""
     stories: Sequence[Story]
-    titles: dict[str, str]
-    """Name of a cell in the gate → its title."""
+    cells: dict[str, ReportCell]
+    """Name in the gate → cell."""
 
 
 def verdict(night: GatedNight, cells: Sequence[ReportCell]) -> Verdict:
@@ -70,12 +72,14 @@ def verdict(night: GatedNight, cells: Sequence[ReportCell]) -> Verdict:
     stories = []
     for number, (each, cell) in enumerate(zip(night.cells, cells, strict=True), start=1):
         checks = [check for check in gate.checks if check.watched.cell == each.name]
-        stories.append((ORDER.index(gate.cell_verdict(each.name)), Story(number, cell.title, checks, each.comparison)))
+        stories.append(
+            (ORDER.index(gate.cell_verdict(each.name)), Story(number, cell.title, cell.task, checks, each.comparison))
+        )
     return Verdict(
         gate=gate,
         counts=[(verdicts.count(name), name) for name in ORDER if name in verdicts],
         stories=[story for _, story in sorted(stories, key=lambda pair: pair[0])],
-        titles={each.name: cell.title for each, cell in zip(night.cells, cells, strict=True)},
+        cells={each.name: cell for each, cell in zip(night.cells, cells, strict=True)},
     )
 
 

@@ -25,7 +25,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,36 +33,21 @@ from visualbert_core.errors import AnnotationError, InputError
 from visualbert_core.metrics.boxes import to_xyxy
 from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.metrics.recall import chance_recall, enclosing, hits, overlaps, points, recall
-from visualbert_core.schema import Example, Grounding, JudgedAnswer, Prediction, Score
+from visualbert_core.schema import Grounding, JudgedAnswer, Prediction, Score
+from visualbert_core.tasks.base import Paper, Task
 from visualbert_core.tasks.flickr30k_files import Caption, read_image, read_image_ids
-from visualbert_core.tasks.predicted_boxes import Asked, check
-from visualbert_core.tasks.reading import choose
-from visualbert_core.tasks.splits import protocol_name, subset_line
+from visualbert_core.tasks.predicted_boxes import Asked, check, ranked_boxes
 from visualbert_core.tasks.submissions import submission_records
 
 SPLITS = ("test", "val", "train")
-PROTOCOLS = {
-    "any-box": "Flickr30K Entities ANY-BOX, IoU ≥ 0.5 (BAN, VisualBERT, MDETR 'separate')",
-    "merged": "Flickr30K Entities MERGED boxes, IoU ≥ 0.5 (MDETR 'merged')",
-    "plummer": "Flickr30K Entities enclosing box, IoU ≥ 0.5 with + 1 a side (Plummer et al., pl-clc)",
-}
 SIZES = {"test": 1_000, "val": 1_000, "train": 29_783}
 """Images that each split's list names."""
 PHRASES = {"test": 14_481, "val": 14_433, "train": 427_226}
 """Phrases with a box, counted over the complete annotations; the literature has the same numbers of test and val."""
 RECALLS: dict[str, int | None] = {"recall@1": 1, "recall@5": 5, "recall@10": 10, "upper_bound": None}
-METRICS = (*RECALLS, "pointing")
-METRIC_LABELS = {"upper_bound": "upper bound"}
-"""metric → its name for people, where that is another one."""
-
-PAPER_TABLE = "VisualBERT, arXiv:1908.03557, table 4"
-PAPER = {
-    "val": {"recall@1": 70.40, "recall@5": 84.49, "recall@10": 86.31, "upper_bound": 86.97},
-    "test": {"recall@1": 71.33, "recall@5": 84.98, "recall@10": 86.51, "upper_bound": 87.45},
-}
 
 
-class Flickr30kEntitiesTask:
+class Flickr30kEntitiesTask(Task):
     """One split of Flickr30K Entities. An answer is, per phrase, *all* candidate boxes of the image, best first:
     `upper_bound` and `chance` are about the candidates.
 
@@ -70,25 +55,35 @@ class Flickr30kEntitiesTask:
     one without area.
     """
 
-    form: type[Example] = Grounding
-
-    name = "flickr30k_entities"
-    headline = "recall@1"
-    labelled = True
-    submission_name = "submission.json"
+    name, title = "flickr30k_entities", "Flickr30K Entities"
+    form = Grounding
+    splits = SPLITS
+    metrics = (*RECALLS, "pointing")
+    metric_labels: ClassVar = {"upper_bound": "upper bound"}
+    protocols: ClassVar = {
+        "any-box": "Flickr30K Entities ANY-BOX, IoU ≥ 0.5 (BAN, VisualBERT, MDETR 'separate')",
+        "merged": "Flickr30K Entities MERGED boxes, IoU ≥ 0.5 (MDETR 'merged')",
+        "plummer": "Flickr30K Entities enclosing box, IoU ≥ 0.5 with + 1 a side (Plummer et al., pl-clc)",
+    }
+    sizes: ClassVar = {"images": SIZES, "phrases": PHRASES}
+    guess = "the same candidate boxes in random order"
+    paper = Paper(
+        "VisualBERT, arXiv:1908.03557, table 4",
+        {
+            "val": {"recall@1": 70.40, "recall@5": 84.49, "recall@10": 86.31, "upper_bound": 86.97},
+            "test": {"recall@1": 71.33, "recall@5": 84.98, "recall@10": 86.51, "upper_bound": 87.45},
+        },
+    )
     lenient = Lenient(duplicate="first", unknown="ignore")
 
-    def __init__(self, annotations: Path, split: str, protocol: str | None = None) -> None:
-        """`annotations` is the folder of {split}.txt, Sentences/ and Annotations/; `protocol` a key of PROTOCOLS.
-
-        Raises ConfigError (split, protocol), AnnotationError (files).
-        """
-        self.split = choose("Flickr30K Entities split", split, SPLITS)
-        self.protocol_key = choose("Flickr30K Entities protocol", protocol, PROTOCOLS)
+    def read(self) -> None:
+        """Read {split}.txt and, of each image in it, the captions in Sentences/ and the boxes in Annotations/."""
         self._inclusive = self.protocol_key == "plummer"
-        self._root = Path(annotations)
-        self._image_ids = read_image_ids(self._root / f"{split}.txt")
-        images = {image_id: read_image(self._root, image_id) for image_id in self._image_ids}
+        names = self.folder / f"{self.split}.txt"
+        images = {image_id: read_image(self.folder, image_id) for image_id in read_image_ids(names)}
+        parts = (("Sentences", ".txt"), ("Annotations", ".xml"))
+        of_images = (self.folder / part / f"{image_id}{suffix}" for image_id in images for part, suffix in parts)
+        self.files = (names, *of_images)
         self._sizes = {image_id: image.size for image_id, image in images.items() if image.size is not None}
         captions = {
             f"{image_id}/{index}": caption
@@ -98,11 +93,10 @@ class Flickr30kEntitiesTask:
         self._items = {example_id: caption for example_id, caption in captions.items() if caption.mentions}
         self._unasked = captions.keys() - self._items.keys()
         if not self._items:
-            raise AnnotationError(f"{self._root}: no {split} caption has a phrase with a box; nothing can be asked")
-        counts = {"images": len(images), "phrases": sum(len(item.mentions) for item in self._items.values())}
-        lines = [subset_line(split, units, counts[units], SIZES if units == "images" else PHRASES) for units in counts]
-        self.subset = next(filter(None, lines), None)
-        self.protocol = protocol_name(PROTOCOLS[self.protocol_key], "phrases", counts["phrases"], self.subset)
+            raise AnnotationError(
+                f"{self.folder}: no {self.split} caption has a phrase with a box; nothing can be asked"
+            )
+        self.compare_size(images=len(images), phrases=sum(len(item.mentions) for item in self._items.values()))
 
     def examples(self) -> Iterator[Grounding]:
         """Captions with a boxed phrase, in file order; `example_id` is "<image id>/<sentence index from 0>"."""
@@ -154,10 +148,6 @@ class Flickr30kEntitiesTask:
         """Per phrase the largest of its gold boxes: found, and pointed at, under every metric."""
         return [[max(boxes, key=_area)] for boxes in self.gold(example_id)]
 
-    def worst(self, example_id: str) -> list[list[list[float]]]:
-        """No candidate for any phrase."""
-        return [[] for _ in self._items[example_id].mentions]
-
     def official(self, scores: Sequence[Score]) -> dict[str, float]:
         """As MDETR's `FlickrEvaluator` returns it: fractions under "Recall@1_all", …, "Upper_bound_<category>".
 
@@ -207,7 +197,7 @@ class Flickr30kEntitiesTask:
                 continue
             item = self._items.get(example_id)
             if item is not None:
-                _ranked(boxes, len(item.mentions), f"{where} ({example_id})")
+                ranked_boxes(boxes, len(item.mentions), f"{where} ({example_id})")
             found.append(Prediction(example_id, item.image_id if item else "", boxes, ()))
         return found
 
@@ -245,43 +235,17 @@ class Flickr30kEntitiesTask:
         """What the XML says of each image, where it does."""
         return self._sizes
 
-    def annotation_files(self) -> tuple[Path, ...]:
-        """The split's list, then captions and boxes of every image."""
-        folders = (("Sentences", ".txt"), ("Annotations", ".xml"))
-        files = (self._root / name / f"{image_id}{suffix}" for image_id in self._image_ids for name, suffix in folders)
-        return (self._root / f"{self.split}.txt", *files)
-
     def _gold(self, item: Caption) -> tuple[np.ndarray, ...]:
         return item.boxes if self.protocol_key == "any-box" else tuple(map(enclosing, item.boxes))
 
     def _phrases(self, prediction: Prediction, item: Caption) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """For each phrase, its ranked candidates [N, 4] and its gold boxes [M, 4]."""
         where = f"prediction of {prediction.example_id}"
-        return zip(_ranked(prediction.answer, len(item.boxes), where), self._gold(item), strict=True)
+        return zip(ranked_boxes(prediction.answer, len(item.boxes), where), self._gold(item), strict=True)
 
 
 def _area(box: Sequence[float]) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _ranked(answer: Any, phrases: int, where: str) -> list[np.ndarray]:
-    """Each phrase's candidates, float64 [N, 4], N >= 0. Raises InputError if that is not what `answer` holds."""
-    if not isinstance(answer, (list, tuple)) or len(answer) != phrases:
-        got = len(answer) if isinstance(answer, (list, tuple)) else type(answer).__name__
-        raise InputError(f"{where}: {got} ranked lists for {phrases} phrases; one list of boxes a phrase, in order")
-    ranked = []
-    for index, boxes in enumerate(answer):
-        try:
-            array = np.asarray(boxes)
-        except ValueError:  # rows of unequal length
-            array = np.empty(0, object)
-        empty = isinstance(boxes, (list, tuple)) and not boxes
-        if not empty and (array.dtype.kind not in "iuf" or array.ndim != 2 or array.shape[1] != 4):
-            raise InputError(f"{where} phrase {index}: not a list of [x1, y1, x2, y2]")
-        if not np.isfinite(array).all():
-            raise InputError(f"{where} phrase {index}: a coordinate is not finite")
-        ranked.append(array.astype(np.float64).reshape(-1, 4))
-    return ranked
 
 
 def _record(record: Any, where: str, sentence_types: tuple[type, ...]) -> tuple[str, list[Any]]:

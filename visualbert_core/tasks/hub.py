@@ -185,7 +185,7 @@ def _check_shards(source: str, files: Iterable[str]) -> None:
 
 def _write_vqa(records: _Records, split: str, out: Path) -> tuple[Path, ...]:
     subset = vqa.SUBSETS[split]
-    labelled = split in vqa.LABELLED
+    labelled = split not in vqa.VqaTask.unlabelled
     asked = ("question_id", "image_id", "question")
     judged = ("question_type", "answer_type", "answers") if labelled else ()
     records.require(asked, "which every question has")

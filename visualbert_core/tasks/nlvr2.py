@@ -18,23 +18,23 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from msgspec import UNSET, Struct, UnsetType
 
 from visualbert_core.errors import AnnotationError, InputError
 from visualbert_core.metrics.coverage import Lenient
-from visualbert_core.schema import Example, JudgedAnswer, Prediction, Score, Statement
-from visualbert_core.tasks.reading import check_same, choose, family, read_lines, read_text
-from visualbert_core.tasks.splits import check_split, protocol_name, subset_line
+from visualbert_core.schema import JudgedAnswer, Prediction, Score, Statement
+from visualbert_core.tasks.base import TRUTH_VALUES, Paper, Task
+from visualbert_core.tasks.reading import check_same, family, read_lines, read_text
+from visualbert_core.tasks.splits import check_split
 from visualbert_core.tasks.submissions import submission_text
 
 SUBSETS = ("balanced-dev", "unbalanced-dev", "balanced-test1", "unbalanced-test1")
 SPLITS = ("dev", "test1", "test2", "train", *SUBSETS)
-PROTOCOLS = {"official": "NLVR2 official (metrics.py)"}
 SIZES = {
     "dev": 6_982,
     "test1": 6_967,
@@ -47,15 +47,7 @@ SIZES = {
 }
 """Statements of each split, counted in the official files (github.com/lil-lab/nlvr at 18924841); train's, whose file
 was not at hand, is the 107,292 of the paper less those of the other three."""
-UNITS = "statements"
-LABELS = ("True", "False")
-METRICS = ("accuracy", "consistency")
-METRIC_LABELS: dict[str, str] = {}
-"""metric → its name for people, where that is another one."""
 PHENOMENA = "annotated_dev_examples.txt"
-
-PAPER_TABLE = "VisualBERT, arXiv:1908.03557, table 3"
-PAPER = {"dev": {"accuracy": 67.4}, "test1": {"accuracy": 67.0}, "test2": {"accuracy": 67.3, "consistency": 26.9}}
 
 _IDENTIFIER = re.compile(r"(?P<set>\w+-\d+)-(?P<pair>\d+)-(?P<sentence>\d+)", re.ASCII)
 
@@ -82,36 +74,36 @@ class _Item:
     groups: dict[str, tuple[str, ...]]
 
 
-class Nlvr2Task:
+class Nlvr2Task(Task):
     """One split of NLVR2. Answers are "True" or "False". Intervals cluster by set: its pairs share photographs.
 
     Breakdowns: "balance" of whole splits (accuracy only: a sentence may be asked of pairs of several kinds; open a
-    subset for its consistency, which then is over the pairs in it, as metrics.py has it) and "phenomenon" of dev.
+    subset for its consistency, which then is over the pairs in it, as metrics.py has it) and "phenomenon" of dev. The
+    default of `official`, fractions that are not rounded, is what metrics.py prints.
     """
 
-    form: type[Example] = Statement
-
-    name = "nlvr2"
-    headline = "accuracy"
-    labelled = True
+    name, title = "nlvr2", "NLVR2"
+    form = Statement
+    splits = SPLITS
+    metrics = ("accuracy", "consistency")
+    protocols: ClassVar = {"official": "NLVR2 official (metrics.py)"}
+    sizes: ClassVar = {"statements": SIZES}
+    guess = "a fair coin"
+    paper = Paper(
+        "VisualBERT, arXiv:1908.03557, table 3",
+        {"dev": {"accuracy": 67.4}, "test1": {"accuracy": 67.0}, "test2": {"accuracy": 67.3, "consistency": 26.9}},
+    )
     submission_name = "submission.csv"
     lenient = Lenient(duplicate="last", unknown="ignore")
 
-    def __init__(self, annotations: Path, split: str, protocol: str | None = None) -> None:
-        """`annotations` is the folder of the official files.
-
-        Raises ConfigError (split, protocol), AnnotationError (files).
-        """
-        self.split = choose("NLVR2 split", split, SPLITS)
-        self.protocol_key = choose("NLVR2 protocol", protocol, PROTOCOLS)
-        folder = Path(annotations)
-        phenomena = folder / PHENOMENA
-        known = split.endswith("dev") and phenomena.exists()
-        self._paths = (_path(folder, split), *([phenomena] if known else []))
-        self._items = _read(self._paths[0], _phenomena(phenomena) if known else {}, split.rpartition("-")[2])
-        self.subset = subset_line(split, UNITS, len(self._items), SIZES)
-        self.protocol = protocol_name(PROTOCOLS[self.protocol_key], UNITS, len(self._items), self.subset)
-        self._balance = {} if split in SUBSETS else _balance(self._items)
+    def read(self) -> None:
+        """Read the split's file and, where it is there and of use, that of the phenomena."""
+        phenomena = self.folder / PHENOMENA
+        known = self.split.endswith("dev") and phenomena.exists()
+        self.files = (_path(self.folder, self.split), *([phenomena] if known else []))
+        self._items = _read(self.files[0], _phenomena(phenomena) if known else {}, self.split.rpartition("-")[2])
+        self._balance = {} if self.split in SUBSETS else _balance(self._items)
+        self.compare_size(statements=len(self._items))
 
     def examples(self) -> Iterator[Statement]:
         """Statements in file order; `example_id` is the identifier."""
@@ -148,19 +140,6 @@ class Nlvr2Task:
         """The label: "True" or "False"."""
         return self._items[example_id].label
 
-    def best(self, example_id: str) -> str:
-        """The label."""
-        return self.gold(example_id)
-
-    def worst(self, example_id: str) -> str:
-        """The other label."""
-        return LABELS[self.gold(example_id) == LABELS[0]]
-
-    def official(self, scores: Sequence[Score]) -> dict[str, Any]:
-        """What metrics.py prints: fractions, not rounded."""
-        values = {metric: [s.value for s in scores if s.metric == metric] for metric in METRICS}
-        return {metric: sum(every) / len(every) for metric, every in values.items()}
-
     def submission(self, predictions: Mapping[str, Prediction]) -> bytes:
         """A line "identifier,True" or "identifier,False" a statement, without a header."""
         return "".join(f"{name},{_truth(predictions[name])}\n" for name in self._items).encode()
@@ -179,24 +158,16 @@ class Nlvr2Task:
         if not rest or (len(rest) > 1 and not lenient):
             raise InputError(f"{where}: {len(rest) + 1} columns; a line reads identifier,True or identifier,False")
         item, label = self._items.get(identifier), rest[0].capitalize()
-        if label not in LABELS:
+        if label not in TRUTH_VALUES:
             if not lenient:
                 raise InputError(f"{where} ({identifier[:40]!r}): {rest[0][:40]!r} is neither 'True' nor 'False'")
             label = self.worst(identifier) if item else rest[0]
         return Prediction(identifier, item.image_ids[0] if item else "", label, ())
 
-    def image_sizes(self) -> dict[str, tuple[int, int]]:
-        """Nothing: no file tells them."""
-        return {}
-
-    def annotation_files(self) -> tuple[Path, ...]:
-        """The split's file and, where it is there and used, that of the phenomena."""
-        return self._paths
-
 
 def _truth(prediction: Prediction) -> str:
     answer = prediction.answer
-    if not isinstance(answer, str) or answer.capitalize() not in LABELS:
+    if not isinstance(answer, str) or answer.capitalize() not in TRUTH_VALUES:
         raise InputError(f"prediction of {prediction.example_id}: answer {answer!r} is neither 'True' nor 'False'")
     return answer.capitalize()
 
@@ -272,7 +243,7 @@ def _item(record: Record, phenomena: Mapping[str, tuple[str, ...]], where: str) 
             f"{where}: identifier {identifier[:40]!r} is not split-set-pair-sentence; correct the record"
         )
     where = f"{where} ({identifier})"
-    if record.label not in LABELS:
+    if record.label not in TRUTH_VALUES:
         raise AnnotationError(f"{where}: 'label' is {record.label!r}, not 'True' or 'False'; correct the record")
     if (left is UNSET) != (right is UNSET):
         raise AnnotationError(f"{where}: no {'left_url' if left is UNSET else 'right_url'!r}; give both or none")

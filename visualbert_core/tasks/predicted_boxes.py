@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,26 @@ class Asked:
     gold: np.ndarray
     size: tuple[float, float]
     image_id: str
+
+
+def ranked_boxes(answer: Any, phrases: int, where: str) -> list[np.ndarray]:
+    """Return each phrase's candidates, float64 [N, 4], N >= 0. Raises InputError if that is not what `answer` holds."""
+    if not isinstance(answer, (list, tuple)) or len(answer) != phrases:
+        got = len(answer) if isinstance(answer, (list, tuple)) else type(answer).__name__
+        raise InputError(f"{where}: {got} ranked lists for {phrases} phrases; one list of boxes a phrase, in order")
+    ranked = []
+    for index, boxes in enumerate(answer):
+        try:
+            array = np.asarray(boxes)
+        except ValueError:  # rows of unequal length
+            array = np.empty(0, object)
+        empty = isinstance(boxes, (list, tuple)) and not boxes
+        if not empty and (array.dtype.kind not in "iuf" or array.ndim != 2 or array.shape[1] != 4):
+            raise InputError(f"{where} phrase {index}: not a list of [x1, y1, x2, y2]")
+        if not np.isfinite(array).all():
+            raise InputError(f"{where} phrase {index}: a coordinate is not finite")
+        ranked.append(array.astype(np.float64).reshape(-1, 4))
+    return ranked
 
 
 def check(asked: Sequence[Asked], convention: str | None) -> list[str]:

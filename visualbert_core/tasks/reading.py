@@ -10,6 +10,7 @@ second look decides: it gives the record, or the error.
 from __future__ import annotations
 
 import codecs
+import csv
 import io
 import json
 import mmap
@@ -137,6 +138,40 @@ def read_lines(path: Path, kind: type[T]) -> Iterator[tuple[str, T]]:
             except _REFUSED:
                 record = _second_look(_parse(line, where), kind, where, lambda at, _, name: f"{at} ({name})")
             yield where, record
+
+
+def read_by_id(path: Path, kind: type[T]) -> dict[str, T]:
+    """Read id → record from JSON Lines, or from a .csv file whose first line names the columns.
+
+    The first field of a record is its id. Raises AnnotationError where an id occurs twice, or there is no record.
+    """
+    key = msgspec.structs.fields(kind)[0].name  # type: ignore[arg-type]
+    found: dict[str, T] = {}
+    for where, record in _read_csv(path, kind) if path.suffix == ".csv" else read_lines(path, kind):
+        name = str(getattr(record, key))
+        if name in found:
+            raise AnnotationError(f"{where}: {key} {printable(name[:40])} occurs twice; remove one of its records")
+        found[name] = record
+    if not found:
+        raise AnnotationError(f"{path}: no records; download it again")
+    return found
+
+
+def _read_csv(path: Path, kind: type[T]) -> Iterator[tuple[str, T]]:
+    """Read (where, record) of each row below the header; a number may stand for one that is declared."""
+    rows = csv.DictReader(io.StringIO(read_text(path).removeprefix("\ufeff"), newline=""), strict=True)
+    try:
+        for row in rows:
+            where = f"{path} line {rows.line_num}"
+            if None in row or None in row.values():
+                raise AnnotationError(
+                    f"{where}: not {len(rows.fieldnames or ())} cells, as the header has; correct the row"
+                )
+            yield where, msgspec.convert(row, kind, strict=False)
+    except csv.Error as error:
+        raise AnnotationError(f"{path} line {rows.reader.line_num}: not CSV ({error}); write the file again") from None
+    except msgspec.ValidationError as error:
+        raise AnnotationError(f"{where}: {error}; correct the row or the header") from None
 
 
 def read_list(path: Path, key: str | None = None) -> tuple[dict[str, Any], list[Any]]:

@@ -1,45 +1,26 @@
-"""The registry of benchmarks: finds a task by its name, what it scores and what the paper says of it."""
+"""Finds a benchmark by its name: a word for those of this package, module:Class for any other.
+
+A name of the second kind says where the code lies, so it needs no registration and means the same in every process.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import inspect
+import sys
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 from visualbert_core.errors import ConfigError
-from visualbert_core.schema import Prediction
-from visualbert_core.tasks import flickr30k_entities, nlvr2, vcr, vqa
 from visualbert_core.tasks.base import Task
-from visualbert_core.tasks.reading import choose
 
-
-@dataclass(frozen=True)
-class Paper:
-    """VisualBERT's published numbers on one benchmark: split → metric → percent, and the table they stand in."""
-
-    table: str
-    percent: Mapping[str, Mapping[str, float]]
-
-
-TASKS: dict[str, Callable[[Path, str, str | None], Task]] = {
-    "vqa": vqa.VqaTask,
-    "vcr": vcr.VcrTask,
-    "nlvr2": nlvr2.Nlvr2Task,
-    "flickr30k_entities": flickr30k_entities.Flickr30kEntitiesTask,
+TASKS = {
+    "vqa": "visualbert_core.tasks.vqa:VqaTask",
+    "vcr": "visualbert_core.tasks.vcr:VcrTask",
+    "nlvr2": "visualbert_core.tasks.nlvr2:Nlvr2Task",
+    "flickr30k_entities": "visualbert_core.tasks.flickr30k_entities:Flickr30kEntitiesTask",
 }
 
-_FILES: dict[str, ModuleType] = {"vqa": vqa, "vcr": vcr, "nlvr2": nlvr2, "flickr30k_entities": flickr30k_entities}
-
-METRICS = {name: tuple(file.METRICS) for name, file in _FILES.items()}
-"""What each benchmark may score; what needs a file that is not there, as VQA's pairs do, is then left out."""
-
-METRIC_LABELS: dict[str, str] = {
-    metric: label for file in _FILES.values() for metric, label in file.METRIC_LABELS.items()
-}
-"""Metric → its name for people, where that is another one."""
-
-PAPERS = {name: Paper(file.PAPER_TABLE, file.PAPER) for name, file in _FILES.items()}
+_DECLARED = ("form", "splits", "metrics", "protocols")
 
 
 def open_task(name: str, annotations: Path, split: str, protocol: str | None = None) -> Task:
@@ -47,26 +28,32 @@ def open_task(name: str, annotations: Path, split: str, protocol: str | None = N
 
     Raises ConfigError for an unknown task, split or protocol, AnnotationError for files that are missing or malformed.
     """
-    return TASKS[choose("task", name, TASKS)](annotations, split, protocol)
+    return find_task(name)(annotations, split, protocol)
 
 
-def paper_numbers(task: Task) -> Mapping[str, float]:
-    """Metric → the percent that VisualBERT's paper reports for this split; nothing under another protocol than its, and
-    nothing for a part of the split."""
-    official = task.subset is None and task.protocol_key == next(iter(_FILES[task.name].PROTOCOLS))
-    return PAPERS[task.name].percent.get(task.split, {}) if official else {}
+def find_task(name: str) -> type[Task]:
+    """Import the class of a benchmark. Raises ConfigError where there is none of that name, or one that is not whole.
 
-
-def in_pixels(
-    task: Task, predictions: Sequence[Prediction], convention: str | None, believe: bool = False
-) -> tuple[list[Prediction], list[str]]:
-    """Predictions of a file with their boxes as `score` judges them, and what must be said of them; see
-    `Flickr30kEntitiesTask.in_pixels`. Other benchmarks' predictions come back as they are.
-
-    Raises ConfigError for a convention of what has no boxes, InputError where the boxes look like another one.
+    A module may lie in the working folder, as for `python -m`.
     """
-    if isinstance(task, flickr30k_entities.Flickr30kEntitiesTask):
-        return task.in_pixels(predictions, convention, believe)
-    if convention is not None:
-        raise ConfigError(f"--boxes {convention}: predictions of {task.name} hold no boxes; leave the flag out")
-    return list(predictions), []
+    if name not in TASKS and ":" not in name:
+        raise ConfigError(f"unknown task {name!r}; known: {', '.join(TASKS)}, or module:Class for one of your own")
+    module, _, attribute = TASKS.get(name, name).partition(":")
+    # An installed program does not search the working folder. Last, so that no file there can hide a library.
+    if name not in TASKS and (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    try:
+        found = getattr(import_module(module), attribute, None)
+    except (ImportError, ValueError) as error:  # ValueError: an empty name of a module
+        raise ConfigError(f"task {name}: module {module!r} cannot be imported: {error}") from None
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise ConfigError(
+            f"task {name}: {module} has no class {attribute!r} that derives from visualbert_core.tasks.Task"
+        )
+    if found.name != name:
+        raise ConfigError(f"task {name}: this class is called {found.name}: use that name")
+    lacking = [member for member in _DECLARED if not hasattr(found, member)]
+    lacking += sorted(found.__abstractmethods__) if inspect.isabstract(found) else []
+    if lacking:
+        raise ConfigError(f"task {name}: the class lacks {', '.join(lacking)}: add what a Task must have")
+    return found

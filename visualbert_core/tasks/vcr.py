@@ -21,35 +21,27 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from math import fsum
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 from msgspec import UNSET, Struct, UnsetType
 
 from visualbert_core.errors import AnnotationError, ConfigError, InputError
-from visualbert_core.metrics.coverage import Lenient
-from visualbert_core.schema import Example, JudgedAnswer, MultipleChoice, Prediction, Score, Token
-from visualbert_core.tasks.reading import check_same, choose, family, read_lines
-from visualbert_core.tasks.splits import check_split, protocol_name, subset_line
+from visualbert_core.schema import JudgedAnswer, MultipleChoice, Prediction, Score, Token
+from visualbert_core.tasks.base import Paper, Task
+from visualbert_core.tasks.reading import check_same, family, read_lines
+from visualbert_core.tasks.splits import check_split
 from visualbert_core.tasks.submissions import submission_text
 
 SPLITS = ("val", "train", "test")
 UNLABELLED = ("test",)
-PROTOCOLS = {"official": "VCR official (r2c eval_q2ar; rationales given the right answer)"}
 SIZES = {"val": 26_534, "train": 212_923, "test": 25_263}
 """Records of each split as the paper gives them; less certain than the other benchmarks', as its files were not at hand
 to be counted."""
-UNITS = "records"
 CHOICES = 4
-METRICS = {"q_to_a": "Answer acc", "qa_to_r": "Rationale acc", "q_to_ar": "Joint acc"}
+PRINTED = {"q_to_a": "Answer acc", "qa_to_r": "Rationale acc", "q_to_ar": "Joint acc"}
 """metric → the name under which eval_q2ar.py prints it."""
-METRIC_LABELS = {"q_to_a": "Q → A", "qa_to_r": "QA → R", "q_to_ar": "Q → AR"}
-"""metric → its name for people."""
-
-PAPER_TABLE = "VisualBERT, arXiv:1908.03557, table 2"
-PAPER = {
-    "val": {"q_to_a": 70.8, "qa_to_r": 73.2, "q_to_ar": 52.2},
-    "test": {"q_to_a": 71.6, "qa_to_r": 73.2, "q_to_ar": 52.4},
-}
+PARTS = {"answer": "Q → A", "rationale": "QA → R"}
+"""Part of a record → its name for people."""
 
 BLOCKS = {"answer": "answer"} | {f"rationale/{i}": f"rationale_conditioned_on_a{i}" for i in range(CHOICES)}
 """Part of an example's id → the columns of the submission that hold its four scores, less their number."""
@@ -93,29 +85,31 @@ class _Item:
     groups: dict[str, tuple[str, ...]]
 
 
-class VcrTask:
+class VcrTask(Task):
     """One split of VCR. Answers are the index of a choice; scores are per record, under its annot_id."""
 
-    form: type[Example] = MultipleChoice
-
-    name = "vcr"
-    headline = "q_to_ar"
+    name, title = "vcr", "VCR"
+    form = MultipleChoice
+    splits, unlabelled = SPLITS, UNLABELLED
+    metrics = ("q_to_ar", "q_to_a", "qa_to_r")
+    metric_labels: ClassVar = {"q_to_a": PARTS["answer"], "qa_to_r": PARTS["rationale"], "q_to_ar": "Q → AR"}
+    protocols: ClassVar = {"official": "VCR official (r2c eval_q2ar; rationales given the right answer)"}
+    sizes: ClassVar = {"records": SIZES}
+    guess = "one of the four choices at random"
+    paper = Paper(
+        "VisualBERT, arXiv:1908.03557, table 2",
+        {
+            "val": {"q_to_a": 70.8, "qa_to_r": 73.2, "q_to_ar": 52.2},
+            "test": {"q_to_a": 71.6, "qa_to_r": 73.2, "q_to_ar": 52.4},
+        },
+    )
     submission_name = "submission.csv"
-    lenient = Lenient(duplicate="refuse", unknown="refuse")
 
-    def __init__(self, annotations: Path, split: str, protocol: str | None = None) -> None:
-        """`annotations` is the folder of {split}.jsonl; `protocol` a key of PROTOCOLS.
-
-        Raises ConfigError (split, protocol), AnnotationError (file).
-        """
-        self.split = choose("VCR split", split, SPLITS)
-        self.protocol_key = choose("VCR protocol", protocol, PROTOCOLS)
-        self.labelled = split not in UNLABELLED
-        self._path = Path(annotations) / f"{split}.jsonl"
-        self._items = _read(self._path, split, self.labelled)
-        self.subset = subset_line(split, UNITS, len(self._items), SIZES)
-        self.protocol = protocol_name(PROTOCOLS[self.protocol_key], UNITS, len(self._items), self.subset)
+    def read(self) -> None:
+        """Read {split}.jsonl."""
+        self._items = _read(self.files[0], self.split, self.labelled)
         self._parts = ("answer", "rationale") if self.labelled else tuple(BLOCKS)
+        self.compare_size(records=len(self._items))
 
     def examples(self) -> Iterator[MultipleChoice]:
         """Records in file order: "<annot_id>/answer", then "<annot_id>/rationale", whose context has the right answer.
@@ -131,7 +125,7 @@ class VcrTask:
                 for index, answer in enumerate(item.answers):
                     given[f"rationale/{index}"] = (item.question + answer, item.rationales)
             for part, (context, choices) in given.items():
-                label = METRIC_LABELS["q_to_a" if part == "answer" else "qa_to_r"]
+                label = PARTS[part.partition("/")[0]]
                 yield MultipleChoice(f"{annot_id}/{part}", image_ids, item.objects, context, choices, mentioned, label)
 
     def expected(self) -> dict[str, str]:
@@ -148,7 +142,7 @@ class VcrTask:
             answer, rationale = (_judged(predictions[f"{annot_id}/{part}"]) for part in ("answer", "rationale"))
             right, reasoned = answer.answer == item.answer_label, rationale.answer == item.rationale_label
             values = (right, answer), (reasoned, rationale), (right and reasoned, None)
-            for metric, (value, judged) in zip(METRICS, values, strict=True):
+            for metric, (value, judged) in zip(PRINTED, values, strict=True):
                 yield Score(annot_id, metric, float(value), item.image_id, item.groups, judged)
 
     def chance(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
@@ -163,18 +157,10 @@ class VcrTask:
         item = self._items[annot_id]
         return item.answer_label if part == "answer" else item.rationale_label
 
-    def best(self, example_id: str) -> int:
-        """The right choice. Raises ConfigError on an unlabelled split."""
-        return self.gold(example_id)
-
-    def worst(self, example_id: str) -> int:
-        """A wrong choice. Raises ConfigError on an unlabelled split."""
-        return (self.gold(example_id) + 1) % CHOICES
-
     def official(self, scores: Sequence[Score]) -> dict[str, float]:
         """As eval_q2ar.py prints it: fractions with three decimals under "Answer acc", "Rationale acc", "Joint acc"."""
-        values = {metric: [score.value for score in scores if score.metric == metric] for metric in METRICS}
-        return {name: float(f"{fsum(values[metric]) / len(values[metric]):.3f}") for metric, name in METRICS.items()}
+        values = {metric: [score.value for score in scores if score.metric == metric] for metric in PRINTED}
+        return {name: float(f"{fsum(values[metric]) / len(values[metric]):.3f}") for metric, name in PRINTED.items()}
 
     def submission(self, predictions: Mapping[str, Prediction]) -> bytes:
         """The leaderboard's CSV, a row a record, in the split's order: its id, and the `scores` of five predictions.
@@ -212,14 +198,6 @@ class VcrTask:
                 answer = max(range(CHOICES), key=scores.__getitem__)
                 found.append(Prediction(f"{annot_id}/{part}", item.image_id if item else "", answer, scores))
         return found
-
-    def image_sizes(self) -> dict[str, tuple[int, int]]:
-        """Nothing: the sizes stand beside the images, with the boxes, and are compared when features are extracted."""
-        return {}
-
-    def annotation_files(self) -> tuple[Path, ...]:
-        """The one file."""
-        return (self._path,)
 
     def _need_labels(self) -> None:
         if not self.labelled:

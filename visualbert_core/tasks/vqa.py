@@ -14,42 +14,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from msgspec import Struct
 
 from visualbert_core.errors import AnnotationError, ConfigError, InputError
 from visualbert_core.metrics.accuracy import AnswerTable, official_percent
 from visualbert_core.metrics.coverage import Lenient
-from visualbert_core.schema import Example, JudgedAnswer, Prediction, Question, Score
-from visualbert_core.tasks.reading import choose, read_list, typed
-from visualbert_core.tasks.splits import protocol_name, subset_line
+from visualbert_core.schema import JudgedAnswer, Prediction, Question, Score
+from visualbert_core.tasks.base import Paper, Task
+from visualbert_core.tasks.reading import read_list, typed
 from visualbert_core.tasks.vqa_files import Labels, not_in, read_annotations, read_pairs, read_questions
 
 SUBSETS = {"val": "val2014", "train": "train2014", "test": "test2015", "test-dev": "test-dev2015"}
-LABELLED = ("val", "train")
 
 SIZES = {"val": 214_354, "train": 443_757, "test": 447_793, "test-dev": 107_394}
 """Questions of each split, by visualqa.org; test-dev's less certain, as its file was not at hand to be counted."""
-UNITS = "questions"
-
-PROTOCOLS = {
-    "official": "VQA v2 official (VQAEval, leave-one-out)",
-    "always-normalise": "VQA v2 with both sides always normalised (lmms-eval, leave-one-out)",
-}
-"""VQAEval normalises where a question's ten answers differ, lmms-eval (vqav2_process_results at 75571cfe) everywhere;
-its normaliser differs in one rule, on answers such as "1,,000". MMF (vqa_evalai_accuracy at b0ffc7fb) normalises
-everywhere as well, but drops commas and question marks and splits off 's beforehand, which is not offered here."""
-
-METRICS = ("accuracy", "pair_accuracy")
-METRIC_LABELS: dict[str, str] = {}
-"""metric → its name for people, where that is another one."""
-
-PAPER_TABLE = "VisualBERT, arXiv:1908.03557, table 1"
-PAPER = {"test-dev": {"accuracy": 70.80}, "test-std": {"accuracy": 71.00}}
 
 
 class ResultRecord(Struct):
@@ -59,41 +42,43 @@ class ResultRecord(Struct):
     answer: str
 
 
-class VqaTask:
+class VqaTask(Task):
     """One split of VQA v2. Answers are strings; the score is the soft accuracy of each question.
 
     The files are mapped into memory and read into columns. Opening train's 443,757 questions (made-up files of 392 MB,
     100,000 different answers) takes four seconds on one core, and 290 MB at most beside the mapped file.
     """
 
-    form: type[Example] = Question
-
-    name = "vqa"
-    headline = "accuracy"
-    submission_name = "submission.json"
+    name, title = "vqa", "VQA"
+    form = Question
+    splits, unlabelled = SUBSETS, ("test", "test-dev")
+    metrics = ("accuracy", "pair_accuracy")
+    protocols: ClassVar = {
+        "official": "VQA v2 official (VQAEval, leave-one-out)",
+        "always-normalise": "VQA v2 with both sides always normalised (lmms-eval, leave-one-out)",
+    }
+    """VQAEval normalises where a question's ten answers differ, lmms-eval (vqav2_process_results, 75571cfe) everywhere;
+    its normaliser differs in one rule, on answers such as "1,,000". MMF (vqa_evalai_accuracy at b0ffc7fb) normalises
+    everywhere as well, but drops commas and question marks and splits off 's beforehand, which is not offered here."""
+    sizes: ClassVar = {"questions": SIZES}
+    guess = "the commonest answer of each question type"
+    paper = Paper(
+        "VisualBERT, arXiv:1908.03557, table 1",
+        {"test-dev": {"accuracy": 70.80}, "test-std": {"accuracy": 71.00}},
+    )
     lenient = Lenient(duplicate="last", unknown="refuse")
 
-    def __init__(self, annotations: Path, split: str, protocol: str | None = None) -> None:
-        """`annotations` is the folder of the official files.
-
-        Raises ConfigError (split, protocol), AnnotationError (files).
-        """
-        self.split = split
-        subset = SUBSETS[choose("VQA split", split, SUBSETS)]
-        self.protocol_key = choose("VQA protocol", protocol, PROTOCOLS)
-        self.labelled = split in LABELLED
-        folder = Path(annotations)
-        self._folder = folder
-        self._files = [_questions_file(folder, split)]
-        if self.labelled:
-            self._files.append(folder / f"v2_mscoco_{subset}_annotations.json")
-            pairs = folder / f"v2_mscoco_{subset}_complementary_pairs.json"
-            self._files += [pairs] if pairs.exists() else []
-        self._questions = read_questions(self._files[0], subset)
-        count = len(self._questions.rows)
-        self.subset = subset_line(split, UNITS, count, SIZES)
-        self.protocol = protocol_name(PROTOCOLS[self.protocol_key], UNITS, count, self.subset)
+    def read(self) -> None:
+        """Read the questions; then, if labelled, the annotations and, where they are there, complementary pairs."""
+        subset = SUBSETS[self.split]
+        questions = _questions_file(self.folder, self.split)
+        annotations = self.folder / f"v2_mscoco_{subset}_annotations.json"
+        pairs = self.folder / f"v2_mscoco_{subset}_complementary_pairs.json"
+        labels = (annotations, pairs) if pairs.exists() else (annotations,)
+        self.files = (questions, *labels) if self.labelled else (questions,)
+        self._questions = read_questions(questions, subset)
         self._labels = self._read_labels(subset) if self.labelled else None
+        self.compare_size(questions=len(self._questions.rows))
 
     def examples(self) -> Iterator[Question]:
         """Questions in file order; `example_id` is the question_id as a string."""
@@ -169,34 +154,29 @@ class VqaTask:
         "test-dev" therefore has the questions of test2015, whose file must lie beside, with "" for those not asked.
         Raises InputError where it does not.
         """
-        order: Iterable[str] = self._questions.rows
-        if self.split == "test-dev":
-            order = self._test_questions()
+        asked = self._questions.rows
+        order = self._test_questions() if self.split == "test-dev" else asked
         records = [
-            {
-                "question_id": int(example_id),
-                "answer": _answer(predictions, example_id) if example_id in self._questions.rows else "",
-            }
-            for example_id in order
+            {"question_id": int(name), "answer": _answer(predictions, name) if name in asked else ""} for name in order
         ]
         return json.dumps(records).encode()
 
     def _test_questions(self) -> dict[str, int]:
-        path = _questions_file(self._folder, "test")
+        path = _questions_file(self.folder, "test")
         if not path.exists():
             raise InputError(
                 f"no submission of test-dev alone: EvalAI wants all {SIZES['test']:,} questions of test2015 in its "
-                f"test-dev phase, too; run the split test and submit that, or put {path.name} into {self._folder} and "
+                f"test-dev phase, too; run the split test and submit that, or put {path.name} into {self.folder} and "
                 "run the same line again"
             )
         whole, asked = read_questions(path, SUBSETS["test"]), self._questions
         for (example_id, row), text in zip(asked.rows.items(), asked.texts, strict=True):
             there = whole.rows.get(example_id)
             if there is None:
-                raise not_in(self._files[0], example_id, path)
+                raise not_in(self.files[0], example_id, path)
             if (whole.image_ids[there], whole.texts[there]) != (asked.image_ids[row], text):
                 raise AnnotationError(
-                    f"{self._files[0]}: question_id {example_id} has another image or other words than in {path.name}; "
+                    f"{self.files[0]}: question_id {example_id} has another image or other words than in {path.name}; "
                     "take both files from one release"
                 )
         if self.subset is None and len(whole.rows) != SIZES["test"]:
@@ -219,14 +199,6 @@ class VqaTask:
             ]
         except AnnotationError as error:
             raise InputError(str(error)) from None
-
-    def image_sizes(self) -> dict[str, tuple[int, int]]:
-        """Nothing: no file tells them."""
-        return {}
-
-    def annotation_files(self) -> tuple[Path, ...]:
-        """Questions; then, if labelled, annotations and, where they are there, complementary pairs."""
-        return tuple(self._files)
 
     @property
     def _judged(self) -> Labels:
@@ -252,9 +224,9 @@ class VqaTask:
             common=[""] * len(rows),
             groups=[{}] * len(rows),
             order=[],
-            pairs=read_pairs(self._files[2], self._files[0], rows) if len(self._files) > 2 else [],
+            pairs=read_pairs(self.files[2], self.files[0], rows) if len(self.files) > 2 else [],
         )
-        read_annotations(self._files[1], self._files[0], self._questions, labels, subset)
+        read_annotations(self.files[1], self.files[0], self._questions, labels, subset)
         return labels
 
 

@@ -1,0 +1,343 @@
+"""A benchmark from outside the package: named module:Class, it goes wherever one of the package goes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, SmallNight
+from own_tasks import open_questions
+from test_jobs import job_here, the_error
+from test_nightly import damage
+
+from visualbert_core.cli import main
+from visualbert_core.cluster import Pool
+from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.errors import AnnotationError, ConfigError, InputError
+from visualbert_core.evaluation.run import evaluate
+from visualbert_core.nightly.matrix import Night, load_matrix, run_matrix
+from visualbert_core.schema import Grounding, MultipleChoice, Prediction, Question, Statement
+from visualbert_core.tasks import Task, find_task, judge, open_task, summarize
+from visualbert_core.tasks.nlvr2 import Nlvr2Task
+
+EXAMPLES = ROOT / "examples"
+WEIGHTS = ROOT / "visualbert_core" / "world" / "weights"
+OWN = "own_task:OpenQuestions"
+OTHERS = ("own_tasks:Choices", "own_tasks:Pairs", "own_tasks:References")
+
+
+@pytest.fixture(autouse=True)
+def _examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of the example is searched, as for a script in it."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two records of each benchmark in one folder a benchmark."""
+    lines = {
+        "OpenQuestions": [{"id": str(i), "image": "a", "question": "What?", "answer": "Red"} for i in (1, 2)],
+        "Choices": [{"id": str(i), "image": "a", "question": "?", "choices": ["x", "y"], "answer": i} for i in (0, 1)],
+        "References": [{"id": str(i), "image": "a", "words": "the dog", "box": [1, 1, 9, 9]} for i in (1, 2)],
+    }
+    for name, records in lines.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "val.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "Pairs").mkdir()
+    (tmp_path / "Pairs" / "val.csv").write_text("\ufeffid,left,right,sentence,true\n1,a,b,Yes.,true\n2,a,b,No.,false\n")
+    return tmp_path
+
+
+def opened(name: str, folder: Path) -> Task:
+    return open_task(name, folder / name.partition(":")[2], "val")
+
+
+def answers(task: Task, of: Any) -> list[Prediction]:
+    return [Prediction(name, image, of(name), ()) for name, image in task.expected().items()]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the contract
+
+
+def test_the_page_shows_the_example() -> None:
+    """docs/how-to/task.md holds the file as it is, so that what it tells is what is tested."""
+    page = (ROOT / "docs" / "how-to" / "task.md").read_text()
+    assert f"```python\n{(EXAMPLES / 'own_task.py').read_text()}```" in page
+
+
+@pytest.mark.parametrize("name", [OWN, *OTHERS])
+def test_the_defaults_fit_every_form(name: str, folder: Path, tmp_path: Path) -> None:
+    """Gold is worth 100 % and the default `worst` 0 %; the default submission comes back as it went out."""
+    task = opened(name, folder)
+    assert (task.name, task.subset, task.headline) == (name, None, task.metrics[0])
+    assert all(path.is_file() for path in task.annotation_files())
+    for of, worth in ((task.gold, 100.0), (task.best, 100.0), (task.worst, 0.0)):
+        scores = judge(task, answers(task, of))
+        assert {metric: found.value for metric, found in summarize(scores).metrics.items()} == {task.headline: worth}
+        assert task.official(scores) == {task.headline: worth / 100}
+    (tmp_path / "submission.json").write_bytes(task.submission({p.example_id: p for p in answers(task, task.gold)}))
+    assert task.read_submission(tmp_path / "submission.json") == answers(task, task.gold)
+
+
+@pytest.mark.parametrize(
+    ("example", "answer", "scores", "sure"),
+    [
+        (Question("1", ("a",), "?"), "red", (0.7,), 0.7),
+        (MultipleChoice("1", ("a",), (), (), (("x",), ("y",)), ()), 1, (0.2, 0.8), 0.8),
+        (Statement("1", ("a", "b"), "."), "False", (0.6, 0.4), 0.6),
+        (Statement("1", ("a", "b"), "."), "True", (), None),
+    ],
+)
+def test_a_judged_answer_has_its_confidence(
+    example: Any, answer: Any, scores: tuple[float, ...], sure: float | None, folder: Path
+) -> None:
+    """Of each form the score that stands behind the answer; none where the predictions hold none."""
+    judged = opened(OWN, folder).judged(example, Prediction("1", "a", answer, scores))
+    assert (judged.answer, judged.confidence) == (answer, sure)
+
+
+@pytest.mark.parametrize(
+    ("example", "answer"),
+    [
+        (Question("1", ("a",), "?"), 3),
+        (MultipleChoice("1", ("a",), (), (), (("x",), ("y",)), ()), 2),
+        (MultipleChoice("1", ("a",), (), (), (("x",), ("y",)), ()), True),
+        (Statement("1", ("a", "b"), "."), "yes"),
+        (Grounding("1", ("a",), (), ()), []),
+    ],
+)
+def test_an_answer_of_another_form_is_refused(example: Any, answer: Any, folder: Path) -> None:
+    """It is an error that names the example, and no wrong answer."""
+    with pytest.raises(InputError, match=r"prediction of 1: .* is no answer to a"):
+        opened(OWN, folder).judged(example, Prediction("1", "a", answer, ()))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("val.jsonl", '{"id": "1", "image": "a", "question": "?"}\n', r"line 1 \(1\): no 'answer'"),
+        ("val.jsonl", '{"id": "1", "image": "a", "question": "?", "answer": "b"}\n' * 2, "line 2: id 1 occurs twice"),
+        ("val.jsonl", "\n", "no records"),
+    ],
+)
+def test_a_bad_record_is_named(file: str, text: str, message: str, folder: Path) -> None:
+    """File, line and id, as with the benchmarks of the package."""
+    (folder / "OpenQuestions" / file).write_text(text)
+    with pytest.raises(AnnotationError, match=message):
+        opened(OWN, folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,left,right,sentence\n1,a,b,Yes.\n", "line 2: Object missing required field `true`"),
+        ("id,left,right,sentence,true\n1,a,b\n", "line 2: not 5 cells"),
+        ("id,left,right,sentence,true\n1,a,b,Yes.,true,more\n", "line 2: not 5 cells"),
+        ('id,left,right,sentence,true\n1,a,b,"Yes.,true\n', "line 2: not CSV"),
+        ("id,left,right,sentence,true\n1,a,b,Yes.,perhaps\n", "line 2: Expected `bool`"),
+    ],
+)
+def test_a_bad_row_is_named(text: str, message: str, folder: Path) -> None:
+    """A .csv file has the same kind of errors."""
+    (folder / "Pairs" / "val.csv").write_text(text)
+    with pytest.raises(AnnotationError, match=message):
+        opened("own_tasks:Pairs", folder)
+
+
+def test_a_submission_of_another_form_is_named(folder: Path, tmp_path: Path) -> None:
+    """The record is said, and what it should be."""
+    (tmp_path / "p.json").write_text('[{"example_id": "1", "answer": "red"}, {"id": "2"}]')
+    with pytest.raises(InputError, match=r"p\.json record 2: a record reads"):
+        opened(OWN, folder).read_submission(tmp_path / "p.json")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# finding it
+
+
+class NotWhole(Task):
+    """It declares nothing and asks nothing."""
+
+
+class Derived(Nlvr2Task):
+    """A benchmark of the package with a change has a name of its own."""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gqa", "unknown task 'gqa'; known: vqa, vcr, nlvr2, flickr30k_entities, or module:Class"),
+        ("no_such_module:Gqa", "module 'no_such_module' cannot be imported: No module named 'no_such_module'"),
+        (":Gqa", "module '' cannot be imported"),
+        ("own_task:Gqa", "own_task has no class 'Gqa' that derives from"),
+        ("own_task:Record", "own_task has no class 'Record' that derives from"),
+        ("visualbert_core.tasks.vqa:VqaTask", "this class is called vqa: use that name"),
+        ("test_own_task:NotWhole", "the class lacks form, splits, metrics, protocols, examples, gold, read, score"),
+    ],
+)
+def test_what_is_no_task_is_said(name: str, message: str) -> None:
+    """A configuration error in one line, before any file is read."""
+    with pytest.raises(ConfigError) as caught:
+        find_task(name)
+    assert message in str(caught.value)
+
+
+def test_a_derived_benchmark_is_another_one() -> None:
+    """Its runs are not taken for those of the benchmark that it changes."""
+    assert find_task("test_own_task:Derived").name == "test_own_task:Derived"
+
+
+def test_the_working_folder_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The installed program finds a file beside which it is called; Python alone would not look there."""
+    (tmp_path / "here_only.py").write_text((EXAMPLES / "own_task.py").read_text())
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    assert find_task("here_only:OpenQuestions").name == "here_only:OpenQuestions"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# evaluating on it
+
+
+@dataclass(frozen=True)
+class Place:
+    """A copy of the small night's folders, with the questions of its world as an own benchmark's."""
+
+    root: Path
+    store: Path
+
+    def config(self, task: str = OWN, **changes: Any) -> EvaluateConfig:
+        given: dict[str, Any] = {"task": task, "split": "val", "annotations": self.root / "questions"}
+        given |= {"features": self.store, "model": WEIGHTS / "visualbert-vqa", "out": self.root / "runs"}
+        return EvaluateConfig(**given | changes)
+
+
+@pytest.fixture
+def place(small_night: SmallNight, tmp_path: Path) -> Place:
+    open_questions(small_night.out / "world" / "vqa", tmp_path / "questions")
+    (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
+    return Place(tmp_path, store)
+
+
+def run_once(config: EvaluateConfig) -> Any:
+    with Pool(PoolConfig(inline=True)) as pool:
+        return evaluate(config, pool)
+
+
+def test_changed_code_is_another_ingredient(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished run is only read while the task's file computes the same; a comment more is the same, another way to
+    judge is not, and without it an old score would be shown for the new code's."""
+    monkeypatch.syspath_prepend(place.root)
+    file = place.root / "changing_task.py"
+    text = (EXAMPLES / "own_task.py").read_text()
+    file.write_text(text)
+    config = place.config("changing_task:OpenQuestions")
+    first = run_once(config)
+    assert first.folder.name == "visualbert-vqa__OpenQuestions__val"
+    file.write_text(text + "\n# a comment\n")
+    assert run_once(config) == first
+    file.write_text(text.replace(".lower()", ""))
+    with pytest.raises(InputError, match=r"made of other ingredients \(code.task: "):
+        run_once(config)
+
+
+def test_a_run_is_scored_and_compared_again(place: Place) -> None:
+    """`score` reads the run folder and its submission alike; `compare` opens the task only if it is told its name, as a
+    run folder may come from anybody."""
+    run = run_once(place.config())
+    questions = str(place.root / "questions")
+    flags = ("--task", OWN, "--split", "val", "--annotations", questions)
+    for predictions in (run.folder, run.folder / "submission.json"):
+        done = job_here("score", *flags, "--predictions", str(predictions), "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["scores"] == run.scores["scores"]
+    compared = (str(run.folder), str(run.folder), "--annotations", questions)
+    with pytest.raises(ConfigError, match=f"add --task {OWN}"):
+        main(["compare", *compared])
+    assert main(["compare", *compared, "--task", OWN]) == 0
+
+
+def nights(place: Place, small_night: SmallNight, cells: Sequence[dict[str, Any]]) -> Path:
+    out = shutil.copytree(small_night.out, place.root / "out")
+    matrix = yaml.safe_load(small_night.matrix.read_text())
+    corpora = {"vqa-val2014": matrix["corpora"]["vqa-val2014"]}
+    cell = {"task": OWN, "split": "val", "annotations": str(place.root / "questions"), "corpus": "vqa-val2014"}
+    cell |= {"model": str(place.root / "visualbert-vqa"), "shard_size": 50}
+    shutil.copytree(WEIGHTS / "visualbert-vqa", place.root / "visualbert-vqa")
+    matrix |= {"out": str(out), "corpora": corpora, "cells": [cell | more for more in cells], "gate": {"drop": 25}}
+    path = place.root / "matrix.yaml"
+    path.write_text(yaml.safe_dump(matrix))
+    return path
+
+
+def test_a_night_of_an_own_benchmark(place: Place, small_night: SmallNight) -> None:
+    """A metric nobody has heard of has its floor, its gate, a gallery, its flips and its name on the page, and so has
+    the comparison of two nights."""
+    matrix = nights(place, small_night, [{"floors": {"exact match": 1}, "drops": {"exact match": 5}}])
+
+    def night(name: str) -> Night:
+        return run_matrix(load_matrix(matrix, {"night": name}))
+
+    first = night("1")
+    assert [cell.error for cell in first.cells] == [None]
+    page = first.report.read_text()
+    assert 'class="examples question"' in page
+    assert "exact match" in page
+    damage(place.root / "visualbert-vqa")
+    matrix.write_text(matrix.read_text().replace("exact match: 1", "exact match: 99"))
+    second = night("2")
+    assert second.exit_code == 4
+    assert second.judged is not None
+    (check,) = second.judged.gate.checks
+    assert (check.watched.metric, check.verdict) == ("exact match", "fail")
+    (comparison,) = second.judged.comparisons.values()
+    assert comparison.flips["exact match"].worse_count > 0
+    page = second.report.read_text()
+    assert 'id="flips"' in page
+    assert comparison.flips["exact match"].worse[0].unit_id in page
+    assert any("exact match is" in line for line in second.judged.gate.missed)
+
+
+def test_a_matrix_is_checked_before_anything_runs(place: Place, small_night: SmallNight) -> None:
+    """A metric that the own benchmark does not have, and a class that is not there, name the cell."""
+    matrix = nights(place, small_night, [{"floors": {"exact macth": 50}}])
+    with pytest.raises(ConfigError, match=r"cells\[0\]: own_task:OpenQuestions has no metric 'exact macth'; did you"):
+        load_matrix(matrix, {})
+    matrix.write_text(matrix.read_text().replace(OWN, "own_task:Nobody"))
+    with pytest.raises(ConfigError, match=r"cells\[0\]: task own_task:Nobody: own_task has no class"):
+        load_matrix(matrix, {})
+
+
+def test_another_form_is_the_models_business(place: Place, folder: Path) -> None:
+    """A checkpoint that answers questions is not asked a choice, and the error says so."""
+    config = place.config("own_tasks:Choices", annotations=folder / "Choices")
+    with pytest.raises(Exception, match="MultipleChoice") as caught:
+        run_once(config)
+    assert isinstance(caught.value, InputError)
+
+
+def test_workers_need_no_benchmark(place: Place) -> None:
+    """The job, whose workers are other processes, finds the file in its working folder and prints the metric."""
+    config = place.config()
+    flags = {name: str(getattr(config, name)) for name in ("task", "split", "annotations", "features", "model", "out")}
+    words = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    command = [sys.executable, str(ROOT / "jobs" / "evaluate.py"), *words, "--workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=EXAMPLES, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "exact match" in done.stdout
+
+
+def test_the_job_says_what_is_no_task() -> None:
+    """Exit code 2 and one line."""
+    done = job_here("score", "--task", "own_task:Nobody", "--split", "val", "--annotations", ".", "--predictions", "p")
+    assert done.returncode == 2
+    assert "own_task has no class 'Nobody'" in the_error(done)
