@@ -18,9 +18,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from visualbert_core.commands.nightly import run_night
 from visualbert_core.errors import end
-from visualbert_core.nightly.matrix import Night, load_matrix, run_matrix
-from visualbert_core.world import DEMO
+from visualbert_core.nightly.matrix import Night, load_matrix
+from visualbert_core.synthetic import DEMO
 
 NIGHTS = ("2026-02-01", "2026-02-02", "2026-02-03", "2026-02-04")
 DAMAGED = ("visualbert-vqa", "visualbert-flickr30k")
@@ -38,7 +39,7 @@ def bad_night(
     matrix |= {"name": "bad-night", "out": str(out), "gate": {"drop": 5}, "pool": {"inline": True}}
     if images is not None:
         names = ("vqa_images", "vcr_images", "nlvr2_sets", "flickr_images")
-        matrix["world"] |= dict.fromkeys(names, images)
+        matrix["synthetic"] |= dict.fromkeys(names, images)
     for corpus in matrix["corpora"].values():
         corpus["detector"] = str(DEMO.parent / corpus["detector"])
     for cell in matrix["cells"]:
@@ -48,10 +49,10 @@ def bad_night(
     path = out / "matrix.yaml"
     path.write_text(yaml.safe_dump(matrix | changes))
     for night in nights[:-1]:
-        run_matrix(load_matrix(path, {"night": night}))
+        run_night(load_matrix(path, {"night": night}))
     for name in DAMAGED:
         damage(out / "models" / name, noise)
-    return run_matrix(load_matrix(path, {"night": nights[-1]}))
+    return run_night(load_matrix(path, {"night": nights[-1]}))
 
 
 def damage(model: Path, noise: float) -> None:

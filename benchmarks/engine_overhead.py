@@ -28,12 +28,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from visualbert_core.cluster import Pool
 from visualbert_core.config import PoolConfig
-from visualbert_core.corpus import Corpus
+from visualbert_core.corpus.listing import Corpus
+from visualbert_core.engine.pool import Pool
+from visualbert_core.engine.shards import Marker, Part, Shard, ShardFolder
 from visualbert_core.features.worker import plan_images
 from visualbert_core.schema import Image
-from visualbert_core.shards import Marker, Part, Shard, ShardFolder
 
 PART = b"x" * (1 << 20)
 SHARD = 1024  # images of a plan

@@ -46,15 +46,15 @@ from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import FrozenBatchNorm2d, clip_boxes_to_image, nms
 from torchvision.transforms.functional import pil_to_tensor
 
-from visualbert_core.corpus import list_images
+from visualbert_core.corpus.listing import list_images
 from visualbert_core.detector import load_detector
 from visualbert_core.detector.inference import PRECISIONS
 from visualbert_core.detector.torchvision_rcnn import DetectorConfig, TorchvisionRCNN, build
 from visualbert_core.detector.vg_c4 import Preprocessing, VgC4, VgC4Config, preprocess
 from visualbert_core.detector.vg_c4_network import VgC4Network
+from visualbert_core.engine.shards import ShardFolder
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.features.worker import FeatureWorker, full_fingerprint, plan_images
-from visualbert_core.shards import ShardFolder
 
 SHAPES = ((480, 640), (427, 640), (640, 480), (375, 500))  # the commonest of COCO
 BUILDERS = {

@@ -36,9 +36,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from visualbert_core.engine.shards import Part, ShardFolder, plan
 from visualbert_core.features.store import FeatureStore, encode
 from visualbert_core.schema import Regions
-from visualbert_core.shards import Part, ShardFolder, plan
 
 R, D = 36, 2048
 GROUP = 64  # images of a row group or record batch

@@ -24,9 +24,10 @@ import pytest
 import yaml
 
 from visualbert_core import errors
-from visualbert_core.cluster import start_ray
-from visualbert_core.nightly.matrix import Night, load_matrix, run_matrix
-from visualbert_core.world import DEMO
+from visualbert_core.commands.nightly import run_night
+from visualbert_core.engine.pool import start_ray
+from visualbert_core.nightly.matrix import Night, load_matrix
+from visualbert_core.synthetic import DEMO
 
 ROOT = Path(__file__).parents[1]
 # How long an example takes is the machine's business.
@@ -36,7 +37,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 
 
-LONGEST = ("test_session.py", "test_chaos.py", "test_ray_job.py")
+LONGEST = ("test_ray_session.py", "test_chaos.py", "test_ray_job.py")
 """Files that take minutes. They begin first, or one process has nothing to do while the other ends the last of them."""
 
 
@@ -56,7 +57,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def small_matrix(**changes: Any) -> dict[str, Any]:
     """The demo's matrix with a handful of scenes, in this process, without floors."""
     matrix: dict[str, Any] = yaml.safe_load(DEMO.read_text())
-    matrix["world"] = {"seed": 5, "vqa_images": 12, "vcr_images": 10, "nlvr2_sets": 3, "flickr_images": 8}
+    matrix["synthetic"] = {"seed": 5, "vqa_images": 12, "vcr_images": 10, "nlvr2_sets": 3, "flickr_images": 8}
     matrix["pool"] = {"inline": True}
     for corpus in matrix["corpora"].values():
         corpus["detector"] = str(DEMO.parent / corpus["detector"])
@@ -99,7 +100,7 @@ def small_night(tmp_path_factory: pytest.TempPathFactory) -> SmallNight:
     root = tmp_path_factory.mktemp("night")
     matrix = root / "matrix.yaml"
     matrix.write_text(yaml.safe_dump(small_matrix(out=str(root / "out"))))
-    return SmallNight(matrix, root / "out", run_matrix(load_matrix(matrix, {})))
+    return SmallNight(matrix, root / "out", run_night(load_matrix(matrix, {})))
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from visualbert_core.cluster import Pool
 from visualbert_core.config import PoolConfig
+from visualbert_core.engine.pool import Pool
 from visualbert_core.features.importers.run import Imported, import_features
 
 BUA = ["image_id", "image_w", "image_h", "num_boxes", "boxes", "features"]

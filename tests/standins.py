@@ -20,10 +20,10 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image as Pillow
 
-from visualbert_core import scheduler
-from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig
 from visualbert_core.detector import Detection, Detector, load_detector
+from visualbert_core.engine import scheduler
+from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import end
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import evaluate
@@ -32,7 +32,7 @@ from visualbert_core.features.store import FeatureStore
 from visualbert_core.models import ReadsRegions
 from visualbert_core.schema import Example, Prediction, Question, Regions
 
-WEIGHTS = Path(__file__).parents[1] / "visualbert_core" / "world" / "weights"
+WEIGHTS = Path(__file__).parents[1] / "visualbert_core" / "synthetic" / "weights"
 SHARD, SECONDS = 3, 0.02
 PAUSE = "pause"  # while a job has a file of this name, no worker detects anything behind the first shards
 DEADLY = 255  # the top left red value of an image that ends the process
@@ -201,7 +201,7 @@ class RealJob(Job):
 
     def extract(self, workers: Pool) -> FeatureStore:
         shutil.copytree(WEIGHTS / "detector", self.out / "toy", dirs_exist_ok=True)
-        images, out = self.root / "world" / "vqa" / "val2014", self.out / "features"
+        images, out = self.root / "synthetic" / "vqa" / "val2014", self.out / "features"
         config = ExtractConfig(images=images, detector=self.out / "toy", out=out, corpus="vqa-val2014", shard_size=5)
         return extract(config, workers, load_mortal)
 
@@ -209,7 +209,7 @@ class RealJob(Job):
         config = EvaluateConfig(
             task="vqa",
             split="val",
-            annotations=self.root / "world" / "vqa",
+            annotations=self.root / "synthetic" / "vqa",
             features=store.folder,
             model=WEIGHTS / "visualbert-vqa",
             out=self.out / "runs" / "demo",

@@ -20,7 +20,7 @@ from conftest import ROOT, run_here
 from layouts import LAYOUTS, Layout
 
 from visualbert_core.errors import AnnotationError, InputError
-from visualbert_core.evaluation.score import describe, read_answers, score
+from visualbert_core.evaluation.score import describe, read_prediction_set, score
 from visualbert_core.schema import Prediction
 from visualbert_core.tasks import flickr30k_entities, nlvr2, open_task, vcr, vqa
 
@@ -78,7 +78,7 @@ def test_the_whole_split_is_official(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (task.subset, task.protocol) == (None, task.protocols[task.protocol_key])
     assert dict(task.paper_numbers()) == dict(task.paper.percent.get(layout.split, {}))
     (tmp_path / "predictions").write_text(layout.text())
-    document = score(task, read_answers(task, tmp_path / "predictions", ""), "")
+    document = score(task, read_prediction_set(task, tmp_path / "predictions", ""), "")
     assert "subset" not in document
     assert document["official"]
     assert "as the official program has it:" in list(describe(document, {}))

@@ -17,19 +17,19 @@ from conftest import ROOT, run_here
 from PIL import Image as Pillow
 from test_extract import INLINE, World, tree
 
-from visualbert_core.cluster import Pool
 from visualbert_core.config import DriftConfig, ExtractConfig, PoolConfig
 from visualbert_core.detector import Detection
 from visualbert_core.detector.torchvision_rcnn import TorchvisionRCNN
+from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import ConfigError, DriftError, InputError
 from visualbert_core.features.canary import compare, spread
 from visualbert_core.features.drift import check_plan
 from visualbert_core.features.extract import extract, plan_extraction, run_extraction
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.schema import Regions
-from visualbert_core.world.scenes import make_scene
+from visualbert_core.synthetic.scenes import make_scene
 
-WEIGHTS = Path(__file__).parents[1] / "visualbert_core" / "world" / "weights" / "detector"
+WEIGHTS = Path(__file__).parents[1] / "visualbert_core" / "synthetic" / "weights" / "detector"
 IMAGES = 8
 
 

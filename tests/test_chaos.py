@@ -25,16 +25,18 @@ import pytest
 from conftest import SmallNight
 from standins import PAUSE, SHARD, Job, RealJob, drive, load_pixels, new_job, write_world
 
-from visualbert_core import cluster, locations, scheduler, storage
-from visualbert_core.cluster import LOCAL_ENVIRONMENT, Pool
 from visualbert_core.config import PoolConfig
-from visualbert_core.corpus import list_images
+from visualbert_core.corpus.listing import list_images
+from visualbert_core.engine import pool as cluster
+from visualbert_core.engine import scheduler
+from visualbert_core.engine.pool import LOCAL_ENVIRONMENT, Pool
+from visualbert_core.engine.shards import Marker, Part, Shard, ShardFolder, plan
+from visualbert_core.engine.worker_process import SIMULATED
 from visualbert_core.errors import StoreError, VisualBertCoreError
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.features.worker import FeatureWorker, full_fingerprint, plan_images
-from visualbert_core.host import SIMULATED
-from visualbert_core.locations import location
-from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan
+from visualbert_core.io import locations, storage
+from visualbert_core.io.locations import location
 
 pytestmark = pytest.mark.slow
 ROUNDS, IMAGES = 20, 48
@@ -206,7 +208,7 @@ def test_three_deadly_images_among_four_hundred(nodes: Nodes, tmp_path: Path) ->
     """Images that end the process are three failure rows, the other 397 are there, the job ends well and says so; a
     deadly question is a failure, too, and so there is no score."""
     deadly = (5, 150, 333)
-    job = new_job(write_world(tmp_path / "world", 400, deadly, deadly_question=7001), "out").may_go()
+    job = new_job(write_world(tmp_path / "synthetic", 400, deadly, deadly_question=7001), "out").may_go()
     said = Driver(job, workers=4).finish(code=3)
     assert "400 of 400, " in said
     assert ", 3 failed" in said

@@ -18,7 +18,7 @@ from visualbert_core.comparison.compare import compare, describe
 from visualbert_core.comparison.flips import flips
 from visualbert_core.errors import InputError, NotComparableError
 from visualbert_core.evaluation.run_folder import Run, read_run
-from visualbert_core.evaluation.units import Units, by_metric, encode_units, read_units
+from visualbert_core.evaluation.units import UnitScores, by_metric, encode_units, read_units
 from visualbert_core.schema import JudgedAnswer, Score
 
 TASKS = ("vqa", "vcr", "nlvr2", "flickr30k_entities")
@@ -136,7 +136,7 @@ def test_units_survive_their_file(tmp_path: Path) -> None:
 def test_any_metric_has_flips_where_its_units_judge_an_answer() -> None:
     """A metric that nobody has heard of is told by its units alone: what flipped, surest first, or that none can."""
 
-    def units(values: list[float], answers: list[str], sure: float | None) -> Units:
+    def units(values: list[float], answers: list[str], sure: float | None) -> UnitScores:
         judged = [JudgedAnswer(f"e{row}", answer, sure) for row, answer in enumerate(answers)]
         every = enumerate(zip(values, judged, strict=True))
         return by_metric(Score(f"u{row}", "novelty", value, "image", {}, of) for row, (value, of) in every)["novelty"]

@@ -11,11 +11,11 @@ import pytest
 
 from visualbert_core.cli import main
 from visualbert_core.config import DriftConfig, EvaluateConfig, ExtractConfig, NightlyConfig, from_mapping
-from visualbert_core.documents import read_json, read_yaml
 from visualbert_core.errors import ConfigError
-from visualbert_core.locations import absolute
+from visualbert_core.io.documents import read_json, read_yaml
+from visualbert_core.io.locations import absolute
 from visualbert_core.nightly.matrix import load_matrix
-from visualbert_core.world import DEMO
+from visualbert_core.synthetic import DEMO
 
 ROOT = Path(__file__).parents[1]
 MATRIX: dict[str, Any] = {
@@ -55,7 +55,7 @@ def test_a_matrix_becomes_nested_dataclasses() -> None:
         ({"pool": {"worker": 2}}, "m.yaml: pool: unknown key 'worker'; did you mean 'workers'?"),
         ({"cells": {}}, "m.yaml: cells: expected list, found {}"),
         ({"corpora": {"a": {"images": "a", "detector": "b", "boxes": "given"}}}, "corpora.a: boxes: 'given' is not"),
-        ({"world": {"sed": 1}}, "m.yaml: world: unknown key 'sed'; did you mean 'seed'?"),
+        ({"synthetic": {"sed": 1}}, "m.yaml: synthetic: unknown key 'sed'; did you mean 'seed'?"),
     ],
 )
 def test_what_is_wrong_is_named(change: dict[str, Any], message: str) -> None:
@@ -219,14 +219,14 @@ def test_a_matrix_is_checked_before_it_runs(tmp_path: Path, old: str, new: str, 
         ({"pool": {"threads_per_worker": 0}}, "m.yaml: pool: threads_per_worker is 0: it must be at least 1"),
         ({"pool": {"gpus_per_worker": -0.5}}, "m.yaml: pool: gpus_per_worker is -0.5: it must be at least 0"),
         ({"limit": -1}, "m.yaml: limit is -1: it must be at least 1"),
-        ({"world": {"vqa_images": 0}}, "m.yaml: world: vqa_images is 0: it must be at least 1"),
+        ({"synthetic": {"vqa_images": 0}}, "m.yaml: synthetic: vqa_images is 0: it must be at least 1"),
         ({"gate": {"power": 1.5}}, "m.yaml: gate: power: 1.5 is not between 0 and 1"),
         ({"gate": {"drop": NAN}}, "m.yaml: gate: drop: nan is not a positive number of points, 100 at most"),
         ({"gate": {"drop": 101}}, "m.yaml: gate: drop: 101.0 is not a positive number of points, 100 at most"),
         ({"gpu_hour": INF}, "m.yaml: gpu_hour is inf: it must be a finite number"),
         ({"pool": {"max_hours": NAN}}, "m.yaml: pool: max_hours is nan: it must be a finite number"),
         ({"pool": {"start_timeout": INF}}, "m.yaml: pool: start_timeout is inf: it must be a finite number"),
-        ({"world": {"seed": -1}}, "m.yaml: world: seed is -1: it must be at least 0"),
+        ({"synthetic": {"seed": -1}}, "m.yaml: synthetic: seed is -1: it must be at least 0"),
         ({"data": "a\0b"}, r"m.yaml: data is 'a\x00b': no name or path holds a NUL"),
         ({"trackers": ["a\0b"]}, r"m.yaml: trackers is 'a\x00b': no name or path holds a NUL"),
         (
@@ -306,7 +306,7 @@ def test_home_is_home(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_demo_is_a_valid_matrix(tmp_path: Path) -> None:
     """Flags replace keys of the YAML file, and every path is absolute, because workers run elsewhere."""
     config = load_matrix(DEMO, {"out": str(tmp_path)})
-    assert config.data == tmp_path / "world"
+    assert config.data == tmp_path / "synthetic"
     paths = [config.out, *(c.images for c in config.corpora.values()), *(c.annotations for c in config.cells)]
     assert all(path.is_absolute() for path in paths)
     assert all(str(path).startswith(str(tmp_path)) for path in paths)

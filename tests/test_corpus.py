@@ -18,11 +18,11 @@ import pytest
 import xxhash
 from PIL import Image as Pillow
 
-from visualbert_core import lfs
-from visualbert_core.corpus import Corpus, list_images
+from visualbert_core.corpus.images import DecodeError, fetch, image_digest, image_shape, read_image
+from visualbert_core.corpus.listing import Corpus, list_images
 from visualbert_core.errors import InputError
 from visualbert_core.features.worker import plan_images
-from visualbert_core.images import DecodeError, fetch, image_digest, image_shape, read_image
+from visualbert_core.io import lfs
 from visualbert_core.schema import Image
 
 

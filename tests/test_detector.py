@@ -16,10 +16,10 @@ from visualbert_core.detector import load_detector
 from visualbert_core.detector.tiny_rcnn import tiny_rcnn
 from visualbert_core.detector.torchvision_rcnn import DetectorConfig, Selection, TorchvisionRCNN, build
 from visualbert_core.errors import CheckpointError
-from visualbert_core.world.scenes import Scene, make_scene
-from visualbert_core.world.train_detector import LABELS, label_of
+from visualbert_core.synthetic.scenes import Scene, make_scene
+from visualbert_core.synthetic.train_detector import LABELS, label_of
 
-WEIGHTS = Path(__file__).parents[1] / "visualbert_core" / "world" / "weights" / "detector"
+WEIGHTS = Path(__file__).parents[1] / "visualbert_core" / "synthetic" / "weights" / "detector"
 
 
 @pytest.fixture(scope="module")

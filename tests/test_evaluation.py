@@ -16,8 +16,9 @@ import pytest
 from conftest import ROOT, SmallNight
 from rich.console import Console
 
-from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.engine.pool import Pool
+from visualbert_core.engine.shards import Part, ShardFolder, plan
 from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.batches import ImageFile, batches, plan_examples, wrong_images
 from visualbert_core.evaluation.fit import check_fit
@@ -26,15 +27,14 @@ from visualbert_core.evaluation.predictions import encode, read_predictions
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import read_run
 from visualbert_core.features.store import FeatureStore
-from visualbert_core.locations import location
+from visualbert_core.io.locations import location
 from visualbert_core.models import Model, ReadsRegions, load_model
-from visualbert_core.models.visualbert.checkpoint.sidecar import FORMS
+from visualbert_core.models.visualbert.checkpoint.metadata import FORMS
 from visualbert_core.models.visualbert.published import published_space
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.html import render
 from visualbert_core.report.terminal import print_table
 from visualbert_core.schema import Example, Prediction, Question, Regions
-from visualbert_core.shards import Part, ShardFolder, plan
 from visualbert_core.tasks import open_task
 
 INLINE = PoolConfig(inline=True)
@@ -47,9 +47,9 @@ def vqa(small_night: SmallNight, tmp_path: Path) -> EvaluateConfig:
     return EvaluateConfig(
         task="vqa",
         split="val",
-        annotations=small_night.out / "world" / "vqa",
+        annotations=small_night.out / "synthetic" / "vqa",
         features=store,
-        model=ROOT / "visualbert_core" / "world" / "weights" / "visualbert-vqa",
+        model=ROOT / "visualbert_core" / "synthetic" / "weights" / "visualbert-vqa",
         out=tmp_path,
         shard_size=5,
     )
@@ -177,7 +177,7 @@ def test_a_quarantined_image_leaves_its_questions_uncovered(
     vqa: EvaluateConfig, small_night: SmallNight, tmp_path: Path
 ) -> None:
     """Without the features of an image there is no score: the questions are counted as missing and the reason given."""
-    annotations = shutil.copytree(small_night.out / "world" / "vqa", tmp_path / "vqa")
+    annotations = shutil.copytree(small_night.out / "synthetic" / "vqa", tmp_path / "vqa")
     for name in ("v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"):
         path = annotations / name
         path.write_text(path.read_text().replace('"image_id": 3,', '"image_id": 999,'))
@@ -207,7 +207,7 @@ def test_features_of_another_space_are_refused(vqa: EvaluateConfig, tmp_path: Pa
     config = dataclasses.replace(vqa, model=model)
     with pytest.raises(CheckpointError, match=r"'vg_c4'.*'world-tiny-rcnn-fc7'"):
         run(config)
-    forced = read_run(run(dataclasses.replace(config, foreign_features=True)))
+    forced = read_run(run(dataclasses.replace(config, allow_feature_space_mismatch=True)))
     assert forced.scores is not None
     (warning,) = forced.scores["warnings"]
     assert "'vg_c4'" in warning
@@ -263,14 +263,14 @@ def test_a_space_that_is_named_binds(vqa: EvaluateConfig, tmp_path: Path) -> Non
     silent = dataclasses.replace(vqa, model=without_space(vqa.model, tmp_path / "silent"), feature_space="vg_c4")
     with pytest.raises(CheckpointError, match=r"'vg_c4'.*'world-tiny-rcnn-fc7'"):
         run(silent)
-    forced = read_run(run(dataclasses.replace(silent, foreign_features=True)))
+    forced = read_run(run(dataclasses.replace(silent, allow_feature_space_mismatch=True)))
     assert forced.scores is not None
     (warning,) = forced.scores["warnings"]
-    assert warning.startswith("foreign features: the checkpoint was trained on 'vg_c4'")
+    assert warning.startswith("features of another space: the checkpoint was trained on 'vg_c4'")
     says = r"visualbert_core\.json says .*'world-tiny-rcnn-fc7', feature_space says 'vg_c4'"
     for foreign in (False, True):
         with pytest.raises(CheckpointError, match=says):
-            run(dataclasses.replace(vqa, feature_space="vg_c4", foreign_features=foreign))
+            run(dataclasses.replace(vqa, feature_space="vg_c4", allow_feature_space_mismatch=foreign))
     assert read_run(run(dataclasses.replace(vqa, feature_space="world-tiny-rcnn-fc7"))).scores is not None
 
 
@@ -313,7 +313,7 @@ def test_the_report_of_46_percent(vqa: EvaluateConfig) -> None:
         source.store = cast(FeatureStore, SimpleNamespace(feature_size=2048, space=space))
         (warning,) = check_fit(model, source, vqa)
         assert says in warning
-        named = dataclasses.replace(vqa, feature_space="pythia_fpn", foreign_features=True)
+        named = dataclasses.replace(vqa, feature_space="pythia_fpn", allow_feature_space_mismatch=True)
         assert len(check_fit(model, source, named)) == (space != "pythia_fpn")
 
 
@@ -374,7 +374,7 @@ def test_wrong_images_are_never_the_own_one(vqa: EvaluateConfig, small_night: Sm
     assert all(own != other for own, other in donors.items())
     assert Counter(donors.values()) == Counter(donors.keys())
     (pairs,) = (small_night.out / "features" / "nlvr2-dev").iterdir()
-    examples = list(open_task("nlvr2", small_night.out / "world" / "nlvr2", "dev").examples())
+    examples = list(open_task("nlvr2", small_night.out / "synthetic" / "nlvr2", "dev").examples())
     swapped = wrong_images(examples, FeatureStore.open(pairs))
     assert all(not set(own) & set(other) for own, other in swapped.items())
 

@@ -11,13 +11,13 @@ from conftest import ROOT, SmallNight
 from own_tasks import open_questions
 
 EXAMPLES = ROOT / "examples"
-WEIGHTS = ROOT / "visualbert_core" / "world" / "weights"
+WEIGHTS = ROOT / "visualbert_core" / "synthetic" / "weights"
 
 
 @pytest.fixture
 def places(small_night: SmallNight, tmp_path: Path) -> dict[str, str]:
     """The words of the command lines."""
-    world, runs = small_night.out / "world", small_night.out / "runs" / "demo"
+    world, runs = small_night.out / "synthetic", small_night.out / "runs" / "demo"
     (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
     return {
         "IMAGES": str(world / "vqa" / "val2014"),

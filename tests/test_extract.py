@@ -18,20 +18,21 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from visualbert_core import lfs, scheduler
-from visualbert_core.backend import LostError
-from visualbert_core.cluster import Pool
 from visualbert_core.config import DriftConfig, ExtractConfig, PoolConfig
-from visualbert_core.corpus import list_images
+from visualbert_core.corpus.images import fetch, read_image
+from visualbert_core.corpus.listing import list_images
 from visualbert_core.detector import Detection
+from visualbert_core.engine import scheduler
+from visualbert_core.engine.backend import LostError
+from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import CheckpointError, CoverageError, InputError, ShardError
 from visualbert_core.features import extract as extraction
 from visualbert_core.features.drift import check_plan
 from visualbert_core.features.extract import plan_extraction, run_extraction
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.features.worker import AHEAD, FeatureWorker, _batches, full_fingerprint, plan_images
-from visualbert_core.images import fetch, read_image
-from visualbert_core.locations import location
+from visualbert_core.io import lfs
+from visualbert_core.io.locations import location
 from visualbert_core.schema import Image
 
 INLINE = PoolConfig(inline=True)
@@ -383,13 +384,13 @@ def test_given_boxes_are_used(world: World) -> None:
 def load_naming(folder: str | Path, device: str | None = None, precision: str = "float32") -> PixelDetector:
     """With attributes: the ranks of the regions, at scores of a half."""
 
-    class Naming(PixelDetector):
+    class HasLabelNames(PixelDetector):
         def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
             found = super().detect(images, boxes)
             ranks = [np.arange(len(detection.boxes)) for detection in found]
             return [replace(d, attributes=r, attribute_scores=r * 0 + 0.5) for d, r in zip(found, ranks, strict=True)]
 
-    return Naming(folder)
+    return HasLabelNames(folder)
 
 
 def test_attributes_are_kept(world: World) -> None:

@@ -17,7 +17,6 @@ from published import picture, random_tensor
 from tolerances import close, doubt, likely, paired
 from torchvision.ops import nms
 
-from visualbert_core.cluster import Pool
 from visualbert_core.config import ExtractConfig, PoolConfig
 from visualbert_core.detector import load_detector
 from visualbert_core.detector.class_nms import confidences
@@ -33,8 +32,9 @@ from visualbert_core.detector.fpn import (
     resize_scale,
 )
 from visualbert_core.detector.fpn_weights import convert_detectron, convert_pythia
-from visualbert_core.detector.inclusive_boxes import half_open
-from visualbert_core.detector.published import read_entries
+from visualbert_core.detector.legacy_boxes import half_open
+from visualbert_core.detector.weight_loading import read_entries
+from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import CheckpointError
 from visualbert_core.features.extract import extract
 from visualbert_core.provenance import differences

@@ -21,7 +21,7 @@ import pytest
 from layouts import LAYOUTS
 
 from visualbert_core.errors import VisualBertCoreError
-from visualbert_core.evaluation.score import Mode, describe, read_answers, score
+from visualbert_core.evaluation.score import Mode, describe, read_prediction_set, score
 from visualbert_core.tasks import Task, open_task
 
 CASES = {"sample": 200, "all": 10_000}
@@ -186,7 +186,7 @@ def check(of: Format, number: int, folder: Path, task: Task | None = None) -> bo
 
 def scored(task: Task, folder: Path, mode: Mode) -> dict[str, Any]:
     """All that the job does, but for printing."""
-    answers = read_answers(task, folder / SUBMISSION, "", mode)
+    answers = read_prediction_set(task, folder / SUBMISSION, "", mode)
     answers.coverage.table()
     document = score(task, answers, "", mode)
     json.dumps(document, allow_nan=False)

@@ -20,8 +20,8 @@ import xxhash
 from PIL import Image as Pillow
 from PIL import ImageCms, features
 
-from visualbert_core import lfs
-from visualbert_core.images import DecodeError, image_digest, image_shape, read_boxes, read_image, read_objects
+from visualbert_core.corpus.images import DecodeError, image_digest, image_shape, read_boxes, read_image, read_objects
+from visualbert_core.io import lfs
 from visualbert_core.schema import Image
 
 RAMP = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3) * 3

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from feature_sources import BUA, WRITERS, failures, records, run, write_npy, write_tsv
 
-from visualbert_core import lfs
 from visualbert_core.detector.fpn import DETECTRON, PYTHIA
 from visualbert_core.errors import CoverageError, InputError
 from visualbert_core.features.importers.checks import SPACES, _type
+from visualbert_core.io import lfs
 
 REPORTS = Path(__file__).parent / "reports"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"

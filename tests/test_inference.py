@@ -21,17 +21,17 @@ from torchvision import ops
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, box_iou
 
 from visualbert_core.detector import Detection, Detector, load_detector
-from visualbert_core.detector.inference import PRECISIONS, answering, lower, ready
+from visualbert_core.detector.inference import PRECISIONS, cast_to_bfloat16, inference_mode, prepare
 from visualbert_core.detector.r2c_resnet50 import convert as convert_r2c
 from visualbert_core.detector.roi_align import pool_as, roi_align
 from visualbert_core.detector.torchvision_rcnn import DetectorConfig, build
 from visualbert_core.detector.vg_c4 import Preprocessing
 from visualbert_core.detector.vg_c4_weights import convert as convert_vg_c4
 from visualbert_core.errors import ConfigError
-from visualbert_core.world.scenes import make_scene
+from visualbert_core.synthetic.scenes import make_scene
 
 CPU = torch.device("cpu")
-WORLD = Path(__file__).parents[1] / "visualbert_core" / "world" / "weights" / "detector"
+WORLD = Path(__file__).parents[1] / "visualbert_core" / "synthetic" / "weights" / "detector"
 SPACES = ("torchvision", "vg_c4", "pythia_fpn", "detectron_fpn", "r2c_resnet50")
 
 
@@ -163,7 +163,7 @@ def test_norms_go_into_their_convolutions(builder: str) -> None:
         for values, low, high in ((norm.weight, 0.3, 0.7), (norm.bias, -0.1, 0.1), (norm.running_mean, -0.1, 0.1)):
             nn.init.uniform_(values, low, high)
         nn.init.uniform_(norm.running_var, 0.5, 1.5)
-    folded = ready(model, CPU)
+    folded = prepare(model, CPU)
     assert norms
     assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d | FrozenBatchNorm2d)]
     pixels = torch.randn(1, 3, 64, 96)
@@ -184,8 +184,8 @@ def test_what_follows_no_convolution_is_not_folded() -> None:
     network = nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU(), nn.BatchNorm2d(2)).eval()
     network[2].running_mean.fill_(3)
     x = torch.randn(1, 2, 4, 4)
-    assert isinstance(ready(network, CPU)[2], nn.BatchNorm2d)
-    close(ready(network, CPU)(x), network(x).detach())
+    assert isinstance(prepare(network, CPU)[2], nn.BatchNorm2d)
+    close(prepare(network, CPU)(x), network(x).detach())
 
 
 def test_lowered_parts_take_and_give_float32() -> None:
@@ -197,7 +197,7 @@ def test_lowered_parts_take_and_give_float32() -> None:
             return {"maps": [x, x.argmax(1)]}
 
     first, last = nn.Conv2d(2, 3, 1), Fork()
-    lower(first, last)
+    cast_to_bfloat16(first, last)
     found = last(first(torch.randn(1, 2, 4, 4)))
     assert [t.dtype for t in found["maps"]] == [torch.float32, torch.int64]
 
@@ -237,7 +237,7 @@ def test_float32_is_no_tf32() -> None:
 
     torch.set_float32_matmul_precision("high")
     try:
-        assert answering(settings)() == (False, "highest", True)
+        assert inference_mode(settings)() == (False, "highest", True)
         assert settings() == (True, "high", False)
     finally:
         torch.set_float32_matmul_precision("highest")

@@ -21,7 +21,7 @@ import yaml
 from conftest import ROOT, SmallNight, run_here, small_matrix
 from safetensors.torch import load_file, save_file
 
-WEIGHTS = ROOT / "visualbert_core" / "world" / "weights"
+WEIGHTS = ROOT / "visualbert_core" / "synthetic" / "weights"
 
 
 def job(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -57,7 +57,7 @@ def the_error(done: subprocess.CompletedProcess[str]) -> str:
 @pytest.fixture
 def world(small_night: SmallNight, tmp_path: Path) -> Path:
     """A copy of the small world's files that a test may damage."""
-    return shutil.copytree(small_night.out / "world", tmp_path / "world")
+    return shutil.copytree(small_night.out / "synthetic", tmp_path / "synthetic")
 
 
 def test_nightly_prints_scores_and_what_to_open(small_night: SmallNight) -> None:
@@ -91,7 +91,7 @@ def test_a_score_under_its_floor_is_a_regression(small_night: SmallNight, tmp_pa
 def test_a_failing_cell_does_not_stop_the_others(tmp_path: Path, world: Path) -> None:
     """With one task's annotations gone, the others are scored; report and exit code name the culprit."""
     (world / "nlvr2" / "dev.json").unlink()
-    done = job("nightly", write_matrix(tmp_path, world=None, data=str(world)))
+    done = job("nightly", write_matrix(tmp_path, synthetic=None, data=str(world)))
     assert done.returncode == 2
     assert "dev.json" in the_error(done)
     assert len(list((tmp_path / "out").glob("runs/demo/*/scores.json"))) == 6
@@ -102,7 +102,7 @@ def test_a_truncated_annotation_file_is_named(tmp_path: Path, world: Path) -> No
     """Half a JSON file ends the cell with its path, not with a traceback."""
     path = world / "vqa" / "v2_mscoco_val2014_annotations.json"
     path.write_text(path.read_text()[:5000])
-    done = job_here("nightly", write_matrix(tmp_path, only("vqa"), world=None, data=str(world)))
+    done = job_here("nightly", write_matrix(tmp_path, only("vqa"), synthetic=None, data=str(world)))
     assert done.returncode == 2
     assert path.name in the_error(done)
 
@@ -112,7 +112,7 @@ def test_an_image_that_does_not_decode_is_quarantined_and_its_questions_are_miss
 ) -> None:
     """The other images are extracted; the task has no score, exit code 3; the report names image and reason."""
     (world / "vqa" / "val2014" / "COCO_val2014_000000000004.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really")
-    done = job_here("nightly", write_matrix(tmp_path, only("vqa"), world=None, data=str(world)))
+    done = job_here("nightly", write_matrix(tmp_path, only("vqa"), synthetic=None, data=str(world)))
     assert done.returncode == 3
     assert "44 predictions for 48 examples: 4 missing" in the_error(done)
     page = (tmp_path / "out" / "report.html").read_text()
@@ -136,7 +136,7 @@ def test_a_checkpoint_of_another_dimension_is_refused(small_night: SmallNight, t
     model = shutil.copytree(WEIGHTS / "visualbert-vqa", tmp_path / "model")
     (model / "visualbert_core.json").unlink()
     (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
-    annotations = small_night.out / "world" / "vqa"
+    annotations = small_night.out / "synthetic" / "vqa"
     arguments = ("--annotations", annotations, "--features", store, "--model", model, "--out", tmp_path / "runs")
     done = job_here("evaluate", "--task", "vqa", "--split", "val", *arguments)
     assert done.returncode == 2
@@ -149,7 +149,7 @@ def test_a_checkpoint_of_another_dimension_is_refused(small_night: SmallNight, t
 def test_extract_and_evaluate_by_hand_on_ray(small_night: SmallNight, tmp_path: Path) -> None:
     """The two single jobs, on Ray with two workers, write the very bytes that the matrix wrote in one process; the
     first starts a Ray of its own, the second uses the one that runs."""
-    world = small_night.out / "world"
+    world = small_night.out / "synthetic"
     images = ("--images", world / "vqa" / "val2014", "--detector", WEIGHTS / "detector", "--corpus", "vqa-val2014")
     done = job("extract_features", *images, "--out", tmp_path, "--shard-size", 5, "--workers", 2, "--json")
     assert done.returncode == 0, done.stderr
@@ -173,8 +173,8 @@ def test_extract_and_evaluate_by_hand_on_ray(small_night: SmallNight, tmp_path: 
 def test_self_check_as_a_person_runs_it(small_night: SmallNight, tmp_path: Path) -> None:
     """On Ray with two workers against one: exit code 0, one line of verdict, no run folder."""
     (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
-    arguments = ("--annotations", small_night.out / "world" / "vqa", "--features", store)
-    flags = ("--model", WEIGHTS / "visualbert-vqa", "--out", tmp_path, "--workers", 2, "--self-check")
+    arguments = ("--annotations", small_night.out / "synthetic" / "vqa", "--features", store)
+    flags = ("--model", WEIGHTS / "visualbert-vqa", "--out", tmp_path, "--workers", 2, "--invariance-check")
     done = job_here("evaluate", "--task", "vqa", "--split", "val", *arguments, *flags)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("48 examples, alone and in batches of 64: 0 answers changed\n")

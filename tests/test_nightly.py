@@ -17,15 +17,16 @@ import yaml
 from conftest import ROOT, small_matrix
 from test_jobs import job, job_here, the_error
 
+from visualbert_core.commands.nightly import run_night
 from visualbert_core.comparison.compare import Comparison
 from visualbert_core.comparison.gate import Check
 from visualbert_core.comparison.history import History
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.evaluation.run_folder import claim
-from visualbert_core.nightly.matrix import Night, load_matrix, run_matrix, runs_folder
-from visualbert_core.nightly.plan import plan_night
+from visualbert_core.nightly.dry_run import plan_night
+from visualbert_core.nightly.matrix import Night, load_matrix, runs_folder
 
-WEIGHTS = ROOT / "visualbert_core" / "world" / "weights"
+WEIGHTS = ROOT / "visualbert_core" / "synthetic" / "weights"
 CELL = "visualbert-vqa__vqa__val"
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
 
@@ -33,7 +34,7 @@ ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
 def write_matrix(root: Path, **changes: Any) -> Path:
     """VQA alone, over copies of the world's weights that a test may damage, with a gate."""
     matrix = small_matrix(out=str(root / "out"), wrong_image_baseline=False, examples=0)
-    matrix["world"] |= {"seed": 6, "vqa_images": 24, "vcr_images": 1, "nlvr2_sets": 1, "flickr_images": 1}
+    matrix["synthetic"] |= {"seed": 6, "vqa_images": 24, "vcr_images": 1, "nlvr2_sets": 1, "flickr_images": 1}
     matrix["cells"] = [matrix["cells"][0] | {"model": str(root / "visualbert-vqa"), "shard_size": 50}]
     matrix["corpora"] = {"vqa-val2014": matrix["corpora"]["vqa-val2014"] | {"detector": str(root / "detector")}}
     matrix["gate"] = {"drop": 25}
@@ -99,7 +100,7 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> Nights:
     matrix, nights = write_matrix(root), {}
 
     def run(night: str) -> None:
-        nights[night] = run_matrix(load_matrix(matrix, {"night": night}))
+        nights[night] = run_night(load_matrix(matrix, {"night": night}))
 
     run("1-first")
     run("2-again")
@@ -109,7 +110,7 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> Nights:
     resize_to(root / "detector", 160)
     run("4-resized")
     resize_to(root / "detector", 224)
-    world = root / "out" / "world" / "vqa"
+    world = root / "out" / "synthetic" / "vqa"
     shutil.copytree(world, root / "annotations")
     relabel(world, 2)
     run("5-relabelled")
@@ -271,7 +272,7 @@ def test_a_dry_run_counts_and_does_nothing(five: Nights, tmp_path: Path) -> None
     new = load_matrix(write_matrix(tmp_path), {})
     unknown = list(plan_night(new, runs_folder(new)))
     assert [step.to_do for step in unknown] == [None, None]
-    assert all(str(tmp_path / "out" / "world") in step.note for step in unknown)
+    assert all(str(tmp_path / "out" / "synthetic") in step.note for step in unknown)
     assert not (tmp_path / "out").exists()
 
 
@@ -281,7 +282,7 @@ def test_a_night_under_its_floor_is_no_baseline(five: Nights, tmp_path: Path) ->
     shutil.copytree(five.root, root)
     cells = yaml.safe_load(write_matrix(root).read_text())["cells"]
     floors = [cells[0] | {"floors": {"accuracy": 100.0}}]
-    night = run_matrix(load_matrix(write_matrix(root, cells=floors), {"night": "6-floor"}))
+    night = run_night(load_matrix(write_matrix(root, cells=floors), {"night": "6-floor"}))
     assert night.judged is not None
     assert ([check.verdict for check in night.judged.gate.checks], night.exit_code) == (["pass"], 4)
     history = History(root / "out" / "history" / "demo")
@@ -295,7 +296,7 @@ def test_a_smoke_night_leaves_no_trace(five: Nights) -> None:
     """It runs a few examples, says so, and enters neither history nor the nights' runs and stores."""
     out = five.root / "out"
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if "smoke" not in path.parts}
-    night = run_matrix(load_matrix(write_matrix(five.root), {"night": "7", "limit": 5}))
+    night = run_night(load_matrix(write_matrix(five.root), {"night": "7", "limit": 5}))
     assert (night.exit_code, night.judged) == (0, None)
     (cell,) = night.cells
     assert cell.run is not None
@@ -334,11 +335,11 @@ def test_a_night_must_be_a_name(tmp_path: Path) -> None:
 def test_another_smoke_night_takes_the_place_of_the_first(tmp_path: Path) -> None:
     """It is asked whether everything runs after a change: a sample made of something else is no obstacle."""
     for limit in (3, 4):
-        night = run_matrix(load_matrix(write_matrix(tmp_path), {"limit": limit}))
+        night = run_night(load_matrix(write_matrix(tmp_path), {"limit": limit}))
         assert night.exit_code == 0, night.cells[0].error
         assert night.cells[0].run is not None
         assert night.cells[0].run.record["coverage"]["predicted"] == limit
-    whole = run_matrix(load_matrix(write_matrix(tmp_path, gate=None), {}))
+    whole = run_night(load_matrix(write_matrix(tmp_path, gate=None), {}))
     run = whole.cells[0].run
     assert run is not None
     with pytest.raises(InputError, match="made of other ingredients"):
@@ -350,7 +351,7 @@ def test_a_dry_run_knows_the_precision(tmp_path: Path) -> None:
     matrix = yaml.safe_load(write_matrix(tmp_path, gate=None).read_text())
     matrix["corpora"]["vqa-val2014"]["precision"] = "bfloat16"
     config = load_matrix(write_matrix(tmp_path, gate=None, corpora=matrix["corpora"]), {})
-    run_matrix(config)
+    run_night(config)
     features = next(iter(plan_night(config, runs_folder(config))))
     assert (features.total, features.to_do) == (24, 0)
 
@@ -364,7 +365,7 @@ def test_a_cell_names_a_feature_space(five: Nights, tmp_path: Path) -> None:
     """The key of a cell is the flag of its evaluation: a space that contradicts the checkpoint ends that cell."""
     root = shutil.copytree(five.root, tmp_path / "nights")
     cells = [cell_of(root, feature_space="vg_c4")]
-    night = run_matrix(load_matrix(write_matrix(root, cells=cells), {"night": "6-named"}))
+    night = run_night(load_matrix(write_matrix(root, cells=cells), {"night": "6-named"}))
     assert night.exit_code == 2
     assert "feature_space says 'vg_c4'" in str(night.cells[0].error)
 
@@ -414,7 +415,7 @@ def test_a_corpus_that_the_system_does_not_hand_out_ends_its_cells_only(
         raise PermissionError(13, "Permission denied", "s3://bucket/images")
 
     monkeypatch.setattr("visualbert_core.nightly.matrix.extract", refuse)
-    night = run_matrix(load_matrix(write_matrix(tmp_path, gate=None), {}))
+    night = run_night(load_matrix(write_matrix(tmp_path, gate=None), {}))
     assert night.exit_code == 1
     (cell,) = night.cells
     assert cell.run is None

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from visualbert_core.errors import AnnotationError, ConfigError, CoverageError, InputError
-from visualbert_core.evaluation.score import read_answers, score
+from visualbert_core.evaluation.score import read_prediction_set, score
 from visualbert_core.schema import Prediction, Statement
 from visualbert_core.tasks import judge, summarize
 from visualbert_core.tasks.nlvr2 import SPLITS, Nlvr2Task
@@ -180,7 +180,7 @@ def test_lenient_is_what_the_official_program_does(tmp_path: Path, case: dict[st
     path.write_bytes(case["csv"].encode())
 
     def official() -> dict[str, Any]:
-        return score(task, read_answers(task, path, "", "official"), "", "official")
+        return score(task, read_prediction_set(task, path, "", "official"), "", "official")
 
     if case["scores"] is None:
         with pytest.raises(CoverageError, match="no score"):
@@ -197,10 +197,10 @@ def test_strict_refuses_what_is_not_one_answer_each(tmp_path: Path, case: dict[s
     path.write_bytes(case["csv"].encode())
     harmless = {"as asked", "no newline at the end", "spaces around the line", "byte order mark"}
     if case["name"] in harmless or case["name"].startswith("line ends"):
-        assert score(task, read_answers(task, path, ""), "")["scores"]["accuracy"] == 75.0
+        assert score(task, read_prediction_set(task, path, ""), "")["scores"]["accuracy"] == 75.0
     else:
         with pytest.raises(CoverageError, match=r"predictions\.csv"):
-            score(task, read_answers(task, path, ""), "")
+            score(task, read_prediction_set(task, path, ""), "")
 
 
 def test_submission_is_the_leaderboards_file(tmp_path: Path) -> None:

@@ -19,17 +19,18 @@ from test_jobs import job_here, the_error
 from test_nightly import damage
 
 from visualbert_core.cli import main
-from visualbert_core.cluster import Pool
+from visualbert_core.commands.nightly import run_night
 from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import AnnotationError, ConfigError, InputError
 from visualbert_core.evaluation.run import evaluate
-from visualbert_core.nightly.matrix import Night, load_matrix, run_matrix
+from visualbert_core.nightly.matrix import Night, load_matrix
 from visualbert_core.schema import Grounding, MultipleChoice, Prediction, Question, Statement
 from visualbert_core.tasks import Task, find_task, judge, open_task, summarize
 from visualbert_core.tasks.nlvr2 import Nlvr2Task
 
 EXAMPLES = ROOT / "examples"
-WEIGHTS = ROOT / "visualbert_core" / "world" / "weights"
+WEIGHTS = ROOT / "visualbert_core" / "synthetic" / "weights"
 OWN = "own_task:OpenQuestions"
 OTHERS = ("own_tasks:Choices", "own_tasks:Pairs", "own_tasks:References")
 
@@ -223,7 +224,7 @@ class Place:
 
 @pytest.fixture
 def place(small_night: SmallNight, tmp_path: Path) -> Place:
-    open_questions(small_night.out / "world" / "vqa", tmp_path / "questions")
+    open_questions(small_night.out / "synthetic" / "vqa", tmp_path / "questions")
     (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
     return Place(tmp_path, store)
 
@@ -285,7 +286,7 @@ def test_a_night_of_an_own_benchmark(place: Place, small_night: SmallNight) -> N
     matrix = nights(place, small_night, [{"floors": {"exact match": 1}, "drops": {"exact match": 5}}])
 
     def night(name: str) -> Night:
-        return run_matrix(load_matrix(matrix, {"night": name}))
+        return run_night(load_matrix(matrix, {"night": name}))
 
     first = night("1")
     assert [cell.error for cell in first.cells] == [None]

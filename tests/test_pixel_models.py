@@ -18,15 +18,16 @@ import yaml
 from conftest import SmallNight, run_here, small_matrix
 from pixel_model import install, write_checkpoint
 
-from visualbert_core.cluster import Pool
+from visualbert_core.commands.nightly import run_night
 from visualbert_core.comparison.compare import compare
 from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
+from visualbert_core.evaluation.invariance_check import check_invariance, describe
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import Run, read_run
-from visualbert_core.evaluation.selfcheck import describe, self_check
-from visualbert_core.nightly.matrix import Night, load_matrix, run_matrix
+from visualbert_core.nightly.matrix import Night, load_matrix
 
 INLINE = PoolConfig(inline=True)
 TASKS = ("vqa", "vcr", "nlvr2", "flickr30k_entities")
@@ -56,7 +57,7 @@ def write_matrix(root: Path, world: Path, **changes: Any) -> Path:
     """The demo's matrix over the small night's world, every corpus without a detector, every cell by the stand-in."""
     matrix = small_matrix(name="pixels", out=str(root / "out"), data=str(world), examples=4, gate={"drop": 20})
     matrix |= {"wrong_image_baseline": True}
-    del matrix["world"]
+    del matrix["synthetic"]
     for corpus in matrix["corpora"].values():
         corpus.pop("detector")
         corpus.pop("boxes", None)
@@ -70,12 +71,12 @@ def write_matrix(root: Path, world: Path, **changes: Any) -> Path:
 @pytest.fixture(scope="module")
 def nights(installed: None, small_night: SmallNight, tmp_path_factory: pytest.TempPathFactory) -> Nights:
     """The second night's weights are others, so about every answer is."""
-    root, world = tmp_path_factory.mktemp("pixels"), small_night.out / "world"
+    root, world = tmp_path_factory.mktemp("pixels"), small_night.out / "synthetic"
     matrix = write_matrix(root, world)
     found = []
     for night, shift in (("1-first", 0), ("2-shifted", 1)):
         write_checkpoint(root / "brightness", shift)
-        found.append(run_matrix(load_matrix(matrix, {"night": night})))
+        found.append(run_night(load_matrix(matrix, {"night": night})))
     return Nights(root, world, *found)
 
 
@@ -151,7 +152,7 @@ def test_the_page_shows_examples_and_flips(nights: Nights) -> None:
 
 def test_answers_do_not_depend_on_the_batch(nights: Nights, tmp_path: Path) -> None:
     """The invariance check compares answers and confidences where there are no logits."""
-    found = self_check(vqa_config(nights, tmp_path), INLINE, examples=20)
+    found = check_invariance(vqa_config(nights, tmp_path), INLINE, examples=20)
     assert (found.compared, found.changed, found.largest_difference) == ("confidences", (), 0.0)
     assert "largest difference of confidences: 0.0e+00" in list(describe(found))
     assert list(tmp_path.iterdir()) == []
@@ -172,7 +173,7 @@ def test_naming_what_the_model_does_not_read(nights: Nights, small_night: SmallN
     (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
     with pytest.raises(CheckpointError, match=r"reads pixels, .* is a feature store: name the corpus .*--images"):
         evaluated(vqa_config(nights, tmp_path, images=None, features=store))
-    weights = Path(__file__).parents[1] / "visualbert_core" / "world" / "weights" / "visualbert-vqa"
+    weights = Path(__file__).parents[1] / "visualbert_core" / "synthetic" / "weights" / "visualbert-vqa"
     with pytest.raises(CheckpointError, match=r"reads region features, .* is a corpus of images.*--features"):
         evaluated(vqa_config(nights, tmp_path, model=weights))
     for both in ({"features": store}, {"images": None}):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from test_nightly import ANNOTATIONS, CELL, write_matrix
 
-from visualbert_core.nightly.matrix import Night, load_matrix, run_matrix
+from visualbert_core.commands.nightly import run_night
+from visualbert_core.nightly.matrix import Night, load_matrix
 from visualbert_core.report.places import Places
 
 
@@ -21,7 +22,7 @@ def test_no_path_of_the_machine_is_on_the_page(tmp_path: Path) -> None:
     texts = []
 
     def run(night: str) -> Night:
-        done = run_matrix(load_matrix(matrix, {"night": night}))
+        done = run_night(load_matrix(matrix, {"night": night}))
         texts.extend(path.read_text() for path in (done.report, *(done.runs / n for n in ("summary.md", "junit.xml"))))
         return done
 
@@ -37,7 +38,7 @@ def test_no_path_of_the_machine_is_on_the_page(tmp_path: Path) -> None:
     shutil.rmtree(root / "out" / "history" / "demo" / "2")
     run("3")
     assert "cannot be compared: OUT/runs/demo/1" in texts[-2]
-    annotations = root / "out" / "world" / "vqa" / ANNOTATIONS
+    annotations = root / "out" / "synthetic" / "vqa" / ANNOTATIONS
     annotations.write_text(annotations.read_text()[:500])
     run("4")
     assert f"DATA/vqa/{ANNOTATIONS}" in texts[-3]
@@ -50,9 +51,9 @@ def test_no_path_of_the_machine_is_on_the_page(tmp_path: Path) -> None:
 def test_places_hide_paths_and_nothing_else() -> None:
     """Known folders become words, the innermost first; of other absolute paths the name stays; ids, addresses and
     fractions stay as they are."""
-    places = Places.of([("OUT", Path("/a b/out")), ("DATA", Path("/a b/out/world")), ("…", Path("/a b"))])
+    places = Places.of([("OUT", Path("/a b/out")), ("DATA", Path("/a b/out/synthetic")), ("…", Path("/a b"))])
     for text, shown in {
-        "/a b/out/world/vqa: gone": "DATA/vqa: gone",
+        "/a b/out/synthetic/vqa: gone": "DATA/vqa: gone",
         "'/a b/out' and /a b/out.": "'OUT' and OUT.",
         "/a b/out2/x": "…/out2/x",
         "file:///mnt/x/y.json is torn": "…/y.json is torn",

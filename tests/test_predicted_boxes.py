@@ -14,7 +14,7 @@ from conftest import ROOT, run_here
 from layouts import LAYOUTS
 
 from visualbert_core.errors import ConfigError, InputError
-from visualbert_core.evaluation.score import Mode, read_answers, score
+from visualbert_core.evaluation.score import Mode, read_prediction_set, score
 from visualbert_core.metrics.boxes import CONVENTIONS
 from visualbert_core.tasks import open_task
 from visualbert_core.tasks.flickr30k_entities import Flickr30kEntitiesTask
@@ -71,7 +71,7 @@ def write(path: Path, folder: Path, change: Change = lambda b, w, h: b, share: f
 
 def scored(folder: Path, path: Path, boxes: str | None = None, mode: Mode = "strict") -> dict[str, Any]:
     task = open_task("flickr30k_entities", folder, "val")
-    return score(task, read_answers(task, path, "", mode, boxes), "", mode)
+    return score(task, read_prediction_set(task, path, "", mode, boxes), "", mode)
 
 
 def _corner(b: np.ndarray) -> np.ndarray:
@@ -227,13 +227,13 @@ def test_what_cannot_be_converted(tmp_path: Path) -> None:
     task = open_task(layout.task, layout.write(tmp_path), layout.split)
     (tmp_path / "predictions").write_text(layout.text())
     with pytest.raises(InputError, match="normalised boxes need the size of every image, and no <size> is told of 5"):
-        read_answers(task, tmp_path / "predictions", "", boxes="normalised")
+        read_prediction_set(task, tmp_path / "predictions", "", boxes="normalised")
     with pytest.raises(ConfigError, match="is a run folder, whose boxes are pixels; leave the flag out"):
-        read_answers(task, tmp_path, "", boxes="xywh")
+        read_prediction_set(task, tmp_path, "", boxes="xywh")
     nlvr2 = LAYOUTS["nlvr2"]
     (tmp_path / "p.csv").write_text(nlvr2.text())
     with pytest.raises(ConfigError, match="--boxes xywh: predictions of nlvr2 hold no boxes"):
-        read_answers(open_task("nlvr2", nlvr2.write(tmp_path), "dev"), tmp_path / "p.csv", "", boxes="xywh")
+        read_prediction_set(open_task("nlvr2", nlvr2.write(tmp_path), "dev"), tmp_path / "p.csv", "", boxes="xywh")
     where = ("--task", "nlvr2", "--split", "dev", "--annotations", tmp_path, "--predictions", tmp_path / "p.csv")
     done = run_here(ROOT / "jobs" / "score.py", *where, "--boxes", "xyhw")
     assert (done.returncode, "xywh" in done.stderr) == (2, True)

@@ -13,25 +13,25 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from visualbert_core.engine.processes import DraftFolder, helpers
 from visualbert_core.errors import ClusterError
-from visualbert_core.processes import Draft, helpers
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds children in Linux's /proc")
 
 DRIVER = """
 import sys
 from pathlib import Path
-from visualbert_core.config import WorldConfig
+from visualbert_core.config import SyntheticConfig
 from visualbert_core.errors import end
-from visualbert_core.world.files import make_world
+from visualbert_core.synthetic.files import make_synthetic
 
 count = int(sys.argv[2])
-config = WorldConfig(seed=5, vqa_images=count, vcr_images=4, nlvr2_sets=1, flickr_images=4)
-end(lambda: make_world(Path(sys.argv[1]), config) and 0)
+config = SyntheticConfig(seed=5, vqa_images=count, vcr_images=4, nlvr2_sets=1, flickr_images=4)
+end(lambda: make_synthetic(Path(sys.argv[1]), config) and 0)
 """
 SCENES = """
 from visualbert_core.errors import end
-from visualbert_core.world.train_detector import make_scenes
+from visualbert_core.synthetic.train_detector import make_scenes
 
 print("imported", flush=True)  # imports have children of their own, for a moment
 end(lambda: make_scenes(1, 0, 100_000) and 0)
@@ -67,9 +67,9 @@ def alive(pids: set[int]) -> set[int]:
 
 @pytest.fixture
 def drawing(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], set[int]]]:
-    """A driver in the middle of drawing a large world at `tmp_path / "world"`, and its children."""
-    process = driver(DRIVER, tmp_path / "world", MANY)
-    until(lambda: len(list(tmp_path.glob(".*/world/vqa/val2014/*.jpg"))) > 20)
+    """A driver in the middle of drawing a large world at `tmp_path / "synthetic"`, and its children."""
+    process = driver(DRIVER, tmp_path / "synthetic", MANY)
+    until(lambda: len(list(tmp_path.glob(".*/synthetic/vqa/val2014/*.jpg"))) > 20)
     found = children(process.pid)
     assert len(found) >= 1
     yield process, found
@@ -84,12 +84,12 @@ def test_a_killed_driver_leaves_no_process_and_the_next_no_folder(
     world and nothing beside it, also where it is started at once."""
     process, found = drawing
     process.kill()
-    again = driver(DRIVER, tmp_path / "world", 4)
+    again = driver(DRIVER, tmp_path / "synthetic", 4)
     until(lambda: not alive(found))
     _, said = again.communicate(timeout=120)
     assert again.returncode == 0, said
-    assert [path.name for path in tmp_path.iterdir()] == ["world"]
-    assert (tmp_path / "world" / "WORLD.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["synthetic"]
+    assert (tmp_path / "synthetic" / "SYNTHETIC.json").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -132,16 +132,16 @@ def test_a_helper_that_is_ended_from_outside_is_one_line() -> None:
 
 def test_the_draft_of_a_run_that_goes_on_stays(tmp_path: Path) -> None:
     """Two drivers at once: neither takes the other's draft away, nor a folder that is nobody's draft."""
-    (tmp_path / ".world-mine").mkdir()
-    code = "import sys; from pathlib import Path; from visualbert_core.processes import Draft; "
+    (tmp_path / ".synthetic-mine").mkdir()
+    code = "import sys; from pathlib import Path; from visualbert_core.engine.processes import Draft; "
     code += "draft = Draft(Path(sys.argv[1])).__enter__(); print(draft.place, flush=True); input()"
-    command = [sys.executable, "-c", code, tmp_path / "world"]
+    command = [sys.executable, "-c", code, tmp_path / "synthetic"]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         place = Path(other.stdout.readline().strip())
-        Draft.clear(tmp_path / "world")
+        DraftFolder.clear(tmp_path / "synthetic")
         assert place.is_dir()
         other.kill()
         other.wait()
-        Draft.clear(tmp_path / "world")
-    assert [path.name for path in tmp_path.iterdir()] == [".world-mine"]
+        DraftFolder.clear(tmp_path / "synthetic")
+    assert [path.name for path in tmp_path.iterdir()] == [".synthetic-mine"]

@@ -150,7 +150,7 @@ def test_a_run_says_what_it_is_made_of(small_night: SmallNight) -> None:
     (folder,) = (small_night.out / "runs" / "demo").glob("*__vqa__val")
     made_of = json.loads((folder / "run.json").read_text())["provenance"]
     (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
-    weights = ROOT / "visualbert_core" / "world" / "weights"
+    weights = ROOT / "visualbert_core" / "synthetic" / "weights"
     assert made_of["code"] == code_digests()
     assert made_of["versions"] == versions()
     assert made_of["model"]["weights"] == digest_file(weights / "visualbert-vqa" / "model.safetensors")
@@ -158,7 +158,7 @@ def test_a_run_says_what_it_is_made_of(small_night: SmallNight) -> None:
     assert made_of["features"]["detector"]["weights"] == digest_file(weights / "detector" / "model.safetensors")
     assert made_of["features"]["detector"]["resize"]["min"] == [224]
     assert made_of["features"]["manifest"] == digest_file(store / "manifest.json")
-    assert made_of["annotations"] == digest_files((small_night.out / "world" / "vqa").glob("*.json"))
+    assert made_of["annotations"] == digest_files((small_night.out / "synthetic" / "vqa").glob("*.json"))
     assert "official" in made_of["protocol"]
     sorted_in = changed({}, made_of)
     assert set(sorted_in) == set(INGREDIENTS) - {"images"}  # of models that read pixels

@@ -15,8 +15,8 @@ from published import picture, random_tensor
 from safetensors.torch import save_file
 from tolerances import close, likely
 
-from visualbert_core.cluster import Pool
 from visualbert_core.config import ExtractConfig, PoolConfig
+from visualbert_core.corpus.images import DecodeError, read_objects
 from visualbert_core.detector import ObjectEncoder, load_detector
 from visualbert_core.detector.r2c_resnet50 import (
     CLASSES,
@@ -26,9 +26,9 @@ from visualbert_core.detector.r2c_resnet50 import (
     inside,
     masks_of,
 )
+from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import CheckpointError, ConfigError
 from visualbert_core.features.extract import extract
-from visualbert_core.images import DecodeError, read_objects
 from visualbert_core.schema import GivenObjects
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "r2c_features.json").read_text())

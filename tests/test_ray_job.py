@@ -18,8 +18,8 @@ from conftest import ROOT, SmallNight
 from heads import BIN, PATIENCE, Head, below, environment, head
 from PIL import Image as Pillow
 
-from visualbert_core.cluster import Pool
 from visualbert_core.config import ExtractConfig, PoolConfig
+from visualbert_core.engine.pool import Pool
 from visualbert_core.features.extract import extract
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ TOKEN = "0123456789abcdef0123456789abcdef"
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """A one-node cluster of our own, as README starts one: with a token in a home folder of its own. Those without any,
-    and with one elsewhere, are test_session.py's."""
+    and with one elsewhere, are test_ray_session.py's."""
     home = tmp_path_factory.mktemp("home")
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text(TOKEN)
@@ -85,7 +85,7 @@ def test_a_stopped_job_drains(cluster: Head, tmp_path: Path) -> None:
     pictures.mkdir()
     for number in range(120):
         Pillow.new("RGB", (224, 224), (number, 90, 30)).save(pictures / f"image{number:03}.png")
-    detector = ROOT / "visualbert_core" / "world" / "weights" / "detector"
+    detector = ROOT / "visualbert_core" / "synthetic" / "weights" / "detector"
     paths = ["--images", pictures, "--detector", detector, "--out", tmp_path / "out"]
     line = ["--", "python", "jobs/extract_features.py", *map(str, paths), "--shard-size", "4", "--workers", "2"]
     submit = ["job", "submit", "--address", cluster.dashboard, "--working-dir", "."]

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from visualbert_core import lfs
 from visualbert_core.detector import load_detector
 from visualbert_core.detector.fpn import FPNConfig, FPNDetector, FPNNetwork
 from visualbert_core.detector.r2c_resnet50 import R2CConfig, R2CDetector, R2CNetwork
@@ -24,6 +23,7 @@ from visualbert_core.detector.torchvision_rcnn import DetectorConfig, Torchvisio
 from visualbert_core.detector.vg_c4 import VgC4, VgC4Config
 from visualbert_core.detector.vg_c4_network import Architecture, VgC4Network
 from visualbert_core.errors import CheckpointError
+from visualbert_core.io import lfs
 from visualbert_core.models.visualbert import (
     VisualBertConfig,
     VisualBertForMultipleChoice,

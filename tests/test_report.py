@@ -23,17 +23,19 @@ from PIL import Image as Pillow
 from rich.console import Console
 
 from visualbert_core.cli import main
-from visualbert_core.cluster import Pool
 from visualbert_core.commands.evaluate import Command
 from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.engine.pool import Pool
+from visualbert_core.engine.shards import Part, ShardFolder, plan
 from visualbert_core.errors import CoverageError
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import Run, read_run, run_folder
-from visualbert_core.features import names
+from visualbert_core.features import label_names as names
 from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
 from visualbert_core.models import ReadsRegions
-from visualbert_core.report import ReportCell, ReportInfo, examples
-from visualbert_core.report.examples import choose
+from visualbert_core.report import ReportCell, ReportInfo
+from visualbert_core.report import example_gallery as examples
+from visualbert_core.report.example_gallery import choose
 from visualbert_core.report.html import render, write_report
 from visualbert_core.report.scores import SYNTHETIC
 from visualbert_core.report.sections import command
@@ -42,14 +44,13 @@ from visualbert_core.schema import (
     Failure,
     Grounding,
     Image,
+    LabelNames,
     MultipleChoice,
-    Names,
     Prediction,
     Question,
     Regions,
     Statement,
 )
-from visualbert_core.shards import Part, ShardFolder, plan
 from visualbert_core.tasks import Task, open_task
 
 WIDTH, HEIGHT = 400, 300
@@ -326,7 +327,11 @@ def test_annotation_text_is_escaped(cell: Any) -> None:
 def test_the_line_on_the_page_makes_the_run(cell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given back to the job, it asks for what the run's record says, foreign features and precision included."""
     shown = cell("vqa")
-    spec = shown.run.record["spec"] | {"precision": "bfloat16", "foreign_features": True, "feature_space": "mine"}
+    spec = shown.run.record["spec"] | {
+        "precision": "bfloat16",
+        "allow_feature_space_mismatch": True,
+        "feature_space": "mine",
+    }
     run = dataclasses.replace(shown.run, record=shown.run.record | {"spec": spec})
     program, name, *words = shlex.split(command(shown, run))
     assert (program, name) == ("visualbert", "evaluate")
@@ -398,7 +403,7 @@ def test_regions_are_called_by_their_names(cell: Any) -> None:
     question, statement = cell("vqa"), cell("nlvr2")
     assert "regions: " not in render(DEMO, [question])
     for asked in (question, statement):
-        names.write(asked.store.folder, asked.store.fingerprint, Names(("<b>ball",)))
+        names.write(asked.store.folder, asked.store.fingerprint, LabelNames(("<b>ball",)))
         asked = dataclasses.replace(asked, store=FeatureStore.open(asked.store.folder))
         sides = {"regions"} if asked.title == "vqa" else {"left regions", "right regions"}
         lines = re.findall(r'<p class="note">([a-z ]*regions): &lt;b&gt;ball</p>', render(DEMO, [asked]))

@@ -2,7 +2,7 @@
 
 tests/reports/README.md says what each one is. What is wrong must not end in exit code 0 without a word; what is right
 must pass. What stands behind each has tests of its own: test_import_checks, test_predicted_boxes, test_annotations,
-test_hub, test_tables.
+test_hub, test_parquet_images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from conftest import ROOT, run_here
 
 PROGRAM = ROOT / "visualbert_core" / "__main__.py"
 REPORTS = ROOT / "tests" / "reports"
-DETECTOR = ROOT / "visualbert_core" / "world" / "weights" / "detector"
+DETECTOR = ROOT / "visualbert_core" / "synthetic" / "weights" / "detector"
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from visualbert_core import scheduler
-from visualbert_core.backend import LostError
 from visualbert_core.config import PoolConfig
+from visualbert_core.engine import scheduler
+from visualbert_core.engine.backend import LostError
+from visualbert_core.engine.progress import Progress
+from visualbert_core.engine.scheduler import Scheduler
+from visualbert_core.engine.shards import FileDigest, Marker, Shard, plan
 from visualbert_core.errors import ShardError
-from visualbert_core.progress import Progress
-from visualbert_core.scheduler import Scheduler
-from visualbert_core.shards import Blob, Marker, Shard, plan
 
 SHARDS = plan([str(number) for number in range(300)], "test", 5)
 
@@ -74,7 +74,7 @@ class Simulation:
         if not shard.trial:
             assert shard.shard_id not in self.committed
             self.committed[shard.shard_id] = shard.quarantined
-        return Marker(shard.shard_id, len(shard.touched), len(shard.quarantined), Blob(0, ""), None)
+        return Marker(shard.shard_id, len(shard.touched), len(shard.quarantined), FileDigest(0, ""), None)
 
     def release(self, actor: Actor) -> None:
         pass

@@ -18,16 +18,17 @@ from conftest import ROOT, SmallNight, run_here
 from layouts import LAYOUTS, Layout
 
 from visualbert_core.cli import main
-from visualbert_core.cluster import Pool
+from visualbert_core.commands.nightly import run_night
 from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.engine.pool import Pool
+from visualbert_core.engine.shards import Part, ShardFolder, plan
 from visualbert_core.errors import ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.predictions import encode
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import read_run
-from visualbert_core.evaluation.score import Mode, describe, read_answers, score
-from visualbert_core.nightly.matrix import load_matrix, run_matrix
+from visualbert_core.evaluation.score import Mode, describe, read_prediction_set, score
+from visualbert_core.nightly.matrix import load_matrix
 from visualbert_core.provenance import digest_files
-from visualbert_core.shards import Part, ShardFolder, plan
 from visualbert_core.tasks import TASKS, Task, nlvr2, open_task
 from visualbert_core.tasks.nlvr2 import Nlvr2Task
 
@@ -41,7 +42,7 @@ def opened(layout: Layout, folder: Path) -> Task:
 
 def document(task: Task, path: Path, mode: Mode = "strict") -> dict[str, Any]:
     digest = digest_files(task.annotation_files())
-    return score(task, read_answers(task, path, digest, mode), digest, mode)
+    return score(task, read_prediction_set(task, path, digest, mode), digest, mode)
 
 
 def scored(task: Task, folder: Path, text: str, mode: Mode = "strict") -> dict[str, Any]:
@@ -310,7 +311,7 @@ def made_run(folder: Path, task: Task, answers: Path, spec: Mapping[str, str] = 
     record = {
         "spec": {"task": task.name, "split": task.split, "model": "made-up", "visual": "own", **spec},
         "provenance": {"annotations": digest_files(task.annotation_files())},
-        "warnings": ["foreign features: a test"],
+        "warnings": ["features of another space: a test"],
         "status": "complete",
     }
     (folder / "run.json").write_text(json.dumps(record))
@@ -324,7 +325,7 @@ def test_a_run_scores_as_its_file(tmp_path: Path, name: str) -> None:
     task = opened(layout, tmp_path)
     of_file = scored(task, tmp_path, layout.text())
     of_run = document(task, made_run(tmp_path / "run", task, tmp_path / "predictions"))
-    assert of_run == of_file | {"model": "made-up", "visual": "own", "warnings": ["foreign features: a test"]}
+    assert of_run == of_file | {"model": "made-up", "visual": "own", "warnings": ["features of another space: a test"]}
 
 
 def test_a_wrong_image_run_is_called_one(tmp_path: Path) -> None:
@@ -381,9 +382,9 @@ def test_a_run_without_labels_ends_in_a_submission(
     config = EvaluateConfig(
         task="nlvr2",
         split="dev",
-        annotations=small_night.out / "world" / "nlvr2",
+        annotations=small_night.out / "synthetic" / "nlvr2",
         features=store,
-        model=ROOT / "visualbert_core" / "world" / "weights" / "visualbert-nlvr2",
+        model=ROOT / "visualbert_core" / "synthetic" / "weights" / "visualbert-nlvr2",
         out=tmp_path,
     )
     for _ in range(2):
@@ -403,7 +404,7 @@ def test_a_night_needs_labels(small_night: SmallNight, tmp_path: Path, monkeypat
     """A cell on a split without labels is a configuration error, named; the other cells have their scores."""
     monkeypatch.setitem(TASKS, "nlvr2", f"{__name__}:Unlabelled")
     out = shutil.copytree(small_night.out, tmp_path / "out")
-    night = run_matrix(load_matrix(small_night.matrix, {"out": str(out)}))
+    night = run_night(load_matrix(small_night.matrix, {"out": str(out)}))
     assert night.exit_code == 2
     without = [cell for cell in night.cells if cell.run is None]
     assert [cell.error for cell in without] == [

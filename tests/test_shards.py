@@ -20,9 +20,9 @@ from conftest import small_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import visualbert_core.shards as shards_module
+import visualbert_core.engine.shards as shards_module
+from visualbert_core.engine.shards import Manifest, Part, Shard, ShardFolder, plan, publish
 from visualbert_core.errors import InputError, ShardError, StoreError
-from visualbert_core.shards import Manifest, Part, Shard, ShardFolder, plan, publish
 
 NAMES = [f"COCO_val2014_{number:012d}" for number in random.Random(0).sample(range(600_000), 3_000)]
 IDS = st.sets(st.text(min_size=1, max_size=4), max_size=60)

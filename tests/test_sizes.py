@@ -11,19 +11,19 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SmallNight
 
-from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import InputError
 from visualbert_core.evaluation.inputs import RegionSource
+from visualbert_core.evaluation.invariance_check import check_invariance
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import Run, read_run
-from visualbert_core.evaluation.selfcheck import self_check
 from visualbert_core.evaluation.sizes import check_sizes
 from visualbert_core.features.importers.hdf5 import NO_SIZES
 from visualbert_core.tasks import open_task, vqa
 
 INLINE = PoolConfig(inline=True)
-WEIGHTS = ROOT / "visualbert_core" / "world" / "weights"
+WEIGHTS = ROOT / "visualbert_core" / "synthetic" / "weights"
 SIZE = "<size><width>{}</width><height>{}</height>"
 OWN = SIZE.format(224, 224)
 
@@ -37,7 +37,7 @@ def run(config: EvaluateConfig) -> Run:
 def flickr(small_night: SmallNight, tmp_path: Path) -> EvaluateConfig:
     """Eight images of the small night, with annotations and an output folder of their own."""
     (store,) = (small_night.out / "features" / "flickr30k-val").iterdir()
-    world = shutil.copytree(small_night.out / "world" / "flickr30k", tmp_path / "flickr30k")
+    world = shutil.copytree(small_night.out / "synthetic" / "flickr30k", tmp_path / "flickr30k")
     model = WEIGHTS / "visualbert-flickr30k"
     task = "flickr30k_entities"
     return EvaluateConfig(task=task, split="val", annotations=world, features=store, model=model, out=tmp_path / "out")
@@ -69,7 +69,7 @@ def resize(config: EvaluateConfig, size: str, images: int = 8) -> None:
         ((640, 480), 1, "1 of 8 images have another size .*: image 1000 is 224 × 224 in .*, 640 × 480 in .*/1000.xml;"),
     ],
 )
-@pytest.mark.parametrize("again", [evaluate, self_check])
+@pytest.mark.parametrize("again", [evaluate, check_invariance])
 def test_images_of_another_size(
     flickr: EvaluateConfig,
     size: tuple[int, int],
@@ -77,10 +77,10 @@ def test_images_of_another_size(
     says: str,
     again: Callable[..., object],
 ) -> None:
-    """Refused before a line is written, with both sizes, the image and both files, by the self-check, too."""
+    """Refused before a line is written, with both sizes, the image and both files, by the invariance check, too."""
     resize(flickr, SIZE.format(*size), images)
     with pytest.raises(InputError, match=says) as caught:
-        run(flickr) if again is evaluate else self_check(flickr, INLINE, 4)
+        run(flickr) if again is evaluate else check_invariance(flickr, INLINE, 4)
     assert str(flickr.features) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not flickr.out.exists()
@@ -127,7 +127,7 @@ def test_a_run_over_test_dev(small_night: SmallNight, tmp_path: Path, monkeypatc
     monkeypatch.setitem(vqa.SUBSETS, "test", "val2014")  # the pictures at hand
     monkeypatch.setitem(vqa.SUBSETS, "test-dev", "val2014-dev")
     (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
-    whole = small_night.out / "world" / "vqa" / "v2_OpenEnded_mscoco_val2014_questions.json"
+    whole = small_night.out / "synthetic" / "vqa" / "v2_OpenEnded_mscoco_val2014_questions.json"
     questions = json.loads(whole.read_text())
     asked = questions | {"questions": questions["questions"][:6]}
     (tmp_path / whole.name.replace("val2014", "val2014-dev")).write_text(json.dumps(asked))

@@ -21,21 +21,21 @@ from test_extract import World, tree
 from test_store import BAD, FINGERPRINT, ROWS, D, same, write
 from upath import UPath
 
-from visualbert_core import lfs, locations, sources, storage
-from visualbert_core.cluster import Pool
 from visualbert_core.commands.declarations import REGISTRY
 from visualbert_core.commands.extract import Command
 from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig
-from visualbert_core.corpus import corpus_name, list_images
+from visualbert_core.corpus.images import DecodeError, fetch, read_image
+from visualbert_core.corpus.listing import corpus_name, list_images, sources
+from visualbert_core.engine.pool import Pool
+from visualbert_core.engine.shards import Part, Shard, ShardFolder
 from visualbert_core.errors import ConfigError, InputError, StoreError
 from visualbert_core.evaluation.run import evaluate
-from visualbert_core.features import names as store_names
+from visualbert_core.features import label_names as store_names
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
-from visualbert_core.images import DecodeError, fetch, read_image
-from visualbert_core.locations import Location, ObjectPath, absolute, location
-from visualbert_core.schema import Names
-from visualbert_core.shards import Part, Shard, ShardFolder
+from visualbert_core.io import lfs, locations, storage
+from visualbert_core.io.locations import Location, ObjectPath, absolute, location
+from visualbert_core.schema import LabelNames
 
 BUCKET = "features"
 
@@ -191,7 +191,7 @@ def test_a_remote_store_has_names(bucket: Location) -> None:
     """They are written to the bucket and read from it by whoever asks for them; damaged ones are found there."""
     store = write(bucket / "names", [ROWS["image005"]], 10)
     assert store.label_names == ()
-    store_names.write(store.folder, FINGERPRINT, Names(("background", "cat"), ("red",)))
+    store_names.write(store.folder, FINGERPRINT, LabelNames(("background", "cat"), ("red",)))
     found = FeatureStore.open(store.folder, verify=True)
     assert (found.label_names, found.attribute_names) == (("background", "cat"), ("red",))
     path = store.folder / "names.json"
@@ -339,7 +339,7 @@ def test_evaluation_over_an_address_gives_the_same_scores(
     bucket: Location, small_night: SmallNight, tmp_path: Path
 ) -> None:
     """Extracted to a bucket and evaluated from there, the run folder is the small night's, byte for byte."""
-    world, weights = small_night.out / "world" / "vqa", ROOT / "visualbert_core" / "world" / "weights"
+    world, weights = small_night.out / "synthetic" / "vqa", ROOT / "visualbert_core" / "synthetic" / "weights"
     with Pool(PoolConfig(inline=True)) as pool:
         store = extract(
             ExtractConfig(

@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from visualbert_core.engine.shards import Part, ShardFolder, plan
 from visualbert_core.errors import StoreError
-from visualbert_core.features import names
+from visualbert_core.features import label_names as names
 from visualbert_core.features.export import to_arrow, to_datasets, to_ray
 from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
-from visualbert_core.schema import REGIONS_SCHEMA, Failure, Names, Regions
-from visualbert_core.shards import Part, ShardFolder, plan
+from visualbert_core.schema import REGIONS_SCHEMA, Failure, LabelNames, Regions
 
 D = 5  # odd, so that rows of features start at odd offsets too
 FINGERPRINT = {"space": "toy", "feature_size": D, "weights": "1f"}
@@ -243,7 +243,7 @@ def test_one_flipped_bit_anywhere_is_found(memory: Path) -> None:
     """A bit of every file of a small store at many places: verification names that file, and the first opening does,
     except for the index, which is derived and is made anew."""
     store = write(memory, [ROWS["image001"], ROWS["image005"]], 10, [BAD])
-    names.write(store.folder, FINGERPRINT, Names(("background", "cat"), ("red",)))
+    names.write(store.folder, FINGERPRINT, LabelNames(("background", "cat"), ("red",)))
     random, undamaged = np.random.default_rng(0), list(store.scan())
     attached = store.folder / "index.arrow"
     derived = attached.read_bytes()

@@ -112,7 +112,7 @@ def named_elsewhere(words: frozenset[str]) -> list[str]:
     found = []
     for path in sorted((ROOT / "visualbert_core").rglob("*.py")):
         place = path.relative_to(ROOT / "visualbert_core")
-        if place.parts[0] in ("tasks", "world", "models") or place == Path("commands/convert.py"):
+        if place.parts[0] in ("tasks", "synthetic", "models") or place == Path("commands/convert.py"):
             continue
         strings = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant))
         found += [f"{place}:{node.lineno} {node.value!r}" for node in strings if node.value in words]

@@ -22,9 +22,9 @@ from rich.console import Console
 from test_report import write_store
 
 from visualbert_core.comparison.gate import Check, Gate, Watched
+from visualbert_core.engine.progress import Progress
 from visualbert_core.evaluation.run_folder import read_run
 from visualbert_core.printable import guard, log_to_stderr, printable, say, say_json, unguarded
-from visualbert_core.progress import Progress
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.ci import junit, markdown
 from visualbert_core.report.terminal import print_table
@@ -32,7 +32,7 @@ from visualbert_core.report.terminal import print_table
 HOSTILE = "a\x1b[2J\x1b]0;t\x07\x9b31m\r\x08\u202e\x7f\tb\nerror: c\u2028d"
 """Clears the screen, renames the window, colours, overwrites, turns round, and forges a line."""
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")  # all but \n and \t
-WEIGHTS = ROOT / "visualbert_core" / "world" / "weights"
+WEIGHTS = ROOT / "visualbert_core" / "synthetic" / "weights"
 PROGRAM = ROOT / "visualbert_core" / "__main__.py"
 
 
@@ -56,13 +56,13 @@ class Hostile:
 
     @property
     def annotations(self) -> Path:
-        return self.root / "world" / "vqa"
+        return self.root / "synthetic" / "vqa"
 
 
 @pytest.fixture(scope="module")
 def hostile(small_night: SmallNight, tmp_path_factory: pytest.TempPathFactory) -> Hostile:
     root = tmp_path_factory.mktemp("hostile")
-    world = shutil.copytree(small_night.out / "world", root / "world")
+    world = shutil.copytree(small_night.out / "synthetic", root / "synthetic")
     annotations = world / "vqa" / "v2_mscoco_val2014_annotations.json"
     document = json.loads(annotations.read_text())
     for record in document["annotations"]:
@@ -75,8 +75,8 @@ def hostile(small_night: SmallNight, tmp_path_factory: pytest.TempPathFactory) -
     (model / "answers.txt").write_text("\n".join(words))
     sidecar = json.loads((model / "visualbert_core.json").read_text()) | {"feature_space": HOSTILE}
     (model / "visualbert_core.json").write_text(json.dumps(sidecar))
-    matrix = small_matrix(world=None, data=str(world), out=str(root / f"out{HOSTILE}"))
-    matrix["cells"] = [matrix["cells"][0] | {"model": str(model), "foreign_features": True}]
+    matrix = small_matrix(synthetic=None, data=str(world), out=str(root / f"out{HOSTILE}"))
+    matrix["cells"] = [matrix["cells"][0] | {"model": str(model), "allow_feature_space_mismatch": True}]
     broken = matrix["cells"][0] | {"model": str(root / f"gone{HOSTILE}")}
     matrix["cells"].append(broken)
     matrix["corpora"] = {"vqa-val2014": matrix["corpora"]["vqa-val2014"]}
@@ -92,7 +92,7 @@ def run_job(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 def evaluate(hostile: Hostile, *more: object) -> subprocess.CompletedProcess[str]:
     """All is there already, so no worker starts."""
     flags = ("--task", "vqa", "--split", "val", "--annotations", hostile.annotations, "--features", hostile.store)
-    model = ("--model", hostile.root / HOSTILE, "--foreign-features", "--shard-size", 5)
+    model = ("--model", hostile.root / HOSTILE, "--allow-feature-space-mismatch", "--shard-size", 5)
     return run_job("evaluate", *flags, *model, "--out", hostile.runs[0].parent, *more)
 
 
@@ -213,7 +213,9 @@ def test_progress_quotes_without_obeying(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_library_logs_and_a_program_shows_the_log() -> None:
     """Whoever imports the package gets records, of which Python itself shows warnings; a program shows progress, too,
     and says of each line what it is."""
-    stage = "from visualbert_core.progress import Progress\nwith Progress('stage', 1) as p: p.note('look here')\n"
+    stage = (
+        "from visualbert_core.engine.progress import Progress\nwith Progress('stage', 1) as p: p.note('look here')\n"
+    )
     program = "from visualbert_core.printable import log_to_stderr; log_to_stderr(); log_to_stderr()\n"
     library, shown = (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stderr

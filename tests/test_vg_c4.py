@@ -22,10 +22,10 @@ from torchvision.ops import nms
 from visualbert_core.cli import main
 from visualbert_core.detector import load_detector
 from visualbert_core.detector.class_nms import confidences
-from visualbert_core.detector.published import read_weights
 from visualbert_core.detector.resize import pillow_bilinear
 from visualbert_core.detector.vg_c4 import Preprocessing, Selection, VgC4, VgC4Config, preprocess, resized, select
 from visualbert_core.detector.vg_c4_network import Described
+from visualbert_core.detector.weight_loading import read_weights
 from visualbert_core.errors import CheckpointError, ConfigError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "vg_c4.json").read_text())

@@ -26,8 +26,8 @@ from visualbert_core.cli import main
 from visualbert_core.errors import CheckpointError
 from visualbert_core.models.visualbert.checkpoint.convert import DETECTOR_FILE, NETWORKS, convert
 from visualbert_core.models.visualbert.checkpoint.files import weights_digest
+from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
-from visualbert_core.models.visualbert.checkpoint.sidecar import Sidecar
 
 CONFIG = ours.VisualBertConfig(
     vocab_size=30,
@@ -362,7 +362,7 @@ def test_an_original_file(tmp_path: Path, task: str, bypass: bool, zipped: bool)
     assert same(found.state_dict(), network.state_dict())
     assert found.config == network.config
     assert f"task {task}: {type(network).__name__}, 2 layers of 16, 5-d features" in report
-    assert Sidecar.from_folder(tmp_path / "out").task == (None if task == "pretraining" else task)
+    assert CheckpointMetadata.from_folder(tmp_path / "out").task == (None if task == "pretraining" else task)
     assert (tmp_path / "out" / DETECTOR_FILE).exists() == (task == "vcr")
     if task == "vcr":
         detector = {key: value for key, value in state.items() if key.startswith("detector.")}
@@ -379,7 +379,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False, env=os.environ)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("in.th → out\ntask nlvr2: VisualBertForVisualReasoning")
-    assert Sidecar.from_folder(tmp_path / "out") == Sidecar("nlvr2", feature_space="detectron")
+    assert CheckpointMetadata.from_folder(tmp_path / "out") == CheckpointMetadata("nlvr2", feature_space="detectron")
     assert same(type(network).from_pretrained(tmp_path / "out").state_dict(), network.state_dict())
     with pytest.raises(CheckpointError, match="out: exists and is not empty"):
         main(["convert", "checkpoint", str(tmp_path / "in.th"), str(tmp_path / "out")])

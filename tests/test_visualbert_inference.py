@@ -24,8 +24,8 @@ from torch.nn import functional
 
 from visualbert_core.errors import ConfigError
 from visualbert_core.models.visualbert import VisualBertConfig, inference
+from visualbert_core.models.visualbert.checkpoint.metadata import FORMS
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
-from visualbert_core.models.visualbert.checkpoint.sidecar import FORMS
 from visualbert_core.models.visualbert.cuda import GraphedEncoder, bucket, has_variable_length
 from visualbert_core.models.visualbert.inference import PRECISIONS, Groups, InferenceNetwork
 from visualbert_core.models.visualbert.inputs import Encoded

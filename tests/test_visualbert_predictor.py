@@ -20,8 +20,8 @@ from tolerances import SHALLOW, likely
 from visualbert_core.errors import CheckpointError
 from visualbert_core.models import NOT_FINITE, load_model
 from visualbert_core.models.visualbert import VisualBertConfig
+from visualbert_core.models.visualbert.checkpoint.metadata import FORMS, CheckpointMetadata
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
-from visualbert_core.models.visualbert.checkpoint.sidecar import FORMS, Sidecar
 from visualbert_core.models.visualbert.inputs import InputEncoder
 from visualbert_core.models.visualbert.packing import collate
 from visualbert_core.models.visualbert.predictor import NETWORKS, VisualBertPredictor
@@ -294,7 +294,7 @@ def test_the_recipe_reaches_the_network(tmp_path: Path, task: str) -> None:
     """The sidecar's recipe "hf-docs" changes every task's scores, and is what moves in the fingerprint."""
     folder = write(tmp_path, task)
     before = open_cpu(folder, task)
-    Sidecar(recipe="hf-docs").save(folder)
+    CheckpointMetadata(recipe="hf-docs").save(folder)
     after = open_cpu(folder, task)
     (one,), (other,) = (model.predict(batch(task)[1:2]) for model in (before, after))
     assert np.abs(np.subtract(one.scores, other.scores)).max() > 1e-4
@@ -306,7 +306,7 @@ def test_fixed_quirks_reach_the_network(tmp_path: Path, task: str, changes: bool
     """The sidecar's `fix_quirks` changes the scores where there is a quirk, and is what moves in the fingerprint."""
     folder = write(tmp_path, task)
     before = open_cpu(folder, task)
-    Sidecar(fix_quirks=True).save(folder)
+    CheckpointMetadata(fix_quirks=True).save(folder)
     after = open_cpu(folder, task)
     example, images = batch(task)[1]
     if isinstance(example, Grounding):

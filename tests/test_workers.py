@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SmallNight
 
-from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig
+from visualbert_core.engine.pool import Pool
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.features.extract import extract
 
-WEIGHTS = ROOT / "visualbert_core" / "world" / "weights"
+WEIGHTS = ROOT / "visualbert_core" / "synthetic" / "weights"
 
 
 def run(night: SmallNight, out: Path, pool: PoolConfig) -> dict[str, bytes]:
     """Features of VQA's scenes and answers to its questions; every file by its name."""
-    world = night.out / "world" / "vqa"
+    world = night.out / "synthetic" / "vqa"
     with Pool(pool) as workers:
         pictures = ExtractConfig(
             images=world / "val2014", detector=WEIGHTS / "detector", out=out, batch_size=2, shard_size=2

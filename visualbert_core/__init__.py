@@ -19,13 +19,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from visualbert_core.cluster import Pool
     from visualbert_core.comparison.compare import compare
     from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig
     from visualbert_core.detector import load_detector
+    from visualbert_core.engine.pool import Pool
     from visualbert_core.evaluation.run import evaluate
     from visualbert_core.evaluation.run_folder import read_run
-    from visualbert_core.evaluation.score import read_answers, score
+    from visualbert_core.evaluation.score import read_prediction_set, score
     from visualbert_core.features.extract import extract
     from visualbert_core.features.store import FeatureStore
     from visualbert_core.models import load_model
@@ -48,7 +48,7 @@ __all__ = [
     "load_detector",
     "load_model",
     "open_task",
-    "read_answers",
+    "read_prediction_set",
     "read_run",
     "score",
 ]
@@ -66,7 +66,7 @@ _MODULES = {
     "load_detector": "detector",
     "load_model": "models",
     "open_task": "tasks",
-    "read_answers": "evaluation.score",
+    "read_prediction_set": "evaluation.score",
     "read_run": "evaluation.run_folder",
     "score": "evaluation.score",
 }

@@ -18,9 +18,9 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from upath import UPath
 
-from visualbert_core.documents import brief
 from visualbert_core.errors import ConfigError
-from visualbert_core.locations import ADDRESS, Location, location
+from visualbert_core.io.documents import brief
+from visualbert_core.io.locations import ADDRESS, Location, location
 from visualbert_core.printable import printable
 
 T = TypeVar("T")
@@ -162,7 +162,7 @@ class EvaluateConfig:
     (see `corpus`)."""
     visual: Literal["own", "wrong-image"] = "own"
     """`wrong-image`: ask every example about another image, to see what the text alone answers."""
-    foreign_features: bool = False
+    allow_feature_space_mismatch: bool = False
     """Evaluate over features of another space than the checkpoint's all the same; every score then says so."""
     feature_space: str | None = None
     """The space of the features that the checkpoint was trained on, where it does not say so itself. Contradicting it
@@ -215,7 +215,7 @@ class CellConfig:
     corpus: str
     model: Path
     """Checkpoint folder, relative to the YAML file's."""
-    foreign_features: bool = False
+    allow_feature_space_mismatch: bool = False
     feature_space: str | None = None
     """As for one evaluation: where the checkpoint does not say it."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -243,8 +243,8 @@ class CellConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorldConfig:
-    """The embedded synthetic world, made under OUT/world when it is not there yet. See `world.files`."""
+class SyntheticConfig:
+    """The embedded synthetic world, made under OUT/synthetic when it is not there yet. See `synthetic.files`."""
 
     seed: int = 2026
     vqa_images: int = 150
@@ -295,7 +295,7 @@ class NightlyConfig:
     cells: tuple[CellConfig, ...]
     data: Path = Path()
     """What relative images and annotations folders are relative to."""
-    world: WorldConfig | None = None
+    synthetic: SyntheticConfig | None = None
     """Make the embedded world and use it as `data`."""
     wrong_image_baseline: bool = False
     """Also evaluate every cell over other images."""

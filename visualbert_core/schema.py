@@ -91,7 +91,7 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Names:
+class LabelNames:
     """What a detector's labels and attributes are called, by number; empty where nobody has said."""
 
     labels: tuple[str, ...] = ()

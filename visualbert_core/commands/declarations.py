@@ -20,7 +20,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 from upath import UPath
 
-from visualbert_core.locations import Location, absolute, location
+from visualbert_core.io.locations import Location, absolute, location
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

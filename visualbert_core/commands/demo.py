@@ -12,7 +12,8 @@ from visualbert_core.commands.nightly import run_and_show
 class Command:
     """Run the whole job over small synthetic scenes: draw images, extract features, evaluate four checkpoints, report.
 
-    Needs no download and no GPU. The same line again computes nothing. Its matrix is visualbert_core/world/demo.yaml.
+    Needs no download and no GPU. The same line again computes nothing. The matrix is
+    visualbert_core/synthetic/demo.yaml.
 
         visualbert demo
         visualbert demo --out /shared/demo
@@ -24,6 +25,6 @@ class Command:
     def run(self) -> int:
         """Run the packaged matrix."""
         from visualbert_core.nightly.matrix import load_matrix
-        from visualbert_core.world import DEMO
+        from visualbert_core.synthetic import DEMO
 
         return run_and_show(load_matrix(DEMO, {"out": str(self.out)}))

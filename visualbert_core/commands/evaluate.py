@@ -22,28 +22,28 @@ class Command:
 
     Writes RUNS/MODEL__TASK__SPLIT/ with the predictions and, if they cover the split, scores.json and the leaderboard's
     file (that alone where the split has no public labels). The same line again resumes; a finished run is not computed
-    again. Exit code 3: some examples have no prediction, so there is no score. 4: the self-check found an answer that
-    changed. 6: stopped by SIGTERM or --max-hours before the end.
+    again. Exit code 3: some examples have no prediction, so there is no score. 4: the invariance check found an answer
+    that changed. 6: stopped by SIGTERM or --max-hours before the end.
 
         visualbert evaluate --task vqa --split val --annotations DIR --features STORE --model FOLDER --out RUNS
-        visualbert evaluate … --self-check       (does an answer depend on the batch? 64 examples, no run)
+        visualbert evaluate … --invariance-check       (does an answer depend on the batch? 64 examples, no run)
         ray job submit --working-dir . -- python jobs/evaluate.py --task … (the same)
     """
 
     evaluation: Flat[EvaluateConfig]
     pool: Flat[PoolConfig] = field(default_factory=PoolConfig)
-    self_check: bool = False
+    check_invariance: bool = False
     """Check on 64 examples that no answer depends on the batch or the workers."""
     json: bool = False
     """Print one JSON object."""
 
     def run(self) -> int:
         """Predict what is missing, then score."""
-        from visualbert_core.cluster import Pool
+        from visualbert_core.engine.pool import Pool
         from visualbert_core.evaluation.run import evaluate
 
         evaluation = absolute_paths(self.evaluation)
-        if self.self_check:
+        if self.check_invariance:
             return self._check(evaluation)
         with Pool(self.pool) as pool:
             run = evaluate(evaluation, pool)
@@ -56,11 +56,11 @@ class Command:
         return 0
 
     def _check(self, evaluation: EvaluateConfig) -> int:
-        from visualbert_core.cluster import start_ray
-        from visualbert_core.evaluation.selfcheck import REGRESSION, describe, self_check
+        from visualbert_core.engine.pool import start_ray
+        from visualbert_core.evaluation.invariance_check import REGRESSION, check_invariance, describe
 
         start_ray()  # one for both of its pools
-        check = self_check(evaluation, self.pool)
+        check = check_invariance(evaluation, self.pool)
         if self.json:
             say_json(asdict(check))
         for line in () if self.json else describe(check):

@@ -32,7 +32,7 @@ class Command:
 
     def run(self) -> int:
         """Compare with a store where --canary asks for it, then extract what is missing."""
-        from visualbert_core.cluster import Pool
+        from visualbert_core.engine.pool import Pool
         from visualbert_core.features.drift import check_plan
         from visualbert_core.features.extract import plan_extraction, run_extraction
 

@@ -11,7 +11,7 @@ import tyro
 
 from visualbert_core.config import PoolConfig, check_values
 from visualbert_core.errors import ConfigError
-from visualbert_core.locations import Location
+from visualbert_core.io.locations import Location
 from visualbert_core.metrics.boxes import CONVENTIONS
 from visualbert_core.printable import say
 from visualbert_core.tasks.reading import choose
@@ -56,7 +56,7 @@ class Command:
 
     def run(self) -> int:
         """Convert every record."""
-        from visualbert_core.cluster import Pool
+        from visualbert_core.engine.pool import Pool
         from visualbert_core.features.importers.run import import_features
 
         pool = PoolConfig(workers=self.workers, gpus_per_worker=0, inline=self.workers is None)

@@ -13,6 +13,7 @@ from visualbert_core.printable import say, unguarded
 
 if TYPE_CHECKING:
     from visualbert_core.config import NightlyConfig
+    from visualbert_core.nightly.matrix import Night
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Command:
 
     def run(self) -> int:
         """Run or plan the matrix."""
+        from visualbert_core.nightly.dry_run import plan_night
         from visualbert_core.nightly.matrix import load_matrix, runs_folder
-        from visualbert_core.nightly.plan import plan_night
 
         flags = {"out": self.out, "night": self.night, "limit": self.limit}
         config = load_matrix(self.matrix, {name: value for name, value in flags.items() if value is not None})
@@ -54,14 +55,24 @@ class Command:
         return 0
 
 
+def run_night(config: NightlyConfig) -> Night:
+    """Run the matrix, over the synthetic data where it names them; they are made where they are not there yet."""
+    from visualbert_core.nightly.matrix import run_matrix
+
+    if config.synthetic:
+        from visualbert_core.synthetic.files import make_synthetic
+
+        make_synthetic(config.data, config.synthetic)
+    return run_matrix(config)
+
+
 def run_and_show(config: NightlyConfig) -> int:
     """Run the matrix and print its table and where everything lies; returns the exit code."""
     from rich.console import Console
 
-    from visualbert_core.nightly.matrix import run_matrix
     from visualbert_core.report.terminal import print_table
 
-    night = run_matrix(config)
+    night = run_night(config)
     print_table(night.info, night.cells, Console(file=unguarded(sys.stdout)))
     say()
     say(f"Report:          {night.report}")

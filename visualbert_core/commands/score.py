@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from visualbert_core.errors import ConfigError
-from visualbert_core.evaluation.score import Mode, describe, read_answers, score
+from visualbert_core.evaluation.score import Mode, describe, read_prediction_set, score
 from visualbert_core.metrics.boxes import CONVENTIONS
 from visualbert_core.printable import say, say_json
 from visualbert_core.provenance import digest_files
@@ -57,7 +57,7 @@ class Command:
         mode: Mode = "partial" if self.allow_partial else "official" if self.official_lenient else "strict"
         task = open_task(self.task, self.annotations, self.split, self.protocol)
         digest = digest_files(task.annotation_files())
-        answers = read_answers(task, self.predictions, digest, mode, self.boxes)
+        answers = read_prediction_set(task, self.predictions, digest, mode, self.boxes)
         if not answers.coverage.complete:
             for line in answers.coverage.table().splitlines():
                 say(line, to=sys.stderr)

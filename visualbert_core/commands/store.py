@@ -12,12 +12,12 @@ import tyro
 
 from visualbert_core.config import PoolConfig
 from visualbert_core.errors import ConfigError, InputError
-from visualbert_core.features import names
-from visualbert_core.features.names import called
+from visualbert_core.features import label_names as names
+from visualbert_core.features.label_names import label_name
 from visualbert_core.features.store import FeatureStore
-from visualbert_core.locations import Location
+from visualbert_core.io.locations import Location
 from visualbert_core.printable import say, say_json
-from visualbert_core.schema import Names, Regions
+from visualbert_core.schema import LabelNames, Regions
 
 Store = Annotated[tyro.conf.Positional[Location], tyro.conf.arg(metavar="STORE")]
 """The folder that holds manifest.json, or its s3://… address."""
@@ -57,9 +57,9 @@ class Ls:
 
 def _region(store: FeatureStore, row: Regions, region: int) -> Iterator[str]:
     yield " ".join(f"{corner:.1f}" for corner in row.boxes[region])
-    yield from (called(row.labels[region], store.label_names), f"{row.scores[region]:.3f}")
+    yield from (label_name(row.labels[region], store.label_names), f"{row.scores[region]:.3f}")
     if row.attributes is not None and row.attribute_scores is not None:
-        yield from (called(row.attributes[region], store.attribute_names), f"{row.attribute_scores[region]:.3f}")
+        yield from (label_name(row.attributes[region], store.attribute_names), f"{row.attribute_scores[region]:.3f}")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Name:
     def run(self) -> int:
         """Write the names into the store."""
         store = FeatureStore.open(self.store)
-        found = Names(_vocabulary(self.labels), _vocabulary(self.attributes) if self.attributes else ())
+        found = LabelNames(_vocabulary(self.labels), _vocabulary(self.attributes) if self.attributes else ())
         names.write(store.folder, store.fingerprint, found)
         say(f"{self.store}: {len(found.labels)} labels and {len(found.attributes)} attributes have names")
         return 0
@@ -140,7 +140,7 @@ class Canary:
 
     def run(self) -> int:
         """Print how the features compare. Raises DriftError where they differ by more than rounding."""
-        from visualbert_core.cluster import Pool
+        from visualbert_core.engine.pool import Pool
         from visualbert_core.features.drift import check_store  # with everything that a detector needs
 
         with Pool(PoolConfig(inline=True)) as workers:

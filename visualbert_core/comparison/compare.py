@@ -20,7 +20,7 @@ from visualbert_core.comparison.flips import Flips, changed_answers, flips
 from visualbert_core.errors import CoverageError, InputError, NotComparableError
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run_folder import Run
-from visualbert_core.evaluation.units import Groups, Units, by_metric, read_units
+from visualbert_core.evaluation.units import Groups, UnitScores, by_metric, read_units
 from visualbert_core.metrics.statistics import Paired, holm, paired
 from visualbert_core.printable import printable
 from visualbert_core.provenance import changed
@@ -90,7 +90,7 @@ class Side:
         self.annotations: str = self.provenance["annotations"]
 
     @cached_property
-    def units(self) -> dict[str, Units]:
+    def units(self) -> dict[str, UnitScores]:
         """As the run scored them."""
         return read_units(self.run.folder)
 
@@ -108,7 +108,7 @@ class Side:
             **{name: spec[name] for name in ("model", "task", "split", "visual")},
         }
 
-    def rescored(self, task: Task) -> dict[str, Units]:
+    def rescored(self, task: Task) -> dict[str, UnitScores]:
         """The stored predictions under other annotations. Raises CoverageError where those ask other questions."""
         return by_metric(judge(task, self.predictions.values()))
 
@@ -165,7 +165,7 @@ def _check_questions(a: Side, b: Side, force: bool) -> None:
 
 def _under_one(
     a: Side, b: Side, tasks: Tasks, force: bool
-) -> tuple[tuple[dict[str, Units], dict[str, Units]], str, list[str]]:
+) -> tuple[tuple[dict[str, UnitScores], dict[str, UnitScores]], str, list[str]]:
     """The units of both under one set of annotations, how they came about, and what must be said with it."""
     if a.annotations == b.annotations and a.provenance["protocol"] == b.provenance["protocol"]:
         return (a.units, b.units), "scores as stored", []
@@ -188,7 +188,9 @@ def _under_one(
     return (a.units, b.units), "scores as stored, though judged differently", [f"not comparable: {'; '.join(lines)}"]
 
 
-def _aligned(first: Mapping[str, Units], second: Mapping[str, Units], metric: str) -> tuple[Units, Units]:
+def _aligned(
+    first: Mapping[str, UnitScores], second: Mapping[str, UnitScores], metric: str
+) -> tuple[UnitScores, UnitScores]:
     """The units that both have, in the second's order, with the second's groups."""
     one, other = first[metric], second[metric]
     if one.unit_ids == other.unit_ids:
@@ -200,8 +202,8 @@ def _aligned(first: Mapping[str, Units], second: Mapping[str, Units], metric: st
     return _taken(one, [row_of[other.unit_ids[row]] for row in rows]), _taken(other, rows)
 
 
-def _taken(units: Units, rows: Sequence[int]) -> Units:
-    return Units(
+def _taken(units: UnitScores, rows: Sequence[int]) -> UnitScores:
+    return UnitScores(
         [units.unit_ids[row] for row in rows],
         units.values[list(rows)],
         [units.clusters[row] for row in rows],
@@ -210,7 +212,7 @@ def _taken(units: Units, rows: Sequence[int]) -> Units:
     )
 
 
-def _change(before: Units, after: Units) -> Change:
+def _change(before: UnitScores, after: UnitScores) -> Change:
     return _from(before.values, after.values, paired(before.values, after.values, after.clusters))
 
 
@@ -231,7 +233,7 @@ def _from(before: np.ndarray, after: np.ndarray, result: Paired) -> Change:
     )
 
 
-def _groups(aligned: Mapping[str, tuple[Units, Units]]) -> dict[str, dict[str, dict[str, Change]]]:
+def _groups(aligned: Mapping[str, tuple[UnitScores, UnitScores]]) -> dict[str, dict[str, dict[str, Change]]]:
     """Every metric in every group, kinds and groups sorted; p corrected for all groups of a metric."""
     found: dict[str, dict[str, dict[str, Change]]] = {}
     for metric, (before, after) in aligned.items():

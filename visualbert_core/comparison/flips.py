@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from visualbert_core.evaluation.units import Units
+from visualbert_core.evaluation.units import UnitScores
 from visualbert_core.schema import Prediction
 
 Predictions = Mapping[str, Prediction]
@@ -54,7 +54,7 @@ def changed_answers(before: Predictions, after: Predictions) -> list[str]:
     return [name for name, p in after.items() if name in before and before[name].answer != p.answer]
 
 
-def flips(before: Units, after: Units, shown: int) -> Flips | None:
+def flips(before: UnitScores, after: UnitScores, shown: int) -> Flips | None:
     """The units of a metric that flipped, `before` and `after` being the same ones in the same order; None for metrics
     that judge no single answer, such as NLVR2's consistency."""
     if not any(after.judged):
@@ -67,7 +67,7 @@ def flips(before: Units, after: Units, shown: int) -> Flips | None:
     return Flips(len(worse), len(better), tuple(worse[:shown]), tuple(better[:shown]))
 
 
-def _flip(before: Units, after: Units, row: int) -> Flip:
+def _flip(before: UnitScores, after: UnitScores, row: int) -> Flip:
     first, second = before.judged[row], after.judged[row]
     assert first is not None
     assert second is not None

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from visualbert_core.documents import parse_json
+from visualbert_core.engine.shards import publish
 from visualbert_core.errors import InputError
+from visualbert_core.io.documents import parse_json
 from visualbert_core.metrics.statistics import excess_noise
-from visualbert_core.shards import publish
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from visualbert_core.schema import GivenObjects, Names
+from visualbert_core.schema import GivenObjects, LabelNames
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class ObjectEncoder(Protocol):
 
 
 @runtime_checkable
-class Naming(Protocol):
+class HasLabelNames(Protocol):
     """A detector that can say what its labels and attributes are called. A name changes no feature, so it is no part of
     the fingerprint."""
 
     @property
-    def names(self) -> Names:
+    def names(self) -> LabelNames:
         """By number, the background included where it has one."""

@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from visualbert_core.config import from_mapping
-from visualbert_core.detector.inference import checked
-from visualbert_core.documents import brief, read_json
+from visualbert_core.detector.inference import validate_precision
 from visualbert_core.errors import CheckpointError, ConfigError, InputError, first_line
+from visualbert_core.io.documents import brief, read_json
+from visualbert_core.io.weights import Shapes, load, shapes, without_numbers
 from visualbert_core.provenance import digest_file
-from visualbert_core.schema import Names
-from visualbert_core.weights import Shapes, load, shapes, without_numbers
+from visualbert_core.schema import LabelNames
 
 LONGEST_SIDE = 10_000
 """Pixels of a side to which a config may have images resized: beyond it one image takes gigabytes."""
@@ -61,7 +61,7 @@ class FolderDetector(ABC, Generic[Network, Config]):
         self, model: Network, config: Config, weights_digest: str, device: str | None, precision: str = "float32"
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.precision = checked(precision)
+        self.precision = validate_precision(precision)
         self.model = model.eval()
         self.config = config
         self.space = config.space
@@ -78,7 +78,7 @@ class FolderDetector(ABC, Generic[Network, Config]):
 
     @property
     @abstractmethod
-    def names(self) -> Names:
+    def names(self) -> LabelNames:
         """See `detector.Naming`."""
 
     @classmethod

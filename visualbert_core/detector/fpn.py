@@ -33,19 +33,19 @@ from visualbert_core.config import check_range, check_values
 from visualbert_core.detector.base import Detection
 from visualbert_core.detector.class_nms import confidences
 from visualbert_core.detector.folder import LONGEST_SIDE, FolderDetector, check_blocks, check_colours
-from visualbert_core.detector.inclusive_boxes import ASPECT_RATIOS, anchors, clip, decode, half_open
 from visualbert_core.detector.inference import (
-    answering,
+    batch_slices,
+    cast_to_bfloat16,
     detections,
     in_fingerprint,
-    lower,
-    ready,
-    together,
+    inference_mode,
+    prepare,
     upload,
 )
+from visualbert_core.detector.legacy_boxes import ASPECT_RATIOS, anchors, clip, decode, half_open
 from visualbert_core.detector.roi_align import pool_levels
-from visualbert_core.schema import Names
-from visualbert_core.weights import Shapes, blocks, unbuilt
+from visualbert_core.io.weights import Shapes, blocks, unbuilt
+from visualbert_core.schema import LabelNames
 
 STRIDES = (4, 8, 16, 32, 64)  # of the pyramid's levels; regions are pooled from the first four
 ANCHOR_SIZES = (32, 64, 128, 256, 512)
@@ -143,8 +143,8 @@ class FPNDetector(FolderDetector["FPNNetwork", FPNConfig]):
         return self.config.feature_size
 
     @property
-    def names(self) -> Names:
-        return Names(self.config.labels)
+    def names(self) -> LabelNames:
+        return LabelNames(self.config.labels)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes a feature (see `detector.Detector`)."""
@@ -164,12 +164,12 @@ class FPNDetector(FolderDetector["FPNNetwork", FPNConfig]):
             "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         }
 
-    @answering
+    @inference_mode
     def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
         """See `detector.Detector`. Images of more than one shape are refused: padding would leak between them."""
         pixels_BHWC = upload(images, self.device)
         given = None if boxes is None else [torch.from_numpy(b).to(self.device).float() for b in boxes]
-        some = together(len(images), self.device)
+        some = batch_slices(len(images), self.device)
         return detections([row for part in some for row in self._detect(pixels_BHWC[part], given and given[part])])
 
     def _detect(self, pixels_BHWC: Tensor, given: list[Tensor] | None) -> list[_Columns]:
@@ -190,13 +190,13 @@ class FPNDetector(FolderDetector["FPNNetwork", FPNConfig]):
 
     @cached_property
     def _ready(self) -> FPNNetwork:
-        model = ready(self.model, self.device)
+        model = prepare(self.model, self.device)
         if self.precision == "bfloat16":
             body = model.body
-            lower(body.conv1, body.layer1, body.layer2, body.layer3, body.layer4, model.fpn)
-            lower(model.rpn.conv)
-            lower(model.fc6)
-            lower(model.fc7)
+            cast_to_bfloat16(body.conv1, body.layer1, body.layer2, body.layer3, body.layer4, model.fpn)
+            cast_to_bfloat16(model.rpn.conv)
+            cast_to_bfloat16(model.fc6)
+            cast_to_bfloat16(model.fc7)
         return model
 
     def _preprocess(self, pixels_BHWC: Tensor, scale: float) -> Tensor:

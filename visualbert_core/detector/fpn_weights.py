@@ -15,7 +15,7 @@ from torch import Tensor
 
 from visualbert_core.detector.folder import load_weights
 from visualbert_core.detector.fpn import DETECTRON, PYTHIA, FPNConfig, FPNDetector, FPNNetwork
-from visualbert_core.detector.published import read_entries, tensors
+from visualbert_core.detector.weight_loading import read_entries, tensors
 from visualbert_core.errors import CheckpointError
 
 

@@ -35,7 +35,7 @@ Given = ParamSpec("Given")
 Found = TypeVar("Found")
 
 
-def answering(method: Callable[Given, Found]) -> Callable[Given, Found]:
+def inference_mode(method: Callable[Given, Found]) -> Callable[Given, Found]:
     """Decorate the method that a detector answers with: it computes without gradients, and float32 is float32.
 
     On GPUs that have TF32, cuDNN rounds what it convolves to ten bits, which no fingerprint would say.
@@ -49,7 +49,7 @@ def answering(method: Callable[Given, Found]) -> Callable[Given, Found]:
     return answer
 
 
-def checked(precision: str) -> str:
+def validate_precision(precision: str) -> str:
     """`precision` itself. Raises ConfigError for one that is none of PRECISIONS."""
     if precision not in PRECISIONS:
         raise ConfigError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
@@ -61,14 +61,14 @@ def in_fingerprint(precision: str) -> dict[str, str]:
     return {} if precision == "float32" else {"precision": precision}
 
 
-def ready(network: Network, device: torch.device) -> Network:
+def prepare(network: Network, device: torch.device) -> Network:
     """A copy on `device` for inference only: norms folded, weights channels last."""
     network = copy.deepcopy(network).eval().requires_grad_(False)
     _fold(network)
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def lower(first: nn.Module, *rest: nn.Module) -> None:
+def cast_to_bfloat16(first: nn.Module, *rest: nn.Module) -> None:
     """Have modules that are called one after the other compute in bfloat16: what enters the first is rounded, what
     leaves the last is float32 again."""
     for module in (first, *rest):
@@ -90,7 +90,7 @@ def upload(images: Sequence[np.ndarray], device: torch.device) -> Tensor:
     return batch.to(device, non_blocking=True)
 
 
-def together(count: int, device: torch.device) -> list[slice]:
+def batch_slices(count: int, device: torch.device) -> list[slice]:
     """Which of `count` images go through a network together: all on a GPU, each by itself on a CPU."""
     return [slice(n, n + 1) for n in range(count)] if device.type == "cpu" else [slice(0, count)]
 

@@ -37,20 +37,20 @@ from visualbert_core.detector.folder import (
     load_weights,
 )
 from visualbert_core.detector.inference import (
-    answering,
+    batch_slices,
+    cast_to_bfloat16,
     detections,
     in_fingerprint,
-    lower,
-    ready,
-    together,
+    inference_mode,
+    prepare,
     upload,
 )
-from visualbert_core.detector.published import read_weights
 from visualbert_core.detector.resize import pillow_bilinear
+from visualbert_core.detector.weight_loading import read_weights
 from visualbert_core.errors import ConfigError
+from visualbert_core.io.weights import Shapes, blocks, unbuilt
 from visualbert_core.provenance import digest_json
-from visualbert_core.schema import GivenObjects, Names
-from visualbert_core.weights import Shapes, blocks, unbuilt
+from visualbert_core.schema import GivenObjects, LabelNames
 
 _COCO = """
     person bicycle car motorcycle airplane bus train truck boat trafficlight firehydrant stopsign parkingmeter bench
@@ -125,8 +125,8 @@ class R2CDetector(FolderDetector["R2CNetwork", R2CConfig]):
         return self.config.feature_size
 
     @property
-    def names(self) -> Names:
-        return Names(self.classes)
+    def names(self) -> LabelNames:
+        return LabelNames(self.classes)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes a feature (see `detector.Detector`)."""
@@ -161,7 +161,7 @@ class R2CDetector(FolderDetector["R2CNetwork", R2CConfig]):
             of_image[0] = (window.left, window.top, window.left + window.width, window.top + window.height)
         return self._encode(images, objects, window, boxes)
 
-    @answering
+    @inference_mode
     def _encode(
         self,
         images: Sequence[np.ndarray],
@@ -170,7 +170,7 @@ class R2CDetector(FolderDetector["R2CNetwork", R2CConfig]):
         boxes: Sequence[np.ndarray],
     ) -> list[Detection]:
         pixels_BCHW = self._preprocess(upload(images, self.device), window)
-        some = together(len(images), self.device)
+        some = batch_slices(len(images), self.device)
         return detections([row for p in some for row in self._rows(pixels_BCHW[p], objects[p], boxes[p])])
 
     def _rows(
@@ -191,10 +191,10 @@ class R2CDetector(FolderDetector["R2CNetwork", R2CConfig]):
 
     @cached_property
     def _ready(self) -> R2CNetwork:
-        model = ready(self.model, self.device)
+        model = prepare(self.model, self.device)
         if self.precision == "bfloat16":
-            lower(model.backbone)
-            lower(model.after_roi_align)
+            cast_to_bfloat16(model.backbone)
+            cast_to_bfloat16(model.after_roi_align)
         return model
 
     def _window(self, image: np.ndarray) -> _Window:

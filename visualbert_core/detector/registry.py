@@ -6,8 +6,8 @@ from importlib import import_module
 from pathlib import Path
 
 from visualbert_core.detector.base import Detector
-from visualbert_core.documents import read_json
 from visualbert_core.errors import CheckpointError, ConfigError
+from visualbert_core.io.documents import read_json
 
 _BUILDERS = {
     "vg_c4": ("vg_c4", "VgC4"),

@@ -33,20 +33,20 @@ from visualbert_core.config import check_range, check_values
 from visualbert_core.detector.base import Detection
 from visualbert_core.detector.folder import LONGEST_SIDE, FolderDetector
 from visualbert_core.detector.inference import (
-    answering,
+    batch_slices,
+    cast_to_bfloat16,
     detections,
     in_fingerprint,
-    lower,
-    ready,
-    together,
+    inference_mode,
+    prepare,
     upload,
 )
 from visualbert_core.detector.roi_align import pool_as
 from visualbert_core.detector.tiny_rcnn import tiny_rcnn
-from visualbert_core.documents import brief
 from visualbert_core.errors import CheckpointError
-from visualbert_core.schema import Names
-from visualbert_core.weights import unbuilt
+from visualbert_core.io.documents import brief
+from visualbert_core.io.weights import unbuilt
+from visualbert_core.schema import LabelNames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +103,8 @@ class TorchvisionRCNN(FolderDetector[FasterRCNN, DetectorConfig]):
         return size
 
     @property
-    def names(self) -> Names:
-        return Names(self.config.labels)
+    def names(self) -> LabelNames:
+        return LabelNames(self.config.labels)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes a feature (see `detector.Detector`)."""
@@ -128,20 +128,20 @@ class TorchvisionRCNN(FolderDetector[FasterRCNN, DetectorConfig]):
             "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         }
 
-    @answering
+    @inference_mode
     def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
         """See `detector.Detector`. Images of more than one shape are refused: padding would leak between them."""
         pixels_BHWC = upload(images, self.device)
         given = None if boxes is None else [torch.from_numpy(b).to(self.device) for b in boxes]
-        some = together(len(images), self.device)
+        some = batch_slices(len(images), self.device)
         return detections([row for part in some for row in self._detect(pixels_BHWC[part], given and given[part])])
 
     @cached_property
     def _ready(self) -> FasterRCNN:
-        model = ready(self.model, self.device)
+        model = prepare(self.model, self.device)
         if self.precision == "bfloat16":
             for part in (model.backbone, model.rpn.head.conv, model.roi_heads.box_head):
-                lower(part)
+                cast_to_bfloat16(part)
         return model
 
     def _detect(self, pixels_BHWC: Tensor, given: list[Tensor] | None) -> list[tuple[Tensor, ...]]:

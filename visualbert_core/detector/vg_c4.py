@@ -36,19 +36,19 @@ from visualbert_core.detector.base import Detection
 from visualbert_core.detector.class_nms import confidences
 from visualbert_core.detector.folder import LONGEST_SIDE, FolderDetector, check_blocks, check_colours
 from visualbert_core.detector.inference import (
-    answering,
+    batch_slices,
+    cast_to_bfloat16,
     detections,
     in_fingerprint,
-    lower,
-    ready,
-    together,
+    inference_mode,
+    prepare,
     upload,
 )
 from visualbert_core.detector.resize import pillow_bilinear
 from visualbert_core.detector.vg_c4_network import Architecture, Described, Proposals, VgC4Network
 from visualbert_core.errors import ConfigError
-from visualbert_core.schema import Names
-from visualbert_core.weights import Shapes, blocks, unbuilt
+from visualbert_core.io.weights import Shapes, blocks, unbuilt
+from visualbert_core.schema import LabelNames
 
 _Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]  # of a `Detection`
 
@@ -140,8 +140,8 @@ class VgC4(FolderDetector[VgC4Network, VgC4Config]):
         return self.config.architecture.feature_size
 
     @property
-    def names(self) -> Names:
-        return Names(self.config.labels, self.config.attributes)
+    def names(self) -> LabelNames:
+        return LabelNames(self.config.labels, self.config.attributes)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes a feature (see `detector.Detector`)."""
@@ -160,7 +160,7 @@ class VgC4(FolderDetector[VgC4Network, VgC4Config]):
             }
         )
 
-    @answering
+    @inference_mode
     def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
         """See `detector.Detector`. Images of more than one shape are refused: padding would leak between them.
 
@@ -170,18 +170,18 @@ class VgC4(FolderDetector[VgC4Network, VgC4Config]):
         original = pixels_BHWC.shape[1], pixels_BHWC.shape[2]
         pixels_BCHW = preprocess(pixels_BHWC, self.config.preprocessing)
         size = pixels_BCHW.shape[2], pixels_BCHW.shape[3]
-        some = together(len(images), self.device)
+        some = batch_slices(len(images), self.device)
         maps = [map_CHW for part in some for map_CHW in self._ready.trunk(pixels_BCHW[part])]
         given: Sequence[np.ndarray | None] = [None] * len(images) if boxes is None else boxes
         return detections([self._detect(m, size, original, b) for m, b in zip(maps, given, strict=True)])
 
     @cached_property
     def _ready(self) -> VgC4Network:
-        network = ready(self.model, self.device)
+        network = prepare(self.model, self.device)
         if self.precision == "bfloat16":
-            lower(network.conv1, network.layer1, network.layer2, network.layer3)
-            lower(network.rpn.conv)
-            lower(network.layer4)
+            cast_to_bfloat16(network.conv1, network.layer1, network.layer2, network.layer3)
+            cast_to_bfloat16(network.rpn.conv)
+            cast_to_bfloat16(network.layer4)
         return network
 
     def _detect(

@@ -15,14 +15,14 @@ from typing import Any
 
 from torch import Tensor
 
-from visualbert_core import lfs
 from visualbert_core.config import from_mapping
 from visualbert_core.detector.folder import load_weights
-from visualbert_core.detector.published import find, read_weights
 from visualbert_core.detector.vg_c4 import Preprocessing, VgC4, VgC4Config
 from visualbert_core.detector.vg_c4_network import Architecture, VgC4Network
-from visualbert_core.documents import read_yaml
+from visualbert_core.detector.weight_loading import find, read_weights
 from visualbert_core.errors import CheckpointError, ConfigError
+from visualbert_core.io import lfs
+from visualbert_core.io.documents import read_yaml
 
 _FILES = (
     "pytorch_model.bin",

@@ -9,10 +9,10 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from visualbert_core.engine.shards import Shard, plan
 from visualbert_core.errors import InputError
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import Example, Image
-from visualbert_core.shards import Shard, plan
 
 if TYPE_CHECKING:
     from visualbert_core.evaluation.inputs import Source

@@ -10,7 +10,7 @@ from typing import Any
 from visualbert_core.config import EvaluateConfig
 from visualbert_core.errors import CheckpointError
 from visualbert_core.evaluation.inputs import RegionSource, Source
-from visualbert_core.models import SIDECAR_FILE, Model, ReadsRegions
+from visualbert_core.models import METADATA_FILE, Model, ReadsRegions
 from visualbert_core.schema import Example
 
 
@@ -39,20 +39,20 @@ def check_fit(model: Model[Any], source: Source, config: EvaluateConfig) -> list
         return [_unnamed(reads, store.space)]
     if space == store.space:
         return []
-    if not config.foreign_features:
+    if not config.allow_feature_space_mismatch:
         raise CheckpointError(
             f"{config.model} was trained on features of {space!r}, {config.features} holds "
             f"{store.space!r}: equal sizes do not make them comparable, extract the right ones (or force it with "
-            "foreign_features)"
+            "allow_feature_space_mismatch)"
         )
-    return [f"foreign features: the checkpoint was trained on {space!r}, these are {store.space!r}"]
+    return [f"features of another space: the checkpoint was trained on {space!r}, these are {store.space!r}"]
 
 
 def _space(reads: ReadsRegions, config: EvaluateConfig) -> str | None:
     """Return the space that the checkpoint or else the caller names. Raises CheckpointError where they contradict."""
     if None not in (reads.space, config.feature_space) and reads.space != config.feature_space:
         raise CheckpointError(
-            f"{config.model / SIDECAR_FILE} says that the checkpoint was trained on features of "
+            f"{config.model / METADATA_FILE} says that the checkpoint was trained on features of "
             f"{reads.space!r}, feature_space says {config.feature_space!r}: correct one of them"
         )
     return reads.space or config.feature_space
@@ -70,5 +70,5 @@ def _unnamed(reads: ReadsRegions, found: str) -> str:
         which = f", and the published checkpoint that it looks like wants {likely!r}: then these scores are wrong"
     return (
         f"unnamed feature space: the checkpoint does not say which features it was trained on; these are "
-        f"{found!r}{which} (--feature-space NAME, or {SIDECAR_FILE} beside its weights, names it)"
+        f"{found!r}{which} (--feature-space NAME, or {METADATA_FILE} beside its weights, names it)"
     )

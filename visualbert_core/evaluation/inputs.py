@@ -13,13 +13,13 @@ from functools import partial
 from typing import Any, Protocol
 
 from visualbert_core.config import EvaluateConfig
-from visualbert_core.corpus import Corpus, list_images
+from visualbert_core.corpus.images import DecodeError, fetch, identify, read_image
+from visualbert_core.corpus.listing import Corpus, list_images
 from visualbert_core.errors import CheckpointError
 from visualbert_core.evaluation.batches import Asked, ExampleShard, ImageFile, batches
 from visualbert_core.features.importers.hdf5 import NO_SIZES
 from visualbert_core.features.store import FeatureStore
-from visualbert_core.images import DecodeError, fetch, identify, read_image
-from visualbert_core.locations import Location
+from visualbert_core.io.locations import Location
 from visualbert_core.models import Model, ReadsPixels
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import Example, Failure, Image, Pixels, Regions

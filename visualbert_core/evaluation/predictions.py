@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from visualbert_core.engine.shards import ShardFolder
 from visualbert_core.schema import PREDICTION_SCHEMA, SCHEMA_VERSION, Failure, Prediction
-from visualbert_core.shards import ShardFolder
 
 
 def encode(predictions: Sequence[Prediction]) -> bytes:

@@ -12,15 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from visualbert_core.cluster import Pool
 from visualbert_core.config import EvaluateConfig
+from visualbert_core.engine.pool import Pool
+from visualbert_core.engine.shards import ShardFolder, publish
 from visualbert_core.errors import CoverageError, InputError
 from visualbert_core.evaluation.batches import plan_examples, sample, wrong_images
 from visualbert_core.evaluation.fit import check_fit, check_form
 from visualbert_core.evaluation.inputs import Source, open_source
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run_folder import Run, claim, encode_json, is_finished, read_run, run_folder, write_json
-from visualbert_core.evaluation.score import Answers, score
+from visualbert_core.evaluation.score import PredictionSet, score
 from visualbert_core.evaluation.sizes import check_sizes
 from visualbert_core.evaluation.units import UNITS_FILE, by_metric, encode_units
 from visualbert_core.evaluation.worker import EvaluationWorker, LoadModel
@@ -36,7 +37,6 @@ from visualbert_core.provenance import (
     versions,
 )
 from visualbert_core.schema import SCHEMA_VERSION, Example, Prediction
-from visualbert_core.shards import ShardFolder, publish
 from visualbert_core.tasks import Task, open_task
 
 _LOG = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def _spec(config: EvaluateConfig) -> dict[str, Any]:
         "task": config.task,
         "split": config.split,
         "visual": config.visual,
-        "foreign_features": config.foreign_features,
+        "allow_feature_space_mismatch": config.allow_feature_space_mismatch,
         "precision": config.precision,
         "batch_size": config.batch_size,
         "shard_size": config.shard_size,
@@ -145,7 +145,7 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
     files, scores = ({} if submission is None else {task.submission_name: submission}), None
     if task.labelled:
         origin = {"model": record["spec"]["model"], "visual": record["spec"]["visual"]}
-        answers = Answers(folder, predictions, coverage, origin, tuple(record["warnings"]))
+        answers = PredictionSet(folder, predictions, coverage, origin, tuple(record["warnings"]))
         units = list(task.score({p.example_id: p for p in predictions}))
         scores = score(task, answers, record["provenance"]["annotations"], units=units)
         files |= {UNITS_FILE: encode_units(by_metric(units)), "scores.json": encode_json(scores)}

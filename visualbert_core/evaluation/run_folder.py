@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visualbert_core import lfs
 from visualbert_core.config import EvaluateConfig, run_name
-from visualbert_core.documents import parse_json
+from visualbert_core.engine.shards import publish
 from visualbert_core.errors import InputError
+from visualbert_core.io import lfs
+from visualbert_core.io.documents import parse_json
 from visualbert_core.provenance import differences, digest_file
-from visualbert_core.shards import publish
 
 _AGAIN = "delete it and run the same line again"
 

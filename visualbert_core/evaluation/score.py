@@ -15,9 +15,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from visualbert_core.documents import read_json
 from visualbert_core.errors import ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.predictions import read_predictions
+from visualbert_core.io.documents import read_json
 from visualbert_core.metrics.coverage import Coverage, Lenient, check_coverage
 from visualbert_core.printable import printable
 from visualbert_core.schema import Prediction, Score
@@ -32,7 +32,7 @@ nothing else is wrong, the range that they leave open. `official`: what the offi
 
 
 @dataclass(frozen=True)
-class Answers:
+class PredictionSet:
     """Predictions as they were found, duplicates and unknown ids included."""
 
     source: Path
@@ -48,9 +48,9 @@ class Answers:
 # predictions in
 
 
-def read_answers(
+def read_prediction_set(
     task: Task, path: Path, annotations_digest: str, mode: Mode = "strict", boxes: str | None = None
-) -> Answers:
+) -> PredictionSet:
     """The predictions of a submission file, whose boxes are of the convention `boxes` (None: undeclared pixels), or of
     a run folder.
 
@@ -75,7 +75,7 @@ def read_answers(
         raise
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    return Answers(path, predictions, _coverage(task, predictions), warnings=(*warnings, *said))
+    return PredictionSet(path, predictions, _coverage(task, predictions), warnings=(*warnings, *said))
 
 
 def _from_file(task: Task, path: Path, mode: Mode) -> tuple[list[Prediction], tuple[str, ...]]:
@@ -95,7 +95,7 @@ def _from_file(task: Task, path: Path, mode: Mode) -> tuple[list[Prediction], tu
     return predictions, warnings
 
 
-def _from_run(task: Task, folder: Path, annotations_digest: str) -> Answers:
+def _from_run(task: Task, folder: Path, annotations_digest: str) -> PredictionSet:
     try:
         record = read_json(folder / "run.json")
         spec, made_of, warnings = record["spec"], record["provenance"], record["warnings"]
@@ -109,7 +109,7 @@ def _from_run(task: Task, folder: Path, annotations_digest: str) -> Answers:
         if made_for[name] != value:
             raise InputError(f"{folder} ran on other {name}: {made_for[name]}, not {value}; ask for what it ran on")
     predictions, _ = read_predictions(folder / "predictions")
-    return Answers(folder, predictions, _coverage(task, predictions), origin, tuple(warnings))
+    return PredictionSet(folder, predictions, _coverage(task, predictions), origin, tuple(warnings))
 
 
 def _coverage(task: Task, predictions: Iterable[Prediction]) -> Coverage:
@@ -122,7 +122,7 @@ def _coverage(task: Task, predictions: Iterable[Prediction]) -> Coverage:
 
 def score(
     task: Task,
-    answers: Answers,
+    answers: PredictionSet,
     annotations_digest: str,
     mode: Mode = "strict",
     units: Sequence[Score] | None = None,
@@ -201,7 +201,7 @@ def _ranges(task: Task, predictions: Mapping[str, Prediction], missing: Iterable
     return {"ranges": {name: [low[name], high[name]] for name in low}}
 
 
-def _as_officially(task: Task, answers: Answers) -> tuple[list[Prediction], list[str]]:
+def _as_officially(task: Task, answers: PredictionSet) -> tuple[list[Prediction], list[str]]:
     """The predictions that the official program would look at, and a line for everything that it passes over."""
     known, rows, said = task.expected(), answers.predictions, []
     if answers.coverage.unknown and task.lenient.unknown == "ignore":

@@ -42,7 +42,7 @@ Groups = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class Units:
+class UnitScores:
     """The units of one metric, in the task's order: `values` float64 [n], the others as long."""
 
     unit_ids: list[str]
@@ -52,13 +52,13 @@ class Units:
     judged: list[JudgedAnswer | None]
 
 
-def by_metric(scores: Iterable[Score]) -> dict[str, Units]:
+def by_metric(scores: Iterable[Score]) -> dict[str, UnitScores]:
     """Metric → its units, in the order in which the task yields them."""
     rows: dict[str, list[Score]] = {}
     for score in scores:
         rows.setdefault(score.metric, []).append(score)
     return {
-        metric: Units(
+        metric: UnitScores(
             [score.unit_id for score in found],
             np.array([score.value for score in found]),
             [score.cluster for score in found],
@@ -69,7 +69,7 @@ def by_metric(scores: Iterable[Score]) -> dict[str, Units]:
     }
 
 
-def encode_units(metrics: Mapping[str, Units]) -> bytes:
+def encode_units(metrics: Mapping[str, UnitScores]) -> bytes:
     """The file: the same bytes for the same units."""
     tables = [
         pa.table(
@@ -93,7 +93,7 @@ def encode_units(metrics: Mapping[str, Units]) -> bytes:
     return bytes(sink.getvalue())
 
 
-def read_units(folder: Path) -> dict[str, Units]:
+def read_units(folder: Path) -> dict[str, UnitScores]:
     """The units of a finished run folder. Raises InputError where there are none, or the file is damaged."""
     try:
         table = pq.read_table(folder / UNITS_FILE, page_checksum_verification=True)
@@ -110,7 +110,7 @@ def read_units(folder: Path) -> dict[str, Units]:
     for row, metric in enumerate(columns["metric"]):
         rows.setdefault(metric, []).append(row)
     return {
-        metric: Units(
+        metric: UnitScores(
             [columns["unit_id"][row] for row in found],
             np.array([columns["value"][row] for row in found]),
             [columns["cluster"][row] for row in found],

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from visualbert_core.engine.shards import Marker, Part, ShardFolder
+from visualbert_core.engine.worker_process import halving_on_memory_error
 from visualbert_core.evaluation.batches import ExampleShard
 from visualbert_core.evaluation.inputs import Joined, Reader
 from visualbert_core.evaluation.predictions import encode
 from visualbert_core.features.store import encode_failures
-from visualbert_core.host import in_halves
-from visualbert_core.locations import Location
+from visualbert_core.io.locations import Location
 from visualbert_core.models import NOT_FINITE, Model, load_model
 from visualbert_core.schema import Example, Failure, Prediction
-from visualbert_core.shards import Marker, Part, ShardFolder
 
 LoadModel = Callable[[Path, type[Example], str | None, str], Model[Any]]
 """folder, form of the examples, device, precision → model"""
@@ -45,8 +45,8 @@ class EvaluationWorker:
         answered: dict[str, Prediction] = {}
         for batch, lacking in self.reader.read(shard, self.batch_size):
             failures += lacking
-            for found in in_halves(self.predict, batch) if batch else ():
-                kept = _believable(found)
+            for found in halving_on_memory_error(self.predict, batch) if batch else ():
+                kept = _checked(found)
                 if isinstance(kept, Failure):
                     failures.append(kept)
                 else:
@@ -59,7 +59,7 @@ class EvaluationWorker:
         return list(self.model.predict(batch))
 
 
-def _believable(found: Prediction | Failure) -> Prediction | Failure:
+def _checked(found: Prediction | Failure) -> Prediction | Failure:
     """What a model gave, or a failure for an answer without a number behind it: a model of somebody else's may give
     those, and they are no wrong answers."""
     if isinstance(found, Failure) or all(map(math.isfinite, found.scores)):

@@ -22,13 +22,13 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from visualbert_core.cluster import Pool
+from visualbert_core.engine.pool import Pool
+from visualbert_core.engine.shards import FileDigest, Marker, Part, Shard, ShardFolder
+from visualbert_core.engine.worker_process import Worker
 from visualbert_core.errors import DriftError, InputError
 from visualbert_core.features.store import FeatureStore
-from visualbert_core.host import Worker
 from visualbert_core.metrics.recall import box_iou
 from visualbert_core.schema import Regions
-from visualbert_core.shards import Blob, Marker, Part, Shard, ShardFolder
 
 INGREDIENT = "features"
 
@@ -87,7 +87,7 @@ class Extraction:
     images: Collection[str]
     plan: Callable[[Sequence[str]], Sequence[Shard]]
     make_worker: Callable[[], Worker[Any]]
-    """Of a `Rehearsal`."""
+    """Of a `DryRunWorker`."""
     fingerprint: dict[str, Any]
 
 
@@ -208,25 +208,25 @@ def _partners(then: np.ndarray, now: np.ndarray) -> list[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class _Kept(Marker):
+class MarkerWithPart(Marker):
     """A marker that has the part itself with it."""
 
     content: Part
 
 
-class _Desk(ShardFolder):
+class InMemoryFolder(ShardFolder):
     """Where a worker's part is handed back instead of being published."""
 
     def commit(self, shard: Shard, part: Part) -> Marker:
-        return _Kept(shard.shard_id, part.rows, part.failed, Blob.of(part.data), None, part)
+        return MarkerWithPart(shard.shard_id, part.rows, part.failed, FileDigest.of(part.data), None, part)
 
 
-class Rehearsal:
+class DryRunWorker:
     """A worker that publishes nothing."""
 
     def __init__(self, make_worker: Callable[[], Extractor]) -> None:
         self.worker = make_worker()
-        self.worker.folder = _Desk(self.worker.folder.root)
+        self.worker.folder = InMemoryFolder(self.worker.folder.root)
 
     def run(self, shard: Shard) -> Marker:
         return self.worker.run(shard)
@@ -237,7 +237,7 @@ def _extract(extraction: Extraction, image_ids: Sequence[str], pool: Pool, folde
     shards = extraction.plan(image_ids)
     by_id = {shard.shard_id: shard for shard in shards}
     for marker in pool.run(extraction.make_worker, shards, "canary"):
-        assert isinstance(marker, _Kept)
+        assert isinstance(marker, MarkerWithPart)
         folder.commit(by_id[marker.shard_id], marker.content)
     folder.finish(shards, {"fingerprint": extraction.fingerprint})
     return FeatureStore.open(folder.root)

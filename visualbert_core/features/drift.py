@@ -10,17 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from visualbert_core import storage
-from visualbert_core.cluster import Pool
 from visualbert_core.config import DriftConfig, ExtractConfig
-from visualbert_core.corpus import list_images
+from visualbert_core.corpus.listing import list_images
 from visualbert_core.detector import load_detector
+from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import InputError
 from visualbert_core.features import canary
 from visualbert_core.features.extract import ExtractionPlan, PrefetchingWorker
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.features.worker import FeatureWorker, LoadDetector, full_fingerprint, plan_images
-from visualbert_core.locations import Location
+from visualbert_core.io import storage
+from visualbert_core.io.locations import Location
 from visualbert_core.schema import Image
 
 INGREDIENT = "features"
@@ -58,7 +58,7 @@ def _extraction(
     images: Mapping[str, Image], make_worker: Callable[[], FeatureWorker], fingerprint: dict[str, Any]
 ) -> canary.Extraction:
     plan_some = partial(plan_images, images, salt="canary", target=CANARY_SHARD)
-    rehearsal = partial(PrefetchingWorker, partial(canary.Rehearsal, make_worker))
+    rehearsal = partial(PrefetchingWorker, partial(canary.DryRunWorker, make_worker))
     return canary.Extraction(images, plan_some, rehearsal, fingerprint)
 
 

@@ -12,21 +12,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from visualbert_core.cluster import Pool
 from visualbert_core.config import ExtractConfig
-from visualbert_core.corpus import Corpus, corpus_name, list_images
-from visualbert_core.detector import Detector, Naming, ObjectEncoder, load_detector
+from visualbert_core.corpus.images import fetch
+from visualbert_core.corpus.listing import Corpus, corpus_name, list_images
+from visualbert_core.detector import Detector, HasLabelNames, ObjectEncoder, load_detector
+from visualbert_core.engine.pool import Pool
+from visualbert_core.engine.shards import Marker, ShardFolder, publish
+from visualbert_core.engine.worker_process import Worker
 from visualbert_core.errors import ConfigError, CoverageError, StoreError
-from visualbert_core.features import names
-from visualbert_core.features.resume import check_images
+from visualbert_core.features import label_names as names
+from visualbert_core.features.corpus_check import check_images
 from visualbert_core.features.store import FeatureStore, store_folder
 from visualbert_core.features.worker import FeatureWorker, ImageShard, LoadDetector, full_fingerprint, plan_images
-from visualbert_core.host import Worker
-from visualbert_core.images import fetch
-from visualbert_core.locations import absolute
+from visualbert_core.io.locations import absolute
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import SCHEMA_VERSION
-from visualbert_core.shards import Marker, ShardFolder, publish
 
 INGREDIENT = "features"
 
@@ -94,7 +94,7 @@ def run_extraction(plan: ExtractionPlan, pool: Pool) -> FeatureStore:
     folder, fingerprint = plan.folder, plan.fingerprint
     check_images(folder, plan.done or _earlier(folder), plan.every)
     publish(folder.root / "fingerprint.json", json.dumps(fingerprint, indent=1, sort_keys=True).encode())
-    if isinstance(plan.detector, Naming):
+    if isinstance(plan.detector, HasLabelNames):
         names.write(folder.root, fingerprint, plan.detector.names)
     known = {marker.shard_id for marker in plan.done}
     left = [shard for shard in plan.shards if shard.shard_id not in known]

@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from visualbert_core import storage
-from visualbert_core.columns import Strings
+from visualbert_core.corpus.string_column import StringColumn
 from visualbert_core.errors import StoreError
-from visualbert_core.locations import Location
+from visualbert_core.io import storage
+from visualbert_core.io.locations import Location
 from visualbert_core.schema import REGIONS_SCHEMA, Regions
 
 PREFIX = 4  # bytes; PLAIN writes a binary value as its length and then its bytes
@@ -133,8 +133,8 @@ class Index:
 
     def __init__(self, table: pa.Table, feature_size: int) -> None:
         columns = {name: table[name].combine_chunks() for name in table.column_names}
-        self.image_ids = Strings.of(columns["image_id"])
-        self._digests = Strings.of(columns["image_digest"])
+        self.image_ids = StringColumn.of(columns["image_id"])
+        self._digests = StringColumn.of(columns["image_digest"])
         # As memory views, whose items are Python's numbers: three times as fast as an array's, one at a time.
         self._id_hashes, self._id_rows = columns["id_hash"].to_numpy().data, columns["id_row"].to_numpy().data
         self._widths, self._heights = columns["width"].to_numpy(), columns["height"].to_numpy()

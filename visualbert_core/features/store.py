@@ -31,14 +31,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from visualbert_core import storage
+from visualbert_core.engine.shards import Manifest, Marker, ShardFolder, publish
 from visualbert_core.errors import CoverageError, StoreError
-from visualbert_core.features import index, names
+from visualbert_core.features import index
+from visualbert_core.features import label_names as names
 from visualbert_core.features.index import Index, Span
-from visualbert_core.locations import Location, location
+from visualbert_core.io import storage
+from visualbert_core.io.locations import Location, location
 from visualbert_core.provenance import digest_json
-from visualbert_core.schema import FAILURE_SCHEMA, REGIONS_SCHEMA, SCHEMA_VERSION, Failure, Names, Regions
-from visualbert_core.shards import Manifest, Marker, ShardFolder, publish
+from visualbert_core.schema import FAILURE_SCHEMA, REGIONS_SCHEMA, SCHEMA_VERSION, Failure, LabelNames, Regions
 
 ROW_GROUP = 64  # images; 9 MB of 36 × 2048 features
 _OPEN_FILES = 256
@@ -204,7 +205,7 @@ class FeatureStore:
         return self._names.attributes
 
     @cached_property
-    def _names(self) -> Names:
+    def _names(self) -> LabelNames:
         return names.read(self.folder, self.fingerprint)
 
     def failures(self) -> list[Failure]:
@@ -222,7 +223,7 @@ class FeatureStore:
         regions = [count for *_, count in self.sizes()]
         labels: Counter[str] = Counter()
         for label, count in self._index.label_counts():
-            labels[names.called(label, self.label_names)] += count
+            labels[names.label_name(label, self.label_names)] += count
         return {
             "folder": str(self.folder),
             "corpus": self.manifest.about.get("corpus"),

@@ -25,15 +25,15 @@ from typing import Any, Protocol
 import numpy as np
 import PIL
 
+from visualbert_core.corpus.images import DecodeError, image_shape, read_boxes, read_image, read_objects
 from visualbert_core.detector import Detection, Detector, ObjectEncoder, load_detector
+from visualbert_core.engine.shards import LazyTuple, Marker, Part, Shard, ShardFolder, plan
+from visualbert_core.engine.worker_process import halving_on_memory_error
 from visualbert_core.errors import CheckpointError
 from visualbert_core.features.store import encode, encode_failures, to_half
-from visualbert_core.host import in_halves
-from visualbert_core.images import DecodeError, image_shape, read_boxes, read_image, read_objects
-from visualbert_core.locations import Location
+from visualbert_core.io.locations import Location
 from visualbert_core.provenance import differences
 from visualbert_core.schema import Failure, GivenObjects, Image, Regions
-from visualbert_core.shards import Later, Marker, Part, Shard, ShardFolder, plan
 
 INGREDIENT = "features"
 
@@ -60,7 +60,7 @@ class ImageShard(Shard):
 def plan_images(images: Mapping[str, Image], image_ids: Sequence[str], salt: str, target: int) -> list[ImageShard]:
     """Shards of some of the images; an `Image` is made when its shard is on its way to a worker. See `shards.plan`."""
     return [
-        ImageShard(shard.shard_id, shard.items, Later(len(shard.items), partial(_look_up, images, shard.items)))
+        ImageShard(shard.shard_id, shard.items, LazyTuple(len(shard.items), partial(_look_up, images, shard.items)))
         for shard in plan(image_ids, salt, target)
     ]
 
@@ -153,7 +153,7 @@ class FeatureWorker:
                 outcomes |= {answer.item_id: answer for answer in answers if isinstance(answer, Failure)}
                 if batch := [answer for answer in answers if isinstance(answer, _Loaded)]:
                     rows = [loaded.row() for loaded in batch]
-                    found.append(threads.submit(self._rows, rows, in_halves(self._detect, batch)))
+                    found.append(threads.submit(self._rows, rows, halving_on_memory_error(self._detect, batch)))
         for future in found:
             outcomes |= {_id(outcome): outcome for outcome in future.result()}
         ordered = [outcomes[item] for item in shard.items]

@@ -3,7 +3,7 @@
 `base` is the contract, `registry` finds the family of a checkpoint folder.
 """
 
-from visualbert_core.models.base import NOT_FINITE, SIDECAR_FILE, GivesLogits, Model, ReadsPixels, ReadsRegions
+from visualbert_core.models.base import METADATA_FILE, NOT_FINITE, GivesLogits, Model, ReadsPixels, ReadsRegions
 from visualbert_core.models.registry import load_model
 
-__all__ = ["NOT_FINITE", "SIDECAR_FILE", "GivesLogits", "Model", "ReadsPixels", "ReadsRegions", "load_model"]
+__all__ = ["METADATA_FILE", "NOT_FINITE", "GivesLogits", "Model", "ReadsPixels", "ReadsRegions", "load_model"]

@@ -17,7 +17,7 @@ from visualbert_core.schema import Example, Failure, Pixels, Prediction, Regions
 NOT_FINITE = "the model's scores hold NaN or infinity"
 """Message of the failure of an example behind whose answer there is no finite number."""
 
-SIDECAR_FILE = "visualbert_core.json"
+METADATA_FILE = "visualbert_core.json"
 """Beside a checkpoint's weights: what its other files cannot say, such as its feature space."""
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from visualbert_core.config import nearest
-from visualbert_core.documents import brief, read_json
 from visualbert_core.errors import CheckpointError
+from visualbert_core.io.documents import brief, read_json
 from visualbert_core.models.base import Model
 from visualbert_core.schema import Example
 

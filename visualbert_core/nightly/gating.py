@@ -17,17 +17,17 @@ from visualbert_core.comparison.compare import Comparison, compare
 from visualbert_core.comparison.gate import Gate, Watched, judge_night
 from visualbert_core.comparison.history import History, Row, Timing
 from visualbert_core.config import CellConfig, GateConfig, NightlyConfig, run_name
+from visualbert_core.engine.shards import publish
 from visualbert_core.errors import VisualBertCoreError
 from visualbert_core.evaluation.run_folder import Run, read_run
 from visualbert_core.provenance import INGREDIENTS, changed, digest_json
 from visualbert_core.report import ReportCell
 from visualbert_core.report.ci import junit, markdown
-from visualbert_core.report.verdict import CellNight, GatedNight
-from visualbert_core.shards import publish
+from visualbert_core.report.gate_section import CellNight, GatedNight
 
 
 @dataclass(frozen=True)
-class Tonight:
+class CellResult:
     """One cell of the matrix as it came out."""
 
     config: CellConfig
@@ -48,7 +48,7 @@ class Tonight:
 
 
 @dataclass(frozen=True)
-class Judged:
+class GateResult:
     """A night's verdict, and the comparison of each cell that had one."""
 
     gate: Gate
@@ -61,8 +61,8 @@ def history_of(config: NightlyConfig) -> History:
 
 
 def judge_cells(
-    config: NightlyConfig, night: str, cells: Sequence[Tonight], missed: Mapping[str, Sequence[str]]
-) -> Judged:
+    config: NightlyConfig, night: str, cells: Sequence[CellResult], missed: Mapping[str, Sequence[str]]
+) -> GateResult:
     """Compare, judge, write. `missed` are each cell's scores out of their bounds: such a cell failed, whatever else it
     shows, and is no baseline for a later night. Raises InputError where the history is damaged."""
     assert config.gate is not None
@@ -83,7 +83,7 @@ def judge_cells(
         for each in _watched(config.gate, cell, baselines[cell.name], comparisons, reasons, history, night)
     ]
     lines = [line for found in missed.values() for line in found]
-    judged = Judged(judge_night(night, config.gate, watched, lines), comparisons)
+    judged = GateResult(judge_night(night, config.gate, watched, lines), comparisons)
     _write(config, night, judged, cells)
     for cell in cells:
         if cell.run is not None:
@@ -92,7 +92,7 @@ def judge_cells(
     return judged
 
 
-def for_page(config: NightlyConfig, cells: Sequence[Tonight], judged: Judged) -> GatedNight:
+def for_page(config: NightlyConfig, cells: Sequence[CellResult], judged: GateResult) -> GatedNight:
     """What the page shows of a judged night: verdict, comparisons, and the nights up to this one."""
     history = history_of(config)
     shown = []
@@ -106,7 +106,7 @@ class _NothingToCompareError(Exception):
     """The message is the reason why a cell cannot tell."""
 
 
-def _compare(config: NightlyConfig, cell: Tonight, baseline: Row | None) -> Comparison:
+def _compare(config: NightlyConfig, cell: CellResult, baseline: Row | None) -> Comparison:
     if cell.run is None:
         raise _NothingToCompareError(f"no score tonight: {cell.shown.error}")
     if baseline is None:
@@ -122,7 +122,7 @@ def _compare(config: NightlyConfig, cell: Tonight, baseline: Row | None) -> Comp
 
 def _watched(
     gate: GateConfig,
-    cell: Tonight,
+    cell: CellResult,
     baseline: Row | None,
     comparisons: Mapping[str, Comparison],
     reasons: Mapping[str, str],
@@ -141,7 +141,7 @@ def _watched(
     return found
 
 
-def _write(config: NightlyConfig, night: str, judged: Judged, cells: Sequence[Tonight]) -> None:
+def _write(config: NightlyConfig, night: str, judged: GateResult, cells: Sequence[CellResult]) -> None:
     for cell in cells:
         if cell.run is not None and cell.name in judged.comparisons:
             _publish_json(cell.run.folder / "comparison.json", judged.comparisons[cell.name].document())
@@ -153,7 +153,13 @@ def _write(config: NightlyConfig, night: str, judged: Judged, cells: Sequence[To
 
 
 def _row(
-    config: NightlyConfig, night: str, cell: Tonight, run: Run, verdict: str, judged: Judged, baseline: Row | None
+    config: NightlyConfig,
+    night: str,
+    cell: CellResult,
+    run: Run,
+    verdict: str,
+    judged: GateResult,
+    baseline: Row | None,
 ) -> Row:
     comparison, scores = judged.comparisons.get(cell.name), run.scores
     assert scores is not None

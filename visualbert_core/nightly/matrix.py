@@ -19,7 +19,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from visualbert_core.cluster import Pool
 from visualbert_core.comparison.history import Timing
 from visualbert_core.config import (
     CellConfig,
@@ -31,8 +30,9 @@ from visualbert_core.config import (
     nearest,
     run_name,
 )
-from visualbert_core.corpus import Corpus, list_images
-from visualbert_core.documents import read_yaml
+from visualbert_core.corpus.listing import Corpus, list_images
+from visualbert_core.engine.pool import Pool
+from visualbert_core.engine.shards import ShardFolder
 from visualbert_core.errors import (
     ClusterError,
     ConfigError,
@@ -46,15 +46,14 @@ from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import Run, read_run, run_folder
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
-from visualbert_core.locations import Location
-from visualbert_core.nightly.gating import Judged, Tonight, for_page, judge_cells
+from visualbert_core.io.documents import read_yaml
+from visualbert_core.io.locations import Location
+from visualbert_core.nightly.gating import CellResult, GateResult, for_page, judge_cells
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.html import write_report
 from visualbert_core.report.places import ELSEWHERE, Places
 from visualbert_core.report.trackers import TrackedNight, check_trackers, track
-from visualbert_core.shards import ShardFolder
 from visualbert_core.tasks import Task, find_task, open_task
-from visualbert_core.world.files import make_world
 
 INGREDIENT = None
 
@@ -72,7 +71,7 @@ class Night:
     report: Path
     runs: Path
     exit_code: int
-    judged: Judged | None = None
+    judged: GateResult | None = None
     """Where the matrix has a gate."""
 
 
@@ -91,7 +90,7 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
     check_trackers(config.trackers, str(path))
     config = _absolute_weights(config, path.absolute().parent)
     out = config.out.absolute()
-    data = (out / "world" if config.world else config.data).absolute()
+    data = (out / "synthetic" if config.synthetic else config.data).absolute()
     if config.limit is not None:
         out /= "smoke"
     folders: dict[str, int] = {}
@@ -141,12 +140,10 @@ def runs_folder(config: NightlyConfig) -> Path:
 
 def run_matrix(config: NightlyConfig) -> Night:
     """Run the whole matrix; the report is written whatever failed."""
-    if config.world:
-        make_world(config.data, config.world)
     codes: list[int] = []
     with Pool(config.pool) as pool:
         opened = {name: _open(config, name, pool, codes) for name in config.corpora}
-        tonight = [_tonight(config, cell, opened[cell.corpus], pool, codes) for cell in config.cells]
+        tonight = [_run_cell(config, cell, opened[cell.corpus], pool, codes) for cell in config.cells]
     cells = tuple(cell.shown for cell in tonight)
     complaints = {} if config.limit is not None else {cell.name: list(missed(cell)) for cell in tonight}
     for line in (line for lines in complaints.values() for line in lines):
@@ -157,7 +154,7 @@ def run_matrix(config: NightlyConfig) -> Night:
     smoke = "" if config.limit is None else f" (smoke night: {config.limit} images and examples)"
     info = ReportInfo(
         title=config.name + smoke,
-        synthetic=config.world is not None,
+        synthetic=config.synthetic is not None,
         examples=config.examples,
         gpu_hour=config.gpu_hour,
     )
@@ -173,8 +170,8 @@ def _gated(config: NightlyConfig) -> bool:
 
 
 def _judge(
-    config: NightlyConfig, cells: Sequence[Tonight], missed: Mapping[str, Sequence[str]], codes: list[int]
-) -> Judged | None:
+    config: NightlyConfig, cells: Sequence[CellResult], missed: Mapping[str, Sequence[str]], codes: list[int]
+) -> GateResult | None:
     try:
         judged = judge_cells(config, str(config.night), cells, missed)
     except FAILURES as error:
@@ -188,7 +185,7 @@ def _judge(
 
 
 def _track(
-    config: NightlyConfig, cells: Sequence[Tonight], judged: Judged | None, report: Path, codes: list[int]
+    config: NightlyConfig, cells: Sequence[CellResult], judged: GateResult | None, report: Path, codes: list[int]
 ) -> None:
     runs = {cell.name: cell.run for cell in cells if cell.run is not None}
     verdict = judged.gate.verdict if judged else None
@@ -200,7 +197,7 @@ def _track(
             _note("the night is complete, but a tracker did not take it", error, codes)
 
 
-def missed(cell: Tonight) -> Iterator[str]:
+def missed(cell: CellResult) -> Iterator[str]:
     """A line for every score of a cell under its floor and every wrong-image score out of its range."""
     shown, floors = cell.shown, {metric: (floor, 100.0) for metric, floor in cell.config.floors.items()}
     yield from _outside(shown.title, floors, shown.run)
@@ -264,11 +261,11 @@ def _extract_config(config: NightlyConfig, name: str, detector: Path) -> Extract
     )
 
 
-def _tonight(config: NightlyConfig, cell: CellConfig, corpus: _OpenCorpus, pool: Pool, codes: list[int]) -> Tonight:
+def _run_cell(config: NightlyConfig, cell: CellConfig, corpus: _OpenCorpus, pool: Pool, codes: list[int]) -> CellResult:
     title, places = f"{cell.model.name} on {cell.task} {cell.split}", _places(config)
     if corpus.error is not None:
         shown = ReportCell(title, None, None, {}, None, error=f"corpus {cell.corpus}: {corpus.error}", places=places)
-        return Tonight(cell, shown, None, None)
+        return CellResult(cell, shown, None, None)
     own, wrong = (_evaluate_config(config, cell, corpus.store, visual) for visual in ("own", "wrong-image"))
     try:
         corpus.listed = images = corpus.listed or list_images(config.corpora[cell.corpus].images)
@@ -279,7 +276,7 @@ def _tonight(config: NightlyConfig, cell: CellConfig, corpus: _OpenCorpus, pool:
             )
     except FAILURES as error:
         shown = ReportCell(title, None, corpus.store, {}, None, error=_note(title, error, codes), places=places)
-        return Tonight(cell, shown, corpus.extraction, None)
+        return CellResult(cell, shown, corpus.extraction, None)
     since, start = time.time(), time.monotonic()
     run, reason = _evaluate(title, own, task, corpus.source, pool, codes)
     evaluation = _timing(run.folder / "predictions", since, start, pool) if run else None
@@ -289,7 +286,7 @@ def _tonight(config: NightlyConfig, cell: CellConfig, corpus: _OpenCorpus, pool:
     if run is not None and config.limit is not None and reason is None:
         reason = f"a smoke night: {run.record['coverage']['predicted']} examples predicted, no score over a sample"
     shown = ReportCell(title, task, corpus.store, images, run, baseline, reason, places)
-    return Tonight(cell, shown, corpus.extraction, evaluation)
+    return CellResult(cell, shown, corpus.extraction, evaluation)
 
 
 def _places(config: NightlyConfig) -> Places:
@@ -335,7 +332,7 @@ def _evaluate_config(
         model=cell.model,
         out=runs_folder(config),
         visual=visual,
-        foreign_features=cell.foreign_features,
+        allow_feature_space_mismatch=cell.allow_feature_space_mismatch,
         feature_space=cell.feature_space,
         precision=cell.precision,
         batch_size=cell.batch_size,

@@ -14,7 +14,7 @@ from typing import Self
 
 from PIL import Image as Pillow
 
-from visualbert_core.images import DecodeError, read_image
+from visualbert_core.corpus.images import DecodeError, read_image
 from visualbert_core.schema import Image, Regions
 
 COLOURS = 6  # .c0 … .c5 of static/page.css

@@ -15,11 +15,11 @@ from visualbert_core.comparison.history import Timing
 from visualbert_core.errors import VisualBertCoreError
 from visualbert_core.evaluation.run_folder import Run
 from visualbert_core.report import ReportCell, ReportInfo
-from visualbert_core.report.examples import Gallery, gallery
+from visualbert_core.report.example_gallery import Gallery, gallery
+from visualbert_core.report.gate_section import CellNight
 from visualbert_core.report.places import Places
 from visualbert_core.report.scores import Estimate, ScoreLine, in_order, label, reason, score_lines, scores_of, warnings
 from visualbert_core.report.trend import Trend, trend
-from visualbert_core.report.verdict import CellNight
 from visualbert_core.schema import Failure
 from visualbert_core.tasks import Task
 
@@ -261,7 +261,9 @@ def command(cell: ReportCell, run: Run) -> str:
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     words += ["--feature-space", spec["feature_space"]] if "feature_space" in spec else []
-    return shlex.join(["visualbert", "evaluate", *words, *["--foreign-features"] * spec["foreign_features"]])
+    return shlex.join(
+        ["visualbert", "evaluate", *words, *["--allow-feature-space-mismatch"] * spec["allow_feature_space_mismatch"]]
+    )
 
 
 def _read(cell: ReportCell, run: Run) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from visualbert_core import lfs
+from visualbert_core.io import lfs
 
 HEAD = 512
 """Bytes of a file that `not_text` wants to see."""

@@ -31,10 +31,10 @@ from tempfile import TemporaryDirectory
 from typing import IO, Any, NamedTuple
 
 from visualbert_core.config import nearest
+from visualbert_core.corpus.sources import SUFFIXES
 from visualbert_core.errors import AnnotationError, ConfigError
-from visualbert_core.lfs import REASON, is_pointer_file
-from visualbert_core.numbered import gaps
-from visualbert_core.sources import SUFFIXES
+from visualbert_core.io.lfs import REASON, is_pointer_file
+from visualbert_core.io.numbered import gaps
 from visualbert_core.tasks import nlvr2, vqa
 from visualbert_core.tasks.reading import choose
 

@@ -23,8 +23,8 @@ from typing import Any, TypeVar, get_args, get_origin
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from visualbert_core.documents import brief
 from visualbert_core.errors import AnnotationError, ConfigError
+from visualbert_core.io.documents import brief
 from visualbert_core.printable import printable
 from visualbert_core.tasks.formats import HEAD, not_text
 

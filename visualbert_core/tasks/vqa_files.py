@@ -15,8 +15,8 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
-from visualbert_core.documents import brief
 from visualbert_core.errors import AnnotationError
+from visualbert_core.io.documents import brief
 from visualbert_core.metrics.accuracy import AnswerTable
 from visualbert_core.tasks.reading import read_list, typed, untyped
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from visualbert_core.features.importers.sources import MalformedError
-from visualbert_core.pickles import BROKEN, load_arrays
+from visualbert_core.io.safe_pickle import BROKEN, load_arrays
 
 
 def npy(data: bytes, name: str) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.features.importers.arrays import floats
 from visualbert_core.features.importers.sources import MalformedError, Place, refuse_pointer
-from visualbert_core.pickles import BROKEN, load_arrays
+from visualbert_core.io.safe_pickle import BROKEN, load_arrays
 from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import Regions
 

@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from visualbert_core.cluster import Pool
 from visualbert_core.config import folder_name
+from visualbert_core.engine.pool import Pool
+from visualbert_core.engine.shards import Marker, Part, Shard, ShardFolder, plan, publish
 from visualbert_core.errors import ConfigError
 from visualbert_core.features.importers import hdf5, tsv
 from visualbert_core.features.importers.checks import Expected, checked, look
@@ -31,11 +32,10 @@ from visualbert_core.features.importers.sources import (
 )
 from visualbert_core.features.importers.tsv import TsvSource
 from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
-from visualbert_core.locations import Location, absolute
+from visualbert_core.io.locations import Location, absolute
 from visualbert_core.metrics.boxes import CONVENTIONS
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import SCHEMA_VERSION, Failure, Regions
-from visualbert_core.shards import Marker, Part, Shard, ShardFolder, plan, publish
 
 SHARD = 1024  # images
 

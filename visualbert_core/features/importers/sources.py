@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from visualbert_core import lfs, numbered
 from visualbert_core.errors import ConfigError, InputError
+from visualbert_core.io import lfs, numbered
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import Regions
 

@@ -8,7 +8,7 @@
 `checkpoint` the files, `inputs` the authors' layouts, `predictor` all of it behind the `Model` contract.
 """
 
-from visualbert_core.models.visualbert.checkpoint.sidecar import Sidecar
+from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata
 from visualbert_core.models.visualbert.config import VisualBertConfig
 from visualbert_core.models.visualbert.heads import (
     HeadOutput,
@@ -25,11 +25,11 @@ from visualbert_core.models.visualbert.packing import collate
 from visualbert_core.models.visualbert.predictor import VisualBertPredictor
 
 __all__ = [
+    "CheckpointMetadata",
     "Encoded",
     "HeadOutput",
     "InputEncoder",
     "PreTrainingOutput",
-    "Sidecar",
     "VisualBertConfig",
     "VisualBertForMultipleChoice",
     "VisualBertForPreTraining",

@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from visualbert_core.documents import brief, read_json
 from visualbert_core.errors import CheckpointError
+from visualbert_core.io.documents import brief, read_json
 
 MODEL_TYPE = "visual_bert"
 CONFIG_FILE = "config.json"

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from visualbert_core.models.visualbert.arguments import (
+from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
+from visualbert_core.models.visualbert.config import VisualBertConfig
+from visualbert_core.models.visualbert.input_checks import (
     IGNORED,
     require,
     require_classes,
@@ -28,8 +30,6 @@ from visualbert_core.models.visualbert.arguments import (
     require_targets,
     require_text_first,
 )
-from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
-from visualbert_core.models.visualbert.config import VisualBertConfig
 from visualbert_core.models.visualbert.modeling import ACTIVATION, VisualBertModel, VisualBertOutput, initialize
 
 

@@ -32,9 +32,9 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from visualbert_core import lfs
-from visualbert_core.documents import brief
 from visualbert_core.errors import CheckpointError
+from visualbert_core.io import lfs
+from visualbert_core.io.documents import brief
 from visualbert_core.schema import Example, Grounding, MultipleChoice, Question, Regions, Statement
 from visualbert_core.schema import Token as MixedToken
 

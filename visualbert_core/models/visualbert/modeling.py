@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from visualbert_core.models.visualbert.arguments import check_inputs
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
 from visualbert_core.models.visualbert.config import VisualBertConfig
+from visualbert_core.models.visualbert.input_checks import check_inputs
 
 ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,

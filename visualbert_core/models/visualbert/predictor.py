@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from visualbert_core.documents import brief
 from visualbert_core.errors import CheckpointError, ConfigError
+from visualbert_core.io.documents import brief
 from visualbert_core.models.base import NOT_FINITE, ReadsRegions
 from visualbert_core.models.visualbert.checkpoint.files import weights_digest
+from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
-from visualbert_core.models.visualbert.checkpoint.sidecar import Sidecar
 from visualbert_core.models.visualbert.config import CONFIG_FILE, VisualBertConfig
 from visualbert_core.models.visualbert.heads import (
     VisualBertForMultipleChoice,
@@ -58,7 +58,7 @@ class VisualBertPredictor:
 
     def __init__(self, folder: Path, form: type[Example], device: torch.device, precision: str) -> None:
         """Use `from_pretrained`."""
-        sidecar = Sidecar.from_folder(folder)
+        sidecar = CheckpointMetadata.from_folder(folder)
         if sidecar.form not in (None, form):
             raise CheckpointError(
                 f"{folder}: trained for {sidecar.task}, which asks {_called(sidecar.form)}; asked a {_called(form)}"
@@ -190,7 +190,7 @@ _DECODERS: dict[type[Example], Callable[..., Answer]] = {
 }
 
 
-def _encoder(folder: Path, config: VisualBertConfig, sidecar: Sidecar) -> InputEncoder:
+def _encoder(folder: Path, config: VisualBertConfig, sidecar: CheckpointMetadata) -> InputEncoder:
     encoder = InputEncoder(
         folder / VOCAB_FILE,
         num_positions=config.max_position_embeddings,

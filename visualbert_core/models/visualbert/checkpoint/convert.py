@@ -15,8 +15,8 @@ from torch import Tensor
 
 from visualbert_core.errors import CheckpointError
 from visualbert_core.models.visualbert.checkpoint.files import SAFETENSORS_FILE, read_weights, shown
+from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
-from visualbert_core.models.visualbert.checkpoint.sidecar import Sidecar
 from visualbert_core.models.visualbert.config import VisualBertConfig
 from visualbert_core.models.visualbert.heads import (
     VisualBertForMultipleChoice,
@@ -69,7 +69,7 @@ def convert(
     task = task or _task(found, source)
     network = NETWORKS[task].from_weights(_config(found, source, attention_heads), found, source)
     network.save_pretrained(target)
-    Sidecar(task=None if task == "pretraining" else task, feature_space=feature_space).save(target)
+    CheckpointMetadata(task=None if task == "pretraining" else task, feature_space=feature_space).save(target)
     if detector:
         save_file(detector, target / DETECTOR_FILE)
     config, count = network.config, sum(parameter.numel() for parameter in network.parameters())

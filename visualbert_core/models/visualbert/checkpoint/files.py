@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from visualbert_core.documents import read_json
 from visualbert_core.errors import CheckpointError, first_line
+from visualbert_core.io.documents import read_json
+from visualbert_core.io.weights import load, shapes
 from visualbert_core.models.visualbert.config import CONFIG_FILE
 from visualbert_core.provenance import digest_file, digest_files
-from visualbert_core.weights import load, shapes
 
 SAFETENSORS_FILE = "model.safetensors"
 TORCH_FILE = "pytorch_model.bin"

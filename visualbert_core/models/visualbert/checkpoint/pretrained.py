@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from visualbert_core.errors import CheckpointError
+from visualbert_core.io.weights import Shapes, blocks, unbuilt, without_numbers
 from visualbert_core.models.visualbert.checkpoint.files import (
     SAFETENSORS_FILE,
     checkpoint_folder,
@@ -29,7 +30,6 @@ from visualbert_core.models.visualbert.checkpoint.files import (
     weights_file,
 )
 from visualbert_core.models.visualbert.config import CONFIG_FILE, VisualBertConfig
-from visualbert_core.weights import Shapes, blocks, unbuilt, without_numbers
 
 _LOG = logging.getLogger(__name__)
 

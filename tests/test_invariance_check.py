@@ -1,0 +1,78 @@
+"""Answers must not depend on batch or workers; where one does, it is listed with what separated the two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, SmallNight
+
+from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.evaluation.invariance_check import check_invariance, describe
+from visualbert_core.models import load_model
+from visualbert_core.schema import Example, Prediction
+
+INLINE = PoolConfig(inline=True)
+CELLS = {
+    "vqa": ("val", "vqa", "vqa-val2014", "visualbert-vqa"),
+    "vcr": ("val", "vcr", "vcr-val", "visualbert-vcr"),
+    "nlvr2": ("dev", "nlvr2", "nlvr2-dev", "visualbert-nlvr2"),
+    "flickr30k_entities": ("val", "flickr30k", "flickr30k-val", "visualbert-flickr30k"),
+}
+
+
+def config(night: SmallNight, task: str, out: Path) -> EvaluateConfig:
+    split, annotations, corpus, model = CELLS[task]
+    (store,) = (night.out / "features" / corpus).iterdir()
+    return EvaluateConfig(
+        task=task,
+        split=split,
+        annotations=night.out / "synthetic" / annotations,
+        features=store,
+        model=ROOT / "visualbert_core" / "synthetic" / "weights" / model,
+        out=out,
+        batch_size=7,
+    )
+
+
+@pytest.mark.parametrize("task", CELLS)
+def test_no_answer_depends_on_its_batch(task: str, small_night: SmallNight, tmp_path: Path) -> None:
+    """Every task's answers are the same alone and in batches, logits to 1e-4; nothing is left behind."""
+    found = check_invariance(config(small_night, task, tmp_path), INLINE, examples=20)
+    assert (found.examples, found.batch_size, found.changed) == (20, 7, ())
+    assert 0 <= found.largest_difference < 1e-4
+    assert list(tmp_path.iterdir()) == []
+
+
+class Leaky:
+    """A model whose second example of a batch gets other logits: as if padding leaked."""
+
+    def __init__(self, model: Any, nudge: float) -> None:
+        self.model, self.nudge = model, nudge
+        self.reads, self.forms = model.reads, model.forms
+
+    def examine(self, batch: Sequence[Any]) -> list[tuple[Prediction, np.ndarray]]:
+        found = self.model.examine(batch)
+        for place, (prediction, logits) in enumerate(found[1:2], start=1):
+            other = logits[::-1] + self.nudge
+            found[place] = Prediction(prediction.example_id, prediction.image_id, "other", ()), other
+        return list(found)
+
+
+def test_a_leak_is_found_and_sized(small_night: SmallNight, tmp_path: Path) -> None:
+    """One example of each batch answers otherwise: those are listed, with the gap between the two answers alone."""
+
+    def leaky(folder: Path, form: type[Example], device: str | None = None, precision: str = "float32") -> Any:
+        return Leaky(load_model(folder, form, device, precision), nudge=0.5)
+
+    found = check_invariance(config(small_night, "nlvr2", tmp_path), INLINE, examples=20, load=leaky)
+    assert 1 <= len(found.changed) < 20
+    assert all(each.together == "other" and each.alone in ("True", "False") for each in found.changed)
+    assert all(each.gap > 0 for each in found.changed)
+    assert found.largest_difference >= 0.5
+    verdict, _, first, *_ = describe(found)
+    assert verdict == f"20 examples, alone and in batches of 7: {len(found.changed)} answers changed"
+    assert first.startswith(f"{found.changed[0].example_id}: {found.changed[0].alone} → other, logit gap ")

@@ -1,0 +1,333 @@
+"""Images in the rows of a table: Parquet files, on a disk or in an object store, and folders that `datasets` saved.
+
+Owns which columns count, and where a row's bytes lie. The images are the column `image`, or the only one that can be:
+binary, or a struct of `bytes` and `path` as Hugging Face writes it. Their ids are the column `image_id`, `id` or
+`__key__`, the first of these that there is, a number in decimals; else the stem of the struct's `path`. NLVR2's tables
+hold a pair a row, `left_image` and `right_image`, whose ids follow from its `identifier` as they do in the benchmark.
+
+A row may hold the path of a file in place of bytes, or nothing; both are told apart when its bytes are read. What
+`Dataset.save_to_disk` writes is Arrow as it lies in memory, so a row is a range of a file's bytes. Parquet is not: a
+row is named by its number, and `read_rows` decodes the row groups that hold the rows asked for, in one pass.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+
+from visualbert_core.errors import InputError
+from visualbert_core.io import lfs, storage
+from visualbert_core.io.locations import Location, location
+from visualbert_core.schema import Image
+
+TABLE = ".parquet"
+IDS = ("image_id", "id", "__key__")
+
+Cell = bytes | str | None
+"""What a row holds of an image: its bytes, the path of its file, or nothing."""
+
+_PAIR = {"left_image": "-img0", "right_image": "-img1"}
+_PAIR_ID = "identifier"
+_IDENTIFIER = re.compile(r"(\w+-\d+-\d+)-\d+", re.ASCII)  # split-set-pair-sentence: an image is the pair's
+
+_ROWS = 64  # decoded at a time
+_BUFFER = 1 << 20  # bytes; a column chunk is streamed, however large its row group is
+
+
+def list_parquet(path: Location) -> Iterator[Image]:
+    """The images of a Parquet file; reads its ids and no image. Raises InputError."""
+    address = str(path)
+    with _open(path, InputError) as file:
+        for columns in _columns(file.schema_arrow, address):
+            row, nameless = 0, set()
+            for batch in file.iter_batches(columns=[columns.id_leaf], use_threads=False):
+                for image_id in _ids(batch.column(0), columns, row, address):
+                    if image_id:
+                        yield Image(image_id, address, row=row, column=columns.named)
+                    else:
+                        nameless.add(row)
+                    row += 1
+            for row, cell in _cells(file, columns, nameless):
+                yield _nameless(address, row, columns, empty=cell is None)
+
+
+def list_saved(folder: Path) -> Iterator[Image]:
+    """The images of a folder that `Dataset.save_to_disk` wrote. Raises InputError."""
+    description = folder / "state.json"
+    try:
+        paths = [folder / file["filename"] for file in json.loads(description.read_bytes())["_data_files"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if lfs.is_pointer_file(description):
+            raise InputError(f"{description} is {lfs.REASON}") from None
+        raise InputError(f"{description} is not what datasets writes: {error!r}") from None
+    for path in paths:
+        yield from _list_arrow(path)
+
+
+def read_rows(path: str, rows: Collection[int], column: str | None = None) -> dict[int, Cell]:
+    """What these rows of a table hold, in that column where several have images. Raises OSError."""
+    return dict(_read(path, rows, column))
+
+
+def digests(path: str, column: str | None, places: np.ndarray) -> np.ndarray:
+    """What the images of a table are told apart by, as S16 [N]: the hash of their bytes, or of the path in their place;
+    b"" where there is neither. `places` are int64 [N, 2]: row and -1, or start and size in the file.
+
+    Holds some rows at a time. Raises OSError."""
+    found = np.zeros(len(places), "S16")
+    is_row = places[:, 1] < 0
+    if not is_row.all():
+        with Path(path).open("rb") as file:
+            for at in np.flatnonzero(~is_row).tolist():
+                file.seek(places[at, 0])
+                found[at] = xxhash.xxh3_128_digest(file.read(places[at, 1]))
+    numbers = np.flatnonzero(is_row)
+    numbers = numbers[np.argsort(places[numbers, 0])]
+    rows = places[numbers, 0]
+    for row, cell in _read(path, set(rows.tolist()), column):
+        if cell is not None:
+            data = cell if isinstance(cell, bytes) else b"path\0" + cell.encode()
+            found[numbers[np.searchsorted(rows, row)]] = xxhash.xxh3_128_digest(data)
+    return found
+
+
+def _read(path: str, rows: Collection[int], column: str | None) -> Iterator[tuple[int, Cell]]:
+    if not rows:
+        return
+    if not path.lower().endswith(TABLE):
+        yield from _read_arrow(Path(path), rows, column)
+        return
+    with _open(location(path), OSError) as file:
+        yield from _cells(file, _chosen(_columns(file.schema_arrow, path), column), rows)
+
+
+def _cells(file: pq.ParquetFile, columns: _Columns, rows: Collection[int]) -> Iterator[tuple[int, Cell]]:
+    """Rows of a Parquet file, ascending; of its row groups only theirs are read, some rows at a time."""
+    if not rows:
+        return
+    sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    ends = np.cumsum([0, *sizes])
+    groups = np.unique(np.searchsorted(ends, sorted(rows), side="right") - 1).tolist()
+    numbers = iter([row for group in groups for row in range(ends[group], ends[group + 1])])
+    for batch in file.iter_batches(_ROWS, groups, columns.leaves, use_threads=False):
+        for at, row in zip(range(len(batch)), numbers, strict=False):
+            if row in rows:
+                yield row, _cell(batch.column(0)[at])
+
+
+def _cell(value: pa.Scalar) -> Cell:
+    held = value.as_py()
+    if isinstance(held, dict):
+        held = held.get("path") or None if held["bytes"] is None else held["bytes"]
+    assert held is None or isinstance(held, bytes | str)
+    return held
+
+
+def _nameless(address: str, row: int, columns: _Columns, empty: bool) -> Image:
+    """The image of a row without an id: one that holds nothing is called by its number, and fails later."""
+    if not empty:
+        raise InputError(f"{address} row {row}: the image has no id")
+    return Image(f"{PurePosixPath(address).stem} row {row}{columns.ending}", address, row=row, column=columns.named)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# saved datasets
+
+
+def _list_arrow(path: Path) -> Iterator[Image]:
+    row, address = 0, str(path)
+    with _stream(path, InputError) as (file, batches):
+        for batch in batches:
+            for columns in _columns(batch.schema, address):
+                places = _places(_bytes(batch.column(columns.image)), file, path)
+                ids = _ids(batch.column(columns.id), columns, row, address)
+                for number, (image_id, place) in enumerate(zip(ids, places, strict=True), row):
+                    if not image_id:
+                        yield _nameless(address, number, columns, empty=place is None)
+                    elif place is None:
+                        yield Image(image_id, address, row=number, column=columns.named)
+                    else:
+                        yield Image(image_id, address, start=place[0], size=place[1])
+            row += len(batch)
+
+
+def _read_arrow(path: Path, rows: Collection[int], column: str | None) -> Iterator[tuple[int, Cell]]:
+    first = 0
+    with _stream(path, OSError) as (_, batches):
+        for batch in batches:
+            held = batch.column(_chosen(_columns(batch.schema, str(path)), column).image)
+            for row in sorted(set(rows).intersection(range(first, first + len(batch)))):
+                yield row, _cell(held[row - first])
+            first += len(batch)
+
+
+@contextmanager
+def _stream(path: Path, wrong: type[Exception]) -> Iterator[tuple[pa.Buffer, Iterator[pa.RecordBatch]]]:
+    """The file in memory, and the batches of its stream; raises `wrong` where they cannot be read."""
+    try:
+        require_file(path)
+        with pa.memory_map(str(path)) as source:
+            file = source.read_buffer()
+            yield file, iter(pa.ipc.open_stream(file))
+    except (pa.ArrowException, OSError) as error:
+        if lfs.is_pointer_file(path):
+            raise InputError(f"{path} is {lfs.REASON}") from None
+        raise wrong(f"{path}: cannot be read as an Arrow stream ({_said(error)}); save the dataset again") from None
+
+
+def _places(values: pa.Array, file: pa.Buffer, path: Path) -> Iterator[tuple[int, int] | None]:
+    """(start, size) of every value in the file's bytes, None for a null."""
+    _, offsets, data = values.buffers()
+    wide = np.int64 if pa.types.is_large_binary(values.type) else np.int32
+    ends = np.frombuffer(offsets, wide)[values.offset : values.offset + len(values) + 1].astype(np.int64)
+    start = data.address - file.address if data else 0  # a buffer without bytes lies anywhere
+    if data and not 0 <= start <= start + data.size <= file.size:
+        raise InputError(f"{path}: its buffers are compressed; save the dataset with datasets' own save_to_disk")
+    valid = values.is_valid().to_numpy(zero_copy_only=False).tolist()
+    places = zip((start + ends[:-1]).tolist(), np.diff(ends).tolist(), strict=True)
+    return (place if there else None for place, there in zip(places, valid, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# columns
+
+
+class _Columns(NamedTuple):
+    """Names of the columns of images and ids, and of the leaves below them that are read of a Parquet file."""
+
+    image: str
+    leaves: list[str]
+    id: str
+    id_leaf: str
+    ending: str = ""
+    """What is added to a pair's name for the id of this image of it."""
+
+    @property
+    def named(self) -> str | None:
+        """The column, where an image must say which it is of."""
+        return self.image if self.ending else None
+
+
+def _columns(schema: pa.Schema, where: str) -> tuple[_Columns, ...]:
+    """One, or those of a pair. Raises InputError naming the columns that there are."""
+    found = {field.name: field.type for field in schema}
+    if len(found) < len(schema):
+        twice = next(name for name in found if schema.names.count(name) > 1)
+        raise InputError(f"{where}: two columns are called {twice!r}; rename one")
+    possible = [name for name, kind in found.items() if _is_image(kind)]
+    if "image" not in possible and set(_PAIR) <= set(possible) and _is_text(found.get(_PAIR_ID, pa.null())):
+        every = (_Columns(name, _leaves(name, found[name]), _PAIR_ID, _PAIR_ID, end) for name, end in _PAIR.items())
+        return tuple(every)
+    image = "image" if "image" in possible else possible[0] if len(possible) == 1 else None
+    if image is None:
+        named = ", ".join(map(repr, possible or found))
+        wrong = f"it could be each of {named}" if possible else f"there are {named}"
+        pair = f" (a pair is left_image and right_image with {_PAIR_ID})" if possible else ""
+        raise InputError(f"{where}: no column 'image' of bytes, {wrong}: give one that name{pair}")
+    leaves = _leaves(image, found[image])
+    if name := next((name for name in IDS if name in found), None):
+        if not (_is_text(found[name]) or pa.types.is_integer(found[name])):
+            raise InputError(f"{where}: ids are text or integers, column {name!r} is {found[name]}")
+        return (_Columns(image, leaves, name, name),)
+    if f"{image}.path" in leaves:
+        return (_Columns(image, leaves, image, f"{image}.path"),)
+    raise InputError(f"{where}: no column {', '.join(IDS)} and no paths in {image!r}: give every image an id")
+
+
+def _chosen(every: tuple[_Columns, ...], column: str | None) -> _Columns:
+    return next(columns for columns in every if column in (None, columns.image))
+
+
+def _leaves(name: str, kind: pa.DataType) -> list[str]:
+    if not pa.types.is_struct(kind):
+        return [name]
+    return [f"{name}.{field.name}" for field in kind if field.name == "bytes" or _is_path(field)]
+
+
+def _is_path(field: pa.Field) -> bool:
+    return bool(field.name == "path" and _is_text(field.type))
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
+    return _is_binary(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _bytes(column: pa.Array) -> pa.Array:
+    return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+
+
+def _ids(column: pa.Array, columns: _Columns, first: int, where: str) -> Iterator[str]:
+    """The id of every row from the `first` on, "" for none."""
+    struct = pa.types.is_struct(column.type)
+    values = pc.struct_field(column, "path") if struct else column
+    for row, value in enumerate(values.to_pylist(), first):
+        if not columns.ending or value is None:
+            yield PurePosixPath(value or "").stem if struct else str("" if value is None else value)
+        elif pair := _IDENTIFIER.fullmatch(value):
+            yield pair[1] + columns.ending
+        else:
+            raise InputError(f"{where} row {row}: {_PAIR_ID} {value!r} is not split-set-pair-sentence")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# files
+
+
+def require_file(path: Path) -> None:
+    """Raises InputError where a name on a disk leads to a device, a pipe or nothing, which is not to be opened."""
+    if found := storage.kind(path):
+        raise InputError(f"{path} is {found}, not a file")
+
+
+@contextmanager
+def _open(path: Location, wrong: type[Exception]) -> Iterator[pq.ParquetFile]:
+    """Raises InputError for what is no Parquet file, and `wrong` where a part of it is damaged."""
+    if isinstance(path, Path):
+        require_file(path)
+    try:
+        # pre_buffer would hold the whole file, at a quarter of the speed.
+        file = pq.ParquetFile(storage.opened(path), buffer_size=_BUFFER, pre_buffer=False)
+    except (pa.ArrowException, OSError) as error:
+        if lfs.is_pointer_file(path):
+            raise InputError(f"{path} is {lfs.REASON}") from None
+        if _is_systems(error, path):
+            raise
+        raise InputError(f"{path}: cannot be read as Parquet ({_said(error)})") from None
+    with file:
+        try:
+            yield file
+        except (pa.ArrowException, OSError) as error:
+            if _is_systems(error, path):
+                raise
+            raise wrong(f"{path}: is damaged ({_said(error)}); download it again") from None
+
+
+def _said(error: Exception) -> str:
+    """Arrow's reasons may have several lines."""
+    return " ".join(str(error).split())
+
+
+def _is_systems(error: Exception, path: Location) -> bool:
+    """Whether it is the trouble of a disk or a network, and not of what the file holds; Arrow raises OSErrors for
+    both."""
+    return isinstance(error, OSError) and (error.errno is not None or not isinstance(path, Path))

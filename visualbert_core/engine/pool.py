@@ -1,0 +1,376 @@
+"""A pool of workers over shards, on this machine or a Ray cluster; only this file and `session.py` import Ray.
+
+Owns where workers run: how many, what each reserves, and what tells a job to stop before its end.
+Workers are plain Ray actors that pull shards, two in flight each, so that decoding and writing hide behind the GPU (a
+worker locks its model). Ray's own restarts are off: any system error ends that actor, and `scheduler.py` decides
+what follows. Safety does not come from either but from `shards.py`: a shard that runs twice writes the same bytes
+under the same name.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from typing import Any, Protocol, Self, TypeVar
+
+from visualbert_core.config import PoolConfig
+from visualbert_core.engine.backend import Backend, LostError
+from visualbert_core.engine.progress import Figures, Progress
+from visualbert_core.engine.ray_session import LOCAL_ENVIRONMENT, start_ray
+from visualbert_core.engine.scheduler import IN_FLIGHT, Scheduler
+from visualbert_core.engine.shards import Marker, Shard
+from visualbert_core.engine.worker_process import Worker, WorkerProcess, set_threads, unusable
+from visualbert_core.errors import UnfinishedError, first_line
+
+__all__ = ["LOCAL_ENVIRONMENT", "Pool", "read_parquet", "start_ray"]
+
+_LOG = logging.getLogger(__name__)
+
+NODES_SECONDS = 5.0  # between two looks at which nodes there are, and at what waits for them
+UNPLACED_SECONDS = 1.0
+TAG_SAFE = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")  # what stands in a metric's tag as it is
+
+AnyShard = TypeVar("AnyShard", bound=Shard)
+
+
+class Pool:
+    """Runs shards on workers; one pool serves all stages of a job.
+
+        with Pool(PoolConfig(workers=4)) as pool:
+            pool.run(make_worker, shards, "features of coco")
+
+    Ray starts when there is something to run, at most once, and is shut down at the end where it was started here. The
+    actors stay for the next stage, because importing torch takes them seconds. Inside, stdout is stderr, as Ray prints
+    the deaths of workers there: print results afterwards.
+
+    SIGTERM and SIGINT, and the end of `max_hours`, let the running shards be committed and then end the job with
+    UnfinishedError, between two stages at once; a second signal acts as it would without a pool.
+    """
+
+    def __init__(self, config: PoolConfig | None = None) -> None:
+        self.config = config or PoolConfig()
+        self._exit = ExitStack()
+        self._actors: _Actors | None = None
+        self._began = time.monotonic()
+        self._signal: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+        self._idle = True  # between two stages
+
+    def __enter__(self) -> Self:
+        if not self.config.inline:
+            self._exit.enter_context(redirect_stdout(sys.stderr))
+        self._exit.enter_context(self._listening())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._idle = False
+        self._exit.close()
+
+    @property
+    def gpus(self) -> float:
+        """GPUs that the workers hold; none before they start, nor in this process."""
+        return self._actors.gpus * self._actors.size if self._actors else 0.0
+
+    def run(self, make_worker: Callable[[], Worker[AnyShard]], shards: Sequence[AnyShard], label: str) -> list[Marker]:
+        """Run every shard; returns when each is committed, with their markers in no particular order.
+
+        `make_worker` is called once in each worker process and must be picklable. Progress is logged.
+
+        Raises InputError at once, as it is, where a worker raises one; ShardError naming a shard that failed on every
+        attempt, after all others are committed, or as soon as nothing gets finished any more; UnfinishedError after a
+        signal or `max_hours`.
+        """
+        if not shards:
+            return []
+        if reason := self._reason():
+            raise UnfinishedError(f"stopped ({reason}): {label} is left; the same line again does it")
+        self._idle = False
+        try:
+            if self._actors is None:
+                self._actors = self._start()
+                if self._signal is None:
+                    self._listen()  # again, as ray.init installs handlers of its own
+            actors = self._actors.serving(make_worker)
+            total = sum(len(shard.items) for shard in shards)
+            with Progress(label, total, actors.publish) as progress:
+                return Scheduler(actors, shards, progress, self.config, self._reason).run()
+        finally:
+            self._idle = True
+
+    def _start(self) -> _Actors:
+        actors = _Inline(self.config) if self.config.inline else _RayActors(self.config, self._exit)
+        self._exit.callback(actors.close)
+        return actors
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """To signals; in the main thread, where Python lets us."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {n: signal.getsignal(n) or signal.SIG_DFL for n in (signal.SIGTERM, signal.SIGINT)}
+        self._listen()
+        try:
+            yield
+        finally:
+            self._restore_signals()
+
+    def _listen(self) -> None:
+        for number in self._before:
+            signal.signal(number, self._stop)
+
+    def _restore_signals(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, _: object) -> None:
+        self._signal = signal.Signals(number).name
+        self._restore_signals()
+        if self._idle:
+            raise UnfinishedError(f"stopped ({self._signal}); the same line again goes on from here")
+
+    def _reason(self) -> str | None:
+        """Why nothing more may be started, if so."""
+        hours = self.config.max_hours
+        over = hours is not None and time.monotonic() - self._began > hours * 3600
+        return self._signal or (f"{hours:g} hours are over" if over else None)
+
+
+def read_parquet(paths: Sequence[str], decode: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """A `ray.data.Dataset` over Parquet files, each batch (column → array) through `decode`; Ray starts if need be."""
+    start_ray()
+    import ray.data
+
+    return ray.data.read_parquet(list(paths)).map_batches(decode, batch_format="numpy")
+
+
+class _Actors(Backend, Protocol):
+    """Where workers live, for one stage after the other."""
+
+    gpus: float
+    """Held by all of them together."""
+
+    def serving(self, make_worker: Callable[[], Worker[Any]]) -> Self:
+        """Itself, from now on with these workers."""
+
+    def publish(self, stage: str, figures: Figures) -> None:
+        """Take the figures of a stage to whoever watches. See `progress.py`."""
+
+    def close(self) -> None:
+        """End what is left."""
+
+
+class _Inline:
+    """One worker in this process; a call runs when its result is asked for."""
+
+    size = 1
+    gpus = 0.0
+    make_worker: Callable[[], Worker[Any]]
+    worker: Worker[Any]
+
+    def __init__(self, config: PoolConfig) -> None:
+        self.threads = config.threads_per_worker
+        self.before: int | None = None
+
+    def serving(self, make_worker: Callable[[], Worker[Any]]) -> Self:
+        self.make_worker = make_worker
+        return self
+
+    def publish(self, stage: str, figures: Figures) -> None:
+        pass
+
+    def close(self) -> None:
+        if self.before is not None:
+            set_threads(self.before)
+
+    def room(self) -> str:
+        return "there is this process"
+
+    def unplaced(self, booting: int) -> int:
+        return 0
+
+    def boot(self) -> tuple[Any, Any]:
+        return self, self._make
+
+    def _make(self) -> None:
+        self.worker = self.make_worker()
+        self.before = self.before or set_threads(self.threads)
+
+    def submit(self, actor: Any, shard: Shard) -> Any:
+        return lambda: self.worker.run(shard)
+
+    def wait(self, calls: list[Any]) -> Any | None:
+        return calls[0]
+
+    def result(self, call: Any) -> Marker | None:
+        try:
+            answer: Marker | None = call()
+        except RuntimeError as error:
+            if unusable(error):
+                raise LostError(first_line(error)) from error
+            raise
+        return answer
+
+    def release(self, actor: Any) -> None:
+        pass
+
+    def discard(self, actor: Any) -> None:
+        pass
+
+
+class _RayActors:
+    """Workers as actors of the current Ray session."""
+
+    make_worker: Callable[[], Worker[Any]]
+
+    def __init__(self, config: PoolConfig, exit_stack: ExitStack) -> None:
+        ours = start_ray()
+        import ray
+
+        self.ray: Any = ray
+        if ours:
+            exit_stack.callback(ray.shutdown)
+        total = self.ray.cluster_resources()
+        gpus, cpus = total.get("GPU", 0), int(total.get("CPU", 0))
+        # A cluster without either is a head that waits for its workers: those will have GPUs.
+        self.gpus = float(gpus > 0 or not cpus) if config.gpus_per_worker is None else config.gpus_per_worker
+        if not self.gpus and config.gpus_per_worker is None and os.environ.get("RAY_ADDRESS"):
+            _LOG.warning("the cluster has no GPU now, so CPUs compute; gpus_per_worker 1 waits for GPUs")
+        self.workers, self.looked, self.places = config.workers, -NODES_SECONDS, 0
+        self.asked, self.demanded = -NODES_SECONDS, 0
+        self.threads = config.threads_per_worker
+        self.cpus = 0.0 if self.gpus else _cpu_share(cpus / self.size, self.threads) or float(self.threads)
+        options = {
+            "num_gpus": self.gpus,
+            "num_cpus": self.cpus,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "max_concurrency": IN_FLIGHT,
+            "scheduling_strategy": "SPREAD",
+        }
+        self.host = self.ray.remote(**options)(WorkerProcess)
+        self.idle: list[Any] = []
+        self.gauges: dict[str, Any] = {}
+
+    @property
+    def size(self) -> int:
+        return self.workers or max(1, self._places())
+
+    def _places(self) -> int:
+        """For how many workers the nodes have room, but for what others use of them."""
+        if time.monotonic() - self.looked > NODES_SECONDS:
+            self.looked = time.monotonic()
+            nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+            self.places = sum(_workers_of(node, self.gpus, self.threads) for node in nodes)
+        return self.places
+
+    def room(self) -> str:
+        places = self._places()
+        others = ", which others take" if places else ""
+        need = f"{self.gpus:g} GPU" if self.gpus else f"{self.cpus:g} CPU"
+        return f"each needs {need}, and the cluster's nodes have room for {places} such workers{others}"
+
+    def unplaced(self, booting: int) -> int:
+        if not self._places():
+            return booting
+        if booting and time.monotonic() - self.asked > UNPLACED_SECONDS:
+            self.asked, self.demanded = time.monotonic(), self._demanded()
+        return min(booting, self.demanded)
+
+    def _demanded(self) -> int:
+        """Workers of this size for which nodes have nothing free. Those whose process has been started are not among
+        them; those of another job are, where they are alike."""
+        # Needs no dashboard, which ray.util.state does; an actor's own state does not tell the two apart.
+        from ray.autoscaler.v2.sdk import get_cluster_status
+
+        try:
+            status = get_cluster_status(self.ray.get_runtime_context().gcs_address)
+        except self.ray.exceptions.RayError:
+            return self.demanded
+        size = {"GPU": self.gpus, "CPU": self.cpus}
+        demands = [one for demand in status.resource_demands.ray_task_actor_demand for one in demand.bundles_by_count]
+        return sum(one.count for one in demands if _alike(one.bundle, size))
+
+    def publish(self, stage: str, figures: Figures) -> None:
+        from ray.util.metrics import Gauge
+
+        for (name, state), value in figures.items():
+            keys = ("stage", "state") if state else ("stage",)
+            if name not in self.gauges:
+                self.gauges[name] = Gauge(f"visualbert_{name}", f"{name} of a stage, see progress.py", keys)
+            self.gauges[name].set(value, dict(zip(keys, (tag(stage), state), strict=False)))
+
+    def serving(self, make_worker: Callable[[], Worker[Any]]) -> Self:
+        self.make_worker = make_worker
+        return self
+
+    def boot(self) -> tuple[Any, Any]:
+        actor = self.idle.pop() if self.idle else self.host.remote()
+        return actor, actor.boot.remote(self.make_worker, self.threads, self.gpus)
+
+    def submit(self, actor: Any, shard: Shard) -> Any:
+        return actor.run.remote(shard)
+
+    def wait(self, calls: list[Any]) -> Any | None:
+        ended, _ = self.ray.wait(calls, num_returns=1, timeout=0.5)
+        return ended[0] if ended else None
+
+    def result(self, call: Any) -> Marker | None:
+        try:
+            answer: Marker | None = self.ray.get(call)
+        except self.ray.exceptions.RayTaskError as error:
+            if unusable(error.cause):
+                raise LostError(first_line(error.cause)) from error
+            raise error.cause from error
+        except self.ray.exceptions.RayError as error:
+            raise LostError(_death_message(error), self._node_lost(error)) from error
+        return answer
+
+    def _node_lost(self, error: Exception) -> bool:
+        """Ray says "unavailable" of an actor until it knows that the node is gone."""
+        gone = (self.ray.exceptions.ActorUnavailableError, self.ray.exceptions.NodeDiedError)
+        return isinstance(error, gone) or "node has died" in str(error)
+
+    def release(self, actor: Any) -> None:
+        self.idle.append(actor)
+
+    def discard(self, actor: Any) -> None:
+        self.ray.kill(actor)
+
+    def close(self) -> None:
+        while self.idle:
+            self.discard(self.idle.pop())
+
+
+def tag(text: str) -> str:
+    """`text` as the value of a metric's tag: Ray takes ASCII alone, so the rest is written as in a URL, é as %C3%A9."""
+    return urllib.parse.quote(text, safe=TAG_SAFE, errors="surrogatepass")
+
+
+def _alike(bundle: dict[str, float], size: dict[str, float]) -> bool:
+    return all(abs(bundle.get(name, 0.0) - amount) < 1e-3 for name, amount in size.items())
+
+
+def _workers_of(node: dict[str, float], gpus: float, cpus: int) -> int:
+    """For how many workers of so many GPUs, or else CPUs, a node has room. A worker's part lies on one GPU."""
+    if not gpus:
+        return int(node.get("CPU", 0) // cpus)
+    return int(node.get("GPU", 0) / gpus) if gpus >= 1 else int(node.get("GPU", 0)) * int(1 / gpus)
+
+
+def _death_message(error: Exception) -> str:
+    """The cause stands in the last of many lines, before general advice."""
+    last = str(error).strip().splitlines()[-1]
+    return f"{type(error).__name__}: {last.split(' Some common causes')[0]}"
+
+
+def _cpu_share(cpus: float, threads: int) -> float:
+    """What a CPU worker reserves: its threads, or less where there are more workers than that leaves room for. Rounded
+    down, as Ray would round three thirds of two CPUs up to more than two."""
+    return min(float(threads), math.floor(cpus * 1000) / 1000)

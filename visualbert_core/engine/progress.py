@@ -1,0 +1,160 @@
+"""What a running stage says of itself: a bar in a terminal, otherwise a log line a minute; figures for Prometheus.
+
+Counts nothing itself: items done and failed are the sum of committed markers, shards and workers are what the
+scheduler reports.
+
+Ray exports the figures at every node's metrics port with `ray_` before the name. All are gauges that the driver sets,
+so that they outlive the workers, with the stage ("features of coco") as a tag:
+
+    visualbert_items{stage, state=done|failed|left}     visualbert_items_per_second{stage}
+    visualbert_shards{stage, state=waiting|running|suspect|given_up|done}     visualbert_seconds_left{stage}
+    visualbert_workers{stage, state=ready|starting|unplaced}     visualbert_worker_gpus{stage}: what one worker reserves
+
+A worker is unplaced while no node has room for it, and starting from then on until its model is loaded. Ray refuses
+tags beyond ASCII: in a stage, what is not printable ASCII, and the percent sign, is written as in a URL ("features of
+caf%C3%A9").
+
+How busy each GPU is, Ray measures itself: `ray_node_gpus_utilization`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from visualbert_core.engine.shards import Marker
+from visualbert_core.printable import printable, unguarded
+
+INGREDIENT = None
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+_LOG = logging.getLogger(__name__)
+LOG_SECONDS = 60.0
+METRIC_SECONDS = 5.0
+
+Figures = dict[tuple[str, str], float]
+"""(metric, state) → value; the state is "" where a metric has none."""
+
+
+@dataclass(frozen=True)
+class Shards:
+    """How many shards are where. A suspect was in flight when a worker died, or is a trial of some of its items."""
+
+    waiting: int
+    running: int
+    suspect: int
+    given_up: int
+    done: int
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many workers there are, and what each reserves of a GPU."""
+
+    ready: int
+    starting: int
+    unplaced: int
+    gpus: float
+
+
+class Progress:
+    """Shown on stderr while it is entered; `publish` gets the figures every few seconds."""
+
+    def __init__(self, label: str, total: int, publish: Callable[[str, Figures], None] = lambda *_: None) -> None:
+        self.label, self.total, self.publish = label, total, publish
+        self.done = self.failed = 0
+        self.began = self.logged = time.monotonic()
+        self.published = 0.0
+        self.shards, self.workers = Shards(0, 0, 0, 0, 0), Workers(0, 0, 0, 0)
+        self.bar = _bar()
+        self.task = self.bar.add_task(printable(label), total=total, status="")
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+        self._log()
+        self._publish()
+
+    def ready(self) -> None:
+        """Until the first item is done the clock starts anew, so that rates leave out how long workers took to boot."""
+        if not self.done:
+            self.began = time.monotonic()
+
+    def add(self, marker: Marker) -> None:
+        """A shard has been committed."""
+        self.failed += marker.failed
+        self.done += marker.rows + marker.failed
+
+    def show(self, shards: Shards, workers: Workers) -> None:
+        """To be called often."""
+        self.shards, self.workers = shards, workers
+        now = time.monotonic()
+        if not self.bar.disable:
+            self.bar.update(self.task, completed=self.done, status=f"{self._status()}; {self._places()}")
+        if now - self.logged > LOG_SECONDS:
+            self._log()
+        if now - self.published > METRIC_SECONDS:
+            self._publish()
+
+    def note(self, line: str) -> None:
+        """Log what somebody may have to act on."""
+        _LOG.warning("%s: %s", self.label, line)
+
+    def _rate(self) -> float:
+        return self.done / max(time.monotonic() - self.began, 1e-9)
+
+    def _seconds_left(self) -> float:
+        return (self.total - self.done) / self._rate() if self.done else 0.0
+
+    def _status(self) -> str:
+        return f"{self._rate():.1f}/s, {self.failed} failed"
+
+    def _places(self) -> str:
+        shards, workers = self.shards, self.workers
+        waiting = shards.waiting + shards.suspect
+        given_up = f", {shards.given_up} given up" if shards.given_up else ""
+        each = f" of {workers.gpus:g} GPU" if workers.gpus else ""
+        others = [f"{workers.starting} starting"] if workers.starting else []
+        others += [f"{workers.unplaced} without room"] if workers.unplaced else []
+        absent = f" ({', '.join(others)})" if others else ""
+        return (
+            f"shards {shards.done} done, {shards.running} running, {waiting} waiting{given_up}; "
+            f"{workers.ready} workers{each}{absent}"
+        )
+
+    def _log(self) -> None:
+        self.logged = time.monotonic()
+        left = f", {self._seconds_left():.0f} s left" if 0 < self.done < self.total else ""
+        if self.bar.disable:
+            places = f"{self._status()}{left}; {self._places()}"
+            _LOG.info("%s: %d of %d, %s", self.label, self.done, self.total, places)
+
+    def _publish(self) -> None:
+        self.published = time.monotonic()
+        figures: Figures = {("shards", state): count for state, count in asdict(self.shards).items()}
+        figures |= {("workers", state): getattr(self.workers, state) for state in ("ready", "starting", "unplaced")}
+        figures |= {("items", "done"): self.done - self.failed, ("items", "failed"): self.failed}
+        figures |= {("items", "left"): self.total - self.done, ("worker_gpus", ""): self.workers.gpus}
+        figures |= {("items_per_second", ""): self._rate(), ("seconds_left", ""): self._seconds_left()}
+        self.publish(self.label, figures)
+
+
+def _bar() -> Bar:
+    """What is drawn in a terminal, and nowhere else."""
+    # Not at the top: workers import this file, too.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+    text, status = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[status]}")
+    columns: list[ProgressColumn] = [text, BarColumn(), MofNCompleteColumn(), status, TimeRemainingColumn()]
+    console = Console(file=unguarded(sys.stderr))
+    return Progress(*columns, console=console, disable=not console.is_terminal)

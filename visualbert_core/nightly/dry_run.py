@@ -1,0 +1,101 @@
+"""What a night would do: images to extract, examples to predict, and about how long that takes. Computes nothing.
+
+Times are those of the last night in the history that computed anything of the same cell or corpus, item for item; on
+another machine or pool they are another's. The start of the workers is in them, so small nights overstate large ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from visualbert_core.comparison.history import Timing
+from visualbert_core.config import CellConfig, NightlyConfig, run_name
+from visualbert_core.corpus.listing import list_images
+from visualbert_core.detector import load_detector
+from visualbert_core.engine.shards import ShardFolder
+from visualbert_core.errors import StoreError, VisualBertCoreError
+from visualbert_core.features.store import store_folder
+from visualbert_core.features.worker import full_fingerprint
+from visualbert_core.io.locations import Location
+from visualbert_core.nightly.gating import history_of
+from visualbert_core.tasks import open_task
+
+Counts = tuple[int, int]
+"""Items in all, items done."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A corpus or a cell: items in all and still to do, None with a `note` where that cannot be known yet; `seconds`
+    is None where nothing like it was ever timed."""
+
+    name: str
+    unit: str
+    total: int | None = None
+    to_do: int | None = None
+    seconds: float | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        if self.total is None or self.to_do is None:
+            return f"{self.name}: {self.note}"
+        known = "time unknown" if self.seconds is None else f"about {self.seconds:,.0f} s"
+        return f"{self.name}: {self.to_do:,} of {self.total:,} {self.unit} to do" + (f", {known}" * (self.to_do > 0))
+
+
+def plan_night(config: NightlyConfig, runs: Path) -> Iterator[Step]:
+    """The steps in their order; `runs` is tonight's folder of run folders."""
+    for name in (name for name, corpus in config.corpora.items() if corpus.detector):
+        yield _step(f"features of {name}", "images", partial(_images, config, name), _extraction(config, name))
+    for cell in config.cells:
+        name = run_name(cell.model, cell.task, cell.split)
+        last = _last(row.evaluation for row in history_of(config).rows(name))
+        yield _step(name, "examples", partial(_examples, config, cell, runs / name), last)
+        if config.wrong_image_baseline:
+            count = partial(_examples, config, cell, runs / f"{name}__wrong-image")
+            yield _step(f"{name}, wrong image", "examples", count, last)
+
+
+def _extraction(config: NightlyConfig, corpus: str) -> Timing | None:
+    names = [run_name(cell.model, cell.task, cell.split) for cell in config.cells if cell.corpus == corpus]
+    rows = [row for name in names for row in history_of(config).rows(name)]
+    return _last(row.extraction for row in sorted(rows, key=lambda row: row.night))
+
+
+def _last(timings: Iterator[Timing | None]) -> Timing | None:
+    return next(iter([timing for timing in timings if timing and timing.items][::-1]), None)
+
+
+def _step(name: str, unit: str, count: Callable[[], Counts], timing: Timing | None) -> Step:
+    try:
+        total, done = count()
+    except VisualBertCoreError as error:
+        return Step(name, unit, note=str(error))
+    to_do = max(0, total - done)
+    seconds = None if timing is None else to_do * timing.seconds / timing.items
+    return Step(name, unit, total, to_do, seconds)
+
+
+def _images(config: NightlyConfig, name: str) -> Counts:
+    corpus = config.corpora[name]
+    total = len(list_images(corpus.images, corpus.boxes).first(config.limit))
+    assert corpus.detector is not None
+    fingerprint = full_fingerprint(load_detector(corpus.detector, "cpu", corpus.precision), corpus.boxes)
+    return total, _done(store_folder(config.out / "features", name, fingerprint))
+
+
+def _examples(config: NightlyConfig, cell: CellConfig, run: Path) -> Counts:
+    total = len(open_task(cell.task, cell.annotations, cell.split).expected())
+    return total if config.limit is None else min(total, config.limit), _done(run / "predictions")
+
+
+def _done(folder: Location) -> int:
+    """Items of a finished folder; an unfinished one counts as nothing, though its shards will be used."""
+    try:
+        manifest = ShardFolder(folder).read_manifest()
+    except StoreError:
+        return 0
+    return manifest.rows + manifest.failed

@@ -1,0 +1,126 @@
+"""A few examples of a cell as figures: picture, regions, what was asked, what was answered, what would have been right.
+
+Owns which examples are shown (by hash of their ids, about half of them not right). Adds the answer that the same model
+gave to another image: an answer that stays the same was not read off the picture.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import xxhash
+
+from visualbert_core.evaluation.predictions import read_predictions
+from visualbert_core.evaluation.run_folder import Run
+from visualbert_core.evaluation.units import read_units
+from visualbert_core.features.label_names import label_name
+from visualbert_core.report import ReportCell
+from visualbert_core.report.forms import FORMS, Piece, regions_of, sides
+from visualbert_core.report.pictures import Picture, picture
+from visualbert_core.schema import Prediction, Regions
+
+_NAMED = 12  # names a picture
+
+
+@dataclass(frozen=True)
+class RunAnswers:
+    """The predictions of a run, and what each is worth in [0, 1]."""
+
+    predictions: Mapping[str, Prediction]
+    worth: Mapping[str, float]
+
+    @classmethod
+    def of(cls, run: Run) -> RunAnswers:
+        """Raises StoreError for damaged predictions, InputError for damaged units."""
+        predictions, _ = read_predictions(run.folder / "predictions")
+        values: defaultdict[str, list[float]] = defaultdict(list)
+        for units in read_units(run.folder).values():
+            for judged, value in zip(units.judged, units.values.tolist(), strict=True):
+                if judged is not None:
+                    values[judged.example_id].append(value)
+        return cls({p.example_id: p for p in predictions}, {key: fmean(value) for key, value in values.items()})
+
+
+@dataclass(frozen=True)
+class ExampleFigure:
+    """An example with all its answers; `other` is the one to another image, None where there is none."""
+
+    example: Any
+    asked: Sequence[Piece]
+    pictures: Sequence[Picture]
+    gold: Any
+    given: Prediction
+    worth: float
+    other: Prediction | None
+    other_worth: float | None
+    names: Sequence[Sequence[str]]
+    """What the detector calls the regions of each picture, the surest first and every name once."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Examples of one form, `faulty` of them not right, out of `total`."""
+
+    form: str
+    total: int
+    faulty: int
+    regions: bool
+    """Whether the model reads regions."""
+    figures: Sequence[ExampleFigure]
+
+
+def gallery(cell: ReportCell, count: int) -> Gallery | None:
+    """`count` examples of a cell with a score. Raises VisualBertCoreError where its run can no longer be read."""
+    if cell.task is None or cell.run is None or cell.run.scores is None:
+        return None
+    own = RunAnswers.of(cell.run)
+    other = RunAnswers.of(cell.baseline) if cell.baseline and cell.baseline.scores else RunAnswers({}, {})
+    chosen = choose(own.worth, count)
+    if not chosen:
+        return None
+    examples = {example.example_id: example for example in cell.task.examples()}
+    figures = [_figure(cell, examples[example_id], own, other) for example_id in chosen]
+    faulty = sum(figure.worth < 1 for figure in figures)
+    return Gallery(FORMS[type(figures[0].example)].name, len(examples), faulty, cell.store is not None, figures)
+
+
+def choose(worth: Mapping[str, float], count: int) -> list[str]:
+    """`count` ids in the order of their hashes: half of them not fully right, or as near to that as there are such."""
+    order = sorted(worth, key=lambda example_id: xxhash.xxh3_128_hexdigest(example_id.encode()))
+    right = [example_id for example_id in order if worth[example_id] == 1]
+    faulty = [example_id for example_id in order if worth[example_id] < 1]
+    faulty = faulty[: max(count // 2, count - len(right))]
+    chosen = {*faulty, *right[: count - len(faulty)]}
+    return [example_id for example_id in order if example_id in chosen]
+
+
+def _figure(cell: ReportCell, example: Any, own: RunAnswers, other: RunAnswers) -> ExampleFigure:
+    assert cell.task is not None
+    name, form = example.example_id, FORMS[type(example)]
+    given, gold, regions = own.predictions[name], cell.task.gold(name), regions_of(cell, example)
+    return ExampleFigure(
+        example=example,
+        asked=form.asked(example, None),
+        pictures=[
+            picture(side, image_id, cell.images.get(image_id), each, form.answer_boxes(example, each, given, gold))
+            for side, image_id, each in zip(sides(example), example.image_ids, regions, strict=True)
+        ],
+        gold=gold,
+        given=given,
+        worth=own.worth[name],
+        other=other.predictions.get(name),
+        other_worth=other.worth.get(name),
+        names=list(_names(cell, regions)),
+    )
+
+
+def _names(cell: ReportCell, regions: Sequence[Regions | None]) -> Iterator[list[str]]:
+    """Nothing where the store has no names."""
+    for each in regions:
+        if each is not None and cell.store is not None and cell.store.label_names:
+            names = list(dict.fromkeys(label_name(label, cell.store.label_names) for label in each.labels.tolist()))
+            yield names[:_NAMED] + ["…"] * (len(names) > _NAMED)

@@ -1,0 +1,163 @@
+"""The flip gallery: the examples that got worse or better since the earlier night, each with its picture.
+
+Owns which flips are shown (of every cell, metric and direction in turn, those that were surest in both ways), and that
+a page with 200 of them stays small: a picture and the regions drawn over it are in the page once, however many flips
+use them, and all pictures share `PICTURE_BYTES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from typing import Any
+
+from visualbert_core.comparison.flips import Flip
+from visualbert_core.errors import VisualBertCoreError
+from visualbert_core.report import ReportCell
+from visualbert_core.report.forms import FORMS, Piece, regions_of, right_boxes, sides
+from visualbert_core.report.gate_section import CellNight
+from visualbert_core.report.pictures import Picture, Sheet
+from visualbert_core.report.scores import label
+from visualbert_core.schema import Grounding, Regions
+
+FLIPS = 200
+"""Flips a page."""
+PICTURE_BYTES = 2_500_000
+"""Of JPEG, all pictures together."""
+
+_SAID = 5  # complaints: of a store that is gone, every flip has the same
+_WAYS = ("worse", "better")
+
+
+@dataclass(frozen=True)
+class FlipFigure:
+    """A flip as the template of its form draws it."""
+
+    number: int  # of its cell
+    cell: str
+    metric: str
+    """Empty for the benchmark's main one."""
+    way: str
+    form: str
+    flip: Flip
+    example: Any
+    gold: Any
+    """The right answer; of a grounding the right boxes of what flipped."""
+    asked: Sequence[Piece]
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class FlipGallery:
+    """The section. `complaints` stand in place of flips that can no longer be shown."""
+
+    flipped: int
+    figures: Sequence[FlipFigure]
+    complaints: Sequence[str]
+    sheet: Sheet
+    cells: Mapping[int, str]
+    """Those with a flip: number → title."""
+
+    @property
+    def regions(self) -> bool:
+        """Whether the regions of any picture are drawn."""
+        return any(picture.outlines for figure in self.figures for picture in figure.pictures)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A flip with what is needed to show it."""
+
+    number: int
+    cell: ReportCell
+    metric: str
+    way: str
+    flip: Flip
+    example: Any
+    gold: Any
+    regions: tuple[Regions | None, ...]
+
+
+def flip_gallery(cells: Sequence[ReportCell], nights: Sequence[CellNight]) -> FlipGallery | None:
+    """What flipped, None where nothing did."""
+    chosen = _chosen(list(_lists(cells, nights)), FLIPS)
+    if not chosen:
+        return None
+    cases, complaints = _cases(cells, chosen)
+    shown = [
+        (case.cell.images.get(image_id), regions)
+        for case in cases
+        for image_id, regions in zip(case.example.image_ids, case.regions, strict=True)
+    ]
+    sheet = Sheet.of(shown, PICTURE_BYTES)
+    figures = [_figure(case, sheet) for case in cases]
+    titles = {number: cells[number - 1].title for number in sorted({case.number for case in cases})}
+    return FlipGallery(_all(nights), figures, complaints[:_SAID], sheet, titles)
+
+
+_Listed = tuple[int, str, str, Flip]
+
+
+def _lists(cells: Sequence[ReportCell], nights: Sequence[CellNight]) -> Iterator[list[_Listed]]:
+    """Lists of (cell's index, metric, way, flip): one a cell, metric and way, what got worse first."""
+    for way in _WAYS:
+        for index, (cell, night) in enumerate(zip(cells, nights, strict=True)):
+            if night.comparison and cell.task:
+                for metric, found in night.comparison.flips.items():
+                    yield [(index, metric, way, flip) for flip in getattr(found, way)]
+
+
+def _all(nights: Sequence[CellNight]) -> int:
+    every = (found for night in nights if night.comparison for found in night.comparison.flips.values())
+    return sum(found.worse_count + found.better_count for found in every)
+
+
+def _chosen(lists: Sequence[list[_Listed]], count: int) -> list[_Listed]:
+    """The first of every list, then the second of each, and so on; of these what got worse before what got better."""
+    turns = chain.from_iterable(zip_longest(*lists))
+    taken = [turn for turn in turns if turn is not None][:count]
+    return sorted(taken, key=lambda listed: _WAYS.index(listed[2]))
+
+
+def _cases(cells: Sequence[ReportCell], chosen: Sequence[_Listed]) -> tuple[list[_Case], list[str]]:
+    """And a line for each that can no longer be shown."""
+    examples: dict[int, Mapping[str, Any]] = {}
+    cases = []
+    complaints = []
+    for index, metric, way, flip in chosen:
+        cell = cells[index]
+        assert cell.task is not None
+        if index not in examples:
+            examples[index] = {example.example_id: example for example in cell.task.examples()}
+        example = examples[index][flip.example_id]
+        try:
+            regions = regions_of(cell, example)
+        except VisualBertCoreError as error:
+            complaints.append(f"{flip.unit_id} cannot be shown: {cell.places.hide(str(error))}")
+            continue
+        cases.append(_Case(index + 1, cell, metric, way, flip, example, cell.task.gold(flip.example_id), regions))
+    return cases, complaints
+
+
+def _figure(case: _Case, sheet: Sheet) -> FlipFigure:
+    cell, flip, example = case.cell, case.flip, case.example
+    assert cell.task is not None
+    form = FORMS[type(example)]
+    pictures = []
+    for side, image_id, regions in zip(sides(example), example.image_ids, case.regions, strict=True):
+        boxes = form.flip_boxes(example, regions, flip, case.gold)
+        image = cell.images.get(image_id)
+        pictures.append(sheet.picture(side, image_id, image, regions, boxes, outlined=form.flip_regions))
+    return FlipFigure(
+        number=case.number,
+        cell=cell.title,
+        metric=label(case.metric, cell.task) if case.metric != cell.task.headline else "",
+        way=case.way,
+        form=form.name,
+        flip=flip,
+        example=example,
+        gold=right_boxes(case.gold, flip.part) if isinstance(example, Grounding) else case.gold,
+        asked=form.asked(example, flip.part),
+        pictures=pictures,
+    )

@@ -1,0 +1,93 @@
+"""The words of the world: descriptions of things, numbers, directions, and the vocabulary that covers them all.
+
+A `Description` says some of size, color and shape ("the small red ball", "a red thing") and can be matched with things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from visualbert_core.synthetic.scenes import COLORS, RADII, SHAPES, Thing
+
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+DIRECTIONS = {"leftmost": (0, 1), "rightmost": (0, -1), "topmost": (1, 1), "bottommost": (1, -1)}
+"""word → (axis of the centre, sign that makes the extreme one smallest)."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """Some of the attributes of a thing; None leaves one open."""
+
+    size: str | None = None
+    color: str | None = None
+    shape: str | None = None
+
+    def matches(self, thing: Thing) -> bool:
+        return (
+            self.size in (None, thing.size) and self.color in (None, thing.color) and self.shape in (None, thing.shape)
+        )
+
+    def find(self, things: Sequence[Thing]) -> list[int]:
+        """Indices of the things it fits."""
+        return [i for i, thing in enumerate(things) if self.matches(thing)]
+
+    def words(self, plural: bool = False) -> str:
+        noun = self.shape or "thing"
+        if plural:
+            noun = {"box": "boxes", "cross": "crosses"}.get(noun, noun + "s")
+        return " ".join(word for word in (self.size, self.color, noun) if word)
+
+
+PATTERNS = ("shape", "color", "color shape", "size shape", "size color", "size color shape")
+
+
+def describe(thing: Thing, pattern: str) -> Description:
+    """The description of a thing that names the attributes in `pattern`."""
+    return Description(**{name: getattr(thing, name) for name in pattern.split()})
+
+
+def unique_description(
+    rng: np.random.Generator, things: Sequence[Thing], index: int, patterns: Sequence[str]
+) -> Description | None:
+    """A description, of one of the patterns in random order, that fits only thing `index`; None if there is none."""
+    for pattern in rng.permutation(patterns):
+        description = describe(things[index], str(pattern))
+        if description.find(things) == [index]:
+            return description
+    return None
+
+
+def any_description(rng: np.random.Generator, things: Sequence[Thing]) -> Description:
+    """A description made of attributes that occur in the scenes, though perhaps not together."""
+    pattern = str(rng.choice(PATTERNS))
+    parts = {name: getattr(things[int(rng.integers(len(things)))], name) for name in pattern.split()}
+    return Description(**parts)
+
+
+def extreme(things: Sequence[Thing], indices: Sequence[int], direction: str, margin: float = 8.0) -> int | None:
+    """The index of the thing farthest in `direction`; None if the runner-up is closer than `margin` pixels."""
+    axis, sign = DIRECTIONS[direction]
+    ranked = sorted(indices, key=lambda i: sign * things[i].center[axis])
+    if len(ranked) > 1 and abs(things[ranked[0]].center[axis] - things[ranked[1]].center[axis]) < margin:
+        return None
+    return ranked[0]
+
+
+_GRAMMAR = """
+a all among and are as because both bottommost color contains each either exactly fewer has have how i image images in
+is it its kind largest left leftmost like look looks many more most neither next of on one only or other own plain right
+rightmost same scene see shape size smallest than that the there thing things to topmost total what which with no two
+three four five six . , ? above below 0 1 2 3 4 5 6 yes
+"""
+
+
+def vocabulary() -> list[str]:
+    """A WordPiece vocabulary: BERT's special tokens, words of the world, and letters for any other, such as "does"."""
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    plurals = [Description(shape=shape).words(plural=True) for shape in SHAPES]
+    words = {*_GRAMMAR.split(), *COLORS, *RADII, *SHAPES, *plurals, *letters}
+    return specials + sorted(words) + [f"##{c}" for c in letters]

@@ -1,0 +1,227 @@
+"""What VCR and Flickr30K Entities ask about scenes: objects that are pointed at, and phrases that point at objects.
+
+VCR's four choices are four objects or a grid of attributes, and a rationale speaks of objects that the answer says
+nothing of, so that the text alone gives nothing away. A caption's phrase fits exactly the things it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from visualbert_core.schema import Token
+from visualbert_core.synthetic.language import (
+    DIRECTIONS,
+    NUMBERS,
+    PATTERNS,
+    Description,
+    any_description,
+    describe,
+    extreme,
+    unique_description,
+)
+from visualbert_core.synthetic.scenes import COLORS, RADII, Things
+
+Rng = np.random.Generator
+_TRIES = 60
+
+# ---------------------------------------------------------------------------------------------------------------------
+# VCR
+
+
+@dataclass(frozen=True)
+class VcrItem:
+    """Token lists mix words with objects `(i,)`, 0-based; labels index the choices."""
+
+    question: tuple[Token, ...]
+    answers: tuple[tuple[Token, ...], ...]
+    answer_label: int
+    rationales: tuple[tuple[Token, ...], ...]
+    rationale_label: int
+    family: str
+
+
+CHOICES = 4
+
+
+def vcr_item(rng: Rng, things: Things) -> VcrItem:
+    """One item about a scene of at least three things."""
+    for _ in range(_TRIES * 10):
+        family = str(rng.choice(list(_VCR)))
+        asked = _VCR[family](rng, things)
+        if asked is None:
+            continue
+        question, answers, label, told = asked
+        rationales, rationale_label = _rationales(rng, things, told)
+        return VcrItem(question, answers, label, rationales, rationale_label, family)
+    raise AssertionError("the color of a thing can always be asked")
+
+
+Asked = tuple[tuple[Token, ...], tuple[tuple[Token, ...], ...], int, set[int]]
+
+
+def _look(rng: Rng, things: Things) -> Asked:
+    """Four looks of one object: two sizes by two colours, so that no choice stands out in the text."""
+    target = int(rng.integers(len(things)))
+    other = str(rng.choice([c for c in COLORS if c != things[target].color]))
+    looks = [(size, color) for size in RADII for color in (things[target].color, other)]
+    answers = [((target,), "is", size, "and", color, ".") for size, color in looks]
+    right = looks.index((things[target].size, things[target].color))
+    return _shuffled(rng, ("What", "does", (target,), "look", "like", "?"), answers, right, {target})
+
+
+def _color(rng: Rng, things: Things) -> Asked:
+    target = int(rng.integers(len(things)))
+    others = rng.choice([c for c in COLORS if c != things[target].color], size=CHOICES - 1, replace=False)
+    answers = [((target,), "is", str(color), ".") for color in (things[target].color, *others)]
+    return _shuffled(rng, ("What", "color", "is", (target,), "?"), answers, 0, {target})
+
+
+def _which(rng: Rng, things: Things) -> Asked | None:
+    """Which of four objects has a colour that only one of them has?"""
+    if len(things) < CHOICES:
+        return None
+    candidates = [int(i) for i in rng.choice(len(things), size=CHOICES, replace=False)]
+    if sum(things[i].color == things[candidates[0]].color for i in candidates) > 1:
+        return None
+    return _objects(rng, ("Which", "one", "is", things[candidates[0]].color, "?"), candidates)
+
+
+def _farthest(rng: Rng, things: Things) -> Asked | None:
+    if len(things) < CHOICES:
+        return None
+    direction = str(rng.choice(list(DIRECTIONS)))
+    candidates = [int(i) for i in rng.choice(len(things), size=CHOICES, replace=False)]
+    first = extreme(things, candidates, direction)
+    if first is None:
+        return None
+    candidates.sort(key=lambda i: i != first)
+    return _objects(rng, ("Which", "one", "is", direction, "?"), candidates)
+
+
+def _odd_size(rng: Rng, things: Things) -> Asked | None:
+    if len(things) < CHOICES:
+        return None
+    candidates = [int(i) for i in rng.choice(len(things), size=CHOICES, replace=False)]
+    sizes = [things[i].size for i in candidates]
+    if sizes.count(sizes[0]) > 1:
+        return None
+    return _objects(rng, ("Which", "one", "has", "a", "size", "of", "its", "own", "?"), candidates)
+
+
+def _objects(rng: Rng, question: tuple[Token, ...], candidates: Sequence[int]) -> Asked:
+    """Objects as choices; the first of `candidates` is the right one."""
+    return _shuffled(rng, question, [((i,), ".") for i in candidates], 0, {candidates[0]})
+
+
+def _shuffled(
+    rng: Rng, question: tuple[Token, ...], answers: Sequence[tuple[Token, ...]], right: int, told: set[int]
+) -> Asked:
+    order = [int(i) for i in rng.permutation(len(answers))]
+    return question, tuple(answers[i] for i in order), order.index(right), told
+
+
+def _rationales(rng: Rng, things: Things, told: set[int]) -> tuple[tuple[tuple[Token, ...], ...], int]:
+    """Evidence about objects that the answer tells nothing of: a true and a false size by a true and a false colour."""
+    free = [i for i in range(len(things)) if i not in told]
+    sized, colored = int(rng.choice(free)), int(rng.choice(free))
+    other = str(rng.choice([c for c in COLORS if c != things[colored].color]))
+    grid = [(size, color) for size in RADII for color in (things[colored].color, other)]
+    texts: list[tuple[Token, ...]] = [
+        ("I", "see", "that", (sized,), "is", size, "and", (colored,), "is", color, ".") for size, color in grid
+    ]
+    order = [int(i) for i in rng.permutation(CHOICES)]
+    right = grid.index((things[sized].size, things[colored].color))
+    return tuple(texts[i] for i in order), order.index(right)
+
+
+_VCR: dict[str, Callable[[Rng, Things], Asked | None]] = {
+    "look": _look,
+    "color": _color,
+    "which": _which,
+    "farthest": _farthest,
+    "odd size": _odd_size,
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Flickr30K Entities
+
+
+@dataclass(frozen=True)
+class CaptionPhrase:
+    words: str
+    things: tuple[int, ...]
+    kind: str
+
+
+Caption = tuple[str | CaptionPhrase, ...]
+"""Words and phrases in order."""
+
+
+def caption(rng: Rng, things: Things) -> Caption:
+    """One caption with one to three phrases, each fitting exactly the things it names."""
+    for _ in range(_TRIES):
+        made = _CAPTIONS[rng.integers(len(_CAPTIONS))](rng, things)
+        texts = [part.words for part in made or () if isinstance(part, CaptionPhrase)]
+        if made and len(set(texts)) == len(texts):
+            return made
+    return (CaptionPhrase("all the things", tuple(range(len(things))), "several"), "on a plain scene")
+
+
+def _list_caption(rng: Rng, things: Things) -> Caption | None:
+    chosen = [int(i) for i in rng.permutation(len(things))[: rng.integers(2, 4)]]
+    references = [unique_description(rng, things, i, PATTERNS) for i in chosen]
+    parts: list[str | CaptionPhrase] = []
+    for index, reference in zip(chosen, references, strict=True):
+        if reference is None:
+            return None
+        parts += ["and"] if parts else []
+        parts.append(CaptionPhrase(f"a {reference.words()}", (index,), "single"))
+    return (*parts, ".")
+
+
+def _several_caption(rng: Rng, things: Things) -> Caption | None:
+    description = any_description(rng, things)
+    found = description.find(things)
+    if len(found) < 2:
+        return None
+    return ("I see", CaptionPhrase(f"{NUMBERS[len(found)]} {description.words(plural=True)}", tuple(found), "several"))
+
+
+def _extreme_caption(rng: Rng, things: Things) -> Caption | None:
+    direction = str(rng.choice(list(DIRECTIONS)))
+    description = describe(things[int(rng.integers(len(things)))], str(rng.choice(["shape", "color"])))
+    description = Description() if rng.random() < 0.4 else description
+    index = extreme(things, description.find(things), direction)
+    if index is None:
+        return None
+    return ("look at", CaptionPhrase(f"the {direction} {description.words()}", (index,), "extreme"), ".")
+
+
+def _beside_caption(rng: Rng, things: Things) -> Caption | None:
+    """Two things of one look; the caption means the one on the named side of a third."""
+    anchor = int(rng.integers(len(things)))
+    reference = unique_description(rng, things, anchor, PATTERNS)
+    twins = describe(things[int(rng.integers(len(things)))], str(rng.choice(["shape", "color"])))
+    if reference is None or twins.matches(things[anchor]):
+        return None
+    left = [i for i in twins.find(things) if things[i].center[0] < things[anchor].center[0] - 8]
+    right = [i for i in twins.find(things) if things[i].center[0] > things[anchor].center[0] + 8]
+    if len(left) != 1 or len(right) != 1 or len(twins.find(things)) != 2:
+        return None
+    side = int(rng.integers(2))
+    target = CaptionPhrase(f"the {twins.words()}", ((left, right)[side][0],), "beside")
+    beside = CaptionPhrase(f"the {reference.words()}", (anchor,), "single")
+    return (target, f"{('left', 'right')[side]} of", beside, ".")
+
+
+_CAPTIONS: tuple[Callable[[Rng, Things], Caption | None], ...] = (
+    _list_caption,
+    _list_caption,
+    _list_caption,
+    _several_caption,
+    _extreme_caption,
+    _beside_caption,
+)

@@ -1,0 +1,183 @@
+"""The world's weights from nothing, on a CPU:
+
+    python -m visualbert_core.synthetic.train --out visualbert_core/synthetic/weights
+
+Draws 10,000 training scenes, trains the detector, extracts their regions, trains one VisualBERT trunk with four heads,
+and writes five checkpoint folders in float16, each with a card. The scores on the cards are those of the validation
+files (`synthetic.files`), which share no scene with the training, read and evaluated as `make demo` does. Finished
+stages are kept in --work, so a stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import pickle
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig, SyntheticConfig
+from visualbert_core.detector.torchvision_rcnn import TorchvisionRCNN, build
+from visualbert_core.engine.pool import Pool
+from visualbert_core.engine.shards import publish
+from visualbert_core.errors import end
+from visualbert_core.evaluation.run import evaluate
+from visualbert_core.features.extract import extract
+from visualbert_core.models.visualbert import CheckpointMetadata, VisualBertModel
+from visualbert_core.synthetic import questions as ask
+from visualbert_core.synthetic import train_detector, train_visualbert
+from visualbert_core.synthetic.files import make_synthetic
+from visualbert_core.synthetic.language import vocabulary
+
+T = TypeVar("T")
+
+SEED = 2026
+SCENES, HELD_OUT_SCENES = 10_000, 400
+DETECTOR_STEPS, VISUALBERT_STEPS = 1_800, 8_000
+VALIDATION_FILES: dict[str, tuple[str, str, str, Literal["none", "beside"]]] = {
+    "vqa": ("val", "vqa", "vqa/val2014", "none"),
+    "vcr": ("val", "vcr", "vcr/vcr1images", "beside"),
+    "nlvr2": ("dev", "nlvr2", "nlvr2/images/dev", "none"),
+    "flickr30k_entities": ("val", "flickr30k", "flickr30k/images", "none"),
+}
+"""task → split, annotations, images, boxes, as in demo.yaml."""
+RECIPES = {
+    "detector": f"{DETECTOR_STEPS} steps of {train_detector.BATCH} scenes out of {SCENES:,}, AdamW, one-cycle",
+    "visualbert": f"{VISUALBERT_STEPS:,} steps, one trunk with four heads, questions made on the fly from {SCENES:,} "
+    "scenes, AdamW, cosine",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint folders")
+    parser.add_argument("--work", type=Path, default=Path("build/synthetic"), help="where finished stages are kept")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+
+    scenes = _stage(args.work / "scenes.pkl", lambda: train_detector.make_scenes(SEED, train_detector.TRAIN, SCENES))
+    state = _stage(
+        args.work / "detector.pkl",
+        lambda: train_detector.train_detector(scenes, SEED, DETECTOR_STEPS, Progress("detector")).state_dict(),
+    )
+    detector = _write_detector(args.out / "detector", state)
+    samples = _stage(
+        args.work / "pool.pkl", lambda: train_visualbert.extract_samples(detector, scenes, Progress("regions"))
+    )
+    vocab = args.work / "vocab.txt"
+    vocab.write_text("".join(f"{word}\n" for word in vocabulary()))
+    models = _stage(
+        args.work / "visualbert.pkl",
+        lambda: train_visualbert.train_visualbert(samples, vocab, SEED, VISUALBERT_STEPS, Progress("visualbert")),
+    )
+    _write_visualberts(args.out, models, detector.space)
+    _score_visualberts(args.out)
+    return 0
+
+
+class Progress:
+    """Prints a line every few seconds: step, rate, time left."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self.start, self.printed = label, time.monotonic(), 0.0
+
+    def __call__(self, step: int, steps: int, message: str) -> None:
+        now = time.monotonic()
+        if now - self.printed < 10 and step < steps:
+            return
+        self.printed = now
+        rate = step / (now - self.start)
+        left = (steps - step) / rate
+        print(f"{self.label} {step}/{steps}  {rate:.1f}/s  {left:.0f} s left  {message}", flush=True)
+
+
+def _stage(path: Path, make: Callable[[], T]) -> T:
+    """The pickled result of a finished stage, or its result now; only ever our own files."""
+    if path.exists():
+        return pickle.loads(path.read_bytes())  # type: ignore[no-any-return]
+    started = time.process_time()
+    value = make()
+    publish(path, pickle.dumps(value))
+    print(f"{path.stem}: {time.process_time() - started:.0f} CPU-seconds in this process", flush=True)
+    return value
+
+
+def _write_detector(folder: Path, state: dict[str, torch.Tensor]) -> TorchvisionRCNN:
+    model = build(train_detector.CONFIG)
+    model.load_state_dict(state)
+    TorchvisionRCNN(model, train_detector.CONFIG, "", "cpu").save_pretrained(folder, torch.float16)
+    detector = TorchvisionRCNN.from_pretrained(folder, "cpu")  # rounded to float16, as everybody will use it
+    held_out = train_detector.make_scenes(SEED, train_detector.HELD_OUT, HELD_OUT_SCENES)
+    heading = f"{HELD_OUT_SCENES} held-out scenes; things found with the right class at IoU 0.5, in percent:"
+    scores = train_detector.found_share(detector, held_out)
+    _card(folder, "Faster R-CNN of the embedded world", RECIPES["detector"], heading, scores)
+    return detector
+
+
+def _write_visualberts(out: Path, models: dict[str, nn.Module], space: str) -> None:
+    trunk = copy.deepcopy(models["vqa"].visual_bert)
+    assert isinstance(trunk, VisualBertModel)
+    train_visualbert.fold_scaling(trunk)
+    for task, model in models.items():
+        folder = out / f"visualbert-{task.removesuffix('_entities')}"
+        model.visual_bert = trunk
+        model.save_pretrained(folder, dtype=torch.float16)  # type: ignore[operator]
+        (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in vocabulary()))
+        CheckpointMetadata(task=task, feature_space=space, box_geometry=True).save(folder)
+        if task == "vqa":
+            (folder / "answers.txt").write_text("".join(f"{answer}\n" for answer in ask.ANSWERS))
+
+
+def _score_visualberts(out: Path) -> None:
+    """Evaluate the checkpoints on the validation files and write their cards."""
+    with tempfile.TemporaryDirectory() as folder, Pool(PoolConfig(inline=True)) as pool:
+        work = Path(folder)
+        world = make_synthetic(work / "synthetic", SyntheticConfig())
+        for task, (split, annotations, images, boxes) in VALIDATION_FILES.items():
+            model = out / f"visualbert-{task.removesuffix('_entities')}"
+            corpus = ExtractConfig(images=world / images, detector=out / "detector", out=work, corpus=task, boxes=boxes)
+            store = extract(corpus, pool)
+            cell = EvaluateConfig(
+                task=task,
+                split=split,
+                annotations=world / annotations,
+                features=store.folder,
+                model=model,
+                out=work / "runs",
+            )
+            scores = evaluate(cell, pool).scores
+            assert scores is not None
+            heading = f"Validation files ({scores['n']} examples, {scores['protocol']}), in percent:"
+            _card(model, f"VisualBERT of the embedded world: {task}", RECIPES["visualbert"], heading, scores["scores"])
+
+
+def _card(folder: Path, title: str, recipe: str, heading: str, scores: dict[str, Any]) -> None:
+    """README.md of a checkpoint."""
+    lines = [
+        f"# {title}",
+        "",
+        "Synthetic scenes and tiny weights: its scores say that the pipeline works, not how good the model family is.",
+        "",
+        f"- made by: `python -m visualbert_core.synthetic.train --out visualbert_core/synthetic/weights`, seed {SEED}",
+        f"- recipe: {recipe}",
+        f"- date: {datetime.date.today().isoformat()}, torch {torch.__version__}",
+        "- weights: float16 safetensors, Apache-2.0",
+        "",
+        heading,
+        "",
+        *(f"- {name}: {value:.1f}" for name, value in scores.items()),
+    ]
+    (folder / "README.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    end(main)
