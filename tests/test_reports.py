@@ -95,7 +95,7 @@ CASES = {
     ),
     "images in a table": extracted("ok.parquet", 0, '"quarantined": 0'),
     "a row without an image": extracted("onenull.parquet", 0, '"quarantined": 2', "neither bytes nor a path"),
-    "paths in place of images": extracted("pathonly.parquet", 3, "path"),
+    "paths in place of images": extracted("pathonly.parquet", 3, "has no bytes, and its path"),
     "a row a question": extracted("byquestion.parquet", 0, '"quarantined": 0'),
     "other bytes under one id": extracted("byquestion-diff.parquet", 2, "row"),
     "NLVR2's pairs": extracted("twoimages.parquet", 0, '"quarantined": 0'),
