@@ -198,7 +198,7 @@ def test_aliases_that_multiply_are_quoted_briefly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("task: vqa", "task: vqa2", "unknown task 'vqa2'; known: vqa, vcr"),
+        ("task: vqa", "task: vqa2", "unknown task 'vqa2'; did you mean 'vqa'"),
         ("corpus: vqa-val2014", "corpus: vqa-val", "unknown corpus 'vqa-val'; did you mean 'vqa-val2014'?"),
         ("examples: 10", "exmaples: 10", "unknown key 'exmaples'; did you mean 'examples'?"),
     ],

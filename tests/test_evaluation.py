@@ -214,10 +214,10 @@ def test_features_of_another_space_are_refused(vqa: EvaluateConfig, tmp_path: Pa
     assert read_run(run(vqa)).scores["warnings"] == []  # type: ignore[index]
     cell = ReportCell("forced", open_task("vqa", vqa.annotations, "val"), None, {}, forced)
     info = ReportInfo("t", synthetic=True, examples=0)
-    assert "foreign features" in render(info, [cell])
+    assert "features of another space" in render(info, [cell])
     console = Console(file=io.StringIO(), width=120)
     print_table(info, [cell], console)
-    assert "WARNING: foreign features" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "WARNING: features of another space" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def without_space(folder: Path, to: Path) -> Path:

@@ -380,7 +380,7 @@ def test_what_cannot_end_well_does_not_begin(tmp_path: Path) -> None:
         "vqa has no metric 'acuracy'; did you mean 'accuracy'": {"cells": [cell_of(tmp_path, drops={"acuracy": 1})]},
         "vqa has no metric 'recall'": {"cells": [cell_of(tmp_path, floors={"recall": 50})]},
         "'../x' cannot name a folder": {"name": "../x"},
-        "'' cannot name a folder": {"name": ""},
+        "name is empty: it must be a name": {"name": ""},
         "'/x' cannot name a folder": {"corpora": corpora | {"/x": corpora["vqa-val2014"]}},
         r"out is an address \(s3://\): only a folder on a disk": {"out": "s3://bucket/x"},
     }

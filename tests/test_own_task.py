@@ -176,7 +176,7 @@ class Derived(Nlvr2Task):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gqa", "unknown task 'gqa'; known: vqa, vcr, nlvr2, flickr30k_entities, or module:Class"),
+        ("gqa", "unknown task 'gqa'; did you mean 'vqa'? (or name one of your own as module:Class)"),
         ("no_such_module:Gqa", "module 'no_such_module' cannot be imported: No module named 'no_such_module'"),
         (":Gqa", "module '' cannot be imported"),
         ("own_task:Gqa", "own_task has no class 'Gqa' that derives from"),

@@ -30,6 +30,7 @@ from visualbert_core.models.visualbert import (
     VisualBertForVisualReasoning,
     VisualBertModel,
 )
+from visualbert_core.schema import Question, Statement
 
 HUGE = 10**9
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 4512\n"
@@ -137,7 +138,7 @@ def test_hostile_documents(checkpoint: Path, name: str, text: str) -> None:
 
     (checkpoint / name).write_text(text)
     with refused(name):
-        VisualBertPredictor.from_pretrained(checkpoint, "nlvr2", device="cpu")
+        VisualBertPredictor.from_pretrained(checkpoint, Statement, device="cpu")
 
 
 def test_a_key_that_stands_twice_in_a_config(checkpoint: Path) -> None:
@@ -298,7 +299,7 @@ def test_pointers_in_a_checkpoint(tmp_path: Path, name: str) -> None:
     folder = write(tmp_path, "vqa")
     (folder / name).write_bytes(POINTER)
     with refused(f"{folder / name}: {lfs.REASON}"):
-        VisualBertPredictor.from_pretrained(folder, "vqa", device="cpu")
+        VisualBertPredictor.from_pretrained(folder, Question, device="cpu")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json"])

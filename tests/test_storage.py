@@ -24,8 +24,9 @@ from upath import UPath
 from visualbert_core.commands.declarations import REGISTRY
 from visualbert_core.commands.extract import Command
 from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig
+from visualbert_core.corpus import sources
 from visualbert_core.corpus.images import DecodeError, fetch, read_image
-from visualbert_core.corpus.listing import corpus_name, list_images, sources
+from visualbert_core.corpus.listing import corpus_name, list_images
 from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import Part, Shard, ShardFolder
 from visualbert_core.errors import ConfigError, InputError, StoreError

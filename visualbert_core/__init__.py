@@ -57,7 +57,7 @@ _MODULES = {
     "EvaluateConfig": "config",
     "ExtractConfig": "config",
     "FeatureStore": "features.store",
-    "Pool": "cluster",
+    "Pool": "engine.pool",
     "PoolConfig": "config",
     "Task": "tasks",
     "compare": "comparison.compare",

@@ -32,7 +32,7 @@ class Command:
 
     evaluation: Flat[EvaluateConfig]
     pool: Flat[PoolConfig] = field(default_factory=PoolConfig)
-    check_invariance: bool = False
+    invariance_check: bool = False
     """Check on 64 examples that no answer depends on the batch or the workers."""
     json: bool = False
     """Print one JSON object."""
@@ -43,7 +43,7 @@ class Command:
         from visualbert_core.evaluation.run import evaluate
 
         evaluation = absolute_paths(self.evaluation)
-        if self.check_invariance:
+        if self.invariance_check:
             return self._check(evaluation)
         with Pool(self.pool) as pool:
             run = evaluate(evaluation, pool)

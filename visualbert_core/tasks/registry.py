@@ -10,6 +10,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from visualbert_core.config import nearest
 from visualbert_core.errors import ConfigError
 from visualbert_core.tasks.base import Task
 
@@ -37,7 +38,7 @@ def find_task(name: str) -> type[Task]:
     A module may lie in the working folder, as for `python -m`.
     """
     if name not in TASKS and ":" not in name:
-        raise ConfigError(f"unknown task {name!r}; known: {', '.join(TASKS)}, or module:Class for one of your own")
+        raise ConfigError(f"unknown task {name!r}{nearest(name, TASKS)} (or name one of your own as module:Class)")
     module, _, attribute = TASKS.get(name, name).partition(":")
     # An installed program does not search the working folder. Last, so that no file there can hide a library.
     if name not in TASKS and (here := str(Path.cwd())) not in sys.path:
