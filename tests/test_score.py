@@ -272,7 +272,7 @@ def test_wrong_choices_are_one_line(tmp_path: Path) -> None:
     """An unknown task, split or protocol, or a file that is not there: exit code 2, one line."""
     layout = LAYOUTS["nlvr2"]
     wrong = (
-        (dataclasses.replace(layout, task="nlvr"), (), "'nlvr'; known: vqa, vcr, nlvr2"),
+        (dataclasses.replace(layout, task="nlvr"), (), "unknown task 'nlvr'; did you mean 'nlvr2'?"),
         (dataclasses.replace(layout, split="val"), (), "unknown NLVR2 split"),
         (layout, ("--protocol", "offical"), "'offical'; known: official"),
         (layout, ("--predictions", str(tmp_path / "none.csv")), "none.csv: not found"),

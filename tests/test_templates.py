@@ -48,11 +48,13 @@ def test_every_form_has_a_template_with_the_same_macros() -> None:
         assert all(hasattr(module, name) for name in ("note", "asked", "answers", "changes"))
 
 
-def test_templates_and_style_go_with_the_package() -> None:
-    """Every file that the page is drawn from is package data, so that an installed copy can draw it."""
+def test_every_data_file_goes_with_the_package() -> None:
+    """Templates, style, the demo's matrix and weights are package data, so that an installed copy can run the demo."""
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    package = ROOT / "visualbert_core"
     patterns = pyproject["tool"]["setuptools"]["package-data"]["visualbert_core"]
-    packed = {path for pattern in patterns for path in (ROOT / "visualbert_core").glob(pattern)}
-    files = {path for folder in ("static", "templates") for path in (REPORT / folder).rglob("*") if path.is_file()}
-    assert len(files) > len(FORMS)
-    assert files <= packed
+    packed = {path for pattern in patterns for path in package.glob(pattern)}
+    kinds = {".html", ".css", ".js", ".yaml", ".json", ".safetensors", ".txt", ".md", ".typed"}
+    needed = {path for path in package.rglob("*") if path.is_file() and path.suffix in kinds}
+    assert {path.name for path in needed} >= {"page.html", "page.css", "demo.yaml", "model.safetensors", "vocab.txt"}
+    assert needed <= packed
