@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from conftest import SmallNight, run_here, small_matrix
@@ -21,13 +22,19 @@ from pixel_model import install, write_checkpoint
 from visualbert_core.commands.nightly import run_night
 from visualbert_core.comparison.compare import compare
 from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.corpus.images import read_image
 from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
+from visualbert_core.evaluation import inputs
+from visualbert_core.evaluation.batches import plan_examples
+from visualbert_core.evaluation.inputs import ImageSource, PixelReader
 from visualbert_core.evaluation.invariance_check import check_invariance, describe
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import Run, read_run
 from visualbert_core.nightly.matrix import Night, load_matrix
+from visualbert_core.schema import Image
+from visualbert_core.tasks import open_task
 
 INLINE = PoolConfig(inline=True)
 TASKS = ("vqa", "vcr", "nlvr2", "flickr30k_entities")
@@ -194,6 +201,27 @@ def test_an_image_that_does_not_decode_is_a_failure(nights: Nights, tmp_path: Pa
     assert {failure.stage for failure in failures} == {"images"}
     assert {failure.error for failure in failures} >= {"NoImage"}
     assert any(repr(first.stem) in failure.message for failure in failures)
+
+
+def test_what_ends_a_process_is_not_read_again(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding an image may be what kills a worker: the files of quarantined examples are left alone, and the others'
+    images are decoded once each."""
+    source = ImageSource(nights.world / "vqa" / "val2014")
+    examples = list(open_task("vqa", nights.world / "vqa", "val").examples())
+    (shard,) = plan_examples(examples, None, source.files, "salt", 100)
+    deadly = examples[0].image_ids[0]
+    lost = tuple(item for item, ids in zip(shard.items, shard.image_ids, strict=True) if deadly in ids)
+    decoded: list[str] = []
+
+    def read(image: Image) -> tuple[np.ndarray, str]:
+        decoded.append(image.image_id)
+        return read_image(image)
+
+    monkeypatch.setattr(inputs, "read_image", read)
+    batches = list(PixelReader().read(dataclasses.replace(shard, quarantined=lost), 7))
+    assert deadly not in decoded
+    assert sorted(decoded) == sorted(set(decoded)) == sorted({e.image_ids[0] for e in examples} - {deadly})
+    assert sum(len(joined) for joined, _ in batches) == len(examples) - len(lost)
 
 
 def test_other_images_of_the_same_names_are_another_run(nights: Nights, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import tyro
 from conftest import ROOT, SmallNight
+from pixel_model import BrightnessModel
 from test_corpus import png
 from test_extract import World, tree
 from test_store import BAD, FINGERPRINT, ROWS, D, same, write
@@ -36,7 +37,7 @@ from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.io import lfs, locations, storage
 from visualbert_core.io.locations import Location, ObjectPath, absolute, location
-from visualbert_core.schema import LabelNames
+from visualbert_core.schema import Example, LabelNames
 
 BUCKET = "features"
 
@@ -366,3 +367,29 @@ def test_evaluation_over_an_address_gives_the_same_scores(
         )
     (reference,) = (small_night.out / "runs" / "demo").glob("*__vqa__val")
     assert tree(run.folder) == tree(reference)
+
+
+def test_pixels_of_a_bucket_give_the_same_answers(bucket: Location, small_night: SmallNight, tmp_path: Path) -> None:
+    """A model that reads pixels answers alike over a folder and over the same images in a bucket: the bytes are the
+    same, so the provenance is, too."""
+    world = small_night.out / "synthetic" / "vqa"
+    for path in (world / "val2014").iterdir():
+        (bucket / "pixels" / path.name).write_bytes(path.read_bytes())
+    common: dict[str, Any] = {
+        "task": "vqa",
+        "split": "val",
+        "annotations": world,
+        "model": Path("brightness"),
+        "shard_size": 5,
+    }
+
+    def load(folder: Path, form: type[Example], device: str | None, precision: str) -> BrightnessModel:
+        return BrightnessModel(3)
+
+    with Pool(PoolConfig(inline=True)) as pool:
+        runs = [
+            evaluate(EvaluateConfig(**common, model=Path("b"), images=images, out=tmp_path / name), pool, load)
+            for name, images in (("disk", world / "val2014"), ("bucket", bucket / "pixels"))
+        ]
+    assert tree(runs[0].folder) == tree(runs[1].folder)
+    assert runs[0].scores is not None
