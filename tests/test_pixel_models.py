@@ -32,8 +32,9 @@ from visualbert_core.evaluation.invariance_check import check_invariance, descri
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import Run, read_run
+from visualbert_core.models import load_model
 from visualbert_core.nightly.matrix import Night, load_matrix
-from visualbert_core.schema import Image
+from visualbert_core.schema import Image, Question
 from visualbert_core.tasks import open_task
 
 INLINE = PoolConfig(inline=True)
@@ -201,6 +202,33 @@ def test_an_image_that_does_not_decode_is_a_failure(nights: Nights, tmp_path: Pa
     assert {failure.stage for failure in failures} == {"images"}
     assert {failure.error for failure in failures} >= {"NoImage"}
     assert any(repr(first.stem) in failure.message for failure in failures)
+
+
+def test_a_batch_of_large_images_is_cut(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker holds a bounded number of pixels, however large the images are; no example is lost by that."""
+    source = ImageSource(nights.world / "nlvr2" / "images" / "dev")
+    examples = list(open_task("nlvr2", nights.world / "nlvr2", "dev").examples())
+    source.identify(examples)
+    (shard,) = plan_examples(examples, None, source.files, "salt", 100)
+    (size, *_) = {file.size for file in shard.files}
+    assert size is not None
+    monkeypatch.setattr(inputs, "BATCH_PIXELS", 3 * size[0] * size[1])
+    read = [joined for joined, _ in PixelReader().read(shard, 64)]
+    assert max(len({p.image_id for _, pictures in joined for p in pictures}) for joined in read) == 3 - 3 % 2
+    assert sorted(e.example_id for joined in read for e, _ in joined) == sorted(shard.items)
+
+
+def test_a_family_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry point of a package that is broken, or of another version, is one line that names it."""
+    monkeypatch.syspath_prepend(install(tmp_path / "site"))
+    (tmp_path / "site" / "brightness-1.0.dist-info" / "entry_points.txt").write_text(
+        "[visualbert_core.models]\nlost = no_such_module:Model\nold = pixel_model:OldModel\n"
+    )
+    for kind, said in (("lost", "No module named 'no_such_module'"), ("old", "has no attribute 'OldModel'")):
+        folder = write_checkpoint(tmp_path / kind, 0)
+        (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+        with pytest.raises(CheckpointError, match=said):
+            load_model(folder, Question, "cpu")
 
 
 def test_what_ends_a_process_is_not_read_again(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,10 +25,12 @@ Donors = Mapping[tuple[str, ...], tuple[str, ...]]
 
 @dataclass(frozen=True)
 class ImageFile:
-    """Where an image lies, and the digest of its bytes when the run began (None: not known)."""
+    """Where an image lies; the digest of its bytes when the run began, and (width, height) by its header. None: not
+    known."""
 
     image: Image
     digest: str | None
+    size: tuple[int, int] | None
 
 
 @dataclass(frozen=True)

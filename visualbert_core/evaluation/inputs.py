@@ -7,6 +7,7 @@ Owns what becomes of an example whose image is not there or does not decode: a f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -29,6 +30,7 @@ Joined = tuple[Example, tuple[Any, ...]]
 """An example with what is read of its images, in order: a row of `Visual`s of one kind."""
 
 DECODERS = 4  # threads a shard
+BATCH_PIXELS = 1 << 26  # of images in a batch; a worker holds those of four batches, 800 MB, or four images
 _CHUNK = 256  # images whose bytes are in memory while they are identified
 
 
@@ -183,7 +185,7 @@ class ImageSource:
     def files(self, image_ids: Iterable[str]) -> tuple[ImageFile, ...]:
         """Return where the images lie, with the digests of those that have been identified."""
         there = (image_id for image_id in image_ids if image_id in self.images)
-        return tuple(ImageFile(self.images[i], self._known[i][0] if i in self._known else None) for i in there)
+        return tuple(ImageFile(self.images[i], *self._known.get(i, (None, None))) for i in there)
 
 
 class PixelReader:
@@ -195,7 +197,8 @@ class PixelReader:
         files = [file for file in shard.files if file.image.image_id in wanted]  # reading one may be what kills
         digests = {file.image.image_id: file.digest for file in files}
         images = {image.image_id: image for image in fetch([file.image for file in files])}
-        cut = list(batches(shard.asked(), batch_size))
+        pixels = {file.image.image_id: math.prod(file.size or (0,)) for file in files}
+        cut = [part for batch in batches(shard.asked(), batch_size) for part in _bounded(batch, pixels)]
         decoding: dict[str, Future[Pixels | Failure]] = {}
         with ThreadPoolExecutor(DECODERS) as threads:
             for number, batch in enumerate(cut):
@@ -205,6 +208,20 @@ class PixelReader:
                 }
                 found = {i: decoding[i].result() for _, ids in batch for i in ids if i in decoding}
                 yield _join(batch, found)
+
+
+def _bounded(batch: Sequence[Asked], pixels: Mapping[str, int]) -> Iterator[list[Asked]]:
+    """Cut a batch where its images have more than `BATCH_PIXELS` together; one example is never cut."""
+    part: list[Asked] = []
+    seen: dict[str, int] = {}
+    for asked in batch:
+        more = {image_id: pixels.get(image_id, 0) for image_id in asked[1]}
+        if part and sum((seen | more).values()) > BATCH_PIXELS:
+            yield part
+            part, seen = [], {}
+        part.append(asked)
+        seen |= more
+    yield part
 
 
 def _join(batch: Sequence[Asked], found: Mapping[str, Pixels | Failure]) -> tuple[list[Joined], list[Failure]]:

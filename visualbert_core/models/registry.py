@@ -32,8 +32,13 @@ def load_model(
     `device` defaults to CUDA where there is one; `precision` is float32 or bfloat16. Raises CheckpointError where the
     folder is incomplete, or holds a network that does not answer this form; ConfigError for an unknown precision.
     """
-    module, _, name = _family(Path(folder)).partition(":")
-    model: Model[Any] = getattr(import_module(module), name).from_pretrained(folder, form, device, precision)
+    family = _family(Path(folder))
+    module, _, name = family.partition(":")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:  # ValueError: an empty name of a module
+        raise CheckpointError(f"{folder}: its model is {family}, which cannot be imported: {error}") from None
+    model: Model[Any] = found.from_pretrained(folder, form, device, precision)
     return model
 
 
