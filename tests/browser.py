@@ -1,6 +1,6 @@
-"""A headless Chromium that opens one file at a time, over its DevTools protocol: what the page's tests need.
+"""Drive a headless Chromium over its DevTools protocol, one local file at a time, for the tests of the HTML page.
 
-aiohttp comes with Ray. Where there is no Chromium, `find` says so and tests skip.
+aiohttp comes with Ray. Where no Chromium is installed, `find` returns None and the tests skip.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--hide-scrollbars", "--remote-debugging-port=0"),
 )
-PATIENCE = 300.0  # seconds for an answer that takes milliseconds on a machine that is not busy
+PATIENCE = 300.0  # seconds for an answer; an idle machine needs milliseconds
 
 
 def find() -> str | None:
-    """The program, or None."""
+    """Return the path of an installed Chromium or Chrome, or None."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
 class Browser:
-    """One page of a browser of its own. `problems` are console errors, exceptions and whatever the page may not do;
-    `requests` are all addresses that it asked for."""
+    """One page in a separate browser process. `problems` lists console errors, exceptions and requests that the page's
+    policy forbids. `requests` lists every address that the page asked for."""
 
     def __init__(self, program: str, profile: Path) -> None:
         self._profile = profile
@@ -66,7 +66,7 @@ class Browser:
             self._process.wait()
 
     def open(self, path: Path, width: int = 1280, height: int = 800) -> None:
-        """From the disk, in a window of so many pixels; returns when it is loaded."""
+        """Open a file from the disk in a window of `width` × `height` pixels, and return when it is loaded."""
         self.problems.clear()
         self.requests.clear()
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
@@ -74,7 +74,7 @@ class Browser:
         self._until(lambda: self.run("document.readyState") == "complete" and self.run("location.protocol") == "file:")
 
     def run(self, script: str) -> Any:
-        """The value of an expression in the page."""
+        """Return the value of a JavaScript expression, evaluated in the page."""
         result = self.call("Runtime.evaluate", expression=script, returnByValue=True, userGesture=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
@@ -86,17 +86,17 @@ class Browser:
         self.call("Input.dispatchKeyEvent", type="keyUp", **pressed)
 
     def picture(self, whole: bool = False) -> bytes:
-        """A PNG of the window, or of the whole page."""
+        """Return a PNG of the window, or of the whole page."""
         return base64.b64decode(
             self.call("Page.captureScreenshot", captureBeyondViewport=whole, **self._clip(whole))["data"]
         )
 
     def pdf(self) -> bytes:
-        """The page as it is printed."""
+        """Return the page as a printed PDF."""
         return base64.b64decode(self.call("Page.printToPDF", preferCSSPageSize=True)["data"])
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command of the protocol; events that arrive meanwhile are noted."""
+        """Send one command of the protocol and return its result. Events that arrive meanwhile are recorded."""
         return self._loop.run_until_complete(self._call(method, parameters))
 
     def _clip(self, whole: bool) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""A small night over the embedded world, run once: real scenes, real weights, every room of the house."""
+"""Fixtures for all tests. The main one is a small nightly run on the synthetic data with real weights. It runs once a
+session and uses every part of the library."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Before torch is imported: threads of several small processes that wait for each other's cores cost minutes here.
+# This must be set before torch is imported. With more threads, the small processes of the tests wait for each other's
+# cores, which costs minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
@@ -30,7 +32,7 @@ from visualbert_core.nightly.matrix import Night, load_matrix
 from visualbert_core.synthetic import DEMO
 
 ROOT = Path(__file__).parents[1]
-# How long an example takes is the machine's business.
+# The time that a Hypothesis example takes depends on the machine, so there is no deadline.
 hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
@@ -38,16 +40,16 @@ hypothesis.settings.load_profile("any machine")
 
 
 LONGEST = ("test_ray_session.py", "test_chaos.py", "test_ray_job.py")
-"""Files that take minutes. They begin first, or one process has nothing to do while the other ends the last of them."""
+"""Test files that take minutes. They start first, so that no process is idle while another one ends them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first; the order of the others, and within a file, stays."""
+    """Move the tests of the longest files to the front. The order of all other tests stays, also within a file."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What tests recorded as a table to be looked at; what they print is lost where several processes run them."""
+    """Print the tables that tests recorded. pytest-xdist loses what a test prints itself."""
     for report in terminalreporter.getreports("passed"):
         for name, text in report.user_properties:
             terminalreporter.section(name)
@@ -55,7 +57,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def small_matrix(**changes: Any) -> dict[str, Any]:
-    """The demo's matrix with a handful of scenes, in this process, without floors."""
+    """Return the demo's matrix with few scenes, without Ray and without score floors."""
     matrix: dict[str, Any] = yaml.safe_load(DEMO.read_text())
     matrix["synthetic"] = {"seed": 5, "vqa_images": 12, "vcr_images": 10, "nlvr2_sets": 3, "flickr_images": 8}
     matrix["pool"] = {"inline": True}
@@ -70,8 +72,8 @@ def small_matrix(**changes: Any) -> dict[str, Any]:
 
 
 def run_here(script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """A script in this process: what it says and its exit code, without another process that imports torch for seconds.
-    Where an import, a signal or the end of the process is what a test is about, it needs one."""
+    """Run a script in this process and return its output and exit code. A new process would import torch, which takes
+    seconds. A test of imports, signals or the end of a process needs a new process all the same."""
     words = [str(script), *map(str, arguments)]
     said, complained = io.StringIO(), io.StringIO()
     code = 0
@@ -88,7 +90,8 @@ def run_here(script: Path, *arguments: object) -> subprocess.CompletedProcess[st
 
 @dataclass(frozen=True)
 class SmallNight:
-    """The matrix file and what came of it. Read only: every test sees the same one."""
+    """The matrix file, the output folder and the result of the small night. Tests only read it, because they share
+    it."""
 
     matrix: Path
     out: Path
@@ -105,7 +108,7 @@ def small_night(tmp_path_factory: pytest.TempPathFactory) -> SmallNight:
 
 @contextmanager
 def small_files(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond so many bytes: a write fails half-way, as on a full disk."""
+    """Limit every file that this process writes to `size` bytes. A longer write fails half-way, as on a full disk."""
     _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -118,8 +121,8 @@ def small_files(size: int) -> Iterator[None]:
 
 @pytest.fixture
 def memory() -> Iterator[Path]:
-    """A folder for tests that write thousands of files: in memory where there is such a place, as most of their time
-    would be the disk's."""
+    """Return a folder for tests that write thousands of files. It lies in memory where the system has /dev/shm, because
+    a disk would take most of the test's time."""
     place = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=place if place.is_dir() else None) as name:
         yield Path(name)
@@ -127,10 +130,10 @@ def memory() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    """One Ray for the module, whose workers can import it."""
+    """Start one Ray for a test module, with workers that can import the module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        start_ray()  # sets what must be set before ray is imported
+        start_ray()  # sets the environment variables that Ray reads at import
         import ray
 
         yield

@@ -1,4 +1,4 @@
-"""Region features in every layout that is imported, written as their projects write them."""
+"""Write region features in every layout that can be imported, as the original projects write them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Records = Mapping[str, dict[str, Any]]
 
 
 def records(images: int = 6, boxes: int = 8, size: int = 16) -> dict[str, dict[str, Any]]:
-    """What a detector says of images, every third of them upright."""
+    """Return what a detector knows of each image, by image id. Every third image is upright."""
     random = np.random.default_rng(5)
     made = {}
     for number in range(1, images + 1):
@@ -46,7 +46,7 @@ def records(images: int = 6, boxes: int = 8, size: int = 16) -> dict[str, dict[s
 
 
 def write_tsv(path: Path, known: Records, fields: list[str]) -> Path:
-    """As both projects write theirs: csv.DictWriter, tabs, arrays in base64, no header."""
+    """Write a TSV as both projects do: csv.DictWriter, tabs, arrays in base64, no header."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fields, delimiter="\t")
         for image_id, record in known.items():
@@ -94,7 +94,8 @@ def write_npz(folder: Path, known: Records, transposed: bool = False) -> Path:
 
 
 def write_hdf5(path: Path, known: Records) -> Path:
-    """All images with the same number of boxes; `spatial_features` as the boxes in parts of the image, if any."""
+    """Write an HDF5 file in which all images have the same number of boxes. `spatial_features` holds the boxes relative
+    to the size of their image."""
     h5py = pytest.importorskip("h5py")
     path = path.with_suffix(".hdf5")
     with h5py.File(path, "w") as file:
@@ -119,7 +120,7 @@ WRITERS: dict[str, Callable[[Path, Records], Path]] = {
 
 
 def run(kind: str, source: Path | list[Path], out: Path, space: str = "mine", **options: Any) -> Imported:
-    """An import in this process."""
+    """Import the features in this process."""
     with Pool(PoolConfig(inline=True)) as pool:
         return import_features(kind, source, out, space, pool, **options)
 

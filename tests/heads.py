@@ -1,4 +1,4 @@
-"""A Ray cluster of one node for a test, with a home folder and a token of its own or none."""
+"""Start a Ray cluster of one node for a test. It has a separate home folder, and a token if the test gives it one."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ PATIENCE = 300.0  # seconds for a server that starts on a busy machine
 
 @dataclass(frozen=True)
 class Head:
-    """Where its dashboard and its cluster answer, its first process, where it writes its logs, and what it was started
-    with: whoever talks to it needs the same environment."""
+    """The addresses of the dashboard and of the cluster, the id of the first process, the folder of the logs, and the
+    environment of the cluster. Every client needs the same environment."""
 
     dashboard: str
     address: str
@@ -33,7 +33,8 @@ class Head:
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """`python` in a job is the one that this test runs with; nobody's home folder, cluster or token leaks in."""
+    """Return an environment in which `python` is the interpreter of this test. The user's home folder, cluster and
+    token are left out."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     return inherited | {"HOME": str(home), "PATH": path, "OMP_NUM_THREADS": "1", **more}
@@ -41,12 +42,12 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 @contextmanager
 def head(environment: Mapping[str, str], token: str | None = None) -> Iterator[Head]:
-    """A head that answers, ended with everything that it started."""
+    """Yield a head that answers. End it afterwards, with every process that it started."""
     port, dashboard = free_port(), free_port()
     url = f"http://127.0.0.1:{dashboard}"
     ports = ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0"]
     ports.append(f"--port={port}")
-    # Ray's sockets need a short path, which pytest's own folders are not.
+    # A Unix socket's path has about a hundred characters at most. Ray's sockets would exceed that in pytest's folders.
     with tempfile.TemporaryDirectory(prefix="vbray", ignore_cleanup_errors=True) as folder:
         process = subprocess.Popen(
             [BIN / "ray", "start", "--head", "--block", *ports, "--disable-usage-stats", f"--temp-dir={folder}"],
@@ -59,7 +60,7 @@ def head(environment: Mapping[str, str], token: str | None = None) -> Iterator[H
             wait_for(f"{url}/api/version", process, token)
             yield Head(url, f"127.0.0.1:{port}", process.pid, Path(folder), dict(environment))
         finally:
-            # Asked to end, Ray takes half a minute; nothing here is worth it.
+            # Kill the processes. A normal stop takes Ray half a minute, and no data here is worth the wait.
             for pid in (*below(process.pid), process.pid):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -67,7 +68,8 @@ def head(environment: Mapping[str, str], token: str | None = None) -> Iterator[H
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], token: str | None = None, seconds: float = PATIENCE) -> None:
-    """Until it answers. Who refuses is there and will go on refusing: that is said, and at once."""
+    """Wait until the server answers. Raise RuntimeError at once where it refuses the token, because a second try
+    changes nothing."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
@@ -84,9 +86,9 @@ def wait_for(url: str, process: subprocess.Popen[bytes], token: str | None = Non
 
 
 def below(pid: int) -> Iterator[int]:
-    """Every process that this one started, and theirs."""
+    """Yield every process that this process started, and their processes."""
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):  # a thread that has just ended
+        with suppress(OSError):  # the thread has just ended
             for child in children.read_text().split():
                 yield from below(int(child))
                 yield int(child)

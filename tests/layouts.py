@@ -1,5 +1,5 @@
-"""The four benchmarks' files in their official layouts, a few records each, with a submission: what the tests of
-everything above the tasks run on, task by task."""
+"""The four benchmarks' files in their official layouts, with a few records each and a submission. The tests of
+everything above the tasks run on them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Layout:
-    """`rows` are a submission's records, each of another example, in the split's order; `unknown` is one of another
-    split; `mistyped` has an answer of the wrong type for the first example."""
+    """The annotation files and the submission of one benchmark. `rows` are the submission's records in the split's
+    order, one an example. `unknown` is a record of another split. `mistyped` answers the first example with a wrong
+    type."""
 
     task: str
     split: str
     files: dict[str, str]
-    submission: tuple[str, str, str]  # before the rows, between them, after them
+    submission: tuple[str, str, str]  # the text before the rows, between two rows, and after them
     rows: tuple[str, ...]
     unknown: str
     mistyped: str

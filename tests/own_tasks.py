@@ -1,6 +1,7 @@
-"""Benchmarks from outside the package: one for each form of example but the open question, which the examples have.
+"""Benchmarks from outside the package, one for each form of example. The open question is left out, because
+examples/own_task.py shows it.
 
-Each is what a person would write of a plain file, and no more.
+Each class is what a user would write for a plain file.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from visualbert_core.tasks.reading import read_by_id
 
 
 def open_questions(vqa: Path, folder: Path) -> Path:
-    """Write the world's VQA questions as the file that examples/own_task.py reads."""
+    """Write the synthetic data's VQA questions as the file that examples/own_task.py reads, and return its folder."""
     questions = json.loads((vqa / "v2_OpenEnded_mscoco_val2014_questions.json").read_text())["questions"]
     annotations = json.loads((vqa / "v2_mscoco_val2014_annotations.json").read_text())["annotations"]
     answers = {record["question_id"]: record["multiple_choice_answer"] for record in annotations}
@@ -48,7 +49,7 @@ class Choice(Struct):
 
 
 class Choices(Task):
-    """Multiple choice without objects, as A-OKVQA has it."""
+    """Multiple choice without objects, as in A-OKVQA."""
 
     form = MultipleChoice
     splits = ("val",)
@@ -82,7 +83,7 @@ class Pair(Struct):
 
 
 class Pairs(Task):
-    """A statement about two pictures, from a .csv file."""
+    """A statement about two images, read from a .csv file."""
 
     form = Statement
     splits = ("val",)
@@ -115,7 +116,7 @@ class Reference(Struct):
 
 
 class References(Task):
-    """A referring expression and its box, as RefCOCO has it."""
+    """A referring expression and its box, as in RefCOCO."""
 
     form = Grounding
     splits = ("val",)

@@ -1,7 +1,9 @@
-"""A model that reads pixels and gives neither logits nor attentions: what the tests put through the whole house.
+"""A model that reads pixels and gives neither logits nor attentions. Tests run it through the whole library to show
+that no part assumes regions.
 
-It answers every form of example by the mean brightness of the picture, so its answers follow from the image and are
-mostly wrong. `config.json` holds its one weight, `shift`. It is found as any installed family is, by an entry point.
+The model answers every form of example from the mean brightness of the image. Its answers therefore follow from the
+image and are mostly wrong. `config.json` holds its only weight, `shift`. The library finds it through an entry point,
+like any installed model family.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ FORMS = frozenset({Question, MultipleChoice, Statement, Grounding})
 
 
 class BrightnessModel:
-    """Keeps `models.Model[Pixels]`."""
+    """Implements `models.Model[Pixels]`."""
 
     reads = ReadsPixels()
     forms = FORMS
@@ -57,7 +59,8 @@ class BrightnessModel:
 
 
 def install(folder: Path) -> Path:
-    """Write a folder that, on Python's path, is an installed package with this family."""
+    """Write the metadata of an installed package with this model family. The returned folder must be on Python's
+    path."""
     info = folder / "brightness-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: brightness\nVersion: 1.0\n")
@@ -66,7 +69,7 @@ def install(folder: Path) -> Path:
 
 
 def write_checkpoint(folder: Path, shift: int) -> Path:
-    """Write the model's folder."""
+    """Write a model folder with the given weight and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "brightness", "shift": shift}))
     return folder

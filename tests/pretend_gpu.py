@@ -1,8 +1,9 @@
-"""A GPU for machines without one: CPU tensors that say they are on another device and refuse what a GPU would refuse.
+"""A GPU for machines without one. CPU tensors say that they are on another device and refuse what a GPU would refuse.
 
-It shows what a CPU hides: operations between devices, NumPy arrays of a GPU's memory, copies that are read before they
-have arrived, memory that is read before it was written, and inside a CUDA graph's recording everything that waits for
-the device. What it computes, the CPU computes: kernels, speed and last bits are a real GPU's to show.
+It shows errors that a CPU hides: operations between devices, NumPy arrays on a GPU's memory, copies that are read
+before they arrive, memory that is read before it is written, and synchronisation while a CUDA graph is recorded. The
+CPU computes all values. Only a real GPU can show kernels, speed and the last bits of a result. The technique is that of
+torch's FakeTensorMode.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-DEVICE = torch.device("cuda:1")  # not the one that is current
-BETWEEN = ("aten::copy_", "aten::_to_copy", "aten::to", "aten::index", "aten::index_put_")  # may take the CPU's tensors
+DEVICE = torch.device("cuda:1")  # not the current device, so that code which forgets the device fails
+BETWEEN = ("aten::copy_", "aten::_to_copy", "aten::to", "aten::index", "aten::index_put_")  # these may take CPU tensors
 WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "torchvision::nms")
 
 
 class OnGPU(Tensor):
-    """Shows its device and `held`, which lies on the CPU, to nobody but the mode below."""
+    """A tensor that reports `DEVICE`. Its data are in `held`, on the CPU. Only the mode below may read them."""
 
     held: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -53,7 +54,7 @@ def held(value: Any) -> Any:
 
 
 class PretendGPU(TorchDispatchMode):
-    """Where every operation passes. `recording` is on while a graph is recorded."""
+    """The dispatch mode that sees every operation. `recording` is True while a CUDA graph is recorded."""
 
     recording = False
 
@@ -62,7 +63,8 @@ class PretendGPU(TorchDispatchMode):
         self.on_their_way: list[tuple[Tensor, Tensor]] = []
 
     def stream(self, device: torch.device | None = None) -> Any:
-        """What `torch.cuda.current_stream` gives: copies of `DEVICE` have arrived when its own is waited for."""
+        """Stand in for `torch.cuda.current_stream`. To synchronise the stream of `DEVICE` completes the pending
+        copies."""
         return SimpleNamespace(synchronize=self.arrive if device == DEVICE else lambda: None)
 
     def arrive(self) -> None:
@@ -89,8 +91,10 @@ class PretendGPU(TorchDispatchMode):
 
         kwargs = {key: to_cpu(value) for key, value in (kwargs or {}).items() if key != "pin_memory"}
         answer = function(*tree_map(to_cpu, args), **tree_map(to_cpu, kwargs))
+        # Fresh GPU memory holds arbitrary values. NaN shows a read before the first write.
         if name.startswith(("aten::empty", "aten::new_empty")) and answer.is_floating_point():
             answer.fill_(torch.nan)
+        # A copy that does not block has not arrived yet. The caller sees 99 until it synchronises the stream.
         if here and not stays and kwargs.get("non_blocking"):
             self.on_their_way.append((torch.full_like(answer, 99), answer))
             return self.on_their_way[-1][0]
@@ -102,7 +106,7 @@ class PretendGPU(TorchDispatchMode):
 
 @contextmanager
 def pretend_gpu() -> Iterator[PretendGPU]:
-    """In it, `DEVICE` can be used."""
+    """Make `DEVICE` usable inside the block."""
     mode, attention = PretendGPU(), functional.scaled_dot_product_attention
 
     def attend(*states: Tensor) -> Tensor:
@@ -120,7 +124,7 @@ def pretend_gpu() -> Iterator[PretendGPU]:
         Tensor: {"pin_memory": lambda tensor: tensor.clone()},
         functional: {"scaled_dot_product_attention": attend},
     }
-    torch._C._ensureCUDADeviceGuardSet()  # as FakeTensorMode does, and what follows
+    torch._C._ensureCUDADeviceGuardSet()  # This call and the next one are also made by torch's FakeTensorMode.
     torch._C._set_only_lift_cpu_tensors(True)
     patches = [patch.multiple(where, **what) for where, what in replaced.items()]
     try:

@@ -1,4 +1,4 @@
-"""Random weights and pictures that can be made again anywhere: what the golden features were computed from."""
+"""Random weights and images that any machine can make again. The golden features were computed from them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SCALES = {
     "cls_score.weight": 1.5,
     "obj_downsample.1.weight": 1.5,
 }
-"""Factors that keep activations of random networks in a sensible range, by a part of the name."""
+"""Factors by a part of the parameter's name. They keep the activations of random networks in a sensible range."""
 
 
 def random_tensor(name: str, shape: Sequence[int]) -> torch.Tensor:
-    """float32 weights drawn with a seed that is the CRC-32 of `name`, by the kind of parameter that it says."""
+    """Return random float32 weights. The name's CRC-32 is the seed, and the name's ending sets the distribution."""
     random = np.random.RandomState(zlib.crc32(name.encode()))
     if name.endswith("running_var"):
         values = random.uniform(0.5, 1.5, shape)
@@ -38,6 +38,6 @@ def random_tensor(name: str, shape: Sequence[int]) -> torch.Tensor:
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:
-    """uint8 [height, width, 3] of tiles of 8 x 8 pixels."""
+    """Return a uint8 [height, width, 3] image of random tiles of 8 × 8 pixels."""
     tiles = np.random.RandomState(seed).randint(0, 256, (height // 8 + 2, width // 8 + 2, 3))
     return np.kron(tiles, np.ones((8, 8, 1)))[:height, :width].astype(np.uint8)

@@ -1,6 +1,6 @@
-"""A corpus, questions about it, and a detector and a model of a few lines that die on request: what the tests run when
-they are about what happens around the models. Kept apart from them, because every worker process imports it.
-"""
+"""A small corpus, questions about it, and a detector and a model of a few lines that end their process on request.
+Tests of the engine use them in place of real models. They have a separate file because every worker process imports
+it."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from visualbert_core.schema import Example, Prediction, Question, Regions
 
 WEIGHTS = Path(__file__).parents[1] / "visualbert_core" / "synthetic" / "weights"
 SHARD, SECONDS = 3, 0.02
-PAUSE = "pause"  # while a job has a file of this name, no worker detects anything behind the first shards
+PAUSE = "pause"  # the name of a file; while it exists, workers stop after the first finished shards
 DEADLY = 255  # the top left red value of an image that ends the process
 QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"
 
 
 class PixelDetector:
-    """Boxes and features are a fixed function of the pixels; a batch takes a while."""
+    """Boxes and features are a fixed function of the pixels. A batch takes `SECONDS`."""
 
     space, feature_size = "pixels", 3
 
@@ -68,7 +68,7 @@ class PixelDetector:
 
 
 class SumModel:
-    """Answers with the sum of an image's features; the question with the word "deadly" ends the process."""
+    """The answer is the sum of the image's features. A question with the word "deadly" ends the process."""
 
     reads, forms = ReadsRegions(3, "pixels"), frozenset({Question})
 
@@ -92,12 +92,13 @@ class SumModel:
 
 def _crash() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
-    time.sleep(60)  # another thread may get the signal, and this one must not go on until the process is gone
+    time.sleep(60)  # Another thread may receive the signal. This thread must not go on until the process has ended.
 
 
 @cache
 def _wait_for_the_end(folder: Path) -> None:
-    """From now on this actor dies, of SIGKILL and whatever it is doing, if it is the first to find the order to."""
+    """Start a thread that ends this actor by SIGKILL, at any moment of its work, once a file `kill` appears. Only the
+    first actor that finds the file ends."""
 
     def watch() -> None:
         while True:
@@ -110,7 +111,7 @@ def _wait_for_the_end(folder: Path) -> None:
 
     import ray
 
-    if ray.is_initialized() and ray.get_runtime_context().get_actor_id():  # not the process that runs the tests
+    if ray.is_initialized() and ray.get_runtime_context().get_actor_id():  # not in the process that runs the tests
         threading.Thread(target=watch, daemon=True).start()
 
 
@@ -124,9 +125,9 @@ def load_sums(folder: Path, form: type[Example], device: str | None, precision: 
 
 @dataclass(frozen=True)
 class Job:
-    """Extraction and evaluation; `out` is one run's folder, what else is below `root` is shared by all runs.
+    """Extraction and evaluation with one output folder, `out`. All other folders below `root` are shared by all jobs.
 
-    `out/toy` is the detector's and the model's folder. A file called `kill` beside `out` ends a worker.
+    `out/toy` is the folder of the detector and of the model. A file called `kill` beside `out` ends one worker.
     """
 
     root: Path
@@ -136,7 +137,7 @@ class Job:
         self.evaluate(workers, self.extract(workers))
 
     def alone(self) -> int:
-        """In this process, as a job's main function."""
+        """Run in this process and return 0, as a job's main function does."""
         with Pool(PoolConfig(inline=True)) as workers:
             self.run(workers)
         return 0
@@ -164,7 +165,7 @@ class Job:
         evaluate(config, workers, load_sums)
 
     def may_go(self) -> Self:
-        """What a driver waits for."""
+        """Let the driver that waits for this job start it."""
         self.out.mkdir(exist_ok=True)
         (self.out / "go").touch()
         return self
@@ -173,16 +174,17 @@ class Job:
         return any(self.out.glob("runs/**/scores.json"))
 
     def done(self, stage: str) -> int:
-        """Shards of a stage that are committed."""
+        """Return how many shards of a stage are committed."""
         return len(list(self.out.glob(f"{stage}/**/shards/*.json")))
 
     def tree(self) -> dict[str, bytes]:
-        """Every published file; a killed writer's draft is none."""
+        """Return the bytes of every published file. The drafts of a killed writer are left out."""
         files = (path for stage in ("features", "runs") for path in (self.out / stage).rglob("[!.]*") if path.is_file())
         return {str(path.relative_to(self.out)): path.read_bytes() for path in files}
 
     def census(self) -> tuple[int, int]:
-        """(lost, duplicate) images and questions, as the finished folders say."""
+        """Return how many images and questions are lost and how many are there twice, counted in the finished
+        folders."""
         (store,) = (self.out / "features" / "toy").iterdir()
         (predictions,) = (self.out / "runs").glob("*/predictions")
         answered, failed = read_predictions(predictions)
@@ -197,7 +199,8 @@ class Job:
 
 @dataclass(frozen=True)
 class RealJob(Job):
-    """The same with the embedded world's detector and VisualBERT: `root` is the folder of the small night."""
+    """The same job with the synthetic data's detector and VisualBERT. `root` is the output folder of the small
+    night."""
 
     def extract(self, workers: Pool) -> FeatureStore:
         shutil.copytree(WEIGHTS / "detector", self.out / "toy", dirs_exist_ok=True)
@@ -219,14 +222,14 @@ class RealJob(Job):
 
 
 def load_mortal(folder: str | Path, device: str | None = None, precision: str = "float32") -> Detector:
-    """The detector of a folder, in a process that dies on request."""
+    """Load the folder's detector in a process that ends on request."""
     if device is None:
         _wait_for_the_end(Path(folder).parents[1])
     return load_detector(folder, device)
 
 
 def write_world(root: Path, images: int, deadly: Sequence[int] = (), deadly_question: int | None = None) -> Path:
-    """So many pictures of three shapes, and two questions about each."""
+    """Write images of three shapes and two questions about each image. Images in `deadly` have no questions."""
     (root / "images").mkdir(parents=True)
     (root / "vqa").mkdir()
     for number in range(images):
@@ -251,8 +254,8 @@ def new_job(root: Path, name: str) -> Job:
 
 
 def drive(jobs: Sequence[Job], pool: PoolConfig) -> None:
-    """What a driver process does: jobs with one pool, each when it may, with the first error's exit code. What it says
-    goes to the first one's file `stderr`."""
+    """Do what a driver process does: run the jobs with one pool, each when it may start, and exit with the first
+    error's code. The output goes to the file `stderr` of the first job."""
     sys.stderr = sys.stdout = (jobs[0].out / "stderr").open("a", buffering=1)
 
     def run() -> int:
@@ -267,6 +270,6 @@ def drive(jobs: Sequence[Job], pool: PoolConfig) -> None:
 
 
 def drive_here(root: str, out: str) -> None:
-    """The same without Ray and without waiting, for `python -c`."""
+    """Run one job without Ray and without waiting, for `python -c`."""
     scheduler.RETRY_WAITS = (0.0, 0.0)
     end(new_job(Path(root), out).alone)

@@ -1,4 +1,4 @@
-"""Annotations that are not what they are taken for: cut, of two splits, of other images, or no text at all."""
+"""Wrong annotation files: cut files, files of two splits or of other images, and files that are not text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ QUESTIONS = "v2_OpenEnded_mscoco_{}_questions.json"
 ANNOTATIONS = "v2_mscoco_{}_annotations.json"
 
 # ---------------------------------------------------------------------------------------------------------------------
-# the whole split, or a part of it
+# The whole split, or a part of it.
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ ANNOTATIONS = "v2_mscoco_{}_annotations.json"
     ],
 )
 def test_a_cut_file_has_no_official_score(task: str, split: str, predictions: str, line: str) -> None:
-    """Files cut at a line's end, and predictions that cover the rest: a score that is called that of a subset, with the
-    split's known size, no paper's number and no official score, as JSON and as text."""
+    """A file that was cut at the end of a line is called a subset, with the split's known size, and gets neither the
+    paper's number nor an official score."""
     folder = REPORTS / "cut" / task.removesuffix("30k_entities")
     flags = ("--task", task, "--split", split, "--annotations", str(folder))
     flags += ("--predictions", str(REPORTS / "cut" / predictions))
@@ -56,12 +56,14 @@ def test_a_cut_file_has_no_official_score(task: str, split: str, predictions: st
     text = run_here(ROOT / "jobs" / "score.py", *flags).stdout
     assert f"WARNING: {line}" in text
     assert "no official score" in text
-    assert not re.findall(r"\d\d\.\d\d$", re.split("no official score;", text)[0], re.MULTILINE)  # the column "paper"
+    # the column "paper" is empty
+    assert not re.findall(r"\d\d\.\d\d$", re.split("no official score;", text)[0], re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_the_whole_split_is_official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """As many as the authors published: the protocol's plain name, the official score and the paper's numbers."""
+    """A file with the official number of examples has the plain protocol name, the official score and the paper's
+    numbers."""
     layout = LAYOUTS[name]
     small = open_task(name, layout.write(tmp_path), layout.split)
     assert small.paper_numbers() == {}
@@ -85,7 +87,7 @@ def test_the_whole_split_is_official(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_nlvr2_dev_of_its_full_size_is_official(tmp_path: Path) -> None:
-    """6,982 statements are dev; one fewer, or one more, are not."""
+    """Exactly 6,982 statements are the official dev split; one statement fewer or more is not."""
     lines = [json.dumps({"identifier": f"dev-{n}-0-0", "sentence": "Two dogs.", "label": "True"}) for n in range(6_983)]
     found = []
     for count in (6_981, 6_982, 6_983):
@@ -97,7 +99,7 @@ def test_nlvr2_dev_of_its_full_size_is_official(tmp_path: Path) -> None:
 
 
 def test_every_split_has_a_known_size() -> None:
-    """No split that can be asked for lacks its number."""
+    """Every split that a user can ask for has a known official size."""
     assert vqa.SIZES.keys() == vqa.SUBSETS.keys()
     assert set(vcr.SIZES) == set(vcr.SPLITS)
     assert set(nlvr2.SIZES) == set(nlvr2.SPLITS)
@@ -105,7 +107,7 @@ def test_every_split_has_a_known_size() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# files that contradict each other
+# Files that contradict each other.
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,8 @@ def test_every_split_has_a_known_size() -> None:
     ],
 )
 def test_vqa_files_that_contradict_each_other(tmp_path: Path, folder: str, message: str) -> None:
-    """Another image in the annotations, another split's questions: one line, exit code 2, no score."""
+    """Annotations with another image, or questions of another split, end in one line and exit code 2, without a
+    score."""
     (tmp_path / "p.json").write_text("[]")
     flags = ("--task", "vqa", "--split", "val", "--annotations", str(REPORTS / "vqa_contradictions" / folder))
     done = run_here(ROOT / "jobs" / "score.py", *flags, "--predictions", str(tmp_path / "p.json"))
@@ -142,8 +145,8 @@ def test_vqa_files_that_contradict_each_other(tmp_path: Path, folder: str, messa
 def test_what_a_vqa_file_says_of_itself(
     tmp_path: Path, name: str, after: bool, key: str, value: str, refused: bool
 ) -> None:
-    """In either file, before or after the records: what official files of another kind say is refused, one's own words
-    pass."""
+    """A header field that official files of another kind have is refused in either file, before or after the records; a
+    user's own words pass."""
     layout = LAYOUTS["vqa"]
     layout.write(tmp_path)
     path = tmp_path / name.format("val2014")
@@ -157,7 +160,7 @@ def test_what_a_vqa_file_says_of_itself(
 
 
 def test_test_dev_is_about_the_images_of_test(tmp_path: Path) -> None:
-    """Its file may call itself test-dev2015 or, by its images, test2015."""
+    """The questions of test-dev may call themselves test-dev2015 or, after their images, test2015."""
     for subset in ("test-dev2015", "test2015"):
         questions = {"data_subtype": subset, "questions": [{"question_id": 1, "image_id": 1, "question": "?"}]}
         (tmp_path / QUESTIONS.format("test-dev2015")).write_text(json.dumps(questions))
@@ -183,7 +186,7 @@ def changed(layout: Layout, file: str, old: str, new: str) -> Layout:
 def test_records_of_another_split_or_image(
     tmp_path: Path, task: str, file: str, old: str, new: str, message: str
 ) -> None:
-    """An official id of another split, or boxes of another image, is one line that names the record."""
+    """An official id of another split, or boxes of another image, end in one line that names the record."""
     layout = changed(LAYOUTS[task], file, old, new)
     if not message:  # two images under one img_id
         layout = changed(layout, file, '"annot_id": "val-1"', '"annot_id": "val-1", "img_id": "i"')
@@ -202,14 +205,14 @@ def test_records_of_another_split_or_image(
     ],
 )
 def test_own_ids_pass(tmp_path: Path, task: str, file: str, old: str, new: str) -> None:
-    """A set of one's own has ids of its own."""
+    """A user's own set may have any ids."""
     official, own = LAYOUTS[task], changed(LAYOUTS[task], file, old, new)
     counts = [len(open_task(task, each.write(tmp_path), each.split).expected()) for each in (official, own)]
     assert counts[0] == counts[1] > 0
 
 
 def edited(folder: Path, file: str, edits: dict[int, dict[str, object]]) -> None:
-    """Change keys of the records of a file that holds one a line; lines count from 1."""
+    """Change keys of records in a file with one record a line. Lines count from 1."""
     lines = (folder / file).read_text().splitlines()
     for number, changes in edits.items():
         lines[number - 1] = json.dumps(json.loads(lines[number - 1]) | changes)
@@ -248,8 +251,8 @@ SEEN = {"img_id": "val-7", "metadata_fn": "m/x@1.json"}
 def test_records_that_contradict_each_other(
     tmp_path: Path, task: str, edits: dict[int, dict[str, object]], message: str
 ) -> None:
-    """What two records say of one sentence or one image must be the same: one line, with the line, both values and
-    what to do."""
+    """Two records that disagree about one sentence or one image end in one line with the line number, both values and
+    the remedy."""
     layout = LAYOUTS[task]
     edited(layout.write(tmp_path), next(iter(layout.files)), edits)
     with pytest.raises(AnnotationError, match=message) as caught:
@@ -258,7 +261,7 @@ def test_records_that_contradict_each_other(
 
 
 def test_images_of_their_own_pass(tmp_path: Path) -> None:
-    """Objects, ids and metadata may differ from image to image, and ids of one's own name no official split."""
+    """Objects, ids and metadata may differ between images, and a user's own ids name no official split."""
     layout = LAYOUTS["vcr"]
     another = {"img_id": "mine-8", "img_fn": "m/y.jpg", "metadata_fn": "m/y.json", "objects": ["person"] * 3}
     edited(layout.write(tmp_path), "val.jsonl", {1: SEEN, 2: SEEN, 3: another})
@@ -267,7 +270,7 @@ def test_images_of_their_own_pass(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("asked", "judged", "refused"), [("a", "b", True), ("a", "a", False), ("a", None, False)])
 def test_two_vqa_splits_of_ones_own(tmp_path: Path, asked: str, judged: str | None, refused: bool) -> None:
-    """Questions and annotations that name two splits are no pair, though neither is an official one."""
+    """Questions and annotations that name two different splits are refused, even where neither split is official."""
     LAYOUTS["vqa"].write(tmp_path)
     for name, subtype in ((QUESTIONS, asked), (ANNOTATIONS, judged)):
         path = tmp_path / name.format("val2014")
@@ -285,8 +288,8 @@ def test_two_vqa_splits_of_ones_own(tmp_path: Path, asked: str, judged: str | No
     [((90, 50), False), ((500, 375), False), ((89, 50), True), ((90, 49), True), ((50, 90), True)],
 )
 def test_gold_boxes_outside_their_image(tmp_path: Path, size: tuple[int, int], refused: bool) -> None:
-    """A box may reach the last pixel of the size that its file tells, as 53,729 of the 275,775 official ones do, and
-    not beyond; one that counts from 0 is good."""
+    """A box may reach the last pixel of the size that its file states, as 53,729 of the 275,775 official boxes do, but
+    not beyond; a box that counts from 0 passes."""
     layout, told = LAYOUTS["flickr30k_entities"], "<size><width>{}</width><height>{}</height></size>".format(*size)
     layout = changed(layout, "Annotations/5.xml", "<size/>", told)
     layout = changed(layout, "Annotations/5.xml", "<xmin>1<", "<xmin>0<")
@@ -301,7 +304,7 @@ def test_gold_boxes_outside_their_image(tmp_path: Path, size: tuple[int, int], r
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# the submission of test-dev
+# The submission of test-dev.
 
 
 def _test_dev(folder: Path, whole: bool) -> None:
@@ -313,7 +316,8 @@ def _test_dev(folder: Path, whole: bool) -> None:
 
 
 def test_a_submission_of_test_dev_has_all_questions_of_test(tmp_path: Path) -> None:
-    """EvalAI takes no file of test-dev alone: what was not asked is answered by "", in test2015's order."""
+    """A submission of test-dev answers every other question of test2015 with "", in test2015's order, because EvalAI
+    takes no file of test-dev alone."""
     _test_dev(tmp_path, whole=True)
     task = open_task("vqa", tmp_path, "test-dev")
     said = {name: Prediction(name, "", f"answer {name}", ()) for name in task.expected()}
@@ -326,7 +330,7 @@ def test_a_submission_of_test_dev_has_all_questions_of_test(tmp_path: Path) -> N
 
 
 def test_test_dev_alone_has_no_submission(tmp_path: Path) -> None:
-    """Without the questions of test2015 there is none, and the line names the split to run."""
+    """Without the questions of test2015 there is no submission, and the error names the split to run."""
     _test_dev(tmp_path, whole=False)
     task = open_task("vqa", tmp_path, "test-dev")
     said = {name: Prediction(name, "", "", ()) for name in task.expected()}
@@ -335,7 +339,7 @@ def test_test_dev_alone_has_no_submission(tmp_path: Path) -> None:
 
 
 def test_test_dev_of_other_questions_than_test(tmp_path: Path) -> None:
-    """A question of test-dev that test2015 does not have is a contradiction."""
+    """A question of test-dev that is not in test2015 is an error."""
     _test_dev(tmp_path, whole=True)
     text = json.dumps({"questions": [{"question_id": 1, "image_id": 1, "question": "?"}]})
     (tmp_path / QUESTIONS.format("test2015")).write_text(text)
@@ -346,7 +350,7 @@ def test_test_dev_of_other_questions_than_test(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["image_id", "question"])
 def test_test_dev_that_contradicts_test(tmp_path: Path, key: str) -> None:
-    """A question that has another image or other words in the two files makes no submission."""
+    """A question whose image or words differ between the two files is an error."""
     _test_dev(tmp_path, whole=True)
     asked: list[dict[str, object]] = [{"question_id": n, "image_id": n, "question": "?"} for n in (3, 1, 2)]
     asked[1][key] = {"image_id": 7, "question": "!"}[key]
@@ -357,7 +361,7 @@ def test_test_dev_that_contradicts_test(tmp_path: Path, key: str) -> None:
 
 
 def test_test_dev_beside_a_cut_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The official test-dev beside a file of test2015 that was cut: EvalAI would refuse what it makes."""
+    """The official test-dev beside a cut file of test2015 gives no submission, because EvalAI would refuse it."""
     _test_dev(tmp_path, whole=True)
     monkeypatch.setitem(vqa.SIZES, "test-dev", 2)
     task = open_task("vqa", tmp_path, "test-dev")
@@ -366,7 +370,7 @@ def test_test_dev_beside_a_cut_test(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# what is no text, or no text that ends
+# Files that are not text, and text that does not end.
 
 
 def _npz() -> bytes:
@@ -405,7 +409,8 @@ NO_TEXT: dict[str, tuple[Callable[[], bytes], str]] = {
 @pytest.mark.parametrize("what", NO_TEXT)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_what_is_no_text_is_called_what_it_is(tmp_path: Path, name: str, what: str) -> None:
-    """In place of any annotation file and of predictions: one line that names the file and what it is."""
+    """A binary file in place of any annotation file or of the predictions ends in one line with the file's name and its
+    kind."""
     make, message = NO_TEXT[what]
     layout = LAYOUTS[name]
     task = open_task(name, layout.write(tmp_path), layout.split)
@@ -420,7 +425,7 @@ def test_what_is_no_text_is_called_what_it_is(tmp_path: Path, name: str, what: s
 
 
 def test_ids_may_begin_as_a_file_format_does(tmp_path: Path) -> None:
-    """Text that begins with the letters of a format is text."""
+    """Text that begins with the letters of a binary format is read as text."""
     (tmp_path / "p.csv").write_text("PAR1,True\nBZh9,False\n")
     layout = LAYOUTS["nlvr2"]
     task = open_task("nlvr2", layout.write(tmp_path), "dev")
@@ -432,7 +437,7 @@ def test_ids_may_begin_as_a_file_format_does(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_hostile_json_is_one_line_at_once(tmp_path: Path, name: str, hostile: str) -> None:
-    """Nesting without end and numbers without end are refused as fast as they are read."""
+    """Endless nesting and endless numbers are refused as fast as the file can be read."""
     layout = LAYOUTS[name]
     task = open_task(name, layout.write(tmp_path), layout.split)
     started = time.monotonic()

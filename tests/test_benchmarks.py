@@ -1,4 +1,4 @@
-"""The benchmark scripts run and compare like with like; how fast anything is, is no business of a test."""
+"""The benchmark scripts run, and they compare equal results. No test checks a speed."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from tolerances import SHALLOW, relative
 
 
 def run(script: str, *arguments: str) -> str:
-    """What it prints, as a program of its own: these two start processes themselves."""
+    """Run a benchmark in a new process and return what it prints. Its two callers start processes themselves."""
     command = [sys.executable, f"benchmarks/{script}", *arguments]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=1800).stdout
 
 
 def run_within(script: str, *arguments: str) -> str:
-    """What it prints, in this process."""
+    """Run a benchmark in this process and return what it prints."""
     done = run_here(ROOT / "benchmarks" / script, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_throughput_compares_equal_logits() -> None:
-    """Every load gives transformers' logits in float32, from one layer and one image."""
+    """Each load gives transformers' logits in float32, shown with one layer and one image."""
     printed = run_within(
         *("visualbert_throughput.py", "--layers", "1", "--images", "1", "--rounds", "1", "--no-bfloat16"),
         *("--loads", "vqa-36", "nlvr2", "vcr"),
@@ -36,7 +36,7 @@ def test_throughput_compares_equal_logits() -> None:
 
 
 def test_feature_store_compares_equal_features() -> None:
-    """Every container that is installed gives back what was written, and stands in the table."""
+    """Each installed container returns the features that were written, and has a row in the table."""
     printed = run("feature_store.py", "--images", "3", "--rounds", "1", "--cold", "1")
     names = ("visualbert_core store", "Parquet lists", "LMDB", "npy", "HDF5", "base64 TSV", "datasets")
     for name in names:
@@ -45,7 +45,7 @@ def test_feature_store_compares_equal_features() -> None:
 
 
 def test_gate_power_tells_a_drop_from_none() -> None:
-    """On a small set, too: hardly a false alarm, and a large drop is found every time."""
+    """On a small set, the gate hardly gives a false alarm and finds every large drop."""
     printed = run_within("gate_power.py", "--images", "500", "--nights", "30", "--drops", "20")
     (alarms,) = re.findall(r"without a change: (\d+) of 30 nights fail", printed)
     assert int(alarms) <= 3
@@ -53,8 +53,8 @@ def test_gate_power_tells_a_drop_from_none() -> None:
 
 
 def test_extraction_compares_equal_regions() -> None:
-    """The worker keeps the very regions that torchvision's parts give one after the other, in float32; bfloat16 and the
-    stages stand in the tables too."""
+    """In float32 the worker keeps exactly the regions that torchvision's parts give one after the other, and the tables
+    also list bfloat16 and the stages."""
     printed = run_within("extraction.py", "--space", "tiny_rcnn", "--images", "4", "--rounds", "1")
     (same, total) = re.findall(r"^visualbert_core float32 .* (\d+) of (\d+) +1\.0000\d$", printed, re.MULTILINE)[0]
     assert same == total != "0"
@@ -68,7 +68,8 @@ def test_extraction_compares_equal_regions() -> None:
 
 
 def test_engine_overhead_runs_both_engines() -> None:
-    """The loop and the pool stand in the table with the same shards, and a plan with its markers is measured."""
+    """The table lists the plain loop and the pool with the same shards, and the script times a plan with its
+    markers."""
     printed = run(
         "engine_overhead.py", "--shards", "4", "--seconds", "0.1", "--workers", "--images", "2000", "--markers", "2"
     )

@@ -1,4 +1,4 @@
-"""Conventions of boxes: what is declared is converted, what is not is recognised, what is right is left alone."""
+"""Conventions of boxes: a declared one is converted, an undeclared one is recognised, and correct boxes pass."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ Source = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def source(images: int = 30, boxes: int = 36, size: tuple[int, int] = (640, 480)) -> Source:
-    """(boxes, widths, heights, rows) as detectors give them: of any place and size within the image, clipped to it."""
+    """Return (boxes [N, 4], widths [N], heights [N], rows [N]) as detectors give them. Boxes have any place and size
+    within the image."""
     random = np.random.default_rng(7)
     sides = np.array([size if number % 3 else size[::-1] for number in range(images)], float).repeat(boxes, axis=0)
     ends = np.sort(random.random((len(sides), 2, 2)), axis=1)  # [N, near and far, x and y]
     found = (ends * sides[:, None]).reshape(-1, 4)
-    found[::36] = np.concatenate([0 * sides, sides], axis=1)[::36]  # some are the whole image
+    found[::36] = np.concatenate([0 * sides, sides], axis=1)[::36]  # some boxes are the whole image
     return found, sides[:, 0], sides[:, 1], np.arange(images).repeat(boxes)
 
 
@@ -42,7 +43,7 @@ WRITE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def write(convention: str, boxes: np.ndarray, width: np.ndarray, height: np.ndarray) -> np.ndarray:
-    """Pixels xyxy → another convention."""
+    """Convert pixels in xyxy to the named convention."""
     for scale, length in (("normalised", 1), ("per-mille", 1000)):
         if convention.startswith(scale):
             boxes = boxes / np.stack([width, height, width, height], axis=1) * length
@@ -52,7 +53,8 @@ def write(convention: str, boxes: np.ndarray, width: np.ndarray, height: np.ndar
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_a_declared_convention_is_converted(convention: str) -> None:
-    """To the pixels that it was written from, for one image's sides or for each box's."""
+    """Boxes in a declared convention become the original pixels, with the sides of one image or with sides for each
+    box."""
     boxes, width, height, rows = source()
     written = write(convention, boxes, width, height)
     np.testing.assert_allclose(to_xyxy(written, convention, width, height), boxes, atol=1e-9)
@@ -62,14 +64,15 @@ def test_a_declared_convention_is_converted(convention: str) -> None:
 
 
 def seen_as(convention: str) -> str:
-    """What a convention looks like: in a square frame nobody can tell x from y."""
+    """Return the name under which a convention is recognised. Relative coordinates do not show which of x and y comes
+    first."""
     scale, dash, order = convention.rpartition("-y")
     return {"xyx": scale, "xhw": f"{scale}-xywh"}[order] if dash and order in ("xyx", "xhw") else convention
 
 
 @pytest.mark.parametrize("convention", [name for name in CONVENTIONS if name != "xyxy"])
 def test_another_convention_is_recognised(convention: str) -> None:
-    """Of many boxes and of few rows with one box each, by name."""
+    """An undeclared convention is recognised by name, from many boxes and from few images with one box each."""
     boxes, width, height, rows = source()
     written = write(convention, boxes, width, height)
     found = suspect(written, width, height, rows)
@@ -82,20 +85,20 @@ def test_another_convention_is_recognised(convention: str) -> None:
 
 @pytest.mark.parametrize("convention", [name for name in CONVENTIONS if name != "xyxy"])
 def test_pixels_that_are_declared_otherwise_are_recognised(convention: str) -> None:
-    """A wrong declaration is refused as well, and names what the boxes look like."""
+    """A wrong declaration is refused, and the error names what the boxes look like."""
     found = suspect(*source(), declared=convention)
     assert found is not None
     assert found.looks_like == "xyxy"
 
 
 def test_width_and_height_swapped() -> None:
-    """Looks the same as y before x, and is named beside it."""
+    """Swapped width and height look like y before x, so the message names both causes."""
     boxes, width, height, rows = source()
     assert "width and height of the images swapped?" in str(suspect(boxes, height, width, rows))
 
 
 def test_the_words() -> None:
-    """Counts of boxes and the convention, in one line; without one where none fits."""
+    """The message is one line with the number of bad boxes and the convention, or no convention where none fits."""
     xywh = np.array([[10, 10, 50, 90], [50, 40, 40, 20], [10, 10, 140, 90], [100, 100, 10, 10]])
     assert str(suspect(xywh, 200, 120)) == "2 of 4 boxes end before they begin: x, y, width, height?"
     part = np.array([[0.1, 0.2, 0.5, 0.9], [0.0, 0.0, 1.0, 1.0]])
@@ -109,22 +112,22 @@ def test_the_words() -> None:
 
 
 def test_parts_counted_from_the_middle() -> None:
-    """Coordinates in [-1, 1] lie in the first pixel as those in [0, 1] do; no convention reads them."""
+    """Coordinates in [-1, 1] are suspicious like those in [0, 1], but no convention reads them."""
     boxes, width, height, rows = source()
     found = suspect(boxes / np.stack([width, height] * 2, axis=1) * 2 - 1, width, height, rows)
     assert found == Suspicion("all coordinates lie in [-1, 1]", None)
 
 
 def test_thousandths_of_large_images() -> None:
-    """They stay inside, so that it is their end at 1000 that tells, of several images."""
+    """Thousandths stay inside large images, so the limit of 1000 over several images gives them away."""
     boxes, width, height, rows = source(size=(4000, 3000))
     found = suspect(boxes / np.stack([width, height] * 2, axis=1) * 1000, width, height, rows)
     assert str(found) == "no coordinate exceeds 1000, and every image is larger: per-mille?"
 
 
 def test_official_boxes_raise_nothing() -> None:
-    """Whole images, a pixel or a rounding beyond them, boxes without area, padding with zeros, images of four pixels,
-    and sides that are not known."""
+    """Correct boxes are not suspicious: whole images, boxes a rounding or a pixel outside, empty boxes, zero padding,
+    images of four pixels, unknown sides."""
     boxes, width, height, rows = source()
     assert suspect(boxes, width, height, rows) is None
     assert suspect(boxes + 1, width, height, rows) is None
@@ -140,7 +143,7 @@ def test_official_boxes_raise_nothing() -> None:
 
 @pytest.mark.parametrize("convention", [name for name in CONVENTIONS if name != "xyxy"])
 def test_one_bad_row_is_a_row(convention: str) -> None:
-    """One image of another convention among four raises no suspicion of the source; of that image it does."""
+    """One image in another convention among four makes that image suspicious, but not the whole source."""
     boxes, width, height, rows = source(images=4)
     one = rows == 0
     boxes[one] = write(convention, boxes[one], width[one], height[one])

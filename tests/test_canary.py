@@ -1,4 +1,5 @@
-"""The canary: rounding passes, another detector does not, and what else can be wrong is not blamed on the detector."""
+"""The drift check (canary): a rounded detector passes, another detector fails, and other faults are not blamed on the
+detector."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ IMAGES = 8
 
 
 def proposals(folder: str | Path, device: str | None = None, precision: str = "float32") -> TorchvisionRCNN:
-    """The world's detector with many regions that overlap, so that their suppression matters."""
+    """Load the synthetic data's detector with many overlapping regions, so that NMS matters."""
     detector = TorchvisionRCNN.from_pretrained(folder, "cpu")
     return select(detector, min_regions=36, max_regions=36, box_kind="proposal", nms_iou=0.7)
 
@@ -46,7 +47,8 @@ def select(detector: TorchvisionRCNN, **changes: Any) -> TorchvisionRCNN:
 
 
 class Changed:
-    """A detector that says it is `proposals` and is not: what a driver, a library or a hand can do."""
+    """A detector that has the fingerprint of `proposals` and gives other features. A driver, a library or a user's edit
+    can cause this."""
 
     def __init__(self, folder: str | Path, device: str | None = None, precision: str = "float32") -> None:
         self.true = proposals(folder)
@@ -80,7 +82,7 @@ class OtherSuppression(Changed):
 
 
 class Noisy(Changed):
-    """Every weight off by `scale`."""
+    """Every weight is off by a random factor of size `scale`."""
 
     scale = 0.5
 
@@ -93,13 +95,13 @@ class Noisy(Changed):
 
 
 class Rounded(Noisy):
-    """Off by a thousandth, ten times what TF32 rounds."""
+    """Every weight is off by a thousandth, ten times the rounding of TF32."""
 
     scale = 1e-3
 
 
 class Normalised(Changed):
-    """Features of unit length, as some projects publish them: to a cosine they are the same."""
+    """Features have unit length, as some projects publish them. The cosine alone would not notice."""
 
     def detect(self, images: Sequence[np.ndarray], boxes: Any = None) -> list[Detection]:
         found = self.detector.detect(images, boxes)
@@ -110,7 +112,7 @@ class Normalised(Changed):
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of pictures and, of their features, half of the shards without a manifest: a run that was stopped."""
+    """Return a folder of images and a stopped extraction of them: half of the shards are done, without a manifest."""
     root = tmp_path_factory.mktemp("scenes")
     (root / "pictures").mkdir()
     for number in range(IMAGES):
@@ -133,7 +135,7 @@ def run(root: Path, load: Callable[..., Any], **options: Any) -> FeatureStore:
 
 @pytest.mark.parametrize("load", [ColoursSwapped, OtherResize, OtherSuppression, Noisy, Normalised])
 def test_another_detector_is_stopped(load: Callable[..., Any], scenes: Path) -> None:
-    """Under the very fingerprint of the stopped run, other features end the job before a byte is written."""
+    """Other features under the fingerprint of the stopped run end the job before it writes a byte."""
     before = tree(scenes)
     with pytest.raises(
         DriftError, match=r"^the detector does not give the features of .* in the worst image 'scene\d'"
@@ -143,7 +145,7 @@ def test_another_detector_is_stopped(load: Callable[..., Any], scenes: Path) -> 
 
 
 def test_rounding_passes(scenes: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The same detector comes out at exactly 1, a rounded one near it; then the run goes on to its end."""
+    """The same detector matches with exactly 1, a rounded one nearly, and both runs then complete."""
     caplog.set_level(logging.INFO, "visualbert_core")
     assert len(run(scenes, proposals, canary=IMAGES)) == IMAGES
     table = caplog.text
@@ -157,13 +159,14 @@ def world(tmp_path: Path) -> World:
 
 
 def newer(world: World) -> None:
-    """From now on the detector has another fingerprint, and so another store."""
+    """Change the detector's fingerprint, so that it gets another store."""
     (world.detector / "fingerprint.json").write_text('{"versions": {"torch": "2"}}')
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_store_of_another_version_is_compared_on_the_pool(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Images of a store of another fingerprint are extracted by the pool's workers, and only those; the run follows."""
+    """The pool's workers extract the compared images of a store with another fingerprint, no others, and the run
+    follows."""
     caplog.set_level(logging.INFO, "visualbert_core")
     old = world.extract(limit=20)
     newer(world)
@@ -175,7 +178,8 @@ def test_a_store_of_another_version_is_compared_on_the_pool(world: World, caplog
 
 
 def test_nothing_to_compare_is_an_error(world: World) -> None:
-    """Neither a first run, nor a store of other images, nor a store without a number passes in silence."""
+    """The check raises an error where nothing can be compared: in a first run, with a store of other images, or without
+    a number of images."""
     with pytest.raises(InputError, match=r"nothing to compare: no shard of .* is done; name another store"):
         world.extract(canary=4)
     assert not (world.root / "store").exists()
@@ -189,13 +193,13 @@ def test_nothing_to_compare_is_an_error(world: World) -> None:
 
 
 def test_a_store_whose_shards_were_of_another_size(world: World) -> None:
-    """A finished store is compared by its manifest where this run's shards are all new."""
+    """Where all shards of this run are new, the check compares with a finished store through its manifest."""
     world.extract(shard_size=10)
     assert len(world.extract(shard_size=4, canary=40)) == 40
 
 
 def test_a_changed_image_is_not_the_detectors_fault(world: World) -> None:
-    """A file with other bytes, or none that decode, is named as such: no drift is claimed."""
+    """An image file with other bytes, or with bytes that do not decode, is named, and no drift is reported."""
     world.extract()
     path = world.pictures / "image21.png"
     data = path.read_bytes()
@@ -211,7 +215,7 @@ def test_a_changed_image_is_not_the_detectors_fault(world: World) -> None:
 
 
 def test_an_image_that_is_gone_is_said(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """The store's images that are not in the corpus are counted, and the others are compared."""
+    """Images of the store that are not in the corpus are counted, and the remaining images are compared."""
     caplog.set_level(logging.INFO, "visualbert_core")
     store = world.extract()
     for number in (7, 9):
@@ -223,7 +227,7 @@ def test_an_image_that_is_gone_is_said(world: World, caplog: pytest.LogCaptureFi
 
 
 def test_other_sizes_of_features(world: World, tmp_path: Path) -> None:
-    """A store of another D is not this detector's, whatever its boxes."""
+    """A store with another feature size is refused, whatever its boxes are."""
     Pillow.fromarray(make_scene((3, 0)).pixels).save(world.pictures / "scene.png")
     other = world.extract(limit=50)
     paths = {"images": world.pictures, "detector": WEIGHTS, "out": tmp_path / "out"}
@@ -237,11 +241,12 @@ def regions(boxes: list[list[float]], features: list[list[float]], labels: Seque
 
 
 def test_regions_are_matched_by_their_boxes() -> None:
-    """Whatever their order; a box that comes twice meets its twin, one that is missing or has moved has no partner."""
+    """Regions are matched by their boxes in any order: equal boxes pair up, and missing or moved boxes have no
+    partner."""
     corner, whole, far = [0, 0, 4, 4], [0, 0, 9, 9], [5, 5, 9, 9]
     then = regions([corner, whole, whole], [[1, 0], [0, 2], [3, 0]], [1, -1, 3])
     same = compare(then, regions([whole, whole, corner], [[0, 2], [3, 0], [1, 0]], [8, 3, 1]))
-    assert (same.matched, same.cosine, same.length, same.labels) == (1, 1, 1, 1)  # label -1: the store knew none
+    assert (same.matched, same.cosine, same.length, same.labels) == (1, 1, 1, 1)  # label -1: the store had no label
     less = compare(then, regions([far, corner], [[1, 0], [0, 0.5]], [1, 2]))
     assert (less.matched, less.cosine, less.length, less.labels) == (pytest.approx(1 / 3), 0, 0.5, 0)
     nothing = regions([], [], [])
@@ -250,13 +255,13 @@ def test_regions_are_matched_by_their_boxes() -> None:
 
 
 def test_images_are_spread() -> None:
-    """The same ones every time, at equal distances, no more than there are."""
+    """The check takes the same images every time, at equal distances, and not more than there are."""
     assert spread(range(100), 4) == [12, 37, 62, 87]
     assert spread(range(3), 9) == [0, 1, 2]
 
 
 def test_the_command(scenes: Path) -> None:
-    """On a finished store, with the detector that wrote it and, as a process of its own, with another."""
+    """The command accepts a finished store with its own detector and, in a new process, refuses another detector."""
     with Pool(INLINE) as pool:
         paths = {"images": scenes / "pictures", "detector": WEIGHTS, "out": scenes / "finished"}
         store = extract(ExtractConfig(**paths), pool)

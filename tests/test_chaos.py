@@ -1,7 +1,7 @@
-"""Anything may die at any moment, and the result is the undisturbed run's, byte for byte.
+"""Any process may be killed at any moment, and the result is the same as that of an undisturbed run, byte for byte.
 
-Real drivers in processes of their own, on a Ray cluster of several simulated nodes with fake GPUs; the library's own
-extraction and evaluation around the small detector and model of standins.py.
+Real driver processes run on a Ray cluster of several simulated nodes with fake GPUs. They use the library's extraction
+and evaluation with the small detector and model of standins.py.
 """
 
 from __future__ import annotations
@@ -40,13 +40,15 @@ from visualbert_core.io.locations import location
 
 pytestmark = pytest.mark.slow
 ROUNDS, IMAGES = 20, 48
-PATIENCE = 900  # seconds for what takes some tenths of them on a machine that is not busy
+PATIENCE = 900  # seconds; an idle machine needs some tenths of a second
 DRIVERS = multiprocessing.get_context("forkserver")
-PRELOADED = ["ray", "standins", "visualbert_core.models.visualbert.predictor"]  # so that a driver starts in no time
+# with these imported beforehand, a driver starts fast
+PRELOADED = ["ray", "standins", "visualbert_core.models.visualbert.predictor"]
 
 
 class Driver:
-    """A process that does jobs with one pool; when it is killed, another with another number of workers goes on."""
+    """A process that does jobs with one pool. When it is killed, a new process with another number of workers goes
+    on."""
 
     def __init__(self, *jobs: Job, workers: int = 1) -> None:
         self.jobs, self.workers = jobs, workers
@@ -64,7 +66,7 @@ class Driver:
         self.start()
 
     def finish(self, code: int = 0) -> str:
-        """What it said, when it has ended with this exit code."""
+        """Wait until the process ends with this exit code, and return what it printed."""
         self.process.join(PATIENCE)
         said = "".join(path.read_text() for job in self.jobs for path in job.out.glob("stderr"))
         assert self.process.exitcode == code, said[-3000:]
@@ -72,7 +74,7 @@ class Driver:
 
 
 class Nodes:
-    """A head without work and two nodes of four fake GPUs each."""
+    """A head without GPUs and two nodes of four fake GPUs each."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
@@ -88,7 +90,7 @@ class Nodes:
         return self.cluster.add_node(wait=False, num_cpus=0, num_gpus=4, **self.options)
 
     def replace(self, number: int) -> None:
-        """SIGKILL to a node, and another one for it."""
+        """Kill a node by SIGKILL and add a new one."""
         self.cluster.remove_node(self.nodes[number], allow_graceful=False)
         self.nodes[number] = self.add()
 
@@ -121,12 +123,12 @@ def undisturbed(world: Path) -> dict[str, bytes]:
     return job.tree()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# Deaths of actors, drivers and nodes.
 
 
 @dataclass(frozen=True)
 class Event:
-    """What is killed in a stage, after how many of its shards."""
+    """What is killed in a stage, and after how many of its shards."""
 
     stage: str
     kind: str
@@ -138,7 +140,7 @@ class Event:
 
 
 def events(seed: int) -> list[Event]:
-    """One in each stage, at random moments."""
+    """Return one event for each stage, at random moments."""
     chance = random.Random(seed)
     kinds = ["actor"] * 4 + ["driver"] * 3 + ["node"]
     return [
@@ -148,7 +150,7 @@ def events(seed: int) -> list[Event]:
 
 
 def disturb(job: Job, nodes: Nodes, driver: Driver, event: Event) -> None:
-    """Let it happen."""
+    """Wait for the event's moment and kill what it names."""
     wait_until(lambda: job.done(event.stage) >= event.after, driver)
     time.sleep(event.delay)
     if event.kind == "actor":
@@ -170,10 +172,10 @@ def wait_until(reached: Callable[[], bool], driver: Driver) -> None:
 def test_whatever_dies_the_bytes_are_the_same(
     nodes: Nodes, world: Path, undisturbed: dict[str, bytes], record_property: Callable[[str, str], None]
 ) -> None:
-    """Twenty rounds of extraction and evaluation in each of which an actor, a node or the driver is killed twice, once
-    in each stage; the same line again, with another number of workers, ends with nothing lost and nothing twice."""
+    """In each of twenty rounds an actor, a node or the driver is killed once in each stage, and the same line again,
+    with another number of workers, ends with nothing lost and nothing twice."""
     table = [f"{'round':>5}  {'extraction':<24}{'evaluation':<24}{'seconds':>7}{'lost':>6}{'twice':>6}  bytes"]
-    jobs = [new_job(world, f"round{seed}") for seed in range(ROUNDS + 1)]  # the last keeps the driver waiting
+    jobs = [new_job(world, f"round{seed}") for seed in range(ROUNDS + 1)]  # the driver waits for the last job
     driver = Driver(*jobs)
     for seed, job in enumerate(jobs[:ROUNDS]):
         began = time.monotonic()
@@ -192,8 +194,8 @@ def test_whatever_dies_the_bytes_are_the_same(
 
 
 def test_with_real_models_too(nodes: Nodes, small_night: SmallNight, tmp_path: Path) -> None:
-    """With the embedded world's detector and VisualBERT, an actor killed in extraction and the driver in evaluation:
-    the small night's own features and predictions, byte for byte."""
+    """With the real detector and VisualBERT, a killed actor in extraction and a killed driver in evaluation still give
+    the small night's features and predictions, byte for byte."""
     job = RealJob(small_night.out, tmp_path / "out").may_go()
     driver = Driver(job)
     disturb(job, nodes, driver, Event("features", "actor", 1, 0.0))
@@ -205,8 +207,8 @@ def test_with_real_models_too(nodes: Nodes, small_night: SmallNight, tmp_path: P
 
 
 def test_three_deadly_images_among_four_hundred(nodes: Nodes, tmp_path: Path) -> None:
-    """Images that end the process are three failure rows, the other 397 are there, the job ends well and says so; a
-    deadly question is a failure, too, and so there is no score."""
+    """Three images that end the process become failure rows, the other 397 become features, and a question that ends
+    the process is a failure, so there is no score."""
     deadly = (5, 150, 333)
     job = new_job(write_world(tmp_path / "synthetic", 400, deadly, deadly_question=7001), "out").may_go()
     said = Driver(job, workers=4).finish(code=3)
@@ -223,7 +225,7 @@ def test_three_deadly_images_among_four_hundred(nodes: Nodes, tmp_path: Path) ->
 
 
 def test_two_drivers_at_once_end_as_one(nodes: Nodes, world: Path, undisturbed: dict[str, bytes]) -> None:
-    """The same line started twice by mistake: both end well, and nothing is there twice."""
+    """Two drivers that run the same line at once both end well and write nothing twice."""
     job = new_job(world, "twice").may_go()
     for driver in [Driver(job), Driver(job, workers=2)]:
         driver.finish()
@@ -232,7 +234,8 @@ def test_two_drivers_at_once_end_as_one(nodes: Nodes, world: Path, undisturbed: 
 
 
 def test_sigterm_drains(nodes: Nodes, world: Path, undisturbed: dict[str, bytes]) -> None:
-    """A job that is told to stop commits what runs, says what is left and exits 6; the same line does the rest."""
+    """A job that receives SIGTERM commits its running shards, says what is left and exits with 6; the same line then
+    completes it."""
     job = new_job(world, "stopped").may_go()
     pause = job.out / PAUSE
     pause.touch()
@@ -248,12 +251,12 @@ def test_sigterm_drains(nodes: Nodes, world: Path, undisturbed: dict[str, bytes]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# who gets which GPU
+# Which actor gets which GPU.
 
 
 @dataclass
 class Roll:
-    """A worker that notes which GPUs it sees, and works only when so many others have."""
+    """A worker that records which GPUs it sees, and waits until `expected` workers have done so."""
 
     root: Path
     expected: int
@@ -271,7 +274,7 @@ class Roll:
 
 
 def call_the_roll(root: Path, expected: int, pool: PoolConfig) -> list[dict[str, Any]]:
-    """What each of so many workers saw."""
+    """Return what each of `expected` workers saw."""
     with Pool(pool) as workers:
         workers.run(partial(Roll, root, expected), plan(map(str, range(4 * expected)), "roll", 1), "roll")
     return [json.loads(path.read_text()) for path in root.glob("*.json")]
@@ -279,7 +282,8 @@ def call_the_roll(root: Path, expected: int, pool: PoolConfig) -> list[dict[str,
 
 @pytest.mark.parametrize("gpus", [1, 0.5])
 def test_every_actor_sees_the_one_gpu_that_is_its_own(nodes: Nodes, tmp_path: Path, gpus: float) -> None:
-    """Four actors of one GPU see one each, all different; of half a GPU, at most two see the same."""
+    """Each of four actors with one GPU sees a different one, and at most two actors with half a GPU see the same
+    one."""
     seen = call_the_roll(tmp_path, 4, PoolConfig(workers=4, gpus_per_worker=gpus))
     assert len(seen) == 4
     assert all([str(device) for device in actor["mine"]] == actor["visible"].split(",") for actor in seen)
@@ -289,7 +293,7 @@ def test_every_actor_sees_the_one_gpu_that_is_its_own(nodes: Nodes, tmp_path: Pa
 
 
 def test_the_pool_grows_with_the_cluster(nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a number of workers there is one for each GPU, and one more when a node joins."""
+    """Without a configured number, the pool has one worker for each GPU and adds one when a node joins."""
     monkeypatch.setattr(cluster, "NODES_SECONDS", 0.5)
     joined = nodes.add()
     try:
@@ -300,18 +304,19 @@ def test_the_pool_grows_with_the_cluster(nodes: Nodes, tmp_path: Path, monkeypat
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# where the bytes go
+# Disks and object stores that fail.
 
 
 def limited(job: Job, size: int) -> None:
-    """A driver whose files may have so many bytes: a write beyond them fails half-way, as on a full disk."""
+    """Run a driver that may write at most `size` bytes to a file. A longer write fails half-way, as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     scheduler.RETRY_WAITS = (0.0, 0.0)
     drive([job], PoolConfig(inline=True))
 
 
 def test_a_write_that_fails_half_way(world: Path, undisturbed: dict[str, bytes]) -> None:
-    """The kernel refuses the rest of a part: one line says so, no part and no draft is left, the same line resumes."""
+    """Where the kernel refuses the rest of a part, one line says so, neither a part nor a draft is left, and the same
+    line resumes."""
     job = new_job(world, "limited").may_go()
     driver = DRIVERS.Process(target=limited, args=(job, 2000))
     driver.start()
@@ -329,7 +334,8 @@ def test_a_write_that_fails_half_way(world: Path, undisturbed: dict[str, bytes])
 def test_a_full_disk_and_one_that_may_not_be_written(
     world: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """A file system of 64 kB that becomes read-only and then larger: twice one line and exit code 1, then the rest."""
+    """A full file system and a read-only one each end in one line and exit code 1; with more space the same line
+    completes."""
     out, kept = tmp_path / "out", tmp_path / "kept"
     out.mkdir()
     run = f'{sys.executable} -c \'from standins import drive_here; drive_here("{world}", "{out}")\''
@@ -349,7 +355,7 @@ def test_a_full_disk_and_one_that_may_not_be_written(
 
 
 class Faulty:
-    """An S3 server that a fifth of all requests fail on: refused, broken off in the middle, or told to slow down."""
+    """An S3 server on which a fifth of all requests fail: with an error, with half an answer, or with "slow down"."""
 
     def __init__(self, app: Any, seed: int) -> None:
         self.app, self.chance, self.rate, self.faults = app, random.Random(seed), 0.2, 0
@@ -366,7 +372,8 @@ class Faulty:
             start_response(kind, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
             return [body]
         sent: list[Any] = []
-        whole = b"".join(self.app(environ, lambda *answer: sent.extend(answer[:2])))  # it was done, nobody was told
+        # the server did the work, but the client does not know
+        whole = b"".join(self.app(environ, lambda *answer: sent.extend(answer[:2])))
         start_response(sent[0], sent[1])
         return [whole[: len(whole) // 2]]
 
@@ -396,7 +403,8 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
 def test_an_object_store_that_fails_every_fifth_request(
     faulty: Faulty, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each attempt ends well or with one line, until the last nothing can be opened, and then it is the local store."""
+    """Each attempt completes or ends in one line, no reader can open an unfinished store, and the final store equals
+    the local one."""
     monkeypatch.setattr(scheduler, "RETRY_WAITS", (0.0, 0.0))
     images = list_images(world / "images").first(12)
     fingerprint = full_fingerprint(load_pixels(tmp_path, "cpu"), "none")

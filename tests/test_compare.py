@@ -1,4 +1,4 @@
-"""Two runs of each task, compared: aligned unit by unit, in every group, with flips that name the example."""
+"""The comparison of two runs, for each task: aligned by unit, in every group, with flips that name their example."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ TASKS = ("vqa", "vcr", "nlvr2", "flickr30k_entities")
 
 
 def pair(night: SmallNight, task: str) -> tuple[Run, Run]:
-    """A run over the wrong images, and the same over the right ones."""
+    """Return the run over the wrong images and the run over the right images."""
     (own,) = (run for cell in night.night.cells if (run := cell.run) and run.record["spec"]["task"] == task)
     return read_run(own.folder.with_name(f"{own.folder.name}__wrong-image")), own
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_right_image_is_better_than_the_wrong_one(task: str, small_night: SmallNight) -> None:
-    """Every metric of every task is compared, overall as the scores say and in each group of the task's breakdown."""
+    """The comparison has every metric, with the values of both scores.json files, and every group of the task's
+    breakdown."""
     wrong, own = pair(small_night, task)
     found = compare(wrong, own)
     assert own.scores is not None
@@ -46,7 +47,7 @@ def test_the_right_image_is_better_than_the_wrong_one(task: str, small_night: Sm
     headline = found.metrics[found.headline]
     assert headline.low is not None
     assert headline.p_drop > 0.9
-    if task != "nlvr2":  # three sets of sentences are too few to be sure of anything
+    if task != "nlvr2":  # three sets of sentences are too few for significance
         assert headline.low > 0
         assert headline.p < 0.05
     groups = own.scores["breakdown"]
@@ -63,7 +64,8 @@ def test_the_right_image_is_better_than_the_wrong_one(task: str, small_night: Sm
 
 @pytest.mark.parametrize("task", TASKS)
 def test_flips_are_the_units_whose_value_changed(task: str, small_night: SmallNight) -> None:
-    """Of each metric about single answers, all of them, with an image, an example, and confidences of the answers."""
+    """The flips of a metric are exactly the units whose value changed, each with the confidence and the answer of both
+    runs."""
     wrong, own = pair(small_night, task)
     found = compare(wrong, own, shown=10_000)
     metrics = {"vcr": ["q_to_a", "qa_to_r"], "flickr30k_entities": ["recall@1"]}.get(task, ["accuracy"])
@@ -85,7 +87,7 @@ def test_flips_are_the_units_whose_value_changed(task: str, small_night: SmallNi
 
 
 def test_a_run_against_itself(small_night: SmallNight) -> None:
-    """Difference 0, p = 1, nothing flips, nothing differs, no cause."""
+    """A run compared with itself has difference 0, p = 1, no flips, no differences and no causes."""
     _, own = pair(small_night, "nlvr2")
     found = compare(own, own)
     assert {(c.difference, c.p, c.images_changed) for c in found.metrics.values()} == {(0.0, 1.0, 0)}
@@ -93,7 +95,7 @@ def test_a_run_against_itself(small_night: SmallNight) -> None:
 
 
 def test_other_tasks_and_splits_are_refused(small_night: SmallNight, tmp_path: Path) -> None:
-    """A task never compares with another; another split only if told; a run without scores has nothing to compare."""
+    """Another task is always refused, another split unless forced, and a run without scores has nothing to compare."""
     (_, vqa), (_, nlvr2) = (pair(small_night, task) for task in ("vqa", "nlvr2"))
     with pytest.raises(NotComparableError, match="task: nlvr2 → vqa"):
         compare(nlvr2, vqa, force=True)
@@ -114,7 +116,7 @@ def test_other_tasks_and_splits_are_refused(small_night: SmallNight, tmp_path: P
 
 
 def test_units_survive_their_file(tmp_path: Path) -> None:
-    """Metrics in order, values to the last bit, several groups of a kind; equal units give equal bytes."""
+    """Units keep their order, exact values and groups in the file, and equal units give equal bytes."""
     scores = [
         Score("u1", "m", 0.1 + 0.2, "image 1", {"kind": ("a", "b")}, JudgedAnswer("e1", [1.5, 2.0], 0.25, 0)),
         Score("u2", "m", 1.0, "image 1", {}, JudgedAnswer("e2", "ja\n", None)),
@@ -134,7 +136,8 @@ def test_units_survive_their_file(tmp_path: Path) -> None:
 
 
 def test_any_metric_has_flips_where_its_units_judge_an_answer() -> None:
-    """A metric that nobody has heard of is told by its units alone: what flipped, surest first, or that none can."""
+    """A metric unknown to the library gets its flips from its units alone, the surest first, or None where no unit
+    judges an answer."""
 
     def units(values: list[float], answers: list[str], sure: float | None) -> UnitScores:
         judged = [JudgedAnswer(f"e{row}", answer, sure) for row, answer in enumerate(answers)]
@@ -145,18 +148,20 @@ def test_any_metric_has_flips_where_its_units_judge_an_answer() -> None:
     assert found is not None
     assert (found.worse_count, found.better_count) == (1, 1)
     assert [(flip.example_id, flip.answer_before, flip.answer_after) for flip in found.worse] == [("e0", "a", "x")]
-    assert found.worse[0].change == pytest.approx(-1.9)  # from 0.9 in the right answer to 1, for want of a number
+    # A missing confidence counts as 1: from 0.9 for the right answer to 1 for the wrong one.
+    assert found.worse[0].change == pytest.approx(-1.9)
     assert str(found.worse[0]) == "u0: a (1.00, sure 0.90) → x (0.00)"
     whole_groups = by_metric([Score("g", "novelty", 1.0, "image")])["novelty"]
     assert flips(whole_groups, whole_groups, shown=1) is None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# causes
+# Causes of a change.
 
 
 class Swapped:
-    """80 % became 70 %; judged as before the new answers get 74 %, judged as after the old ones 77 %."""
+    """The score fell from 80 to 70. The new answers get 74 from the old judge, and the old answers get 77 from the new
+    judge."""
 
     before, after = 80.0, 70.0
 
@@ -175,13 +180,14 @@ def named(found: Iterator[Any]) -> dict[tuple[str, ...], float | None]:
 
 
 def test_causes_add_up() -> None:
-    """The judge's share is the mean of both ways to swap it (-3 and -4), the answers' what is left."""
+    """The judge's share is the mean over both orders of the swap (-3 and -4 points), and the answers have the rest."""
     differs = {"model": ["model.weights: 1 → 2"], "annotations": ["annotations: 1 → 2"]}
     assert named(causes(Swapped(), True, differs)) == {("model",): -6.5, ("annotations",): -3.5}
 
 
 def test_causes_that_cannot_be_told_apart_stay_together() -> None:
-    """Two ingredients of the answers are one cause; so are answers and judge where no annotations are at hand."""
+    """Two ingredients of the answers are one cause, and answers and judge are one cause where no annotations are
+    available."""
     both = {"model": ["model.weights: 1 → 2"], "features": ["features.manifest: 1 → 2"]}
     assert named(causes(Swapped(), True, both)) == {("model", "features"): -10.0}
     judged = {"model": ["model.weights: 1 → 2"], "scorer": ["code.scores: 1 → 2"]}
@@ -189,15 +195,15 @@ def test_causes_that_cannot_be_told_apart_stay_together() -> None:
 
 
 def test_without_changed_answers_only_the_judge_can_be_the_cause() -> None:
-    """Other weights that answer the same are no cause of anything."""
+    """Other weights that give the same answers are not a cause."""
     differs = {"model": ["model.weights: 1 → 2"], "scorer": ["code.scores: 1 → 2"]}
     assert named(causes(Swapped(), False, differs)) == {("scorer",): -10.0}
     assert named(causes(Swapped(), False, {"model": ["model.weights: 1 → 2"]})) == {}
 
 
 def test_what_cannot_change_an_answer_is_no_cause() -> None:
-    """A detector's code with the same features, and the name of a folder, are not blamed; nothing else is: a rerun
-    that differs by itself."""
+    """A detector's code that gives the same features and the name of a folder are not causes; with no other difference,
+    the cause is a rerun."""
     differs = {"code": ["code.features: 1 → 2"], "settings": ["spec.model: a → b"]}
     assert named(causes(Swapped(), True, differs)) == {(NOTHING,): -10.0}
     differs["code"].append("code.predictions: 1 → 2")
