@@ -2,8 +2,8 @@
 
 It shows errors that a CPU hides: operations between devices, NumPy arrays on a GPU's memory, copies that are read
 before they arrive, memory that is read before it is written, and synchronisation while a CUDA graph is recorded. The
-CPU computes all values. Only a real GPU can show kernels, speed and the last bits of a result. The technique is that of
-torch's FakeTensorMode.
+CPU computes all values. Only a real GPU can show kernels, speed and the last bits of a result. Like torch's
+FakeTensorMode, it consists of a dispatch mode and a tensor subclass.
 """
 
 from __future__ import annotations

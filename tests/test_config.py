@@ -1,4 +1,4 @@
-"""Configuration: what is wrong in a YAML file is said in one line, before anything runs."""
+"""Configuration: a mistake in a YAML file, a JSON file or a flag ends in one line before anything runs."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ NAN, INF = float("nan"), float("inf")
 
 
 def cell(**changes: Any) -> dict[str, Any]:
-    """The change of a matrix whose only cell has these keys changed."""
+    """Return the entry `cells` of a matrix, in which the only cell has these keys changed."""
     return {"cells": [MATRIX["cells"][0] | changes]}
 
 
 def test_a_matrix_becomes_nested_dataclasses() -> None:
-    """Paths, tuples, nested mappings and defaults all arrive with their declared types."""
+    """Paths, tuples, nested mappings and defaults arrive with their declared types."""
     config = from_mapping(NightlyConfig, MATRIX, "m.yaml")
     assert config.corpora["coco"].images == Path("val2014")
     assert config.corpora["coco"].boxes == "none"
@@ -59,7 +59,7 @@ def test_a_matrix_becomes_nested_dataclasses() -> None:
     ],
 )
 def test_what_is_wrong_is_named(change: dict[str, Any], message: str) -> None:
-    """File, key, and the nearest known key stand in the message."""
+    """The message names the file, the key, and the nearest known key."""
     with pytest.raises(ConfigError) as raised:
         from_mapping(NightlyConfig, MATRIX | change, "m.yaml")
     assert message in str(raised.value)
@@ -67,14 +67,14 @@ def test_what_is_wrong_is_named(change: dict[str, Any], message: str) -> None:
 
 
 def test_a_missing_key_is_named() -> None:
-    """The first key without a default that is absent is the message."""
+    """The message names the first missing key that has no default."""
     with pytest.raises(ConfigError, match="run: missing key 'split'"):
         from_mapping(EvaluateConfig, {"task": "vqa"}, "run")
 
 
 @pytest.mark.parametrize(("text", "message"), [("a: [1", "not valid YAML"), ("\tx: 1", "not valid YAML")])
 def test_broken_yaml_is_one_line(tmp_path: Path, text: str, message: str) -> None:
-    """The parser's own many-line complaint is folded into one, with the path."""
+    """The YAML parser's long complaint becomes one line with the path."""
     path = tmp_path / "m.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message) as raised:
@@ -84,7 +84,7 @@ def test_broken_yaml_is_one_line(tmp_path: Path, text: str, message: str) -> Non
 
 
 def test_broken_json_names_its_line(tmp_path: Path) -> None:
-    """A truncated JSON file says where it broke."""
+    """The message for a truncated JSON file names the line of the fault."""
     path = tmp_path / "config.json"
     path.write_text('{"a": 1,\n "b"')
     with pytest.raises(ConfigError, match=r"not valid JSON.*line 2"):
@@ -116,7 +116,8 @@ def test_broken_json_names_its_line(tmp_path: Path) -> None:
     ],
 )
 def test_yaml_that_cannot_be_meant(tmp_path: Path, text: str, message: str) -> None:
-    """What YAML and Python take in silence, or hang or crash on, is one line with file and key, at once."""
+    """YAML that the parser would accept silently, or that would hang or crash it, is refused at once, in one line with
+    the file and the key."""
     path = tmp_path / "m.yaml"
     path.write_text(text)
     start = time.monotonic()
@@ -144,7 +145,7 @@ def test_yaml_that_cannot_be_meant(tmp_path: Path, text: str, message: str) -> N
     ],
 )
 def test_json_that_cannot_be_meant(tmp_path: Path, text: str, message: str) -> None:
-    """The same for every JSON file that a job is configured by."""
+    """The same holds for JSON, in which jobs read the configuration of a checkpoint."""
     path = tmp_path / "config.json"
     path.write_text(text)
     start = time.monotonic()
@@ -170,21 +171,21 @@ def test_json_that_cannot_be_meant(tmp_path: Path, text: str, message: str) -> N
     ],
 )
 def test_numbers_that_yaml_reads_as_people_do(text: str, value: object, tmp_path: Path) -> None:
-    """Quoted text, other ways to write a number, and zeros that change nothing pass."""
+    """Quoted text, other notations of a number, and leading zeros without effect are accepted."""
     path = tmp_path / "m.yaml"
     path.write_text(f"night: {text}\n")
     assert read_yaml(path) == {"night": value}
 
 
 def test_what_yaml_merges_may_be_said_anew(tmp_path: Path) -> None:
-    """Anchors and merge keys are for repeating a cell with one value changed: no key stands twice there."""
+    """A merge key repeats a mapping with one value changed, and does not count as a key that stands twice."""
     path = tmp_path / "m.yaml"
     path.write_text("a: &a {task: vqa, split: val}\nb: {<<: *a, split: test}\n")
     assert read_yaml(path)["b"] == {"task": "vqa", "split": "test"}
 
 
 def test_aliases_that_multiply_are_quoted_briefly(tmp_path: Path) -> None:
-    """A few aliases that stand for a billion values are refused by type, without being written out."""
+    """A few aliases that stand for a billion values are refused by their type, without being written out."""
     path = tmp_path / "m.yaml"
     rows = ["x0: &x0 [a, a, a, a, a, a, a, a, a]"]
     rows += [f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]" for i in range(1, 12)]
@@ -204,7 +205,7 @@ def test_aliases_that_multiply_are_quoted_briefly(tmp_path: Path) -> None:
     ],
 )
 def test_a_matrix_is_checked_before_it_runs(tmp_path: Path, old: str, new: str, message: str) -> None:
-    """Unknown tasks, corpora and keys end the job before the first image is read."""
+    """An unknown task, corpus or key ends the job before it reads an image."""
     path = tmp_path / "demo.yaml"
     path.write_text(DEMO.read_text().replace(old, new))
     with pytest.raises(ConfigError) as raised:
@@ -251,13 +252,14 @@ def test_a_matrix_is_checked_before_it_runs(tmp_path: Path, old: str, new: str, 
     ],
 )
 def test_numbers_that_cannot_be(change: dict[str, Any], message: str) -> None:
-    """A number with which nothing would start, or images would be left out without a word, is refused by its key."""
+    """A number that would stop the run or silently leave out images is refused, and the message names its key."""
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         from_mapping(NightlyConfig, MATRIX | change, "m.yaml")
 
 
 def test_numbers_of_a_command_line_that_cannot_be() -> None:
-    """The same where there is no file: a limit of -1 is not all images but the last."""
+    """Impossible numbers are refused on the command line and in Python too, where no file is named: a limit of -1 must
+    not drop the last image."""
     path = Path("x")
     for number in ("nan", "inf", "-1"):
         for name in ("gpus_per_worker", "max_hours", "shard_timeout"):
@@ -283,28 +285,28 @@ def test_numbers_of_a_command_line_that_cannot_be() -> None:
     ],
 )
 def test_names_that_are_empty(line: str, key: str) -> None:
-    """An empty name, as a shell makes of a variable that is not set, is no name left out."""
+    """An empty name is refused, because a shell makes one of a variable that is not set."""
     with pytest.raises(ConfigError, match=f"^{key} is empty: it must be a name$"):
         main(line.split())
 
 
 @pytest.mark.parametrize("name", ["../out", "/abs", ".hidden", "a/b"])
 def test_a_corpus_lies_below_its_root(name: str) -> None:
-    """The name of a corpus is one folder's, below --out."""
+    """A corpus's name must name one folder below --out."""
     path = Path("x")
     with pytest.raises(ConfigError, match="cannot name a folder"):
         ExtractConfig(images=path, detector=path, out=path, corpus=name)
 
 
 def test_home_is_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ~ in a file, or in quotes on a command line, is no folder of that name."""
+    """A ~ in a file, or in quotes on a command line, means the home folder."""
     monkeypatch.setenv("HOME", "/home/me")
     assert from_mapping(NightlyConfig, MATRIX | {"out": "~/x"}, "m.yaml").out == Path("/home/me/x")
     assert absolute("~/x") == Path("/home/me/x")
 
 
 def test_the_demo_is_a_valid_matrix(tmp_path: Path) -> None:
-    """Flags replace keys of the YAML file, and every path is absolute, because workers run elsewhere."""
+    """Flags replace keys of the YAML file, and every path becomes absolute, because workers run in another folder."""
     config = load_matrix(DEMO, {"out": str(tmp_path)})
     assert config.data == tmp_path / "synthetic"
     paths = [config.out, *(c.images for c in config.corpora.values()), *(c.annotations for c in config.cells)]

@@ -1,4 +1,4 @@
-"""Which images a corpus has, from every kind of source, and what is refused."""
+"""Which images a corpus has, for every kind of source, and which sources are refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from visualbert_core.schema import Image
 
 
 def test_listing_is_recursive_sorted_and_case_insensitive(tmp_path: Path) -> None:
-    """Image files of any depth and case are found, others are not, and ids keep every dot but the suffix's."""
+    """Images of any depth and letter case are found, other files are not, and an id keeps every dot except the
+    suffix's."""
     for name in ("b/x.y.JPG", "a/2.png", "1.jpeg", "z.webp", "notes.txt", "x.json", "c.tiff.bak"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -37,14 +38,14 @@ def test_listing_is_recursive_sorted_and_case_insensitive(tmp_path: Path) -> Non
 
 
 def test_boxes_lie_beside_their_image(tmp_path: Path) -> None:
-    """VCR's layout: the metadata has the image's path with .json, whether or not it is there yet."""
+    """The boxes of an image have its path with .json, as in VCR, whether or not the file exists yet."""
     (tmp_path / "3005_X@0.jpg").touch()
     (image,) = list_images(tmp_path, "beside").values()
     assert image.boxes_path == str(tmp_path / "3005_X@0.json")
 
 
 def test_two_files_of_one_id_are_refused(tmp_path: Path) -> None:
-    """The same name in two folders, or with two suffixes, would be one row: the error names both paths."""
+    """Two files of one name, in two folders or with two suffixes, would be one row, so the error names both paths."""
     for name in ("a/1.jpg", "b/1.png"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
@@ -53,7 +54,7 @@ def test_two_files_of_one_id_are_refused(tmp_path: Path) -> None:
 
 
 def test_no_images_is_an_error(tmp_path: Path) -> None:
-    """A missing folder, a file and an empty folder are bad input, never an empty corpus."""
+    """A missing folder and an empty folder are errors, never an empty corpus."""
     with pytest.raises(InputError, match="is no folder, pattern, list, table or tar"):
         list_images(tmp_path / "nowhere", "none")
     with pytest.raises(InputError, match="has no images"):
@@ -61,7 +62,7 @@ def test_no_images_is_an_error(tmp_path: Path) -> None:
 
 
 def test_patterns(tmp_path: Path) -> None:
-    """A pattern takes the files that it matches and passes over what is no image."""
+    """A pattern takes the images that it matches and ignores other files."""
     for name in ("a1.jpg", "a2.png", "b1.jpg", "a3.txt", "deep/a4.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -72,18 +73,18 @@ def test_patterns(tmp_path: Path) -> None:
 
 
 def test_lists(tmp_path: Path) -> None:
-    """A list has a path a line, relative to itself or absolute; blank lines count for nothing."""
+    """A list has one path a line, absolute or relative to the list's folder, and may have blank lines."""
     for name in ("in/1.jpg", "2.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     path = tmp_path / "val.txt"
-    path.write_text(f"\ufeffin/1.jpg\n\n{tmp_path / '2.png'}\n")  # as Windows writes it
+    path.write_text(f"\ufeffin/1.jpg\n\n{tmp_path / '2.png'}\n")  # with a byte order mark, as Windows writes text
     expected = [Image("1", str(tmp_path / "in/1.jpg")), Image("2", str(tmp_path / "2.png"))]
     assert list(list_images(path).values()) == expected
 
 
 def test_a_line_that_comes_twice(tmp_path: Path) -> None:
-    """One file in a list twice is not told as two images of which one is to be renamed."""
+    """One file that a list names twice is reported as such, and not as two images that need other names."""
     (tmp_path / "1.jpg").touch()
     (tmp_path / "val.txt").write_text("1.jpg\n1.jpg\n")
     with pytest.raises(InputError, match=r"/1\.jpg is in the corpus twice; remove it once"):
@@ -102,7 +103,7 @@ def test_a_line_that_comes_twice(tmp_path: Path) -> None:
     ],
 )
 def test_lists_that_are_wrong(tmp_path: Path, line: str, says: str) -> None:
-    """A line that names no image is refused by number: a corpus is never silently smaller than its list."""
+    """A line that names no image is refused by its number, so a corpus is never silently smaller than its list."""
     (tmp_path / "1.jpg").touch()
     (tmp_path / "val.txt").write_text(f"1.jpg\n{line}\n")
     with pytest.raises(InputError, match=says):
@@ -125,7 +126,7 @@ def png(value: int, size: tuple[int, int] = (4, 6)) -> bytes:
 
 
 def test_tars(tmp_path: Path) -> None:
-    """Members of tar shards are read where they lie, pixels and digest as of the files themselves."""
+    """Images inside tar shards are read in place, with the same pixels and digest as the files themselves."""
     packed(tmp_path / "s-0.tar", {"a/x.1.png": png(1), "a/x.1.json": b"{}", "a/._x.1.png": b"mac"})
     packed(tmp_path / "s-1.tar", {"y.png": png(2, (3, 5)), "broken.png": png(3)[:40]})
     broken, x, y = list_images(tmp_path / "s-*.tar").values()
@@ -141,7 +142,8 @@ def test_tars(tmp_path: Path) -> None:
 
 
 def test_tars_that_are_refused(tmp_path: Path) -> None:
-    """Compressed or damaged tars, one id in two tars, and boxes beside members are errors that say where."""
+    """Compressed and damaged tars, one id in two tars, and boxes beside a tar's images are errors that name the
+    place."""
     one = packed(tmp_path / "1.tar", {"a.png": png(1)})
     packed(tmp_path / "2.tar", {"b/a.png": png(2)})
     with pytest.raises(InputError, match=r"two images are called 'a': .*1\.tar at byte 512 and .*2\.tar at byte 512"):
@@ -167,7 +169,7 @@ def test_tars_that_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_file_in_a_tar_is_a_failure(kind: bytes, says: str, tmp_path: Path) -> None:
-    """An image that is only a link or a device there is not left out without a word, and its neighbours are read."""
+    """An image that is a link or a device in its tar is a failure with a reason, and its neighbours are read."""
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         for name in ("a.png", "b.png", "c.png"):
             entry = tarfile.TarInfo(name)
@@ -190,8 +192,8 @@ def test_what_is_no_file_in_a_tar_is_a_failure(kind: bytes, says: str, tmp_path:
 
 
 def test_a_tar_that_ends_early_is_refused(tmp_path: Path) -> None:
-    """Cut between two members, damaged in a later header, or several in one file: Python's tarfile reads the first
-    images and says nothing of the others."""
+    """A tar that was cut between two members, has a damaged later header, or was joined to another one is refused,
+    because Python's tarfile would read the first images and stop silently."""
     whole = packed(tmp_path / "1.tar", {"a.png": png(1), "b.png": png(2)}).read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[:1024])
     with pytest.raises(InputError, match=r"cut\.tar: a tar without an end, cut short\?"):
@@ -205,7 +207,7 @@ def test_a_tar_that_ends_early_is_refused(tmp_path: Path) -> None:
 
 
 def hostile(folder: Path) -> dict[str, str]:
-    """Names with an image's suffix that lead to no file, and what is said of each."""
+    """Create names with an image's suffix that lead to no file. Return the expected message for each."""
     (folder / "empty.png").mkdir()
     os.mkfifo(folder / "pipe.png")
     with socket.socket(socket.AF_UNIX) as server, pytest.MonkeyPatch.context() as patch:
@@ -240,8 +242,8 @@ def as_list(folder: Path) -> Path:
 
 @pytest.mark.parametrize("source", [Path, as_pattern, as_list])
 def test_what_leads_to_no_file_is_a_failure(source: Callable[[Path], str | Path], tmp_path: Path) -> None:
-    """Links to devices, pipes, themselves and nothing, and pipes, sockets and folders of an image's name are listed and
-    fail with a reason, in a folder, a pattern and a list; none is opened, and the image among them is read."""
+    """Links to devices, pipes, nothing or themselves, and pipes, sockets and folders with an image's name, are listed
+    and fail with a reason without being opened, and images among them are read."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     expected = hostile(folder)
@@ -257,7 +259,7 @@ def test_what_leads_to_no_file_is_a_failure(source: Callable[[Path], str | Path]
 
 
 def test_a_folder_of_an_images_name_with_images(tmp_path: Path) -> None:
-    """Somebody keeps frames in `clip.gif/`: they are the images, and the folder is none."""
+    """A folder `clip.gif/` with frames in it counts as a folder, and the frames are the images."""
     (tmp_path / "clip.gif" / "deep").mkdir(parents=True)
     (tmp_path / "clip.gif" / "deep" / "1.png").write_bytes(png(1))
     assert list(list_images(tmp_path)) == ["1"]
@@ -265,7 +267,7 @@ def test_a_folder_of_an_images_name_with_images(tmp_path: Path) -> None:
 
 
 def test_what_lies_among_images_and_is_none(tmp_path: Path) -> None:
-    """What a Mac leaves beside a file is passed over, and so are pipes that have no image's name."""
+    """The files that macOS adds beside an image are ignored, and so are pipes without an image's name."""
     for name in ("1.png", "._1.png"):
         (tmp_path / name).touch()
     os.mkfifo(tmp_path / "pipe")
@@ -274,8 +276,8 @@ def test_what_lies_among_images_and_is_none(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_gone_later_is_no_bad_image(tmp_path: Path) -> None:
-    """A link that led to an image when the corpus was listed and leads nowhere when it is read keeps the system's
-    error: a million links into a mount that is lost must not become a million failures."""
+    """A link that leads nowhere only after the listing keeps the system's error, because a lost mount must not turn a
+    million images into a million failures."""
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "1.png").write_bytes(png(1))
     (tmp_path / "a.png").symlink_to("disk/1.png")
@@ -286,7 +288,7 @@ def test_a_disk_that_is_gone_later_is_no_bad_image(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_not_mounted_is_no_corpus(tmp_path: Path) -> None:
-    """Where every image is a link to nothing, no store of failures is made; one among images is its own failure."""
+    """A corpus in which every image is a link to nothing is refused, but a single such link is one failure."""
     for name in "ab":
         (tmp_path / f"{name}.png").symlink_to(f"/not/mounted/{name}.png")
     with pytest.raises(InputError, match=r"all 2 images are links to nothing: is a disk not mounted\?"):
@@ -300,7 +302,7 @@ def test_a_disk_that_is_not_mounted_is_no_corpus(tmp_path: Path) -> None:
     ("target", "says"), [(None, "a pipe"), ("/dev/zero", "a device"), ("nowhere", "a link to nothing")]
 )
 def test_tars_and_tables_that_are_no_files(name: str, target: str | None, says: str, tmp_path: Path) -> None:
-    """What would be read for ever, or waited for, is refused by what it is."""
+    """A tar or table that would be read for ever, or waited for, is refused, and the message says what it is."""
     if target is None:
         os.mkfifo(tmp_path / name)
     else:
@@ -314,7 +316,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
 
 @pytest.mark.parametrize("name", ["t.tar", "t.parquet", "t.txt", "t.lst", "saved"])
 def test_git_lfs_pointers_are_named(name: str, tmp_path: Path) -> None:
-    """A tar, a table, a list and a saved dataset that were cloned without git lfs pull say so."""
+    """A tar, a table, a list or a saved dataset that is a Git LFS pointer is refused as one."""
     path = tmp_path / name
     if name == "saved":
         path.mkdir()
@@ -343,8 +345,8 @@ def test_git_lfs_pointers_are_named(name: str, tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("suffix", [".parquet", ".tar"])
 def test_half_a_set_is_refused(names: list[str], lacks: str, suffix: str, tmp_path: Path) -> None:
-    """Where names count further than the files that are there, the first that is missing is named, whether the folder,
-    a pattern or one file is asked for."""
+    """Where the names promise more files than exist, the first missing name is reported, for a folder, a pattern and a
+    single file."""
     for number, name in enumerate(names):
         if suffix == ".tar":
             packed(tmp_path / (name + suffix), {f"{number}.png": png(number)})
@@ -364,7 +366,7 @@ def test_half_a_set_is_refused(names: list[str], lacks: str, suffix: str, tmp_pa
 def test_a_gap_is_refused_where_names_do_not_say_how_many(
     names: list[str], lacks: str, suffix: str, tmp_path: Path
 ) -> None:
-    """Numbers from 0 or 1 with one left out are no whole set; a file that is named by itself is meant."""
+    """A folder or pattern whose numbered files have a gap is refused, but one of the files may be named by itself."""
     for number, name in enumerate(names):
         if suffix == ".tar":
             packed(tmp_path / (name + suffix), {f"{number}.png": png(number)})
@@ -389,7 +391,8 @@ def test_a_gap_is_refused_where_names_do_not_say_how_many(
     ],
 )
 def test_whole_sets_and_other_names_are_read(names: list[str], tmp_path: Path) -> None:
-    """Counted from 0 or from 1, with hashes or without; of a whole set one file may be asked for by itself."""
+    """Complete sets are read, counted from 0 or from 1, with or without hashes in the names, and one file of a set may
+    be named by itself."""
     for number, name in enumerate(names):
         pq.write_table(pa.table({"id": [number], "image": [png(number)]}), tmp_path / f"{name}.parquet")
     assert len(list_images(tmp_path)) == len(names)
@@ -397,14 +400,14 @@ def test_whole_sets_and_other_names_are_read(names: list[str], tmp_path: Path) -
 
 
 def test_tars_among_the_files_of_a_folder_are_left_alone(tmp_path: Path) -> None:
-    """A folder is its image files: an archive of them that lies there, too, is no second copy."""
+    """A tar among the images of a folder is ignored, because it may be an archive of them."""
     (tmp_path / "a.png").write_bytes(png(1))
     packed(tmp_path / "all.tar", {"a.png": png(1)})
     assert list_images(tmp_path) == {"a": Image("a", str(tmp_path / "a.png"))}
 
 
 def test_files_tars_and_tables_in_one_corpus(tmp_path: Path) -> None:
-    """Whatever order they are listed in, each id finds its own bytes; there is no other id."""
+    """In a corpus of files, a tar and a table, each id finds its own bytes, and there is no other id."""
     for name in ("a/2.png", "a/9.JPG", "b/1.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(png(int(name[2])))
@@ -423,7 +426,7 @@ def test_files_tars_and_tables_in_one_corpus(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_links_to_itself_is_listed_once(tmp_path: Path) -> None:
-    """Links are followed, as image folders are often made of them, but not round in circles."""
+    """Links to folders are followed, because image folders often consist of them, but circles are not."""
     (tmp_path / "corpus" / "deep").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "1.png").write_bytes(png(1))
@@ -433,7 +436,7 @@ def test_a_folder_that_links_to_itself_is_listed_once(tmp_path: Path) -> None:
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:
-    """A file name that is not UTF-8 cannot be an id; the file is named as far as it can be."""
+    """A file name that is not UTF-8 cannot be an id, so the error names the file as far as it can be shown."""
     try:
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")).touch()
     except OSError:
@@ -443,14 +446,14 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
 
 
 def test_members_whose_names_are_no_text(tmp_path: Path) -> None:
-    """A tar may hold names in another encoding: the member is named, and not the tar alone."""
+    """Where a tar has a name in another encoding, the error names the member."""
     packed(tmp_path / "t.tar", {"e\udcff.png": png(1)})
     with pytest.raises(InputError, match=r"t\.tar: 'e\\udcff' is not UTF-8, and so no image id; rename it"):
         list_images(tmp_path / "t.tar")
 
 
 def test_a_planned_image_costs_the_driver_little(tmp_path: Path) -> None:
-    """Corpus and plan hold bytes and not objects: an image's id and some numbers, whatever its path."""
+    """Corpus and plan hold at most 67 bytes an image (27 of them the id), whatever its path."""
     ids = [f"COCO_train2017_{number:012d}" for number in range(20_000)]
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]

@@ -1,4 +1,4 @@
-"""The files that others' machines read: cluster.yaml for `ray up`, deploy/ for Docker and Kubernetes."""
+"""The files that other machines read: cluster.yaml for `ray up`, and deploy/ for Docker and Kubernetes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kubernetes_validate import validate
 
 KUBERAY = ROOT / "deploy" / "kuberay"
 CRD = json.loads((ROOT / "tests" / "golden" / "rayjob_crd.json").read_text())
-OLDEST = "1.33"  # of the Kubernetes whose schemas the manifests keep
+OLDEST = "1.33"  # the oldest Kubernetes version whose schemas the manifests keep
 
 
 def documents(name: str) -> list[dict[str, Any]]:
@@ -35,8 +35,8 @@ def pods() -> list[dict[str, Any]]:
 
 
 def test_ray_up_accepts_the_cluster_file() -> None:
-    """Ray's own validator passes it; the dashboard stays on the head's loopback, tokens are on, no port is opened
-    beyond Ray's own rules (below), images of machines are named, and nodes share a disk."""
+    """Ray's own validator accepts the file, with the dashboard on the loopback, tokens on, no further open port, named
+    machine images, and a shared disk."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -46,21 +46,23 @@ def test_ray_up_accepts_the_cluster_file() -> None:
     starts = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
     assert all("RAY_AUTH_MODE=token" in line for line in starts if "ray start" in line)
     assert "security_group" not in config["provider"]
-    # Credentials and versions; code comes with the job.
+    # Only credentials and versions are copied. The code comes with the job.
     assert sorted(Path(path).name for path in config["file_mounts"].values()) == ["auth_token", "constraints.txt"]
     known = {"InstanceType", "ImageId", "InstanceMarketOptions", "BlockDeviceMappings"}
-    known |= {"SecurityGroupIds", "IamInstanceProfile"}  # for whoever fills the file in
+    known |= {"SecurityGroupIds", "IamInstanceProfile"}  # keys that a user may fill in
     for kind in config["available_node_types"].values():
         assert set(kind["node_config"]) <= known
-        assert kind["node_config"]["ImageId"].startswith("ami-")  # Ray's default has drivers too old for our torch
-    # One folder, on the host by the first and in the container by the second.
+        # the drivers of Ray's default image are too old for our torch
+        assert kind["node_config"]["ImageId"].startswith("ami-")
+    # The host mounts the folder with the first line. The container sees it through the second.
     assert any("mount -t nfs4" in line and line.endswith(" /shared") for line in config["initialization_commands"])
     assert "--volume=/shared:/shared" in config["docker"]["run_options"]
     assert "--out /shared/" in (ROOT / "cluster.yaml").read_text()
 
 
 def test_ray_opens_its_nodes_to_each_other_and_ssh_to_all() -> None:
-    """What docs/security.md says of the group that `ray up` makes: rules of ours are added to Ray's, never instead."""
+    """The security group that `ray up` makes is as docs/security.md describes it: our rules are added to Ray's and
+    replace none."""
     from ray.autoscaler._private.aws.config import _create_default_inbound_rules
 
     ours = {"FromPort": 22, "ToPort": 22, "IpProtocol": "tcp", "IpRanges": [{"CidrIp": "192.0.2.1/32"}]}
@@ -73,13 +75,13 @@ def test_ray_opens_its_nodes_to_each_other_and_ssh_to_all() -> None:
 
 @pytest.mark.parametrize("name", ["nightly.yaml", "network.yaml"])
 def test_kubernetes_accepts_the_manifests(name: str) -> None:
-    """Each document fits Kubernetes' schema of its kind, in which an unknown field is an error."""
+    """Each document fits the strict schema of its kind, in which an unknown field is an error."""
     for document in documents(name):
         validate(document, OLDEST, strict=True)
 
 
 def test_kuberay_accepts_the_job() -> None:
-    """The RayJob fits KubeRay's definition, its pods Kubernetes' schema, and rules that only the operator knows."""
+    """The RayJob fits KubeRay's definition and the operator's own rules, and its pods fit Kubernetes' schema."""
     job = rayjob()
     jsonschema.validate(job, CRD)
     for pod in pods():
@@ -88,14 +90,14 @@ def test_kuberay_accepts_the_job() -> None:
     assert job["spec"]["submissionMode"] == "SidecarMode"
     assert not {"submitterPodTemplate", "submitterConfig"} & set(job["spec"])
     assert yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"].keys() == {"RAY_JOB_STOP_WAIT_TIME_S"}
-    assert job["spec"]["backoffLimit"] == 0  # or every verdict but a pass would start the night again
+    assert job["spec"]["backoffLimit"] == 0  # With a retry, every verdict except a pass would start the night again.
 
 
 @pytest.mark.parametrize(
     "path", [("spec", "shutdownAfterJobFinish"), ("spec", "rayClusterSpec", "autoscalerOptions", "idleTimeout")]
 )
 def test_a_misspelt_field_is_found(path: tuple[str, ...]) -> None:
-    """The definition is strict at every level, or the test above would show nothing."""
+    """An unknown field is an error at every level, so the test above can fail."""
     job = rayjob()
     inner = job
     for key in path[:-1]:
@@ -106,7 +108,7 @@ def test_a_misspelt_field_is_found(path: tuple[str, ...]) -> None:
 
 
 def test_pods_are_closed() -> None:
-    """Token on, no privileges, one GPU a worker and none on the head, and ingress from the cluster itself only."""
+    """Pods have a token, no privileges, one GPU a worker, no GPU on the head, and ingress from the cluster only."""
     cluster = rayjob()["spec"]["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
@@ -123,7 +125,8 @@ def test_pods_are_closed() -> None:
 
 
 def test_the_nightly_creates_the_job_that_is_checked_here() -> None:
-    """kustomization.yaml packs rayjob.yaml under the name that the CronJob mounts; its role may create and no more."""
+    """kustomization.yaml packs rayjob.yaml under the name that the CronJob mounts, and the CronJob's role may only
+    create jobs."""
     kustomization = yaml.safe_load((KUBERAY / "kustomization.yaml").read_text())
     assert all((KUBERAY / name).is_file() for name in kustomization["resources"])
     (packed,) = kustomization["configMapGenerator"]
@@ -134,7 +137,8 @@ def test_the_nightly_creates_the_job_that_is_checked_here() -> None:
     assert pod["containers"][0]["args"][-1] == "/job/rayjob.yaml"
     assert pod["serviceAccountName"] == by_kind["RoleBinding"]["subjects"][0]["name"]
     assert by_kind["Role"]["rules"] == [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create"]}]
-    # A name given by the server: tonight's job must not collide with last night's, and ends before tomorrow's begins.
+    # The server adds a unique ending to the name, so that tonight's job cannot collide with last night's. The job ends
+    # before the next night begins.
     assert set(rayjob()["metadata"]) == {"generateName"}
     assert by_kind["CronJob"]["spec"]["schedule"] == "0 2 * * *"
     late = by_kind["CronJob"]["spec"]["startingDeadlineSeconds"]
@@ -142,7 +146,8 @@ def test_the_nightly_creates_the_job_that_is_checked_here() -> None:
 
 
 def test_one_version_of_ray_everywhere() -> None:
-    """The images, the manifest and the constraints name the same Ray: a client of another version cannot join."""
+    """The images, the manifest and the constraints name the same Ray, because a client of another version cannot
+    join."""
     (ray,) = re.findall(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     files: list[Path] = [ROOT / "cluster.yaml", ROOT / "deploy" / "Dockerfile"]
     tags = [tag for file in files for tag in re.findall(r"rayproject/ray:([0-9.]+)-py311", file.read_text())]
@@ -151,7 +156,7 @@ def test_one_version_of_ray_everywhere() -> None:
 
 
 def test_the_image_holds_what_the_job_runs() -> None:
-    """Every path that the Dockerfile copies exists, the entry point is among them, and so is what reads s3://."""
+    """The image has every path that the Dockerfile copies, the job's entry point, and the library that reads s3://."""
     dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
     assert "'.[s3]'" in dockerfile
     assert "s3" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

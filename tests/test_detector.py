@@ -1,4 +1,4 @@
-"""The torchvision detector: its features are its box head's, each with its own box, whatever shares the batch."""
+"""The torchvision detector: each feature is the box head's output at its box, and does not depend on the batch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def detector() -> TorchvisionRCNN:
 
 
 def test_things_are_found_where_they_are(detector: TorchvisionRCNN, scenes: list[Scene]) -> None:
-    """The committed weights find nearly all things of unseen scenes, with shape and colour."""
+    """The committed weights find nearly all things in unseen scenes, with shape and colour."""
     found = total = 0
     for scene, detection in zip(scenes, detector.detect([s.pixels for s in scenes]), strict=True):
         overlap = box_iou(torch.tensor([t.box for t in scene.things]), torch.from_numpy(detection.boxes)) >= 0.5
@@ -44,7 +44,7 @@ def test_things_are_found_where_they_are(detector: TorchvisionRCNN, scenes: list
 
 
 def test_a_feature_is_the_box_heads_output_at_its_box(scenes: list[Scene]) -> None:
-    """With proposals as boxes, pooling at the stored boxes again gives the stored features and labels."""
+    """With proposals as boxes, a second pooling at the stored boxes gives the stored features and labels."""
     config = DetectorConfig(
         builder="tiny_rcnn",
         space="test",
@@ -59,13 +59,14 @@ def test_a_feature_is_the_box_heads_output_at_its_box(scenes: list[Scene]) -> No
     for a, b in zip(own, again, strict=True):
         assert len(a.boxes) >= 5
         close(b.features, a.features)
-        # Random weights hardly tell classes apart: where two are equally likely, rounding chooses.
+        # Random weights hardly separate the classes. Where two are equally likely, rounding chooses.
         likely(b.scores[a.labels == b.labels], a.scores[a.labels == b.labels])
         assert (a.labels == b.labels).mean() >= 0.8
 
 
 def test_boxes_and_scores_are_torchvisions_own(detector: TorchvisionRCNN, scenes: list[Scene]) -> None:
-    """The composed parts find what torchvision's whole forward finds: same boxes, classes and scores of sure things."""
+    """The composed parts give the boxes, classes and scores of torchvision's whole forward pass, for all confident
+    detections."""
     model: FasterRCNN = detector.model
     with torch.inference_mode():
         reference = model([torch.from_numpy(scenes[0].pixels.copy()).permute(2, 0, 1).float() / 255])[0]
@@ -79,7 +80,8 @@ def test_boxes_and_scores_are_torchvisions_own(detector: TorchvisionRCNN, scenes
 
 
 def test_a_feature_pyramid_gives_its_own_box_heads_output() -> None:
-    """Of a stock torchvision detector with a pyramid, the features are what its box head gives in its own forward."""
+    """With a stock torchvision detector with a feature pyramid, the features equal its box head's output in its own
+    forward pass."""
     config = DetectorConfig(
         builder="fasterrcnn_mobilenet_v3_large_320_fpn",
         space="test",
@@ -96,8 +98,8 @@ def test_a_feature_pyramid_gives_its_own_box_heads_output() -> None:
     found = detector.detect([picture])[0]
     assert detector.feature_size == found.features.shape[1] == 1024
     assert len(pooled[0]) > 10
-    # Random weights score all proposals alike: where rounding decides which of two suppresses the other, one of them
-    # has no partner.
+    # Random weights score all proposals alike. Where rounding decides which of two proposals suppresses the other, a
+    # feature has no partner.
     off = torch.cdist(torch.from_numpy(found.features), pooled[0], p=torch.inf)
     for nearest in (off.amin(0), off.amin(1)):
         assert (nearest < rounding(found.features)).float().mean() > 0.9
@@ -107,8 +109,8 @@ def test_a_feature_pyramid_gives_its_own_box_heads_output() -> None:
 
 
 def test_batch_mates_change_nothing(detector: TorchvisionRCNN, scenes: list[Scene]) -> None:
-    """The regions of an image are the same alone and in a batch of images of its shape: on a CPU it goes through the
-    network alone in either case."""
+    """An image has the same regions alone and in a batch of its shape, because a CPU runs each image through the
+    network alone."""
     pixels = [s.pixels for s in scenes]
     together = detector.detect(pixels)
     for image, batched in zip(pixels, together, strict=True):
@@ -119,13 +121,13 @@ def test_batch_mates_change_nothing(detector: TorchvisionRCNN, scenes: list[Scen
 
 
 def test_images_of_two_shapes_are_refused(detector: TorchvisionRCNN, scenes: list[Scene]) -> None:
-    """Padding would let one image's border into another's features."""
+    """A batch of two shapes is refused, because padding would let the border of an image into its features."""
     with pytest.raises(ValueError, match="one shape"):
         detector.detect([scenes[0].pixels, scenes[1].pixels[:200]])
 
 
 def test_given_boxes_are_kept_as_they_are(detector: TorchvisionRCNN, scenes: list[Scene]) -> None:
-    """Given boxes come back in their order, untouched, with a feature each, even for images of another size."""
+    """Given boxes come back unchanged and in order, with a feature each, also for images of another size."""
     boxes = np.array([[0, 0, 300, 180], [10, 20, 60, 90]], np.float32)
     image = np.zeros((180, 300, 3), np.uint8)
     detection = detector.detect([image], [boxes])[0]
@@ -134,7 +136,7 @@ def test_given_boxes_are_kept_as_they_are(detector: TorchvisionRCNN, scenes: lis
 
 
 def test_selection_keeps_between_min_and_max(scenes: list[Scene], detector: TorchvisionRCNN) -> None:
-    """Where NMS leaves enough boxes, their number never leaves the configured range, and scores descend."""
+    """Where NMS leaves enough boxes, their number stays in the configured range, and the scores descend."""
     config = DetectorConfig(
         builder="tiny_rcnn",
         space="test",
@@ -148,7 +150,7 @@ def test_selection_keeps_between_min_and_max(scenes: list[Scene], detector: Torc
 
 
 def test_the_fingerprint_sees_what_changes_a_feature(tmp_path: Path, detector: TorchvisionRCNN) -> None:
-    """Other weights or another threshold give another fingerprint; saving and loading the same gives the same."""
+    """Other weights change the fingerprint, and saving and loading does not."""
     detector.save_pretrained(tmp_path / "same", torch.float16)
     assert load_detector(tmp_path / "same", "cpu").fingerprint() == detector.fingerprint()
     with torch.no_grad():
@@ -169,7 +171,7 @@ def test_the_fingerprint_sees_what_changes_a_feature(tmp_path: Path, detector: T
     ],
 )
 def test_a_bad_folder_is_one_line(tmp_path: Path, detector: TorchvisionRCNN, damage: object, message: str) -> None:
-    """What is wrong with a detector folder is said with its path."""
+    """A fault in a detector folder ends in one line."""
     folder = tmp_path / "detector"
     detector.save_pretrained(folder)
     damage(folder)  # type: ignore[operator]

@@ -1,4 +1,5 @@
-"""Evaluation end to end on a small world: complete, repeatable, and refused where its inputs do not fit."""
+"""Evaluation from start to end on small synthetic data: complete, repeatable, and refused where its inputs do not
+fit."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ INLINE = PoolConfig(inline=True)
 
 @pytest.fixture
 def vqa(small_night: SmallNight, tmp_path: Path) -> EvaluateConfig:
-    """The VQA evaluation of the small night, with an output folder of its own."""
+    """Return the configuration of the small night's VQA evaluation, with a new output folder."""
     (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
     return EvaluateConfig(
         task="vqa",
@@ -65,7 +66,8 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_every_cell_of_the_small_night_is_scored(small_night: SmallNight) -> None:
-    """Four tasks, each with the wrong-image baseline under its own score, complete coverage, exit code 0."""
+    """All four tasks have a score and complete coverage, the wrong-image baseline is far lower, and the exit code is
+    0."""
     assert small_night.night.exit_code == 0
     assert len(small_night.night.cells) == 4
     for cell in small_night.night.cells:
@@ -79,12 +81,12 @@ def test_every_cell_of_the_small_night_is_scored(small_night: SmallNight) -> Non
 
 
 def test_the_same_line_again_computes_nothing(vqa: EvaluateConfig) -> None:
-    """A finished run keeps every byte and every part's time of writing."""
+    """A repeated run computes nothing: every byte and every part's time stay."""
     folder = run(vqa)
     before = {path: path.stat().st_mtime_ns for path in folder.glob("predictions/*/*.parquet")}
     bytes_before = tree(folder)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("visualbert_core.evaluation.run.plan_examples", None)  # it is not even planned
+        patched.setattr("visualbert_core.evaluation.run.plan_examples", None)  # a second plan would call None
         run(vqa)
     assert before
     assert tree(folder) == bytes_before
@@ -94,7 +96,7 @@ def test_the_same_line_again_computes_nothing(vqa: EvaluateConfig) -> None:
 @pytest.mark.parametrize("name", ["scores.json", "units.parquet", "submission.json"])
 @pytest.mark.parametrize("damage", ["missing", "cut"])
 def test_a_damaged_file_of_a_finished_run_is_made_again(name: str, damage: str, vqa: EvaluateConfig) -> None:
-    """The same line again mends what somebody deleted or cut, from the predictions that are there."""
+    """A deleted or cut file of a finished run is made again from the predictions."""
     folder = run(vqa)
     before = tree(folder)
     (folder / name).write_bytes((folder / name).read_bytes()[:-20])
@@ -105,7 +107,7 @@ def test_a_damaged_file_of_a_finished_run_is_made_again(name: str, damage: str, 
 
 
 def test_a_resumed_run_ends_with_the_same_bytes(vqa: EvaluateConfig) -> None:
-    """Without some of its shards and its scores, a run is completed to what it was."""
+    """A run that lost its scores and half of its shards is completed to the same bytes."""
     folder = run(vqa)
     whole = tree(folder)
     for path in sorted((folder / "predictions" / "shards").iterdir())[::2]:
@@ -117,7 +119,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(vqa: EvaluateConfig) -> None:
 
 
 def test_answers_do_not_depend_on_batch_or_shard_size(vqa: EvaluateConfig) -> None:
-    """Other batches and shards give the same answer to every question, and the same score."""
+    """Another batch or shard size gives the same answers and the same score."""
     first = run(vqa)
     second = run(dataclasses.replace(vqa, out=vqa.out / "again", batch_size=7, shard_size=50))
     answers = [{p.example_id: p.answer for p in read_predictions(f / "predictions")[0]} for f in (first, second)]
@@ -129,7 +131,7 @@ def test_answers_do_not_depend_on_batch_or_shard_size(vqa: EvaluateConfig) -> No
 
 
 def test_other_ingredients_are_refused_by_name(vqa: EvaluateConfig) -> None:
-    """A run folder made with another answer to any ingredient is not continued, and the message says which."""
+    """A run folder that was made with another setting is not continued, and the message names the setting."""
     run(vqa)
     with pytest.raises(InputError, match=r"spec\.batch_size: 64 → 32") as raised:
         run(dataclasses.replace(vqa, batch_size=32))
@@ -138,7 +140,7 @@ def test_other_ingredients_are_refused_by_name(vqa: EvaluateConfig) -> None:
 
 @pytest.mark.parametrize("text", ["{}", "[]", "null", '{"spec": {}, "provenance": 3}', "{", "\xff"])
 def test_damaged_documents_are_named(vqa: EvaluateConfig, text: str) -> None:
-    """A run folder whose run.json or scores.json is not what was written ends in one line with its path."""
+    """A run.json or scores.json that is damaged ends in one line with its path."""
     folder = run(vqa)
     for name in ("scores.json", "run.json"):
         (folder / name).write_bytes(text.encode("latin-1"))
@@ -154,7 +156,7 @@ def test_damaged_documents_are_named(vqa: EvaluateConfig, text: str) -> None:
 
 
 def test_run_folders_lie_on_a_disk(vqa: EvaluateConfig) -> None:
-    """A bucket for --out is refused at once, rather than by its first missing file."""
+    """A bucket as --out is refused at once, because run folders must lie on a disk."""
     for out in (Path("s3://bucket/runs"), location("s3://bucket/runs")):
         with pytest.raises(
             ConfigError, match=r"^out is an address \(s3://\): only a folder on a disk can be used there"
@@ -163,7 +165,8 @@ def test_run_folders_lie_on_a_disk(vqa: EvaluateConfig) -> None:
 
 
 def test_precision_is_an_ingredient(vqa: EvaluateConfig) -> None:
-    """bfloat16 answers nearly all questions as float32 does, its provenance says so, and the two never mix."""
+    """bfloat16 gives nearly the same answers as float32, the provenance names it, and one run folder cannot hold
+    both."""
     half = dataclasses.replace(vqa, out=vqa.out / "half", precision="bfloat16")
     folders = run(vqa), run(half)
     exact, found = ({p.example_id: p.answer for p in read_predictions(f / "predictions")[0]} for f in folders)
@@ -176,7 +179,7 @@ def test_precision_is_an_ingredient(vqa: EvaluateConfig) -> None:
 def test_a_quarantined_image_leaves_its_questions_uncovered(
     vqa: EvaluateConfig, small_night: SmallNight, tmp_path: Path
 ) -> None:
-    """Without the features of an image there is no score: the questions are counted as missing and the reason given."""
+    """An image without features gives no score: its questions are counted as missing, with the reason."""
     annotations = shutil.copytree(small_night.out / "synthetic" / "vqa", tmp_path / "vqa")
     for name in ("v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"):
         path = annotations / name
@@ -191,7 +194,7 @@ def test_a_quarantined_image_leaves_its_questions_uncovered(
 
 
 def test_features_of_another_size_are_refused(vqa: EvaluateConfig, tmp_path: Path) -> None:
-    """A checkpoint whose visual dimension differs from the store's ends in one line before anything runs."""
+    """A checkpoint whose visual dimension differs from the store's is refused in one line."""
     model = shutil.copytree(vqa.model, tmp_path / "plain")
     sidecar = model / "visualbert_core.json"
     sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"box_geometry": False}))
@@ -200,7 +203,8 @@ def test_features_of_another_size_are_refused(vqa: EvaluateConfig, tmp_path: Pat
 
 
 def test_features_of_another_space_are_refused(vqa: EvaluateConfig, tmp_path: Path) -> None:
-    """Equal dimensions do not make features comparable: the space's name must fit, or every score says so."""
+    """Features of another space are refused even with equal dimensions, and where the user allows them, every score has
+    a warning."""
     model = shutil.copytree(vqa.model, tmp_path / "foreign")
     sidecar = model / "visualbert_core.json"
     sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"feature_space": "vg_c4"}))
@@ -211,7 +215,7 @@ def test_features_of_another_space_are_refused(vqa: EvaluateConfig, tmp_path: Pa
     assert forced.scores is not None
     (warning,) = forced.scores["warnings"]
     assert "'vg_c4'" in warning
-    assert read_run(run(vqa)).scores["warnings"] == []  # type: ignore[index]
+    assert read_run(run(vqa)).scores["warnings"] == []  # A checkpoint of the right space has no warning.
     cell = ReportCell("forced", open_task("vqa", vqa.annotations, "val"), None, {}, forced)
     info = ReportInfo("t", synthetic=True, examples=0)
     assert "features of another space" in render(info, [cell])
@@ -221,7 +225,7 @@ def test_features_of_another_space_are_refused(vqa: EvaluateConfig, tmp_path: Pa
 
 
 def without_space(folder: Path, to: Path) -> Path:
-    """A copy of a checkpoint that does not say which features it was trained on."""
+    """Copy a checkpoint without the name of the feature space that it was trained on."""
     model = shutil.copytree(folder, to)
     sidecar = model / "visualbert_core.json"
     told = json.loads(sidecar.read_text())
@@ -233,8 +237,8 @@ def without_space(folder: Path, to: Path) -> Path:
 def test_a_checkpoint_without_a_space_is_said(
     vqa: EvaluateConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Over features that nobody says it was trained on, a score never stands without that word: in the log, in the
-    scores, on the page and in the terminal's table. The space that is named for the run takes it away."""
+    """A checkpoint without a feature space puts a warning in the log, the scores and the page, unless the user names
+    the space for the run."""
     model = without_space(vqa.model, tmp_path / "silent")
     silent = dataclasses.replace(vqa, model=model)
     found = read_run(run(silent))
@@ -255,11 +259,13 @@ def test_a_checkpoint_without_a_space_is_said(
     assert told.scores["scores"] == found.scores["scores"]
     assert told.record["provenance"]["spec"]["feature_space"] == "world-tiny-rcnn-fc7"
     assert "WARNING" not in caplog.text
-    assert "feature_space" not in found.record["spec"]  # runs from before have the same spec
+    # A run without the flag has the same spec as before the flag existed.
+    assert "feature_space" not in found.record["spec"]
 
 
 def test_a_space_that_is_named_binds(vqa: EvaluateConfig, tmp_path: Path) -> None:
-    """The named space is the checkpoint's: another store's is refused, or said; and it may not contradict the files."""
+    """A feature space that the user names binds: a store of another space is refused or gives a warning, and the name
+    may not contradict the checkpoint's file."""
     silent = dataclasses.replace(vqa, model=without_space(vqa.model, tmp_path / "silent"), feature_space="vg_c4")
     with pytest.raises(CheckpointError, match=r"'vg_c4'.*'world-tiny-rcnn-fc7'"):
         run(silent)
@@ -295,7 +301,8 @@ def test_a_space_that_is_named_binds(vqa: EvaluateConfig, tmp_path: Path) -> Non
 def test_the_published_checkpoint_that_it_looks_like(
     tmp_path: Path, name: str, task: str, size: int, labels: int, space: str | None
 ) -> None:
-    """By its name, a folder's in the Hub's cache too, or by its number of labels; by its size in either case."""
+    """The likely published checkpoint is found by a folder's name, also in the Hub's cache, or by the number of labels;
+    the feature size must fit in both cases."""
     from visualbert_core.models.visualbert import VisualBertConfig
 
     folder = tmp_path / name
@@ -303,7 +310,8 @@ def test_the_published_checkpoint_that_it_looks_like(
 
 
 def test_the_report_of_46_percent(vqa: EvaluateConfig) -> None:
-    """The warning names the space that a checkpoint like the published one wants, and says what the scores are then."""
+    """The warning names the space that the similar published checkpoint was trained on, and says whether the store has
+    it."""
     model = cast(Model[Regions], SimpleNamespace(reads=ReadsRegions(2048, None, likely_space="pythia_fpn")))
     for space, says in {
         "vg_c4": "these are 'vg_c4', and the published checkpoint that it looks like wants 'pythia_fpn': then these",
@@ -322,7 +330,7 @@ def doubted(example_id: str) -> bool:
 
 
 class Doubtful:
-    """A model of somebody else's, which answers some questions with NaN."""
+    """A model that answers some questions with NaN. It stands for a user's own model."""
 
     def __init__(self, model: Model[Regions]) -> None:
         self.model = model
@@ -338,7 +346,7 @@ class Doubtful:
 
 
 def test_any_models_nan_is_a_failure(vqa: EvaluateConfig) -> None:
-    """The evaluation holds other people's models to the same rule; the answers beside stay."""
+    """A NaN of any model is a failure, and the other answers of its batch stay."""
 
     def load(folder: Path, form: type[Example], device: str | None, precision: str) -> Any:
         return Doubtful(load_model(folder, form, device, precision))
@@ -354,7 +362,7 @@ def test_any_models_nan_is_a_failure(vqa: EvaluateConfig) -> None:
 
 
 def test_a_broken_model_is_not_scored(vqa: EvaluateConfig, tmp_path: Path) -> None:
-    """Answers behind which there is no finite number are failures with a reason, never wrong answers."""
+    """Answers without a finite number behind them are failures with a reason, never wrong answers."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -367,7 +375,7 @@ def test_a_broken_model_is_not_scored(vqa: EvaluateConfig, tmp_path: Path) -> No
 
 
 def test_wrong_images_are_never_the_own_one(vqa: EvaluateConfig, small_night: SmallNight) -> None:
-    """The baseline gives each example another image's regions, each image being used equally often."""
+    """The baseline gives each example the regions of another image, and uses each image equally often."""
     store = FeatureStore.open(vqa.features)
     donors = wrong_images(open_task("vqa", vqa.annotations, "val").examples(), store)
     assert len(donors) == 12
@@ -380,12 +388,13 @@ def test_wrong_images_are_never_the_own_one(vqa: EvaluateConfig, small_night: Sm
 
 
 def no_files(image_ids: Iterable[str]) -> tuple[ImageFile, ...]:
-    """What a store lets a shard carry."""
+    """Return the image files that a shard carries. With a feature store there are none."""
     return ()
 
 
 def test_an_image_is_read_once_for_all_its_examples(vqa: EvaluateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """VQA asks five questions of an image, and an object store is asked for all images of a shard at once."""
+    """A shard fetches each image once, and all images in one request, although VQA asks several questions of an
+    image."""
     reader, asked = RegionReader(vqa.features), list[list[str]]()
     read = reader.store.fetch_many
     monkeypatch.setattr(reader.store, "fetch_many", lambda ids: asked.append(list(ids)) or read(ids))
@@ -396,7 +405,7 @@ def test_an_image_is_read_once_for_all_its_examples(vqa: EvaluateConfig, monkeyp
 
 
 def test_batches_hold_every_example_once(vqa: EvaluateConfig) -> None:
-    """Grouping by image loses no example, and the order of the joined examples does not matter."""
+    """Batches hold every example exactly once, and do not depend on the order of the examples."""
     examples = list(open_task("vqa", vqa.annotations, "val").examples())
     shards = plan_examples(examples, None, no_files, "salt", 5)
     assert sorted(item for shard in shards for item in shard.items) == sorted(e.example_id for e in examples)
@@ -409,7 +418,7 @@ def test_batches_hold_every_example_once(vqa: EvaluateConfig) -> None:
 
 
 def test_predictions_survive_parquet(tmp_path: Path) -> None:
-    """Every form of answer comes back as it was written, and equal rows give equal bytes."""
+    """Every form of answer comes back from Parquet as it was written, and equal rows give equal bytes."""
     rows = [
         Prediction("a", "i", "no", (0.5,)),
         Prediction("b", "i", 3, (0.25, 0.75)),
@@ -424,7 +433,7 @@ def test_predictions_survive_parquet(tmp_path: Path) -> None:
 
 
 def test_a_lone_image_has_no_wrong_image(vqa: EvaluateConfig) -> None:
-    """Rather than hand an image its own regions as somebody else's, the baseline is refused."""
+    """A single image has no wrong-image baseline, because it would get its own regions."""
     alone = [Question("1", ("COCO_val2014_000000000001",), "What?")]
     with pytest.raises(InputError, match="needs a second image"):
         wrong_images(alone, FeatureStore.open(vqa.features))

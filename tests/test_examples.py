@@ -1,4 +1,4 @@
-"""The examples run as they are, over the small world, and print what their first lines promise."""
+"""The scripts in examples/ run as they are on the small synthetic data, and print what their first lines promise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WEIGHTS = ROOT / "visualbert_core" / "synthetic" / "weights"
 
 @pytest.fixture
 def places(small_night: SmallNight, tmp_path: Path) -> dict[str, str]:
-    """The words of the command lines."""
+    """Return the paths that stand for the capital words of the scripts' command lines."""
     world, runs = small_night.out / "synthetic", small_night.out / "runs" / "demo"
     (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
     return {
@@ -53,8 +53,8 @@ SAYS = {
 def test_an_example_runs_as_its_first_lines_say(
     path: Path, places: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command line of the docstring, with the small world's folders for its words; 50 lines at most, and with a
-    benchmark in it 70."""
+    """The command line in the docstring runs, and the script has at most 50 lines, or 70 where it defines a
+    benchmark."""
     text = path.read_text()
     assert len(text.splitlines()) <= (70 if path.stem == "own_task" else 50)
     (line,) = [line.strip() for line in text.splitlines() if line.strip().startswith("python examples/")]
@@ -62,6 +62,6 @@ def test_an_example_runs_as_its_first_lines_say(
     words = [places.get(word, word) for word in command.split()[2:]] + ([quoted.rstrip('"')] if quoted else [])
     assert command.split()[1] == f"examples/{path.name}"
     monkeypatch.setattr(sys, "argv", [path.name, *words])
-    monkeypatch.syspath_prepend(EXAMPLES)  # as for a script that Python is given
+    monkeypatch.syspath_prepend(EXAMPLES)  # Python does the same for a script.
     runpy.run_path(str(path), run_name="__main__")
     assert SAYS[path.stem] in capsys.readouterr().out
