@@ -215,7 +215,7 @@ def test_features_of_another_space_are_refused(vqa: EvaluateConfig, tmp_path: Pa
     assert forced.scores is not None
     (warning,) = forced.scores["warnings"]
     assert "'vg_c4'" in warning
-    assert read_run(run(vqa)).scores["warnings"] == []  # A checkpoint of the right space has no warning.
+    assert read_run(run(vqa)).scores["warnings"] == []  # type: ignore[index]
     cell = ReportCell("forced", open_task("vqa", vqa.annotations, "val"), None, {}, forced)
     info = ReportInfo("t", synthetic=True, examples=0)
     assert "features of another space" in render(info, [cell])

@@ -1,4 +1,4 @@
-"""Extraction gives the same bytes however it is run, and one bad image costs one row."""
+"""Extraction gives the same bytes on any pool, and one bad image costs one row."""
 
 from __future__ import annotations
 
@@ -39,14 +39,15 @@ INLINE = PoolConfig(inline=True)
 
 
 class OutOfMemoryError(RuntimeError):
-    """Named as torch's is, whose import takes an actor seconds."""
+    """A stand-in with the name of torch's error. To import torch takes an actor seconds."""
 
 
 class PixelDetector:
-    """Its property: boxes and features are a fixed function of the pixels and of the given boxes, whatever the batch.
+    """A detector whose boxes and features are a fixed function of the pixels and of the given boxes, whatever the
+    batch.
 
-    The number of regions is the top left red value modulo 4; red 255 there gives a NaN, 254 a value above float16.
-    Each batch leaves a file in the detector's folder; `fingerprint.json` there is its fingerprint.
+    The number of regions is the top left red value modulo 4. There, red 255 gives a NaN and 254 a value above float16's
+    range. Each batch leaves a file in the detector's folder. The fingerprint is the folder's `fingerprint.json`.
     """
 
     space = "pixels"
@@ -79,7 +80,8 @@ def load(folder: str | Path, device: str | None = None, precision: str = "float3
 
 
 def load_otherwise(folder: str | Path, device: str | None = None, precision: str = "float32") -> PixelDetector:
-    """On a worker (device None) another fingerprint than on the driver: a machine with other library versions."""
+    """Load a detector whose fingerprint differs on a worker (device None), as on a machine with other library
+    versions."""
     detector = PixelDetector(folder)
     if device is None:
         detector.fingerprint = lambda: {"versions": {"torch": "0"}}  # type: ignore[method-assign]
@@ -87,7 +89,7 @@ def load_otherwise(folder: str | Path, device: str | None = None, precision: str
 
 
 def load_on_a_small_gpu(folder: str | Path, device: str | None = None, precision: str = "float32") -> PixelDetector:
-    """On a worker, batches of more than two images do not fit."""
+    """Load a detector that runs out of memory on a worker for a batch of more than two images."""
     detector = PixelDetector(folder)
     if device is None:
         detector.largest = 2
@@ -95,7 +97,7 @@ def load_on_a_small_gpu(folder: str | Path, device: str | None = None, precision
 
 
 def load_until_killed(folder: str | Path, device: str | None = None, precision: str = "float32") -> PixelDetector:
-    """On a worker, it stands still at its fourth batch."""
+    """Load a detector that stops at its fourth batch on a worker."""
     return PixelDetector(folder) if device else StandsStill(folder)
 
 
@@ -157,7 +159,7 @@ def tree(root: Path) -> dict[str, bytes]:
 
 
 def test_every_image_gets_its_own_regions(world: World) -> None:
-    """Each row holds what the detector says of that image alone, in float16, with the image's size and digest."""
+    """Each row has what the detector gives for that image alone, in float16, with the image's size and digest."""
     store, detector = world.extract(), load(world.detector)
     assert sorted(store.image_ids) == [f"image{number:02d}" for number in range(40)]
     for image in list_images(world.pictures, "none").values():
@@ -170,7 +172,7 @@ def test_every_image_gets_its_own_regions(world: World) -> None:
 
 @pytest.mark.usefixtures("ray_session")
 def test_bytes_do_not_depend_on_workers_batches_or_restarts(world: World) -> None:
-    """Inline, one worker, three workers, another batch size and a resumed run leave byte-identical folders."""
+    """An inline run, one worker, three workers, another batch size and a resumed run write the same bytes."""
     (world.pictures / "bad.png").write_bytes(b"no image")
     reference = tree(world.extract("inline").folder)
     for name, options in {
@@ -186,7 +188,7 @@ def test_bytes_do_not_depend_on_workers_batches_or_restarts(world: World) -> Non
 
 
 def test_a_killed_job_resumes_to_the_same_bytes(world: World) -> None:
-    """A job that is killed outright after its first shards ends, on the same line again, as if nothing had happened."""
+    """A job that was killed after its first shards gives the same bytes when the same line runs again."""
     reference = tree(world.extract("whole", shard_size=1).folder)
     script = (
         "from test_extract import World, load_until_killed; "
@@ -208,7 +210,7 @@ def test_a_killed_job_resumes_to_the_same_bytes(world: World) -> None:
 
 
 def test_a_finished_store_is_opened_without_computing(world: World) -> None:
-    """The same line again runs no batch; one more image runs its shard and no other."""
+    """A repeated run computes nothing, and one more image costs only its shard."""
     world.extract()
     before = world.batches()
     assert len(world.extract()) == 40
@@ -220,7 +222,7 @@ def test_a_finished_store_is_opened_without_computing(world: World) -> None:
 
 
 def test_other_images_of_the_same_names_are_refused(world: World) -> None:
-    """A store is named after its corpus and recipe: other pictures there, edited or moved, are not taken for done."""
+    """A store is refused where its images were edited, swapped or renamed since."""
     store = world.extract(shard_size=4)
     before = tree(store.folder)
     paths = sorted(world.pictures.iterdir())
@@ -230,7 +232,7 @@ def test_other_images_of_the_same_names_are_refused(world: World) -> None:
     with pytest.raises(InputError, match=r"the file of 'image\d\d' is not the one .*--corpus"):
         world.extract(shard_size=4)
     with pytest.raises(InputError, match=r"the file of 'image\d\d' is not the one"):
-        world.extract(shard_size=5)  # of whose shards none is done
+        world.extract(shard_size=5)  # with this shard size no shard is done yet
     for path in paths:
         path.rename(path.with_stem("x" + path.stem))
     with pytest.raises(InputError, match=r"features of other images, e\.g\. 'image\d\d': .*--corpus"):
@@ -239,7 +241,7 @@ def test_other_images_of_the_same_names_are_refused(world: World) -> None:
 
 
 def test_a_part_that_was_deleted_is_made_again(world: World) -> None:
-    """Also where it was the only one, so that nothing is left that the images could be compared with."""
+    """A deleted part is extracted again, even the only one, where no other part shows which images the store has."""
     store = world.extract(shard_size=100)
     before = tree(store.folder)
     store.part_paths[0].unlink()
@@ -247,7 +249,8 @@ def test_a_part_that_was_deleted_is_made_again(world: World) -> None:
 
 
 def test_bad_images_are_rows(world: World) -> None:
-    """An image that does not decode and one whose features are not finite are counted and explained; the rest stays."""
+    """An image that does not decode and an image with features that are not finite become failure rows with a
+    reason."""
     (world.pictures / "bad.png").write_bytes(b"<html>")
     world.add("nan", 255)
     store = world.extract()
@@ -259,8 +262,8 @@ def test_bad_images_are_rows(world: World) -> None:
 
 
 def test_a_thousand_bad_images_among_a_thousand_good_ones(world: World) -> None:
-    """Every good image is a row and every bad one a failure row with its reason; a limit turns that into exit code 3,
-    and the features are kept."""
+    """Among a thousand good images, a thousand bad ones become failure rows with a reason; above the limit the job ends
+    with CoverageError, and the features are kept."""
     good = (world.pictures / "image00.png").read_bytes()
     damage: list[Callable[[bytes], bytes]] = [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"GIF89a" + b[6:]]
     for number in range(960):
@@ -277,12 +280,12 @@ def test_a_thousand_bad_images_among_a_thousand_good_ones(world: World) -> None:
 
 
 def test_a_shard_of_bad_images_only_is_finished(world: World) -> None:
-    """A corpus without one good image is no success (exit 3); its store is finished and says why of each."""
+    """A corpus without one good image is no success, but its store is complete and has the reason for each image."""
     shutil.rmtree(world.pictures)
     world.pictures.mkdir()
     for name in ("a", "b"):
         (world.pictures / f"{name}.jpg").touch()
-    for _ in range(2):  # the same line again says the same
+    for _ in range(2):  # a second run must give the same error
         with pytest.raises(CoverageError, match=r"none of 2 images has features; a: ") as refused:
             world.extract()
     store = FeatureStore.open(str(refused.value).partition(":")[0])
@@ -292,8 +295,8 @@ def test_a_shard_of_bad_images_only_is_finished(world: World) -> None:
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("pool", [INLINE, PoolConfig(workers=1)])
 def test_what_is_no_file_costs_its_row(world: World, pool: PoolConfig) -> None:
-    """Links to a device, a pipe, nothing, themselves or a pointer's text end no worker and keep none waiting; the
-    others' features are those of a folder without them."""
+    """A link to a device, a pipe, nothing or itself, a huge file and a Git LFS pointer each cost one row, stop no
+    worker, and change no other image's features."""
     without = world.extract("without")
     os.mkfifo(world.pictures / "pipe.png")
     (world.pictures / "huge.png").touch()
@@ -317,7 +320,7 @@ def test_what_is_no_file_costs_its_row(world: World, pool: PoolConfig) -> None:
 
 
 def test_an_image_that_is_a_device_now_is_another(world: World) -> None:
-    """A finished store's corpus, of which a picture was replaced by what cannot be read, is another corpus."""
+    """A finished store is refused where its images were replaced by devices, because that is another corpus."""
     world.extract()
     for path in world.pictures.iterdir():
         path.unlink()
@@ -328,7 +331,7 @@ def test_an_image_that_is_a_device_now_is_another(world: World) -> None:
 
 @pytest.mark.parametrize("target", ["/dev/zero", "pipe", "nowhere", "image01.json"])
 def test_boxes_that_are_no_file_cost_their_row(world: World, target: str) -> None:
-    """NAME.json that leads to a device, a pipe, nothing or itself is the failure of its image alone."""
+    """A boxes file that leads to a device, a pipe, nothing or itself is the failure of its image alone."""
     for image in list_images(world.pictures, "none").values():
         height, width, _ = read_image(image)[0].shape
         boxes = json.dumps({"boxes": [], "width": width, "height": height})
@@ -343,7 +346,8 @@ def test_boxes_that_are_no_file_cost_their_row(world: World, target: str) -> Non
 
 
 def test_an_image_whose_reading_ends_the_process_is_a_row(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images of tables and object stores are read before the detector runs: a trial reads its own only."""
+    """An image from a table or a bucket that ends the process while it is read becomes one failure row, because each
+    trial of the search for it reads only that trial's images."""
     monkeypatch.setattr(scheduler, "START_WAIT", 0.0)
 
     def deadly(images: Sequence[Image]) -> list[Image]:
@@ -358,14 +362,14 @@ def test_an_image_whose_reading_ends_the_process_is_a_row(world: World, monkeypa
 
 
 def test_large_features_are_clamped(world: World) -> None:
-    """A finite value beyond float16 becomes the largest float16, never infinity."""
+    """A finite value above float16's range becomes the largest float16, never infinity."""
     world.add("large", 254)
     features = world.extract().fetch("large").features
     assert features[:, 0].tolist() == [65504.0, 65504.0]
 
 
 def test_given_boxes_are_used(world: World) -> None:
-    """With boxes beside the images the regions are the image and those boxes; a bad or foreign file is one failure."""
+    """With given boxes, the regions are the whole image and these boxes, and a missing or wrong file is one failure."""
     for image in list_images(world.pictures, "none").values():
         height, width, _ = read_image(image)[0].shape
         boxes = {"boxes": [[1, 1, 3, 3, 0.9]], "width": width, "height": height}
@@ -382,7 +386,7 @@ def test_given_boxes_are_used(world: World) -> None:
 
 
 def load_naming(folder: str | Path, device: str | None = None, precision: str = "float32") -> PixelDetector:
-    """With attributes: the ranks of the regions, at scores of a half."""
+    """Load a detector with attributes: each region's rank, with a score of 0.5."""
 
     class HasLabelNames(PixelDetector):
         def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
@@ -394,7 +398,7 @@ def load_naming(folder: str | Path, device: str | None = None, precision: str = 
 
 
 def test_attributes_are_kept(world: World) -> None:
-    """What a detector names stands in the row as int16 and float32; other detectors' rows have None."""
+    """Attributes are stored as int16 and their scores as float32, and rows of a detector without them have None."""
     row = world.extract(load=load_naming).fetch("image03")
     assert row.attributes is not None
     assert row.attribute_scores is not None
@@ -404,9 +408,8 @@ def test_attributes_are_kept(world: World) -> None:
 
 
 def test_a_file_out_of_reach_stops_the_job(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image that the system does not hand out any more is no bad image, nor a link that led to one when the corpus
-    was listed: its shard fails, the others are kept, nothing of it is published, and once it is back the same line ends
-    the job."""
+    """An image that the disk no longer gives, directly or through a link, is no bad image: its shard fails, other
+    shards are kept, and the same line completes the job once the disk is back."""
     monkeypatch.setattr(scheduler, "RETRY_WAITS", (0.0, 0.0))
     link, disk = world.pictures / "image05.png", world.root / "disk"
     disk.mkdir()
@@ -428,13 +431,13 @@ def test_a_file_out_of_reach_stops_the_job(world: World, monkeypatch: pytest.Mon
 
 
 def test_limit_takes_the_first_images(world: World) -> None:
-    """A smoke run over the first ids leaves a store of exactly those."""
+    """A limit gives a store of exactly the first ids."""
     assert sorted(world.extract(limit=3).image_ids) == ["image00", "image01", "image02"]
 
 
 def test_the_next_batches_are_decoded_meanwhile(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the detector has a batch the next ones are read, but no more than the bound: with a detector that waits for
-    them, a worker that did not read ahead would never end."""
+    """The worker reads the next batches while the detector works, up to a bound: this detector waits for them, so a
+    worker that does not read ahead fails."""
     read, enough = [], threading.Event()
 
     def reading(image: Image) -> tuple[np.ndarray, str]:
@@ -456,7 +459,7 @@ def test_the_next_batches_are_decoded_meanwhile(world: World, monkeypatch: pytes
 
 
 def test_the_clock_knows_every_stage(world: World) -> None:
-    """A worker's own account of where its time went names each stage, and none took none."""
+    """The worker's clock measures a time above zero for each stage."""
     detector = load(world.detector)
     images = list_images(world.pictures)
     worker = FeatureWorker(world.detector, world.root / "store", full_fingerprint(detector, "none"), 4, load)
@@ -467,7 +470,7 @@ def test_the_clock_knows_every_stage(world: World) -> None:
 
 
 def test_large_images_share_a_batch_with_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory is bounded in pixels, one image is always a batch, and which share one depends on the shard alone."""
+    """A batch is bounded in pixels but has at least one image, and its members depend on the shard alone."""
     monkeypatch.setattr("visualbert_core.features.worker.BATCH_PIXELS", 100)
     shapes = {
         Image(name, name): shape for name, shape in (("a", (5, 10)), ("b", (20, 10)), ("c", (5, 10)), ("d", None))
@@ -478,7 +481,7 @@ def test_large_images_share_a_batch_with_few(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_precision_is_a_store_of_its_own(world: World) -> None:
-    """The loader is told the precision, and what it changes in the fingerprint is another folder."""
+    """The loader receives the precision, and another precision gives another fingerprint and store."""
 
     def precise(folder: str | Path, device: str | None = None, precision: str = "float32") -> PixelDetector:
         detector, own = PixelDetector(folder), {} if precision == "float32" else {"precision": precision}
@@ -493,7 +496,7 @@ def test_precision_is_a_store_of_its_own(world: World) -> None:
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("pool", [INLINE, PoolConfig(workers=1)])
 def test_a_smaller_gpu_gives_the_same_bytes(world: World, pool: PoolConfig) -> None:
-    """Batches for which the GPU's memory is too small are halved until they fit, and the store is the same."""
+    """A batch that exceeds the GPU's memory is halved until it fits, and the store has the same bytes."""
     reference = tree(world.extract("large", batch_size=8).folder)
     before = world.batches()
     assert tree(world.extract("small", batch_size=8, load=load_on_a_small_gpu, pool=pool).folder) == reference
@@ -503,7 +506,7 @@ def test_a_smaller_gpu_gives_the_same_bytes(world: World, pool: PoolConfig) -> N
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("pool", [INLINE, PoolConfig(workers=1)])
 def test_a_worker_with_another_detector_is_refused(world: World, pool: PoolConfig) -> None:
-    """A machine whose libraries would give other features is named before it computes one."""
+    """A worker whose libraries would give other features is refused before it computes one."""
     with pytest.raises(CheckpointError, match=r"differs from the job's: versions\.torch: 1 → 0"):
         world.extract(load=load_otherwise, pool=pool)
     assert world.batches() == 0

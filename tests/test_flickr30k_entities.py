@@ -1,5 +1,5 @@
-"""Flickr30K Entities: the reader on official layouts, and the three protocols against MDETR's and Plummer's evaluators
-(golden/README.md), submissions."""
+"""Flickr30K Entities: the reader on official layouts, the submissions, and the three protocols. The golden values come
+from MDETR's and Plummer's evaluators (golden/README.md)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def thing(names: list[str], box: tuple[int, int, int, int] | None) -> str:
 
 
 def files(caption: str = CAPTION) -> dict[str, str]:
-    """One image: chain 1 has two boxes, one of them shared with chain 2; chain 3 is a scene without a box."""
+    """Return the files of one image. Chain 1 has two boxes and shares one of them with chain 2. Chain 3 is a scene
+    without a box."""
     objects = thing(["1"], (10, 10, 20, 30)) + thing(["1", "2"], (50, 50, 90, 90)) + thing(["3"], None)
     return {
         "test.txt": "77\n",
@@ -62,7 +63,7 @@ def predict(answer: Any) -> list[Prediction]:
 
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden files: twelve images, 63 boxed phrases."""
+    """Write the golden files: twelve images with 63 boxed phrases."""
     return write(tmp_path_factory.mktemp("flickr"), GOLDEN["files"])
 
 
@@ -73,16 +74,15 @@ def saved(path: Path, records: Any) -> Path:
 
 @pytest.mark.parametrize("protocol", ["any-box", "merged"])
 def test_scores_as_mdetr(made_up: Path, tmp_path: Path, protocol: str) -> None:
-    """Every recall of every category is the number that MDETR's evaluator returns, under the name it gives it; the
-    candidates hold inverted boxes and ones without area, which can cost that evaluator a phrase it had found."""
+    """Every recall of every category equals the value of MDETR's evaluator, also for inverted and empty candidate
+    boxes, which can cost that evaluator a phrase that it had found."""
     task = Flickr30kEntitiesTask(made_up, "val", protocol)
     rows = task.read_submission(saved(tmp_path / "p.json", GOLDEN["predictions"]))
     assert list(task.official(judge(task, rows)).items()) == list(GOLDEN[protocol].items())
 
 
 def test_scores_as_plummer(made_up: Path, tmp_path: Path) -> None:
-    """Accuracy and upper bound are those of pl-clc, as printed, in full and by phrase type; so are recall@5 and
-    recall@10, its upper bound of the first 5 and 10."""
+    """Accuracy, upper bound and recall at 5 and 10 equal those of Plummer's pl-clc, in total and by phrase type."""
     task = Flickr30kEntitiesTask(made_up, "val", "plummer")
     scores = judge(task, task.read_submission(saved(tmp_path / "p.json", GOLDEN["predictions"])))
     assert task.official(scores) == GOLDEN["plummer"]["printed"]
@@ -95,8 +95,8 @@ def test_scores_as_plummer(made_up: Path, tmp_path: Path) -> None:
 
 
 def test_lenient_reading_is_mdetrs(made_up: Path, tmp_path: Path) -> None:
-    """What MDETR's evaluator forgives without changing its number: the second of two counts for nothing, unknown
-    captions neither, a caption without boxed phrases is no prediction at all, and a sentence may be named "0"."""
+    """Lenient reading accepts what MDETR's evaluator accepts: a second answer and unknown captions count for nothing,
+    captions without boxed phrases are skipped, and a sentence id may be text."""
     task = Flickr30kEntitiesTask(made_up, "val")
     path = saved(tmp_path / "p.json", GOLDEN["predictions"] + GOLDEN["forgiven"])
     with pytest.raises(InputError, match="record 29: 'sentence_id' is str, not int"):
@@ -111,7 +111,7 @@ def test_lenient_reading_is_mdetrs(made_up: Path, tmp_path: Path) -> None:
 
 
 def test_example_has_the_boxed_phrases_only(task: Flickr30kEntitiesTask) -> None:
-    """Captions keep their index in the file, their words lose the markup, phrases without a box are not asked."""
+    """Captions keep their index in the file and lose their markup, and phrases without a box are not asked."""
     (example,) = task.examples()
     assert (example.example_id, example.image_ids) == ("77/1", ("77",))
     assert " ".join(example.words) == "Two young guys near it and a hat in a yard ."
@@ -120,7 +120,7 @@ def test_example_has_the_boxed_phrases_only(task: Flickr30kEntitiesTask) -> None
 
 
 def test_any_box_of_the_phrase_is_right(task: Flickr30kEntitiesTask) -> None:
-    """A phrase with two boxes is found by either of them, at the rank of the first match."""
+    """Either box of a phrase with two boxes is right, and the rank is that of the first match."""
     wrong = [0.0, 60.0, 5.0, 70.0]
     scores = judge(task, predict([[wrong, [50, 50, 90, 90]], [[10, 10, 20, 30]]]))
     values = {(score.unit_id, score.metric): score.value for score in scores}
@@ -131,7 +131,7 @@ def test_any_box_of_the_phrase_is_right(task: Flickr30kEntitiesTask) -> None:
 
 
 def test_two_types_count_in_both(task: Flickr30kEntitiesTask) -> None:
-    """A phrase of two types stands in both groups, and once in the total."""
+    """A phrase of two types counts in both groups, and once in the total."""
     summary = summarize(judge(task, predict(task.gold("77/1"))))
     groups = summary.breakdown["phrase type"]
     assert {name: metrics["recall@1"] for name, metrics in groups.items()} == {
@@ -143,7 +143,7 @@ def test_two_types_count_in_both(task: Flickr30kEntitiesTask) -> None:
 
 
 def test_enclosing_box_is_right_where_boxes_are_merged(tmp_path: Path) -> None:
-    """Under merged and plummer the box around all boxes of a phrase is the right one, and one of them alone wrong."""
+    """Under the protocols merged and plummer, only the box around all boxes of a phrase is right."""
     write(tmp_path, files())
     around, alone, hat = [10, 10, 90, 90], [10, 10, 20, 30], [50, 50, 90, 90]
     found = {}
@@ -161,7 +161,7 @@ def test_enclosing_box_is_right_where_boxes_are_merged(tmp_path: Path) -> None:
 
 
 def test_plummer_adds_one_to_every_side(tmp_path: Path) -> None:
-    """A gold box of 9 by 9 or, last pixel included, 10 by 10: half of the one is not half of the other."""
+    """The plummer protocol includes the last pixel, so half of a gold box of 9 × 9 pixels is not half of 10 × 10."""
     xml = f"<annotation>{thing(['1'], (1, 1, 10, 10))}</annotation>"
     write(tmp_path, files("[/EN#1/people He] .") | {"Annotations/77.xml": xml})
     half = {"merged": [1.0, 1.0, 5.5, 10.0], "plummer": [1.0, 1.0, 5.0, 10.0]}
@@ -175,26 +175,27 @@ def test_plummer_adds_one_to_every_side(tmp_path: Path) -> None:
 
 
 def test_pointing_asks_for_the_centre_of_the_first_box(task: Flickr30kEntitiesTask) -> None:
-    """The first candidate points right if its centre is in a gold box, edges included, however large it is."""
+    """Pointing is right where the centre of the first candidate is in a gold box, edges included, however large the
+    candidate is."""
     wide, edge = [[40, 40, 100, 100]], [[40, 60, 60, 80]]
     for first, second, value in ((wide, edge, 100.0), ([[0, 0, 5, 5], *wide], edge, 50.0), (wide, [], 50.0)):
         assert summarize(judge(task, predict([first, second]))).metrics["pointing"].value == value
 
 
 def test_raw_coordinates(task: Flickr30kEntitiesTask) -> None:
-    """Boxes are as the XML has them: the 1 that the dataset's own utility subtracts is not subtracted."""
+    """Boxes keep the coordinates of the XML file, without the 1 that the dataset's own utility subtracts."""
     assert task.gold("77/1") == [[[10.0, 10.0, 20.0, 30.0], [50.0, 50.0, 90.0, 90.0]], [[50.0, 50.0, 90.0, 90.0]]]
 
 
 def test_phrase_without_candidates_is_a_miss(task: Flickr30kEntitiesTask) -> None:
-    """An empty ranking is wrong at every k, and no guess either."""
+    """An empty ranking is wrong at every k, and its chance is 0."""
     predictions = predict([[], [[50, 50, 90, 90]]])
     assert summarize(judge(task, predictions)).metrics["upper_bound"].value == 50.0
     assert task.chance({"77/1": predictions[0]})["recall@1"] == 50.0
 
 
 def test_chance_is_a_random_order_of_the_candidates(task: Flickr30kEntitiesTask) -> None:
-    """Shuffling the candidates many times gets the recall that `chance` computes."""
+    """The recall of many random orders of the candidates equals the value that `chance` computes."""
     rng = np.random.default_rng(0)
     right, other = [50.0, 50.0, 90.0, 90.0], [[float(x), 0.0, float(x + 5), 5.0] for x in range(11)]
     candidates = np.array([right, right, *other])
@@ -226,7 +227,7 @@ def test_chance_is_a_random_order_of_the_candidates(task: Flickr30kEntitiesTask)
     ],
 )
 def test_malformed_answer_is_refused(task: Flickr30kEntitiesTask, answer: Any, message: str) -> None:
-    """Answers that are not one list of boxes a phrase end in one line that names the caption."""
+    """An answer without one list of boxes for each phrase ends in one line that names the caption."""
     with pytest.raises(InputError, match=f"77/1.*{message}"):
         judge(task, predict(answer))
 
@@ -267,20 +268,20 @@ def test_bad_files_end_in_one_line(tmp_path: Path, name: str, text: str, message
 
 
 def test_annotation_files_are_all_that_was_read(task: Flickr30kEntitiesTask) -> None:
-    """The list of files covers the split, its captions and its boxes."""
+    """The list of annotation files has the split, its captions and its boxes."""
     assert [path.name for path in task.annotation_files()] == ["test.txt", "77.txt", "77.xml"]
     assert all(path.is_file() for path in task.annotation_files())
 
 
 def test_deep_xml_is_read(tmp_path: Path) -> None:
-    """Elements in elements without end are no reason to crash: the boxes at the top are found."""
+    """Deeply nested XML does not crash the reader, and the boxes at the top are found."""
     deep = "<x>" * 100_000 + "</x>" * 100_000
     write(tmp_path, files() | {"Annotations/77.xml": f"<annotation>{deep}{thing(['1'], (1, 1, 9, 9))}</annotation>"})
     assert Flickr30kEntitiesTask(tmp_path, "test").gold("77/1") == [[[1.0, 1.0, 9.0, 9.0]]]
 
 
 def test_best_and_worst_bound_every_answer(made_up: Path, tmp_path: Path) -> None:
-    """Whatever the protocol, no answer is worth more than `best` or less than `worst`, in any metric."""
+    """Under every protocol and metric, no answer scores more than `best` or less than `worst`."""
     for protocol in Flickr30kEntitiesTask.protocols:
         task = Flickr30kEntitiesTask(made_up, "val", protocol)
         rows = task.read_submission(saved(tmp_path / "p.json", GOLDEN["predictions"]))
@@ -298,11 +299,12 @@ def answered(task: Flickr30kEntitiesTask, answer: Any) -> list[Prediction]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# submissions
+# Submissions.
 
 
 def test_submission_comes_back_the_same(made_up: Path, tmp_path: Path) -> None:
-    """Written, read and written again: the same predictions in the split's order, the same scores, the same bytes."""
+    """A submission that is written, read and written again has the same predictions in the split's order, the same
+    scores and the same bytes."""
     task = Flickr30kEntitiesTask(made_up, "val")
     rows = task.read_submission(saved(tmp_path / "p.json", GOLDEN["predictions"]))
     shuffled = {row.example_id: row for row in random.Random(1).sample(rows, len(rows))}
@@ -317,7 +319,7 @@ def test_submission_comes_back_the_same(made_up: Path, tmp_path: Path) -> None:
 
 
 def test_submission_needs_every_caption(task: Flickr30kEntitiesTask) -> None:
-    """A caption without a prediction, or with one that cannot be scored, is named."""
+    """A caption without a prediction, or with a malformed one, is named."""
     with pytest.raises(InputError, match="no prediction of 77/1"):
         task.submission({})
     with pytest.raises(InputError, match="77/1: 1 ranked lists for 2 phrases"):
@@ -325,8 +327,8 @@ def test_submission_needs_every_caption(task: Flickr30kEntitiesTask) -> None:
 
 
 def test_reading_keeps_what_coverage_must_judge(task: Flickr30kEntitiesTask, tmp_path: Path) -> None:
-    """Twice the same caption, an unknown image, an unknown sentence: all are there, in the file's order. An empty
-    ranking is a prediction; the caption without boxed phrases is none."""
+    """The reader returns repeated captions, unknown images and unknown sentences in the file's order and skips captions
+    without boxed phrases; an empty ranking is a prediction."""
     good = {"image_id": 77, "sentence_id": 1, "boxes": [[], [[1, 1, 2, 2]]], "scores": "ignored"}
     unknown = [{"image_id": "78", "sentence_id": 1, "boxes": []}, {"image_id": "77", "sentence_id": 2, "boxes": [1]}]
     unasked = {"image_id": "77", "sentence_id": 0, "boxes": [[["nonsense"]]]}
@@ -365,7 +367,8 @@ def test_reading_keeps_what_coverage_must_judge(task: Flickr30kEntitiesTask, tmp
 def test_bad_submission_is_one_line(
     task: Flickr30kEntitiesTask, tmp_path: Path, text: str, message: str, lenient: bool
 ) -> None:
-    """What is no list of records, or no boxes, ends in one line with file and record, lenient or not."""
+    """A file without a list of records, or a record without boxes, ends in one line with the file and the record,
+    lenient or not."""
     (tmp_path / "p.json").write_text(text)
     with pytest.raises(InputError, match=message) as caught:
         task.read_submission(tmp_path / "p.json", lenient)
@@ -386,7 +389,8 @@ def test_submission_that_is_no_text(task: Flickr30kEntitiesTask, tmp_path: Path)
 
 
 def test_unknown_protocol_names_the_nearest(tmp_path: Path) -> None:
-    """A mistyped protocol is a configuration error; without one it is any-box, which VisualBERT reports."""
+    """An unknown protocol is an error that names the known ones, and the default is any-box, which VisualBERT
+    reports."""
     write(tmp_path, files())
     with pytest.raises(ConfigError, match="'anybox'; known: any-box"):
         Flickr30kEntitiesTask(tmp_path, "test", "anybox")
@@ -394,13 +398,13 @@ def test_unknown_protocol_names_the_nearest(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# properties
+# Properties.
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32), protocol=st.sampled_from(sorted(Flickr30kEntitiesTask.protocols)))
 def test_order_of_predictions_never_matters(made_up: Path, seed: int, protocol: str) -> None:
-    """A shuffled file scores the same, unit by unit."""
+    """A shuffled file gets the same score for each unit."""
     task = Flickr30kEntitiesTask(made_up, "val", protocol)
     rows = [
         Prediction(f"{r['image_id']}/{r['sentence_id']}", str(r["image_id"]), r["boxes"], ())
@@ -420,7 +424,7 @@ boxes = st.tuples(coordinate, coordinate, st.integers(30, 200), st.integers(30, 
 def test_protocols_agree_on_a_single_box(
     tmp_path_factory: pytest.TempPathFactory, gold: tuple[float, ...], ranked: list[tuple[float, ...]]
 ) -> None:
-    """A phrase with one box has one answer, unless an IoU is so near 0.5 that a pixel decides."""
+    """All protocols agree on a phrase with one box, unless an IoU is so near 0.5 that one pixel decides."""
     near = [box for box in ranked if abs(iou(box, gold) - 0.5) < 0.05]
     ranked = [box for box in ranked if box not in near]
     folder = tmp_path_factory.mktemp("one")
@@ -442,7 +446,7 @@ def iou(box: tuple[float, ...], gold: tuple[float, ...]) -> float:
 
 
 def mutants(text: str, count: int) -> Iterator[bytes]:
-    """The same text cut short, with bytes replaced, pieces doubled, and numbers made huge."""
+    """Yield damaged copies of the text: cut short, with bytes replaced, pieces doubled, or odd values inserted."""
     rng = random.Random(8)
     raw = text.encode()
     for _ in range(count):
@@ -460,7 +464,7 @@ def mutants(text: str, count: int) -> Iterator[bytes]:
 
 
 def test_mutated_files_score_or_end_in_one_line(memory: Path) -> None:
-    """Whatever happens to a byte of the four files, there are scores or one line that names the file."""
+    """Any damage to one of the four files ends in scores or in one line of printable text."""
     submitted = json.dumps([{"image_id": "77", "sentence_id": 1, "boxes": [[[1, 1, 9, 9]], [[1.5, 2, 3, 4]]]}])
     original = files() | {"p.json": submitted}
     errors = []
@@ -474,7 +478,8 @@ def test_mutated_files_score_or_end_in_one_line(memory: Path) -> None:
 
 
 def error_of(folder: Path) -> VisualBertCoreError | None:
-    """Score the folder's p.json: what it ended in, None for scores. Nothing but our own errors is caught."""
+    """Score the folder's p.json. Return the library's error, or None where there are scores. Other errors are not
+    caught."""
     try:
         task = Flickr30kEntitiesTask(folder, "test")
         judge(task, task.read_submission(folder / "p.json"))

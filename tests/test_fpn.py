@@ -1,4 +1,5 @@
-"""The pyramid detectors: what the published programs answer, whatever shares the batch, whoever gives the boxes."""
+"""The pyramid detectors give the published programs' regions, whatever the batch, and also for given boxes. The golden
+values come from the published programs (golden/README.md)."""
 
 from __future__ import annotations
 
@@ -63,12 +64,12 @@ SPACES = sorted(CONFIGS)
 
 
 def weights(space: str) -> dict[str, torch.Tensor]:
-    """The random weights behind the golden values, under their published names."""
+    """Return the random weights behind the golden values, under their published names."""
     return {name: random_tensor((seed or [name])[0], shape) for name, shape, *seed in GOLDEN[space]["tensors"]}
 
 
 def publish(space: str, path: Path, tensors: dict[str, torch.Tensor]) -> Path:
-    """A file as the authors published theirs, with what else theirs hold."""
+    """Write weights in the authors' file format, with the further entries that the published files have."""
     if space == "pythia_fpn":
         anchors = {"rpn.anchor_generator.cell_anchors.0": torch.zeros(3, 4)}
         torch.save({"model": tensors | anchors, "iteration": 9}, path)
@@ -81,7 +82,7 @@ def publish(space: str, path: Path, tensors: dict[str, torch.Tensor]) -> Path:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A converted detector folder of each space."""
+    """Convert and save a detector folder for each space."""
     root = tmp_path_factory.mktemp("fpn")
     for space in SPACES:
         found, _ = CONVERTERS[space](publish(space, root / f"{space}.in", weights(space)), CONFIGS[space])
@@ -97,8 +98,8 @@ def detector(request: pytest.FixtureRequest, folders: dict[str, Path]) -> FPNDet
 
 
 def test_regions_are_the_published_programs(detector: FPNDetector) -> None:
-    """Weights in the published file format, pictures in, and out come the same boxes, classes, confidences and
-    features in the same order, up to rounding."""
+    """From weights in the published format, the boxes, classes, confidences and features equal the published program's
+    in order, up to rounding."""
     for (seed, height, width), answer in zip(GOLDEN["pictures"], GOLDEN[detector.space]["regions"], strict=True):
         found = detector.detect([picture(seed, height, width)])[0]
         mine, theirs = paired(found.boxes, found.scores, answer["boxes"])
@@ -110,7 +111,8 @@ def test_regions_are_the_published_programs(detector: FPNDetector) -> None:
 
 
 def test_pixels_are_resized_as_by_opencv() -> None:
-    """Steps of exactly 1 / scale: torch's own bilinear resize differs by whole grey levels."""
+    """Resizing takes steps of exactly 1 / scale, as OpenCV does; torch's bilinear resize differs by whole grey
+    levels."""
     image = torch.tensor(GOLDEN["resize"]["image"], dtype=torch.float32)[None]
     for answer in GOLDEN["resize"]["answers"]:
         np.testing.assert_allclose(resize(image, answer["scale"])[0], answer["pixels"], atol=2e-3)
@@ -121,12 +123,13 @@ def test_pixels_are_resized_as_by_opencv() -> None:
     [((480, 640), 800 / 480), ((600, 1100), 1333 / 1100), ((600, 1000), 800 / 600), ((1600, 1600), 0.5)],
 )
 def test_the_short_side_grows_to_800_and_the_long_one_to_1333_at_most(shape: tuple[int, int], scale: float) -> None:
-    """The rule of both programs at the published sizes; 1333.3 pixels still count as 1333."""
+    """The scale follows the rule of both programs at the published sizes, and 1333.3 pixels still count as 1333."""
     assert resize_scale(shape, PYTHIA) == scale
 
 
 def test_a_batch_changes_nothing(detector: FPNDetector) -> None:
-    """Images of one shape give together what each gives alone: on a CPU each goes through the network alone."""
+    """An image has the same regions alone and in a batch of its shape, because a CPU runs each image through the
+    network alone."""
     images = [picture(seed, 60, 80) for seed in range(3)]
     for image, together in zip(images, detector.detect(images), strict=True):
         alone = detector.detect([image])[0]
@@ -138,7 +141,8 @@ def test_a_batch_changes_nothing(detector: FPNDetector) -> None:
 
 
 def test_given_boxes_get_the_features_of_proposals_there(detector: FPNDetector) -> None:
-    """A region is its proposal, so pooling at the stored boxes again gives the stored features, in their order."""
+    """A region is its proposal, so pooling again at the stored boxes gives the stored features, in the order of the
+    boxes."""
     image = picture(5, 64, 90)
     own = detector.detect([image])[0]
     order = np.arange(len(own.boxes))[::-1].copy()
@@ -151,7 +155,7 @@ def test_given_boxes_get_the_features_of_proposals_there(detector: FPNDetector) 
 
 
 def test_a_box_is_pooled_from_the_level_of_its_size() -> None:
-    """112, 224 and 448 pixels, the last one counted, are the smallest sides of the next coarser level."""
+    """Sides of 112, 224 and 448 pixels, the last pixel included, are the smallest of the next coarser level."""
     maps = [torch.full((1, 1, 512 // stride, 512 // stride), float(level)) for level, stride in enumerate(STRIDES[:4])]
     sides = [1.0, 111.0, 112.0, 223.0, 224.0, 447.0, 448.0, 500.0]
     boxes = torch.tensor([[0, 0, side - 1, side - 1] for side in sides])
@@ -159,7 +163,7 @@ def test_a_box_is_pooled_from_the_level_of_its_size() -> None:
 
 
 def naive(boxes: torch.Tensor, scores: torch.Tensor, iou: float) -> torch.Tensor:
-    """The published loop: each class on its own."""
+    """Return each box's best score by the published loop, one class at a time."""
     best = torch.zeros(len(boxes))
     for of_class in scores.T:
         keep = nms(half_open(boxes), of_class, iou)
@@ -170,8 +174,8 @@ def naive(boxes: torch.Tensor, scores: torch.Tensor, iou: float) -> torch.Tensor
 @pytest.mark.parametrize("sharpness", [0.1, 3.0, 12.0])
 @pytest.mark.parametrize("wanted", [1, 20, 200])
 def test_suppression_of_all_classes_at_once_equals_the_loop(sharpness: float, wanted: int) -> None:
-    """Flat or peaked scores, few or all proposals wanted: the wanted best are those of the loop, with its values, which
-    are chosen from the same numbers and never computed."""
+    """The suppression of all classes at once gives the best proposals of the loop with exactly its values, for flat and
+    peaked scores."""
     random = torch.Generator().manual_seed(int(sharpness * 10))
     corners = torch.rand(120, 2, generator=random) * 100
     boxes = torch.cat([corners, corners + 5 + torch.rand(120, 2, generator=random) * 50], 1)
@@ -184,12 +188,12 @@ def test_suppression_of_all_classes_at_once_equals_the_loop(sharpness: float, wa
 
 
 def test_no_proposal_has_no_confidence() -> None:
-    """An image without a proposal is an empty answer, not a crash."""
+    """An image without a proposal gives an empty answer and no crash."""
     assert confidences(torch.zeros(0, 4), torch.zeros(0, 5), 0.5, 10).tolist() == []
 
 
 def test_every_parameter_of_the_recipe_is_in_the_fingerprint(folders: dict[str, Path], detector: FPNDetector) -> None:
-    """The two spaces never share a store, nor do two recipes of one."""
+    """The fingerprint has every parameter of the recipe, so two recipes never share a store."""
     json.dumps(detector.fingerprint())
     assert {f.name for f in dataclasses.fields(FPNConfig)} - detector.fingerprint().keys() == {"labels"}
     first, second = (load_detector(folders[space], "cpu").fingerprint() for space in SPACES)
@@ -197,7 +201,7 @@ def test_every_parameter_of_the_recipe_is_in_the_fingerprint(folders: dict[str, 
 
 
 def test_published_recipes() -> None:
-    """The published numbers, once more, so that no default moves unseen."""
+    """The defaults are the published numbers, repeated here so that none changes unnoticed."""
     assert (PYTHIA.feature_size, PYTHIA.num_regions, PYTHIA.num_classes, PYTHIA.pyramid_size) == (2048, 100, 1601, 512)
     assert (DETECTRON.feature_size, DETECTRON.num_regions, DETECTRON.num_classes) == (1024, 150, 81)
     assert {PYTHIA.min_size, DETECTRON.min_size} == {800}
@@ -206,7 +210,7 @@ def test_published_recipes() -> None:
 
 @pytest.mark.parametrize("space", SPACES)
 def test_other_weights_are_refused(space: str, tmp_path: Path) -> None:
-    """A lacking or misshapen tensor and a file of another kind are each named in one line."""
+    """A missing tensor, a tensor of the wrong shape and a file of another kind are each refused in one line."""
     tensors = weights(space)
     name = next(name for name in tensors if "fc7" in name)
     lacking = publish(space, tmp_path / "lacking", {key: value for key, value in tensors.items() if key != name})
@@ -236,7 +240,7 @@ class _Attack:
 
 
 def test_a_pickle_runs_no_code(tmp_path: Path) -> None:
-    """Whatever is not an array, text or number is refused by name before it is called."""
+    """An entry other than an array, text or a number is refused by name before it is called."""
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"blobs": {"a": _Attack(tmp_path / "ran")}}, protocol=2))
     why = r"bad\.pkl: cannot be read \(UnpicklingError: it asks for .*only arrays of numbers"
     with pytest.raises(CheckpointError, match=why):
@@ -245,7 +249,7 @@ def test_a_pickle_runs_no_code(tmp_path: Path) -> None:
 
 
 def test_a_store_is_made_with_it(folders: dict[str, Path], tmp_path: Path) -> None:
-    """The converted folder is a detector for the whole job."""
+    """Extraction runs with a converted folder and stores its golden features."""
     (tmp_path / "images").mkdir()
     Image.fromarray(picture(0, 70, 50)).save(tmp_path / "images" / "a.png")
     config = ExtractConfig(images=tmp_path / "images", detector=folders["pythia_fpn"], out=tmp_path / "out")
@@ -253,5 +257,5 @@ def test_a_store_is_made_with_it(folders: dict[str, Path], tmp_path: Path) -> No
         store = extract(config, pool)
     assert store.space == "pythia_fpn"
     expected = GOLDEN["pythia_fpn"]["regions"][0]["features"]
-    # The store's float16 rounds at 2⁻¹¹ of a number, ten times as coarse as the network.
+    # The store rounds to float16, at 2⁻¹¹ of a number. That is ten times as coarse as the network's rounding.
     np.testing.assert_allclose(store.fetch("a").features, expected, rtol=1e-3, atol=1e-3)

@@ -1,7 +1,7 @@
-"""Damaged files of every format: each gives a score or one line that names the file, never a traceback, never a hang.
+"""Damaged files of every format: each case gives a score or one line that names the file, never a traceback or a hang.
 
-A case is a small good set of files with one of them mutated; it is drawn from the format's name and its number alone,
-so a failure is repeated by `check(FORMATS["nlvr2 records"], 1234, folder)`.
+A case is a small correct set of files in which one file is damaged. It depends only on the format's name and the case's
+number, so `check(FORMATS["nlvr2 records"], 1234, folder)` repeats a failure.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from visualbert_core.evaluation.score import Mode, describe, read_prediction_set
 from visualbert_core.tasks import Task, open_task
 
 CASES = {"sample": 200, "all": 10_000}
-SECONDS = 5  # of this process's own time for one case; a normal one takes a millisecond
+SECONDS = 5  # CPU time of this process for one case; a normal case takes a millisecond
 
 Mutation = Callable[[bytes, random.Random], bytes]
 
 
 @dataclass(frozen=True)
 class Format:
-    """A file of a benchmark's layout: the one called `file`, or the submission."""
+    """One file of a benchmark's layout: an annotation file, or the submission."""
 
     name: str
     task: str
@@ -59,7 +59,7 @@ FORMATS = {
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
-# mutations
+# Mutations.
 
 _SCALAR = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?|true|false|null|(?<=[,>/ ])[A-Za-z_]+')
 _KEY = re.compile(rb'"\w+"(?=: )')
@@ -103,7 +103,7 @@ def _repeat(data: bytes, rng: random.Random) -> bytes:
 
 
 def _value(data: bytes, rng: random.Random) -> bytes:
-    """Another value, of whatever type, in the place of one."""
+    """Replace one value by an odd value of any type."""
     found = list(_SCALAR.finditer(data))
     if not found:
         return data
@@ -112,7 +112,7 @@ def _value(data: bytes, rng: random.Random) -> bytes:
 
 
 def _key(data: bytes, rng: random.Random) -> bytes:
-    """A key twice, with an odd value first; or a key gone."""
+    """Repeat a key, with an odd value first, or rename it."""
     found = list(_KEY.finditer(data))
     if not found:
         return data
@@ -122,7 +122,7 @@ def _key(data: bytes, rng: random.Random) -> bytes:
 
 
 def _lines(data: bytes, rng: random.Random) -> bytes:
-    """Lines shuffled, one twice, one gone, or with other ends."""
+    """Shuffle the lines, repeat, remove or add one, or change their ends."""
     found = data.split(b"\n")
     at = rng.randrange(len(found))
     return b"\n".join(
@@ -147,7 +147,7 @@ def _encoding(data: bytes, rng: random.Random) -> bytes:
 
 
 def _whole(data: bytes, rng: random.Random) -> bytes:
-    """Something else altogether."""
+    """Replace or prefix the whole file."""
     return rng.choice((b"", b"\n", b" ", b"\x00" * 64, b"\x00" + data, rng.randbytes(200), _BOMB + b"]>" + data, *_ODD))
 
 
@@ -156,16 +156,16 @@ MUTATIONS: tuple[Mutation, ...] = (
 )
 
 # ---------------------------------------------------------------------------------------------------------------------
-# a case
+# Cases.
 
 
 MODES: tuple[Mode, ...] = ("strict", "partial", "official")
 
 
 def check(of: Format, number: int, folder: Path, task: Task | None = None) -> bool:
-    """Whether case `number` gave a score; fails where it gave neither that nor one line naming a file.
+    """Return whether case `number` gave a score. Fail where it gave neither a score nor one line with a file's name.
 
-    `folder` holds the good files; `task` may be given where these are not what is damaged.
+    `folder` holds the correct files. The caller may pass `task` where the annotation files stay undamaged.
     """
     case, layout = f"{of.name} {number}", LAYOUTS[of.task]
     rng = random.Random(case)
@@ -185,7 +185,7 @@ def check(of: Format, number: int, folder: Path, task: Task | None = None) -> bo
 
 
 def scored(task: Task, folder: Path, mode: Mode) -> dict[str, Any]:
-    """All that the job does, but for printing."""
+    """Do what the score job does, except printing."""
     answers = read_prediction_set(task, folder / SUBMISSION, "", mode)
     answers.coverage.table()
     document = score(task, answers, "", mode)
@@ -201,7 +201,7 @@ def content(of: Format) -> bytes:
 
 @contextmanager
 def at_most(seconds: int, what: str) -> Iterator[None]:
-    """Fail after so many seconds on a CPU: what else the machine does meanwhile does not count."""
+    """Fail after `seconds` of CPU time. The load of the machine does not count."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         pytest.fail(f"{what}: still at it after {seconds} s")
@@ -221,18 +221,18 @@ def run(name: str, folder: Path, cases: int) -> None:
     (layout.write(folder) / SUBMISSION).write_text(layout.text(), encoding="utf-8")
     task = open_task(of.task, folder, layout.split) if of.file == SUBMISSION else None
     results = sum(check(of, number, folder, task) for number in range(cases))
-    # Mutations that never hurt, or that always do, would try nothing.
+    # If no mutation did harm, or every one did, the cases would test nothing.
     assert 0.01 * cases < results < 0.9 * cases
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_sample_of_damaged_files(memory: Path, name: str) -> None:
-    """A score or one line, whatever the damage."""
+    """A sample of damaged files of each format gives a score or one line."""
     run(name, memory, CASES["sample"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_ten_thousand_damaged_files(memory: Path, name: str) -> None:
-    """The same, 10,000 times a format."""
+    """Ten thousand damaged files of each format give a score or one line."""
     run(name, memory, CASES["all"])

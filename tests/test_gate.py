@@ -1,4 +1,4 @@
-"""Verdicts: what fails, what passes, what cannot be told, and how they are shown to CI."""
+"""The gate's verdicts: what fails, what passes, what cannot be told, and how CI shows them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ CONFIG = GateConfig(false_alarms=0.01, drop=1.0)
 
 
 def change(worse: int, better: int, n: int) -> Change:
-    """n images with a question each, of which so many changed."""
+    """Return the change between two runs over n images with one question each, of which `worse` and `better`
+    changed."""
     before = np.array([1.0] * worse + [0.0] * better + [1.0] * (n - worse - better))
     after = np.array([0.0] * worse + [1.0] * better + [1.0] * (n - worse - better))
     result = paired(before, after, np.arange(n))
@@ -53,7 +54,8 @@ def verdicts(*changes: Change | None, noise: float = 0.0) -> list[str]:
 
 
 def test_the_three_verdicts() -> None:
-    """A clear drop fails; a small one in a large set passes; the same in a small set cannot be told; a rise passes."""
+    """A clear drop fails, a small one in a large set passes, the same in a small set cannot be told, and a rise
+    passes."""
     assert verdicts(change(60, 10, 9000)) == ["fail"]
     assert verdicts(change(22, 20, 9000)) == ["pass"]
     assert verdicts(change(6, 4, 90)) == ["cannot tell"]
@@ -61,14 +63,14 @@ def test_the_three_verdicts() -> None:
 
 
 def test_nothing_changed_passes_however_few() -> None:
-    """Ten equal answers are equal answers; what could have been seen is said all the same."""
+    """Ten equal answers pass, and the reason says how many units were compared."""
     (check,) = judge_night("n", CONFIG, watched(change(0, 0, 10))).checks
     assert (check.verdict, check.p_holm, check.visible) == ("pass", 1.0, None)
     assert check.reason == "not one of 10 units changed"
 
 
 def test_many_cells_must_each_show_more() -> None:
-    """A drop that fails alone is one in a hundred among many, and they raise what each could have shown."""
+    """A drop that fails alone may pass among ten cells, where each cell must show a larger drop."""
     drop = change(22, 7, 9000)
     assert verdicts(drop)[0] == "fail"
     among = judge_night("n", CONFIG, watched(drop, *[change(9, 9, 9000)] * 9))
@@ -80,14 +82,14 @@ def test_many_cells_must_each_show_more() -> None:
 
 
 def test_noise_of_reruns_counts() -> None:
-    """Where reruns jump by half a point, a drop of half a point is none, and one point cannot be told."""
+    """Noise between reruns makes a drop uncertain that fails without it."""
     drop = change(60, 10, 9000)
     assert verdicts(drop, noise=0.0) == ["fail"]
     assert verdicts(drop, noise=0.5) == ["cannot tell"]
 
 
 def test_a_night_is_as_bad_as_its_worst_cell() -> None:
-    """fail over cannot tell over pass; a floor that was missed fails the night; exit codes are the house's."""
+    """The night has the worst verdict of its cells, a missed floor fails it, and the exit codes are 4, 5 and 0."""
     fine, bad = change(2, 2, 9000), change(60, 10, 9000)
     for changes, verdict, code in (
         ((fine, None, bad), "fail", 4),
@@ -102,8 +104,8 @@ def test_a_night_is_as_bad_as_its_worst_cell() -> None:
 
 
 def test_false_alarms_of_whole_nights_are_configured() -> None:
-    """Of nights of five cells on which nothing changed, the share that fails lies in the binomial interval of the rate
-    asked for (and not far under it: a gate that never fails would be of no use)."""
+    """On nights of five unchanged cells, the share of failed nights lies in the binomial interval of the configured
+    rate, and so not far below it, because a gate that never fails is useless."""
     rng = np.random.default_rng(21)
     config, nights, failed = GateConfig(false_alarms=0.1, drop=50), 250, 0
     for _ in range(nights):
@@ -120,11 +122,11 @@ def test_false_alarms_of_whole_nights_are_configured() -> None:
     assert low <= failed <= high
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# CI output, history and baseline.
 
 
 def test_ci_gets_every_verdict() -> None:
-    """JUnit: failure, error and success; what is no character in XML and what is markup in Markdown do no harm."""
+    """JUnit has failures, errors and successes, and characters that XML or Markdown cannot hold do no harm."""
     cells = watched(change(60, 10, 9000), None, change(0, 0, 9000))
     cells[0] = Watched("evil | <b>\x00", "accuracy", 1.0, "night 1", cells[0].change)
     gate = judge_night("2026-02-03", CONFIG, cells, missed=["q_to_ar is 3.00"])
@@ -147,7 +149,7 @@ def row(night: str, verdict: str = "pass", **changes: object) -> Row:
 
 
 def test_history_is_read_as_it_was_written(tmp_path: Path) -> None:
-    """Rows come back equal and in the order of their nights; a broken one is named, not skipped."""
+    """Rows come back equal and in the order of their nights, and a broken row is named, not skipped."""
     history = History(tmp_path)
     rows = [row("2026-02-0" + str(day), evaluation=Timing(items=3, seconds=0.5)) for day in (3, 1, 2)]
     for each in rows:
@@ -162,7 +164,7 @@ def test_history_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_the_baseline_is_the_last_good_night(tmp_path: Path) -> None:
-    """A failed night is passed over, a later one does not count, and a fixed night overrules both."""
+    """The baseline is the last earlier night that did not fail, unless the user fixes a night."""
     history = History(tmp_path)
     for night, verdict in (("1", "pass"), ("2", "cannot tell"), ("3", "fail"), ("5", "pass")):
         history.add(row(night, verdict))
@@ -179,7 +181,8 @@ def test_the_baseline_is_the_last_good_night(tmp_path: Path) -> None:
 
 
 def test_noise_is_measured_from_reruns_only(tmp_path: Path) -> None:
-    """Nights made of the same, at least five of them, whose scores jump without an answer to explain it."""
+    """Noise is measured from at least five reruns with equal ingredients, less the part that changed answers
+    explain."""
     history = History(tmp_path)
     for night in range(5):
         history.add(row(str(night), rerun=True, changes={"accuracy": [(-1) ** night * 2.0, 0.1]}))

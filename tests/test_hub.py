@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face kind become official annotation files, or are refused by name."""
+"""Datasets in the format of Hugging Face become official annotation files, or are refused by name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def answers(*texts: str) -> list[dict[str, Any]]:
     return [{"answer": text, "answer_confidence": "yes", "answer_id": i} for i, text in enumerate(texts, start=1)]
 
 
-VQA = {  # the columns of lmms-lab/VQAv2, without its pictures
+VQA = {  # the columns of lmms-lab/VQAv2, without its images
     "question_type": ["what color", "is the"],
     "multiple_choice_answer": ["red", "yes"],
     "answers": [answers(*["red"] * 7, *["Red."] * 3), answers(*["yes"] * 10)],
@@ -52,7 +52,7 @@ def without(columns: Mapping[str, list[Any]], *names: str, **changed: list[Any])
 
 
 def test_vqa_from_a_saved_dataset(tmp_path: Path) -> None:
-    """The imported files open as the official ones do, with every answer, and score."""
+    """The imported VQA files open like the official ones, with every answer, and can be scored."""
     source = save(tmp_path / "source", VQA)
     paths = import_annotations("vqa", str(source), "validation", "val", tmp_path / "out")
     assert [path.name for path in paths] == [
@@ -65,13 +65,14 @@ def test_vqa_from_a_saved_dataset(tmp_path: Path) -> None:
         ("7001", "COCO_val2014_000000000007", "Is the “sky” blue?"),
     ]
     scores = judge(task, [Prediction("42000", "", "red", ()), Prediction("7001", "", "Yes", ())])
-    # Normalised only where the ten differ: "red" gets all, "Yes" is not "yes".
+    # The official scorer normalises answers only where the ten differ. So "red" gets the full score, and "Yes" differs
+    # from "yes".
     assert [(score.unit_id, score.value) for score in scores] == [("42000", 1.0), ("7001", 0.0)]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in paths)
 
 
 def test_vqa_from_parquet_files(tmp_path: Path) -> None:
-    """A folder of Parquet files will do, and a file name for an image id."""
+    """A folder of Parquet files can be imported, and an image id may be a file name."""
     columns = without(VQA, "multiple_choice_answer", image_id=["val2014/COCO_val2014_000000000042.jpg", "7"])
     (tmp_path / "source").mkdir()
     datasets.Dataset.from_dict(columns).to_parquet(str(tmp_path / "source" / "validation-00000-of-00001.parquet"))
@@ -82,7 +83,7 @@ def test_vqa_from_parquet_files(tmp_path: Path) -> None:
 
 
 def test_questions_alone_for_a_test_split(tmp_path: Path) -> None:
-    """A test split needs no answers, and gets a file of questions only."""
+    """A test split needs no answers and becomes a file of questions only."""
     source = save(tmp_path / "source", without(VQA, "answers", "answer_type", "question_type"), "test")
     (path,) = import_annotations("vqa", str(source), "test", "test", tmp_path / "out")
     assert path.name == "v2_OpenEnded_mscoco_test2015_questions.json"
@@ -91,7 +92,7 @@ def test_questions_alone_for_a_test_split(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("labels", [["True", "false"], [True, False], [1, 0]])
 def test_nlvr2_labels(tmp_path: Path, labels: list[Any]) -> None:
-    """Labels may be text in any case, booleans or numbers."""
+    """Labels may be text in any letter case, booleans or numbers."""
     source = save(tmp_path / "source", without(NLVR2, label=labels), "dev")
     import_annotations("nlvr2", str(source), "dev", "dev", tmp_path / "out")
     task = open_task("nlvr2", tmp_path / "out", "dev")
@@ -116,7 +117,8 @@ def test_nlvr2_labels(tmp_path: Path, labels: list[Any]) -> None:
     ],
 )
 def test_what_a_dataset_lacks(tmp_path: Path, task: str, columns: dict[str, list[Any]], says: str) -> None:
-    """Soft labels are not ten answers; a column or value that is not there is named, and no file is left."""
+    """A dataset without a needed column or value is refused by its name, and no file is left; soft labels do not
+    replace ten answers."""
     source = save(tmp_path / "source", columns)
     with pytest.raises(AnnotationError, match=says):
         import_annotations(task, str(source), "validation", "val" if task == "vqa" else "dev", tmp_path / "out")
@@ -135,7 +137,7 @@ def test_what_a_dataset_lacks(tmp_path: Path, task: str, columns: dict[str, list
 def test_what_no_job_would_read_is_not_written(
     tmp_path: Path, task: str, columns: dict[str, list[Any]], says: str
 ) -> None:
-    """The right columns, but the benchmark's reader refuses what comes out; the files of an earlier import stay."""
+    """Where the benchmark's reader refuses the result, nothing is written, and the files of an earlier import stay."""
     split, out = ("val" if task == "vqa" else "dev"), tmp_path / "out"
     source = save(tmp_path / "good", VQA if task == "vqa" else NLVR2)
     good = import_annotations(task, str(source), "validation", split, out)
@@ -147,7 +149,7 @@ def test_what_no_job_would_read_is_not_written(
 
 
 def test_another_split_is_not_taken_for_the_one_asked_for(tmp_path: Path) -> None:
-    """A folder of a single split knows its name, and is no val if it is train."""
+    """A folder with the single split train cannot be imported as validation."""
     source = str(tmp_path / "train")
     datasets.Dataset.from_dict(VQA, split=datasets.Split.TRAIN).save_to_disk(source)
     with pytest.raises(ConfigError, match=r"no split 'validation'; known: train"):
@@ -156,7 +158,7 @@ def test_another_split_is_not_taken_for_the_one_asked_for(tmp_path: Path) -> Non
 
 
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
-    """Other benchmarks, splits that are not there, and folders that hold no dataset are one line each."""
+    """An unsupported benchmark, an unknown split and a folder without a dataset each end in one line."""
     source = str(save(tmp_path / "source", VQA))
     with pytest.raises(
         ConfigError, match="flickr30k_entities cannot be imported from a dataset: such datasets hold cap"
@@ -172,7 +174,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
 
 
 def test_the_job(tmp_path: Path) -> None:
-    """The job prints the files that it wrote; a wrong split is exit code 2."""
+    """The job prints the files that it wrote, and a wrong split ends in one line and exit code 2."""
     source = str(save(tmp_path / "source", NLVR2, "dev"))
     command = [sys.executable, "jobs/import_annotations.py", "--task", "nlvr2", "--dataset", source, "--split"]
     done = subprocess.run([*command, "dev", "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
@@ -183,7 +185,7 @@ def test_the_job(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# what is not the whole, or no dataset
+# Incomplete datasets, and sources that are not datasets.
 
 
 def job(source: Path, tmp_path: Path, split: str = "validation") -> subprocess.CompletedProcess[str]:
@@ -194,7 +196,8 @@ def job(source: Path, tmp_path: Path, split: str = "validation") -> subprocess.C
 
 
 def test_a_dataset_that_is_a_program(tmp_path: Path) -> None:
-    """One line, exit code 2, with the script's name and what to name instead; the help names the same dataset."""
+    """A dataset that is a script ends in one line and exit code 2, and the line names a dataset to use instead, as the
+    help does."""
     done = job(ROOT / "tests" / "reports" / "hub_script" / "VQAv2", tmp_path)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert "VQAv2: is made by a program (VQAv2.py), which is not run here; name a dataset that holds" in done.stderr
@@ -205,7 +208,7 @@ def test_a_dataset_that_is_a_program(tmp_path: Path) -> None:
 
 
 def test_what_datasets_itself_says_of_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the Hub only the library knows; its RuntimeError becomes the same line."""
+    """The same line replaces the RuntimeError of the `datasets` library, which alone knows the scripts on the Hub."""
 
     def refuse(source: str) -> None:
         raise RuntimeError("Dataset scripts are no longer supported, but found VQAv2.py")
@@ -216,7 +219,8 @@ def test_what_datasets_itself_says_of_programs(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_gap_in_the_shards(tmp_path: Path) -> None:
-    """Names that only count, too: nothing is imported where a number between two others is lacking."""
+    """A missing number between two shards stops the import, even where the names do not say how many shards there
+    are."""
     (tmp_path / "source").mkdir()
     for number in (0, 2):
         columns = datasets.Dataset.from_dict(without(VQA, question_id=[number, number + 1]))
@@ -228,7 +232,7 @@ def test_a_gap_in_the_shards(tmp_path: Path) -> None:
 
 
 def test_the_names_of_images_count_nothing(tmp_path: Path) -> None:
-    """A folder of images with their questions beside has ids for names, of which any may be absent."""
+    """Numbers in image names may have gaps, because they are ids and do not count shards."""
     folder = tmp_path / "source" / "validation"
     folder.mkdir(parents=True)
     rows = [{key: values[row] for key, values in VQA.items()} for row in (0, 1)]
@@ -241,7 +245,7 @@ def test_the_names_of_images_count_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("saved", [False, True])
 def test_a_split_that_is_misspelt(saved: bool, tmp_path: Path) -> None:
-    """The nearest split that is there is named; where none is near, all are."""
+    """A misspelt split is answered with the nearest known split, or with all where none is near."""
     if saved:
         datasets.DatasetDict({"validation": datasets.Dataset.from_dict(VQA)}).save_to_disk(str(tmp_path / "source"))
     else:
@@ -259,11 +263,12 @@ def test_a_split_that_is_misspelt(saved: bool, tmp_path: Path) -> None:
         ("validation-00000-of-00002.parquet", "validation-00001-of-00002.parquet"),
         ("validation-00001-of-00003-1f2e3d4c.parquet", "validation-00000-of-00003.parquet"),
         ("validation_0-of-2.jsonl", "validation_1-of-2.jsonl"),
-        ("data/validation-00002-of-00002.json", "validation-00001-of-00002.json"),  # counted from 1
+        ("data/validation-00002-of-00002.json", "validation-00001-of-00002.json"),  # numbered from 1
     ],
 )
 def test_shards_that_are_lacking(tmp_path: Path, name: str, lacking: str) -> None:
-    """A name that counts further than the files that are there: nothing is imported, and the line says which."""
+    """Where a shard's name promises more shards than exist, nothing is imported, and the line names the missing
+    shard."""
     path = tmp_path / "source" / name
     path.parent.mkdir(parents=True)
     columns = datasets.Dataset.from_dict(VQA)
@@ -274,7 +279,8 @@ def test_shards_that_are_lacking(tmp_path: Path, name: str, lacking: str) -> Non
 
 
 def test_all_shards_are_imported(tmp_path: Path) -> None:
-    """Both of two, with the digests that the Hub puts into names, though another split's are lacking."""
+    """All shards of a split are imported, with the Hub's digests in the names, although shards of another split are
+    missing."""
     source = tmp_path / "source"
     source.mkdir()
     for number, ids in enumerate(([1, 2], [3, 4])):
@@ -286,7 +292,7 @@ def test_all_shards_are_imported(tmp_path: Path) -> None:
 
 
 def test_a_dataset_that_says_that_it_has_more_rows(tmp_path: Path) -> None:
-    """Its own description tells, where the names of its files do not."""
+    """A dataset whose own description promises more rows is refused, even where the file names are complete."""
     source = tmp_path / "source"
     source.mkdir()
     datasets.Dataset.from_dict(VQA).to_parquet(str(source / "validation.parquet"))
@@ -299,7 +305,7 @@ def test_a_dataset_that_says_that_it_has_more_rows(tmp_path: Path) -> None:
 
 
 def test_files_that_are_not_data(tmp_path: Path) -> None:
-    """A Git LFS pointer is called one, in a folder and where a program saved it; a broken file is one line."""
+    """A Git LFS pointer is named as one, in a folder and in a saved dataset, and a broken file ends in one line."""
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
     source = tmp_path / "source"
     source.mkdir()
@@ -316,7 +322,7 @@ def test_files_that_are_not_data(tmp_path: Path) -> None:
 
 
 def test_ids_of_thousands_of_digits(tmp_path: Path) -> None:
-    """A number that Python refuses to read is a value like any other wrong one."""
+    """A number of thousands of digits, which Python refuses to parse, is reported like any other wrong value."""
     source = save(tmp_path / "source", without(VQA, image_id=["7" * 5000, "8"]))
     with pytest.raises(AnnotationError, match="row 0 image_id: '7777"):
         import_annotations("vqa", str(source), "validation", "val", tmp_path / "out")

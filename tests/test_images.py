@@ -1,4 +1,4 @@
-"""How each kind of file becomes RGB or a named failure."""
+"""How each kind of file becomes an RGB array, or a failure with a reason."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def ramp() -> Pillow.Image:
 
 
 def test_pixels_and_digest(tmp_path: Path) -> None:
-    """A lossless file comes back pixel by pixel in RGB order, writable, with the digest of the file's bytes."""
+    """A lossless file comes back with the exact pixels in RGB order, writable, and with the digest of the file's
+    bytes."""
     image = saved(tmp_path / "a.png", ramp())
     pixels, digest = read_image(image)
     np.testing.assert_array_equal(pixels, RAMP)
@@ -49,7 +50,7 @@ def test_pixels_and_digest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    """Whatever the stored mode, the result has three uint8 channels and about the colours of the picture."""
+    """Every stored mode becomes three uint8 channels with about the colours of the picture."""
     grey = Pillow.fromarray(np.full((6, 4, 3), 200, np.uint8))
     suffix = ".jpg" if mode in ("CMYK", "YCbCr") else ".png"
     pixels, _ = read_image(saved(tmp_path / f"a{suffix}", grey.convert(mode)))
@@ -63,7 +64,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, bits: int, colors: int, rows: bytes, *chunks: bytes) -> bytes:
-    """A PNG file as its standard has it, of kinds that Pillow does not write."""
+    """Return a PNG file, built by its standard, of a kind that Pillow does not write."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colors, 0, 0, 0))
     return b"".join([b"\x89PNG\r\n\x1a\n", header, *chunks, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")])
 
@@ -81,7 +82,7 @@ def png(width: int, height: int, bits: int, colors: int, rows: bytes, *chunks: b
 def test_sixteen_bits_keep_their_upper_eight(
     tmp_path: Path, colors: int, samples: list[int], expected: list[list[int]]
 ) -> None:
-    """Of 16-bit PNGs of every kind the samples are scaled, not clipped at 255, and alpha is dropped."""
+    """16-bit samples of every kind of PNG are scaled to 8 bits, not clipped at 255, and alpha is dropped."""
     path = tmp_path / "a.png"
     path.write_bytes(png(2, 1, 16, colors, b"\0" + np.array(samples, ">u2").tobytes()))
     pixels, _ = read_image(Image("a", str(path)))
@@ -90,7 +91,7 @@ def test_sixteen_bits_keep_their_upper_eight(
 
 @pytest.mark.parametrize("transparency", [None, 0, bytes([0, 128])], ids=["opaque", "one colour", "by colour"])
 def test_a_palette_gives_its_colours(tmp_path: Path, transparency: object) -> None:
-    """Whatever of a palette is transparent, the stored colours count."""
+    """A palette's stored colours count, whatever part of it is transparent."""
     picture = Pillow.new("P", (2, 1))
     picture.putpalette([10, 20, 30, 40, 50, 60])
     picture.putdata([0, 1])
@@ -102,11 +103,11 @@ def test_a_palette_gives_its_colours(tmp_path: Path, transparency: object) -> No
 
 
 def test_ink_becomes_light(tmp_path: Path) -> None:
-    """CMYK and YCCK JPEGs, whose ink is stored inverted, come out in the colours that they print; YCCK is made here of
-    a CMYK file by what Adobe's marker says of it, which leaves a middle grey as it is."""
+    """CMYK and YCCK JPEGs, which store inverted ink, become the colours that they print."""
     path = tmp_path / "a.jpg"
     pixels, _ = read_image(saved(path, Pillow.new("CMYK", (16, 16), (200, 20, 60, 0)), quality=100))
     assert abs(pixels.astype(int) - [55, 235, 195]).max() <= 2
+    # A CMYK file becomes YCCK by the transform byte of Adobe's marker. Middle grey stays as it is.
     image = saved(path, Pillow.new("CMYK", (16, 16), (127, 127, 127, 0)), quality=100)
     data = bytearray(path.read_bytes())
     marker = data.index(b"Adobe")
@@ -116,14 +117,14 @@ def test_ink_becomes_light(tmp_path: Path) -> None:
 
 
 def test_a_colour_profile_is_ignored(tmp_path: Path) -> None:
-    """The stored numbers count, as in the detectors' own scripts."""
+    """A colour profile is ignored, as in the detectors' own scripts."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     pixels, _ = read_image(saved(tmp_path / "a.png", ramp(), icc_profile=profile))
     np.testing.assert_array_equal(pixels, RAMP)
 
 
 def test_a_suffix_may_lie(tmp_path: Path) -> None:
-    """A PNG called .jpg is a PNG."""
+    """The content counts, not the suffix: a PNG called .jpg is read as a PNG."""
     picture = BytesIO()
     ramp().save(picture, "PNG")
     (tmp_path / "a.jpg").write_bytes(picture.getvalue())
@@ -132,7 +133,7 @@ def test_a_suffix_may_lie(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1)])
 def test_a_line_of_pixels_is_an_image(tmp_path: Path, shape: tuple[int, int]) -> None:
-    """No shape is too small or too long."""
+    """An image may have a side of one pixel."""
     assert read_image(saved(tmp_path / "a.png", Pillow.new("RGB", shape[::-1])))[0].shape == (*shape, 3)
 
 
@@ -152,7 +153,7 @@ def test_a_line_of_pixels_is_an_image(tmp_path: Path, shape: tuple[int, int]) ->
 )
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_another_decoder_gives_the_same_pixels(tmp_path: Path, size: tuple[int, int], options: dict[str, int]) -> None:
-    """torchvision's decoder is not used because it is no better, not because it is another: equal in every bit."""
+    """torchvision's decoder gives exactly the same pixels, so there is no reason to use it instead of Pillow."""
     tiles = np.random.default_rng(0).integers(0, 256, (size[0] // 8 + 1, size[1] // 8 + 1, 3), np.uint8)
     picture = Pillow.fromarray(tiles).resize(size[::-1], Pillow.Resampling.BICUBIC)
     image = saved(tmp_path / "a.jpg", picture.convert("L" if options.pop("grey", False) else "RGB"), **options)
@@ -162,7 +163,7 @@ def test_another_decoder_gives_the_same_pixels(tmp_path: Path, size: tuple[int, 
 
 
 def test_orientation_is_ignored(tmp_path: Path) -> None:
-    """The stored grid counts: boxes of an annotation refer to it."""
+    """The EXIF orientation is ignored, because the boxes of annotations refer to the stored grid."""
     exif = Pillow.Exif()
     exif[0x0112] = 6
     image = saved(tmp_path / "a.jpg", ramp(), exif=exif)
@@ -171,7 +172,7 @@ def test_orientation_is_ignored(tmp_path: Path) -> None:
 
 
 def test_of_an_animation_the_first_frame_counts(tmp_path: Path) -> None:
-    """A GIF is one image."""
+    """A GIF counts as its first frame."""
     frames = [Pillow.fromarray(np.full((6, 4), value, np.uint8)) for value in (40, 90)]
     pixels, _ = read_image(saved(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:]))
     assert set(pixels.flatten().tolist()) == {40}
@@ -183,7 +184,7 @@ def test_of_an_animation_the_first_frame_counts(tmp_path: Path) -> None:
     ids=["empty", "a web page", "truncated"],
 )
 def test_a_bad_file_is_a_decode_error(tmp_path: Path, damage: object, says: str) -> None:
-    """Bytes that are no whole image raise DecodeError with a message that is the same every time."""
+    """Bytes that are not a whole image raise DecodeError, with the same message every time."""
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     image = saved(tmp_path / "a.jpg", Pillow.fromarray(noise))
     path = Path(image.path)
@@ -198,7 +199,7 @@ def test_a_bad_file_is_a_decode_error(tmp_path: Path, damage: object, says: str)
 
 @pytest.mark.parametrize("format_", ["EPS", "PPM", "TGA"])
 def test_other_formats_are_refused(tmp_path: Path, format_: str) -> None:
-    """What Pillow knows besides goes unread, whatever the file is called: for EPS it would start Ghostscript."""
+    """Pillow's other formats are refused, whatever the file's name, because Pillow would start Ghostscript for EPS."""
     picture = BytesIO()
     ramp().save(picture, format_)
     (tmp_path / "a.jpg").write_bytes(picture.getvalue())
@@ -208,7 +209,7 @@ def test_other_formats_are_refused(tmp_path: Path, format_: str) -> None:
 
 @pytest.mark.parametrize(("mode", "value"), [("F", 0.5), ("I", 70000)])
 def test_samples_without_a_known_white_are_refused(tmp_path: Path, mode: str, value: float) -> None:
-    """Floating-point and 32-bit TIFFs would silently become black or white."""
+    """Floating-point and 32-bit TIFFs are refused, because they would silently become black or white."""
     image = saved(tmp_path / "a.tif", Pillow.new(mode, (4, 4), value))
     with pytest.raises(DecodeError, match="TIFF of samples of 32 bits"):
         read_image(image)
@@ -216,7 +217,7 @@ def test_samples_without_a_known_white_are_refused(tmp_path: Path, mode: str, va
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
 def test_a_zip_bomb_is_refused_before_it_unfolds(tmp_path: Path, kind: bytes) -> None:
-    """A small PNG whose text or profile is huge is a failure, and so are many that add up."""
+    """A small PNG whose text or profile is huge when decompressed is a failure, and so are many chunks that add up."""
     bomb = chunk(kind, b"k\0\0" + zlib.compress(bytes(1 << 26)))
     path = tmp_path / "a.png"
     path.write_bytes(png(2, 1, 8, 2, b"\0" + bytes(6), bomb))
@@ -230,7 +231,7 @@ def test_a_zip_bomb_is_refused_before_it_unfolds(tmp_path: Path, kind: bytes) ->
 
 
 def test_pixels_that_are_not_there_are_missed(tmp_path: Path) -> None:
-    """A header that promises more than the file holds is a failure; what follows the last row is passed over."""
+    """A file with fewer pixels than its header promises is a failure, and bytes after the last row are ignored."""
     path = tmp_path / "a.png"
     path.write_bytes(png(9000, 9000, 8, 2, bytes(100)))
     with pytest.raises(DecodeError, match="truncated"):
@@ -251,7 +252,7 @@ def test_a_bomb_is_a_decode_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_file_out_of_reach_is_not_a_bad_image(tmp_path: Path) -> None:
-    """A missing file keeps the system's error, one that cannot be reached, too: a broken mount is no quarantine."""
+    """A missing or unreachable file keeps the system's error, because a broken mount must not quarantine images."""
     (tmp_path / "file").touch()
     for read in (read_image, image_shape):
         with pytest.raises(FileNotFoundError):
@@ -261,7 +262,7 @@ def test_a_file_out_of_reach_is_not_a_bad_image(tmp_path: Path) -> None:
 
 
 def test_reading_is_bounded(tmp_path: Path) -> None:
-    """A file that says to have a terabyte is not read, and no more of a tar or a device than an image may have."""
+    """A file of a terabyte is not read, nor a tar member that claims this size."""
     (tmp_path / "huge.png").touch()
     os.truncate(tmp_path / "huge.png", 1 << 40)
     (tmp_path / "link.png").symlink_to("huge.png")
@@ -275,7 +276,7 @@ def test_reading_is_bounded(tmp_path: Path) -> None:
 
 
 def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
-    """In place of an image, in a folder or a tar, and of its boxes."""
+    """A Git LFS pointer is named as one, in place of an image, a tar member or a boxes file."""
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"
     path = tmp_path / "a.jpg"
     path.write_bytes(pointer)
@@ -299,7 +300,7 @@ def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_boxes_that_are_no_file_are_a_decode_error(target: str, says: str, tmp_path: Path) -> None:
-    """What would be read for ever or waited for is that image's failure, as a missing file of boxes is."""
+    """A boxes file that would be read for ever, or waited for, is the failure of its image, like a missing one."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "huge").touch()
     os.truncate(tmp_path / "huge", 1 << 30)
@@ -310,7 +311,8 @@ def test_boxes_that_are_no_file_are_a_decode_error(target: str, says: str, tmp_p
 
 
 def test_vcr_boxes_come_after_the_whole_image(tmp_path: Path) -> None:
-    """Region 0 is the image, then the boxes in their order without their confidence; no boxes are fine."""
+    """Region 0 is the whole image, then come VCR's boxes in order without their confidence, and an image may have
+    none."""
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"boxes": [[1, 2, 3.5, 4, 0.99], [0, 0, 9, 9, 0.5]], "width": 20, "height": 10}))
     boxes = read_boxes(path)
@@ -329,7 +331,7 @@ def test_vcr_boxes_come_after_the_whole_image(tmp_path: Path) -> None:
     ],
 )
 def test_malformed_boxes_are_a_decode_error(tmp_path: Path, text: str) -> None:
-    """Anything that is not VCR's metadata is that image's failure, and so is its absence."""
+    """A boxes file that is missing or is not VCR's metadata is the failure of its image."""
     with pytest.raises(DecodeError, match=r"a\.json with its boxes is missing"):
         read_boxes(tmp_path / "a.json")
     (tmp_path / "a.json").write_text(text)

@@ -1,4 +1,5 @@
-"""Sources that are not what they are taken for: refused before anything is written, and a bad record is a row."""
+"""Sources that differ from their declaration are refused before anything is written, and one bad record is a failure
+row."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from visualbert_core.io import lfs
 
 REPORTS = Path(__file__).parent / "reports"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
-SIZED = [kind for kind in WRITERS if kind != "bua-hdf5"]  # the layouts that say how large the images are
+SIZED = [kind for kind in WRITERS if kind != "bua-hdf5"]  # the layouts that state the image sizes
 
 
 @pytest.mark.parametrize(
@@ -34,14 +35,16 @@ SIZED = [kind for kind in WRITERS if kind != "bua-hdf5"]  # the layouts that say
 )
 @pytest.mark.parametrize("space", ["mine", "vg_c4"])
 def test_reported_sources_are_refused(name: str, says: str, space: str, tmp_path: Path) -> None:
-    """Each in one line that says what it looks like, whatever the space is called, and nothing is written."""
+    """Each reported source is refused in one line that says what it looks like, whatever the space, and nothing is
+    written."""
     with pytest.raises(InputError, match=says):
         run("bua-tsv", REPORTS / f"tsv/{name}.tsv", tmp_path / "out", space)
     assert not (tmp_path / "out").exists()
 
 
 def test_reported_sources_that_are_right(tmp_path: Path) -> None:
-    """`ok` as it is; of `nan` the rows that can be used; of `glued` the whole row of the image whose other is torn."""
+    """A correct source is imported whole, one with NaN keeps its usable rows, and of a torn and an intact row of one
+    image, the intact row counts."""
     done = run("bua-tsv", REPORTS / "tsv/ok.tsv", tmp_path)
     assert failures(done) == {}
     whole = done.store.fetch("73")
@@ -56,7 +59,7 @@ def test_reported_sources_that_are_right(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# boxes
+# Boxes.
 
 Write = Callable[[np.ndarray, int, int], np.ndarray]
 OTHERS: dict[str, Write] = {
@@ -69,7 +72,7 @@ OTHERS: dict[str, Write] = {
 
 
 def written(convention: str, ids: set[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Records with the boxes of these images, or of all, in another convention."""
+    """Return records in which the boxes of the images `ids`, or of all images, have another convention."""
     known = records()
     for image_id, record in known.items():
         if ids is None or image_id in ids:
@@ -81,7 +84,8 @@ def written(convention: str, ids: set[str] | None = None) -> dict[str, dict[str,
 @pytest.mark.parametrize("convention", OTHERS)
 @pytest.mark.parametrize("kind", SIZED)
 def test_another_convention_is_refused_and_read_where_declared(kind: str, convention: str, tmp_path: Path) -> None:
-    """In every layout; declared, the store has the pixels that they were made of, in a folder of its own."""
+    """Another convention is refused in every layout; if the user declares it, a separate store has the boxes in
+    pixels."""
     source = WRITERS[kind](tmp_path / "source", written(convention))
     with pytest.raises(InputError, match=f"--boxes {convention} reads"):
         run(kind, source, tmp_path / "out")
@@ -93,7 +97,7 @@ def test_another_convention_is_refused_and_read_where_declared(kind: str, conven
 
 @pytest.mark.parametrize("kind", SIZED)
 def test_width_and_height_swapped_are_refused(kind: str, tmp_path: Path) -> None:
-    """In every layout that has them."""
+    """Swapped width and height are refused in every layout that has them."""
     known = records()
     for record in known.values():
         record["image_w"], record["image_h"] = record["image_h"], record["image_w"]
@@ -103,7 +107,7 @@ def test_width_and_height_swapped_are_refused(kind: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", SIZED)
 def test_boxes_of_images_of_another_size_are_refused(kind: str, tmp_path: Path) -> None:
-    """Where they fit no convention, too."""
+    """Boxes for images of another size are refused, although they fit no other convention."""
     known = records()
     for record in known.values():
         record["boxes"] = record["boxes"] * 5
@@ -113,7 +117,7 @@ def test_boxes_of_images_of_another_size_are_refused(kind: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", SIZED)
 def test_boxes_of_smaller_images_are_said(kind: str, tmp_path: Path) -> None:
-    """Boxes that all end far before their images do are a line, not silence; those that fill them are none."""
+    """Boxes that all end far before their images' edges give a note, and boxes that fill their images give none."""
     known = records(5, 30)
     right = run(kind, WRITERS[kind](tmp_path / "right", known), tmp_path / "out")
     assert right.notes == ()
@@ -127,7 +131,7 @@ def test_boxes_of_smaller_images_are_said(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("convention", OTHERS)
 @pytest.mark.parametrize("kind", SIZED)
 def test_one_image_of_another_convention_is_malformed(kind: str, convention: str, tmp_path: Path) -> None:
-    """With the reason, and its neighbours are imported."""
+    """One image in another convention is a failure with the reason, and its neighbours are imported."""
     done = run(kind, WRITERS[kind](tmp_path / "source", written(convention, {"4"})), tmp_path / "out")
     assert done.store.image_ids == ["1", "2", "3", "5", "6"]
     assert list(failures(done)) == ["4"]
@@ -136,7 +140,7 @@ def test_one_image_of_another_convention_is_malformed(kind: str, convention: str
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_one_image_with_one_bad_box_is_malformed(kind: str, tmp_path: Path) -> None:
-    """A box that ends before it begins, and one that reaches far outside the stated image."""
+    """An image with one box that ends before it begins, or lies far outside, is a failure."""
     known = records()
     known["2"]["boxes"][3] = known["2"]["boxes"][3][[2, 1, 0, 3]]
     known["5"]["boxes"][0, 2] *= 40
@@ -147,14 +151,14 @@ def test_one_image_with_one_bad_box_is_malformed(kind: str, tmp_path: Path) -> N
 
 
 def test_a_wrong_declaration_is_refused(tmp_path: Path) -> None:
-    """It names what the boxes look like instead."""
+    """A wrong declaration is refused, and the error names what the boxes look like."""
     source = WRITERS["bua-tsv"](tmp_path / "source.tsv", records())
     with pytest.raises(InputError, match=r"boxes, read as xywh, reach outside their image: left, top, right, bottom\?"):
         run("bua-tsv", source, tmp_path / "out", boxes="xywh")
 
 
 def test_a_source_is_judged_as_a_whole(tmp_path: Path) -> None:
-    """By a sample from all over it: rows of another convention at its end are not overlooked."""
+    """The check samples the whole source, so it finds another convention that begins after the first rows."""
     few, many = records(4, 1), {}
     for number in range(700):
         record = dict(few[str(number % 4 + 1)])
@@ -166,14 +170,14 @@ def test_a_source_is_judged_as_a_whole(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# features
+# Features.
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("field", ["features", "boxes"])
 @pytest.mark.parametrize("kind", WRITERS)
 def test_nan_and_infinity_are_malformed(kind: str, field: str, value: float, tmp_path: Path) -> None:
-    """In features and boxes of every layout, at the cost of that image."""
+    """NaN or infinity in the features or boxes of any layout costs that image only."""
     known = records()
     known["3"][field][1, 2] = value
     done = run(kind, WRITERS[kind](tmp_path / "source", known), tmp_path / "out")
@@ -184,7 +188,8 @@ def test_nan_and_infinity_are_malformed(kind: str, field: str, value: float, tmp
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("sparse", [True, False])
 def test_the_type_of_features_is_seen(dtype: str, seed: int, sparse: bool) -> None:
-    """By their magnitudes alone, with exact zeros among them (as behind a ReLU) and without."""
+    """float16 and float64 bytes are recognised by the magnitudes alone, with exact zeros (as behind a ReLU) and
+    without."""
     drawn = np.random.default_rng(seed).standard_normal((36, 64))
     drawn = np.maximum(drawn, 0) if sparse else drawn
     name = {"<f2": "float16", "<f8": "float64"}[dtype]
@@ -195,7 +200,7 @@ def test_the_type_of_features_is_seen(dtype: str, seed: int, sparse: bool) -> No
 
 @pytest.mark.parametrize("seed", range(3))
 def test_features_of_float32_are_left_alone(seed: int) -> None:
-    """Of any distribution that networks have, also if they were cut to float16 or bfloat16 once."""
+    """float32 features of any usual distribution pass, also if they were rounded to float16 or bfloat16 before."""
     random = np.random.default_rng(seed)
     normal = random.standard_normal((36, 64))
     exponential = np.exp(3 * random.standard_normal((36, 64)))
@@ -223,7 +228,8 @@ def test_features_of_float32_are_left_alone(seed: int) -> None:
 )
 @pytest.mark.parametrize("kind", ["bua-tsv", "lxmert-tsv"])
 def test_bytes_of_any_other_type_are_refused(kind: str, dtype: str, scale: int, says: str, tmp_path: Path) -> None:
-    """Of a space that nobody knows the size of, too: other byte orders, whole numbers, nothing but zeros."""
+    """Bytes of any other type are refused, also for a space of unknown size: other byte orders, whole numbers, and only
+    zeros."""
     known = records()
     for record in known.values():
         record["features"] = (record["features"] * scale).clip(-127, 127).astype(dtype)
@@ -235,7 +241,7 @@ def test_bytes_of_any_other_type_are_refused(kind: str, dtype: str, scale: int, 
 @pytest.mark.parametrize("dtype", ["int8", "uint16", "int64", "bool"])
 @pytest.mark.parametrize("kind", [kind for kind in WRITERS if "tsv" not in kind])
 def test_whole_numbers_are_no_features(kind: str, dtype: str, tmp_path: Path) -> None:
-    """Where the type is written down, quantised features and the bits of bfloat16 are refused by it."""
+    """Quantised features and the bits of bfloat16 are refused by the dtype, in the layouts that store it."""
     known = records()
     for record in known.values():
         record["features"] = (record["features"] * 40).astype(dtype)
@@ -244,7 +250,7 @@ def test_whole_numbers_are_no_features(kind: str, dtype: str, tmp_path: Path) ->
 
 
 def test_known_spaces_have_the_detectors_sizes() -> None:
-    """The importer's table and the detectors' own recipes agree."""
+    """The importer's table of feature sizes agrees with the detectors' recipes."""
     assert (SPACES["pythia_fpn"], SPACES["detectron_fpn"]) == (PYTHIA.feature_size, DETECTRON.feature_size)
 
 
@@ -258,7 +264,7 @@ def test_known_spaces_have_the_detectors_sizes() -> None:
     ],
 )
 def test_a_named_space_has_its_size(space: str, size: int, says: str, tmp_path: Path) -> None:
-    """In any layout: types are written beside the numbers there, and a wrong name is a wrong name."""
+    """A known space has a fixed feature size in every layout, and another size is refused with a hint at its cause."""
     source = write_npy(tmp_path / "source", records(2, 3, size))
     with pytest.raises(InputError) as caught:
         run("mmf-npy", source, tmp_path / "out", space)
@@ -267,7 +273,7 @@ def test_a_named_space_has_its_size(space: str, size: int, says: str, tmp_path: 
 
 
 def test_the_size_is_that_of_most_records(tmp_path: Path) -> None:
-    """The first image by its id may be the odd one."""
+    """Most records decide the feature size, because the first image may be the odd one."""
     known = records()
     known["1"]["features"] = known["1"]["features"].astype(np.float64)
     done = run("bua-tsv", WRITERS["bua-tsv"](tmp_path / "source.tsv", known), tmp_path / "out")
@@ -275,13 +281,14 @@ def test_the_size_is_that_of_most_records(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# torn rows and pointers
+# Torn rows and Git LFS pointers.
 
 
 @pytest.mark.parametrize("torn_first", [True, False])
 @pytest.mark.parametrize("cut", [0.3, 0.9])
 def test_a_torn_row_beside_an_intact_one(torn_first: bool, cut: float, tmp_path: Path) -> None:
-    """Wherever it was cut and whichever came first, also in another file of the corpus, the intact row counts."""
+    """An intact row counts beside a torn one of the same image, wherever the cut is, in either order, also across two
+    files."""
     whole = write_tsv(tmp_path / "whole.tsv", records(), BUA)
     rows = whole.read_bytes().splitlines(keepends=True)
     torn = rows[2][: int(len(rows[2]) * cut)] + b"\n"
@@ -298,7 +305,7 @@ def test_a_torn_row_beside_an_intact_one(torn_first: bool, cut: float, tmp_path:
 
 
 def test_torn_rows_without_an_intact_one(tmp_path: Path) -> None:
-    """The image is a failure, as before, and two intact rows that differ are one."""
+    """An image with torn rows only is a failure, and so is an image with two intact rows that differ."""
     rows = write_tsv(tmp_path / "source.tsv", records(), BUA).read_bytes().splitlines(keepends=True)
     other = b"\t".join([b"2", *rows[4].split(b"\t")[1:]])
     (tmp_path / "source.tsv").write_bytes(b"".join([*rows[:2], rows[2][:99] + b"\n", rows[2][:50] + b"\n", other]))
@@ -310,7 +317,7 @@ def test_torn_rows_without_an_intact_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["bua-tsv", "lxmert-tsv", "mmf-lmdb", "bua-hdf5"])
 def test_a_source_that_is_a_pointer_is_refused(kind: str, tmp_path: Path) -> None:
-    """By name, with what to do, where one file is all."""
+    """A source that is a single Git LFS pointer is refused by name, with the remedy."""
     source = WRITERS[kind](tmp_path / "source", records())
     path = source / "data.mdb" if source.is_dir() else source
     path.write_bytes(POINTER)
@@ -319,7 +326,7 @@ def test_a_source_that_is_a_pointer_is_refused(kind: str, tmp_path: Path) -> Non
 
 
 def test_the_ids_of_an_hdf5_that_are_a_pointer_are_refused(tmp_path: Path) -> None:
-    """They are small, and some repositories keep every .pkl in LFS."""
+    """A pointer in place of an HDF5 file's ids is refused, because some repositories keep every .pkl in Git LFS."""
     source = WRITERS["bua-hdf5"](tmp_path / "val36", records())
     (tmp_path / "val36_imgid2idx.pkl").write_bytes(POINTER)
     with pytest.raises(InputError, match=f"val36_imgid2idx.pkl is {lfs.REASON}"):
@@ -328,7 +335,7 @@ def test_the_ids_of_an_hdf5_that_are_a_pointer_are_refused(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["3.npy", "3_info.npy", "3.npz"])
 def test_one_file_that_is_a_pointer_is_malformed(name: str, tmp_path: Path) -> None:
-    """Of a folder it costs that image; where all are pointers, the folder is refused."""
+    """One pointer in a folder costs one image, and a folder of pointers only is refused."""
     kind = "milvlg-npz" if name.endswith("npz") else "mmf-npy"
     source = WRITERS[kind](tmp_path / "source", records())
     (source / name).write_bytes(POINTER)

@@ -1,4 +1,4 @@
-"""More layouts of features, and one corpus in several files: imported as one store, with the same numbers."""
+"""Further feature layouts, and one corpus in several files, become one store with the same numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPORTS = Path(__file__).parent / "reports"
 
 
 def same(store: FeatureStore, known: Records, labels: bool = False) -> None:
-    """Every image, box and feature is there."""
+    """Assert that the store has every image, box and feature, and the labels where the layout has them."""
     assert store.image_ids == sorted(known)
     for image_id, record in known.items():
         row = store.fetch(image_id)
@@ -32,11 +32,11 @@ def same(store: FeatureStore, known: Records, labels: bool = False) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# .npz
+# .npz files.
 
 
 def test_reported_npz(tmp_path: Path) -> None:
-    """A row of features is a column there; labels come along."""
+    """The reported .npz files, which store features as [D, R], are imported with their labels."""
     done = run("milvlg-npz", REPORTS / "npz", tmp_path)
     assert (failures(done), done.store.feature_size) == ({}, 16)
     with np.load(REPORTS / "npz/COCO_val2014_000000000073.npz") as arrays:
@@ -48,7 +48,7 @@ def test_reported_npz(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("transposed", [True, False])
 def test_npz_either_way_up(transposed: bool, tmp_path: Path) -> None:
-    """Features as [R, D] and as [D, R] are the same store's, with labels and attributes."""
+    """Features as [R, D] and as [D, R] give the same store, with labels and attributes."""
     known = records()
     done = run("milvlg-npz", write_npz(tmp_path / "source", known, transposed), tmp_path / "out")
     same(done.store, known, labels=True)
@@ -65,7 +65,7 @@ class Trap:
 
 
 def test_npz_that_are_broken_are_malformed(tmp_path: Path) -> None:
-    """Cut, empty, without an array, with another number of boxes, square, or with code in it: a row each."""
+    """A file that is cut, empty, incomplete, contradictory, square or a pickle with code costs its row only."""
     source = write_npz(tmp_path / "source", known := records(9))
     (source / "1.npz").write_bytes((source / "1.npz").read_bytes()[:-40])
     (source / "2.npz").write_bytes(b"")
@@ -87,12 +87,13 @@ def test_npz_that_are_broken_are_malformed(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# HDF5
+# HDF5 files.
 
 
 @pytest.mark.parametrize("source", ["hdf5", "hdf5/val36.hdf5"])
 def test_reported_hdf5(source: str, tmp_path: Path) -> None:
-    """The file, or its folder. Its spatial features do not fit its boxes, so the sizes stand in, and that is said."""
+    """The reported file's spatial features do not fit its boxes, so its image sizes come from the boxes, and a note
+    says so."""
     h5py = pytest.importorskip("h5py")
     done = run("bua-hdf5", REPORTS / source, tmp_path)
     assert (done.store.image_ids, failures(done), done.notes) == (["42", "73"], {}, (NO_SIZES,))
@@ -106,7 +107,7 @@ def test_reported_hdf5(source: str, tmp_path: Path) -> None:
 
 
 def test_hdf5_with_the_sizes_of_images(tmp_path: Path) -> None:
-    """Official files have spatial features that are the boxes in parts of the image, so that its size follows."""
+    """Official files have boxes relative to the image in their spatial features, so the image's size is known."""
     done = run("bua-hdf5", write_hdf5(tmp_path / "val36", records()), tmp_path / "out")
     assert done.notes == ()
     same(done.store, records())
@@ -114,7 +115,8 @@ def test_hdf5_with_the_sizes_of_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("corner", [0, 1])
 def test_hdf5_whose_near_corners_do_not_fit(corner: int, tmp_path: Path) -> None:
-    """A size follows only where left and top are the said parts of it as well as right and bottom."""
+    """The size of an image follows only where the left and top of the relative boxes fit as well as the right and
+    bottom."""
     h5py = pytest.importorskip("h5py")
     source = write_hdf5(tmp_path / "val36", records())
     with h5py.File(source, "r+") as file:
@@ -125,7 +127,7 @@ def test_hdf5_whose_near_corners_do_not_fit(corner: int, tmp_path: Path) -> None
 
 
 def test_hdf5_with_a_box_in_a_row(tmp_path: Path) -> None:
-    """10 to 100 boxes an image lie one after the other, and pos_boxes says from where to where."""
+    """In the layout with 10 to 100 boxes an image, pos_boxes says which rows belong to which image."""
     h5py = pytest.importorskip("h5py")
     known = {**records(2, 3), "3": records(3, 7)["3"]}
     with h5py.File(tmp_path / "train.hdf5", "w") as file:
@@ -139,7 +141,7 @@ def test_hdf5_with_a_box_in_a_row(tmp_path: Path) -> None:
 
 
 def test_hdf5_whose_boxes_are_normalised_are_refused(tmp_path: Path) -> None:
-    """The layout does not say how large images are, and yet no image is a pixel."""
+    """Normalised boxes are refused, although the layout does not say how large an image is."""
     known = records()
     for record in known.values():
         record["boxes"] = record["boxes"] / 640
@@ -149,7 +151,8 @@ def test_hdf5_whose_boxes_are_normalised_are_refused(tmp_path: Path) -> None:
 
 
 def test_hdf5_that_are_broken(tmp_path: Path) -> None:
-    """Ids beyond the file are malformed; no ids, code in them, no features, no HDF5: one line."""
+    """An id beyond the file is a failure of its image, and a file without ids, with code in the ids, or in another
+    format ends in one line."""
     source = write_hdf5(tmp_path / "val36", records())
     ids = tmp_path / "val36_imgid2idx.pkl"
     ids.write_bytes(pickle.dumps({1: 0, 2: 1, 9: 6}))
@@ -168,11 +171,12 @@ def test_hdf5_that_are_broken(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# several files
+# Several files.
 
 
 def test_reported_shards_are_one_store(tmp_path: Path) -> None:
-    """A folder, a pattern, and both paths make the same images, named after the folder or the files."""
+    """A folder, a pattern and a list of paths give the same images and fingerprint, and the folder or the files name
+    the corpus."""
     folder = REPORTS / "tsv_shards"
     shards = sorted(folder.iterdir())
     ways = {"tsv_shards": folder, "train": folder / "train.tsv.*", "several": shards}
@@ -183,7 +187,7 @@ def test_reported_shards_are_one_store(tmp_path: Path) -> None:
     assert [store.folder.parent.name for store in stores] == list(ways)
     for store in stores:
         assert store.image_ids == ["100", "42", "73", "99"]
-        assert store.folder.name == stores[0].folder.name  # the same content, so the same fingerprint
+        assert store.folder.name == stores[0].folder.name  # equal content gives an equal fingerprint
     whole = tmp_path / "train.tsv"
     whole.write_bytes(b"".join(shard.read_bytes() for shard in shards))
     one = run("bua-tsv", whole, tmp_path).store
@@ -194,7 +198,7 @@ def test_reported_shards_are_one_store(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_every_layout_may_come_in_several(kind: str, tmp_path: Path) -> None:
-    """Two sources of any layout are one corpus, whichever way their records are found."""
+    """Two sources of any layout become one corpus."""
     known = records()
     first, second = dict(list(known.items())[:2]), dict(list(known.items())[2:])
     sources = [WRITERS[kind](tmp_path / "a", first), WRITERS[kind](tmp_path / "b", second)]
@@ -221,7 +225,7 @@ def test_every_layout_may_come_in_several(kind: str, tmp_path: Path) -> None:
     ],
 )
 def test_missing_shards(names: tuple[str, ...], missing: str | None, tmp_path: Path) -> None:
-    """Names that count further than the files that are there are refused; years and numbers of boxes count nothing."""
+    """A set of files with a missing number is refused, and years and numbers of boxes in the names are not counted."""
     (tmp_path / "folder").mkdir()
     for number, name in enumerate(names):
         known = {str(10 * number + int(image_id)): record for image_id, record in records(2).items()}
@@ -234,7 +238,7 @@ def test_missing_shards(names: tuple[str, ...], missing: str | None, tmp_path: P
 
 
 def test_one_shard_that_is_named_is_all(tmp_path: Path) -> None:
-    """Whoever names train.tsv.1 alone means it; a name that counts all says that it is not all."""
+    """A shard that the user names alone is read alone, unless its name says how many shards there are."""
     shard = shutil.copy(REPORTS / "tsv_shards/train.tsv.1", tmp_path / "train.tsv.1")
     assert run("bua-tsv", Path(shard), tmp_path).store.image_ids == ["100", "99"]
     counted = Path(shard).rename(tmp_path / "train-00001-of-00002.tsv")
@@ -243,7 +247,7 @@ def test_one_shard_that_is_named_is_all(tmp_path: Path) -> None:
 
 
 def test_what_is_no_set_of_files(tmp_path: Path) -> None:
-    """A file given twice, a folder without any, a pattern that nothing matches."""
+    """A file given twice, a folder without files of the layout, and a pattern without matches are refused."""
     shards = sorted((REPORTS / "tsv_shards").iterdir())
     with pytest.raises(ConfigError, match=r"train.tsv.0 is given twice"):
         run("bua-tsv", [*shards, shards[0]], tmp_path)
@@ -259,7 +263,8 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_line(tmp_path: Path) -> None:
-    """Several paths, a declared convention, torn rows in a count, and one line for what is refused."""
+    """The import command takes several paths and a declared convention, counts torn rows, and refuses a bad source in
+    one line."""
     done = command("bua-tsv", *sorted((REPORTS / "tsv_shards").iterdir()), "--out", tmp_path, "--space", "mine")
     assert done.stderr.endswith("\n4 images, 0 malformed\n")
     done = command("bua-tsv", REPORTS / "tsv/xywh.tsv", "--out", tmp_path, "--space", "mine", "--boxes", "xywh")

@@ -1,4 +1,5 @@
-"""Features of other layouts become a store: the same numbers, bad records as failures, nothing executed."""
+"""Features in other projects' layouts become a store with the same numbers, bad records become failures, and no pickle
+runs code."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ COUNTS = {"8": 3, "31": 1, "42": 5, "139": 2}
 
 
 def record(image_id: str) -> dict[str, Any]:
-    """What an extractor knows of one image."""
+    """Return what an extractor knows of one image."""
     random, count = np.random.default_rng(int(image_id)), COUNTS[image_id]
     return {
         "image_w": 640,
@@ -45,7 +46,7 @@ def write_tsv(path: Path, fields: list[str]) -> Path:
 
 
 def mmf(image_id: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """The two arrays that MMF saves for an image."""
+    """Return the two values that MMF saves for an image: the features [R, D] and the dictionary beside them."""
     known = record(image_id)
     scores = np.zeros((known["num_boxes"], 1600), np.float32)
     scores[np.arange(known["num_boxes"]), known["objects_id"]] = known["objects_conf"]
@@ -100,7 +101,8 @@ def failures(store: FeatureStore) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_every_number_arrives(kind: str, tmp_path: Path) -> None:
-    """Boxes exactly, features to the nearest float16, objects where the layout has them; marked as unverified."""
+    """Boxes arrive exactly, features to the nearest float16, and objects where the layout has them; the store is marked
+    as unverified."""
     store = run(kind, WRITERS[kind](tmp_path / "source"), tmp_path / "out")
     assert store.image_ids == sorted(COUNTS)
     assert store.failures() == []
@@ -125,7 +127,7 @@ def test_every_number_arrives(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_the_same_line_again_changes_nothing(kind: str, tmp_path: Path) -> None:
-    """A second import finds the first's store; a changed source is another store."""
+    """A second import finds the store of the first, and a changed source gives another store."""
     source = WRITERS[kind](tmp_path / "source")
     store = run(kind, source, tmp_path / "out")
     times = {path: path.stat().st_mtime_ns for path in store.folder.rglob("parts/*")}
@@ -137,7 +139,8 @@ def test_the_same_line_again_changes_nothing(kind: str, tmp_path: Path) -> None:
 
 
 def test_ids_become_the_benchmarks(tmp_path: Path) -> None:
-    """Bare COCO numbers get the names that the questions use; a template that makes none is refused."""
+    """A template turns COCO's bare numbers into the benchmark's image ids, and a template that gives no id is
+    refused."""
     source = WRITERS["bua-tsv"](tmp_path / "trainval.tsv")
     assert "COCO_val2014_000000000042" in run("bua-tsv", source, tmp_path, ids="COCO_val2014_{:0>12}")
     with pytest.raises(ConfigError, match="does not make an image id"):
@@ -149,7 +152,7 @@ def lines(path: Path) -> list[bytes]:
 
 
 def test_torn_rows_of_a_tsv_are_failures(tmp_path: Path) -> None:
-    """What crashed and resumed extractions leave behind costs a row each, with the reason, and no neighbour."""
+    """Rows that a crashed extraction tore cost one failure each, with the reason, and no neighbour."""
     source = WRITERS["bua-tsv"](tmp_path / "source.tsv")
     good = lines(source)
     cut = good[0][: len(good[0]) // 2]
@@ -167,7 +170,7 @@ def test_torn_rows_of_a_tsv_are_failures(tmp_path: Path) -> None:
 
 
 def test_ids_of_a_tsv_are_utf8(tmp_path: Path) -> None:
-    """A byte order mark is no part of the first id, letters may have accents, and what is no text is no image."""
+    """The first id has no byte order mark, ids may have accents, and bytes that are not UTF-8 are a failure."""
     source = WRITERS["bua-tsv"](tmp_path / "source.tsv")
     good = [line.partition(b"\t") for line in lines(source)[:3]]
     names = (codecs.BOM_UTF8 + b"8", "é".encode(), "é".encode("latin-1"))
@@ -181,14 +184,14 @@ def test_ids_of_a_tsv_are_utf8(tmp_path: Path) -> None:
     ("ids", "says"), [("x", r"makes 'x' of '\d+' and '\d+'"), ("{0.foo}", "does not make an image")]
 )
 def test_ids_that_are_made_wrongly(tmp_path: Path, ids: str, says: str) -> None:
-    """A pattern that folds records into one image, or cannot be filled in, is refused before anything is written."""
+    """A template that gives two records one id, or cannot be filled in, is refused before anything is written."""
     with pytest.raises(ConfigError, match=says):
         run("bua-tsv", WRITERS["bua-tsv"](tmp_path / "source.tsv"), tmp_path / "out", ids=ids)
     assert not (tmp_path / "out").exists()
 
 
 def test_attributes_that_are_torn_are_failures(tmp_path: Path) -> None:
-    """As many as there are boxes, and each within int16."""
+    """Attributes of another number than the boxes, or outside int16, are failures."""
     source = WRITERS["lxmert-tsv"](tmp_path / "source.tsv")
     good = [line.split(b"\t") for line in lines(source)]
     good[0][5] = base64.b64encode(np.array([1, 2], np.int64).tobytes())
@@ -199,7 +202,8 @@ def test_attributes_that_are_torn_are_failures(tmp_path: Path) -> None:
 
 
 def test_a_row_twice_is_one_row_only_if_it_is_the_same(tmp_path: Path) -> None:
-    """An extraction that was resumed may repeat itself; where it contradicts itself the image is a failure."""
+    """Two equal rows of one image count once, as a resumed extraction writes them, and two different rows are a
+    failure."""
     source = WRITERS["bua-tsv"](tmp_path / "source.tsv")
     good = lines(source)
     other = b"\t".join([b"42", *good[0].split(b"\t")[1:]])
@@ -210,7 +214,7 @@ def test_a_row_twice_is_one_row_only_if_it_is_the_same(tmp_path: Path) -> None:
 
 
 def test_values_that_no_store_holds_are_failures(tmp_path: Path) -> None:
-    """NaN, another feature size, missing or truncated files, and an info that is none."""
+    """NaN, another feature size, a missing or truncated file, and a malformed info file are failures."""
     source = write_npy(tmp_path / "source")
     features, info = mmf("8")
     features[0, 0] = np.nan
@@ -253,7 +257,7 @@ def traps(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def test_pickles_are_not_executed(tmp_path: Path) -> None:
-    """A record that names anything but an array is a failure that says what it named, and nothing was called."""
+    """A record whose pickle names anything but an array is a failure with that name, and nothing is called."""
     for kind, source in traps(tmp_path):
         (message,) = failures(run(kind, source, tmp_path / "out")).values()
         assert "only arrays of numbers are read" in message
@@ -262,7 +266,8 @@ def test_pickles_are_not_executed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_every_pickle_of_an_array_is_read(protocol: int, tmp_path: Path) -> None:
-    """MMF's stores are of any age: protocols 0 to 5, and numpy scalars among the numbers."""
+    """Arrays in every pickle protocol from 0 to 5 are read, with numpy scalars among the numbers, because MMF's stores
+    are of any age."""
     features, info = mmf("8")
     info["num_boxes"], info["image_width"] = np.int64(3), np.float32(640)
     value = pickle.dumps({"features": features, **info}, protocol)
@@ -270,7 +275,7 @@ def test_every_pickle_of_an_array_is_read(protocol: int, tmp_path: Path) -> None
 
 
 def test_a_source_without_records_is_refused(tmp_path: Path) -> None:
-    """One line that names it: nothing there, an empty file, another kind's folder, a file that is no database."""
+    """A source that is missing, empty, or of another kind is refused in one line that names it."""
     (tmp_path / "empty.tsv").touch()
     (tmp_path / "text.tsv").write_text("hello\n")
     (tmp_path / "folder").mkdir()
@@ -293,8 +298,8 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_import_can_be_given_names(tmp_path: Path) -> None:
-    """From a file with a name a line, synonyms after commas, to whatever reads the store afterwards; a file that cannot
-    be read is one line and exit code 2."""
+    """Names from a file become the labels and attributes that later commands show, and an unreadable file ends in one
+    line and exit code 2."""
     folder = str(run("lxmert-tsv", WRITERS["lxmert-tsv"](tmp_path / "train.tsv"), tmp_path / "out").folder)
     first, *_ = record("31")["objects_id"].tolist()
     assert command("ls", folder, "31").stdout.split("\t")[2] == str(first)
@@ -317,7 +322,7 @@ def test_an_import_can_be_given_names(tmp_path: Path) -> None:
 
 
 def test_the_command_line(tmp_path: Path) -> None:
-    """Import, look and verify; a damaged store is one line and exit code 2."""
+    """The commands import, list, describe and verify a store, and a damaged store ends in one line and exit code 2."""
     source = WRITERS["bua-tsv"](tmp_path / "trainval.tsv")
     source.write_bytes(source.read_bytes() + b"torn\trow\n")
     done = command("import", "bua-tsv", str(source), "--out", str(tmp_path / "out"), "--space", "mine")
