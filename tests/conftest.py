@@ -73,13 +73,14 @@ def small_matrix(**changes: Any) -> dict[str, Any]:
 
 def run_here(script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a script in this process and return its output and exit code. A new process would import torch, which takes
-    seconds. A test of imports, signals or the end of a process needs a new process all the same."""
+    seconds. A test of imports, of signals or of a process's end still needs a new process."""
     words = [str(script), *map(str, arguments)]
     said, complained = io.StringIO(), io.StringIO()
     code = 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(complained):
         patch.setattr(sys, "argv", words)
         patch.chdir(ROOT)
+        # `leave` ends the process by os._exit, which would end pytest.
         patch.setattr(errors, "leave", sys.exit)
         try:
             runpy.run_path(words[0], run_name="__main__")
@@ -110,6 +111,7 @@ def small_night(tmp_path_factory: pytest.TempPathFactory) -> SmallNight:
 def small_files(size: int) -> Iterator[None]:
     """Limit every file that this process writes to `size` bytes. A longer write fails half-way, as on a full disk."""
     _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The kernel sends SIGXFSZ, which ends a process by default. Ignored, the write fails with EFBIG.
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

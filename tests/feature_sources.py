@@ -36,6 +36,7 @@ def records(images: int = 6, boxes: int = 8, size: int = 16) -> dict[str, dict[s
             "image_h": height,
             "num_boxes": boxes,
             "boxes": corners.reshape(boxes, 4).astype(np.float32),
+            # Features behind a ReLU are never negative and often exactly 0.
             "features": np.maximum(random.standard_normal((boxes, size)), 0).astype(np.float32),
             "objects_id": random.integers(0, 1600, boxes),
             "objects_conf": random.random(boxes, np.float32),

@@ -45,6 +45,7 @@ def head(environment: Mapping[str, str], token: str | None = None) -> Iterator[H
     """Yield a head that answers. End it afterwards, with every process that it started."""
     port, dashboard = free_port(), free_port()
     url = f"http://127.0.0.1:{dashboard}"
+    # Port 0 lets the agent take any free port, because several clusters may run at once.
     ports = ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0"]
     ports.append(f"--port={port}")
     # A Unix socket's path has about a hundred characters at most. Ray's sockets would exceed that in pytest's folders.

@@ -124,7 +124,7 @@ def pretend_gpu() -> Iterator[PretendGPU]:
         Tensor: {"pin_memory": lambda tensor: tensor.clone()},
         functional: {"scaled_dot_product_attention": attend},
     }
-    torch._C._ensureCUDADeviceGuardSet()  # This call and the next one are also made by torch's FakeTensorMode.
+    torch._C._ensureCUDADeviceGuardSet()  # torch's FakeTensorMode makes this call and the next one, too
     torch._C._set_only_lift_cpu_tensors(True)
     patches = [patch.multiple(where, **what) for where, what in replaced.items()]
     try:

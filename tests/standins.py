@@ -92,7 +92,7 @@ class SumModel:
 
 def _crash() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
-    time.sleep(60)  # Another thread may receive the signal. This thread must not go on until the process has ended.
+    time.sleep(60)  # another thread may receive the signal, and this one must not go on until the end
 
 
 @cache

@@ -75,6 +75,7 @@ def test_the_whole_split_is_official(tmp_path: Path, monkeypatch: pytest.MonkeyP
         )
         monkeypatch.setitem(flickr30k_entities.PHRASES, layout.split, 3)
     else:
+        # The few records stand for the whole split.
         monkeypatch.setitem(SIZES[name], layout.split, len(layout.rows))
     task = open_task(name, tmp_path, layout.split)
     assert (task.subset, task.protocol) == (None, task.protocols[task.protocol_key])

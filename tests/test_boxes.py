@@ -78,6 +78,7 @@ def test_another_convention_is_recognised(convention: str) -> None:
     found = suspect(written, width, height, rows)
     assert found is not None
     assert found.looks_like == seen_as(convention)
+    # With 36 boxes an image, a stride of 37 takes one box of each image.
     single = suspect(written[5::37], width[5::37], height[5::37])
     assert single is not None
     assert single.looks_like == seen_as(convention)
@@ -119,7 +120,7 @@ def test_parts_counted_from_the_middle() -> None:
 
 
 def test_thousandths_of_large_images() -> None:
-    """Thousandths stay inside large images, so the limit of 1000 over several images gives them away."""
+    """Thousandths stay inside large images, so the check recognises them by their limit of 1000 in several images."""
     boxes, width, height, rows = source(size=(4000, 3000))
     found = suspect(boxes / np.stack([width, height] * 2, axis=1) * 1000, width, height, rows)
     assert str(found) == "no coordinate exceeds 1000, and every image is larger: per-mille?"

@@ -145,7 +145,7 @@ def test_another_detector_is_stopped(load: Callable[..., Any], scenes: Path) -> 
 
 
 def test_rounding_passes(scenes: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The same detector matches with exactly 1, a rounded one nearly, and both runs then complete."""
+    """The same detector gets exactly 1 and a rounded one nearly 1, and both runs then complete."""
     caplog.set_level(logging.INFO, "visualbert_core")
     assert len(run(scenes, proposals, canary=IMAGES)) == IMAGES
     table = caplog.text
@@ -174,6 +174,7 @@ def test_a_store_of_another_version_is_compared_on_the_pool(world: World, caplog
     new = world.extract(canary=12, canary_store=old.folder, pool=PoolConfig(workers=2))
     assert (len(new), new.folder != old.folder) == (40, True)
     assert f"canary: 12 images of {old.folder} extracted anew" in caplog.text
+    # A batch has one to four images. The check reads 12 images and the run 40.
     assert 3 + 10 <= world.batches() - before <= 12 + 40
 
 

@@ -1,4 +1,4 @@
-"""Any process may be killed at any moment, and the result is the same as that of an undisturbed run, byte for byte.
+"""Any process may be killed at any moment, and the result equals an undisturbed run's, byte for byte.
 
 Real driver processes run on a Ray cluster of several simulated nodes with fake GPUs. They use the library's extraction
 and evaluation with the small detector and model of standins.py.
@@ -62,6 +62,7 @@ class Driver:
     def kill(self) -> None:
         self.process.kill()
         self.process.join()
+        # The number of workers alternates between 1 and 2.
         self.workers = 3 - self.workers
         self.start()
 
@@ -74,11 +75,12 @@ class Driver:
 
 
 class Nodes:
-    """A head without GPUs and two nodes of four fake GPUs each."""
+    """A head that does no work, and two nodes of four fake GPUs each."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
+        # Ray accepts no object store below 75 MB. Port 0 lets every node's agent take a free port.
         self.options = {"object_store_memory": 80 << 20, "dashboard_agent_listen_port": 0}
         self.cluster = Cluster(
             initialize_head=True, head_node_args=self.options | {"num_cpus": 0, "include_dashboard": False}
@@ -175,7 +177,8 @@ def test_whatever_dies_the_bytes_are_the_same(
     """In each of twenty rounds an actor, a node or the driver is killed once in each stage, and the same line again,
     with another number of workers, ends with nothing lost and nothing twice."""
     table = [f"{'round':>5}  {'extraction':<24}{'evaluation':<24}{'seconds':>7}{'lost':>6}{'twice':>6}  bytes"]
-    jobs = [new_job(world, f"round{seed}") for seed in range(ROUNDS + 1)]  # the driver waits for the last job
+    # The last job never starts, so the driver does not end before the test ends it.
+    jobs = [new_job(world, f"round{seed}") for seed in range(ROUNDS + 1)]
     driver = Driver(*jobs)
     for seed, job in enumerate(jobs[:ROUNDS]):
         began = time.monotonic()
@@ -330,6 +333,7 @@ def test_a_write_that_fails_half_way(world: Path, undisturbed: dict[str, bytes])
     assert job.tree() == undisturbed
 
 
+# subprocess.DEVNULL is -3.
 @pytest.mark.skipif(subprocess.call(["unshare", "-rm", "true"], stderr=-3) != 0, reason="no mounts of one's own here")
 def test_a_full_disk_and_one_that_may_not_be_written(
     world: Path, undisturbed: dict[str, bytes], tmp_path: Path

@@ -64,7 +64,7 @@ def test_the_right_image_is_better_than_the_wrong_one(task: str, small_night: Sm
 
 @pytest.mark.parametrize("task", TASKS)
 def test_flips_are_the_units_whose_value_changed(task: str, small_night: SmallNight) -> None:
-    """The flips of a metric are exactly the units whose value changed, each with the confidence and the answer of both
+    """The flips of a metric are exactly the units whose value changed, each with the confidences and answers of both
     runs."""
     wrong, own = pair(small_night, task)
     found = compare(wrong, own, shown=10_000)
@@ -148,7 +148,7 @@ def test_any_metric_has_flips_where_its_units_judge_an_answer() -> None:
     assert found is not None
     assert (found.worse_count, found.better_count) == (1, 1)
     assert [(flip.example_id, flip.answer_before, flip.answer_after) for flip in found.worse] == [("e0", "a", "x")]
-    # A missing confidence counts as 1: from 0.9 for the right answer to 1 for the wrong one.
+    # The sureness falls from 0.9 (right) to -1 (wrong), because an answer without a confidence counts as sure.
     assert found.worse[0].change == pytest.approx(-1.9)
     assert str(found.worse[0]) == "u0: a (1.00, sure 0.90) → x (0.00)"
     whole_groups = by_metric([Score("g", "novelty", 1.0, "image")])["novelty"]

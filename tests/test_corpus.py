@@ -103,7 +103,7 @@ def test_a_line_that_comes_twice(tmp_path: Path) -> None:
     ],
 )
 def test_lists_that_are_wrong(tmp_path: Path, line: str, says: str) -> None:
-    """A line that names no image is refused by its number, so a corpus is never silently smaller than its list."""
+    """A line that names no image is refused with its number, so a corpus is never silently smaller than its list."""
     (tmp_path / "1.jpg").touch()
     (tmp_path / "val.txt").write_text(f"1.jpg\n{line}\n")
     with pytest.raises(InputError, match=says):
@@ -462,4 +462,5 @@ def test_a_planned_image_costs_the_driver_little(tmp_path: Path) -> None:
     used = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert sum(len(shard.images) for shard in shards) == len(ids)
+    # An id has 27 letters here.
     assert used / len(ids) < 27 + 40

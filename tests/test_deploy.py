@@ -90,7 +90,7 @@ def test_kuberay_accepts_the_job() -> None:
     assert job["spec"]["submissionMode"] == "SidecarMode"
     assert not {"submitterPodTemplate", "submitterConfig"} & set(job["spec"])
     assert yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"].keys() == {"RAY_JOB_STOP_WAIT_TIME_S"}
-    assert job["spec"]["backoffLimit"] == 0  # With a retry, every verdict except a pass would start the night again.
+    assert job["spec"]["backoffLimit"] == 0  # a retry would start the night again after every verdict but a pass
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_the_same_line_again_computes_nothing(vqa: EvaluateConfig) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.glob("predictions/*/*.parquet")}
     bytes_before = tree(folder)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("visualbert_core.evaluation.run.plan_examples", None)  # a second plan would call None
+        patched.setattr("visualbert_core.evaluation.run.plan_examples", None)  # a new plan would fail
         run(vqa)
     assert before
     assert tree(folder) == bytes_before

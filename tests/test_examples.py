@@ -62,6 +62,6 @@ def test_an_example_runs_as_its_first_lines_say(
     words = [places.get(word, word) for word in command.split()[2:]] + ([quoted.rstrip('"')] if quoted else [])
     assert command.split()[1] == f"examples/{path.name}"
     monkeypatch.setattr(sys, "argv", [path.name, *words])
-    monkeypatch.syspath_prepend(EXAMPLES)  # Python does the same for a script.
+    monkeypatch.syspath_prepend(EXAMPLES)  # as Python does for a script
     runpy.run_path(str(path), run_name="__main__")
     assert SAYS[path.stem] in capsys.readouterr().out

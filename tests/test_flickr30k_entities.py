@@ -74,8 +74,8 @@ def saved(path: Path, records: Any) -> Path:
 
 @pytest.mark.parametrize("protocol", ["any-box", "merged"])
 def test_scores_as_mdetr(made_up: Path, tmp_path: Path, protocol: str) -> None:
-    """Every recall of every category equals the value of MDETR's evaluator, also for inverted and empty candidate
-    boxes, which can cost that evaluator a phrase that it had found."""
+    """Every recall of every category has the name and value of MDETR's evaluator, also for inverted and empty
+    candidate boxes, which can cost that evaluator a phrase that it had found."""
     task = Flickr30kEntitiesTask(made_up, "val", protocol)
     rows = task.read_submission(saved(tmp_path / "p.json", GOLDEN["predictions"]))
     assert list(task.official(judge(task, rows)).items()) == list(GOLDEN[protocol].items())
@@ -91,6 +91,7 @@ def test_scores_as_plummer(made_up: Path, tmp_path: Path) -> None:
         name = "Upper_bound" if k is None else f"Recall@{k}"
         assert summary.metrics[metric].value == pytest.approx(100 * GOLDEN["plummer"]["all"][name], abs=1e-9)
         ours = {group: values[metric][0] for group, values in summary.breakdown["phrase type"].items()}
+        # The golden percentages have two digits after the point, hence the tolerance of half a last digit.
         assert ours == pytest.approx(GOLDEN["plummer"]["percent by type"][metric], abs=0.00501)
 
 
@@ -120,7 +121,7 @@ def test_example_has_the_boxed_phrases_only(task: Flickr30kEntitiesTask) -> None
 
 
 def test_any_box_of_the_phrase_is_right(task: Flickr30kEntitiesTask) -> None:
-    """Either box of a phrase with two boxes is right, and the rank is that of the first match."""
+    """Either box of a phrase with two boxes is right, and the first match gives the rank."""
     wrong = [0.0, 60.0, 5.0, 70.0]
     scores = judge(task, predict([[wrong, [50, 50, 90, 90]], [[10, 10, 20, 30]]]))
     values = {(score.unit_id, score.metric): score.value for score in scores}
@@ -205,6 +206,7 @@ def test_chance_is_a_random_order_of_the_candidates(task: Flickr30kEntitiesTask)
     expected = task.chance({"77/1": rows[0]})
     for metric in ("recall@1", "recall@5", "recall@10"):
         drawn = np.mean([s.value for row in rows for s in judge(task, [row]) if s.metric == metric])
+        # 3 points are more than three standard errors of 1,500 draws of two phrases.
         assert 100 * drawn == pytest.approx(expected[metric], abs=3.0)
     assert expected["recall@1"] == pytest.approx(100 * 2 / 13)
     assert "upper_bound" not in expected
@@ -474,6 +476,7 @@ def test_mutated_files_score_or_end_in_one_line(memory: Path) -> None:
             (memory / name).write_bytes(mutant)
             errors.append(error_of(memory))
     assert all(str(error).isprintable() for error in errors if error is not None)
+    # If no mutation did harm, or every one did, the test would show nothing.
     assert 20 < errors.count(None) < len(errors) - 20
 
 

@@ -75,6 +75,7 @@ def publish(space: str, path: Path, tensors: dict[str, torch.Tensor]) -> Path:
         torch.save({"model": tensors | anchors, "iteration": 9}, path)
     else:
         blobs = {name: tensor.numpy() for name, tensor in tensors.items()}
+        # The published pickles hold more than the detector's weights. The converter must skip these entries.
         more = {"fc6_w_momentum": blobs["fc6_w"], "lr": np.float32(0.1), "conv5_mask_w": np.zeros((2, 2), np.float32)}
         path.write_bytes(pickle.dumps({"blobs": blobs | more, "cfg": "MODEL: {}\n"}, protocol=2))
     return path
@@ -249,7 +250,7 @@ def test_a_pickle_runs_no_code(tmp_path: Path) -> None:
 
 
 def test_a_store_is_made_with_it(folders: dict[str, Path], tmp_path: Path) -> None:
-    """Extraction runs with a converted folder and stores its golden features."""
+    """Extraction runs with a converted folder and stores the golden features."""
     (tmp_path / "images").mkdir()
     Image.fromarray(picture(0, 70, 50)).save(tmp_path / "images" / "a.png")
     config = ExtractConfig(images=tmp_path / "images", detector=folders["pythia_fpn"], out=tmp_path / "out")

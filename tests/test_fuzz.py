@@ -71,6 +71,7 @@ _ODD = (
     *(b"[" * _DEPTH, b"[" * _DEPTH + b"]" * _DEPTH, b'{"a":' * _DEPTH, b"<a>" * _DEPTH, b'"%s"' % (b"x" * 3000)),
     *(b"[/EN#", b"[/EN#1/people", b"]", b"</object>", b"<bndbox/>", b"&a;", b"<!--", b"<![CDATA[", b"," * 99, b"\n"),
 )
+# An XML bomb ("billion laughs"): each entity consists of ten copies of the entity before.
 _BOMB = b'<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa">' + b"".join(
     b'<!ENTITY %c "%s">' % (98 + i, b"&%c;" % (97 + i) * 10) for i in range(9)
 )
@@ -147,7 +148,7 @@ def _encoding(data: bytes, rng: random.Random) -> bytes:
 
 
 def _whole(data: bytes, rng: random.Random) -> bytes:
-    """Replace or prefix the whole file."""
+    """Replace the whole file, or put a NUL or an XML bomb before it."""
     return rng.choice((b"", b"\n", b" ", b"\x00" * 64, b"\x00" + data, rng.randbytes(200), _BOMB + b"]>" + data, *_ODD))
 
 

@@ -142,6 +142,7 @@ def test_one_image_of_another_convention_is_malformed(kind: str, convention: str
 def test_one_image_with_one_bad_box_is_malformed(kind: str, tmp_path: Path) -> None:
     """An image with one box that ends before it begins, or lies far outside, is a failure."""
     known = records()
+    # Left and right are swapped.
     known["2"]["boxes"][3] = known["2"]["boxes"][3][[2, 1, 0, 3]]
     known["5"]["boxes"][0, 2] *= 40
     done = run(kind, WRITERS[kind](tmp_path / "source", known), tmp_path / "out")
