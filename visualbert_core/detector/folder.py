@@ -178,7 +178,7 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], source: Path, wha
     """
     check_weights(network, {name: tuple(tensor.shape) for name, tensor in state.items()}, source, what)
     found, every = _without_counters(state), network.state_dict()
-    _refuse([f"{each}, no floating-point numbers" for each in without_numbers(found)], source, what)
+    _refuse([f"{each} instead of floating-point numbers" for each in without_numbers(found)], source, what)
     # `load_state_dict` is strict and asks for the counters, too.
     counters = {name: torch.zeros((), dtype=torch.long) for name in every.keys() - found.keys()}
     network.load_state_dict(found | counters, assign=True)
