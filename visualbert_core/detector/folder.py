@@ -1,8 +1,8 @@
 """The detector folder: `config.json` (a frozen dataclass) beside `model.safetensors` (the network's state dict).
 
 This file reads the folder, checks it against the network, and writes it. It also owns what all detectors with a folder
-do in the same way. Each detector owns the meaning of its config. The method names `from_pretrained` and
-`save_pretrained` are those of Hugging Face.
+do in the same way. Each detector owns the meaning of its config. The methods `from_pretrained` and `save_pretrained`
+have Hugging Face's names.
 """
 
 from __future__ import annotations

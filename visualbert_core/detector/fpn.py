@@ -257,6 +257,7 @@ class FPNDetector(FolderDetector["FPNNetwork", FPNConfig]):
 
 
 def _columns(boxes: Tensor, confidence: Tensor, features: Tensor, scores: Tensor) -> _Columns:
+    # As in MMF's program, the label is the most probable class, even where NMS suppressed the proposal in that class.
     labels = scores[:, 1:].argmax(1) + 1
     return boxes, labels.to(torch.int16), confidence, features
 

@@ -252,7 +252,7 @@ class R2CNetwork(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return features [ΣR, D] and class logits [ΣR, 81] of the regions.
 
-        Pixels are [B, 3, H, W], boxes [R, 4] for each image, labels and masks those of all images.
+        Pixels are [B, 3, H, W], boxes [R, 4] for each image. Labels [ΣR] and masks [ΣR, M, M] run over all images.
         """
         # r2c's sampling ratio is 0: a cell of a region is sampled once for each cell of the map that it covers.
         regions = roi_align(self.backbone(pixels), boxes, self.roi_size, 1 / STRIDE, 0)

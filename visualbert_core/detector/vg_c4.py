@@ -6,7 +6,7 @@ weights also run in https://github.com/airsplay/py-bottom-up-attention (detectro
 res5 over its *proposal*. The box of a region is that proposal, refined for its best class. `vg_c4_network.py` has the
 network. This file has the recipe: preprocessing and the selection of regions.
 
-The defaults of `VgC4Config` are those of py-bottom-up-attention's script for COCO: 36 regions at 600 × 1000 pixels. Two
+The defaults of `VgC4Config` come from py-bottom-up-attention's script for COCO: 36 regions at 600 × 1000 pixels. Two
 other recipes are published:
 
 - Hugging Face's has `resize="interpolate"`. The rest is in the `config.yaml` beside its weights (`convert` reads it).
@@ -104,7 +104,7 @@ class Selection:
     score_threshold: float = 0.2
     """For `class-wise` only. The programs of `best-class` have this option, too, but never read it."""
     box_kind: Literal["refined", "proposal"] = "refined"
-    """The box that is stored. The feature is always that of the proposal."""
+    """The box that is stored. The feature always belongs to the proposal."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -200,7 +200,7 @@ class VgC4(FolderDetector[VgC4Network, VgC4Config]):
     def _detect(
         self, map_CHW: Tensor, size: tuple[int, int], original: tuple[int, int], given: np.ndarray | None
     ) -> _Columns:
-        """Return the columns of one image: (H, W) `size` is that of the resized image, `original` that of the input."""
+        """Return the columns of one image, which has (H, W) `size` after the resize and `original` before it."""
         network = self._ready
         if given is None:
             regions = network.describe(map_CHW, network.propose(map_CHW, size))

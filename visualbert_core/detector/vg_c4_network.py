@@ -40,7 +40,7 @@ AT_ONCE_ON_CPU = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Sizes of the network. The defaults are those of the published network."""
+    """Sizes of the network. The defaults describe the published network."""
 
     blocks: tuple[int, ...] = (3, 4, 23, 3)
     """Bottlenecks of res2, res3, res4 and res5."""
@@ -94,7 +94,7 @@ class Described:
     proposals: Tensor  # [P, 4]
     refined: Tensor  # [P, 4], the proposals refined for their best class, not clipped
     features: Tensor  # [P, D]
-    object_scores: Tensor  # [P, C] probabilities of the objects; that of the background is left out
+    object_scores: Tensor  # [P, C] probabilities of the objects, without the background
     scores: Tensor  # [P] the best object score
     labels: Tensor  # [P] the object with that score
     attributes: Tensor | None  # [P] the best attribute
@@ -119,6 +119,7 @@ class VgC4Network(nn.Module):
         self.register_buffer("cell_anchors", _cell_anchors(proposals))
         self.rpn = _ProposalHead(16 * width, architecture.rpn_channels, len(self.cell_anchors))
         self.heads = _Heads(architecture)
+        # The deltas' weights of the published config.yaml, and detectron2's limit on the logarithm of a size.
         self._anchor_coder = BoxCoder((1.0, 1.0, 1.0, 1.0), math.log(1000 / 16))
         self._box_coder = BoxCoder((10.0, 10.0, 5.0, 5.0), math.log(1000 / 16))
 

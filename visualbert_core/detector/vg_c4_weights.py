@@ -27,6 +27,7 @@ from visualbert_core.errors import CheckpointError, ConfigError
 from visualbert_core.io import lfs
 from visualbert_core.io.documents import read_yaml
 
+# The first two names are Hugging Face's, the others py-bottom-up-attention's.
 _FILES = (
     "pytorch_model.bin",
     "model.safetensors",
@@ -34,6 +35,7 @@ _FILES = (
     "faster_rcnn_from_caffe_attr_original.pkl",
     "faster_rcnn_from_caffe.pkl",
 )
+# Patterns of detectron2's names, and what takes their place.
 _KEYS = (
     (r"backbone\.stem\.", ""),
     (r"backbone\.res([2-4])\.", lambda found: f"layer{int(found[1]) - 1}."),

@@ -104,8 +104,8 @@ def to_xyxy(
 ) -> np.ndarray:
     """Convert boxes [N, 4] of one of CONVENTIONS to left, top, right, bottom in pixels: float64 [N, 4].
 
-    `width` and `height` are those of the image, or of the image of each box [N]. Only normalised and per-mille
-    conventions need them.
+    `width` and `height` belong to the one image of all boxes, or to the image of each box [N]. Only normalised and
+    per-mille conventions need them.
     """
     scale, order = _split(convention)
     boxes = _ORDERS[order](np.asarray(boxes, np.float64).reshape(-1, 4))
@@ -124,7 +124,8 @@ def suspect(
 ) -> Suspicion | None:
     """Return what is wrong with a whole source of boxes [N, 4], read as `declared`; None where nothing is wrong.
 
-    `width` and `height` are those of the image, or of the image of each box [N]; infinity where they are unknown.
+    `width` and `height` belong to the one image of all boxes, or to the image of each box [N]. They are infinite where
+    they are unknown.
     `rows` [N] is the number of the row of the source to which each box belongs (default: one row for each box).
 
     A bad box is one that cannot be of the convention. There is a suspicion where most rows have a bad box. There is
@@ -144,6 +145,7 @@ def suspect(
         return seen.small(declared)
     share = len(np.unique(seen.rows[bad])) / len(np.unique(seen.rows))
     names = [name for name in CONVENTIONS if share > _FEW_BAD_SCALED or not _split(name)[0]]
+    # A single bad box may be a slip in the file, and names no convention unless it is most of the boxes.
     few = 1 < number >= _FEW_BAD * count
     enough = few or 2 * number > count or (share > 0.5 and number > _FEW)  # enough bad boxes to name a convention
     fitting = seen.fitting(names, declared) if enough else None

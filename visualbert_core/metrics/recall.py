@@ -24,7 +24,7 @@ def box_iou(boxes: np.ndarray, others: np.ndarray, inclusive: bool = False) -> n
     """
     boxes, others = np.asarray(boxes, np.float64), np.asarray(others, np.float64)
     extra = float(inclusive)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # a division by zero gives the NaN of MDETR, without NumPy's warning
         top_left = np.maximum(boxes[:, None, :2], others[None, :, :2])
         bottom_right = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
         intersection = (bottom_right - top_left + extra).clip(min=0).prod(axis=2)
