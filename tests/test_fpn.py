@@ -215,7 +215,7 @@ def test_other_weights_are_refused(space: str, tmp_path: Path) -> None:
     tensors = weights(space)
     name = next(name for name in tensors if "fc7" in name)
     lacking = publish(space, tmp_path / "lacking", {key: value for key, value in tensors.items() if key != name})
-    with pytest.raises(CheckpointError, match=rf"lacking: is no {space}: it lacks {name}"):
+    with pytest.raises(CheckpointError, match=rf"lacking: not weights of {space}: it lacks {name}"):
         CONVERTERS[space](lacking, CONFIGS[space])
     odd = publish(space, tmp_path / "odd", tensors | {name: torch.zeros(3, 3)})
     with pytest.raises(CheckpointError, match=r"odd: does not fit its network: fc7.* is \[3, 3\], not"):

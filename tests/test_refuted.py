@@ -218,7 +218,7 @@ def put(place: str, value: object) -> Callable[[Any], None]:
         ("tiny", "builder_args.roi_size", 10**5, "does not fit builder"),
         ("tiny", "builder_args.num_classes", -1, "config.json: "),
         ("tiny", "builder_args.num_classes", "three", "config.json: "),
-        ("tiny", "builder_args.image_size", HUGE, "pixels a side: it must be 1 to 10,000"),
+        ("tiny", "builder_args.image_size", HUGE, "pixels a side: a side must be 1 to 10,000"),
         ("tiny", "builder", "fasterrcnn_resnet50_fpn", "does not fit builder 'fasterrcnn_resnet50_fpn'"),
         ("tiny", "norm_eps", -1, "norm_eps is -1.0: it must be at least 0"),
         ("tiny", "selection.nms_iou", 1.5, "selection: nms_iou is 1.5: it must be at most 1"),
@@ -279,7 +279,7 @@ def test_integers_are_no_weights_of_a_detector(detectors: Path, tmp_path: Path, 
     weights[key] = weights[key].to(torch.int8)
     (folder / "model.safetensors").unlink()
     save_file(weights, folder / "model.safetensors")
-    with refused(f"{key} int8, no floating-point numbers"):
+    with refused(f"{key} int8 instead of floating-point numbers"):
         load_detector(folder, "cpu")
 
 

@@ -48,9 +48,9 @@ def clustered(rng: np.random.Generator, images: int) -> tuple[np.ndarray, np.nda
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_mean_is_of_numbers(value: float) -> None:
     """NaN among the values is refused: the mean would be NaN, or a comparison of it silently false."""
-    with pytest.raises(ValueError, match="value 1 is no finite number"):
+    with pytest.raises(ValueError, match="value 1 is not a finite number"):
         clustered_mean([1.0, value], ["a", "b"])
-    with pytest.raises(ValueError, match="value 1 is no finite number"):
+    with pytest.raises(ValueError, match="value 1 is not a finite number"):
         paired(np.zeros(2), np.array([0.0, value]), ["a", "b"])
 
 

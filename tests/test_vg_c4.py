@@ -175,7 +175,7 @@ def test_regions_are_hugging_faces(
     """Boxes, classes, attributes, probabilities and features are those of the published program up to rounding, with
     its layers and with folded norms in another memory order; where scores tie, rounding may order or cut otherwise."""
     if as_loaded:
-        monkeypatch.setattr("visualbert_core.detector.vg_c4.ready", lambda network, device: network)
+        monkeypatch.setattr("visualbert_core.detector.vg_c4.prepare", lambda network, device: network)
     (found,) = load_detector(folder, "cpu").detect([picture(*golden["picture"])])
     assert found.attributes is not None
     assert found.attribute_scores is not None

@@ -1,7 +1,8 @@
-"""image → regions: the contract (`base`), the registry (`registry`), and one file or more for each recipe.
+"""Turns images into regions: the contract (`base`), the registry (`registry`), and one or more files for each recipe.
 
-A detector owns everything that changes a feature: colour order, resize, box kind, NMS, number of regions. It says so
-in `fingerprint()`, which names the feature store's folder, so that two recipes can never be mixed by accident.
+A detector owns everything that changes a feature: colour order, resize, box kind, non-maximum suppression (NMS) and
+the number of regions. Its `fingerprint()` states all of it. The fingerprint names the folder of the feature store, so
+two recipes never share a store.
 """
 
 from visualbert_core.detector.base import Detection, Detector, HasLabelNames, ObjectEncoder

@@ -1,4 +1,7 @@
-"""The contract that every detector keeps, and what it gives."""
+"""The contract of every detector, and the `Detection` that it returns.
+
+The contract is this project's own. Extraction knows a detector only through it.
+"""
 
 from __future__ import annotations
 
@@ -13,55 +16,68 @@ from visualbert_core.schema import GivenObjects, LabelNames
 
 @dataclass(frozen=True)
 class Detection:
-    """Regions of one image before it is a row: see `schema.Regions` for shapes and units; features are float32 here."""
+    """The R regions of one image, before they become a row of a store.
+
+    `schema.Regions` states shapes and units. Here the features are still float32.
+    """
 
     boxes: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
     features: np.ndarray
     attributes: np.ndarray | None = None
-    """int16 [R], of detectors that name attributes ("red")."""
+    """int16 [R], the best attribute of each region ("red"); None where the detector knows no attributes."""
     attribute_scores: np.ndarray | None = None
-    """float32 [R]."""
+    """float32 [R], the probabilities of those attributes; None where the detector knows no attributes."""
 
 
 class Detector(Protocol):
-    """What extraction needs of a detector."""
+    """What extraction needs from a detector."""
 
     space: str
-    """Name of the feature space; a checkpoint trained in another space is refused."""
+    """Name of the feature space. Evaluation refuses a checkpoint that was trained in a different space."""
     feature_size: int
-    """D."""
+    """D, the length of one feature."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that changes a feature, as JSON values: weights digest, preprocessing, selection, versions."""
+        """Return everything that changes a feature, as JSON values.
+
+        This is the digest of the weights, the preprocessing, the selection of regions, and the versions of libraries.
+        """
 
     def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
-        """Regions of images of **one shape**: uint8 [H, W, 3] RGB each.
+        """Return the regions of each image; the images are uint8 [H, W, 3] RGB and have **one shape**.
 
-        A network whose numbers overflow gives NaN: extraction makes a failure of such an image, and stores none.
-        With `boxes` (float32 [R, 4] xyxy per image) those boxes are used as they are, in their order; without, the
-        detector proposes its own, ordered by score.
+        With `boxes` (float32 [R, 4] xyxy for each image), use these boxes unchanged and in their order. Without them,
+        propose boxes and order the regions by descending score. A network whose numbers overflow returns NaN.
+        Extraction records such an image as a failure and stores no region of it.
         """
 
 
 @runtime_checkable
 class ObjectEncoder(Protocol):
-    """A detector that finds nothing itself, but encodes objects that somebody marked, with their classes and outlines
-    (VCR). Extraction gives it those instead of bare boxes."""
+    """A detector that finds no objects. It encodes the objects that a benchmark marked (VCR).
+
+    Extraction gives it their boxes, classes and outlines, instead of boxes alone.
+    """
 
     classes: Sequence[str]
-    """Class names by label; class 0 is the whole image's."""
+    """Class names by label. Class 0 is the class of the whole image."""
 
     def encode(self, images: Sequence[np.ndarray], objects: Sequence[GivenObjects]) -> list[Detection]:
-        """The given objects of images of one shape, uint8 [H, W, 3] RGB each, in their order."""
+        """Return one region for each given object, in the given order.
+
+        The images are uint8 [H, W, 3] RGB and have one shape.
+        """
 
 
 @runtime_checkable
 class HasLabelNames(Protocol):
-    """A detector that can say what its labels and attributes are called. A name changes no feature, so it is no part of
-    the fingerprint."""
+    """A detector that knows the names of its labels and attributes.
+
+    A name changes no feature, so names are not part of the fingerprint.
+    """
 
     @property
     def names(self) -> LabelNames:
-        """By number, the background included where it has one."""
+        """Return the names by label number, with the background where the detector has that class."""

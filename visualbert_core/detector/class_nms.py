@@ -1,8 +1,9 @@
-"""Class-wise non-maximum suppression over proposals that all classes share, without a loop over the classes.
+"""Non-maximum suppression (NMS) in every class, over proposals that all classes share, without a loop over classes.
 
-The Caffe extractors (bottom-up attention, Pythia, Detectron) suppress once per class and keep of a proposal its best
-score among the classes in which it survived. Here one [P, P] overlap serves all classes, and the greedy pass goes down
-the ranks of every class at once, with the same result.
+The published extractors (bottom-up attention in Caffe, Pythia, Detectron in Caffe2) run NMS once for each class. The
+confidence of a proposal is its best score among the classes in which the proposal survives. For 1,600 classes that loop
+takes 0.2 s an image on a CPU, and 1,600 small launches on a GPU. Here all classes share one [P, P] matrix of overlaps,
+and one greedy pass goes down the ranks of all classes at once. The result is the same.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from torchvision.ops import box_iou
 
 
 def confidences(boxes_P4: Tensor, scores_PC: Tensor, iou: float, wanted: int) -> Tensor:
-    """Of each proposal the best score among the classes whose suppression above `iou` it survives, 0 in none: [P].
+    """Return the confidence [P] of each proposal: its best score among the classes in which it survives NMS at `iou`.
 
-    `boxes_P4` are half-open; ties of a class go to the earlier proposal. Exact for the `wanted` greatest; what cannot
-    be among them may read 0. A score is only ever suppressed by a greater one, so scores under a floor are left out
-    while enough proposals stay above it. All classes go together, one step a rank.
+    A proposal that survives in no class has confidence 0. `boxes_P4` are half-open. Where two scores of a class tie,
+    the earlier proposal wins. The `wanted` greatest confidences are exact; any other may be 0 instead.
     """
     overlaps_PP = box_iou(boxes_P4, boxes_P4) > iou
     wanted = min(wanted, len(boxes_P4))
+    # Only a greater score can suppress a score. So scores under a floor change nothing above it, and the pass skips
+    # them. If NMS then leaves fewer than `wanted` proposals above the floor, the floor sinks and the pass runs again.
     floor = float(scores_PC.amax(1).sort(descending=True).values[wanted - 1]) if wanted else 0.0
     while True:
         found = _above(overlaps_PP, scores_PC, floor)
@@ -30,6 +32,7 @@ def confidences(boxes_P4: Tensor, scores_PC: Tensor, iou: float, wanted: int) ->
 
 
 def _above(overlaps_PP: Tensor, scores_PC: Tensor, floor: float) -> Tensor:
+    """Return the confidences [P] that scores of at least `floor` give."""
     classes = (scores_PC >= floor).any(0).nonzero().squeeze(1)
     scores_CP = scores_PC[:, classes].T.contiguous()
     ranked = scores_CP.sort(dim=1, descending=True, stable=True)
@@ -38,6 +41,6 @@ def _above(overlaps_PP: Tensor, scores_PC: Tensor, floor: float) -> Tensor:
     for rank in range(int((~gone_CP).sum(1).max()) if len(classes) else 0):
         chosen = ranked.indices[:, rank]
         hit = overlaps_PP[chosen] & ~gone_CP[rows, chosen, None]
-        hit[rows, chosen] = False
+        hit[rows, chosen] = False  # a box overlaps itself
         gone_CP |= hit
     return scores_CP.masked_fill(gone_CP, 0).amax(0) if len(classes) else scores_PC.new_zeros(len(scores_PC))

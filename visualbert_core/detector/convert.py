@@ -1,6 +1,6 @@
-"""Weights as they are published → detector folders: `visualbert convert detector`.
+"""Converts published weights into detector folders, for `visualbert convert detector`.
 
-What the keys mean belongs to each detector: `CONVERTERS` names the function that knows.
+Each detector knows the keys of its own published files. `CONVERTERS` names the function for each detector.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ CONVERTERS = {
     "detectron_fpn": ("fpn_weights", "convert_detectron"),
     "r2c_resnet50": ("r2c_resnet50", "convert"),
 }
-"""Detector → the module and its function `(source: Path) -> (detector, notes for the reader)`."""
+"""Detector → module and function. The function is `(source: Path) -> (detector, notes for the user)`."""
 
 
 class Convertible(Protocol):
-    """What a converter returns: a detector that can be saved."""
+    """A detector that can be saved. A converter returns one."""
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write its folder."""
+        """Write the detector folder."""
 
 
 def convert(name: str, source: str | Path, target: str | Path) -> str:
-    """Convert `source`, a weights file or a folder with one, into the new folder `target`; returns a report.
+    """Convert `source`, a weights file or a folder with one, into the new folder `target`. Return a report.
 
-    Raises CheckpointError where `target` is not empty, or naming what in `source` cannot be read or does not fit.
+    Raise CheckpointError where `target` is not empty, or where `source` cannot be read or does not fit the detector.
     """
     source, target = Path(source), Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target}: exists and is not empty")
+        raise CheckpointError(f"{target}: exists and is not empty; name a new or an empty folder")
     module, function = CONVERTERS[name]
     load: Callable[[Path], tuple[Convertible, list[str]]]
     load = getattr(import_module(f"visualbert_core.detector.{module}"), function)

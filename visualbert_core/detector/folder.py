@@ -1,7 +1,8 @@
-"""A detector's folder: `config.json` (a frozen dataclass) beside `model.safetensors` (a network's state dict).
+"""The detector folder: `config.json` (a frozen dataclass) beside `model.safetensors` (the network's state dict).
 
-Owns how it is read, checked against the network and written, and what all detectors made of one do alike; what the
-config means belongs to each detector.
+This file reads the folder, checks it against the network, and writes it. It also owns what all detectors with a folder
+do in the same way. Each detector owns the meaning of its config. The methods `from_pretrained` and `save_pretrained`
+have Hugging Face's names.
 """
 
 from __future__ import annotations
@@ -26,26 +27,26 @@ from visualbert_core.provenance import digest_file
 from visualbert_core.schema import LabelNames
 
 LONGEST_SIDE = 10_000
-"""Pixels of a side to which a config may have images resized: beyond it one image takes gigabytes."""
+"""The longest side, in pixels, to which a config may resize images. With longer sides one image takes gigabytes."""
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
-# What torch and torchvision raise for sizes and arguments of which there is no network.
+# What torch and torchvision raise where they cannot build a network with the given sizes and arguments.
 _UNBUILDABLE = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, OverflowError, AssertionError)
 
 T = TypeVar("T")
 
 
 class FolderConfig(Protocol):
-    """What every `config.json` says."""
+    """What every `config.json` states."""
 
     @property
     def builder(self) -> str:
-        """Which detector it is."""
+        """Return the name of the detector; `registry.py` finds its class by this name."""
 
     @property
     def space(self) -> str:
-        """Name of the feature space."""
+        """Return the name of the feature space."""
 
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -53,7 +54,7 @@ Config = TypeVar("Config", bound=FolderConfig)
 
 
 class FolderDetector(ABC, Generic[Network, Config]):
-    """A `detector.Detector` that is opened from its folder and saved as it was loaded; how it answers is its own."""
+    """A `detector.Detector` that lives in a folder. A subclass adds the network, the fingerprint and `detect`."""
 
     config_class: ClassVar[type[Any]]
 
@@ -71,7 +72,7 @@ class FolderDetector(ABC, Generic[Network, Config]):
     @staticmethod
     @abstractmethod
     def empty(config: Config) -> Network:
-        """The network of a config, untrained; maybe on the meta device."""
+        """Return the untrained network of a config. It may be on the meta device, where it takes no memory."""
 
     @abstractmethod
     def _feature_size(self) -> int: ...
@@ -79,15 +80,16 @@ class FolderDetector(ABC, Generic[Network, Config]):
     @property
     @abstractmethod
     def names(self) -> LabelNames:
-        """See `detector.Naming`."""
+        """See `detector.HasLabelNames`."""
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | None = None, precision: str = "float32") -> Self:
-        """Open a detector folder. Raises CheckpointError naming what is missing or does not fit."""
+        """Open a detector folder. Raise CheckpointError with what is missing or does not fit."""
         folder = Path(folder)
         config, weights = read_config(folder, cls.config_class), folder / WEIGHTS_FILE
         try:
-            held = shapes(weights)  # first: they tell what to make of a config, before anything of its sizes is made
+            # The shapes come first: with them a config of absurd sizes is refused before its network takes memory.
+            held = shapes(weights)
         except CheckpointError as error:
             raise CheckpointError(f"{folder}: not a detector folder: {error}") from error
         try:
@@ -102,16 +104,19 @@ class FolderDetector(ABC, Generic[Network, Config]):
 
     @classmethod
     def check_sizes(cls, config: Config, held: Shapes) -> None:
-        """Raises ConfigError for a number of layers that the weights do not have, because each takes time to make even
-        without memory. Other sizes are compared once the network is made."""
+        """Raise ConfigError where the config states more or fewer layers than the weights hold.
+
+        This comes before the network is built, because building a layer takes time even on the meta device. All other
+        sizes are compared after the network is built.
+        """
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write the folder that `from_pretrained` reads, floating-point weights stored as `dtype`."""
+        """Write the folder that `from_pretrained` reads. Store floating-point weights as `dtype`."""
         write_folder(Path(folder), self.config, self.model.state_dict(), dtype)
 
 
 def read_config(folder: Path, config_class: type[T]) -> T:
-    """Raises CheckpointError naming what is missing or cannot be read."""
+    """Read the folder's `config.json`. Raise CheckpointError with what is missing or cannot be read."""
     path = folder / CONFIG_FILE
     try:
         return from_mapping(config_class, read_json(path), where=str(path))
@@ -120,27 +125,30 @@ def read_config(folder: Path, config_class: type[T]) -> T:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The weights, floating-point ones in float32. Raises CheckpointError."""
+    """Read the weights, floating-point ones as float32. Raise CheckpointError where they cannot be read."""
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load(path).items()}
 
 
 def check_blocks(stated: tuple[int, ...], held: tuple[int, ...]) -> None:
-    """Raises ConfigError where a config states other numbers of residual blocks than the weights hold."""
+    """Raise ConfigError where the config states other numbers of residual blocks than the weights hold."""
     if stated != held:
         raise ConfigError(f"blocks is {brief(list(stated))}, the weights have {list(held)}")
 
 
 def check_colours(config: object, *names: str) -> None:
-    """Raises ConfigError naming a key that does not hold a number for each of three colours; `std` divides."""
+    """Raise ConfigError where a key does not hold three numbers, one for each colour.
+
+    The numbers of `std` must be positive, because pixels are divided by them.
+    """
     for name in names:
         values = getattr(config, name)
         if len(values) != 3 or (name == "std" and min(values) <= 0):
             what = "three positive numbers" if name == "std" else "three numbers"
-            raise ConfigError(f"{name} is {brief(list(values))}: it must be {what}, one a colour")
+            raise ConfigError(f"{name} is {brief(list(values))}: it must be {what}, one for each colour")
 
 
 def write_folder(folder: Path, config: Any, state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
-    """Write what `read_config` and `read_weights` read, floating-point weights stored as `dtype`."""
+    """Write what `read_config` and `read_weights` read. Store floating-point weights as `dtype`."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = _without_counters(state)
     save_file({k: v.to(dtype).contiguous().cpu() for k, v in weights.items()}, folder / WEIGHTS_FILE)
@@ -148,7 +156,10 @@ def write_folder(folder: Path, config: Any, state: dict[str, Tensor], dtype: tor
 
 
 def check_weights(network: nn.Module, held: Shapes, source: Path, what: str) -> None:
-    """Raises CheckpointError with `source`, `what` it should be, and the tensors that do not fit `network`."""
+    """Raise CheckpointError where names or shapes of the tensors `held` by `source` do not fit `network`.
+
+    `what` names the network in the message. The message lists the first five faults.
+    """
     expected, found = _without_counters(network.state_dict()), _without_counters(held)
     missing = [f"missing {k}" for k in expected.keys() - found.keys()]
     unknown = [f"unknown {k}" for k in found.keys() - expected.keys()]
@@ -161,11 +172,14 @@ def check_weights(network: nn.Module, held: Shapes, source: Path, what: str) -> 
 
 
 def load_weights(network: nn.Module, state: dict[str, Tensor], source: Path, what: str) -> None:
-    """Put `state` into `network`, which may be on the meta device. Raises CheckpointError as `check_weights` does, and
-    for integers in the place of weights."""
+    """Put `state` into `network`, which may be on the meta device.
+
+    Raise CheckpointError where `check_weights` does, and where a weight has an integer type.
+    """
     check_weights(network, {name: tuple(tensor.shape) for name, tensor in state.items()}, source, what)
     found, every = _without_counters(state), network.state_dict()
-    _refuse([f"{each}, no floating-point numbers" for each in without_numbers(found)], source, what)
+    _refuse([f"{each} instead of floating-point numbers" for each in without_numbers(found)], source, what)
+    # `load_state_dict` is strict and asks for the counters, too.
     counters = {name: torch.zeros((), dtype=torch.long) for name in every.keys() - found.keys()}
     network.load_state_dict(found | counters, assign=True)
 
@@ -177,5 +191,8 @@ def _refuse(wrong: list[str], source: Path, what: str) -> None:
 
 
 def _without_counters(state: Mapping[str, T]) -> dict[str, T]:
-    """Without what batch norms count while they train, which some files have and no forward reads."""
+    """Leave out the batch counters of batch norms. Some files have them (Hugging Face's, not detectron2's).
+
+    Only training reads them.
+    """
     return {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}

@@ -1,14 +1,18 @@
 """The feature spaces `pythia_fpn` and `detectron_fpn`: fc6 of a Faster R-CNN with a feature pyramid (Lin et al. 2017).
 
-`pythia_fpn` (2048-d, 100 regions) is what `visualbert-vqa*` was trained on: ResNeXt-101-64x4d on Visual Genome, the
-network of github.com/meetshah1995/vqa-maskrcnn-benchmark, the recipe of MMF's `extract_features_vmb.py`.
-`detectron_fpn` (1024-d, 150 regions, of which VisualBERT uses 144) is behind `visualbert-nlvr2*`: Detectron's Mask
-R-CNN R-101-FPN_2x (model 35861858) on COCO, the recipe of VisualBERT's `extract_image_features_nlvr.py`.
+`pythia_fpn` (2048-d, 100 regions) is the space of `visualbert-vqa*`. The network is the ResNeXt-101-64x4d of
+github.com/meetshah1995/vqa-maskrcnn-benchmark, trained on Visual Genome. The recipe is MMF's `extract_features_vmb.py`.
 
-The two programs agree on everything but the numbers in `FPNConfig`: BGR less its mean, OpenCV's bilinear resize,
-padding to a multiple of 32; boxes whose last pixel belongs to them (every side is x2 - x1 + 1); proposals clipped to
-the *padded* image; a region is a proposal, never refined; a proposal's confidence is its best score among the classes
-in which non-maximum suppression keeps it, and the most confident ones are kept.
+`detectron_fpn` (1024-d, 150 regions, of which VisualBERT uses 144) is the space of `visualbert-nlvr2*`. The network is
+Mask R-CNN R-101-FPN_2x (model 35861858) of Detectron (Caffe2), trained on COCO. The recipe is VisualBERT's
+`extract_image_features_nlvr.py`.
+
+The two programs differ only in the numbers of `FPNConfig`. Both do the following:
+
+- pixels: BGR minus the mean, OpenCV's bilinear resize, padding to a multiple of 32;
+- boxes: the last pixel belongs to the box, so a side is x2 - x1 + 1; proposals are clipped to the *padded* image;
+- regions: a region is a proposal, not a refined box. Its confidence is its best score among the classes in which
+  non-maximum suppression (NMS) keeps it. The most confident proposals become regions.
 """
 
 from __future__ import annotations
@@ -47,35 +51,35 @@ from visualbert_core.detector.roi_align import pool_levels
 from visualbert_core.io.weights import Shapes, blocks, unbuilt
 from visualbert_core.schema import LabelNames
 
-STRIDES = (4, 8, 16, 32, 64)  # of the pyramid's levels; regions are pooled from the first four
+STRIDES = (4, 8, 16, 32, 64)  # pixels per cell of each level; regions are pooled from the first four levels
 ANCHOR_SIZES = (32, 64, 128, 256, 512)
 PAD_TO = 32
 ROI_SIZE, ROI_SAMPLES = 7, 2
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # equation 1 of the FPN paper
 
-_Columns = tuple[Tensor, Tensor, Tensor, Tensor]  # of a `Detection`
+_Columns = tuple[Tensor, Tensor, Tensor, Tensor]  # boxes, labels, scores and features of one image's `Detection`
 
 
 @dataclass(frozen=True, kw_only=True)
 class FPNConfig:
-    """`config.json`. The defaults are the published recipe of `pythia_fpn`; see `DETECTRON` for the other."""
+    """`config.json` of both spaces. The defaults are the recipe of `pythia_fpn`. `DETECTRON` is the other recipe."""
 
     builder: Literal["pythia_fpn", "detectron_fpn"] = "pythia_fpn"
     space: str = "pythia_fpn"
     labels: tuple[str, ...] = ()
-    """Class names, background first. Pythia's file has none."""
+    """Class names, background first. Pythia's weights file has no names."""
 
     blocks: tuple[int, ...] = (3, 4, 23, 3)
     """Residual blocks of each stage."""
     groups: int = 64
     group_width: int = 4
     stride_in_1x1: bool = False
-    """Where a stage halves its map: in the first 1x1 convolution (the original ResNet) or in the 3x3."""
+    """Whether a stage halves its map in the first 1x1 convolution (the original ResNet), not in the 3x3 convolution."""
     pyramid_size: int = 512
     """Channels of every level."""
     feature_size: int = 2048
     num_classes: int = 1601
-    """With the background, class 0."""
+    """Includes the background, class 0."""
 
     min_size: int = 800
     max_size: int = 1333
@@ -83,19 +87,19 @@ class FPNConfig:
     """Blue, green, red."""
 
     pre_nms_top_n: int = 1000
-    """Anchors of each level that become boxes. The fork's training files leave 6,000, 1,000 and 2,000 here and in the
-    next two; the file that its extraction script names has 1,000 three times, as Detectron has."""
+    """Anchors of each level that become boxes. Pythia's fork has training files with 6,000 here, and with 1,000 and
+    2,000 in the next two fields. The file that its extraction script names has 1,000 three times, as Detectron has."""
     post_nms_top_n: int = 1000
     """Proposals of each level."""
     num_proposals: int = 1000
-    """Proposals of all levels."""
+    """Proposals of all levels together."""
     proposal_nms_iou: float = 0.7
     min_proposal_size: float = 0.0
     """Shortest side of a proposal, in pixels of the resized image."""
 
     layer: Literal["fc6", "fc7"] = "fc6"
     nms_iou: float = 0.5
-    """Of the suppression within each class."""
+    """IoU above which NMS suppresses, within each class."""
     num_regions: int = 100
 
     def __post_init__(self) -> None:
@@ -109,7 +113,8 @@ class FPNConfig:
 
 
 PYTHIA = FPNConfig()
-_COCO = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # with "N/A" for the ids that COCO left out
+# torchvision counts by COCO's ids and has "N/A" where an id is unused. Detectron numbers the 80 classes without gaps.
+_COCO = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
 DETECTRON = FPNConfig(
     builder="detectron_fpn",
     space="detectron_fpn",
@@ -120,13 +125,13 @@ DETECTRON = FPNConfig(
     pyramid_size=256,
     feature_size=1024,
     num_classes=81,
-    min_proposal_size=1.0,
+    min_proposal_size=1.0,  # Detectron's GenerateProposalsOp asks for at least one pixel "to avoid numerical issues"
     num_regions=150,
 )
 
 
 class FPNDetector(FolderDetector["FPNNetwork", FPNConfig]):
-    """See `detector.Detector`. Labels count the background: class 0 is never an answer."""
+    """See `detector.Detector`. Class 0 is the background, and no region has this label."""
 
     config_class = FPNConfig
 
@@ -147,9 +152,9 @@ class FPNDetector(FolderDetector["FPNNetwork", FPNConfig]):
         return LabelNames(self.config.labels)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that changes a feature (see `detector.Detector`)."""
+        """Return everything that changes a feature (see `detector.Detector`)."""
         config = asdict(self.config)
-        del config["labels"]
+        del config["labels"]  # a name changes no feature
         return {
             **config,
             **in_fingerprint(self.precision),
@@ -166,13 +171,14 @@ class FPNDetector(FolderDetector["FPNNetwork", FPNConfig]):
 
     @inference_mode
     def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
-        """See `detector.Detector`. Images of more than one shape are refused: padding would leak between them."""
+        """See `detector.Detector`. Raise ValueError for images of different shapes (see `inference.upload`)."""
         pixels_BHWC = upload(images, self.device)
         given = None if boxes is None else [torch.from_numpy(b).to(self.device).float() for b in boxes]
         some = batch_slices(len(images), self.device)
         return detections([row for part in some for row in self._detect(pixels_BHWC[part], given and given[part])])
 
     def _detect(self, pixels_BHWC: Tensor, given: list[Tensor] | None) -> list[_Columns]:
+        """Return the columns of each image, on the device."""
         scale = resize_scale(pixels_BHWC.shape[1:3], self.config)
         batch = self._preprocess(pixels_BHWC, scale)
         maps = self._ready.maps(batch)
@@ -200,20 +206,25 @@ class FPNDetector(FolderDetector["FPNNetwork", FPNConfig]):
         return model
 
     def _preprocess(self, pixels_BHWC: Tensor, scale: float) -> Tensor:
-        """uint8 RGB → float32 [B, 3, H, W] BGR less the mean, resized and padded with zeros."""
+        """Turn uint8 RGB into float32 [B, 3, H, W]: BGR minus the mean, resized, and padded with zeros."""
         mean = torch.tensor(self.config.mean, device=pixels_BHWC.device)
+        # The mean goes first, and the resize works on floats, as in both programs: no value is rounded to a grey level.
         pixels = resize((pixels_BHWC.flip(3).float() - mean).permute(0, 3, 1, 2), scale)
         height, width = pixels.shape[2:]
         return pad(pixels, (0, -width % PAD_TO, 0, -height % PAD_TO))
 
     def _proposals(self, maps: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
-        """float32 [P, 4] in pixels of the resized image, best first, of each image of a batch of (H, W) `size`."""
+        """Return the proposals of each image, best first: float32 [P, 4] in pixels of the resized image.
+
+        `size` is the (H, W) of the padded batch. Both programs clip proposals to it, and not to the image inside.
+        """
         logits, deltas = self._ready.rpn(list(maps))
         levels = []
         for logits_BAHW, deltas_BDHW, stride, side in zip(logits, deltas, STRIDES, ANCHOR_SIZES, strict=True):
             batch, _, height, width = logits_BAHW.shape
             anchors_N4 = anchors(height, width, stride, side).to(self.device)
             deltas_BN4 = deltas_BDHW.view(batch, -1, 4, height, width).permute(0, 3, 4, 1, 2).reshape(batch, -1, 4)
+            # The programs rank probabilities, not logits: in float32 large logits become one probability, and so a tie.
             scores_BN = logits_BAHW.permute(0, 2, 3, 1).reshape(batch, -1).sigmoid()
             top = scores_BN.topk(min(self.config.pre_nms_top_n, scores_BN.shape[1]), dim=1)
             levels.append(
@@ -225,17 +236,20 @@ class FPNDetector(FolderDetector["FPNNetwork", FPNConfig]):
         return [self._of_all_levels(image) for image in zip(*levels, strict=True)]
 
     def _of_level(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the proposals of one level and their scores, best first."""
         long_enough = (boxes[:, 2:] - boxes[:, :2] + 1 >= self.config.min_proposal_size).all(1)
         boxes, scores = boxes[long_enough], scores[long_enough]
         keep = nms(half_open(boxes), scores, self.config.proposal_nms_iou)[: self.config.post_nms_top_n]
         return boxes[keep], scores[keep]
 
     def _of_all_levels(self, levels: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return the best proposals of all levels; there is no NMS between levels."""
         boxes, scores = (torch.cat(column) for column in zip(*levels, strict=True))
         best: Tensor = boxes[scores.topk(min(self.config.num_proposals, len(scores))).indices]
         return best
 
     def _select(self, boxes: Tensor, features: Tensor, scores: Tensor) -> _Columns:
+        """Choose the regions among proposals [P, 4], in pixels of the image that came in."""
         wanted = self.config.num_regions
         confidence = confidences(half_open(boxes), scores[:, 1:], self.config.nms_iou, wanted)
         order = confidence.sort(descending=True, stable=True).indices[:wanted]
@@ -243,6 +257,7 @@ class FPNDetector(FolderDetector["FPNNetwork", FPNConfig]):
 
 
 def _columns(boxes: Tensor, confidence: Tensor, features: Tensor, scores: Tensor) -> _Columns:
+    # As in MMF's program, the label is the most probable class, even where NMS suppressed the proposal in that class.
     labels = scores[:, 1:].argmax(1) + 1
     return boxes, labels.to(torch.int16), confidence, features
 
@@ -252,7 +267,10 @@ def _columns(boxes: Tensor, confidence: Tensor, features: Tensor, scores: Tensor
 
 
 class FPNNetwork(nn.Module):
-    """Image → pyramid → proposals' scores and deltas; pyramid and boxes → fc6 or fc7 and class logits."""
+    """ResNet body, feature pyramid, proposal head, and the two layers fc6 and fc7 with class logits.
+
+    It has no box regression, because a region is a proposal.
+    """
 
     def __init__(self, config: FPNConfig) -> None:
         super().__init__()
@@ -265,6 +283,7 @@ class FPNNetwork(nn.Module):
         )
         self.body.fc = nn.Identity()
         if config.stride_in_1x1:
+            # torchvision's ResNet has the stride in the 3x3 convolution; Detectron's R-101 was trained with the other.
             for stage in (self.body.layer2, self.body.layer3, self.body.layer4):
                 stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
         width = config.pyramid_size
@@ -275,7 +294,7 @@ class FPNNetwork(nn.Module):
         self.cls_score = nn.Linear(config.feature_size, config.num_classes)
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] → five levels [B, C, H / stride, W / stride]."""
+        """Return the five levels, [B, C, H / stride, W / stride], of pixels [B, 3, H, W]."""
         body = self.body
         x = body.maxpool(body.relu(body.bn1(body.conv1(pixels))))
         stages = {}
@@ -284,22 +303,27 @@ class FPNNetwork(nn.Module):
         return list(self.fpn(stages).values())
 
     def regions(self, maps: Sequence[Tensor], boxes: list[Tensor], layer: str) -> tuple[Tensor, Tensor]:
-        """Boxes [R, 4] an image, in pixels of the resized one → features [ΣR, D] after ReLU, logits [ΣR, classes]."""
+        """Return features [ΣR, D] after ReLU, and class logits [ΣR, classes].
+
+        `boxes` are [R, 4] for each image, in pixels of the resized image. `layer` names the feature, fc6 or fc7.
+        """
         fc6 = torch.relu(self.fc6(pool(maps, boxes).flatten(1)))
         fc7 = torch.relu(self.fc7(fc6))
         return (fc6 if layer == "fc6" else fc7), self.cls_score(fc7)
 
 
 def _frozen_norm(channels: int) -> FrozenBatchNorm2d:
+    # maskrcnn-benchmark's frozen norm adds no epsilon to the variance, and Detectron's has no variance at all.
     return FrozenBatchNorm2d(channels, eps=0.0)
 
 
 def pool(maps: Sequence[Tensor], boxes: list[Tensor]) -> Tensor:
-    """RoIAlign of every box in the level of its size → [ΣR, C, 7, 7]."""
+    """Pool every box from the level that suits its size. Return [ΣR, C, 7, 7]."""
     every = torch.cat(boxes)
     sides = every[:, 2:] - every[:, :2] + 1
-    # A box turned inside out has no size; the smallest level takes it.
+    # An inverted box has no size. It is pooled from the finest level.
     size = sides.prod(1).clamp(min=0).sqrt()
+    # The programs add the epsilon inside the logarithm. torchvision adds it outside, so its pooler is not used here.
     level = torch.floor(CANONICAL_LEVEL + torch.log2(size / CANONICAL_SIZE + 1e-6)).clamp(2, 5).long() - 2
     return pool_levels(maps, boxes, level, [1 / stride for stride in STRIDES[:4]], ROI_SIZE, ROI_SAMPLES)
 
@@ -309,14 +333,20 @@ def pool(maps: Sequence[Tensor], boxes: list[Tensor]) -> Tensor:
 
 
 def resize_scale(shape: Sequence[int], config: FPNConfig) -> float:
-    """By how much an image of (H, W) grows: the short side to `min_size`, the long one to `max_size` at most."""
+    """Return the scale of an image of (H, W): the short side becomes `min_size`, the long side at most `max_size`.
+
+    The long side is compared after rounding: 1333.3 pixels still count as 1333, as in both programs.
+    """
     scale = config.min_size / min(shape)
     return config.max_size / max(shape) if round(scale * max(shape)) > config.max_size else scale
 
 
 def resize(pixels_BCHW: Tensor, scale: float) -> Tensor:
-    """`cv2.resize(…, fx=scale, fy=scale)` with bilinear interpolation. Unlike torch, OpenCV steps by exactly 1 / scale
-    whatever the rounded size is, in double precision."""
+    """Resize as `cv2.resize(…, fx=scale, fy=scale)` does, with bilinear interpolation.
+
+    OpenCV steps by exactly 1 / scale, in double precision. torch steps by the ratio of the rounded sizes instead, which
+    changes pixels by whole grey levels.
+    """
     left, right, weight = _taps(pixels_BCHW.shape[-1], scale, pixels_BCHW.device)
     pixels_BCHW = torch.lerp(pixels_BCHW[..., left], pixels_BCHW[..., right], weight)
     above, below, weight = _taps(pixels_BCHW.shape[-2], scale, pixels_BCHW.device)
@@ -324,6 +354,7 @@ def resize(pixels_BCHW: Tensor, scale: float) -> Tensor:
 
 
 def _taps(size: int, scale: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the two of `size` places that each new place lies between, and the weight of the second."""
     at = (torch.arange(max(1, round(size * scale)), dtype=torch.float64) + 0.5) / scale - 0.5
     at = at.clamp(0, size - 1)
     low = at.floor().long()

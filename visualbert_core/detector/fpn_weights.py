@@ -1,7 +1,7 @@
-"""Published weights of `pythia_fpn` and `detectron_fpn` → `FPNDetector`: their keys.
+"""Converts the published weights of `pythia_fpn` and `detectron_fpn` into an `FPNDetector`; it knows their keys.
 
-Read are MMF's `detectron_model.pth`, whose keys are maskrcnn-benchmark's, and Detectron's `model_final.pkl`, whose keys
-are the blobs of Caffe2. Both recipes stand in `fpn.py`.
+MMF publishes `detectron_model.pth`. Its keys are the names of maskrcnn-benchmark. Detectron publishes
+`model_final.pkl`. Its keys are the names of Caffe2 blobs. `fpn.py` has both recipes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from visualbert_core.errors import CheckpointError
 
 
 def convert_pythia(source: Path, config: FPNConfig = PYTHIA) -> tuple[FPNDetector, list[str]]:
-    """The detector in `detectron_model.pth`, a torch file with the names of maskrcnn-benchmark, and notes on it.
+    """Return the detector in `detectron_model.pth`, a torch file with the names of maskrcnn-benchmark, and notes on it.
 
-    Raises CheckpointError for a file of another kind or network.
+    Raise CheckpointError where the file is of another kind or holds another network.
     """
+    # torch's `DistributedDataParallel` puts "module." before every name that it saves.
     found = {key.removeprefix("module."): value for key, value in read_entries(source, "model").items()}
     network = FPNDetector.empty(config)
     keys = {name: _pythia_key(name) for name in _parameters(network)}
@@ -33,13 +34,17 @@ def convert_pythia(source: Path, config: FPNConfig = PYTHIA) -> tuple[FPNDetecto
 
 
 def convert_detectron(source: Path, config: FPNConfig = DETECTRON) -> tuple[FPNDetector, list[str]]:
-    """The detector in `model_final.pkl` of Detectron (Caffe2), and notes on it. Raises CheckpointError as above."""
+    """Return the detector in Detectron's `model_final.pkl`, and notes on it.
+
+    Raise CheckpointError where the file is of another kind or holds another network.
+    """
     blobs = read_entries(source, "blobs", pickled=True)
     network = FPNDetector.empty(config)
     keys = {name: _detectron_key(name, config.blocks) for name in _parameters(network)}
     _require(keys.values(), blobs, config, source)
     state = tensors({name: blobs[key] for name, key in keys.items()}, source)
-    for name in state:  # Detectron folds the statistics of its norms into their scales and biases
+    # Detectron folds the statistics of its norms into their scales and biases: mean 0 and variance 1 are left.
+    for name in state:
         if name.endswith(("running_mean", "running_var")):
             state[name] = torch.full_like(state[name], float(name.endswith("var")))
     return _detector(network, state, config, source)
@@ -48,7 +53,7 @@ def convert_detectron(source: Path, config: FPNConfig = DETECTRON) -> tuple[FPND
 def _require(keys: Iterable[str], found: Mapping[str, Any], config: FPNConfig, source: Path) -> None:
     if missing := sorted(set(keys) - found.keys()):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise CheckpointError(f"{source}: is no {config.builder}: it lacks {', '.join(missing[:3])}{more}")
+        raise CheckpointError(f"{source}: not weights of {config.builder}: it lacks {', '.join(missing[:3])}{more}")
 
 
 def _parameters(network: FPNNetwork) -> list[str]:
@@ -59,11 +64,12 @@ def _detector(
     network: FPNNetwork, state: dict[str, Tensor], config: FPNConfig, source: Path
 ) -> tuple[FPNDetector, list[str]]:
     load_weights(network, state, source, "its network")
-    note = f"{config.feature_size}-d features of {config.space}; config.json says the rest"
+    note = f"{config.feature_size}-d features of {config.space}; config.json has the recipe"
     return FPNDetector(network, config, "", "cpu"), [note]
 
 
 def _pythia_key(name: str) -> str:
+    """Return maskrcnn-benchmark's name of a parameter of `FPNNetwork`."""
     top, _, rest = name.partition(".")
     if top == "body":
         return f"backbone.body.{rest}" if rest.startswith("layer") else f"backbone.body.stem.{rest}"
@@ -76,7 +82,10 @@ def _pythia_key(name: str) -> str:
 
 
 def _detectron_key(name: str, blocks: Sequence[int]) -> str:
-    """Statistics, which Detectron has not, go by the name of the scale beside them."""
+    """Return Detectron's blob for a parameter of `FPNNetwork`.
+
+    Detectron has no statistics of norms. They get the blob of the scale beside them, so that they have its shape.
+    """
     module, _, parameter = name.rpartition(".")
     suffix = "b" if parameter == "bias" else "w"
     norm = "bn_b" if parameter == "bias" else "bn_s"

@@ -1,14 +1,15 @@
-"""A detector's network made ready to answer, without a change in what it answers (float32: to about 1e-6 of its scale).
+"""Prepares a detector's network for inference. In float32 the answers change by about 1e-6 of their scale at most.
 
-Owns what all detectors do alike between the loaded weights and the first image:
+This file owns the steps that all detectors share, between the loaded weights and the answers:
 
-    folded norms     a batch norm at rest is a factor and a sum per channel: they go into the convolution before it
-    channels last    the memory order in which oneDNN and cuDNN convolve fastest
-    bfloat16         on request, for the parts that a detector names; what lies between them stays float32
-    no TF32          on a GPU, where float32 would else be ten bits
-    one at a time    on a CPU, where images in a batch push each other out of the cache and out of their last bits
+    folded norms     in inference a batch norm is one factor and one sum per channel; the convolution before takes both
+    channels last    oneDNN and cuDNN convolve fastest in this memory order
+    bfloat16         on request, in the parts that a detector names; everything between these parts stays float32
+    no TF32          on a GPU, TF32 would cut the mantissa of float32 to ten bits
+    one at a time    on a CPU, each image of a batch goes through the network alone: a batch is slower there, because
+                     its maps do not fit into the cache, and its size would change the last bits of a feature
 
-The network that was loaded stays as it is, on the CPU: it is what `save_pretrained` writes.
+The loaded network itself stays unchanged on the CPU, because `save_pretrained` writes it.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ Found = TypeVar("Found")
 
 
 def inference_mode(method: Callable[Given, Found]) -> Callable[Given, Found]:
-    """Decorate the method that a detector answers with: it computes without gradients, and float32 is float32.
+    """Decorate the method with which a detector answers: no gradients, and float32 keeps its full precision.
 
-    On GPUs that have TF32, cuDNN rounds what it convolves to ten bits, which no fingerprint would say.
+    On GPUs with TF32, cuDNN by default rounds the inputs of a convolution to ten bits. No fingerprint would show that.
     """
 
     @wraps(method)
@@ -50,27 +51,32 @@ def inference_mode(method: Callable[Given, Found]) -> Callable[Given, Found]:
 
 
 def validate_precision(precision: str) -> str:
-    """`precision` itself. Raises ConfigError for one that is none of PRECISIONS."""
+    """Return `precision`. Raise ConfigError where it is not one of PRECISIONS."""
     if precision not in PRECISIONS:
         raise ConfigError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     return precision
 
 
 def in_fingerprint(precision: str) -> dict[str, str]:
-    """What a fingerprint says of it. float32 goes unnamed, as in stores from before there was a choice."""
+    """Return the entry for the fingerprint.
+
+    float32 has no entry, so that stores from before bfloat16 keep their fingerprint.
+    """
     return {} if precision == "float32" else {"precision": precision}
 
 
 def prepare(network: Network, device: torch.device) -> Network:
-    """A copy on `device` for inference only: norms folded, weights channels last."""
+    """Copy the network to `device`, for inference only: norms folded, weights channels last."""
     network = copy.deepcopy(network).eval().requires_grad_(False)
     _fold(network)
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def cast_to_bfloat16(first: nn.Module, *rest: nn.Module) -> None:
-    """Have modules that are called one after the other compute in bfloat16: what enters the first is rounded, what
-    leaves the last is float32 again."""
+    """Make modules that run one after another compute in bfloat16.
+
+    The input of the first module is rounded. The output of the last module is float32 again.
+    """
     for module in (first, *rest):
         module.to(torch.bfloat16)
     first.register_forward_pre_hook(lambda _, arguments: _cast(arguments, torch.bfloat16))
@@ -78,36 +84,41 @@ def cast_to_bfloat16(first: nn.Module, *rest: nn.Module) -> None:
 
 
 def upload(images: Sequence[np.ndarray], device: torch.device) -> Tensor:
-    """uint8 images of one shape → [B, H, W, 3] on the device, in one copy that the CPU does not wait for.
+    """Copy uint8 images of one shape to the device, as [B, H, W, 3]. The CPU does not wait for the copy.
 
-    Raises ValueError for images of more than one shape: padding would leak between them.
+    Raise ValueError for images of different shapes. They would need padding, and padding changes the features near it.
     """
     shapes = {image.shape for image in images}
     if len(shapes) != 1:
-        raise ValueError(f"a batch holds images of one shape, found {sorted(shapes)}")
+        raise ValueError(f"a batch must hold images of one shape, found {sorted(shapes)}: group images by shape")
+    # Only from pinned memory does a copy run beside the CPU.
     batch = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
     np.stack(images, out=batch.numpy())
     return batch.to(device, non_blocking=True)
 
 
 def batch_slices(count: int, device: torch.device) -> list[slice]:
-    """Which of `count` images go through a network together: all on a GPU, each by itself on a CPU."""
+    """Return which of `count` images go through the network together: all on a GPU, one at a time on a CPU."""
     return [slice(n, n + 1) for n in range(count)] if device.type == "cpu" else [slice(0, count)]
 
 
 def detections(found: Sequence[Sequence[Tensor | None]]) -> list[Detection]:
-    """The columns of each image's `Detection`, in its order, from the device. All copies go out together, so that the
-    CPU waits once a batch."""
+    """Copy the columns of each image from the device into a `Detection`. `found` has them in the order of its fields.
+
+    All copies start before the CPU waits, so that it waits once for a batch.
+    """
     copies = [[None if t is None else t.to("cpu", non_blocking=True) for t in columns] for columns in found]
     for device in {t.device for columns in found for t in columns if t is not None and t.is_cuda}:
-        torch.cuda.current_stream(device).synchronize()  # of their device, which need not be the current one
+        torch.cuda.current_stream(device).synchronize()  # the tensors' device need not be torch's current device
     arrays: list[list[Any]] = [[None if t is None else t.numpy() for t in columns] for columns in copies]
     return [Detection(*columns) for columns in arrays]
 
 
 def _fold(module: nn.Module) -> None:
-    """Fold every norm that directly follows its convolution in the order of a module's parts, as all of torchvision's
-    and ours do; any other stays."""
+    """Fold every batch norm that comes directly after a convolution among the parts of a module. Keep any other norm.
+
+    In the networks of torchvision and of this package, such a norm always reads the output of that convolution.
+    """
     before: nn.Module | None = None
     for name, part in module.named_children():
         if isinstance(part, nn.BatchNorm2d | FrozenBatchNorm2d) and isinstance(before, nn.Conv2d):

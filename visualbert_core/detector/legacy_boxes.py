@@ -1,5 +1,7 @@
-"""Boxes as Fast R-CNN and its heirs up to Detectron counted them: the last pixel belongs to the box, so that a side is
-x2 - x1 + 1; torchvision's are half-open. Anchors, deltas and clipping, in pixels of the resized image.
+"""Anchors, deltas and clipping of boxes in the convention of Fast R-CNN, which Detectron (Caffe2) still followed.
+
+In this convention the last pixel belongs to the box, so a side is x2 - x1 + 1 long. torchvision's boxes are half-open:
+a side is x2 - x1 long. All boxes here are xyxy, in pixels of the resized image.
 """
 
 from __future__ import annotations
@@ -10,13 +12,17 @@ import torch
 from torch import Tensor
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
-LARGEST_LOG_SCALE = math.log(1000 / 16)
+LARGEST_LOG_SCALE = math.log(1000 / 16)  # Detectron's BBOX_XFORM_CLIP: the logarithm of a size cannot overflow `exp`
 
 
 def anchors(height: int, width: int, stride: int, side: int) -> Tensor:
-    """Anchors of a map, [height * width * ratios, 4], as Fast R-CNN's: sides rounded *before* they are scaled up, and
-    centred on the middle pixel of each cell."""
+    """Return the anchors [height * width * ratios, 4] of a map with the given cell size (`stride`).
+
+    Anchors are about `side` pixels long and centred on the middle of each cell's pixels.
+    """
     ratios = torch.tensor(ASPECT_RATIOS, dtype=torch.float64)
+    # As Detectron's `generate_anchors`, round the sides of an anchor of one cell, and scale them up only then. The
+    # weights were trained with these anchors, which differ from exact ones by whole pixels.
     widths = (stride**2 / ratios).sqrt().round()
     sides = torch.stack([widths, (widths * ratios).round()], 1) * (side / stride)
     half, centre = (sides - 1) / 2, (stride - 1) / 2
@@ -27,7 +33,7 @@ def anchors(height: int, width: int, stride: int, side: int) -> Tensor:
 
 
 def decode(deltas_N4: Tensor, anchors_N4: Tensor) -> Tensor:
-    """Deltas (dx, dy, log width, log height) of anchors → boxes xyxy."""
+    """Apply deltas (dx, dy, log width, log height) to anchors. Return boxes [N, 4]."""
     sides = anchors_N4[:, 2:] - anchors_N4[:, :2] + 1
     centres = anchors_N4[:, :2] + 0.5 * sides + deltas_N4[:, :2] * sides
     half = 0.5 * deltas_N4[:, 2:].clamp(max=LARGEST_LOG_SCALE).exp() * sides
@@ -35,12 +41,12 @@ def decode(deltas_N4: Tensor, anchors_N4: Tensor) -> Tensor:
 
 
 def clip(boxes_N4: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes within the pixels of an image of (H, W)."""
+    """Clip boxes to the pixels of an image of (H, W) `size`: the last pixel is W - 1, H - 1."""
     height, width = size
     x, y = boxes_N4[:, 0::2].clamp(0, width - 1), boxes_N4[:, 1::2].clamp(0, height - 1)
     return torch.stack([x, y], 2).view(-1, 4)
 
 
 def half_open(boxes_N4: Tensor) -> Tensor:
-    """The same boxes for functions that take a side for x2 - x1."""
+    """Return the same boxes in torchvision's convention, where a side is x2 - x1 long."""
     return boxes_N4 + boxes_N4.new_tensor([0, 0, 1, 1])

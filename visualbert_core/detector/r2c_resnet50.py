@@ -1,14 +1,19 @@
-"""The feature space `r2c_resnet50` (512-d): given boxes, classes and outlines of VCR, encoded for `visualbert-vcr*`.
+"""The feature space `r2c_resnet50` (512-d): it encodes the boxes, classes and outlines that VCR gives.
 
-The network is `SimpleDetector` of github.com/rowanz/r2c (Zellers et al. 2019), which VisualBERT trained end to end with
-itself: its weights are in the authors' `.th` files, from which our converter keeps `detector.safetensors`. It finds
-nothing. A region is ResNet-50's map at stride 16 under its box (RoIAlign, 7 x 7), with the outline's mask added to 32
-of the channels, through the last stage, averaged, beside an embedding of its class. Region 0 is the whole image, class
-0. Images are letterboxed into 768 x 384 with Pillow's bilinear filter, as there.
+`visualbert-vcr*` reads this space. The network is `SimpleDetector` of github.com/rowanz/r2c (Zellers et al. 2019).
+VisualBERT was trained end to end with it, so its weights are in the authors' `.th` files. The checkpoint converter
+writes them as `detector.safetensors`. The network finds no objects. It computes the feature of a given region thus:
 
-Batch norms use their running statistics, as the authors' fine-tuning does (`freeze_detector: false`). Where their
-detector was frozen, in r2c and in VisualBERT's pre-training on VCR, they normalised by the batch at hand even in
-evaluation; such features depend on the images that share a batch, and nobody can make them again.
+1. Resize the image into a letterbox of 768 x 384 pixels with Pillow's bilinear filter.
+2. Take ResNet-50's map at stride 16, and pool the region with RoIAlign (7 x 7).
+3. Add the encoded mask of the outline to the first 32 channels.
+4. Apply the last stage of the ResNet, average, append an embedding of the class, and project to 512 numbers.
+
+Region 0 is the whole image, with class 0.
+
+Batch norms use their running statistics, as in the authors' fine-tuning (`freeze_detector: false`). Where the authors
+froze the detector, in r2c and in VisualBERT's pre-training on VCR, its norms used the statistics of the current batch,
+even in evaluation. Such features depend on the other images of a batch, so they cannot be reproduced.
 """
 
 from __future__ import annotations
@@ -61,11 +66,11 @@ _COCO = """
     vase scissors teddybear hairdrier toothbrush
 """
 CLASSES = ("__background__", *_COCO.split())
-"""By label: COCO's, in the order and spelling of `cocoontology.json`."""
+"""Class names by label: COCO's, in the order and spelling of `cocoontology.json`, a file of r2c."""
 
-STRIDE = 16
-MASK_CHANNELS = 32
-CLASS_SIZE = 128
+STRIDE = 16  # pixels per cell of the map from which regions are pooled
+MASK_CHANNELS = 32  # channels of the pooled map to which the mask is added
+CLASS_SIZE = 128  # length of the embedding of a class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +85,10 @@ class R2CConfig:
     width: int = 768
     height: int = 384
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """Red, green, blue of pixels in [0, 1]; the margin is black before it is normalised."""
+    """Red, green and blue, for pixels in [0, 1]. The margin of the letterbox is black. It is normalised, too."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     mask_size: int = 14
-    """Points sampled along each side of a box: is this one inside the outline?"""
+    """Points along each side of a box at which the mask is sampled."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -95,7 +100,7 @@ class R2CConfig:
 
 @dataclass(frozen=True)
 class _Window:
-    """Where an image lies in the letterbox: pixels, but for `scale`."""
+    """Where an image lies in the letterbox, in pixels. `scale` is pixels of the letterbox per pixel of the image."""
 
     left: int
     top: int
@@ -105,8 +110,10 @@ class _Window:
 
 
 class R2CDetector(FolderDetector["R2CNetwork", R2CConfig]):
-    """See `detector.Detector` and `detector.ObjectEncoder`. The score of a region is the probability that the network's
-    own classifier gives to its class."""
+    """See `detector.Detector` and `detector.ObjectEncoder`.
+
+    The score of a region is the probability of its given class, by the classifier with which r2c regularised training.
+    """
 
     classes = CLASSES
 
@@ -129,7 +136,7 @@ class R2CDetector(FolderDetector["R2CNetwork", R2CConfig]):
         return LabelNames(self.classes)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that changes a feature (see `detector.Detector`)."""
+        """Return everything that changes a feature (see `detector.Detector`)."""
         return {
             **asdict(self.config),
             **in_fingerprint(self.precision),
@@ -144,10 +151,12 @@ class R2CDetector(FolderDetector["R2CNetwork", R2CConfig]):
         }
 
     def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
-        """Boxes that nobody named or outlined are encoded as the published code does the whole image: class 0, full
-        mask. Raises ConfigError without boxes."""
+        """Encode boxes that have no class and no outline: with class 0 and a full mask, as r2c encodes the whole image.
+
+        Raise ConfigError without boxes.
+        """
         if boxes is None:
-            raise ConfigError("r2c_resnet50 finds no objects, it encodes given ones: extract with boxes")
+            raise ConfigError("r2c_resnet50 finds no objects, it encodes given ones: extract with --boxes beside")
         objects = [GivenObjects(b, np.zeros(len(b), np.int16), tuple((_corners(box),) for box in b)) for b in boxes]
         window = self._window(images[0])
         return self._encode(images, objects, window, [_scaled(b, window) for b in boxes])
@@ -157,7 +166,7 @@ class R2CDetector(FolderDetector["R2CNetwork", R2CConfig]):
         window = self._window(images[0])
         boxes = [_scaled(given.boxes, window) for given in objects]
         for of_image in boxes:
-            # The whole image is the window, whose sides are whole pixels.
+            # As in r2c, region 0 is the window itself. Its sides are whole pixels, and scaled ones may not be.
             of_image[0] = (window.left, window.top, window.left + window.width, window.top + window.height)
         return self._encode(images, objects, window, boxes)
 
@@ -176,6 +185,7 @@ class R2CDetector(FolderDetector["R2CNetwork", R2CConfig]):
     def _rows(
         self, pixels_BCHW: Tensor, objects: Sequence[GivenObjects], boxes: Sequence[np.ndarray]
     ) -> list[tuple[Tensor, ...]]:
+        """Return the columns of each image's `Detection`. `boxes` are in pixels of the letterbox."""
         masks = np.concatenate([masks_of(given, self.config.mask_size) for given in objects])
         labels = torch.from_numpy(np.concatenate([given.labels for given in objects])).long().to(self.device)
         features, logits = self._ready(
@@ -205,8 +215,8 @@ class R2CDetector(FolderDetector["R2CNetwork", R2CConfig]):
         return _Window(left, top, inner_width, inner_height, scale)
 
     def _preprocess(self, pixels_BHWC: Tensor, window: _Window) -> Tensor:
-        """uint8 → float32 [B, 3, height, width], letterboxed and normalised."""
-        # An image of extreme shape would shrink to nothing.
+        """Turn uint8 RGB into float32 [B, 3, height, width], letterboxed and normalised."""
+        # A long and narrow image would shrink to a side of 0 pixels.
         height, width = max(1, window.height), max(1, window.width)
         inner_BCHW = pillow_bilinear(pixels_BHWC.permute(0, 3, 1, 2), height, width)
         right, bottom = self.config.width - window.left - width, self.config.height - window.top - height
@@ -216,11 +226,12 @@ class R2CDetector(FolderDetector["R2CNetwork", R2CConfig]):
 
 
 class R2CNetwork(nn.Module):
-    """`SimpleDetector` under its own names, without what only trains it."""
+    """r2c's `SimpleDetector`, with the published names of its parts."""
 
     def __init__(self, config: R2CConfig) -> None:
         super().__init__()
         resnet = ResNet(Bottleneck, list(config.blocks))
+        # r2c follows tf-faster-rcnn: a stage has its stride in the first 1x1 convolution, and the last stage has none.
         for stage in (resnet.layer2, resnet.layer3):
             stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
         resnet.layer4[0].conv2.stride = resnet.layer4[0].downsample[0].stride = (1, 1)
@@ -239,9 +250,13 @@ class R2CNetwork(nn.Module):
     def forward(
         self, pixels: Tensor, boxes: list[Tensor], labels_R: Tensor, masks_RMM: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """[B, 3, H, W], boxes [R, 4] an image, labels and masks of all → features [ΣR, D], logits [ΣR, 81]."""
-        # sampling_ratio 0: as many samples as a cell has pixels
+        """Return features [ΣR, D] and class logits [ΣR, 81] of the regions.
+
+        Pixels are [B, 3, H, W], boxes [R, 4] for each image. Labels [ΣR] and masks [ΣR, M, M] run over all images.
+        """
+        # r2c's sampling ratio is 0: a cell of a region is sampled once for each cell of the map that it covers.
         regions = roi_align(self.backbone(pixels), boxes, self.roi_size, 1 / STRIDE, 0)
+        # r2c centres the mask at zero before it encodes it.
         regions[:, :MASK_CHANNELS] += self.mask_upsample(masks_RMM[:, None] - 0.5)
         pooled = self.after_roi_align(regions).mean((2, 3))
         features: Tensor = self.obj_downsample(torch.cat([pooled, self.object_embed(labels_R)], -1))
@@ -253,6 +268,7 @@ class R2CNetwork(nn.Module):
 
 
 def _scaled(boxes: np.ndarray, window: _Window) -> np.ndarray:
+    """Turn boxes in pixels of the image into pixels of the letterbox, in float64."""
     moved: np.ndarray = boxes.astype(np.float64) * window.scale + np.array([window.left, window.top] * 2)
     return moved
 
@@ -263,7 +279,7 @@ def _corners(box: np.ndarray) -> np.ndarray:
 
 
 def masks_of(given: GivenObjects, size: int) -> np.ndarray:
-    """float32 [R, size, size] in {0, 1}: which points of a grid within each box lie inside one of its polygons."""
+    """Return the masks float32 [R, size, size]: 1 where a point of the grid in a box lies in one of its polygons."""
     masks = np.zeros((len(given.boxes), size, size), np.float32)
     steps = (np.arange(size) + 0.5) / size
     for mask, (x1, y1, x2, y2), polygons in zip(masks, given.boxes.astype(np.float64), given.outlines, strict=True):
@@ -274,14 +290,17 @@ def masks_of(given: GivenObjects, size: int) -> np.ndarray:
 
 
 def inside(polygon: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
-    """Which points a ray to the right leaves the polygon [N, 2] from, an odd number of its sides crossed. The last
-    point joins the first; fewer than three points hold nothing."""
+    """Return which points lie in the polygon [N, 2], as bool in the shape of `xs`.
+
+    A point is inside where a ray to the right crosses an odd number of sides. The last corner joins the first. A
+    polygon of fewer than three corners holds no point.
+    """
     odd = np.zeros(xs.shape, bool)
     if len(polygon) < 3:
         return odd
     for (x1, y1), (x2, y2) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
         crosses = (y1 >= ys) != (y2 >= ys)
-        # Cross-multiplied, as in the published code's library: a side may be almost level.
+        # A product instead of a quotient, as in matplotlib, with which r2c makes its masks: a side may be almost level.
         odd ^= crosses & (((y2 - ys) * (x1 - x2) >= (x2 - xs) * (y1 - y2)) == (y2 >= ys))
     return odd
 
@@ -291,9 +310,9 @@ def inside(polygon: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
 
 
 def convert(source: Path, config: R2CConfig | None = None) -> tuple[R2CDetector, list[str]]:
-    """The detector in `detector.safetensors`, which the checkpoint converter kept of an authors' VCR file, and notes.
+    """Return the detector in `detector.safetensors`, and notes on it. The checkpoint converter writes this file.
 
-    Raises CheckpointError for a file of another kind or network.
+    Raise CheckpointError where the file is of another kind or holds another network.
     """
     config = config or R2CConfig()
     network = R2CDetector.empty(config)

@@ -1,4 +1,7 @@
-"""The registry of detectors: opens a detector folder by the `builder` of its `config.json`."""
+"""The registry of detectors: it opens a detector folder with the class that the `builder` in `config.json` names.
+
+Classes are imported on demand, so that opening one detector does not load the others.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,14 @@ _BUILDERS = {
     "detectron_fpn": ("fpn", "FPNDetector"),
     "r2c_resnet50": ("r2c_resnet50", "R2CDetector"),
 }
-"""`builder` of a folder's config.json → module, class; any other is a builder of torchvision's."""
+"""`builder` → module and class. `TorchvisionRCNN` opens every other builder."""
 
 
 def load_detector(folder: str | Path, device: str | None = None, precision: str = "float32") -> Detector:
-    """Open a detector folder (`config.json` + `model.safetensors`) on `device` (default: CUDA where there is one).
+    """Open a detector folder (`config.json` and `model.safetensors`) on `device` (default: CUDA where there is one).
 
-    Its `builder` says which detector it is; `precision` (float32 or bfloat16) is what its network computes in. Raises
-    CheckpointError naming the file that is missing or does not fit, ConfigError for another precision.
+    The `builder` in `config.json` names the detector. Its network computes in `precision`, float32 or bfloat16. Raise
+    CheckpointError with the file that is missing or does not fit. Raise ConfigError for any other precision.
     """
     try:
         config = read_json(Path(folder) / "config.json")

@@ -1,8 +1,9 @@
-"""Pillow's bilinear resize, bit for bit, on any device: detectron2's detectors were given images resized by it.
+"""Pillow's bilinear resize (`PIL.Image.resize`), bit for bit, on any device. detectron2 and r2c resize with Pillow.
 
-Pillow's filter widens as the image shrinks, and its arithmetic is fixed-point. Halves are so common at ordinary scales
-(3/5 has them in a fifth of the pixels) that only the same integers give the same image. The width is resized first, as
-Pillow did when the weights were published; recent versions take the height first of images twice as high as wide.
+Pillow's filter widens as the image shrinks, and Pillow computes with fixed-point integers. At ordinary scales many
+values lie exactly between two grey levels (at 3/5, a fifth of the pixels). So only the same integers give the same
+image. The width is resized first, as Pillow did when the weights were published. Recent versions of Pillow resize the
+height first where an image is twice as high as wide.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_BITS = 22  # of a weight's fraction
+_BITS = 22  # bits after the binary point of a fixed-point weight, as in Pillow (PRECISION_BITS)
 
 
 def pillow_bilinear(pixels_BCHW: Tensor, height: int, width: int) -> Tensor:
-    """uint8 [B, C, H, W] → uint8 [B, C, height, width], as `PIL.Image.resize(…, BILINEAR)` does."""
+    """Resize uint8 [B, C, H, W] to uint8 [B, C, height, width], as `PIL.Image.resize(…, BILINEAR)` does."""
     for dim, size in ((3, width), (2, height)):
         if pixels_BCHW.shape[dim] != size:
             pixels_BCHW = _resized(pixels_BCHW, dim, size)
@@ -27,7 +28,7 @@ def pillow_bilinear(pixels_BCHW: Tensor, height: int, width: int) -> Tensor:
 def _resized(pixels_BCHW: Tensor, dim: int, size: int) -> Tensor:
     taps_KS, weights_KS = (torch.from_numpy(a).to(pixels_BCHW.device) for a in _filter(pixels_BCHW.shape[dim], size))
     shape = [-1 if axis == dim else 1 for axis in range(4)]
-    total = torch.tensor(1 << (_BITS - 1), dtype=torch.int32, device=pixels_BCHW.device)
+    total = torch.tensor(1 << (_BITS - 1), dtype=torch.int32, device=pixels_BCHW.device)  # a half: the shift rounds
     for taps_S, weights_S in zip(taps_KS, weights_KS, strict=True):
         total = total + pixels_BCHW.index_select(dim, taps_S).int() * weights_S.reshape(shape)
     return (total >> _BITS).to(torch.uint8)
@@ -35,9 +36,12 @@ def _resized(pixels_BCHW: Tensor, dim: int, size: int) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _filter(before: int, after: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `before` pixels make each of `after`, int64 [K, after], and by how much, int32 [K, after]."""
+    """Return the K of `before` pixels that make each of `after` pixels, int64 [K, after], and their int32 weights.
+
+    The steps follow `precompute_coeffs` in Pillow's `Resample.c`, with its rounding.
+    """
     scale = before / after
-    reach = max(scale, 1.0)
+    reach = max(scale, 1.0)  # the filter widens only where the image shrinks
     centres_S = (np.arange(after) + 0.5) * scale
     first_S = np.maximum((centres_S - reach + 0.5).astype(np.int64), 0)
     last_S = np.minimum((centres_S + reach + 0.5).astype(np.int64), before)

@@ -1,8 +1,9 @@
-"""RoIAlign (He et al. 2017) over the levels of a pyramid, as torchvision's, and on a CPU several times as fast.
+"""RoIAlign (Mask R-CNN, He et al. 2017) over the levels of a pyramid, on a CPU several times as fast as torchvision.
 
-Every cell of a pooled region is a weighted sum of a few places of the map, all channels alike. torchvision's CPU kernel
-gathers them channel by channel; here a place is a row of channels, and `embedding_bag` sums rows. The same products in
-another order: equal to about 1e-6 of the scale. On a GPU torchvision's own kernel runs.
+A cell of a pooled region is a weighted sum of a few places of the map. The weights are the same for all channels.
+torchvision's CPU kernel gathers the places channel by channel. Here a place is a row of all channels, and
+`embedding_bag` sums weighted rows. Only the order of the additions differs, so values agree with torchvision's to about
+1e-6 of their scale. On a GPU torchvision's own kernel runs.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from torchvision.ops import MultiScaleRoIAlign
 def pool_levels(
     maps: Sequence[Tensor], boxes: Sequence[Tensor], levels_R: Tensor, scales: Sequence[float], size: int, samples: int
 ) -> Tensor:
-    """Boxes [R, 4] an image, each from the map of its level → [ΣR, C, size, size].
+    """Pool boxes, [R, 4] for each image, from the maps of their levels. Return [ΣR, C, size, size].
 
-    `maps` are [B, C, H, W]; `scales` are cells of each per pixel of the boxes; a cell takes samples x samples points.
+    `maps` are [B, C, H, W], one for each level. `scales` are their cells per pixel of a box. `levels_R` says which map
+    each box is pooled from. A cell averages samples x samples points.
     """
     index = torch.cat([torch.full((len(b), 1), float(i), device=b.device) for i, b in enumerate(boxes)])
     rois_R5 = torch.cat([index, torch.cat(list(boxes))], 1)
@@ -36,15 +38,16 @@ def pool_levels(
 def pool_as(
     pooler: MultiScaleRoIAlign, maps: dict[str, Tensor], boxes: Sequence[Tensor], size: tuple[int, int]
 ) -> Tensor:
-    """What `pooler` gives for boxes in a batch of (H, W) `size`, the padding included.
+    """Pool boxes as torchvision's `pooler` does, in a batch of (H, W) `size` with its padding. Return [ΣR, C, h, w].
 
-    torchvision's infers the scales from the first image that it sees and keeps them: after a strip of a few pixels in
-    height they are wrong for good.
+    torchvision's pooler itself is not called. It infers the scales of the maps from the first batch and keeps them. If
+    that is a strip a few pixels high, the scales are wrong for all later images.
     """
     of_levels = [map_BCHW for name, map_BCHW in maps.items() if name in pooler.featmap_names]
     scales = [2.0 ** round(math.log2(m.shape[2] / size[0])) for m in of_levels]
     first, last = (-math.log2(scale) for scale in (scales[0], scales[-1]))
     every = torch.cat(list(boxes))
+    # Equation 1 of the FPN paper (Lin et al. 2017), with the epsilon where torchvision's `LevelMapper` adds it.
     sides = ((every[:, 2] - every[:, 0]) * (every[:, 3] - every[:, 1])).sqrt()
     level = torch.floor(pooler.canonical_level + torch.log2(sides / pooler.canonical_scale) + 1e-6)
     levels_R = (level.clamp(first, last) - first).long()
@@ -52,7 +55,10 @@ def pool_as(
 
 
 def roi_align(map_BCHW: Tensor, rois_R5: Tensor, size: int, scale: float, samples: int) -> Tensor:
-    """`torchvision.ops.roi_align` with a sampling ratio: [image, x1, y1, x2, y2] a region → [R, C, size, size]."""
+    """Compute `torchvision.ops.roi_align` with a sampling ratio of `samples`. Return [R, C, size, size].
+
+    A row of `rois_R5` is [index of the image, x1, y1, x2, y2].
+    """
     if map_BCHW.device.type != "cpu":
         aligned: Tensor = ops.roi_align(map_BCHW, rois_R5, size, scale, samples)
         return aligned
@@ -60,7 +66,7 @@ def roi_align(map_BCHW: Tensor, rois_R5: Tensor, size: int, scale: float, sample
     places_BHWC = map_BCHW.permute(0, 2, 3, 1).reshape(-1, channels)
     rows, row_weights = _taps(rois_R5[:, 2], rois_R5[:, 4], scale, size, samples, height)
     columns, column_weights = _taps(rois_R5[:, 1], rois_R5[:, 3], scale, size, samples, width)
-    # [R, size, size, taps, taps]: every pair of a row and a column of a cell.
+    # [R, size, size, taps, taps]: bilinear weights factor, so a place is any pair of a cell's rows and columns.
     rows, row_weights = (t[:, :, None, :, None] for t in (rows, row_weights))
     columns, column_weights = (t[:, None, :, None, :] for t in (columns, column_weights))
     starts = rois_R5[:, 0].long().view(-1, 1, 1, 1, 1) * height
@@ -71,10 +77,12 @@ def roi_align(map_BCHW: Tensor, rois_R5: Tensor, size: int, scale: float, sample
 
 
 def _taps(low: Tensor, high: Tensor, scale: float, size: int, samples: int, length: int) -> tuple[Tensor, Tensor]:
-    """Along one side: which of `length` places each cell of a region reads, [R, size, 2 * samples], and their weights.
+    """Return the places that each cell of a region reads along one axis, and their weights.
 
-    A point outside by more than one place counts as zero, nearer ones as the border.
+    Both are [R, size, 2 * samples]. The axis has `length` places. As in torchvision's kernel, a point more than one
+    place outside the map counts as zero, and a nearer one takes the value at the border.
     """
+    # Without `aligned`, torchvision's kernel takes a region for at least one place long.
     start, sides = low * scale, (high * scale - low * scale).clamp(min=1)
     bins = (sides / size)[:, None, None]
     cells, within = torch.arange(size)[:, None], torch.arange(samples) + 0.5

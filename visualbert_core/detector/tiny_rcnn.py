@@ -1,7 +1,8 @@
-"""A Faster R-CNN of under a million parameters for small synthetic pictures, built from torchvision's own classes.
+"""A Faster R-CNN (Ren et al. 2015) with under a million parameters, for small synthetic images.
 
-One feature map of stride 8, three anchor sizes, RoIAlign, a two-layer box head whose fc7 output is the region feature.
-It exists so that the whole job can run from a fresh clone; real pictures want a published detector.
+It is built from torchvision's own classes: one map of stride 8, three anchor sizes, RoIAlign, and a box head of two
+layers. The output of the second layer, fc7, is the feature of a region. With this detector the whole job runs from a
+fresh clone. Real images need a published detector.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from torchvision.ops import MultiScaleRoIAlign
 
 
 def tiny_rcnn(num_classes: int, feature_size: int = 256, image_size: int = 224, roi_size: int = 5) -> FasterRCNN:
-    """The untrained network. `num_classes` counts the background (class 0); fc7 has `feature_size` numbers."""
+    """Return the untrained network. `num_classes` includes the background (class 0). fc7 has `feature_size` numbers.
+
+    Images are resized to `image_size` pixels. A region is pooled to `roi_size` x `roi_size` cells.
+    """
     backbone = TinyBackbone()
     return FasterRCNN(
         backbone,
@@ -37,7 +41,10 @@ def tiny_rcnn(num_classes: int, feature_size: int = 256, image_size: int = 224, 
 
 
 class TinyBackbone(nn.Module):
-    """[B, 3, H, W] → [B, 64, H/8, W/8]: three strided convolutions and four residual blocks, two of them dilated."""
+    """Three strided convolutions and four residual blocks; two blocks are dilated, so that a cell sees large objects.
+
+    The input is [B, 3, H, W], the output [B, 64, H/8, W/8].
+    """
 
     out_channels = 64
 

@@ -1,18 +1,22 @@
-"""`vg_c4`: bottom-up attention's Faster R-CNN, ResNet-101-C4, for 1,600 objects and 400 attributes of Visual Genome.
+"""`vg_c4`: the Faster R-CNN of bottom-up attention, a ResNet-101-C4 for 1,600 objects and 400 attributes.
 
-Anderson et al. 2018 (https://github.com/peteanderson80/bottom-up-attention, Caffe), whose weights run in
-https://github.com/airsplay/py-bottom-up-attention (detectron2) and, as `unc-nlp/frcnn-vg-finetuned`, in Hugging Face's
-research project visual_bert. The feature of a region is the mean of res5 over its *proposal*; its box is that proposal
-refined for its best class. `vg_c4_network.py` has the network, this file the recipe: what goes in and what is kept.
+Anderson et al. 2018 trained it on Visual Genome (https://github.com/peteanderson80/bottom-up-attention, Caffe). Its
+weights also run in https://github.com/airsplay/py-bottom-up-attention (detectron2). Hugging Face has them as
+`unc-nlp/frcnn-vg-finetuned`, for its research projects lxmert and visual_bert. The feature of a region is the mean of
+res5 over its *proposal*. The box of a region is that proposal, refined for its best class. `vg_c4_network.py` has the
+network. This file has the recipe: preprocessing and the selection of regions.
 
-The defaults of `VgC4Config` are py-bottom-up-attention's script for COCO: 36 regions at 600 × 1000 pixels. Two others:
+The defaults of `VgC4Config` come from py-bottom-up-attention's script for COCO: 36 regions at 600 × 1000 pixels. Two
+other recipes are published:
 
-- Hugging Face's: `resize="interpolate"`, the rest from the `config.yaml` beside its weights (`convert` reads it);
-- the original 10 to 100 regions: `Selection(rule="class-wise", box_kind="proposal", nms_iou=(0.3,), min_regions=10,
-  max_regions=100)` and its own weights. Caffe's proposals lie on a grid of whole pixels, so boxes differ slightly.
+- Hugging Face's has `resize="interpolate"`. The rest is in the `config.yaml` beside its weights (`convert` reads it).
+- The original with 10 to 100 regions is `Selection(rule="class-wise", box_kind="proposal", nms_iou=(0.3,),
+  min_regions=10, max_regions=100)`, with weights of its own. Caffe's proposals lie on a grid of whole pixels, so boxes
+  differ slightly here.
 
-Where no threshold of `nms_iou` leaves `min_regions` boxes, Hugging Face's code returns the boxes of the image before,
-or crashes on the first; here the last threshold's are kept, as in py-bottom-up-attention.
+It may be that no threshold of `nms_iou` leaves `min_regions` boxes. Then Hugging Face's code returns the boxes of the
+previous image, or crashes on the first image. This file keeps the boxes of the last threshold, as
+py-bottom-up-attention does.
 """
 
 from __future__ import annotations
@@ -50,25 +54,28 @@ from visualbert_core.errors import ConfigError
 from visualbert_core.io.weights import Shapes, blocks, unbuilt
 from visualbert_core.schema import LabelNames
 
-_Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]  # of a `Detection`
+_Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]  # the fields of a `Detection`
 
-_SMALLEST = 3  # pixels; of a shorter side the max pooling without padding leaves nothing
+_SMALLEST = 3  # pixels; a shorter side vanishes, because the network's max pooling has no padding
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """uint8 RGB → what the network was trained on."""
+    """How uint8 RGB pixels become the input that the network was trained on."""
 
     color_order: Literal["BGR", "RGB"] = "BGR"
+    """Caffe's networks read BGR, the order in which OpenCV decodes images."""
     mean: tuple[float, ...] = (102.9801, 115.9465, 122.7717)
-    """In `color_order`, of 0 … 255."""
+    """In `color_order`, for pixels from 0 to 255."""
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     short_side: int = 600
+    """Pixels of the shorter side after the resize."""
     long_side: int = 1000
-    """Cap, in pixels: where the longer side would exceed it, it is this long and the shorter side less."""
+    """The most pixels of the longer side. Where it would be longer, the shorter side shrinks with it."""
     resize: Literal["pillow", "interpolate"] = "pillow"
-    """Bilinear with half-pixel centres. `pillow`: its filter widens as the image shrinks, and levels are whole
-    (detectron2). `interpolate`: torch's function of that name, two pixels wide at any scale (Hugging Face)."""
+    """Both are bilinear with half-pixel centres. `pillow` (detectron2): the filter widens as the image shrinks, and the
+    result is rounded to whole grey levels. `interpolate` (Hugging Face): torch's function of that name, whose filter is
+    two pixels wide at any scale."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -80,21 +87,24 @@ class Preprocessing:
 class Selection:
     """Which proposals become regions.
 
-    `best-class` (py-bottom-up-attention, Hugging Face): one suppression over all classes, of the boxes refined for each
-    proposal's best class, at each threshold of `nms_iou` until `min_regions` are left; the best `max_regions` of them.
-    `class-wise` (Caffe): proposals are suppressed in every class by itself and keep the best score that survives; all
-    at or over `score_threshold`, but at least `min_regions` and at most `max_regions`.
+    `best-class` (py-bottom-up-attention, Hugging Face): each proposal is refined for its best class, and one
+    non-maximum suppression (NMS) runs over all classes. The thresholds of `nms_iou` are tried in order until
+    `min_regions` boxes are left. The best `max_regions` of these are kept.
+
+    `class-wise` (Caffe): NMS runs on the proposals in every class. The score of a proposal is its best one among the
+    classes in which it survives. All proposals with at least `score_threshold` are kept, but at least `min_regions` and
+    at most `max_regions`.
     """
 
     rule: Literal["best-class", "class-wise"] = "best-class"
     nms_iou: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    """`class-wise` has one."""
+    """Thresholds of NMS. `class-wise` takes exactly one."""
     min_regions: int = 36
     max_regions: int = 36
     score_threshold: float = 0.2
-    """Of `class-wise`; the other programs have the option and never read it."""
+    """For `class-wise` only. The programs of `best-class` have this option, too, but never read it."""
     box_kind: Literal["refined", "proposal"] = "refined"
-    """The box that is stored; the feature is the proposal's either way."""
+    """The box that is stored. The feature always belongs to the proposal."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -102,7 +112,10 @@ class Selection:
         check_range(self, 0, None, "min_regions")
         check_range(self, 1, None, "max_regions")
         if not self.nms_iou or (self.rule == "class-wise" and len(self.nms_iou) > 1):
-            raise ConfigError(f"selection: nms_iou of {self.rule} cannot be {list(self.nms_iou)}")
+            raise ConfigError(
+                f"selection: nms_iou of {self.rule} cannot be {list(self.nms_iou)}: "
+                "class-wise takes one threshold, best-class one or more"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +124,10 @@ class VgC4Config:
 
     builder: Literal["vg_c4"] = "vg_c4"
     space: str = "vg_c4"
-    """Name of the feature space. Weights of another training, such as the original for 10 to 100 regions, are another
-    space: rename it."""
+    """Name of the feature space. Weights from a different training, such as the original ones for 10 to 100 regions,
+    make a different space: give it a new name."""
     labels: tuple[str, ...] = ()
-    """Names of the objects; label i is the i-th (the background comes last and has none)."""
+    """Names of the objects; label i is the i-th name. The background is the last class and has no name."""
     attributes: tuple[str, ...] = ()
     architecture: Architecture = field(default_factory=Architecture)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
@@ -144,10 +157,10 @@ class VgC4(FolderDetector[VgC4Network, VgC4Config]):
         return LabelNames(self.config.labels, self.config.attributes)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that changes a feature (see `detector.Detector`)."""
+        """Return everything that changes a feature (see `detector.Detector`)."""
         config = dataclasses.asdict(self.config)
         for names in ("labels", "attributes"):
-            del config[names]
+            del config[names]  # a name changes no feature
         return (
             config
             | in_fingerprint(self.precision)
@@ -162,9 +175,9 @@ class VgC4(FolderDetector[VgC4Network, VgC4Config]):
 
     @inference_mode
     def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
-        """See `detector.Detector`. Images of more than one shape are refused: padding would leak between them.
+        """See `detector.Detector`. Raise ValueError for images of different shapes (see `inference.upload`).
 
-        Given boxes are pooled in place of proposals, neither refined nor clipped.
+        Given boxes take the place of proposals. They are not refined and not clipped.
         """
         pixels_BHWC = upload(images, self.device)
         original = pixels_BHWC.shape[1], pixels_BHWC.shape[2]
@@ -187,6 +200,7 @@ class VgC4(FolderDetector[VgC4Network, VgC4Config]):
     def _detect(
         self, map_CHW: Tensor, size: tuple[int, int], original: tuple[int, int], given: np.ndarray | None
     ) -> _Columns:
+        """Return the columns of one image, which has (H, W) `size` after the resize and `original` before it."""
         network = self._ready
         if given is None:
             regions = network.describe(map_CHW, network.propose(map_CHW, size))
@@ -197,8 +211,9 @@ class VgC4(FolderDetector[VgC4Network, VgC4Config]):
 
 
 def preprocess(pixels_BHWC: Tensor, config: Preprocessing) -> Tensor:
-    """uint8 RGB of one shape → [B, 3, H', W'] float32, resized and normalised on the device it is on."""
-    pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).contiguous()  # the layout decides the features' last bits
+    """Turn uint8 RGB [B, H, W, 3] into float32 [B, 3, H', W'], resized and normalised, on the same device."""
+    # The memory layout decides the last bits of a feature, so it is fixed here.
+    pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).contiguous()
     if config.color_order == "BGR":
         pixels_BCHW = pixels_BCHW.flip(1)
     height, width = resized(pixels_BCHW.shape[2], pixels_BCHW.shape[3], config.short_side, config.long_side)
@@ -211,7 +226,10 @@ def preprocess(pixels_BHWC: Tensor, config: Preprocessing) -> Tensor:
 
 
 def resized(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
-    """(H', W') by the rule that all published programs share: short side first, then the cap, then rounded half up."""
+    """Return the new (H', W').
+
+    All published programs share this rule: scale the short side, then apply the cap, then round halves up.
+    """
     scale = short_side / min(height, width)
     sides = (short_side, scale * width) if height < width else (scale * height, short_side)
     shrink = min(1.0, long_side / max(sides))
@@ -222,7 +240,10 @@ def resized(height: int, width: int, short_side: int, long_side: int) -> tuple[i
 def select(
     regions: Described, size: tuple[int, int], original: tuple[int, int], rule: Selection
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The proposals to keep, [R] by descending score; those scores, [R]; and their boxes, [R, 4] in original pixels."""
+    """Return the proposals to keep as indices [R], by descending score, their scores [R], and their boxes [R, 4].
+
+    The returned boxes are in pixels of the `original` (H, W).
+    """
     refined_P4 = clip_boxes_to_image(regions.refined, size)
     if rule.rule == "best-class":
         scores_P = regions.scores
@@ -231,7 +252,7 @@ def select(
             if len(kept_R) >= rule.min_regions:
                 break
     else:
-        # Caffe's boxes are of whole pixels: a box of one pixel has x1 = x2, here as in its areas and overlaps.
+        # In Caffe the last pixel belongs to a box: a box of one pixel has x1 = x2. Adding 1 gives Caffe's overlaps.
         pixels_P4 = resize_boxes(regions.proposals, size, original) + regions.proposals.new_tensor([0, 0, 1, 1])
         scores_P = confidences(pixels_P4, regions.object_scores, rule.nms_iou[0], rule.max_regions)
         above = int((scores_P >= rule.score_threshold).sum())

@@ -1,11 +1,19 @@
 """The network of `vg_c4`: ResNet-C4 trunk, region proposals, res5 on pooled regions, heads for objects and attributes.
 
-Built of torchvision's bottlenecks and operators, bent to the Caffe network where it differs: the stride sits in a
-block's first 1 × 1 convolution, the first max pooling pads nothing, res5 keeps its stride at 1 and dilates instead,
-regions are max-pooled (not aligned), the proposal head is 512 wide, the background is the last class. Anchors are
-weights: they come from the file.
+It is built from torchvision's bottlenecks and operators, and follows the Caffe network of bottom-up attention (Anderson
+et al. 2018) where that differs:
 
-Shapes: B images, P proposals, A anchors a cell, D feature size, C objects; boxes are xyxy, pixels of the resized image.
+- the stride of a stage is in the first 1 × 1 convolution of its first block;
+- the first max pooling has no padding and rounds up;
+- res5 has stride 1, and its 3 × 3 convolutions are dilated instead;
+- regions are max-pooled (RoIPool), not aligned;
+- the proposal head has 512 channels;
+- the background is the last class, as in detectron2, to which the weights were converted.
+
+The anchors are stored with the weights.
+
+Shapes: B images, P proposals, A anchors in a cell, D feature size, C objects. Boxes are xyxy, in pixels of the resized
+image.
 """
 
 from __future__ import annotations
@@ -23,23 +31,25 @@ from torchvision.ops import clip_boxes_to_image, nms, roi_pool
 from visualbert_core.config import check_range, check_values
 
 STRIDE = 16
-"""Pixels of the resized image to a cell of the trunk's map."""
+"""Pixels of the resized image per cell of the trunk's map."""
 POOLED = 14
-"""Cells a side of a pooled region."""
+"""Cells along each side of a pooled region."""
 AT_ONCE_ON_CPU = 16
-"""Regions that go through res5 together, so that what one layer writes is still in the cache for the next."""
+"""Regions that go through res5 together. With so few, a layer's output is still in the cache for the next layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Sizes of the network; the defaults are the published one's."""
+    """Sizes of the network. The defaults describe the published network."""
 
     blocks: tuple[int, ...] = (3, 4, 23, 3)
-    """Bottlenecks of res2 … res5."""
+    """Bottlenecks of res2, res3, res4 and res5."""
     width: int = 64
-    """Channels of the stem and of res2's bottlenecks; those of later stages follow."""
+    """Channels of the stem and of res2's bottlenecks. Each later stage has twice as many as the stage before."""
     rpn_channels: int = 512
+    """Channels of the proposal head."""
     num_objects: int = 1600
+    """Without the background."""
     num_attributes: int = 400
     """0 for weights without attributes (`faster_rcnn_from_caffe.pkl`)."""
 
@@ -49,24 +59,26 @@ class Architecture:
 
     @property
     def feature_size(self) -> int:
-        """D."""
+        """Return D: the channels of res5."""
         return 32 * self.width
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proposals:
-    """How the region proposal network's boxes are made and thinned out."""
+    """How the region proposal network makes boxes, and which of them become proposals."""
 
     anchor_sizes: tuple[float, ...] = (64.0, 128.0, 256.0, 512.0)
-    """Square roots of areas, in pixels. These and the ratios only say how many anchors there are, once weights are
-    loaded: the file holds the anchors."""
+    """Square roots of the areas of anchors, in pixels. Once weights are loaded, sizes and ratios only say how many
+    anchors there are, because the weights file holds the anchors themselves."""
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Height / width."""
     pre_nms: int = 6000
+    """Boxes that enter NMS, the best ones."""
     nms_iou: float = 0.7
     post_nms: int = 300
+    """Proposals that are kept after NMS, the best ones."""
     min_size: float = 0.0
-    """Pixels; a proposal must be wider and higher than this."""
+    """A proposal must be wider and higher than this, in pixels."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -77,22 +89,22 @@ class Proposals:
 
 @dataclass(frozen=True)
 class Described:
-    """What the network says of the proposals of one image."""
+    """The network's answers for the proposals of one image."""
 
     proposals: Tensor  # [P, 4]
-    refined: Tensor  # [P, 4], for the best class, not clipped
+    refined: Tensor  # [P, 4], the proposals refined for their best class, not clipped
     features: Tensor  # [P, D]
-    object_scores: Tensor  # [P, C] probabilities, without the background's
-    scores: Tensor  # [P] the best of them
-    labels: Tensor  # [P] whose it is
-    attributes: Tensor | None  # [P]
-    attribute_scores: Tensor | None  # [P]
+    object_scores: Tensor  # [P, C] probabilities of the objects, without the background
+    scores: Tensor  # [P] the best object score
+    labels: Tensor  # [P] the object with that score
+    attributes: Tensor | None  # [P] the best attribute
+    attribute_scores: Tensor | None  # [P] its probability
 
 
 class VgC4Network(nn.Module):
-    """Untrained until weights are loaded into it; use it in `eval()`."""
+    """The network. It is untrained until weights are loaded into it. Use it in `eval()`."""
 
-    cell_anchors: Tensor  # [A, 4] around a cell's corner
+    cell_anchors: Tensor  # [A, 4] around (0, 0), the first corner of a cell
 
     def __init__(self, architecture: Architecture, proposals: Proposals) -> None:
         super().__init__()
@@ -107,18 +119,23 @@ class VgC4Network(nn.Module):
         self.register_buffer("cell_anchors", _cell_anchors(proposals))
         self.rpn = _ProposalHead(16 * width, architecture.rpn_channels, len(self.cell_anchors))
         self.heads = _Heads(architecture)
+        # The deltas' weights of the published config.yaml, and detectron2's limit on the logarithm of a size.
         self._anchor_coder = BoxCoder((1.0, 1.0, 1.0, 1.0), math.log(1000 / 16))
         self._box_coder = BoxCoder((10.0, 10.0, 5.0, 5.0), math.log(1000 / 16))
 
     def trunk(self, pixels_BCHW: Tensor) -> Tensor:
-        """Normalised pixels → res4's map."""
+        """Return res4's map [B, 16 × width, H / 16, W / 16] of normalised pixels."""
         x = functional.relu(self.bn1(self.conv1(pixels_BCHW)))
+        # Caffe's pooling pads nothing here and rounds the size up; torchvision's ResNet pads one pixel and rounds down.
         x = functional.max_pool2d(x, kernel_size=3, stride=2, padding=0, ceil_mode=True)
         maps_BCHW: Tensor = self.layer3(self.layer2(self.layer1(x)))
         return maps_BCHW
 
     def propose(self, map_CHW: Tensor, size: tuple[int, int]) -> Tensor:
-        """Proposals [P, 4] of one image, whose map this is: clipped to `size` (H, W), by descending objectness."""
+        """Return the proposals [P, 4] of the image with this map, by descending objectness.
+
+        They are clipped to (H, W) `size`, the size of the resized image.
+        """
         rule = self.proposals
         logits_N, deltas_N4 = self.rpn(map_CHW)
         scores_P, order_P = logits_N.sort(descending=True, stable=True)
@@ -130,7 +147,7 @@ class VgC4Network(nn.Module):
         return boxes_P4[nms(boxes_P4, scores_P, rule.nms_iou)[: rule.post_nms]]
 
     def describe(self, map_CHW: Tensor, boxes_P4: Tensor) -> Described:
-        """What is in boxes of one image, whose map this is."""
+        """Return the network's answers for boxes of the image with this map."""
         together = AT_ONCE_ON_CPU if map_CHW.device.type == "cpu" else max(1, len(boxes_P4))
         features_PD = torch.cat([self._features(map_CHW, some_P4) for some_P4 in torch.split(boxes_P4, together)])
         logits_PC, deltas_PC4, attribute_logits_PA = self.heads(features_PD)
@@ -139,6 +156,8 @@ class VgC4Network(nn.Module):
         deltas_P4 = deltas_PC4[torch.arange(len(labels_P), device=labels_P.device), labels_P]
         attribute_scores = attributes = None
         if attribute_logits_PA is not None:
+            # The last logit is the attributes' background. The published programs drop it before the softmax. They drop
+            # the objects' background only after it.
             attribute_scores, attributes = attribute_logits_PA[:, :-1].softmax(-1).max(-1)
         return Described(
             proposals=boxes_P4,
@@ -157,13 +176,18 @@ class VgC4Network(nn.Module):
         return features_PD
 
     def _anchors(self, height: int, width: int) -> Tensor:
-        """[height × width × A, 4], the anchors of a cell together."""
+        """Return the anchors of a map, [height × width × A, 4]; the anchors of a cell are adjacent.
+
+        As in detectron2 with offset 0, they are centred on the corner of a cell, not on its middle.
+        """
         y, x = (STRIDE * torch.arange(n, device=self.cell_anchors.device) for n in (height, width))
         y, x = torch.meshgrid(y, x, indexing="ij")
         return (torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4) + self.cell_anchors).reshape(-1, 4)
 
 
 class _ProposalHead(nn.Module):
+    """The head of the region proposal network, with the published names of its parts."""
+
     def __init__(self, inputs: int, channels: int, anchors: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, channels, 3, padding=1)
@@ -171,13 +195,15 @@ class _ProposalHead(nn.Module):
         self.anchor_deltas = nn.Conv2d(channels, 4 * anchors, 1)
 
     def forward(self, map_CHW: Tensor) -> tuple[Tensor, Tensor]:
-        """[N] logits and [N, 4] deltas in the order of `VgC4Network._anchors`."""
+        """Return logits [N] and deltas [N, 4], in the order of `VgC4Network._anchors`."""
         hidden = functional.relu(self.conv(map_CHW[None]))
         logits_N = self.objectness_logits(hidden).permute(0, 2, 3, 1).flatten()
         return logits_N, self.anchor_deltas(hidden).permute(0, 2, 3, 1).reshape(-1, 4)
 
 
 class _Heads(nn.Module):
+    """The heads for objects, boxes and attributes, with the published names of their parts."""
+
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         size, objects, attributes = architecture.feature_size, architecture.num_objects, architecture.num_attributes
@@ -191,26 +217,32 @@ class _Heads(nn.Module):
             self.attr_score = nn.Linear(size // 4, attributes + 1)
 
     def forward(self, features_PD: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logits [P, C + 1], box deltas [P, C, 4], and attribute logits [P, attributes + 1] where there are any."""
+        """Return logits [P, C + 1], box deltas [P, C, 4] and attribute logits [P, attributes + 1].
+
+        The attribute logits are None where the weights have no attributes.
+        """
         logits_PC = self.cls_score(features_PD)
         deltas_PC4 = self.bbox_pred(features_PD).unflatten(1, (self.num_objects, 4))
         if not self.has_attributes:
             return logits_PC, deltas_PC4, None
-        # The best class may be the background here, which has an embedding too.
+        # As in the published programs, the best class may be the background here. It has an embedding, too.
         embedded = self.cls_embedding(logits_PC.argmax(-1))
         hidden = functional.relu(self.fc_attr(torch.cat([features_PD, embedded], dim=-1)))
         return logits_PC, deltas_PC4, self.attr_score(hidden)
 
 
 def _stage(inputs: int, planes: int, blocks: int, stride: int, dilation: int = 1) -> nn.Sequential:
+    """Build a stage of the ResNet, with its stride in the first 1 × 1 convolution of its first block."""
     outputs = planes * Bottleneck.expansion
     shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
     first = Bottleneck(inputs, planes, downsample=shortcut, dilation=dilation)
+    # torchvision's own ResNet has it in the 3 × 3 convolution.
     first.conv1.stride = (stride, stride)
     return nn.Sequential(first, *(Bottleneck(outputs, planes, dilation=dilation) for _ in range(blocks - 1)))
 
 
 def _cell_anchors(rule: Proposals) -> Tensor:
+    """Return the anchors [A, 4] around (0, 0), by size and then by ratio. Unlike Caffe's, they are not rounded."""
     anchors = []
     for size in rule.anchor_sizes:
         for ratio in rule.anchor_ratios:

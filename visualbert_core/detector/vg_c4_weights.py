@@ -1,8 +1,11 @@
-"""Published weights of `vg_c4` → `VgC4`: their keys, and what Hugging Face's `config.yaml` says of the recipe.
+"""Converts the published weights of `vg_c4` into `VgC4`: it knows their keys, and Hugging Face's `config.yaml`.
 
-Read are `pytorch_model.bin` of `unc-nlp/frcnn-vg-finetuned` and the `.pkl` files of py-bottom-up-attention, whose keys
-are the same. Beside them may lie `config.yaml` (without it, py-bottom-up-attention's recipe stands, with Hugging Face's
-resize for its own file) and the names, `objects_vocab.txt` and `attributes_vocab.txt`.
+It reads `pytorch_model.bin` of `unc-nlp/frcnn-vg-finetuned` and the `.pkl` files of py-bottom-up-attention. Both have
+the same keys. These files may lie beside the weights:
+
+- `config.yaml`, the recipe. Without it the recipe is py-bottom-up-attention's, but Hugging Face's file gets Hugging
+  Face's resize;
+- `objects_vocab.txt` and `attributes_vocab.txt`, the names.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from visualbert_core.errors import CheckpointError, ConfigError
 from visualbert_core.io import lfs
 from visualbert_core.io.documents import read_yaml
 
+# The first two names are Hugging Face's, the others py-bottom-up-attention's.
 _FILES = (
     "pytorch_model.bin",
     "model.safetensors",
@@ -31,6 +35,7 @@ _FILES = (
     "faster_rcnn_from_caffe_attr_original.pkl",
     "faster_rcnn_from_caffe.pkl",
 )
+# Patterns of detectron2's names, and what takes their place.
 _KEYS = (
     (r"backbone\.stem\.", ""),
     (r"backbone\.res([2-4])\.", lambda found: f"layer{int(found[1]) - 1}."),
@@ -54,11 +59,14 @@ _FIXED = {
     "roi_box_head.bbox_reg_weights": [10.0, 10.0, 5.0, 5.0],
     "size_divisibility": 0,
 }
-"""What the network takes for granted."""
+"""Keys of `config.yaml` and the values for which `VgC4Network` is built. Any other value is refused."""
 
 
 def convert(source: Path) -> tuple[VgC4, list[str]]:
-    """The detector in the file or folder `source`, and what was found. Raises CheckpointError."""
+    """Return the detector in the file or folder `source`, and notes on it.
+
+    Raise CheckpointError where a file cannot be read or belongs to another network.
+    """
     path = find(source, _FILES)
     state = network_names(read_weights(path, under="model"))
     beside, notes = path.parent / "config.yaml", []
@@ -76,19 +84,20 @@ def convert(source: Path) -> tuple[VgC4, list[str]]:
         attributes=_names(path.parent / "attributes_vocab.txt"),
     )
     network = VgC4Network(config.architecture, config.proposals)
+    # Not every published file holds the anchors.
     state.setdefault("cell_anchors", network.cell_anchors)
     load_weights(network, state, path, "vg_c4")
     sizes, rule, how = config.architecture, config.selection, config.preprocessing
     notes += [
         f"{sizes.num_objects} objects and {sizes.num_attributes} attributes, {sizes.feature_size}-d features",
         f"{rule.min_regions} to {rule.max_regions} regions at {how.short_side} × {how.long_side} pixels, "
-        f"{how.color_order}; config.json says the rest",
+        f"{how.color_order}; config.json has the recipe",
     ]
     return VgC4(network, config, "", "cpu"), notes
 
 
 def network_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published keys → those of `VgC4Network`."""
+    """Return the weights with the names of `VgC4Network` instead of the published ones."""
     renamed = {}
     for key, value in state.items():
         for pattern, name in _KEYS:
@@ -98,7 +107,10 @@ def network_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_recipe(path: Path) -> VgC4Config:
-    """Hugging Face's `config.yaml`. Raises CheckpointError naming a key that is missing or of another network."""
+    """Read Hugging Face's `config.yaml`.
+
+    Raise CheckpointError where a key is missing, or where its value belongs to another network.
+    """
 
     def value(name: str) -> Any:
         found: Any = tree
@@ -117,8 +129,9 @@ def read_recipe(path: Path) -> VgC4Config:
         thresholds = value("roi_heads.nms_thresh_test")
         recipe = {
             "preprocessing": {
-                # Not input.format: with "RGB" its code crashes, with "BGR" images of a URL arrive as BGR, as the
-                # network was trained, and local files as RGB.
+                # `input.format` is not read, because Hugging Face's code does not follow it. With "RGB" that code
+                # crashes. With "BGR" it reads images from a URL as BGR, as in training, but local files as RGB
+                # (github.com/huggingface/transformers issues 8333 and 19601).
                 "color_order": "BGR",
                 "mean": value("model.pixel_mean"),
                 "std": value("model.pixel_std"),
@@ -146,16 +159,19 @@ def read_recipe(path: Path) -> VgC4Config:
 
 
 def _lower(tree: Any) -> Any:
-    """With keys in lower case: its reader takes either."""
+    """Return the tree with keys in lower case, because Hugging Face's reader ignores case."""
     return {str(key).lower(): _lower(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
 def _architecture(state: Mapping[str, Tensor], path: Path) -> Architecture:
-    """Sizes by the shapes of the tensors. Raises CheckpointError where one that tells them is missing."""
+    """Read the sizes of the network from the shapes of its tensors.
+
+    Raise CheckpointError where a tensor that shows a size is missing.
+    """
     rows = {}
     for key in ("conv1.weight", "rpn.conv.weight", "heads.cls_score.weight"):
         if key not in state or state[key].dim() == 0:
-            raise CheckpointError(f"{path}: no Faster R-CNN of bottom-up attention: {key} is missing")
+            raise CheckpointError(f"{path}: not a Faster R-CNN of bottom-up attention: {key} is missing")
         rows[key] = len(state[key])
     blocks = tuple(
         len({key.split(".")[1] for key in state if key.startswith(f"layer{stage}.")}) for stage in (1, 2, 3, 4)
@@ -170,7 +186,10 @@ def _architecture(state: Mapping[str, Tensor], path: Path) -> Architecture:
 
 
 def _names(path: Path) -> tuple[str, ...]:
-    """The first of each line's synonyms; none where the file is not there."""
+    """Read the first synonym of each line. Return no names where the file does not exist.
+
+    Raise CheckpointError where the file is a Git LFS pointer.
+    """
     if not path.is_file():
         return ()
     if lfs.is_pointer_file(path):

@@ -1,8 +1,13 @@
-"""What an answer is worth and what a mean over answers is worth: pure functions on numbers, strings and boxes.
+"""Scores of answers, and how certain their means are: pure functions on numbers, strings and boxes.
 
-`accuracy` VQA's soft score · `recall` boxes and recall@k · `coverage` may a score be printed · `statistics` error bars
-· `boxes` the conventions in which boxes are written. Which of them a benchmark uses, and on which units, is decided in
-its task file. Needs NumPy only.
+    accuracy      VQA's soft accuracy (Antol et al. 2015)
+    recall        IoU of boxes and recall@k
+    coverage      whether predictions are complete, so that a score may be printed
+    statistics    intervals of a mean, and tests between two runs
+    boxes         the conventions in which boxes are written
+
+Each task file decides which of them its benchmark uses. Everything needs NumPy only; `statistics` also imports SciPy
+where it computes a tail.
 """
 
 INGREDIENT = "scores"

@@ -1,15 +1,16 @@
-"""Conventions of boxes: reads those that are declared, and tells when boxes look like another one than they are said
-to be.
+"""Conventions of boxes: it converts boxes of a declared convention, and finds boxes that do not fit their convention.
 
-A box is four numbers in one of several orders (`xyxy`: left, top, right, bottom), in pixels of its image, in parts of
-its sides ("normalised", 0 to 1) or in thousandths of them ("per-mille"). Nothing in a file says which. Read wrongly,
-boxes give a wrong number and no error: IoUs of 0, geometry of nonsense. What gives a wrong reading away is that boxes
-end before they begin, reach outside their image, or that all of them lie in the first pixel; another convention under
-which none of that happens is the one that they look like.
+A box is four numbers in one of several orders (`xyxy`: left, top, right, bottom). They are pixels of the image, parts
+of its sides ("normalised", 0 to 1), or thousandths of its sides ("per-mille"). A file does not say which. Boxes that
+are read in the wrong convention give a wrong score without an error: every IoU is 0, or the geometry makes no sense.
 
-Official files are not refused: a box may have no area, may exceed its image by `SLACK`, and may be all of its image.
-Some cannot be told apart. Width and height of the images swapped look as y before x does, so both are named; the order
-of x and y in scaled boxes shows nowhere, so x is taken to come first.
+Three signs show a wrong convention: boxes end before they begin, boxes reach outside their image, or all boxes lie in
+the first pixel. Where boxes show none of these signs in a different convention, a suspicion names that convention.
+
+Boxes of official files are not refused: a box may have no area, may exceed its image by `SLACK`, and may cover the
+whole image. Some conventions look the same. Swapped width and height of the images look like y before x, so the
+suspicion names both. In normalised and per-mille boxes the order of x and y leaves no sign, so x is assumed to come
+first.
 """
 
 from __future__ import annotations
@@ -20,17 +21,19 @@ from dataclasses import dataclass
 import numpy as np
 
 SLACK_PIXELS, SLACK = 2.0, 0.02
-"""By what a box may exceed its image: pixels, or the part of the image's side where that is more. Rounding, counting
-from 1, and detectors that do not clip do so."""
+"""How far a box may exceed its image: this many pixels, or this part of the image's side, whichever is more. Boxes
+exceed their image where coordinates are rounded or count from 1, and where a detector does not clip."""
 
-_ROUNDING = 1e-3  # pixels by which the far corner may lie before the near one
-_FRAME = 0.1  # the part of its frame by which a scaled box may exceed it
-_SMALL = 4  # pixels: in a smaller image, a box in the first pixel says nothing
-_MANY = 20  # boxes from which on their extent can be judged
-_FEW = 10  # bad boxes in most rows from which on another convention is looked for
-_FEW_BAD = 0.1  # the share of bad boxes from which on another convention is looked for
-_FEW_BAD_SCALED = 0.4  # the same for rows and scaled conventions, whose frame is so wide that good pixels fit, too
-_FITS = 0.01  # the share of bad boxes that a convention which fits may have
+_ROUNDING = 1e-3  # pixels by which the far corner may lie before the near corner
+_FRAME = 0.1  # the part of its frame by which a normalised or per-mille box may exceed the frame
+_SMALL = 4  # pixels; in an image this small, a box in the first pixel is no sign
+_MANY = 20  # with this many boxes, their common extent is a sign
+_FEW = 10  # with more bad boxes than this, in most rows, other conventions are tried
+_FEW_BAD = 0.1  # with this share of bad boxes, other conventions are tried
+# For normalised and per-mille conventions it is a share of rows, and higher: their frames are wide, and many boxes in
+# pixels fit into them.
+_FEW_BAD_SCALED = 0.4
+_FITS = 0.01  # the share of bad boxes up to which a convention fits
 
 
 def _xywh(b: np.ndarray) -> np.ndarray:
@@ -63,7 +66,7 @@ _SCALES = {"": 0.0, "normalised": 1.0, "per-mille": 1000.0}
 
 
 def _split(name: str) -> tuple[str, str]:
-    """(scale, order) of a convention's name."""
+    """Split the name of a convention into scale and order."""
     for scale in ("normalised", "per-mille"):
         if name == scale or name.startswith(f"{scale}-"):
             return scale, name[len(scale) + 1 :] or "xyxy"
@@ -73,15 +76,16 @@ def _split(name: str) -> tuple[str, str]:
 CONVENTIONS: tuple[str, ...] = tuple(
     order if not scale else scale if order == "xyxy" else f"{scale}-{order}" for scale in _SCALES for order in _ORDERS
 )
-"""Names for flags: `xyxy`, `xywh`, …, `normalised` (xyxy in parts of the sides), `normalised-xywh`, `per-mille`, …"""
+"""Names of conventions, as flags take them: `xyxy`, `xywh`, …, `normalised` (xyxy in parts of the sides),
+`normalised-xywh`, …, `per-mille`, …"""
 
 
 @dataclass(frozen=True)
 class Suspicion:
-    """Boxes that are not what they were read as. As text, one line without a file's name."""
+    """The finding that boxes do not fit the convention in which they were read. `str` gives one line of text."""
 
     trouble: str
-    """What was seen, with counts: `2 of 6 boxes end before they begin`."""
+    """What was found, with counts: `2 of 6 boxes end before they begin`."""
     looks_like: str | None
     """The one of CONVENTIONS that they fit; None where they fit none."""
 
@@ -90,7 +94,7 @@ class Suspicion:
 
 
 def words(convention: str) -> str:
-    """A convention in plain words: `normalised` or `x, y, width, height`."""
+    """Return a convention in plain words: `normalised` or `x, y, width, height`."""
     scale, order = _split(convention)
     return ", ".join(filter(None, (scale, _ORDER_WORDS[order] if order != "xyxy" or not scale else "")))
 
@@ -98,9 +102,10 @@ def words(convention: str) -> str:
 def to_xyxy(
     boxes: np.ndarray, convention: str, width: float | np.ndarray = np.inf, height: float | np.ndarray = np.inf
 ) -> np.ndarray:
-    """Boxes [N, 4] of one of CONVENTIONS → float64 [N, 4] left, top, right, bottom in pixels.
+    """Convert boxes [N, 4] of one of CONVENTIONS to left, top, right, bottom in pixels: float64 [N, 4].
 
-    `width` and `height`, of the image or of each box's image [N], are used by normalised and per-mille ones only.
+    `width` and `height` belong to the one image of all boxes, or to the image of each box [N]. Only normalised and
+    per-mille conventions need them.
     """
     scale, order = _split(convention)
     boxes = _ORDERS[order](np.asarray(boxes, np.float64).reshape(-1, 4))
@@ -117,12 +122,15 @@ def suspect(
     rows: np.ndarray | None = None,
     declared: str = "xyxy",
 ) -> Suspicion | None:
-    """What is wrong with a whole source of boxes [N, 4], read as `declared`; None where nothing is.
+    """Return what is wrong with a whole source of boxes [N, 4], read as `declared`; None where nothing is wrong.
 
-    `width` and `height` are the image's, or those of each box's image [N]; infinity where they are not known. `rows`
-    [N] numbers the row of the source that each box stands in (default: each in one of its own). A suspicion is raised
-    where most rows have a bad box, or where some have and another convention explains all boxes, the good ones, too;
-    a few bad rows among good ones raise none: `flaw` tells which they are. Boxes with NaN or infinity are left out.
+    `width` and `height` belong to the one image of all boxes, or to the image of each box [N]. They are infinite where
+    they are unknown.
+    `rows` [N] is the number of the row of the source to which each box belongs (default: one row for each box).
+
+    A bad box is one that cannot be of the convention. There is a suspicion where most rows have a bad box. There is
+    also one where some rows have, and a different convention fits all boxes, the good ones included. A few bad rows
+    among good ones are no suspicion of the source: `flaw` finds them. Boxes with NaN or infinity are left out.
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     ones = np.ones(len(boxes))
@@ -137,20 +145,21 @@ def suspect(
         return seen.small(declared)
     share = len(np.unique(seen.rows[bad])) / len(np.unique(seen.rows))
     names = [name for name in CONVENTIONS if share > _FEW_BAD_SCALED or not _split(name)[0]]
+    # A single bad box may be a slip in the file, and names no convention unless it is most of the boxes.
     few = 1 < number >= _FEW_BAD * count
-    enough = few or 2 * number > count or (share > 0.5 and number > _FEW)  # to name a convention by
+    enough = few or 2 * number > count or (share > 0.5 and number > _FEW)  # enough bad boxes to name a convention
     fitting = seen.fitting(names, declared) if enough else None
     return Suspicion(seen.trouble(declared), fitting) if share > 0.5 or fitting else None
 
 
 def flaw(boxes: np.ndarray, width: float = np.inf, height: float = np.inf, declared: str = "xyxy") -> Suspicion | None:
-    """What is wrong with the boxes of one image, read as `declared`; None where every box can be one."""
+    """Return what is wrong with the boxes of one image, read as `declared`; None where nothing is wrong."""
     return suspect(boxes, width, height, np.zeros(len(boxes), np.int64), declared)
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """Finite boxes [N, 4] of a source, N >= 1, with what is known of each: its image's sides [N], its row [N]."""
+    """Finite boxes [N, 4] of a source, N >= 1. For each box: the sides of its image [N], and its row [N]."""
 
     boxes: np.ndarray
     width: np.ndarray
@@ -158,12 +167,12 @@ class _Seen:
     rows: np.ndarray
 
     def bad(self, convention: str) -> np.ndarray:
-        """Which boxes cannot be of this convention: bool [N]."""
+        """Return which boxes cannot be of this convention: bool [N]."""
         inverted, outside = self._faults(convention)
         return np.asarray(inverted | outside | (self._in_first_pixel() & (_split(convention)[0] != "normalised")))
 
     def trouble(self, convention: str) -> str:
-        """What is wrong with most of the bad boxes."""
+        """Return, in words, what is wrong with most of the bad boxes."""
         of = f" of {len(self.boxes)} {'box' if len(self.boxes) == 1 else 'boxes'}"
         read = "" if convention == "xyxy" else f", read as {convention},"
         inverted, outside = (int(fault.sum()) for fault in self._faults(convention))
@@ -179,13 +188,16 @@ class _Seen:
         return f"{outside}{of}{read} {'reaches outside its image' if outside == 1 else 'reach outside their image'}"
 
     def fitting(self, names: Sequence[str], declared: str) -> str | None:
-        """The convention with the fewest bad boxes, the first of several; None where the fewest are too many."""
+        """Return the convention with the fewest bad boxes, or the first of several; None where no convention fits."""
         counts = {name: int(self.bad(name).sum()) for name in names if name != declared and self._spans(name)}
         best = min(counts, key=counts.__getitem__)
         return best if counts[best] <= _FITS * len(self.boxes) else None
 
     def small(self, declared: str) -> Suspicion | None:
-        """Boxes of which each could be good, but together they end at 1000 where the images do not, or far before."""
+        """Return a suspicion about boxes that are each good, but whose common extent does not fit the convention.
+
+        Declared per-mille boxes should come near 1000. Boxes in pixels of larger images should exceed 1000.
+        """
         if len(self.boxes) >= _MANY and not self._spans(declared):
             return Suspicion("no box comes near 1000", self.fitting([n for n in CONVENTIONS if n in _ORDERS], declared))
         sides = np.minimum(self.width, self.height)
@@ -197,7 +209,7 @@ class _Seen:
         return Suspicion("no coordinate exceeds 1000, and every image is larger", "per-mille")
 
     def _faults(self, convention: str) -> tuple[np.ndarray, np.ndarray]:
-        """Which boxes end before they begin, and which reach outside their image or frame: bool [N] each."""
+        """Return which boxes end before they begin, and which reach outside their image or frame: bool [N] each."""
         scale, order = _split(convention)
         b = _ORDERS[order](self.boxes)
         if frame := _SCALES[scale]:
@@ -213,7 +225,11 @@ class _Seen:
         return np.asarray(inverted), np.asarray(outside)
 
     def _in_first_pixel(self) -> np.ndarray:
-        """Which boxes stand in a row whose boxes all lie in [-1, 1], up to rounding, and do not all vanish."""
+        """Return which boxes belong to a row whose boxes all lie in [-1, 1]: bool [N].
+
+        Rows whose boxes are all zero do not count.
+        """
+        # No convention here reads boxes scaled to [-1, 1]. They are counted, so that they are not taken for pixels.
         inside = (np.abs(self.boxes) <= 1 + _FRAME).all(axis=1)
         inside &= np.minimum(self.width, self.height) > _SMALL
         _, row = np.unique(self.rows, return_inverse=True)
@@ -223,8 +239,10 @@ class _Seen:
         return np.asarray((all_inside & (extent > 0))[row])
 
     def _spans(self, convention: str) -> bool:
-        """Whether boxes make use of the frame: in thousandths some pass 500, and of many some come close to 1000 in x
-        and in y."""
+        """Return whether the boxes use the frame of the convention. Only per-mille boxes can fail.
+
+        Some must reach 500. Where there are many boxes, some must reach 900 in x and in y.
+        """
         scale, order = _split(convention)
         if scale != "per-mille":
             return True

@@ -1,7 +1,8 @@
-"""May a score be printed? Only if every expected example has exactly one prediction and nothing else has one.
+"""Decides whether a score may be printed: every expected example has exactly one prediction, and nothing else has one.
 
-No official program is this strict: VQAEval asserts, NLVR2's metrics.py prints a remark and exits 0, MDETR's evaluator
-keeps the first of two, R2C's trusts the order of rows. Here there is one rule for all.
+The official programs are less strict, and they differ. VQAEval fails with an assertion where an example is missing, but
+takes the last of two predictions. NLVR2's metrics.py prints a remark and exits with 0. MDETR's evaluator takes the
+first of two predictions. R2C's program trusts the order of rows. Here one rule holds for all benchmarks.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _WIDTH = 60
 
 @dataclass(frozen=True)
 class Lenient:
-    """What an official program silently does with ids that occur twice or that it does not know."""
+    """How an official program treats ids that occur twice, and ids that it does not know, where it prints no error."""
 
     duplicate: Literal["first", "last", "refuse"]
     unknown: Literal["ignore", "refuse"]
@@ -25,30 +26,33 @@ class Lenient:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How a set of predictions covers what is expected; ids in their order of expectation, or of appearance."""
+    """How predictions cover the expected examples.
 
-    expected: int  # examples
-    predicted: int  # predictions, duplicates and unknown ones included
-    missing: tuple[str, ...]
-    duplicate: tuple[str, ...]
-    unknown: tuple[str, ...]
+    Missing ids are in the order of the examples. Duplicate and unknown ids are in the order of the predictions.
+    """
+
+    expected: int  # number of examples
+    predicted: int  # number of predictions, with duplicate and unknown ones
+    missing: tuple[str, ...]  # ids of examples without a prediction
+    duplicate: tuple[str, ...]  # ids of examples with more than one prediction
+    unknown: tuple[str, ...]  # ids of predictions without an example
 
     @property
     def complete(self) -> bool:
-        """Whether a score may be printed."""
+        """Return whether a score may be printed."""
         return not (self.missing or self.duplicate or self.unknown)
 
     def message(self) -> str:
-        """One line: counts, and the first ids of each kind."""
+        """Return one line with the counts, and with the first ids of each fault."""
         faults = [f"{len(ids):,} {kind} ({_first(ids)})" for kind, ids in self._faults().items() if ids]
         return f"{self.predicted:,} predictions for {self.expected:,} examples: " + ("; ".join(faults) or "complete")
 
     def counts(self) -> dict[str, int]:
-        """The five numbers, for a scores document."""
+        """Return the five numbers, for scores.json."""
         return {"expected": self.expected, "predicted": self.predicted} | {k: len(v) for k, v in self._faults().items()}
 
     def table(self) -> str:
-        """Five lines: a number each, and the first ids of each fault."""
+        """Return five lines, each with a number, and with the first ids where it counts a fault."""
         ids = {kind: _first(ids) for kind, ids in self._faults().items()}
         return "\n".join(f"{kind:>10} {n:>10,}  {ids.get(kind, '')}".rstrip() for kind, n in self.counts().items())
 
@@ -57,7 +61,7 @@ class Coverage:
 
 
 def check_coverage(expected: Collection[str], predicted: Iterable[str]) -> Coverage:
-    """Compare the example ids that a split has (unique) with those that were predicted (any)."""
+    """Compare the example ids of a split, which are unique, with the ids of predictions, which may be any."""
     counts = Counter(predicted)
     known = expected if isinstance(expected, (set, frozenset, dict)) else set(expected)
     return Coverage(
@@ -74,6 +78,6 @@ def _first(ids: tuple[str, ...]) -> str:
 
 
 def _printable(example_id: str) -> str:
-    """An id is a file's text: it may be empty, end a line or never end."""
+    """Return an id so that it fits on a line. It comes from a file, so it may be empty, hold line breaks or be long."""
     text = example_id if example_id and example_id.isprintable() else repr(example_id)
     return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"

@@ -1,12 +1,18 @@
-"""How sure a mean is, and whether two runs differ: everything clustered by image.
+"""Intervals of a mean, and tests whether two runs differ. Everything is clustered by image.
 
-Questions about one image share its difficulties, so they are not independent draws; images are. The mean is the ratio
-estimator over clusters, sum of values / number of units, with its linearised variance (Cochran, Sampling Techniques,
-3rd ed. 1977, chapters 6 and 9A; the sandwich estimator of an intercept, with the usual G / (G - 1)).
+Questions about one image share its difficulties, so they are not independent draws. Images are. The mean is the ratio
+estimator over clusters: the sum of values divided by the number of units. Its variance is the linearised one (Cochran,
+Sampling Techniques, 3rd ed. 1977, chapters 6 and 9A). This equals the sandwich estimator of an intercept, with the
+usual factor G / (G - 1).
 
-Two runs over the same units are compared by their differences, cluster by cluster: `sign_flip` is the test, `holm`
-what becomes of many of them (Holm 1979), `smallest_drop` what such a test would have seen, `excess_noise` what reruns
-of one and the same thing add to it. Shares, not percent, throughout.
+Two runs over the same units are compared by the sums of their differences in each cluster:
+
+    sign_flip        the test
+    holm             p values adjusted for many tests (Holm 1979)
+    smallest_drop    the smallest drop that the test would probably find
+    excess_noise     how much reruns vary beyond what the test allows for
+
+All values are shares, not percent.
 """
 
 from __future__ import annotations
@@ -18,11 +24,11 @@ from statistics import NormalDist
 
 import numpy as np
 
-Z95 = 1.959964  # 97.5 % quantile of the normal distribution
+Z95 = 1.959964  # the 97.5 % quantile of the normal distribution
 EXACT = 16
-"""Clusters that changed, up to which every pattern of signs is tried."""
+"""Up to this many changed clusters, every pattern of signs is tried: at most 65,536."""
 RERUNS = 5
-"""Reruns that a measurement of noise takes at least."""
+"""The fewest reruns from which noise is estimated."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -40,13 +46,14 @@ class Mean:
 
 
 def clustered_mean(values: Iterable[float], clusters: Sequence[str] | np.ndarray) -> Mean:
-    """`clusters[i]` names the cluster of `values[i]`; at least one value, any real numbers (so differences, too).
+    """Return the mean of one or more values, with its clustered standard error.
 
-    Raises ValueError for NaN and infinity: a mean over them would be no number either, and look like a score.
+    `clusters[i]` names the cluster of `values[i]`. Values are any real numbers, so they may be differences. Raise
+    ValueError for NaN and infinity, because a mean over them is not a number, but would look like a score.
     """
     y = np.fromiter(values, np.float64)
     if not np.isfinite(y).all():
-        raise ValueError(f"value {int(np.flatnonzero(~np.isfinite(y))[0])} is no finite number")
+        raise ValueError(f"value {int(np.flatnonzero(~np.isfinite(y))[0])} is not a finite number")
     sums, units = _totals(y, clusters)
     G, n = len(units), len(y)
     mean = fsum(y) / n
@@ -57,13 +64,11 @@ def clustered_mean(values: Iterable[float], clusters: Sequence[str] | np.ndarray
 
 
 def interval(mean: Mean) -> tuple[float, float]:
-    """95 % interval of a mean of values in [0, 1], clipped to it; (nan, nan) with a single cluster.
-
-    Where every unit is right (or wrong) the standard error is 0 and says nothing: there the interval is the exact
-    binomial one (Clopper-Pearson) with a whole cluster as one trial, e.g. 100 % of 100 images → [96.4, 100].
-    """
+    """Return the 95 % interval of a mean of values in [0, 1], clipped to [0, 1]; (nan, nan) for a single cluster."""
     if mean.clusters == 1:
         return nan, nan
+    # Where all units are right, or all are wrong, the standard error is 0 and says nothing. The interval is then the
+    # exact binomial one (Clopper and Pearson 1934), with a cluster as one trial: 100 % of 100 images → [96.4, 100].
     if mean.value in (0.0, 1.0):
         reach = _unseen(mean.clusters)
         return (0.0, reach) if mean.value == 0.0 else (1.0 - reach, 1.0)
@@ -77,31 +82,37 @@ def interval(mean: Mean) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Paired:
-    """`difference` is after - before, with its 95 % interval; `p` that of no difference, two-sided; `p_drop` that of
-    no drop. `spread` is the standard error that the difference has if there is none. `changed` counts clusters."""
+    """The comparison of two runs over the same units."""
 
     difference: Mean
+    """After minus before."""
     low: float
     high: float
+    """The 95 % interval of the difference, from `low` to `high`."""
     p: float
+    """Two-sided, for the hypothesis that there is no difference."""
     p_drop: float
+    """One-sided, for the hypothesis that there is no drop."""
     spread: float
+    """The standard error of the difference where the true difference is 0."""
     changed: int
+    """The number of clusters whose sum changed."""
 
 
 def paired(before: np.ndarray, after: np.ndarray, clusters: Sequence[str] | np.ndarray) -> Paired:
-    """Compare two runs: values in [0, 1] of the same units [n >= 1] in the same order, and the units' clusters.
+    """Compare two runs by values in [0, 1] of the same units [n >= 1] in the same order, and by the units' clusters.
 
-    Equal runs differ by 0 with p = 1. The interval is the normal one, too narrow below some thirty clusters, where p
-    is still right; (nan, nan) with a single cluster. Where all clusters differ by the same (mostly by nothing), the
-    standard error is 0 and says nothing: then it reaches as far as clusters unlike all of these can be as common as
-    one in G draws misses with probability 2.5 %, which is 3.6 points for 100 images.
+    Equal runs have difference 0 and p = 1. The interval is the normal one. It is too narrow for fewer than about thirty
+    clusters, where p is still right. For a single cluster it is (nan, nan).
     """
     values = np.asarray(after, np.float64) - np.asarray(before, np.float64)
     difference = clustered_mean(values, clusters)
     sums, _ = _totals(values, clusters)
     low = high = nan
     if difference.clusters > 1:
+        # Where all clusters differ by the same amount, mostly by 0, the standard error is 0 and says nothing. Clusters
+        # of a different kind may exist that the G draws missed. The interval reaches as far as the largest share of
+        # these that G draws miss with probability 2.5 %: 3.6 points for 100 images.
         same = difference.standard_error < 1e-12
         reach = _unseen(difference.clusters) if same else Z95 * difference.standard_error
         low, high = max(-1.0, difference.value - reach), min(1.0, difference.value + reach)
@@ -111,15 +122,17 @@ def paired(before: np.ndarray, after: np.ndarray, clusters: Sequence[str] | np.n
 
 
 def sign_flip(totals: np.ndarray) -> tuple[float, float]:
-    """p of "no difference" (two-sided) and of "no drop", from each cluster's total of differences [G].
+    """Return p of "no difference" (two-sided) and p of "no drop" (one-sided). `totals` are the clusters' sums [G].
 
-    If nothing changed, either run could as well have been the other, image by image: every pattern of signs of the
-    totals is as likely as the one seen (Fisher 1935). Chosen over a cluster-robust t test because it needs neither
-    normal totals nor many images: images of different sizes, few changes, and values of any scale are all right. Where
-    up to 16 clusters changed all patterns are tried. Beyond, their sum is taken as normal with its exact variance, and
-    moved by the smallest total towards 0: with one 0/1 unit an image the two are McNemar's tests, the exact one and
-    Edwards' (1948), and with others the move is too large, if anything. As that variance is also right where only the
-    means are equal, p is then right for that weaker claim, too, when there are many images.
+    Under the hypothesis, the two runs could be exchanged in any image. So every pattern of signs of the sums is as
+    likely as the observed one (Fisher 1935). A cluster-robust t test would need sums that are normal, or many images.
+    This test needs neither: it allows images of different sizes, few changes, and values of any scale.
+
+    Where at most 16 clusters changed, all patterns are tried. Where more did, the total is taken as normal with its
+    exact variance, and moved towards 0 by the smallest sum, as a continuity correction. With one 0/1 unit in an image,
+    these two are McNemar's tests: the exact one, and the one with Edwards' correction (1948). With other units the
+    correction may be too large, but not too small. The variance is also right where only the means are equal. So with
+    many images p is right for this weaker hypothesis, too.
     """
     sums = _rounded(totals)
     sums = sums[sums != 0]
@@ -130,7 +143,7 @@ def sign_flip(totals: np.ndarray) -> tuple[float, float]:
         patterns = np.zeros(1)
         for total in sums:
             patterns = np.concatenate([patterns - total, patterns + total])
-        hair = 1e-9 * fsum(abs(sums))  # patterns that tie with the one seen must count
+        hair = 1e-9 * fsum(abs(sums))  # patterns that tie with the observed one must count, whatever the rounding
         return (
             float(np.mean(np.abs(patterns) >= abs(observed) - hair)),
             float(np.mean(patterns <= observed + hair)),
@@ -140,7 +153,10 @@ def sign_flip(totals: np.ndarray) -> tuple[float, float]:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's adjusted p, in the order given: to act on those under α errs at all with probability α at most."""
+    """Return Holm's adjusted p values, in the given order.
+
+    Reject all hypotheses with an adjusted p under α: the probability of even one false rejection is then at most α.
+    """
     adjusted, largest = [1.0] * len(p), 0.0
     for rank, index in enumerate(sorted(range(len(p)), key=p.__getitem__)):
         largest = max(largest, min(1.0, (len(p) - rank) * p[index]))
@@ -149,13 +165,14 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def smallest_drop(spread: float, n: int, alpha: float, power: float = 0.8) -> float:
-    """The drop that a one-sided test at `alpha` finds with probability `power`; inf where even the loss of everything
-    would escape it.
+    """Return the drop that a one-sided test at `alpha` finds with probability `power`.
 
-    `spread` is the standard error without a drop. A drop δ needs δn units that were right and are wrong now, each of
-    which, alone in its image, adds 1 to the sum of squares: the root of δ² = c² (spread² + δ / n) with c = z(1 - α) +
-    z(power). So two equal runs do not promise to show one changed answer: c² of them it takes, 10 at α = 1 %.
+    `spread` is the standard error without a drop, `n` the number of units. The drop is infinite where the test would
+    not even find the loss of everything. Two equal runs do not mean that one changed answer would be found: with
+    α = 1 % it takes c² = 10 changed answers (c is defined below).
     """
+    # A drop δ needs δn units that were right and are now wrong. A unit that is alone in its image adds 1 to the sum of
+    # squares. So δ is the positive root of δ² = c² (spread² + δ / n), with c = z(1 - α) + z(power).
     normal = NormalDist()
     c2 = (normal.inv_cdf(1 - alpha) + normal.inv_cdf(power)) ** 2
     drop = (c2 / n + sqrt((c2 / n) ** 2 + 4 * c2 * spread**2)) / 2
@@ -163,11 +180,11 @@ def smallest_drop(spread: float, n: int, alpha: float, power: float = 0.8) -> fl
 
 
 def excess_noise(differences: Sequence[float], spreads: Sequence[float]) -> float:
-    """Standard deviation that reruns of one and the same thing have beyond what their changed answers explain.
+    """Return the standard deviation of reruns of the same cell, beyond what their changed answers explain.
 
-    Answers that flip here and there are in the test already; a rerun that moves many images one way, as another GPU
-    may, is not. By moments, as DerSimonian and Laird (1986) take it: sqrt(mean(difference² - spread²)), at least 0;
-    and 0 with fewer than five reruns, from which nothing can be learnt.
+    The test already allows for single answers that flip. It does not allow for a rerun that moves many images in one
+    direction, as a different GPU may do. The estimate is by moments, as in DerSimonian and Laird (1986):
+    sqrt(mean(difference² - spread²)), at least 0. It is 0 for fewer than five reruns, which are too few to learn from.
     """
     if len(differences) < RERUNS:
         return 0.0
@@ -176,26 +193,26 @@ def excess_noise(differences: Sequence[float], spreads: Sequence[float]) -> floa
 
 
 def p_drop_with_noise(difference: float, spread: float, noise: float, p_drop: float) -> float:
-    """`p_drop` of a comparison, or, where reruns have noise of their own, p with that added to the spread."""
+    """Return `p_drop` where reruns have no noise. Otherwise return the normal p with the noise added to the spread."""
     return p_drop if noise == 0.0 else _upper(-difference / sqrt(spread**2 + noise**2))
 
 
 def _totals(values: np.ndarray, clusters: Sequence[str] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and number of units of each cluster: float64 [G], int64 [G]."""
+    """Return the sum of values and the number of units of each cluster: float64 [G], int64 [G]."""
     codes = np.unique(np.asarray(clusters), return_inverse=True)[1]
     return np.bincount(codes, weights=values), np.bincount(codes)
 
 
 def _rounded(totals: np.ndarray) -> np.ndarray:
-    """0.1 + 0.2 - 0.3 is a cluster that did not change."""
+    """Round away float errors: a cluster whose sum is 0.1 + 0.2 - 0.3 did not change."""
     return np.round(np.asarray(totals, np.float64), 9)
 
 
-# SciPy is imported where a tail is computed: it takes 0.4 s, which a score without a comparison need not wait for.
+# SciPy is imported where a tail is computed. Its import takes 0.4 s, which scoring without a comparison does not need.
 
 
 def _unseen(clusters: int) -> float:
-    """Return the largest share of clusters of another kind of which this many draws may well show none (2.5 %).
+    """Return the largest share of clusters of a different kind that this many draws miss with probability 2.5 %.
 
     This is the upper limit of the exact binomial interval for no success (Clopper and Pearson 1934).
     """
@@ -205,7 +222,7 @@ def _unseen(clusters: int) -> float:
 
 
 def _upper(z: float) -> float:
-    """Return P(Z > z) of the normal distribution, right far out, too."""
+    """Return P(Z > z) of the normal distribution. It is accurate far out in the tail, too."""
     from scipy.special import ndtr
 
     return float(ndtr(-z))
