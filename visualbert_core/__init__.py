@@ -7,7 +7,7 @@
 
 Every stage is a folder or a file of that name. Two of them run on GPUs (detector, evaluation) and have the same shape:
 a plan of shards → a pool of Ray actors → one immutable Parquet part per shard → a manifest written last.
-That shape is written once, in `cluster.py` and `shards.py`. Everything else is plain Python without Ray.
+That shape is written once, in `engine/`. Everything else is plain Python without Ray.
 
 The names of `__all__` are the public API, which the commands of `visualbert` call. Each is imported when it is first
 asked for, so that `import visualbert_core` is quick and needs no GPU stack.
