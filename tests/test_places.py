@@ -33,7 +33,7 @@ def test_no_path_of_the_machine_is_on_the_page(tmp_path: Path) -> None:
     assert re.search(
         r"--annotations DATA/vqa --features OUT/features/vqa-val2014/\w+ --model MODELS/visualbert-vqa", page
     )
-    assert "Made of the same as <code>OUT/runs/demo/1" in page
+    assert "Nothing in the record differs from <code>OUT/runs/demo/1" in page
     (first.runs / CELL / "units.parquet").write_bytes(b"broken")
     shutil.rmtree(root / "out" / "history" / "demo" / "2")
     run("3")

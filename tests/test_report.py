@@ -375,7 +375,7 @@ def test_number_of_examples_half_of_them_wrong(cell: Any) -> None:
     page = render(DEMO, [cell("vqa")])
     assert Page(page).count("figure") == 10
     assert (page.count("✓ right"), page.count("✗ wrong")) == (5, 5)
-    assert "10 of 12, drawn by a hash of their ids: 5 not right, 5 right." in page
+    assert "10 of 12 examples, drawn by a hash of their ids: 5 not right, 5 right." in page
     assert Page(render(DEMO, [cell("vcr"), cell("nlvr2"), cell("flickr30k_entities")])).count("figure") == 4 + 2 + 2
 
 

@@ -1,4 +1,5 @@
-"""Run folders → what a person opens: an HTML page (`html`), and the same table in the terminal (`terminal`)."""
+"""Turn run folders into what users read: an HTML page (`html`), the same table in the terminal (`terminal`), files for
+continuous integration (`ci`), and records in experiment trackers (`trackers`)."""
 
 from visualbert_core.report.page import ReportCell, ReportInfo
 

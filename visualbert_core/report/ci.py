@@ -1,4 +1,7 @@
-"""A night's verdict in the forms that continuous integration shows: JUnit's XML, and Markdown as GitHub renders it."""
+"""The verdict of a night for continuous integration: JUnit's XML (through junitparser), and GitHub's Markdown.
+
+Owns the escaping of both: names and messages may hold anything.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,16 @@ _NO_XML = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
 
 
 def junit(name: str, gate: Gate) -> bytes:
-    """Write a test case for each watched metric (`fail` is a failure, `cannot tell` an error), and one for each floor
-    that was missed."""
+    """Return the XML: a test case for each watched metric, and one for each bound that was missed.
+
+    The verdict `fail` is a JUnit failure, and `cannot tell` is a JUnit error.
+    """
     suite = TestSuite(_clean(f"{name} {gate.night}"))
     suite.add_testcases([_case(check) for check in gate.checks] + [_missed(line) for line in gate.missed])
     document, written = JUnitXml(), BytesIO()
     document.add_testsuite(suite)
-    document.write(written, pretty=True)  # also the one way to the same bytes with and without lxml
+    # junitparser uses lxml where it is installed. With and without it, only pretty-printed bytes are equal.
+    document.write(written, pretty=True)
     return written.getvalue()
 
 
@@ -43,7 +49,7 @@ def _missed(line: str) -> TestCase:
 
 
 def markdown(name: str, gate: Gate, comparisons: Mapping[str, Comparison]) -> str:
-    """The verdict, a row a watched metric, and per cell what changed and why."""
+    """Return Markdown: the verdict, a row for each watched metric, and for each cell what changed and why."""
     return "\n".join(_markdown(name, gate, comparisons)) + "\n"
 
 
@@ -84,7 +90,7 @@ def _why(cell: str, comparison: Comparison) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """Annotations and names are not ours: no markup, no new cell, no new line."""
+    """Return `text` on one line with all Markdown escaped: names and annotations come from files of other people."""
     return re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", printable(" ".join(text.split())))
 
 

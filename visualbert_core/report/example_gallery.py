@@ -1,7 +1,7 @@
-"""A few examples of a cell as figures: picture, regions, what was asked, what was answered, what would have been right.
+"""The example gallery: a few examples of a cell as figures, with picture, regions, question, answer and right answer.
 
-Owns which examples are shown (by hash of their ids, about half of them not right). Adds the answer that the same model
-gave to another image: an answer that stays the same was not read off the picture.
+Owns which examples are shown: a hash of the ids draws them, and about half of them are not right. Each figure also has
+the answer of the same model over the wrong image. If both answers are the same, the model did not need the image.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from visualbert_core.report.forms import FORMS, Piece, regions_of, sides
 from visualbert_core.report.pictures import Picture, picture
 from visualbert_core.schema import Prediction, Regions
 
-_NAMED = 12  # names a picture
+_NAMED = 12  # names of labels under a picture
 
 
 @dataclass(frozen=True)
 class RunAnswers:
-    """The predictions of a run, and what each is worth in [0, 1]."""
+    """The predictions of a run by example id, and the mean score in [0, 1] of the units that judge each."""
 
     predictions: Mapping[str, Prediction]
     worth: Mapping[str, float]
 
     @classmethod
     def of(cls, run: Run) -> RunAnswers:
-        """Raises StoreError for damaged predictions, InputError for damaged units."""
+        """Read them from a run folder. Raise StoreError for damaged predictions, InputError for damaged units."""
         predictions, _ = read_predictions(run.folder / "predictions")
         values: defaultdict[str, list[float]] = defaultdict(list)
         for units in read_units(run.folder).values():
@@ -47,7 +47,7 @@ class RunAnswers:
 
 @dataclass(frozen=True)
 class ExampleFigure:
-    """An example with all its answers; `other` is the one to another image, None where there is none."""
+    """An example with all its answers. `other` is the prediction over the wrong image, or None."""
 
     example: Any
     asked: Sequence[Piece]
@@ -58,12 +58,12 @@ class ExampleFigure:
     other: Prediction | None
     other_worth: float | None
     names: Sequence[Sequence[str]]
-    """What the detector calls the regions of each picture, the surest first and every name once."""
+    """For each picture the label names of its regions: highest detector score first, every name once."""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Examples of one form, `faulty` of them not right, out of `total`."""
+    """Figures of one form of example, drawn from `total` examples. `faulty` figures are not right."""
 
     form: str
     total: int
@@ -74,7 +74,10 @@ class Gallery:
 
 
 def gallery(cell: ReportCell, count: int) -> Gallery | None:
-    """`count` examples of a cell with a score. Raises VisualBertCoreError where its run can no longer be read."""
+    """Return figures of `count` examples, or None for a cell without a score.
+
+    Raise VisualBertCoreError where the run can no longer be read.
+    """
     if cell.task is None or cell.run is None or cell.run.scores is None:
         return None
     own = RunAnswers.of(cell.run)
@@ -89,7 +92,7 @@ def gallery(cell: ReportCell, count: int) -> Gallery | None:
 
 
 def choose(worth: Mapping[str, float], count: int) -> list[str]:
-    """`count` ids in the order of their hashes: half of them not fully right, or as near to that as there are such."""
+    """Return `count` ids in the order of their hashes. Half of them are not fully right, or as many as there are."""
     order = sorted(worth, key=lambda example_id: xxhash.xxh3_128_hexdigest(example_id.encode()))
     right = [example_id for example_id in order if worth[example_id] == 1]
     faulty = [example_id for example_id in order if worth[example_id] < 1]
@@ -119,7 +122,7 @@ def _figure(cell: ReportCell, example: Any, own: RunAnswers, other: RunAnswers) 
 
 
 def _names(cell: ReportCell, regions: Sequence[Regions | None]) -> Iterator[list[str]]:
-    """Nothing where the store has no names."""
+    """Yield the label names of each picture; nothing where the store has no names."""
     for each in regions:
         if each is not None and cell.store is not None and cell.store.label_names:
             names = list(dict.fromkeys(label_name(label, cell.store.label_names) for label in each.labels.tolist()))

@@ -1,8 +1,8 @@
 """The flip gallery: the examples that got worse or better since the earlier night, each with its picture.
 
-Owns which flips are shown (of every cell, metric and direction in turn, those that were surest in both ways), and that
-a page with 200 of them stays small: a picture and the regions drawn over it are in the page once, however many flips
-use them, and all pictures share `PICTURE_BYTES`.
+Owns which flips are shown. Every cell, metric and direction takes its turn; within each, the flips whose confidence
+changed most come first. Also owns that a page with 200 flips stays small: a picture and its regions are in the page
+once, however many flips use them, and all pictures share `PICTURE_BYTES`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from visualbert_core.report.scores import label
 from visualbert_core.schema import Grounding, Regions
 
 FLIPS = 200
-"""Flips a page."""
+"""The most flips that a page shows."""
 PICTURE_BYTES = 2_500_000
-"""Of JPEG, all pictures together."""
+"""Bytes of JPEG that all pictures share."""
 
-_SAID = 5  # complaints: of a store that is gone, every flip has the same
+_SAID = 5  # complaints shown: where a store is gone, every flip has the same complaint
 _WAYS = ("worse", "better")
 
 
@@ -34,40 +34,40 @@ _WAYS = ("worse", "better")
 class FlipFigure:
     """A flip as the template of its form draws it."""
 
-    number: int  # of its cell
+    number: int  # of the cell on the page, from 1
     cell: str
     metric: str
-    """Empty for the benchmark's main one."""
+    """The metric's name for users; empty for the headline metric."""
     way: str
     form: str
     flip: Flip
     example: Any
     gold: Any
-    """The right answer; of a grounding the right boxes of what flipped."""
+    """The right answer. For a grounding, the right boxes of the phrase that flipped."""
     asked: Sequence[Piece]
     pictures: Sequence[Picture]
 
 
 @dataclass(frozen=True)
 class FlipGallery:
-    """The section. `complaints` stand in place of flips that can no longer be shown."""
+    """The section. A complaint stands for a flip that can no longer be shown."""
 
     flipped: int
     figures: Sequence[FlipFigure]
     complaints: Sequence[str]
     sheet: Sheet
     cells: Mapping[int, str]
-    """Those with a flip: number → title."""
+    """Number → title of the cells with a flip."""
 
     @property
     def regions(self) -> bool:
-        """Whether the regions of any picture are drawn."""
+        """Return whether any picture has its regions drawn over it."""
         return any(picture.outlines for figure in self.figures for picture in figure.pictures)
 
 
 @dataclass(frozen=True)
 class _Case:
-    """A flip with what is needed to show it."""
+    """A flip, with what its figure needs."""
 
     number: int
     cell: ReportCell
@@ -80,7 +80,7 @@ class _Case:
 
 
 def flip_gallery(cells: Sequence[ReportCell], nights: Sequence[CellNight]) -> FlipGallery | None:
-    """What flipped, None where nothing did."""
+    """Return the section, or None where nothing flipped."""
     chosen = _chosen(list(_lists(cells, nights)), FLIPS)
     if not chosen:
         return None
@@ -100,7 +100,7 @@ _Listed = tuple[int, str, str, Flip]
 
 
 def _lists(cells: Sequence[ReportCell], nights: Sequence[CellNight]) -> Iterator[list[_Listed]]:
-    """Lists of (cell's index, metric, way, flip): one a cell, metric and way, what got worse first."""
+    """Yield a list of (index of the cell, metric, way, flip) for each cell, metric and way; "worse" comes first."""
     for way in _WAYS:
         for index, (cell, night) in enumerate(zip(cells, nights, strict=True)):
             if night.comparison and cell.task:
@@ -114,14 +114,14 @@ def _all(nights: Sequence[CellNight]) -> int:
 
 
 def _chosen(lists: Sequence[list[_Listed]], count: int) -> list[_Listed]:
-    """The first of every list, then the second of each, and so on; of these what got worse before what got better."""
+    """Take the first flip of every list, then every second flip, and so on. Return worse flips before better ones."""
     turns = chain.from_iterable(zip_longest(*lists))
     taken = [turn for turn in turns if turn is not None][:count]
     return sorted(taken, key=lambda listed: _WAYS.index(listed[2]))
 
 
 def _cases(cells: Sequence[ReportCell], chosen: Sequence[_Listed]) -> tuple[list[_Case], list[str]]:
-    """And a line for each that can no longer be shown."""
+    """Return the flips with what their figures need, and a line for each flip that can no longer be shown."""
     examples: dict[int, Mapping[str, Any]] = {}
     cases = []
     complaints = []

@@ -1,7 +1,7 @@
 """How the galleries draw each form of example: its words, its boxes, and the name of its template.
 
-`FORMS` has an entry a form; templates/forms/ says how its examples and its flips are laid out. Regions are optional: a
-model that reads pixels has none, and then only the boxes of answers and annotators are drawn.
+`FORMS` has an entry for each form. templates/forms/ lays out its examples and its flips. Regions are optional: a model
+that reads pixels has none. Then only the boxes of answers and annotators are drawn.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from visualbert_core.schema import (
 )
 
 _CLOSING = frozenset(".,;:?!)")
-_BEFORE, _NOW, _GOLD = 0, 1, 2  # colours of a flip's boxes
+_BEFORE, _NOW, _GOLD = 0, 1, 2  # colours of the boxes of a flip
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Words of what was asked; those that name a box have its colour."""
+    """Some words of what was asked. Words that name a box have the colour of the box."""
 
     text: str
     colour: str = ""
     """CSS class."""
     number: int | None = None
     space: str = " "
-    """What stands before it."""
+    """What is written before the words."""
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How well a box answers a phrase: `iou` with the nearest of the right boxes; `value` is 1 for a hit."""
+    """How well a box answers a phrase: its best `iou` with a right box. `value` is 1 for a hit, else 0."""
 
     iou: float
     value: float
@@ -56,42 +56,45 @@ class Form:
     """How a form of example is drawn."""
 
     name: str
-    """Of its template, and its CSS class."""
+    """Name of its template, and its CSS class."""
     asked: Callable[[Any, int | None], tuple[Piece, ...]]
-    """(example, phrase) → what was asked; the phrase is that of a flip, and it alone has a colour."""
+    """(example, phrase) → what was asked. In a flip, `phrase` is the one that flipped, and only it has a colour."""
     answer_boxes: Callable[[Any, Regions | None, Prediction, Any], list[Box]]
-    """(example, regions, answer, right answer) → the boxes over a picture."""
+    """(example, regions, prediction, right answer) → the boxes over a picture of the example gallery."""
     flip_boxes: Callable[[Any, Regions | None, Flip, Any], list[Box]]
-    """(example, regions, flip, right answer) → the boxes over a picture."""
+    """(example, regions, flip, right answer) → the boxes over a picture of the flip gallery."""
     flip_regions: bool = False
-    """Whether a flip is drawn with all regions, since any of them may be what was asked about."""
+    """Whether a flip is drawn with all regions: a question or statement may be about any of them."""
 
 
 def regions_of(cell: ReportCell, example: Example) -> tuple[Regions | None, ...]:
-    """The regions of each picture, None without a store. Raises StoreError where they can no longer be read."""
+    """Return the regions of each picture, or None for each without a store.
+
+    Raise StoreError where they can no longer be read.
+    """
     if cell.store is None:
         return (None,) * len(example.image_ids)
     return tuple(cell.store.fetch_many(example.image_ids))
 
 
 def sides(example: Example) -> tuple[str, ...]:
-    """What each picture of an example is called."""
+    """Return the name of each picture of an example."""
     return ("left picture", "right picture") if len(example.image_ids) > 1 else ("picture",)
 
 
 def overlap(answer: Sequence[Sequence[float]], right: Sequence[Sequence[float]]) -> Overlap:
-    """That of the first of the ranked boxes `answer`; 0 where there is none."""
+    """Compare the first of the ranked boxes `answer` with the boxes `right`. The overlap is 0 without an answer."""
     iou = float(box_iou(np.array(answer[:1]), np.array(right)).max()) if answer else 0.0
     return Overlap(iou, float(iou >= IOU_THRESHOLD))
 
 
 def sentence(tokens: Sequence[Token], objects: Sequence[str]) -> tuple[Piece, ...]:
-    """Words and objects; a tag such as [2] as "ball[2]" in the colour of its box."""
+    """Return words and objects. An object tag such as [2] becomes "ball[2]", in the colour of its box."""
     return _spaced([piece for token in tokens for piece in _pieces(token, objects)])
 
 
 def right_boxes(gold: Sequence[Sequence[Any]], phrase: int | None) -> list[Any]:
-    """Those of a phrase, or of all."""
+    """Return the right boxes of one phrase, or of all phrases if `phrase` is None."""
     return [box for index, boxes in enumerate(gold) if phrase in (None, index) for box in boxes]
 
 
@@ -116,8 +119,8 @@ def _context(example: MultipleChoice, _: int | None) -> tuple[Piece, ...]:
 
 
 def _object_boxes(example: MultipleChoice, regions: Regions | None, *_: Any) -> list[Box]:
-    """The objects that the model may see; region 0 is the whole image."""
-    boxes = regions.boxes.tolist()[1:] if regions else []
+    """Return the boxes of the objects that the item mentions: VCR's protocol shows the model no others."""
+    boxes = regions.boxes.tolist()[1:] if regions else []  # region 0 is the whole image
     return [Box(boxes[index], "object", index, f"[{index}]") for index in example.mentioned if index < len(boxes)]
 
 
@@ -132,7 +135,7 @@ def _pieces(token: Token, objects: Sequence[str]) -> Iterator[Piece]:
 
 
 def _spaced(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
-    """Without a space before the first piece and before closing punctuation."""
+    """Remove the space before the first piece and before closing punctuation."""
     return tuple(
         replace(piece, space="") if at == 0 or piece.text in _CLOSING else piece for at, piece in enumerate(pieces)
     )
@@ -143,7 +146,7 @@ def _spaced(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
 
 
 def _caption(example: Grounding, only: int | None) -> tuple[Piece, ...]:
-    """The caption with its phrases numbered, in the colours of their boxes; in a flip `only` that phrase."""
+    """Return the caption. Phrases have numbers and the colours of their boxes; in a flip, `only` one has a colour."""
     starts = {phrase.start: (index, phrase.text) for index, phrase in enumerate(example.phrases)}
     inside = {at for phrase in example.phrases for at in range(phrase.start + 1, phrase.stop)}
     pieces = []
@@ -158,11 +161,11 @@ def _caption(example: Grounding, only: int | None) -> tuple[Piece, ...]:
 
 
 def _phrase_boxes(_: Any, __: Regions | None, given: Prediction, gold: Sequence[Any]) -> list[Box]:
-    """The right boxes of each phrase and the model's first choice."""
+    """Return the right boxes of each phrase, and the model's first choice for it."""
     boxes: list[Box] = []
     for index, (answer, right) in enumerate(zip(given.answer, gold, strict=True)):
         number = str(index + 1)
-        # Where answer and right box are nearly one, a second number would only hide the first.
+        # On a hit, the right box lies over the answer: a second number would hide the first.
         shown = "" if overlap(answer, right).value else number
         boxes += [Box(corners, "gold", index, shown) for corners in right]
         boxes += [Box(corners, "answer", index, number, _drawn_before(corners, boxes)) for corners in answer[:1]]
@@ -170,12 +173,12 @@ def _phrase_boxes(_: Any, __: Regions | None, given: Prediction, gold: Sequence[
 
 
 def _drawn_before(corners: Sequence[float], boxes: Sequence[Box]) -> int:
-    """How many phrases have this box for their answer already."""
+    """Count the phrases that already have this box as their answer."""
     return sum(box.kind == "answer" and box.corners == corners for box in boxes)
 
 
 def _flipped_boxes(_: Any, __: Regions | None, flip: Flip, gold: Sequence[Any]) -> list[Box]:
-    """The right boxes of the phrase and both nights' first choices."""
+    """Return the right boxes of the phrase, and the first choice of each night."""
     boxes = [Box(corners, "gold", _GOLD) for corners in right_boxes(gold, flip.part)]
     if flip.answer_before is not None:
         boxes.append(Box(flip.answer_before, "answer", _BEFORE, "before"))

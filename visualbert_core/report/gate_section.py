@@ -1,6 +1,6 @@
-"""The verdict of a night, first thing on the page: what got worse, by how much, how surely, because of what.
+"""The verdict of a night, at the top of the page: what got worse, by how much, how surely, and why.
 
-Also owns what a gate adds to a page's input, and how points and p are written.
+Also owns what a gate adds to the input of a page, and how points and p are written.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from visualbert_core.report import ReportCell
 from visualbert_core.tasks import Task
 
 ORDER = ("fail", "cannot tell", "pass")
-"""What failed comes first."""
+"""Order of verdicts on the page: failures come first."""
 
 
 @dataclass(frozen=True)
 class CellNight:
-    """What a night with a gate knows of a cell: its name in gate and history, and how it changed; None where it was
-    compared with nothing. `rows` are its nights up to this one, first night first."""
+    """What a night with a gate knows of a cell.
+
+    `name` is its name in the gate and the history. `comparison` is None where there was no earlier night. `rows` are
+    its nights up to this one, the first night first.
+    """
 
     name: str
     comparison: Comparison | None
@@ -30,7 +33,7 @@ class CellNight:
 
 @dataclass(frozen=True)
 class GatedNight:
-    """A verdict, and what led to it of each cell of the page, in the page's order."""
+    """A verdict, and what the night knows of each cell, in the order of the page."""
 
     gate: Gate
     cells: tuple[CellNight, ...]
@@ -38,7 +41,7 @@ class GatedNight:
 
 @dataclass(frozen=True)
 class Story:
-    """What the verdict says of a cell."""
+    """What the verdict says about a cell."""
 
     number: int
     title: str
@@ -48,25 +51,25 @@ class Story:
 
     @property
     def unchanged(self) -> bool:
-        """Such a cell is no more than its name."""
+        """Return whether the cell passed and nothing changed: the page then shows only its name."""
         passed = all(check.verdict == "pass" for check in self.checks)
         return self.comparison is not None and not self.comparison.causes and passed
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The section."""
+    """The section of the verdict."""
 
     gate: Gate
     counts: Sequence[tuple[int, str]]
     """How many metrics have each verdict."""
     stories: Sequence[Story]
     cells: dict[str, ReportCell]
-    """Name in the gate → cell."""
+    """Name of the cell in the gate → cell."""
 
 
 def verdict(night: GatedNight, cells: Sequence[ReportCell]) -> Verdict:
-    """A story a cell."""
+    """Return the section: a story for each cell, failures first."""
     gate = night.gate
     verdicts = [check.verdict for check in gate.checks]
     stories = []
@@ -84,17 +87,17 @@ def verdict(night: GatedNight, cells: Sequence[ReportCell]) -> Verdict:
 
 
 def points(value: float) -> str:
-    """ "−1.25", with a true minus."""
+    """Write points with a sign and a true minus: "−1.25"."""
     return f"{value:+.2f}".replace("-", "−")
 
 
 def reach(change: Change) -> str:
-    """ "[−2.50, +0.10]", or nothing for a single image."""
+    """Write the interval of a change: "[−2.50, +0.10]". Return nothing for a single image, which gives no interval."""
     if change.low is None or change.high is None:
         return ""
     return f"[{points(change.low)}, {points(change.high)}]"
 
 
 def p_value(p: float) -> str:
-    """ "< 0.0001" or "0.0312"."""
+    """Write a p-value: "< 0.0001" or "0.0312"."""
     return "< 0.0001" if p < 1e-4 else f"{p:.4f}"

@@ -1,8 +1,8 @@
-"""The report: one HTML page in one file, which needs no network and no other file to be read.
+"""The report: one HTML page in one file. A reader needs no network and no other file.
 
-Python computes what stands on the page, Jinja2's templates say how it looks: templates/page.html holds its order, and
-static/ its style sheet and script. Text reaches the page escaped: questions, captions and ids come out of annotation
-files. The page says nothing that is not in its input, so equal runs give equal bytes.
+Python computes what is on the page. Jinja2 templates lay it out: templates/page.html has the order of the sections, and
+static/ has the style sheet and the script. All text is escaped, because questions, captions and ids come from
+annotation files. The page shows nothing that is not in its input, so equal runs give equal bytes.
 """
 
 from __future__ import annotations
@@ -32,38 +32,38 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Page:
-    """All that stands on the page."""
+    """Everything that the templates show."""
 
     info: ReportInfo
     cells: Sequence[Section]
     verdict: Verdict | None
     flips: FlipGallery | None
     columns: Sequence[str]
-    """Of the score table."""
+    """Columns of the score table."""
     guesses: Sequence[str]
-    """How chance guesses, a phrase for each benchmark."""
+    """How chance is computed, a phrase for each benchmark."""
     papers: Sequence[str]
-    """Where the paper's numbers come from."""
+    """Where the numbers of the papers come from."""
     style: str
     script: str
-    """Empty on pages without flips."""
+    """Empty on a page without flips."""
     synthetic: str = SYNTHETIC
     version: str = __version__
 
     @property
     def script_digest(self) -> str:
-        """What the content security policy allows the script by."""
+        """Return the digest by which the content security policy allows the script (base64 of SHA-256)."""
         return base64.b64encode(hashlib.sha256(self.script.encode()).digest()).decode()
 
 
 def write_report(path: Path, info: ReportInfo, cells: Sequence[ReportCell], night: GatedNight | None = None) -> None:
     """Render the page and publish it at `path`, whole or not at all."""
-    # JSON may hold half a character ("\ud800"), which UTF-8 cannot.
+    # JSON may hold half a surrogate pair ("\ud800"), which UTF-8 cannot encode.
     publish(path, render(info, cells, night).encode(errors="replace"))
 
 
 def render(info: ReportInfo, cells: Sequence[ReportCell], night: GatedNight | None = None) -> str:
-    """The page. Cells come in the order given; one without a score says so and why. `night` is what a gate adds."""
+    """Return the page. Cells keep their order. A cell without a score says why. `night` is what a gate adds."""
     nights: Sequence[CellNight | None] = night.cells if night else [None] * len(cells)
     flips = flip_gallery(cells, night.cells) if night else None
     shown = {"earlier": bool(night), "wrong image": has_wrong_image(cells), "paper": not info.synthetic}
@@ -83,8 +83,8 @@ def render(info: ReportInfo, cells: Sequence[ReportCell], night: GatedNight | No
 
 
 def environment() -> Environment:
-    """The templates. A name that is not there is an error, never nothing."""
-    # Here, because only who renders a page needs it: comparing, scoring and the terminal's table do not.
+    """Return the templates. A name that is not defined is an error and not an empty text."""
+    # Imported here: scoring, comparing and the table of the terminal import this package, and need no Jinja2.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     templates = Environment(

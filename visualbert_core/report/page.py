@@ -1,4 +1,4 @@
-"""What a page is made from: a cell for each evaluation of the matrix, and what stands above the numbers."""
+"""The input of a report: a cell for each evaluation of the matrix, and what is written above the numbers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from visualbert_core.tasks import Task
 
 @dataclass(frozen=True)
 class ReportCell:
-    """One row of the matrix: an evaluation with what is needed to show its examples.
+    """One row of the matrix: an evaluation, with what its examples need to be shown.
 
-    `store` is None for a model that reads pixels: its examples have no region boxes, and the sizes of images come from
-    the pictures. `run` is None, and `error` its one-line reason, where there is no complete run. `baseline` is the same
-    evaluation over other images.
+    `store` is None for a model that reads pixels. Its examples have no region boxes, and the sizes of images come from
+    the files. Without a complete run, `run` is None and `error` is the reason in one line. `baseline` is the same
+    evaluation with `--visual wrong-image`.
     """
 
     title: str
@@ -29,17 +29,17 @@ class ReportCell:
     baseline: Run | None = None
     error: str | None = None
     places: Places = field(default_factory=Places)
-    """What the page says in place of this machine's folders."""
+    """What the page writes in place of the folders of this machine."""
 
 
 @dataclass(frozen=True)
 class ReportInfo:
-    """What the page says above the numbers."""
+    """What the report says above the numbers."""
 
     title: str
     synthetic: bool
-    """The embedded world: say what its scores mean and do not mean, and print no paper numbers beside them."""
+    """Whether the data are synthetic. The report then says what the scores mean, and prints no numbers of papers."""
     examples: int
-    """Example pictures a cell."""
+    """Examples that the gallery of a cell shows."""
     gpu_hour: float | None = None
-    """Price."""
+    """Price of one GPU-hour, in any currency; None for no price."""

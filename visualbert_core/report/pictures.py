@@ -1,7 +1,7 @@
-"""Pictures of the page: small JPEGs inside the document, and where boxes are drawn over them.
+"""Pictures of the page: small JPEGs inside the document, and the places of the boxes over them.
 
-Boxes are drawn by the browser in pixels of the original image, so they stay sharp and are never part of the JPEG.
-A `Sheet` holds pictures that many figures show: each is in the document once, and all of them in so many bytes.
+The browser draws the boxes in pixels of the original image. They stay sharp, and are never part of the JPEG. A `Sheet`
+holds the pictures that many figures show: each is in the document once, and all share a limit of bytes.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from visualbert_core.schema import Image, Regions
 
 COLOURS = 6  # .c0 … .c5 of static/page.css
 _LADDER = ((256, 80), (256, 65), (224, 60), (192, 55), (160, 50), (128, 45), (96, 35), (64, 30))
-"""(longest side, JPEG quality), tried in turn until a picture has its share of the bytes."""
-_MANY = 16  # boxes; from here on they are drawn fainter, or nothing would be left to see
-_FRAME = (4, 3)  # of a picture whose size nobody knows
+"""(longest side, JPEG quality), tried in turn until a picture fits its share of the bytes."""
+_MANY = 16  # boxes; more of them are drawn fainter, because they would hide the picture
+_FRAME = (4, 3)  # width and height of a picture whose size is not known
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box to draw. `kind` is region, object, answer or gold; `colour` is counted round."""
+    """A box to draw. `kind` is region, object, answer or gold. `colour` is any number; colours repeat."""
 
-    corners: Sequence[float]  # xyxy, original pixels
+    corners: Sequence[float]  # x1, y1, x2, y2 in pixels of the original image
     kind: str
     colour: int | None = None
     label: str = ""
     depth: int = 0
-    """How many boxes in the same place are drawn before this one: it is drawn so much smaller, to be seen as well."""
+    """How many boxes in the same place are drawn before this one. It is drawn smaller, so that all can be seen."""
     below: bool = False
-    """Write the label under the box, so that two boxes with one corner both have theirs."""
+    """Write the label under the box: two boxes with the same corner then both show their labels."""
 
 
 @dataclass(frozen=True)
 class PlacedBox:
-    """A box and its label in original pixels, as they are drawn."""
+    """A box and its label as they are drawn, in pixels of the original image."""
 
     kind: str  # CSS classes
     x: float
@@ -58,28 +58,28 @@ class Picture:
     """One picture of a figure."""
 
     name: str
-    """For those who do not see it: "left picture 17"."""
+    """Such as "left picture", for readers who do not see it."""
     image_id: str
     width: int
     height: int
     source: str
-    """A data: address or, of a sheet's picture, the id of its element; empty where it cannot be shown."""
+    """A data: address. For a picture of a sheet, the id of its element. Empty where it cannot be shown."""
     why: str
     """Why it cannot be shown."""
     boxes: Sequence[PlacedBox]
     outlines: str = ""
-    """Of a sheet's picture the id of the element that draws its regions, where they are drawn."""
+    """For a picture of a sheet whose regions are drawn, the id of the element that draws them."""
     regions: int = 0
 
     @property
     def many(self) -> bool:
-        """Whether boxes or regions are so many that they are drawn fainter."""
+        """Return whether there are so many boxes or regions that they are drawn fainter."""
         return max(len(self.boxes), self.regions) > _MANY
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A JPEG as a data: address and the (width, height) of its image, or why there is none."""
+    """A JPEG as a data: address with the (width, height) of its original image; or why there is none."""
 
     source: str = ""
     size: tuple[int, int] | None = None
@@ -87,7 +87,7 @@ class Thumbnail:
 
     @classmethod
     def of(cls, image: Image | None, limit: float = float("inf")) -> Self:
-        """The best JPEG of at most `limit` bytes, or the smallest."""
+        """Make the best JPEG of at most `limit` bytes; if none fits, the smallest."""
         if image is None:
             return cls(why="its file is not known here")
         try:
@@ -99,22 +99,22 @@ class Thumbnail:
 
 
 def picture(name: str, image_id: str, image: Image | None, regions: Regions | None, boxes: Sequence[Box]) -> Picture:
-    """The image with `boxes` over it."""
+    """Return the image with `boxes` over it."""
     thumbnail = Thumbnail.of(image)
     return _picture(name, image_id, thumbnail, thumbnail.source, regions, boxes)
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """Pictures and the regions over them, once each in the page: figures refer to them by their ids."""
+    """Pictures and their regions. Each is in the page once, and figures refer to it by its id."""
 
-    thumbnails: dict[Image | None, tuple[str, Thumbnail]]  # a path would not do: a tar or a table holds many
+    thumbnails: dict[Image | None, tuple[str, Thumbnail]]  # keyed by image: a tar or a table holds many under one path
     outlines: dict[str, str]
-    """The regions of a picture as one path → id."""
+    """The regions of a picture as one SVG path → id of its element."""
 
     @classmethod
     def of(cls, shown: Sequence[tuple[Image | None, Regions | None]], byte_limit: int) -> Self:
-        """A sheet of all these pictures, `byte_limit` shared evenly among them."""
+        """Make a sheet of all these pictures. Each gets an equal share of `byte_limit`."""
         images: dict[Image, Regions | None] = {}
         for image, regions in shown:
             if image is not None:
@@ -123,7 +123,7 @@ class Sheet:
         thumbnails: dict[Image | None, tuple[str, Thumbnail]] = {None: ("", Thumbnail.of(None))}
         for number, (image, regions) in enumerate(images.items()):
             thumbnail = Thumbnail.of(image, share)
-            if regions is not None:  # boxes are in pixels of what the detector read, be the file another size today
+            if regions is not None:  # boxes are in pixels of the file that the detector read; its size may have changed
                 thumbnail = replace(thumbnail, size=(regions.width, regions.height))
             thumbnails[image] = f"picture-{number}", thumbnail
         paths = dict.fromkeys(_path(regions) for _, regions in shown if regions is not None)
@@ -131,7 +131,7 @@ class Sheet:
 
     @property
     def pictures(self) -> Iterable[tuple[str, Thumbnail]]:
-        """(id, thumbnail) of those that can be shown."""
+        """Return (id, thumbnail) of the pictures that can be shown."""
         return [(name, thumbnail) for name, thumbnail in self.thumbnails.values() if thumbnail.source]
 
     def picture(
@@ -143,14 +143,14 @@ class Sheet:
         boxes: Sequence[Box],
         outlined: bool,
     ) -> Picture:
-        """The image of the sheet with its regions, if `outlined`, and `boxes` over it."""
+        """Return a picture of the sheet with `boxes` over it, and with its regions if `outlined`."""
         element, thumbnail = self.thumbnails[image]
         outlines = self.outlines[_path(regions)] if regions and outlined else ""
         return _picture(name, image_id, thumbnail, element if thumbnail.source else "", regions, boxes, outlines)
 
 
 def colour_class(colour: int) -> str:
-    """The class that paints text and boxes of one colour."""
+    """Return the CSS class that paints text and boxes in one colour."""
     return f"c{colour % COLOURS}"
 
 
@@ -181,7 +181,7 @@ def _jpeg(pixels: Pillow.Image, limit: float) -> bytes:
 
 
 def _path(regions: Regions) -> str:
-    """The boxes as one path, in whole pixels."""
+    """Return the boxes as one SVG path, in whole pixels."""
     return "".join(
         f"M{x1:.0f} {y1:.0f}H{x2:.0f}V{y2:.0f}H{x1:.0f}z" for x1, y1, x2, y2 in regions.boxes.astype(float).tolist()
     )
@@ -197,13 +197,13 @@ def _placed(box: Box, width: int, height: int) -> PlacedBox:
 
 
 def _above(box: Box, size: float) -> tuple[float, float]:
-    """Where a label starts so as not to hide what is in its box; inside where the picture ends."""
+    """Return where a label above its box starts. At the top of the picture it starts inside the box."""
     x, y = max(float(box.corners[0]), 2) + box.depth * size, float(box.corners[1])
     return x, y + (-0.3 * size if y > size else size)
 
 
 def _under(box: Box, size: float, width: int, height: int) -> tuple[float, float]:
-    """Where a label starts that is not to stand above its box: beside it where the picture ends."""
+    """Return where a label under its box starts. At the bottom of the picture it starts beside the box."""
     x1, _, x2, y2 = map(float, box.corners)
     if y2 + 1.2 * size < height:
         return x1, y2 + size

@@ -1,8 +1,7 @@
-"""Folders of the machine that made a page, and what stands for each on it.
+"""Folders of the machine that made a page, and the word that the page writes for each.
 
-A page is mailed and published; where somebody's home or a group's disk lies is nobody's business there, and two nights
-that are equal have equal pages wherever they ran. Names and digests say which files they were; run.json keeps the
-paths.
+A page is mailed and published: it must not show the home folder of a user or the disks of a group. Two equal nights
+must give equal pages on any machine. Names and digests say which files a run used; run.json keeps the paths.
 """
 
 from __future__ import annotations
@@ -13,25 +12,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ELSEWHERE = "…"
-"""Stands for a folder that no word is for."""
+"""Written for a folder that has no word."""
 
-# An absolute path of at least one folder and a name; not the rest of a relative one, nor of an address.
+# An absolute path of at least one folder and a name. The rest of a relative path or of an address is not one.
 _PATH = re.compile(r"""(?<![\w/.:…~-])(?:file://)?/(?:[^\s/:;,"'()]+/)+([^\s/:;,"'()]*)""")
 
 
 @dataclass(frozen=True)
 class Places:
-    """Absolute folder → word. Inner folders come before those that hold them."""
+    """Absolute folder → word. A folder comes before the folders that hold it."""
 
     words: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folders: Iterable[tuple[str, Path]]) -> Places:
-        """(word, folder); where a folder comes twice, its first word counts, and inside a folder that has a word none
-        is elsewhere."""
+        """Make them from pairs (word, folder).
+
+        Where a folder comes twice, its first word counts. `ELSEWHERE` is not used inside a folder that has a word.
+        """
         words: dict[str, str] = {}
         for word, folder in folders:
-            # An error may name a folder by its link or by what that leads to.
+            # An error message may name a folder by a link to it, or by the folder behind the link.
             for path in (folder.absolute(), folder.resolve()):
                 known = word == ELSEWHERE and any(path.is_relative_to(other) for other in words)
                 if path.name and not known:
@@ -39,7 +40,7 @@ class Places:
         return cls(dict(sorted(words.items(), key=lambda pair: (-len(pair[0]), pair[0]))))
 
     def hide(self, text: str) -> str:
-        """`text` without an absolute path: from a known folder on, or of others the last name alone."""
+        """Return `text` without absolute paths. A known folder becomes its word; another path keeps its last name."""
         for folder, word in self.words.items():
             text = re.sub(rf"(?<![\w.…]){re.escape(folder)}(?![\w-]|\.\w)", word, text)
         return _PATH.sub(lambda found: f"{ELSEWHERE}/{found[1]}", text)

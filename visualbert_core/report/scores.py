@@ -1,8 +1,7 @@
-"""Run folders → lines of scores, the same for the page and the terminal.
+"""Turn run folders into lines of scores, the same for the page and the terminal.
 
-Owns what stands beside a score: its interval, the number of units, what guessing gets, what the same model gets when
-it is shown another image, and what the paper reports. Also the words that are the same everywhere: names of metrics,
-and why there is no score.
+Owns what is shown beside a score: its interval, the number of units, chance, the score over the wrong image, and the
+number in the paper. Also owns the words that are the same in both: names of metrics, and why there is no score.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from visualbert_core.report import ReportCell
 from visualbert_core.tasks import Task
 
 SYNTHETIC = (
-    "Synthetic scenes and tiny weights trained by us: these scores say that the pipeline works, "
+    "Synthetic scenes, and tiny weights that we trained: these scores show that the pipeline works, "
     "not how good VisualBERT is on the real sets."
 )
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score in percent with its 95 % interval, which a single image does not give."""
+    """A metric in percent with its 95 % interval. A single image gives no interval."""
 
     value: float
     low: float | None = None
@@ -32,28 +31,28 @@ class Estimate:
 
     @property
     def interval(self) -> str:
-        """ "[81.2, 87.4]"."""
+        """Write the interval: "[81.2, 87.4]"."""
         return "[no interval]" if self.low is None or self.high is None else f"[{self.low:.1f}, {self.high:.1f}]"
 
 
 @dataclass(frozen=True)
 class ScoreLine:
-    """One metric of one cell, with everything that it has to be read beside."""
+    """One metric of one cell, with every number that a reader needs beside it."""
 
     metric: str
     label: str
-    """The metric's name for people."""
+    """The metric's name for users."""
     headline: bool
     own: Estimate
     wrong_image: Estimate | None
     chance: float | None
     paper: float | None
-    """Of the same benchmark and split: never to be shown beside synthetic data."""
+    """The published number for the same benchmark and split. Never show it beside synthetic data."""
     units: int
 
 
 def score_lines(cell: ReportCell) -> list[ScoreLine]:
-    """A line a metric, the headline first; none where the cell has no score."""
+    """Return a line for each metric, the headline first; no line for a cell without a score."""
     own, wrong = scores_of(cell.run), scores_of(cell.baseline)
     if own is None:
         return []
@@ -74,18 +73,21 @@ def score_lines(cell: ReportCell) -> list[ScoreLine]:
 
 
 def has_wrong_image(cells: Iterable[ReportCell]) -> bool:
-    """Whether some cell was also evaluated over the regions of other images."""
+    """Return whether any cell has a wrong-image baseline."""
     return any(cell.baseline is not None for cell in cells)
 
 
 def scores_of(run: Run | None) -> dict[str, Any] | None:
-    """The scores document of a complete run."""
+    """Return the scores document of a complete run, else None."""
     return None if run is None else run.scores
 
 
 def warnings(cell: ReportCell, synthetic: bool = False) -> list[str]:
-    """What has to be said with a cell's scores: annotations that are not the official split (but for synthetic ones,
-    which nobody takes for it), features of another space than the checkpoint's, worse than chance."""
+    """Return the warnings that belong beside the scores of a cell.
+
+    They name annotations that are not the official split, features of another space than the checkpoint's, and scores
+    under chance. Synthetic annotations need no such warning: the page says that they are synthetic.
+    """
     if cell.run is None:
         return []
     document = cell.run.scores or cell.run.record
@@ -94,33 +96,33 @@ def warnings(cell: ReportCell, synthetic: bool = False) -> list[str]:
 
 
 def in_order(metrics: Iterable[str], headline: str) -> list[str]:
-    """The headline, then the others by name and number: recall@1, recall@5, recall@10."""
+    """Return the headline, then the others by name and number: recall@1, recall@5, recall@10."""
     return sorted(metrics, key=lambda metric: (metric != headline, _natural(metric)))
 
 
 def label(metric: str, task: Task | None) -> str:
-    """Return a metric's name for people."""
+    """Return a metric's name for users."""
     return metric if task is None else task.metric_labels.get(metric, metric)
 
 
 def papers(cells: Iterable[ReportCell]) -> list[str]:
-    """Return where the papers' numbers of these cells stand."""
+    """Return the tables of the papers that the published numbers of these cells come from."""
     return sorted({cell.task.paper.table for cell in cells if cell.task and cell.run and cell.run.scores} - {""})
 
 
 def guesses(cells: Iterable[ReportCell]) -> list[str]:
-    """Return how guessing is done, a phrase for each benchmark that says so."""
+    """Return how chance is computed, a phrase for each benchmark that says so."""
     tasks = [cell.task for cell in cells if cell.task and cell.task.guess]
     return list(dict.fromkeys(f"for {task.title} {task.guess}" for task in tasks))
 
 
 def percent(value: float | None) -> str:
-    """ "84.3", or a dash where there is nothing to say."""
+    """Write percent with one decimal: "84.3"; None is a dash."""
     return "–" if value is None else f"{value:.1f}"
 
 
 def reason(cell: ReportCell) -> str:
-    """Why a cell has no score."""
+    """Return why a cell has no score."""
     return cell.error or "there is no complete run"
 
 

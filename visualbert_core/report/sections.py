@@ -1,5 +1,6 @@
-"""What the page says of one cell: its rows of the score table, and a section with what failed, how its groups did, what
-it cost, examples, and what its run is made of.
+"""What the page shows for one cell: its rows of the score table, and a section.
+
+The section has the failures, the breakdowns by group, the cost, the examples, and the provenance of the run.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from visualbert_core.report.trend import Trend, trend
 from visualbert_core.schema import Failure
 from visualbert_core.tasks import Task
 
-_SHOWN = 5  # failures at once
+_SHOWN = 5  # failures that are not folded
 _LISTED = 200  # failures at most
 _OPEN_ROWS = 12  # longer breakdowns are folded
-_SURE = 0.05  # p of a group's change, corrected for all groups, from which on it is marked
+_SURE = 0.05  # a group whose change has a smaller p, corrected for all groups, is marked
 
 
 @dataclass(frozen=True)
 class FailureList:
-    """The first failures of a kind at once, more of them folded, and how many are not listed."""
+    """Failures of one kind: the first are shown, more are folded, and `unlisted` counts the rest."""
 
     what: str
     shown: Sequence[Failure]
@@ -41,7 +42,7 @@ class FailureList:
 
 @dataclass(frozen=True)
 class GroupScore:
-    """A group of a breakdown."""
+    """The score of one group of a breakdown."""
 
     name: str
     own: Estimate
@@ -51,7 +52,7 @@ class GroupScore:
 
 @dataclass(frozen=True)
 class GroupChange:
-    """A group of a breakdown before and now."""
+    """The change of one group of a breakdown since the earlier night."""
 
     name: str
     change: Change
@@ -63,13 +64,13 @@ class GroupChange:
 
     @property
     def surely(self) -> str:
-        """Which way it moved, where that is sure."""
+        """Return "worse" or "better" where the change is significant, else nothing."""
         return ("worse" if self.change.difference < 0 else "better") if self.p < _SURE else ""
 
 
 @dataclass(frozen=True)
 class Breakdown:
-    """A metric by groups of a kind: short ones of the headline metric stand there at once, the others are folded."""
+    """A metric by groups of one kind. A short table of the headline metric is shown at once; others are folded."""
 
     kind: str
     metric: str
@@ -80,18 +81,18 @@ class Breakdown:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds, items and price of tonight. Cells of one corpus share its extraction, which stands with each of them."""
+    """Seconds, items and price of the night. Cells of one corpus share its extraction, and each shows it."""
 
     extraction: Timing | None
     evaluation: Timing | None
     corpus: str
     store: tuple[int, int] | None
-    """Images and bytes of the features, of a model that reads them."""
+    """Images and bytes of the feature store; None for a model that reads pixels."""
     gpu_hour: float | None
 
     @property
     def price(self) -> float | None:
-        """None without GPUs, or where nobody said what an hour costs."""
+        """Return the price of the GPU time; None without GPUs, or without a price of an hour."""
         timings = (self.extraction, self.evaluation)
         gpu_seconds = sum(timing.gpus * timing.seconds for timing in timings if timing is not None)
         return gpu_seconds / 3600 * self.gpu_hour if self.gpu_hour is not None and gpu_seconds else None
@@ -99,7 +100,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a run is made of, the commands that made it, and where it differs from the run compared with."""
+    """What a run is made of, the commands that made it, and how it differs from the earlier run."""
 
     rows: Sequence[tuple[str, str]]
     commands: str
@@ -109,7 +110,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Section:
-    """All that the page says of a cell. `lines` is empty where it has no score, and `reason` says why."""
+    """Everything that the page shows for a cell. Without a score, `lines` is empty and `reason` says why."""
 
     title: str
     about: str
@@ -127,7 +128,7 @@ class Section:
 
 
 def section(info: ReportInfo, cell: ReportCell, night: CellNight | None) -> Section:
-    """The view of a cell; `night` is what a gate knows of it."""
+    """Return the section of a cell. `night` is what a gate knows of it."""
     hide, comparison = cell.places.hide, night.comparison if night else None
     lines = score_lines(cell)
     examples, no_examples = None, ""
@@ -153,7 +154,7 @@ def section(info: ReportInfo, cell: ReportCell, night: CellNight | None) -> Sect
 
 
 def _about(cell: ReportCell) -> Iterator[str]:
-    """How it is scored, and how much of it was predicted."""
+    """Yield the protocol, and how many examples have a prediction."""
     if cell.run is None:
         return
     yield cell.run.record["provenance"]["protocol"]
@@ -164,12 +165,12 @@ def _about(cell: ReportCell) -> Iterator[str]:
 
 
 def _failures(cell: ReportCell) -> Iterator[FailureList]:
-    """Images without features, and examples without a prediction."""
+    """Yield the images without features, and the examples without a prediction."""
     if cell.store and (quarantined := cell.store.failures()):
         total = len(quarantined)
         yield _failure_list(f"{plural(total, 'image')} in quarantine", quarantined, total, cell.places)
     if cell.run and (failed := cell.run.record.get("failed")):
-        # The record keeps the first of them; how many there are stands in its coverage.
+        # The record keeps the first of them only; its coverage has their number.
         missing = cell.run.record["coverage"]["missing"]
         what = f"{plural(missing, 'example')} without a prediction"
         yield _failure_list(what, [Failure(**row) for row in failed], missing, cell.places)
@@ -181,7 +182,7 @@ def _failure_list(what: str, failures: Sequence[Failure], total: int, places: Pl
 
 
 def _breakdowns(cell: ReportCell) -> Iterator[Breakdown]:
-    """A table for each kind of group and metric."""
+    """Yield a table for each kind of group and each metric."""
     own, other = scores_of(cell.run), scores_of(cell.baseline)
     if own is None:
         return
@@ -204,7 +205,7 @@ def _estimate(found: tuple[float | None, int] | None) -> Estimate | None:
 
 
 def _changes(comparison: Comparison, task: Task | None) -> Iterator[Breakdown]:
-    """The same tables with before and now, groups that fell most first."""
+    """Yield the same tables with before and now. The groups that fell most come first."""
     for kind, groups in comparison.groups.items():
         for metric in in_order({metric for changes in groups.values() for metric in changes}, comparison.headline):
             found = [(name, changes[metric]) for name, changes in groups.items() if metric in changes]
@@ -215,7 +216,7 @@ def _changes(comparison: Comparison, task: Task | None) -> Iterator[Breakdown]:
 
 
 def cost(info: ReportInfo, cell: ReportCell, night: CellNight) -> Cost | None:
-    """None where the cell has no score and so no place in the history."""
+    """Return the cost of the night; None for a cell without a score, which has no row in the history."""
     if scores_of(cell.run) is None or not night.rows:
         return None
     row, store = night.rows[-1], None
@@ -245,7 +246,7 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def command(cell: ReportCell, run: Run) -> str:
-    """The line that made the run, with words for the folders of this machine."""
+    """Return the command that made the run, with words in place of the folders of this machine."""
     spec, hide = run.record["spec"], cell.places.hide
     options = {
         "task": spec["task"],
@@ -267,12 +268,12 @@ def command(cell: ReportCell, run: Run) -> str:
 
 
 def _read(cell: ReportCell, run: Run) -> dict[str, str]:
-    """What the model read: a feature store or a corpus of images."""
+    """Return the flag for what the model read: a feature store or a corpus of images."""
     if "images" in run.record["provenance"]:
         return {"images": "IMAGES"}
     return {"features": cell.places.hide(str(cell.store.folder)) if cell.store else "FEATURES"}
 
 
 def plural(count: int, noun: str) -> str:
-    """ "1 image", "1,200 images"."""
+    """Write a number with its noun: "1 image", "1,200 images"."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")

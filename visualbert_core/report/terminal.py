@@ -1,4 +1,4 @@
-"""The score table in the terminal: the same lines as the page, and nothing else. Fits into 80 columns."""
+"""The score table in the terminal, through rich: the same lines as the page has. It fits into 80 columns."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ _COLUMNS = {"metric": 14, "score [95 %]": 19, "n": 8, "chance": 7, "wrong image"
 
 
 def print_table(info: ReportInfo, cells: Sequence[ReportCell], console: Console) -> None:
-    """Print a line a cell and under it a row a metric, or why there is none; the wrong image where there is one."""
+    """Print a line for each cell, and under it a row for each metric, or why there is no score.
+
+    The column of the wrong image is there only if a cell has that baseline.
+    """
     console.print(_text(info.title, "bold underline"))
     if info.synthetic:
         console.print(Text(SYNTHETIC, "yellow"))
@@ -40,7 +43,7 @@ def print_table(info: ReportInfo, cells: Sequence[ReportCell], console: Console)
 
 
 def _text(text: str, style: str) -> Text:
-    """Titles and reasons may hold what rich would take for its own markup, and what a terminal would obey."""
+    """Return styled text. A title may hold what looks like rich's markup, or characters that a terminal obeys."""
     return Text(printable(text), style)
 
 
@@ -49,7 +52,7 @@ def _indented(block: Table | Text) -> Padding:
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], style: str = "") -> Table:
-    """Rows, cut to these columns, which are of fixed width so that those of all cells stand under one another."""
+    """Return rows, cut to these columns. Widths are fixed, so that the tables of all cells line up."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 0, 0, 2), style=style)
     for name in columns:
         table.add_column(width=_COLUMNS[name], justify="left" if name == "metric" else "right", no_wrap=True)

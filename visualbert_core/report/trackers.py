@@ -1,13 +1,13 @@
-"""A night sent to experiment trackers: `trackers: [mlflow]` in the matrix, `pip install visualbert-core[mlflow]`.
+"""Send a night to experiment trackers: `trackers: [mlflow]` in the matrix, `pip install visualbert-core[mlflow]`.
 
-    mlflow        a run a night, in an experiment named after the matrix     https://mlflow.org
-    wandb         a run a night, in a project named after the matrix         https://docs.wandb.ai
-    tensorboard   a step a night, in OUT/tensorboard/NAME                    https://www.tensorflow.org/tensorboard
+    mlflow        a run for each night, in an experiment named after the matrix     https://mlflow.org
+    wandb         a run for each night, in a project named after the matrix         https://docs.wandb.ai
+    tensorboard   a step for each night, in OUT/tensorboard/NAME                    https://www.tensorflow.org/tensorboard
 
-Each gets every cell's scores with their intervals; the first two also what each cell was made of, the gate's verdict
-and the page. Where a tracker's server is and who may write there, its own environment says (MLFLOW_TRACKING_URI,
-WANDB_API_KEY, WANDB_MODE=offline, …). In MLflow and W&B the same night again replaces its run; TensorBoard gets a
-second point at that night's step. Nothing is read back from a tracker.
+Each tracker gets the scores of every cell with their intervals. MLflow and W&B also get the digests of the ingredients,
+the verdict of the gate, and the page. The tracker's own environment variables name its server and the credentials
+(MLFLOW_TRACKING_URI, WANDB_API_KEY, WANDB_MODE=offline, …). If the same night is sent again, MLflow and W&B replace its
+run, and TensorBoard gets a second point at its step. Nothing is read back from a tracker, except which runs to replace.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from visualbert_core.provenance import INGREDIENTS, changed, digest_json
 
 @dataclass(frozen=True)
 class TrackedNight:
-    """What trackers are told. `runs` are the scored ones, by name of their cell."""
+    """What a tracker gets. `runs` are the runs with a score, by the name of their cell."""
 
     name: str
     night: str
@@ -37,7 +37,7 @@ class TrackedNight:
     out: Path
 
     def metrics(self) -> dict[str, float]:
-        """CELL/METRIC, and .low and .high of its interval, in percent."""
+        """Return CELL/METRIC → percent, and CELL/METRIC.low and .high → the ends of its interval."""
         found = {}
         for cell, run in self.runs.items():
             assert run.scores is not None
@@ -48,13 +48,13 @@ class TrackedNight:
         return found
 
     def ingredients(self) -> dict[str, str]:
-        """CELL/INGREDIENT → digest, the history's."""
+        """Return CELL/INGREDIENT → digest, as the history has it."""
         parts = {cell: changed({}, run.record["provenance"]) for cell, run in self.runs.items()}
         return {f"{cell}/{name}": digest_json(of.get(name, [])) for cell, of in parts.items() for name in INGREDIENTS}
 
 
 def check_trackers(names: Sequence[str], where: str) -> None:
-    """Raises ConfigError for a tracker that there is not, or that is not installed, before a night is computed."""
+    """Raise ConfigError for a tracker that is unknown or not installed, before the night is computed."""
     for name in names:
         if name not in _TRACKERS:
             raise ConfigError(f"{where}: trackers: unknown tracker {name!r}{nearest(name, _TRACKERS)}")
@@ -64,7 +64,7 @@ def check_trackers(names: Sequence[str], where: str) -> None:
 
 
 def track(tracker: str, night: TrackedNight) -> None:
-    """Send a night. Raises TrackerError where that fails; the night itself lies on disk by then."""
+    """Send a night. Raise TrackerError where that fails. The night is on disk by then."""
     _TRACKERS[tracker][1](night)
 
 
@@ -114,7 +114,7 @@ def _tensorboard(night: TrackedNight) -> None:
 
     try:
         day = date.fromisoformat(night.night)
-    except ValueError:  # a night may have any name
+    except ValueError:  # the user may name a night with any word
         day = datetime.now(UTC).date()
     folder = night.out / "tensorboard" / night.name
     try:
@@ -126,7 +126,7 @@ def _tensorboard(night: TrackedNight) -> None:
 
 
 def _line(error: Exception, where: str | Path) -> str:
-    """The error as one line, with the place that was written to: of a full disk the system does not say it."""
+    """Return the error as one line, with the place that was written to: the system does not name a full disk."""
     line = " ".join(str(error).split())
     return f"{line}: {where}" if isinstance(error, OSError) and error.filename is None else line
 

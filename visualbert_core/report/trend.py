@@ -1,6 +1,6 @@
-"""A cell's headline score over its nights, as the page plots it and lists it in a table.
+"""The headline metric of a cell over its nights, as the page plots it and lists it in a table.
 
-Owns the scale and where the marks stand: across in percent of the width, down in pixels.
+Owns the scale and the places of the marks: x in percent of the width, y in pixels.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from visualbert_core.report.scores import label
 from visualbert_core.tasks import Task
 
 NIGHTS = 60
-"""The last so many are shown."""
+"""The most nights that a plot shows: the last ones."""
 
 HEIGHT = 170
-_TOP, _BOTTOM = 12, 24  # pixels; the nights' names stand under the plot
-_NAMES = 4  # of nights under the axis: dates on a phone
+_TOP, _BOTTOM = 12, 24  # pixels; the names of the nights are under the plot
+_NAMES = 4  # names of nights under the axis: more dates do not fit on a phone
 
 
 @dataclass(frozen=True)
 class TrendNight:
-    """A night of the plot."""
+    """One night of the plot."""
 
     row: Row
     score: float
@@ -31,9 +31,9 @@ class TrendNight:
     x: float
     y: float
     reach: tuple[float, float] | None
-    """Where the interval's ends stand."""
+    """y of the two ends of the interval."""
     named: bool
-    """Whether its name stands under the axis."""
+    """Whether its name is written under the axis."""
     differs: Sequence[str] | None
     """The ingredients in which it differs from the night before; None for the first."""
 
@@ -43,15 +43,15 @@ class Trend:
     """The plot of a cell."""
 
     metric: str
-    """Its name for people."""
+    """The metric's name for users."""
     ticks: Sequence[tuple[float, float]]
-    """(value, y)."""
+    """(value, y) of each line of the scale."""
     nights: Sequence[TrendNight]
     height: int = HEIGHT
 
 
 def trend(rows: Sequence[Row], task: Task | None) -> Trend:
-    """The plot of a cell's nights, of which there is at least one."""
+    """Return the plot of a cell's nights. `rows` has at least one."""
     rows = rows[-NIGHTS:]
     metric = rows[-1].headline
     rows = [row for row in rows if metric in row.scores]
@@ -90,7 +90,7 @@ def _differs(before: Row, row: Row) -> list[str]:
 
 
 def _scale(values: Sequence[float]) -> tuple[float, float, float]:
-    """Round ends around the values, and the step between them: 1, 2 or 5 times a power of ten."""
+    """Return round ends around the values, and the step between lines: 1, 2 or 5 times a power of ten."""
     low, high = min(values), max(values)
     rough = max(high - low, 0.4) / 4
     power = 10 ** floor(log10(rough))

@@ -1,5 +1,5 @@
-// The page's only script, on pages with flips: it shows those that fit the filter, a screenful at a time. Without it all
-// flips are there and the filter is not. It loads nothing and is allowed by its digest alone.
+// The only script of the page, and only on pages with flips. It shows the flips that fit the filter, 24 at a time. Without
+// it, all flips are shown and the filter is hidden. The content security policy allows this script by its digest.
 "use strict";
 const form = document.getElementById("filter"), more = document.getElementById("more");
 const flips = [...document.querySelectorAll(".flips figure")];
@@ -16,7 +16,7 @@ const show = () => {
   });
   more.hidden = found <= limit;
   form.querySelector("output").textContent =
-    found + " of " + flips.length + (more.hidden ? "" : ", the first " + limit + " shown");
+    found + " of " + flips.length + (more.hidden ? "" : ", showing the first " + limit);
 };
 form.addEventListener("input", () => { limit = 24; show(); });
 form.addEventListener("submit", (event) => event.preventDefault());
