@@ -1,4 +1,4 @@
-"""Compare two runs of one benchmark: what changed, how surely, and because of what.
+"""Compare two runs of one benchmark: what changed, how surely, and why.
 
 python examples/compare.py RUN_A RUN_B
 """

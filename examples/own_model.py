@@ -1,4 +1,4 @@
-"""Evaluate a model of your own: here one that answers "yes" to every question, whatever it sees.
+"""Evaluate a model of your own. This one answers "yes" to every question.
 
 python examples/own_model.py ANNOTATIONS STORE RUNS
 """
@@ -14,13 +14,13 @@ from visualbert_core.schema import Example, Prediction, Question, Regions
 
 
 class AlwaysYes:
-    """The contract is `visualbert_core.models.Model`."""
+    """A model without weights. Its contract is `visualbert_core.models.Model`."""
 
-    reads = ReadsRegions(size=256, space="world-tiny-rcnn-fc7")  # or ReadsPixels(), with images= in place of features=
+    reads = ReadsRegions(size=256, space="world-tiny-rcnn-fc7")  # or ReadsPixels(): then images=, not features=
     forms = frozenset({Question})
 
     def fingerprint(self) -> dict[str, Any]:
-        """What changes a prediction: a run over other ingredients is another run."""
+        """Return what changes a prediction. It becomes part of the provenance of a run."""
         return {"class": "AlwaysYes", "version": 1}
 
     def predict(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> list[Prediction]:
@@ -28,7 +28,7 @@ class AlwaysYes:
 
 
 def load(folder: Path, form: type[Example], device: str | None, precision: str) -> Any:
-    """Every worker calls this once."""
+    """Return the model. Every worker calls this once."""
     return AlwaysYes()
 
 

@@ -1,6 +1,6 @@
-"""Evaluate on a benchmark of your own: open questions, right where an answer is the right one but for upper case.
+"""Evaluate on a benchmark of your own: open questions. An answer is right if it equals the gold answer in any case.
 
-File: {split}.jsonl, one {"id", "image", "question", "answer"} a line; "image" is a picture's name without ".jpg".
+File: {split}.jsonl, with {"id", "image", "question", "answer"} on each line. "image" is a file name without ".jpg".
 
 python examples/own_task.py QUESTIONS STORE MODEL RUNS
 """
@@ -18,7 +18,7 @@ from visualbert_core.tasks.reading import read_by_id
 
 
 class Record(Struct):
-    """A line of the file. The first field is the id."""
+    """One line of the file. The first field is the id."""
 
     id: str
     image: str
@@ -27,7 +27,7 @@ class Record(Struct):
 
 
 class OpenQuestions(Task):
-    """The contract, and the defaults of all that is not here, are `visualbert_core.tasks.Task`."""
+    """A benchmark of open questions. `visualbert_core.tasks.Task` has the contract and all defaults."""
 
     form = Question
     splits = ("train", "val", "test")

@@ -1,4 +1,4 @@
-"""Read a feature store: one image by its id, and all images one after the other.
+"""Read a feature store: one image by its id, then all images in turn.
 
 python examples/read_store.py STORE
 """

@@ -1,4 +1,4 @@
-"""Score the predictions of any system by the official metric: no model, no Ray, no torch.
+"""Score the predictions of any system by the official metric, without a model, Ray or torch.
 
 python examples/score_a_file.py TASK SPLIT ANNOTATIONS PREDICTIONS
 """
