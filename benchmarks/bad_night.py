@@ -1,9 +1,9 @@
-"""Four nights over the embedded world, before the last of which noise was added to two checkpoints: the page says so.
+"""Make the page of a failed night: four nights over the embedded synthetic data, the last with two damaged checkpoints.
 
     python benchmarks/bad_night.py                 # out/bad-night/report.html
-    python benchmarks/bad_night.py --images 12     # the same over a handful of pictures
+    python benchmarks/bad_night.py --images 12     # the same over a few images
 
-Exits with 4, as the last night does. The picture in the README is of this page.
+The exit code is 4, because the last night fails. The picture in the README shows this page.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ DAMAGED = ("visualbert-vqa", "visualbert-flickr30k")
 def bad_night(
     out: Path, images: int | None = None, noise: float = 0.03, nights: Sequence[str] = NIGHTS, **changes: Any
 ) -> Night:
-    """The last of `nights`. `out` is emptied first: the nights before it must be good ones.
+    """Run all `nights` and return the last, before which noise is added to the weights of `DAMAGED`.
 
-    `noise` is the standard deviation of what is added to every weight; `changes` replace keys of the demo's matrix.
+    `out` is emptied first: an earlier failed night would become the one to compare with. `noise` is the standard
+    deviation of the noise. `changes` replace keys of the demo's matrix.
     """
     shutil.rmtree(out, ignore_errors=True)
     matrix = yaml.safe_load(DEMO.read_text())
@@ -56,7 +57,7 @@ def bad_night(
 
 
 def damage(model: Path, noise: float) -> None:
-    """Add normal noise to every matrix of a checkpoint, the same each time."""
+    """Add normal noise to every matrix of a checkpoint. The seed is fixed."""
     generator = torch.Generator().manual_seed(0)
     weights = load_file(model / "model.safetensors")
     for name, tensor in weights.items():
@@ -68,8 +69,8 @@ def damage(model: Path, noise: float) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/bad-night"))
-    parser.add_argument("--images", type=int, help="of every task (default: those of the demo's matrix)")
-    parser.add_argument("--noise", type=float, default=0.03, help="standard deviation (default %(default)s)")
+    parser.add_argument("--images", type=int, help="images or sets of each task (default: as in the demo's matrix)")
+    parser.add_argument("--noise", type=float, default=0.03, help="standard deviation (default: %(default)s)")
     args = parser.parse_args()
     night = bad_night(args.out, args.images, args.noise)
     print(f"Report: {night.report}")

@@ -1,15 +1,16 @@
-"""What the pool costs: against a plain loop over the same shards, from one worker to many, and before the first shard.
+"""Measure what the pool costs: beside a plain loop over the same shards, with many workers, and before the first shard.
 
-    python benchmarks/engine_overhead.py                        # some minutes; 32 workers need 4 GB
+    python benchmarks/engine_overhead.py                        # takes some minutes; 32 workers need 4 GB
     python benchmarks/engine_overhead.py --shards 4 --seconds 0.1 --workers --images 2000 --markers 2     # a smoke test
 
-A shard of the first two tables takes `--seconds` in which its worker holds a lock and sleeps, as while a GPU computes,
-and is then a part of 1 MB that is written, fsync included. The plain loop does the same in one process. "first" is the
-time until a first part is committed, with the start of Ray and of one worker; "steady" is a later stage, for which all
-workers are there already. Efficiency is the sum of all sleeps / (workers × steady).
+In the first two tables, the worker of a shard holds a lock and sleeps for `--seconds`, as if a GPU computed. Then it
+writes a part of 1 MB, with fsync. The plain loop does the same in one process. "first" is the time until the first part
+is committed. It includes the start of Ray and of one worker. "steady" is the time of a later stage, whose workers are
+already there. Efficiency is the sum of all sleeps / (workers × steady).
 
-The third table is what a driver does before it hands out the first shard of made-up files in a thousand folders: the
-corpus, the plan, and reading the markers of a run that is resumed. Memory is the process's peak, from one of its own.
+The third table is the work of a driver before it gives out the first shard. It lists made-up files in a thousand
+folders, plans the shards, and reads the markers of a run that is resumed. A separate process does this, and reports its
+own peak of memory.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ from visualbert_core.features.worker import plan_images
 from visualbert_core.schema import Image
 
 PART = b"x" * (1 << 20)
-SHARD = 1024  # images of a plan
-SENT = 20  # shards of it
+SHARD = 1024  # images in a shard of the plan
+SENT = 20  # shards that are pickled
 
 
 @dataclass
 class Sleeper:
-    """A worker whose GPU takes so many seconds for a shard."""
+    """A worker that takes `seconds` for a shard, and one shard at a time."""
 
     root: Path
     seconds: float
@@ -56,7 +57,7 @@ class Sleeper:
 
 @dataclass
 class Assembly:
-    """A worker that is done when so many workers are there."""
+    """A worker that waits until all `workers` are there."""
 
     root: Path
     workers: int
@@ -82,7 +83,7 @@ def loop(root: Path, shards: list[Shard], seconds: float) -> float:
 
 
 def pooled(root: Path, shards: list[Shard], seconds: float, workers: int) -> tuple[float, float]:
-    """(seconds until the first part is there, seconds of a stage for which all workers are)."""
+    """Return (seconds until the first part is committed, seconds of a stage whose workers are all there)."""
     began = time.monotonic()
     with Pool(PoolConfig(workers=workers, gpus_per_worker=0)) as pool:
         pool.run(partial(Sleeper, root / "first", 0.0), stage(1), "first")
@@ -112,7 +113,7 @@ def scaling(root: Path, workers: list[int], count: int, seconds: float) -> None:
 
 
 def planning(images: int, markers: int) -> None:
-    """Printed by the process that it measures."""
+    """Measure the work before the first shard. Call it in a new process, because it prints the peak of memory."""
     base, began = peak(), time.monotonic()
     files = (f"COCO_train2017_{number:012d}" for number in range(images))
     corpus = Corpus(Image(name, f"/data/{name[-3:]}/{name}.jpg") for name in files)
@@ -154,8 +155,8 @@ def main() -> None:
     if args.plan_only:
         planning(args.images, args.markers)
         return
-    os.environ.setdefault("PYTHONPATH", str(Path(__file__).parent))  # workers import Sleeper from here
-    import engine_overhead as here  # not __main__, which a worker does not have
+    os.environ.setdefault("PYTHONPATH", str(Path(__file__).parent))  # workers import Sleeper from this folder
+    import engine_overhead as here  # a worker cannot unpickle classes of the driver's __main__
 
     print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as name:
@@ -168,12 +169,12 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=int, default=20, help="a worker")
-    parser.add_argument("--seconds", type=float, default=1.0, help="a shard")
+    parser.add_argument("--shards", type=int, default=20, help="shards for each worker")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds for each shard")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument("--images", type=int, default=10_000_000, help="of the plan")
-    parser.add_argument("--markers", type=int, default=2_000, help="written and read")
-    parser.add_argument("--plan-only", action="store_true", help="the third table")
+    parser.add_argument("--images", type=int, default=10_000_000, help="images of the plan")
+    parser.add_argument("--markers", type=int, default=2_000, help="markers to write and read")
+    parser.add_argument("--plan-only", action="store_true", help="print the third table only")
     return parser.parse_args()
 
 

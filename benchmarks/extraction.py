@@ -1,19 +1,21 @@
-"""Extraction against the loops that people write: images per second, ratio, whether the regions are the same, and where
-the time of ours goes.
+"""Compare extraction with the loops that users write: images a second, ratio, equal regions, time of our stages.
 
     python benchmarks/extraction.py                                      # fasterrcnn_resnet50_fpn, one CPU thread
-    python benchmarks/extraction.py --space vg_c4 --port visual_bert     # against the published port's own code
+    python benchmarks/extraction.py --space vg_c4 --port visual_bert     # beside the code of the published port
     python benchmarks/extraction.py --device cuda --precision bfloat16 --images 512 --batch-size 16
 
-Ours is the `FeatureWorker` of a job, on two shards at once as a job has it, from JPEG files to committed parts. Theirs
-are, from the same files to one .npy an image: torchvision's detector part by part, as a user composes it to have each
-feature with its box; and for `vg_c4` the loop of `extracting_data.py`, whose folder `--port` names
-(huggingface/transformers-research-projects, visual_bert/; what it imports and this machine lacks is stood in for, its
-pictures come from Pillow as they do from a URL). Weights are random, with batch norms that have seen a picture and
-heads that have an opinion; the same for both, and so are the images: blurred noise in COCO's shapes.
+Ours is the `FeatureWorker` of a job, with two shards at once as in a job, from JPEG files to committed parts. The
+others go from the same files to one .npy for each image:
 
-Rounds go through all contestants in turn, so that a noisy machine hits all alike; a ratio is the median of its rounds'
-ratios, once by the clock and once by the CPU time of all threads, which neighbours disturb less. Needs no Ray.
+- torchvision's detector, called part by part, as a user must to keep each feature with its box;
+- for `vg_c4`, the loop of `extracting_data.py` in huggingface/transformers-research-projects, folder visual_bert/.
+  `--port` names that folder. Empty modules replace imports that this machine lacks, and Pillow reads the images.
+
+Both sides have the same random weights. Batch norms take the statistics of one image, and output layers are scaled, so
+that regions and classes differ. Both have the same images: blurred noise in the shapes of COCO.
+
+All contestants take turns in each round, so that a noisy machine hits all alike. A ratio is the median of the ratios of
+the rounds, once by the clock and once by the CPU time of all threads. Other processes disturb CPU time less. No Ray.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ from visualbert_core.engine.shards import ShardFolder
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.features.worker import FeatureWorker, full_fingerprint, plan_images
 
-SHAPES = ((480, 640), (427, 640), (640, 480), (375, 500))  # the commonest of COCO
+SHAPES = ((480, 640), (427, 640), (640, 480), (375, 500))  # (height, width): the most frequent in COCO
 BUILDERS = {
     "fasterrcnn_resnet50_fpn": {},
     "fasterrcnn_resnet50_fpn_v2": {},
@@ -94,7 +96,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--port", type=Path, help="folder visual_bert of transformers-research-projects, for vg_c4")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default="float32", help="of ours; theirs are measured in both"
+        "--precision", choices=PRECISIONS, default="float32", help="of ours; the others are also run in float32"
     )
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -108,7 +110,7 @@ def parse() -> argparse.Namespace:
 
 
 def draw(folder: Path, count: int) -> list[Path]:
-    """JPEG files of about 100 kB with coarse and fine detail."""
+    """Write JPEG files of about 100 kB with coarse and fine detail."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     paths = []
@@ -123,7 +125,7 @@ def draw(folder: Path, count: int) -> list[Path]:
 
 
 def decoders(data: bytes, times: int = 20) -> None:
-    """Whether another decoder would give the same pixels, and what it would save."""
+    """Print whether torchvision's decoder gives the same pixels as Pillow, and the time of each."""
 
     def pillow() -> np.ndarray:
         return np.array(Pillow.open(io.BytesIO(data)).convert("RGB"))
@@ -142,7 +144,7 @@ def decoders(data: bytes, times: int = 20) -> None:
 
 
 def make_detector(space: str, folder: Path) -> None:
-    """A folder with weights drawn here."""
+    """Write a detector folder with random weights."""
     picture = torch.from_numpy(np.array(Pillow.open(draw(folder.parent / "seen", 1)[0])))[None]
     if space == "vg_c4":
         config = VgC4Config(preprocessing=Preprocessing(resize="interpolate"))
@@ -169,8 +171,11 @@ def make_detector(space: str, folder: Path) -> None:
 
 @torch.no_grad()
 def settle(network: nn.Module, spread: dict[Any, float], look: Callable[[], Any]) -> None:
-    """Give every norm the statistics of what it sees as the network looks once, and the outputs of some layers a spread
-    over the places or regions. Without it activations explode and all regions look the same."""
+    """Set every norm to the statistics of its input in one forward pass (`look`), and scale the layers in `spread`.
+
+    `spread` has the standard deviation that the output of a layer gets. Without this, activations explode and all
+    regions are alike.
+    """
     handles = []
 
     def normalise(norm: Any, arguments: tuple[Tensor, ...]) -> None:
@@ -178,7 +183,7 @@ def settle(network: nn.Module, spread: dict[Any, float], look: Callable[[], Any]
         norm.running_var.copy_(arguments[0].var((0, 2, 3)))
 
     def spread_out(layer: Any, arguments: tuple[Tensor, ...], answer: Tensor) -> Tensor | None:
-        if layer not in spread:  # a pyramid's levels share their head
+        if layer not in spread:  # the levels of a pyramid share a head, which is scaled once
             return None
         factor = spread.pop(layer) / answer.transpose(0, 1).flatten(1).std(1).mean()
         layer.weight.mul_(factor)
@@ -198,7 +203,7 @@ def settle(network: nn.Module, spread: dict[Any, float], look: Callable[[], Any]
 
 
 class Ours:
-    """The worker of a job. Shards are as many as a worker has in flight, so that both ends overlap."""
+    """The worker of a job. Two threads run its shards at once, as in a job, so that its stages overlap."""
 
     def __init__(self, detector: Path, images: Path, flags: argparse.Namespace) -> None:
         self.detector = load_detector(detector, flags.device, flags.precision)
@@ -221,7 +226,7 @@ class Ours:
         return {i: (store.fetch(i).boxes, store.fetch(i).features.astype(np.float32)) for i in store.image_ids}
 
     def shares(self) -> None:
-        """Of the last round. Stages overlap: only the detector's and what nothing hides add up to the whole."""
+        """Print the time of each stage in the last round. Stages overlap, so their sum may exceed the whole."""
         print(f"\nstages of the last round, {self.elapsed:.2f} s:")
         for stage, took in self.seconds.items():
             print(f"  {stage:8} {1000 * took / len(self.images):10.2f} ms/image {took / self.elapsed:8.1%}")
@@ -281,7 +286,7 @@ def torchvision_loop(detector: TorchvisionRCNN, files: list[Path], device: torch
 
 
 def port_loop(detector: VgC4, port: Path, files: list[Path], device: torch.device) -> Contestant:
-    """`Extract.__call__` of `extracting_data.py`, one image a batch as its command line has it by default."""
+    """Return the loop of `Extract.__call__` in `extracting_data.py`: one image a batch, the default of its command."""
     sys.path.insert(0, str(port))
     for name in ("cv2", "wget", "requests"):
         try:
@@ -320,7 +325,7 @@ def port_loop(detector: VgC4, port: Path, files: list[Path], device: torch.devic
 
 
 def matched(ours: VgC4Network, theirs: nn.Module) -> Iterator[Tensor]:
-    """Our tensors in the order of the port's."""
+    """Yield our tensors in the order of the port's state dict."""
     from visualbert_core.detector.vg_c4_weights import network_names
 
     state = ours.state_dict()
@@ -366,7 +371,7 @@ def save(path: Path, boxes: np.ndarray, features: np.ndarray) -> None:
 
 @dataclass
 class Result:
-    """What one contestant took and found."""
+    """The seconds of one contestant in each round, and the regions that it found."""
 
     found: Found
     wall: list[float] = field(default_factory=list)
@@ -374,12 +379,12 @@ class Result:
 
 
 def measured(contestants: dict[str, Contestant], out: Path, rounds: int) -> dict[str, Result]:
-    """Seconds of every round after one to warm up, and the regions."""
+    """Return the seconds of every round, after one to warm up, and the regions."""
     results: dict[str, Result] = {}
     for number in range(rounds + 1):
         for name, run in contestants.items():
             wall, cpu = time.perf_counter(), time.process_time()
-            found = run(out / f"{number} {name}")  # ends with arrays in host memory, which waits for the device
+            found = run(out / f"{number} {name}")  # returns arrays in host memory, so the device has finished
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             if number:
                 results[name].wall.append(wall)
@@ -398,8 +403,8 @@ def report(results: dict[str, Result], images: int) -> None:
         print(f"{name:42} {images / median(result.wall):9.3f} {wall:6.2f}x ", end="")
         print(f"{median(result.cpu) / images:12.3f} {cpu:6.2f}x {same:>14} {cosine:8.5f}")
     scale = max(np.abs(features).max() for _, features in base.found.values())
-    print("same regions: of the first line's, how many have one within half a pixel; cosine: the least of these pairs'")
-    print(f"features (the largest is {scale:.1f})")
+    print("same regions: how many of the first line's have one within half a pixel; cosine: the least of these pairs")
+    print(f"(the largest feature is {scale:.1f})")
 
 
 def ratio(base: list[float], took: list[float]) -> float:
@@ -407,7 +412,7 @@ def ratio(base: list[float], took: list[float]) -> float:
 
 
 def compare(base: Found, found: Found) -> tuple[str, float]:
-    """How many regions of `base` are found again, of how many, and the least cosine of their features."""
+    """Count the regions of `base` that are found again, and return the least cosine of the features of these pairs."""
     same = total = 0
     least = 1.0
     for image_id, (expected, reference) in base.items():
@@ -422,7 +427,7 @@ def compare(base: Found, found: Found) -> tuple[str, float]:
 
 
 def busy(run: Callable[[], Any]) -> float:
-    """Share of the time in which the GPU runs a kernel; they follow one another on one stream."""
+    """Return the share of the time in which the GPU runs a kernel. One stream runs kernels one after the other."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         elapsed = seconds(run)
     return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6 / elapsed

@@ -1,14 +1,16 @@
-"""The feature store against the containers that region features are kept in: bytes, write, scan, fetch, in one run.
+"""Compare the feature store with other containers of region features: bytes, write, scan and fetch, in one run.
 
     python benchmarks/feature_store.py                       # 1,000 images of 36 × 2048, 150 MB a container
     python benchmarks/feature_store.py --images 8 --rounds 1     # a smoke test
 
-Every container holds the same boxes and float16 features, so that containers are compared and not precisions; the
-published TSVs are float32, twice as large. Every reader ends with the features in one page-aligned buffer, as a staging
-buffer for a GPU would be, so a memory map gets no free ride. MB/s and µs are of features and of this process's CPU
-time, the median of rounds that go through all containers in turn, by readers that stay open; "first" is the scan before
-these rounds, in which ours hashes every image. "cold" is the wall time of one fetch, by a new reader, after the page
-cache was told to drop the files, and says as much about the disk. A container whose library is missing is reported so.
+Every container holds the same boxes and float16 features: the comparison is about containers and not about precision.
+(The published TSVs are float32, twice as large.) Every reader copies the features into one page-aligned buffer, as for
+a GPU. Without this copy, a memory map would read nothing.
+
+MB/s and µs count features and the CPU time of this process. All containers take turns in each round, with readers that
+stay open, and the median counts. "first" is the scan before these rounds, in which our store hashes every image. "cold"
+is the wall time of one fetch by a new reader, after the page cache was told to drop the files. It depends on the disk
+as much as on the container. The last lines name containers whose library is missing.
 """
 
 from __future__ import annotations
@@ -41,16 +43,16 @@ from visualbert_core.features.store import FeatureStore, encode
 from visualbert_core.schema import Regions
 
 R, D = 36, 2048
-GROUP = 64  # images of a row group or record batch
+GROUP = 64  # images in a row group or record batch
 IMAGE = R * D * 2  # bytes
-LONGEST = 1.0  # seconds of fetches in a round
+LONGEST = 1.0  # seconds of fetches in a round, at most
 
 Pair = tuple[np.ndarray, np.ndarray]
 """boxes float32 [R, 4], features float16 [R, D]"""
 
 
 class Container:
-    """One way to keep features. Subclasses are opened by `__init__` and hold whatever makes them fast."""
+    """One way to keep features. `__init__` opens a container, and keeps open whatever makes it fast."""
 
     name: str
     needs: str | None = None
@@ -63,14 +65,14 @@ class Container:
         raise NotImplementedError
 
     def scan(self) -> Iterator[Pair]:
-        """Every image, in the order in which they lie."""
+        """Yield every image, in the order of the files."""
         raise NotImplementedError
 
     def fetch(self, image_id: str) -> Pair:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Some may not be opened twice."""
+        """Close the files: some libraries do not open a file twice."""
 
 
 class Ours(Container):
@@ -85,7 +87,7 @@ class Ours(Container):
             part = encode([by_id[item] for item in shard.items], fingerprint)
             out.commit(shard, Part(part, len(shard.items), None, 0))
         out.finish(shards, {"fingerprint": fingerprint})
-        FeatureStore.open(folder)  # makes the index, reading and hashing all of it
+        FeatureStore.open(folder)  # the first opening hashes every part and makes the index
 
     def __init__(self, folder: Path, ids: Sequence[str]) -> None:
         self.store = FeatureStore.open(folder)
@@ -99,7 +101,7 @@ class Ours(Container):
 
 
 class ParquetLists(Container):
-    """Nested lists with pyarrow's own encoding, but row groups of 64: with its default a fetch would read the file."""
+    """Nested lists with pyarrow's defaults, but row groups of 64: with its default a fetch would read the file."""
 
     name = "Parquet lists (pyarrow defaults)"
 
@@ -147,7 +149,7 @@ class Lmdb(Container):
     def __init__(self, folder: Path, ids: Sequence[str]) -> None:
         import lmdb
 
-        # As MMF opens it.
+        # MMF opens its LMDB with these arguments.
         self.environment = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False)
 
     def close(self) -> None:
@@ -297,7 +299,7 @@ CONTAINERS: tuple[type[Container], ...] = (Ours, ParquetLists, Lmdb, Npy, Hdf5, 
 
 @dataclass
 class Figures:
-    """Of one container. Seconds of each round, of the features of all images (write, scan) or of one (fetch)."""
+    """Figures of one container: seconds for all images (write, first, scan) or one image (fetch, cold), by round."""
 
     write: float
     bytes: float
@@ -338,13 +340,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cold", type=int, default=50, help="cold fetches of each")
-    parser.add_argument("--folder", type=Path, help="on the disk to measure (default: the temporary folder)")
+    parser.add_argument("--cold", type=int, default=50, help="cold fetches from each container")
+    parser.add_argument("--folder", type=Path, help="a folder on the disk to measure (default: the temporary folder)")
     return parser.parse_args()
 
 
 def images(count: int) -> list[Regions]:
-    """Rows with 40 % exact zeros, as mean-pooled ReLU features have."""
+    """Make rows with 40 % exact zeros, as in mean-pooled ReLU features."""
     rng = np.random.default_rng(0)
     none = np.zeros(R, np.int16), np.zeros(R, np.float32)
     return [
@@ -367,7 +369,7 @@ def installed(container: type[Container]) -> bool:
 
 
 def written(container: type[Container], rows: Sequence[Regions], folder: Path) -> Figures:
-    """The second of two writes: a process that has never held a part pays for its first pages."""
+    """Measure the second of two writes: in the first, the process pays for its first memory pages."""
     for _ in range(2):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -379,7 +381,7 @@ def written(container: type[Container], rows: Sequence[Regions], folder: Path) -
 
 
 def check(readers: Sequence[Container], rows: Sequence[Regions]) -> None:
-    """What comes out is what went in."""
+    """Assert that each container returns what was written."""
     for reader in readers:
         for row in rows[:: max(1, len(rows) // 10)]:
             boxes, features = reader.fetch(row.image_id)
@@ -388,7 +390,7 @@ def check(readers: Sequence[Container], rows: Sequence[Regions]) -> None:
 
 
 def measure(reader: Container, ids: Sequence[str], figures: Figures, first: bool) -> None:
-    """One round of a reader that stays open."""
+    """Measure one round of a reader that stays open."""
     stage = staging_buffer()
     count, seconds = timed(reader.scan, stage)
     assert count == len(ids), reader.name
@@ -402,7 +404,7 @@ def measure(reader: Container, ids: Sequence[str], figures: Figures, first: bool
 
 
 def timed(read: Callable[[], Iterator[Pair]], stage: np.ndarray, longest: float = np.inf) -> tuple[int, float]:
-    """How many images were read, and the CPU seconds that it took."""
+    """Return how many images were read, and the CPU seconds for them."""
     count, start = 0, time.process_time()
     for _, features in read():
         stage[: len(features)] = features
@@ -413,7 +415,7 @@ def timed(read: Callable[[], Iterator[Pair]], stage: np.ndarray, longest: float 
 
 
 def cold(container: type[Container], folder: Path, ids: Sequence[str], count: int) -> list[float]:
-    """Wall seconds of fetches, each of another image, none of which is in the page cache."""
+    """Return the wall seconds of fetches of different images. None is in the page cache."""
     os.sync()
     for path in (path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
@@ -438,8 +440,11 @@ def opened(container: type[Container], folder: Path, ids: Sequence[str]) -> Iter
 
 
 def staging_buffer() -> np.ndarray:
-    """Page-aligned, as pinned memory is. A copy between buffers a few bytes apart modulo 4096 can take ten times as
-    long, and where malloc puts a buffer is chance."""
+    """Return a page-aligned buffer, as pinned memory is.
+
+    A copy between buffers whose addresses differ by a few bytes modulo 4096 can take ten times as long. With malloc,
+    the address of a buffer is chance.
+    """
     return np.frombuffer(mmap.mmap(-1, R * D * 2), np.float16).reshape(R, D)
 
 
@@ -455,7 +460,7 @@ def report(figures: dict[type[Container], Figures], count: int) -> None:
             f"{container.name:34} {figure.bytes:8.0f}", *(f"{speed:7.0f}" for speed in speeds), f"{scan:6.2f}", end=" "
         )
         print(f"{median(figure.fetch) * 1e6:9.1f} {fetch:7.2f} {median(figure.cold) * 1e6:8.0f}")
-    print(f"× is time over that of {base.name}, the median of the rounds' ratios: above 1 is slower.")
+    print(f"× is the time divided by the time of {base.name}, the median over the rounds: above 1 is slower.")
 
 
 def ratio(one: Figures, base: Figures, name: str) -> float:

@@ -1,11 +1,12 @@
-"""How often the nightly gate cries wolf, and what it sees, on a set of VQA v2 val's size.
+"""Simulate the nightly gate on a set of VQA v2 val's size: how often is there a false alarm, and which drops are found?
 
     python benchmarks/gate_power.py
     python benchmarks/gate_power.py --images 5000 --nights 400 --changed 0.2
 
-Simulated nights: a model that gets two thirds of the credit, questions of an image alike, and a second run in which a
-share of the answers is drawn anew (reruns of other weights, say). Nights without a change give the rate of false
-alarms; nights on which right answers were lost until the score is a drop lower give the power. No model is run.
+The simulated model gets two thirds of the credit. The questions of one image are equally easy. In the second run, a
+share of the answers is drawn anew, as with weights of another training. Nights without a change give the rate of false
+alarms. On other nights, right answers are lost until the score has dropped by so many points: they give the power. No
+model runs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from visualbert_core.metrics.statistics import Paired, paired, smallest_drop
 
 QUESTIONS_PER_IMAGE = 214_354 / 40_504
 WORTH = (0.3, 0.6, 0.9, 1.0)
-SHARES = (0.06, 0.08, 0.12, 0.74)  # of right answers that three, four, five, or more annotators gave
+SHARES = (0.06, 0.08, 0.12, 0.74)  # of right answers that one, two, three, or more of ten annotators gave
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def night(rng: np.random.Generator, images: np.ndarray, changed: float, drop: fl
 def night_values(
     rng: np.random.Generator, images: np.ndarray, changed: float, drop: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One run and another: a share `changed` of the answers is drawn anew, then right ones are lost."""
+    """Return the scores of two runs. In the second, a share `changed` is drawn anew, and right answers are lost."""
     ease = rng.beta(2, 1, images.max() + 1)[images]  # two thirds on average
     worth = rng.choice(WORTH, len(images), p=SHARES)
     right = rng.random(len(images)) < ease
@@ -61,7 +62,7 @@ def night_values(
 
 
 def share(count: int, of: int) -> tuple[float, float]:
-    """Wilson's 95 % interval."""
+    """Return Wilson's 95 % interval of a share."""
     z, p = 1.96, count / of
     centre, reach = p + z * z / (2 * of), z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
     return (centre - reach) / (1 + z * z / of), (centre + reach) / (1 + z * z / of)
@@ -72,7 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=40_504)
     parser.add_argument("--nights", type=int, default=1000)
     parser.add_argument("--changed", type=float, default=0.25, help="share of the answers that the second run redraws")
-    parser.add_argument("--drops", type=float, nargs="+", default=[0.1, 0.25, 0.5, 1.0], help="points")
+    parser.add_argument("--drops", type=float, nargs="+", default=[0.1, 0.25, 0.5, 1.0], help="in points")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

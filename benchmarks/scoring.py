@@ -1,19 +1,20 @@
-"""How fast VQA v2 is scored: this package beside the official program, on the same files of the size of VQA v2 val.
+"""Measure how fast VQA v2 is scored: this package beside the official program, on files of the size of VQA v2 val.
 
     python benchmarks/scoring.py --official CHECKOUT [--python2 PYTHON] [--questions N] [--repeats N]
 
-CHECKOUT is one of github.com/GT-Vision-Lab/VQA (tested with commit a013f0043c1e), of which nothing is kept here. It is
-a program for Python 2: with `--python2` that interpreter runs it as it is, else it is translated for this one, in the
-temporary folder. Tabs become spaces, eight columns each as Python 2 counts them, and `print x` becomes `print(x)`;
-division and rounding need no change, as it writes float() where it matters and scores are compared unrounded.
-Without `--official` ours runs alone.
+CHECKOUT is a checkout of github.com/GT-Vision-Lab/VQA (tested with commit a013f0043c1e). This repository keeps nothing
+of it. The program is for Python 2. With `--python2`, that interpreter runs it unchanged. Without it, the program is
+translated for this Python, in the temporary folder. Tabs become eight columns of spaces, as in Python 2, and `print x`
+becomes `print(x)`. Division and rounding need no change: the program writes float() where it matters, and the scores
+are compared unrounded. Without `--official`, only our program runs.
 
-Each program runs in a process of its own, in turn, `--repeats` times: from starting Python to the scores, so that
-reading the questions, the annotations and the predictions, and checking that every question has one, are counted.
+The programs take turns, `--repeats` times, each in a new process. The time is from the start of Python to the scores.
+It includes reading the questions, the annotations and the predictions, and checking that every question has a
+prediction.
 
-The files are made up, with a fixed seed: a third of the questions have ten equal answers, the others two to four
-different ones, answers are drawn from a Zipf distribution over 100,000 strings, a tenth of them with marks, articles,
-number words or capitals for the normaliser to work on.
+The files are made up, with a fixed seed. A third of the questions have ten equal answers, and the others two to four
+different ones. Answers are drawn from a Zipf distribution over 100,000 strings. A tenth of the strings have marks,
+articles, number words or capitals, as work for the normaliser.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ SEED = 20170
 TYPES = [("what", "other"), ("what color is the", "other"), ("is the", "yes/no"), ("how many", "number")]
 
 
-# What each process runs; START, END and the official one are read by Python 2 and 3 alike. Rounding to 20 decimals
-# leaves a float alone, so `percents` (question_id → percent) is unrounded.
+# What each process runs. Python 2 and 3 must both read START, END and the official program. The official program rounds
+# to `n` decimals. n=20 changes no float, so `percents` (question_id → percent) is unrounded.
 START = f"""
 import json, resource, sys, time
 program, folder, root = sys.argv[1:]
@@ -77,7 +78,7 @@ with open(folder + "/" + program + ".json", "w") as file:
 
 
 def main() -> int:
-    """Make the files, run both programs in turn, print the table; 1 if any score differs."""
+    """Make the files, run the programs in turn, print the table. Return 1 if any score differs."""
     arguments = _parse()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -96,11 +97,12 @@ def main() -> int:
 
 
 def make_files(folder: Path, questions: int) -> None:
-    """The three files of `questions` questions, three an image."""
+    """Write the three files for so many `questions`, three for each image."""
     rng = np.random.default_rng(SEED)
     words = [_word(rng, i) for i in range(WORDS)]
     about = '{"info": {}, "license": {}, "data_type": "mscoco", "data_subtype": "val2014", '
-    with ExitStack() as stack:  # written as they are made: what this process holds, Linux counts as its children's
+    # Written record by record: on Linux, the peak of a child process starts with the memory of this process.
+    with ExitStack() as stack:
         asked, annotated, predicted = (
             stack.enter_context((folder / name).open("w")) for name in (QUESTIONS, ANNOTATIONS, PREDICTIONS)
         )
@@ -116,7 +118,7 @@ def make_files(folder: Path, questions: int) -> None:
 
 
 def _records(rng: np.random.Generator, words: list[str], i: int) -> tuple[dict[str, Any], ...]:
-    """Question, annotation and prediction."""
+    """Return a question, its annotation and its prediction."""
     key = {"image_id": 1 + i // 3, "question_id": (1 + i // 3) * 1000 + i % 3}
     said = _ten_answers(rng, words)
     question_type, answer_type = TYPES[int(rng.integers(len(TYPES)))]
@@ -148,7 +150,7 @@ def _ten_answers(rng: np.random.Generator, words: list[str]) -> list[str]:
 
 
 def copy_official(checkout: Path, to: Path, translated: bool) -> None:
-    """The two official modules, as they are or as Python 3, in a folder to import them from."""
+    """Copy the two official modules into a folder, unchanged or translated to Python 3."""
     to.mkdir()
     for name in ("PythonHelperTools/vqaTools/vqa.py", "PythonEvaluationTools/vqaEvaluation/vqaEval.py"):
         text = (checkout / name).read_text(encoding="utf-8")
@@ -158,7 +160,7 @@ def copy_official(checkout: Path, to: Path, translated: bool) -> None:
 
 
 def measure(program: str, folder: Path, python2: str | None) -> dict[str, float]:
-    """One run in a new process: seconds from its start until it had the scores, and the most memory it held."""
+    """Run a program in a new process. Return the seconds from its start to the scores, and its peak of memory."""
     python = python2 if python2 and program == "official" else sys.executable
     command = [python, "-W", "ignore", "-c", START + PROGRAMS[program] + END, program, str(folder), str(ROOT)]
     start = time.time()
@@ -168,7 +170,7 @@ def measure(program: str, folder: Path, python2: str | None) -> dict[str, float]
 
 
 def report(runs: dict[str, list[dict[str, float]]], folder: Path) -> int:
-    """Medians, the ratio of each pair of runs, and whether the scores are the same floats."""
+    """Print medians, the ratio of each pair of runs, and whether the scores are the same floats."""
     print(f"{'':10} {'seconds (median, range)':>28} {'peak memory':>12}")
     for program, measured in runs.items():
         seconds = [run["seconds"] for run in measured]

@@ -1,12 +1,13 @@
-"""VisualBERT inference against transformers: examples per second, ratio, largest logit difference, share of the peak.
+"""Compare VisualBERT inference with transformers: examples a second, ratio, largest logit difference, share of peak.
 
     python benchmarks/visualbert_throughput.py                       # one CPU thread, VQA loads of 36 and 100 regions
     python benchmarks/visualbert_throughput.py --device cuda --loads vqa-100 nlvr2 --images 64
 
-Both sides have the same random BERT-base weights and the same examples, about five a image, and are timed from ready
-inputs in host memory to logits in host memory: transformers' padded to the longest of the batch, ours packed. Rounds
-go through all contestants in turn, so that a noisy machine hits all alike; a ratio is the median of its rounds' ratios.
-The peaks are of square products in the same rounds. Needs torch and transformers, not Ray.
+Both sides have the same random BERT-base weights and the same examples, two or five for each image. The time is from
+inputs in host memory to logits in host memory. Inputs of transformers are padded to the longest of the batch, and ours
+are packed. All contestants take turns in each round, so that a noisy machine hits all alike. A ratio is the median of
+the ratios of the rounds. The peak is the speed of square matrix products in the same rounds. Needs torch and
+transformers, not Ray.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ Answer = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of which network: examples share the regions of their image or images."""
+    """A network and the examples that it gets. Examples of one image share its regions."""
 
     network: type[Pretrained]
     feature_size: int
-    regions: tuple[int, int]  # of an image: at least, below
-    tokens: tuple[int, int]  # of a text: at least, below
-    examples: int  # of an image
+    regions: tuple[int, int]  # for each image: at least, below
+    tokens: tuple[int, int]  # for each text: at least, below
+    examples: int  # for each image
     labels: int = 2
 
 
@@ -78,10 +79,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--loads", nargs="+", choices=LOADS, default=["vqa-36", "vqa-100"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--images", type=int, default=4, help="in a batch")
+    parser.add_argument("--images", type=int, default=4, help="images in a batch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=12, help="fewer for a quick look")
-    parser.add_argument("--no-bfloat16", action="store_true", help="leave out what a CPU without it takes minutes for")
+    parser.add_argument("--no-bfloat16", action="store_true", help="leave out bfloat16, slow on a CPU without it")
     return parser.parse_args()
 
 
@@ -113,7 +114,7 @@ def measure(load: Load, flags: argparse.Namespace, device: torch.device) -> None
 
 
 def examples(load: Load, num_images: int) -> list[Item]:
-    """Random examples, in the order of their images."""
+    """Make random examples, in the order of their images."""
     rng = np.random.default_rng(0)
     per_example = 2 if load.network is VisualBertForVisualReasoning else 1
     batch: list[Item] = []
@@ -133,7 +134,7 @@ def examples(load: Load, num_images: int) -> list[Item]:
 def theirs(
     ours: Pretrained, batch: list[Item], device: torch.device, precisions: list[torch.dtype]
 ) -> Iterator[tuple[str, tuple[Answer, torch.dtype]]]:
-    """transformers as it comes, and the fair baselines beside it: its fastest settings that need no other code."""
+    """Yield transformers with its defaults, and as fair baselines its fastest settings that need no other code."""
     config = transformers.VisualBertConfig(**{**ours.config.to_dict(), "architectures": None})
     network = getattr(transformers, type(ours).__name__)(config).eval()
     network.load_state_dict(ours.state_dict())
@@ -176,22 +177,22 @@ def packed(ours: Pretrained, batch: list[Item], precision: str, device: torch.de
 def timed(
     contestants: dict[str, tuple[Answer, torch.dtype]], peaks: dict[torch.dtype, tuple[Answer, float]], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
-    """Seconds of every round, by contestant and by the name of a peak's dtype; and the logits."""
+    """Return the seconds of every round, by contestant and by dtype of a peak; and the logits by contestant."""
     logits = {label: run() for label, (run, _) in contestants.items()}  # also the warm-up
     runs = {label: run for label, (run, _) in contestants.items()} | {name(d): run for d, (run, _) in peaks.items()}
     seconds: dict[str, list[float]] = {label: [] for label in runs}
     for _ in range(rounds):
         for label, run in runs.items():
             start = time.perf_counter()
-            run()  # ends with a copy to the host, which waits for the device
+            run()  # ends with a copy to the host, so the device has finished
             seconds[label].append(time.perf_counter() - start)
     return seconds, logits
 
 
 def flops(config: VisualBertConfig, batch: list[Item]) -> float:
-    """Of the published network over the batch's own tokens: no padding, no pruning, twice the multiplications.
+    """Return the floating-point operations of the published network: no padding, no pruning, two a multiplication.
 
-    Both sides are held against this useful work, so that computing padding does not look like speed.
+    The share of the peak counts this useful work for both sides. So computing padding does not look like speed.
     """
     H, wide = config.hidden_size, config.intermediate_size
     total = 0.0
@@ -206,7 +207,7 @@ def flops(config: VisualBertConfig, batch: list[Item]) -> float:
 
 
 def peak(device: torch.device, dtype: torch.dtype) -> tuple[Answer, float]:
-    """Square products, on a CPU by the faster of torch's two libraries; and their floating-point operations."""
+    """Return a run of square products, and its operations. On a CPU the faster of MKL and oneDNN is taken."""
     size, times = (8192, 10) if device.type == "cuda" else (1536, 3)
     inputs, weight = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     products = [lambda: functional.linear(inputs, weight)]
@@ -225,7 +226,7 @@ def peak(device: torch.device, dtype: torch.dtype) -> tuple[Answer, float]:
 
 
 def _seconds(run: Answer) -> float:
-    """The least of three runs on the CPU."""
+    """Return the least seconds of three runs."""
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
