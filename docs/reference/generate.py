@@ -1,8 +1,8 @@
-"""Writes the reference of the commands and of the Python API beside this file, from their declarations.
+"""Write the reference of the commands and of the Python API beside this file, from their declarations.
 
     python docs/reference/generate.py
 
-A test compares both pages with what this file makes of the code.
+A test compares both pages with the output of this file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import visualbert_core
 from visualbert_core.cli import COMMANDS
 from visualbert_core.commands.declarations import Flag, field_docstrings, flags, subcommands
 
-NOTE = "<!-- Written by `python docs/reference/generate.py`: change the declarations, and run it again. -->"
+NOTE = "<!-- Written by `python docs/reference/generate.py`. Change the declarations, and run it again. -->"
 
 
 def commands() -> str:
@@ -40,8 +40,8 @@ def _commands() -> Iterator[str]:
     yield "# Commands"
     yield (
         "A flag without a type is a switch. `--batch-size 8` and `--batch_size=8` mean the same. The scripts in "
-        "`jobs/` take the same flags, for `ray job submit`. A command that was typed wrongly says so in one line and "
-        "exits with code 2."
+        "`jobs/` take the same flags, for `ray job submit`. If a command or a flag is wrong, one line says so, and the "
+        "exit code is 2."
     )
     yield _table(
         ("command", "what it does"),
@@ -62,8 +62,8 @@ def _row(flag: Flag) -> tuple[str, ...]:
 def _api() -> Iterator[str]:
     yield "# Python API"
     yield (
-        "Each name is imported from `visualbert_core`. [examples/](../../examples) uses them. Progress and warnings "
-        'are records of the logger `visualbert_core`; `logging.basicConfig(level="INFO")` shows them.'
+        "Import each name from `visualbert_core`. [examples/](../../examples) uses them. Progress and warnings are "
+        'records of the logger `visualbert_core`. `logging.basicConfig(level="INFO")` shows them.'
     )
     for name in visualbert_core.__all__:
         found = getattr(visualbert_core, name)
