@@ -76,7 +76,7 @@ def test_every_room_has_a_rank() -> None:
 
 @pytest.mark.parametrize("path", [path for _, path in sources()], ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_one_way(path: Path) -> None:
-    """No file imports from a higher rank or from another room of the same rank."""
+    """No file imports from a room above its own or from another room of the same level."""
     room = next(r for r, p in sources() if p == path)
     for module in imported(path):
         first, _, rest = module.partition(".")

@@ -132,6 +132,7 @@ def test_interval_agrees_with_a_cluster_bootstrap() -> None:
     naive = np.concatenate(values).std() / math.sqrt(mean.n)
     assert mean.value == pytest.approx(np.concatenate(values).mean())
     assert mean.standard_error == pytest.approx(bootstrap.std(), rel=0.05)
+    # Else the bootstrap could not tell a clustered error from a plain one.
     assert mean.standard_error > 1.8 * naive
     assert interval(mean) == pytest.approx(np.quantile(bootstrap, [0.025, 0.975]), abs=0.006)
 

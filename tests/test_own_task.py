@@ -193,7 +193,7 @@ def test_what_is_no_task_is_said(name: str, message: str) -> None:
 
 
 def test_a_derived_benchmark_is_another_one() -> None:
-    """A run of the original benchmark is not taken as a run of a benchmark derived from it."""
+    """A derived benchmark has its own name, so its runs are not taken for runs of the original one."""
     assert find_task("test_own_task:Derived").name == "test_own_task:Derived"
 
 

@@ -131,7 +131,7 @@ class Refuses(Clerk):
 
 
 def slow_to_load(root: Path, calls: Path) -> Clerk:
-    time.sleep(6)
+    time.sleep(6)  # longer than the test's start_timeout of 2 s
     return Clerk(root, calls)
 
 
@@ -264,7 +264,7 @@ def test_a_signal_between_two_stages_ends_the_job(job: Job, pool: PoolConfig) ->
         with Pool(pool) as workers:
             workers.run(partial(Clerk, job.folder.root, job.calls), job.shards, "test")
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(10)
+            time.sleep(10)  # the signal must end this sleep
 
     with pytest.raises(UnfinishedError, match=r"stopped \(SIGTERM\); the same line again"):
         stages()
@@ -306,7 +306,7 @@ def test_a_gpu_that_no_node_has_is_not_waited_for(job: Job) -> None:
 def test_a_worker_that_loads_is_starting(
     job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A worker that is still loading has its place, so the job waits for it even after the wait for a place is over."""
+    """A worker that still loads is called starting, not without room, in the log and in the error after the wait."""
     caplog.set_level(logging.INFO, "visualbert_core")
     monkeypatch.setattr(scheduler, "LOG_SECONDS", 1.0)
     load = partial(slow_to_load, job.folder.root, job.calls)
@@ -429,7 +429,7 @@ def test_a_worker_of_no_gpu_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker without a GPU sees none. Ray hides GPUs only from workers that have some, so all the others would
     compute on the first GPU."""
     seen = []
-    monkeypatch.setenv(SIMULATED, "1")
+    monkeypatch.setenv(SIMULATED, "1")  # without a GPU in this machine, boot would raise
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for gpus in (0.5, 0.0):

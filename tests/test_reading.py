@@ -187,8 +187,8 @@ def test_the_file_is_not_held(tmp_path: Path) -> None:
 
 
 def test_a_large_file_cut_short_is_not_held_as_objects(tmp_path: Path) -> None:
-    """Reading a large truncated file again needs little more memory than its text, because a broken download must not
-    fill memory."""
+    """Reading a large truncated file again needs less than four times the memory of its text, because a broken
+    download must not fill memory."""
     path = tmp_path / "cut.json"
     path.write_text(json.dumps({"list": [{"id": 1}] * 200_000})[:-2])
 

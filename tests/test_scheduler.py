@@ -62,6 +62,7 @@ class Simulation:
 
     def wait(self, calls: list[Any]) -> Any:
         fast = [call for call in calls if call[0].place < self.broken]
+        # A broken GPU fails at once, so half of the time its calls end first.
         return self.chance.choice(fast if fast and self.chance.random() < 0.5 else calls)
 
     def result(self, call: Any) -> Marker | None:

@@ -317,6 +317,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     keeps its class, and no draft is left."""
     path = tmp_path / "report.html"
     publish(path, b"before")
+    # A limit on the size of files stands in for a full disk.
     with small_files(10), pytest.raises(OSError, match=rf"File too large: '{path}'$") as caught:
         publish(path, b"much longer than that")
     assert caught.value.errno == errno.EFBIG

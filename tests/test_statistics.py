@@ -136,7 +136,7 @@ def test_holm_is_statsmodels() -> None:
 
 
 def test_smallest_drop_is_found_with_the_power_named() -> None:
-    """With few flips in the run itself, statsmodels' power of a z test at the smallest drop is 80 %."""
+    """With very many units, statsmodels' power of a z test at the smallest drop is 80 %."""
     drop = smallest_drop(spread=0.004, n=10**9, alpha=0.01)
     assert normal_power(drop, 1, 0.01, alternative="larger", sigma=0.004) == pytest.approx(0.8, abs=1e-4)
 

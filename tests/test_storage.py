@@ -123,8 +123,8 @@ def test_a_store_that_lets_nobody_in_is_one_line(monkeypatch: pytest.MonkeyPatch
     """botocore's errors are not OSErrors. Without credentials or without a server, every access raises one line of
     ours."""
     pytest.importorskip("s3fs")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # no server listens on port 9
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # else botocore waits for EC2's metadata server
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
@@ -255,8 +255,8 @@ def names(folder: Location) -> set[str]:
 
 
 def test_an_extraction_to_an_address_is_the_one_to_a_folder(bucket: Location, tmp_path: Path) -> None:
-    """An extraction to an address writes the bytes of the local store, and does so again after a run lost some
-    files."""
+    """An extraction to an address writes the bytes of the local store, and a rerun restores the files that were
+    lost."""
     world = World(tmp_path)
     (world.pictures / "bad.png").write_bytes(b"no image")
     local = world.extract("local")

@@ -168,12 +168,14 @@ def test_a_process_that_read_failures_ends_well(store: FeatureStore) -> None:
     ten."""
     code = "import sys; from visualbert_core.features.store import FeatureStore as S; S.open(sys.argv[1]).failures()"
     line = [sys.executable, "-c", code, str(store.folder)]
+    # The abort came in one process of ten, so twelve of them would show it more often than not.
     processes = [subprocess.Popen(line, stderr=subprocess.PIPE) for _ in range(12)]
     assert [(process.communicate()[1], process.returncode) for process in processes] == [(b"", 0)] * 12
 
 
 def test_ids_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row is found by a hash of its id, and returned only if the id is equal."""
+    # Ids of similar length get one hash, because real collisions are too rare to test.
     monkeypatch.setattr("visualbert_core.features.index._id_hash", lambda image_id: len(image_id) // 9)
     rows = {name: row(name, 2) for name in ("a", "b", "c", "long enough", "long also")}
     found = write(tmp_path, list(rows.values()), 10)
@@ -261,6 +263,7 @@ def test_one_flipped_bit_anywhere_is_found(memory: Path) -> None:
             if path == attached:
                 assert all(map(same, FeatureStore.open(store.folder).scan(), undamaged))
             else:
+                # The index is made again from the parts, so this opening reads them all.
                 attached.unlink()
                 with pytest.raises(StoreError, match=path.name):
                     FeatureStore.open(store.folder)

@@ -104,7 +104,7 @@ def score(hostile: Hostile, *more: object) -> subprocess.CompletedProcess[str]:
 
 
 def coverage(hostile: Hostile) -> subprocess.CompletedProcess[str]:
-    """Score predictions with one id of another split, which gives a table of ids."""
+    """Score predictions with a hostile unknown id, which gives a table of ids."""
     layout, folder = LAYOUTS["nlvr2"], hostile.root / "nlvr2"
     layout.write(folder)
     (folder / "p.csv").write_text(layout.text() + "\n" + printable(HOSTILE).replace("\\x1b", "\x1b") + ",True\n")
@@ -119,7 +119,7 @@ def extract(hostile: Hostile) -> subprocess.CompletedProcess[str]:
 
 
 def importing(hostile: Hostile) -> subprocess.CompletedProcess[str]:
-    """Import two rows of a TSV, one whole and one broken."""
+    """Import a TSV with a hostile image id, without the characters that separate fields and rows."""
     source = hostile.root / "features.tsv"
     name = HOSTILE.replace("\t", "").replace("\n", "").replace("\r", "").replace("\u2028", "")
     source.write_text(f"{name}\t640\t480\t1\tAAAA\tAAAA\n")
@@ -214,7 +214,7 @@ def test_progress_quotes_without_obeying(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_library_logs_and_a_program_shows_the_log() -> None:
     """A program that imports the package gets log records, and Python shows only the warnings among them. Our commands
-    show progress too, and name the level of each line."""
+    show progress too, and mark each warning."""
     stage = (
         "from visualbert_core.engine.progress import Progress\nwith Progress('stage', 1) as p: p.note('look here')\n"
     )

@@ -40,7 +40,7 @@ def test_metrics_are_the_runs_scores(night: TrackedNight) -> None:
 def test_mlflow(night: TrackedNight, monkeypatch: pytest.MonkeyPatch) -> None:
     """A night that is sent twice is one run, with metrics, digests, verdict and page."""
     mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # else MLflow refuses its store in files
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (night.out / "mlruns").as_uri())
     track("mlflow", night)
     track("mlflow", night)

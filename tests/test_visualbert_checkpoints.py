@@ -442,7 +442,7 @@ PRETRAINING = {
 
 
 def real(network: Any, name: str) -> Any:
-    """Return the folder of the published checkpoint `name`, or skip the test."""
+    """Load the published checkpoint `name`, or skip the test."""
     folder = Path(REAL or "") / f"visualbert-{name}"
     if REAL is None or not folder.is_dir():
         pytest.skip(f"VISUALBERT_CKPT_DIR holds no visualbert-{name}")

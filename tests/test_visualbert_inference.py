@@ -301,6 +301,7 @@ def test_graphs_of_rounded_sizes(task: str) -> None:
         found = [logits.numpy() for logits in ready(ready.prepare(flat))]
         expected = padded(made, task, batch)
         assert largest_difference(found, expected) < tolerance(expected)
+    # The last three batches repeat the first three, and must reuse their recordings.
     assert len(recordings) < len(batches) - 2
 
 
