@@ -208,7 +208,7 @@ def test_an_image_that_does_not_decode_is_a_failure(nights: Nights, tmp_path: Pa
 
 
 def test_a_batch_of_large_images_is_cut(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker holds a bounded number of pixels, however large the images are; no example is lost by that."""
+    """A batch holds a bounded number of pixels, however large its images are, and the reader returns every example."""
     source = ImageSource(nights.world / "nlvr2" / "images" / "dev")
     examples = list(open_task("nlvr2", nights.world / "nlvr2", "dev").examples())
     source.identify(examples)
@@ -222,7 +222,7 @@ def test_a_batch_of_large_images_is_cut(nights: Nights, monkeypatch: pytest.Monk
 
 
 def test_a_family_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An entry point of a package that is broken, or of another version, is one line that names it."""
+    """An entry point whose module or class is missing is a one-line CheckpointError that names it."""
     monkeypatch.syspath_prepend(install(tmp_path / "site"))
     (tmp_path / "site" / "brightness-1.0.dist-info" / "entry_points.txt").write_text(
         "[visualbert_core.models]\nlost = no_such_module:Model\nold = pixel_model:OldModel\n"
@@ -235,8 +235,8 @@ def test_a_family_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_ends_a_process_is_not_read_again(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decoding an image may be what kills a worker: the files of quarantined examples are left alone, and the others'
-    images are decoded once each."""
+    """Decoding an image may kill a worker. So the files of quarantined examples are not read, and every other image is
+    decoded once."""
     source = ImageSource(nights.world / "vqa" / "val2014")
     examples = list(open_task("vqa", nights.world / "vqa", "val").examples())
     (shard,) = plan_examples(examples, None, source.files, "salt", 100)

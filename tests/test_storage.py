@@ -377,8 +377,8 @@ def test_evaluation_over_an_address_gives_the_same_scores(
 
 
 def test_pixels_of_a_bucket_give_the_same_answers(bucket: Location, small_night: SmallNight, tmp_path: Path) -> None:
-    """A model that reads pixels answers alike over a folder and over the same images in a bucket: the bytes are the
-    same, so the provenance is, too."""
+    """A model that reads pixels gives the same run folder for images in a folder and for the same images in a
+    bucket."""
     world = small_night.out / "synthetic" / "vqa"
     for path in (world / "val2014").iterdir():
         (bucket / "pixels" / path.name).write_bytes(path.read_bytes())
