@@ -39,5 +39,6 @@ def random_tensor(name: str, shape: Sequence[int]) -> torch.Tensor:
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:
     """Return a uint8 [height, width, 3] image of random tiles of 8 × 8 pixels."""
+    # NumPy keeps the stream of RandomState for ever (NEP 19), and not that of default_rng.
     tiles = np.random.RandomState(seed).randint(0, 256, (height // 8 + 2, width // 8 + 2, 3))
     return np.kron(tiles, np.ones((8, 8, 1)))[:height, :width].astype(np.uint8)

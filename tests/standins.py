@@ -271,5 +271,6 @@ def drive(jobs: Sequence[Job], pool: PoolConfig) -> None:
 
 def drive_here(root: str, out: str) -> None:
     """Run one job without Ray and without waiting, for `python -c`."""
+    # This is a process of its own, so it changes the waits for itself alone.
     scheduler.RETRY_WAITS = (0.0, 0.0)
     end(new_job(Path(root), out).alone)

@@ -1,4 +1,6 @@
-"""The house rules that imports must keep: one direction, Ray in one place, heavy libraries only where they belong."""
+"""The import rules of the package: imports go one way, Ray is in one place, heavy libraries are loaded only where
+needed.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "visualbert_core"
 
-# A room may import from rooms below it and from itself.
+# A room may import from the rooms below it and from itself.
 ORDER = (
     {"jobs"},
     {"__main__"},
@@ -49,7 +51,7 @@ LIGHT = (
 
 
 def sources() -> Iterator[tuple[str, Path]]:
-    """(room, file) of every source file."""
+    """List (room, file) of every source file."""
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         if parts != ("__init__",):
@@ -58,7 +60,8 @@ def sources() -> Iterator[tuple[str, Path]]:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Everything that a file imports, at its top or inside a function: modules, and names of modules after these."""
+    """List everything that a file imports, at the top or inside a function: modules, and the names imported from
+    them."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -67,13 +70,13 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def test_every_room_has_a_rank() -> None:
-    """A new folder must be given its place before it can be used."""
+    """Every folder of the package has a rank in the list of rooms."""
     assert {room for room, _ in sources()} == set(RANK)
 
 
 @pytest.mark.parametrize("path", [path for _, path in sources()], ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_one_way(path: Path) -> None:
-    """No file imports from its own level's other rooms or from above."""
+    """No file imports from a room above its own or from another room of the same level."""
     room = next(r for r, p in sources() if p == path)
     for module in imported(path):
         first, _, rest = module.partition(".")
@@ -83,14 +86,14 @@ def test_imports_go_one_way(path: Path) -> None:
 
 
 def test_ray_is_imported_in_two_files() -> None:
-    """Everything but these and the jobs can be tested and used without a cluster."""
+    """Only these files and the jobs import Ray, so the rest can be tested and used without a cluster."""
     library = [path for room, path in sources() if room != "jobs"]
     files = [path.name for path in library if any(module.split(".")[0] == "ray" for module in imported(path))]
     assert files == ["pool.py", "ray_session.py"]
 
 
 def test_metrics_need_numpy_and_scipy_only() -> None:
-    """A metric is a pure function that anyone can lift out."""
+    """A metric is a pure function, so another project can copy it."""
     allowed = set(sys.stdlib_module_names) | {"numpy", "scipy", "visualbert_core"}
     for room, path in sources():
         if room == "metrics":
@@ -98,7 +101,7 @@ def test_metrics_need_numpy_and_scipy_only() -> None:
 
 
 def test_scipy_is_loaded_where_a_tail_is_computed() -> None:
-    """Importing what scores and compares does not wait for SciPy, which takes longer than all else together."""
+    """Importing the code that scores and compares does not load SciPy, whose import takes longer than all the rest."""
     modules = "visualbert_core.commands.score, visualbert_core.commands.compare"
     code = f"import sys, {modules}; sys.exit('scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
@@ -106,15 +109,15 @@ def test_scipy_is_loaded_where_a_tail_is_computed() -> None:
 
 @pytest.mark.parametrize("module", LIGHT)
 def test_scores_and_reports_need_neither_torch_nor_ray(module: str) -> None:
-    """Reading, scoring and reporting start fast and run where there is no GPU stack."""
-    heavy = {"torch", "ray", "transformers", "jinja2"}  # the template engine only while a page is drawn
+    """Reading, scoring and reporting start fast, and run without torch and Ray."""
+    heavy = {"torch", "ray", "transformers", "jinja2"}  # Jinja2 is loaded only while a page is drawn
     code = f"import sys, {module}; sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
 
 
 def test_comparing_needs_no_page() -> None:
-    """Two runs are compared without what draws the report: neither its code nor an imaging library is loaded."""
+    """Comparing two runs loads neither the code of the report nor an imaging library."""
     code = (
         "import sys, visualbert_core.comparison.compare, visualbert_core.comparison.gate; "
         "drawing = ('PIL', 'jinja2', 'visualbert_core.report'); "

@@ -1,4 +1,4 @@
-"""What all detectors do between weights and answers: folded norms, bfloat16, RoIAlign on a CPU, odd shapes."""
+"""What all detectors share between weights and answers: folded norms, bfloat16, RoIAlign on a CPU, odd image shapes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SPACES = ("torchvision", "vg_c4", "pythia_fpn", "detectron_fpn", "r2c_resnet50")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A small detector of every kind."""
+    """Write a small detector folder of every kind."""
     root = tmp_path_factory.mktemp("detectors")
     for space in test_fpn.SPACES:
         source = test_fpn.publish(space, root / f"{space}.in", test_fpn.weights(space))
@@ -52,20 +52,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def given(image: np.ndarray) -> np.ndarray:
-    """The whole image and its middle."""
+    """Return two boxes: the whole image and its middle."""
     whole = np.array([[0, 0, image.shape[1], image.shape[0]]], np.float32)
     return np.concatenate([whole, whole / 2 + whole[:, [2, 3, 2, 3]] / 4])
 
 
 def answers(detector: Detector, images: Sequence[np.ndarray]) -> list[Detection]:
-    """What a detector finds; the encoder of given objects, which finds nothing, is given some."""
+    """Return what a detector finds. The encoder of given objects finds nothing, so it is given objects."""
     return detector.detect(images, [given(i) for i in images] if detector.space == "r2c_resnet50" else None)
 
 
 @pytest.mark.parametrize("space", SPACES)
 def test_a_batch_on_a_cpu_changes_no_bit(space: str, folders: dict[str, Path]) -> None:
-    """Parts are to be the same bytes at any batch size, and so are detections. On any CPU, because images never share
-    a product there: each goes through the network alone, in the same shapes, with the same number of threads."""
+    """Detections and parts have the same bytes at any batch size, on any CPU. Each image goes through the network
+    alone, in the same shapes and with the same number of threads, so images never share a matrix product."""
     detector = load_detector(folders[space], "cpu")
     images = [picture(seed, 60, 80) for seed in range(3)]
     for image, together in zip(images, answers(detector, images), strict=True):
@@ -77,7 +77,7 @@ def test_a_batch_on_a_cpu_changes_no_bit(space: str, folders: dict[str, Path]) -
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1), (3, 2000)])
 def test_odd_shapes_are_answered(space: str, shape: tuple[int, int], folders: dict[str, Path]) -> None:
-    """One pixel and lines of pixels give finite features, and no crash: it would take a whole shard along."""
+    """Images of one pixel or of one line of pixels give finite features; a crash would lose a whole shard."""
     (found,) = answers(load_detector(folders[space], "cpu"), [np.full((*shape, 3), 90, np.uint8)])
     assert np.isfinite(found.features).all()
     assert found.features.shape[0] == len(found.boxes) == len(found.labels) == len(found.scores)
@@ -86,8 +86,8 @@ def test_odd_shapes_are_answered(space: str, shape: tuple[int, int], folders: di
 
 @pytest.mark.parametrize("space", SPACES)
 def test_an_odd_image_leaves_no_trace(space: str, folders: dict[str, Path]) -> None:
-    """An image is answered the same after a line of pixels as before it: torchvision's pooler would keep its scales.
-    The same bits on any CPU, as it is twice the same computation."""
+    """An image gets the same bits before and after a line of pixels. torchvision's pooler would keep the scales of the
+    first image."""
     image = picture(1, 60, 80)
     (before,) = answers(load_detector(folders[space], "cpu"), [image])
     detector = load_detector(folders[space], "cpu")
@@ -98,7 +98,7 @@ def test_an_odd_image_leaves_no_trace(space: str, folders: dict[str, Path]) -> N
 
 @pytest.mark.parametrize("space", SPACES)
 def test_answering_leaves_the_weights_alone(space: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    """What is saved after images were answered is what was loaded."""
+    """Saving a detector after it has answered images writes the weights that were loaded."""
     detector = load_detector(folders[space], "cpu")
     answers(detector, [picture(1, 60, 80)])
     detector.save_pretrained(tmp_path / "out")  # type: ignore[attr-defined]
@@ -109,22 +109,24 @@ def test_answering_leaves_the_weights_alone(space: str, folders: dict[str, Path]
 
 @pytest.mark.parametrize("space", SPACES)
 def test_bfloat16_is_close_and_another_store(space: str, folders: dict[str, Path]) -> None:
-    """Features of the same boxes point the same way, but are others; the fingerprint says which precision it was, and
-    of float32 nothing, so that older stores keep their name."""
+    """bfloat16 changes the features of the same boxes only a little, and the fingerprint names the precision. The
+    fingerprint of float32 names none, so that older stores keep their folder."""
     image = picture(1, 60, 80)
     full, low = (load_detector(folders[space], "cpu", precision) for precision in ("float32", "bfloat16"))
     assert "precision" not in full.fingerprint()
     assert low.fingerprint() == full.fingerprint() | {"precision": "bfloat16"}
     (a,), (b,) = (detector.detect([image], [given(image)]) for detector in (full, low))
     assert {b.features.dtype, b.boxes.dtype, b.scores.dtype} == {np.dtype(np.float32)}
-    # bfloat16 rounds at 2⁻⁹ in each of some 50 layers, in which order is the CPU's choice: 0.0012 and 0.043 were seen.
+    # bfloat16 rounds at 2⁻⁹ in each of about 50 layers, and the CPU chooses the order of sums: 0.0012 and 0.043 were
+    # seen.
     assert cosines(a.features, b.features).min() > 0.995
     assert not np.array_equal(a.features, b.features)
     np.testing.assert_allclose(a.scores, b.scores, atol=0.1)
 
 
 def test_a_trained_detector_finds_the_same_in_bfloat16() -> None:
-    """Of the committed detector's regions nearly all overlap as good as wholly, with the same label."""
+    """In bfloat16 the committed detector finds nearly all regions again, with almost the same box and the same
+    label."""
     full, low = (load_detector(WORLD, "cpu", precision) for precision in ("float32", "bfloat16"))
     found = close = 0
     for index in range(4):
@@ -144,7 +146,7 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("space", SPACES)
 def test_another_precision_is_refused(space: str, folders: dict[str, Path]) -> None:
-    """By name, before anything is computed."""
+    """An unknown precision is refused by name, before anything is computed."""
     with pytest.raises(ConfigError, match="precision 'float16' is not one of float32, bfloat16"):
         load_detector(folders[space], "cpu", "float16")
 
@@ -154,7 +156,7 @@ def test_another_precision_is_refused(space: str, folders: dict[str, Path]) -> N
     ["fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_fpn", "tiny_rcnn"],
 )
 def test_norms_go_into_their_convolutions(builder: str) -> None:
-    """No norm is left in any of torchvision's detectors, and backbone and heads give what they gave."""
+    """No norm is left in any of torchvision's detectors, and backbone and heads return the same values as before."""
     arguments = {"num_classes": 5} if builder == "tiny_rcnn" else {}
     torch.manual_seed(0)
     model = build(DetectorConfig(builder=builder, space="test", builder_args=arguments)).eval()
@@ -180,7 +182,7 @@ def test_norms_go_into_their_convolutions(builder: str) -> None:
 
 
 def test_what_follows_no_convolution_is_not_folded() -> None:
-    """A norm of its own stays a norm."""
+    """A norm that follows no convolution stays a norm."""
     network = nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU(), nn.BatchNorm2d(2)).eval()
     network[2].running_mean.fill_(3)
     x = torch.randn(1, 2, 4, 4)
@@ -189,7 +191,8 @@ def test_what_follows_no_convolution_is_not_folded() -> None:
 
 
 def test_lowered_parts_take_and_give_float32() -> None:
-    """In between, a chain of modules is bfloat16; trees of tensors come back as what they were."""
+    """A lowered chain of modules computes in bfloat16, takes and returns float32, and keeps the structure of nested
+    tensors."""
 
     class Fork(nn.Module):
         def forward(self, x: torch.Tensor) -> dict[str, list[torch.Tensor]]:
@@ -204,7 +207,8 @@ def test_lowered_parts_take_and_give_float32() -> None:
 
 @pytest.mark.parametrize("samples", [1, 2, 3])
 def test_regions_are_aligned_as_by_torchvision(samples: int) -> None:
-    """Regions within, across and far outside the border, thin ones, and none at all."""
+    """RoIAlign equals torchvision's for regions inside, across and far outside the border, for thin regions and for
+    none."""
     random = np.random.default_rng(0)
     maps = torch.from_numpy(random.normal(size=(2, 5, 13, 17)).astype(np.float32))
     corners = random.uniform(-40, 150, (60, 2))
@@ -216,8 +220,8 @@ def test_regions_are_aligned_as_by_torchvision(samples: int) -> None:
 
 
 def test_levels_are_torchvisions() -> None:
-    """Over a pyramid of which one level is not pooled from, boxes of all sizes come from the level that torchvision's
-    own pooler takes."""
+    """Boxes of all sizes are pooled from the level that torchvision's own pooler chooses, where one level is not pooled
+    from."""
     random = np.random.default_rng(1)
     sizes = {"0": (64, 96), "1": (32, 48), "2": (16, 24), "3": (8, 12), "pool": (4, 6)}
     maps = {name: torch.from_numpy(random.normal(size=(1, 4, *s)).astype(np.float32)) for name, s in sizes.items()}
@@ -229,8 +233,8 @@ def test_levels_are_torchvisions() -> None:
 
 
 def test_float32_is_no_tf32() -> None:
-    """While a detector answers, neither cuDNN nor a product may round to TF32, whatever the caller or the container
-    chose; afterwards everything is as it was."""
+    """While a detector answers, neither cuDNN nor a matrix product may round to TF32, whatever the caller or the
+    container chose. Afterwards every setting is as before."""
 
     def settings() -> tuple[bool, str, bool]:
         return torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision(), torch.is_inference_mode_enabled()
@@ -248,8 +252,8 @@ def test_float32_is_no_tf32() -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("space", SPACES)
 def test_a_detector_keeps_to_its_gpu(space: str, precision: str, given_boxes: bool, folders: dict[str, Path]) -> None:
-    """On a GPU, also one that is not the current one, no operation is of two devices and no answer is read before it
-    has arrived: the features are those of the images one by one on a CPU, unless rounding moves a choice."""
+    """On a GPU, current or not, no operation mixes devices and no answer is read before it has arrived. The features
+    equal those of single images on a CPU, unless rounding changes a choice."""
     images = [picture(seed, 60, 80) for seed in range(2 if precision == "float32" else 1)]
     boxes = [given(i) for i in images] if given_boxes or space == "r2c_resnet50" else None
     expected = load_detector(folders[space], "cpu", precision).detect(images, boxes)
@@ -264,7 +268,7 @@ def test_a_detector_keeps_to_its_gpu(space: str, precision: str, given_boxes: bo
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("space", SPACES)
 def test_gpu_equals_cpu(space: str, folders: dict[str, Path]) -> None:
-    """Given boxes have the CPU's features on a GPU, up to float32's rounding."""
+    """Given boxes have the same features on a GPU as on the CPU, up to the rounding of float32."""
     images = [picture(seed, 60, 80) for seed in range(3)]
     boxes = [given(i) for i in images]
     expected, found = (load_detector(folders[space], d).detect(images, boxes) for d in ("cpu", "cuda"))

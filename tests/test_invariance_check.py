@@ -1,4 +1,6 @@
-"""Answers must not depend on batch or workers; where one does, it is listed with what separated the two."""
+"""Answers must not depend on the batch or on the number of workers. The check lists each answer that does, with the two
+runs that differ.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ def config(night: SmallNight, task: str, out: Path) -> EvaluateConfig:
 
 @pytest.mark.parametrize("task", CELLS)
 def test_no_answer_depends_on_its_batch(task: str, small_night: SmallNight, tmp_path: Path) -> None:
-    """Every task's answers are the same alone and in batches, logits to 1e-4; nothing is left behind."""
+    """Every task gives the same answers alone and in batches, with logits equal to 1e-4, and the check leaves no file
+    behind."""
     found = check_invariance(config(small_night, task, tmp_path), INLINE, examples=20)
     assert (found.examples, found.batch_size, found.changed) == (20, 7, ())
     assert 0 <= found.largest_difference < 1e-4
@@ -48,7 +51,7 @@ def test_no_answer_depends_on_its_batch(task: str, small_night: SmallNight, tmp_
 
 
 class Leaky:
-    """A model whose second example of a batch gets other logits: as if padding leaked."""
+    """A model that changes the logits of the second example of a batch, as if padding leaked."""
 
     def __init__(self, model: Any, nudge: float) -> None:
         self.model, self.nudge = model, nudge
@@ -63,7 +66,7 @@ class Leaky:
 
 
 def test_a_leak_is_found_and_sized(small_night: SmallNight, tmp_path: Path) -> None:
-    """One example of each batch answers otherwise: those are listed, with the gap between the two answers alone."""
+    """The check lists exactly the examples that a batch changes, with the gap between the two answers."""
 
     def leaky(folder: Path, form: type[Example], device: str | None = None, precision: str = "float32") -> Any:
         return Leaky(load_model(folder, form, device, precision), nudge=0.5)

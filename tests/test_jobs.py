@@ -1,7 +1,7 @@
-"""The jobs as a person runs them: one line in, exit code and one-line errors out.
+"""The jobs as a user runs them: one command line goes in; exit codes and one-line errors come out.
 
-What a job says and its exit code are asked in this process; that a job is a process that ends with that code, of
-the night that fails, of the extraction on a Ray of its own, of `--help` and of configuration errors.
+Most tests call the job's main function in this process. Separate processes test what needs one: a night that fails, an
+extraction that starts its own Ray, `--help` and configuration errors.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def write_matrix(root: Path, matrix: dict[str, Any] | None = None, **changes: An
 
 
 def only(task: str) -> dict[str, Any]:
-    """The small matrix with one task's cell and corpus."""
+    """Return the small matrix with only the cell and the corpus of one task."""
     matrix = small_matrix()
     (cell,) = (c for c in matrix["cells"] if c["task"] == task)
     return matrix | {"cells": [cell], "corpora": {cell["corpus"]: matrix["corpora"][cell["corpus"]]}}
 
 
 def the_error(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line that the job complained with."""
+    """Return the one error line of the job."""
     assert "Traceback" not in done.stderr, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert lines, done.stderr
@@ -56,28 +56,29 @@ def the_error(done: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.fixture
 def world(small_night: SmallNight, tmp_path: Path) -> Path:
-    """A copy of the small world's files that a test may damage."""
+    """Copy the files of the small synthetic data, so that a test may damage them."""
     return shutil.copytree(small_night.out / "synthetic", tmp_path / "synthetic")
 
 
 def test_nightly_prints_scores_and_what_to_open(small_night: SmallNight) -> None:
-    """The same line again computes nothing, shows every task with its scores and names the report."""
+    """A repeated command line computes nothing, prints every task with its scores, and names the report."""
     done = job_here("nightly", small_night.matrix)
     assert done.returncode == 0, done.stderr
     report = str(small_night.out / "report.html")
     for word in ("accuracy", "Q → AR", "consistency", "recall@1", "flickr30k_entities val", report):
         assert word in done.stdout
-    assert "features of" not in done.stderr  # no progress: nothing was left to do
+    assert "features of" not in done.stderr  # no progress line: nothing was left to do
 
 
 def test_a_score_under_its_floor_is_a_regression(small_night: SmallNight, tmp_path: Path) -> None:
-    """The job ends with exit code 4, one line for the floor that was missed and one for a baseline out of its range."""
+    """A missed floor is exit code 4, with one line for the score under its floor and one for the baseline out of its
+    range."""
     out = shutil.copytree(small_night.out, tmp_path / "out")
     matrix = yaml.safe_load(small_night.matrix.read_text()) | {"out": str(out)}
     model = shutil.copytree(WEIGHTS / "visualbert-nlvr2", tmp_path / "opposite")
     weights = load_file(model / "model.safetensors")
     turned = {key: -value if key.startswith("cls.") else value for key, value in weights.items()}
-    save_file(turned, model / "model.safetensors")  # what was True is False
+    save_file(turned, model / "model.safetensors")  # swaps the head's outputs, so that True becomes False
     bounds = {"floors": {"accuracy": 90}, "wrong_image": {"accuracy": [0, 0.5]}}
     matrix["cells"][2] |= {"model": str(model), **bounds}
     path = tmp_path / "matrix.yaml"
@@ -89,7 +90,8 @@ def test_a_score_under_its_floor_is_a_regression(small_night: SmallNight, tmp_pa
 
 
 def test_a_failing_cell_does_not_stop_the_others(tmp_path: Path, world: Path) -> None:
-    """With one task's annotations gone, the others are scored; report and exit code name the culprit."""
+    """When the annotations of one task are gone, the other tasks are scored, and the report and the exit code name the
+    fault."""
     (world / "nlvr2" / "dev.json").unlink()
     done = job("nightly", write_matrix(tmp_path, synthetic=None, data=str(world)))
     assert done.returncode == 2
@@ -99,7 +101,7 @@ def test_a_failing_cell_does_not_stop_the_others(tmp_path: Path, world: Path) ->
 
 
 def test_a_truncated_annotation_file_is_named(tmp_path: Path, world: Path) -> None:
-    """Half a JSON file ends the cell with its path, not with a traceback."""
+    """Half a JSON file fails the cell with an error that names the file, not with a traceback."""
     path = world / "vqa" / "v2_mscoco_val2014_annotations.json"
     path.write_text(path.read_text()[:5000])
     done = job_here("nightly", write_matrix(tmp_path, only("vqa"), synthetic=None, data=str(world)))
@@ -110,7 +112,8 @@ def test_a_truncated_annotation_file_is_named(tmp_path: Path, world: Path) -> No
 def test_an_image_that_does_not_decode_is_quarantined_and_its_questions_are_missing(
     tmp_path: Path, world: Path
 ) -> None:
-    """The other images are extracted; the task has no score, exit code 3; the report names image and reason."""
+    """The other images are extracted, the task has no score, the exit code is 3, and the report names the image and the
+    reason."""
     (world / "vqa" / "val2014" / "COCO_val2014_000000000004.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really")
     done = job_here("nightly", write_matrix(tmp_path, only("vqa"), synthetic=None, data=str(world)))
     assert done.returncode == 3
@@ -121,7 +124,7 @@ def test_an_image_that_does_not_decode_is_quarantined_and_its_questions_are_miss
 
 
 def test_an_unknown_task_or_key_ends_before_anything_runs(tmp_path: Path) -> None:
-    """Exit code 2, the nearest name, and nothing written."""
+    """An unknown task or key is exit code 2 with the nearest name, and nothing is written."""
     matrix = small_matrix()
     matrix["cells"][0]["task"] = "vqa2"
     done = job("nightly", write_matrix(tmp_path, cells=matrix["cells"]))
@@ -132,7 +135,7 @@ def test_an_unknown_task_or_key_ends_before_anything_runs(tmp_path: Path) -> Non
 
 
 def test_a_checkpoint_of_another_dimension_is_refused(small_night: SmallNight, tmp_path: Path) -> None:
-    """The published checkpoints need 2048 numbers a region; a store of 256 is refused in one line."""
+    """A published checkpoint needs 2048 numbers per region, and a store with 256 is refused in one line."""
     model = shutil.copytree(WEIGHTS / "visualbert-vqa", tmp_path / "model")
     (model / "visualbert_core.json").unlink()
     (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
@@ -147,8 +150,8 @@ def test_a_checkpoint_of_another_dimension_is_refused(small_night: SmallNight, t
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_extract_and_evaluate_by_hand_on_ray(small_night: SmallNight, tmp_path: Path) -> None:
-    """The two single jobs, on Ray with two workers, write the very bytes that the matrix wrote in one process; the
-    first starts a Ray of its own, the second uses the one that runs."""
+    """The two single jobs, on Ray with two workers, write the same bytes as the matrix in one process. The first job
+    starts its own Ray, and the second one joins a running Ray."""
     world = small_night.out / "synthetic"
     images = ("--images", world / "vqa" / "val2014", "--detector", WEIGHTS / "detector", "--corpus", "vqa-val2014")
     done = job("extract_features", *images, "--out", tmp_path, "--shard-size", 5, "--workers", 2, "--json")
@@ -171,7 +174,8 @@ def test_extract_and_evaluate_by_hand_on_ray(small_night: SmallNight, tmp_path: 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_self_check_as_a_person_runs_it(small_night: SmallNight, tmp_path: Path) -> None:
-    """On Ray with two workers against one: exit code 0, one line of verdict, no run folder."""
+    """The invariance check compares two workers on Ray with one worker: exit code 0, one line of verdict, no run
+    folder."""
     (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
     arguments = ("--annotations", small_night.out / "synthetic" / "vqa", "--features", store)
     flags = ("--model", WEIGHTS / "visualbert-vqa", "--out", tmp_path, "--workers", 2, "--invariance-check")
@@ -182,7 +186,7 @@ def test_self_check_as_a_person_runs_it(small_night: SmallNight, tmp_path: Path)
 
 
 def test_help_is_quick_and_shows_the_command_line() -> None:
-    """`--help` needs no GPU stack and starts with what to type."""
+    """`--help` loads neither torch nor Ray, and starts with the command line to type."""
     for name in ("nightly", "extract_features", "evaluate", "score", "compare", "import_annotations"):
         done = job(name, "--help")
         assert done.returncode == 0
@@ -192,7 +196,8 @@ def test_help_is_quick_and_shows_the_command_line() -> None:
 
 
 def test_a_reader_who_leaves_early_hears_nothing(small_night: SmallNight) -> None:
-    """`… | head` ends without an error line or a traceback, whether a line or only the last flush finds out."""
+    """`… | head` ends without an error line or a traceback, whether a line or only the last flush meets the closed
+    pipe."""
     (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
     for arguments in (["-m", "visualbert_core", "store", "ls", str(store)], ["-u", *_MANY_LINES]):
         reading, writing = os.pipe()
@@ -206,7 +211,8 @@ _MANY_LINES = ("-c", "from visualbert_core.errors import end; end(lambda: [print
 
 
 def test_the_exit_code_is_the_job_s_whatever_the_libraries_do_at_the_end() -> None:
-    """What asked to be run at the end is run, and what would crash after it, as C++ libraries' threads do, is not."""
+    """Registered exit handlers run, and the exit code stays what the job returned even where a library's thread would
+    crash after them."""
     crash = "import atexit, ctypes; library = ctypes.CDLL(None); library.__cxa_atexit(library.abort, None, None); "
     close = "atexit.register(print, 'closed'); from visualbert_core.errors import end; "
     for last, code in (("end(lambda: 4)", 4), ("raise SystemExit(4)", -signal.SIGABRT)):
@@ -215,7 +221,7 @@ def test_the_exit_code_is_the_job_s_whatever_the_libraries_do_at_the_end() -> No
 
 
 def test_a_full_disk_behind_stdout_is_one_line() -> None:
-    """Said once, exit code 1, although the last flush fails, too."""
+    """A full disk behind stdout is one error line and exit code 1, although the last flush fails as well."""
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([sys.executable, *_MANY_LINES], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)

@@ -1,4 +1,4 @@
-"""A store knows what its numbers are called, whoever made it and whenever; names change nothing else."""
+"""A store knows the names of its labels, whichever detector wrote it. Names change nothing else in the store."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SOME = LabelNames(("background", "café", '"cat"\t<b>'), ("red",))
 
 
 def relabelled(folder: Path, labels: list[str]) -> Path:
-    """The world's detector with other names."""
+    """Copy the detector of the synthetic data with other label names."""
     shutil.copytree(WEIGHTS, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"labels": labels}))
@@ -49,7 +49,7 @@ def run(root: Path, detector: Path = WEIGHTS, **options: Any) -> FeatureStore:
 
 
 def test_a_store_knows_what_its_detector_calls_things(tmp_path: Path) -> None:
-    """Extracted by the world's detector, a store that is moved away from it still names what each scene shows."""
+    """A store of the synthetic data's detector still names what each scene shows after the store has moved."""
     made = run(tmp_path)
     assert made.label_names == LABELS
     assert made.attribute_names == ()
@@ -65,8 +65,8 @@ def test_a_store_knows_what_its_detector_calls_things(tmp_path: Path) -> None:
 
 
 def test_names_change_nothing_else(tmp_path: Path) -> None:
-    """By a detector without names the same folder holds the same bytes, but for the names; run again by one that has
-    them, the finished store gets them and keeps its manifest; run again without, it keeps its names."""
+    """A detector without names writes the same bytes, apart from the file of names. A rerun with a detector that has
+    names adds them to the finished store and keeps the manifest. A rerun without names keeps them."""
     plain = relabelled(tmp_path / "plain", [])
     before = run(tmp_path, plain)
     without = tree(before.folder)
@@ -80,14 +80,14 @@ def test_names_change_nothing_else(tmp_path: Path) -> None:
 
 
 def test_the_last_word_counts(tmp_path: Path) -> None:
-    """Where somebody corrects a name, it is corrected in the store when the same line is run again."""
+    """A corrected name reaches the store when the same command line runs again."""
     run(tmp_path)
     better = [name.replace("ball", "sphere") for name in LABELS]
     assert run(tmp_path, relabelled(tmp_path / "better", better)).label_names == tuple(better)
 
 
 def test_names_come_back_as_they_were(tmp_path: Path) -> None:
-    """Letters of any alphabet and characters of any kind, on a disk; a store without the file has none."""
+    """Names keep letters of any alphabet and characters of any kind; a store without the file has no names."""
     store = write(tmp_path, [ROWS["image005"]], 10)
     assert (store.label_names, store.attribute_names) == ((), ())
     names.write(store.folder, FINGERPRINT, SOME)
@@ -96,14 +96,14 @@ def test_names_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_a_number_without_a_name_is_a_number() -> None:
-    """Neither a label past the end nor an unknown one (-1) takes another's name."""
+    """A label past the end and an unknown label (-1) are shown as numbers, not with the name of another label."""
     assert [label_name(number, SOME.labels) for number in (-1, 0, 2, 3)] == ["-1", "background", '"cat"\t<b>', "3"]
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b"\xff", b'{"labels": 3, "attributes": []}', None])
 def test_damaged_names_are_found_where_they_matter(tmp_path: Path, damage: bytes | None) -> None:
-    """Verification names the file and so does who asks for a name; features are read all the same; without the file,
-    all is well again. Names of another store (None here) are damage, too."""
+    """Verification and any request for a name report damaged names; features can still be read. After the file is
+    deleted, the store is sound again. Names of another store (None here) are damage too."""
     store = write(tmp_path, [ROWS["image005"]], 10, [BAD])
     names.write(store.folder, FINGERPRINT | {"weights": "2e"}, SOME)
     path = store.folder / "names.json"
@@ -120,7 +120,7 @@ def test_damaged_names_are_found_where_they_matter(tmp_path: Path, damage: bytes
 
 
 def test_drivers_at_once_leave_one_whole_file(tmp_path: Path) -> None:
-    """Whoever reads while many write sees one of their names whole, never none and never a mixture."""
+    """A reader sees one whole file of names while many drivers write, never a mixture and never none."""
     store = write(tmp_path, [ROWS["image005"]], 10)
     versions = [LabelNames(tuple(f"{word} {number}" for number in range(500))) for word in ("thing", "stuff")]
     names.write(store.folder, FINGERPRINT, versions[0])
@@ -133,13 +133,14 @@ def test_drivers_at_once_leave_one_whole_file(tmp_path: Path) -> None:
 
 
 def test_the_worlds_detector_names_its_labels() -> None:
-    """The names that are handed on are those of its config.json, background first."""
+    """The names of a detector are those in its config.json, with the background first."""
     detector = load_detector(WEIGHTS, "cpu")
     assert detector.names == LabelNames(LABELS)  # type: ignore[attr-defined]
 
 
 def test_detectrons_classes_are_cocos() -> None:
-    """81 with the background, each once, in the order of COCO's ids, which the published weights count through."""
+    """The list has 81 classes with the background, each once, in the order of COCO's ids. The published weights count
+    in this order."""
     assert len(set(DETECTRON.labels)) == len(DETECTRON.labels) == DETECTRON.num_classes
     assert [DETECTRON.labels.index(name) for name in ("__background__", "person", "stop sign", "toothbrush")] == [
         *(0, 1, 12, 80)

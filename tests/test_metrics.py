@@ -1,4 +1,4 @@
-"""Intersection over union, coverage, and the clustered interval against brute force."""
+"""Intersection over union, coverage, and the clustered interval, checked against brute force."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ box = st.tuples(corner, corner, st.integers(1, 8), st.integers(1, 8)).map(
 
 @given(st.lists(box, min_size=1, max_size=4), st.lists(box, min_size=1, max_size=4))
 def test_iou_counts_pixels(first: list[tuple[int, ...]], second: list[tuple[int, ...]]) -> None:
-    """With whole coordinates, intersection over union is the ratio of painted cells."""
+    """With whole coordinates, intersection over union is the ratio of the counts of painted cells."""
 
     def cells(b: tuple[int, ...]) -> set[tuple[int, int]]:
         return {(x, y) for x in range(b[0], b[2]) for y in range(b[1], b[3])}
@@ -34,20 +34,20 @@ def test_iou_counts_pixels(first: list[tuple[int, ...]], second: list[tuple[int,
 
 
 def test_hit_at_exactly_one_half() -> None:
-    """The threshold belongs to the hits; a hair below does not."""
+    """An overlap of exactly one half is a hit, and the next smaller overlap is a miss."""
     gold = np.array([[0.0, 0.0, 10.0, 10.0]])
     assert hits(np.array([[0.0, 0.0, 20.0, 10.0], [0.0, 0.0, 20.001, 10.0]]), gold).tolist() == [True, False]
 
 
 def test_degenerate_boxes_miss() -> None:
-    """Inverted boxes and boxes without area are misses and do not spoil the candidates beside them."""
+    """Inverted boxes and boxes without area are misses, and do not change the result of the other candidates."""
     gold = np.array([[5.0, 5.0, 5.0, 5.0], [0.0, 0.0, 4.0, 4.0]])
     candidates = np.array([[5.0, 5.0, 5.0, 5.0], [4.0, 4.0, 0.0, 0.0], [0.0, 0.0, 4.0, 4.0]])
     assert hits(candidates, gold).tolist() == [False, False, True]
 
 
 def test_recall_at_k() -> None:
-    """Recall looks at the first k, the upper bound at all."""
+    """Recall at k counts a hit among the first k boxes, and the upper bound counts a hit among all boxes."""
     hit = np.array([False, False, True])
     assert [recall(hit, k) for k in (1, 2, 3, 10, None)] == [0.0, 0.0, 1.0, 1.0, 1.0]
     assert recall(np.zeros(0, bool), None) == 0.0
@@ -57,7 +57,7 @@ def test_recall_at_k() -> None:
     ("hit", "k", "expected"), [([1, 0, 0, 0], 1, 0.25), ([1, 1, 0, 0], 2, 5 / 6), ([0], 9, 0), ([1], 9, 1)]
 )
 def test_chance_recall(hit: list[int], k: int, expected: float) -> None:
-    """Drawing k of N without replacement; more ranks than candidates means all of them."""
+    """Chance recall draws k of N boxes without replacement, and draws all of them where k exceeds N."""
     assert chance_recall(np.array(hit, bool), k) == pytest.approx(expected)
 
 
@@ -66,7 +66,7 @@ def test_chance_recall(hit: list[int], k: int, expected: float) -> None:
 
 
 def test_complete_coverage_is_any_order() -> None:
-    """Exactly one prediction each, in whatever order, may be scored."""
+    """A split with exactly one prediction per example may be scored, in any order."""
     coverage = check_coverage(["a", "b"], iter(["b", "a"]))
     assert coverage.complete
     assert coverage.message() == "2 predictions for 2 examples: complete"
@@ -74,12 +74,12 @@ def test_complete_coverage_is_any_order() -> None:
 
 @pytest.mark.parametrize("predicted", [["a"], ["a", "b", "b"], ["a", "b", "x"], ["a", "x"], []])
 def test_incomplete_coverage(predicted: list[str]) -> None:
-    """Missing, twice or unknown: each alone forbids a score."""
+    """One missing, double or unknown prediction is enough to forbid a score."""
     assert not check_coverage(["a", "b"], predicted).complete
 
 
 def test_coverage_message_counts_and_names() -> None:
-    """The message gives the counts of each kind and at most five ids, in order."""
+    """The message gives the counts of each fault and at most five ids, in order."""
     coverage = check_coverage([f"q{i}" for i in range(2000)], ["q7", "q7", "x"])
     assert (coverage.expected, coverage.predicted, len(coverage.missing)) == (2000, 3, 1999)
     assert coverage.message() == (
@@ -88,7 +88,7 @@ def test_coverage_message_counts_and_names() -> None:
 
 
 def test_coverage_as_counts_and_as_a_table() -> None:
-    """The five numbers for a document; the same in five lines for people, with the first ids of every fault."""
+    """Coverage gives five numbers for a document, and a table of five lines with the first ids of each fault."""
     coverage = check_coverage([f"q{i}" for i in range(1200)], ["q7", "q7", "x"])
     assert coverage.counts() == {"expected": 1200, "predicted": 3, "missing": 1199, "duplicate": 1, "unknown": 1}
     assert coverage.table().splitlines() == [
@@ -102,13 +102,14 @@ def test_coverage_as_counts_and_as_a_table() -> None:
 
 @pytest.mark.parametrize(("name", "shown"), [("a\nb", r"'a\nb'"), ("", "''"), ("\ud800", r"'\ud800'"), ("a b", "a b")])
 def test_any_id_fits_into_a_line(name: str, shown: str) -> None:
-    """An id is a file's text: line ends and the like are escaped, and a long one is cut."""
+    """An id from a file is printed on one line: line breaks and control characters are escaped, and a long id is
+    cut."""
     assert check_coverage(["q"], ["q", name]).message().endswith(f"1 unknown ({shown})")
     assert len(check_coverage(["q"], ["q", name + "x" * 9999]).message()) < 120
 
 
 def test_unknown_id_given_twice_is_unknown_only() -> None:
-    """An id outside the split is one unknown, however often it comes."""
+    """An id outside the split is one unknown id, however often it occurs."""
     coverage = check_coverage(["a"], ["a", "x", "x"])
     assert (coverage.duplicate, coverage.unknown) == ((), ("x",))
 
@@ -118,7 +119,8 @@ def test_unknown_id_given_twice_is_unknown_only() -> None:
 
 
 def test_interval_agrees_with_a_cluster_bootstrap() -> None:
-    """The standard error is that of the mean over resampled clusters of unequal size, far from the naive one."""
+    """The standard error equals a bootstrap's over clusters of unequal size, and is far from the error of independent
+    units."""
     rng = np.random.default_rng(7)
     sizes = rng.integers(1, 12, size=250)
     values = [np.clip(rng.beta(1, 1) + rng.normal(0, 0.1, size), 0, 1) for size in sizes]
@@ -130,12 +132,13 @@ def test_interval_agrees_with_a_cluster_bootstrap() -> None:
     naive = np.concatenate(values).std() / math.sqrt(mean.n)
     assert mean.value == pytest.approx(np.concatenate(values).mean())
     assert mean.standard_error == pytest.approx(bootstrap.std(), rel=0.05)
+    # Else the bootstrap could not tell a clustered error from a plain one.
     assert mean.standard_error > 1.8 * naive
     assert interval(mean) == pytest.approx(np.quantile(bootstrap, [0.025, 0.975]), abs=0.006)
 
 
 def test_singleton_clusters_are_the_textbook_mean() -> None:
-    """With one unit a cluster the standard error is s / √n, s with n - 1."""
+    """With one unit per cluster the standard error is s / √n, where s divides by n - 1."""
     values = [0.0, 1.0, 1.0, 0.3, 0.6]
     mean = clustered_mean(values, list("abcde"))
     assert mean.standard_error == pytest.approx(np.std(values, ddof=1) / math.sqrt(5))
@@ -145,7 +148,7 @@ def test_singleton_clusters_are_the_textbook_mean() -> None:
 
 
 def test_repeating_every_unit_adds_no_information() -> None:
-    """Each unit five times in its own cluster gives the same interval as once."""
+    """Repeating each unit five times in its own cluster does not change the interval."""
     values = [0.0, 1.0, 1.0, 0.3, 0.6]
     once = clustered_mean(values, list("abcde"))
     often = clustered_mean(values * 5, list("abcde") * 5)
@@ -154,13 +157,13 @@ def test_repeating_every_unit_adds_no_information() -> None:
 
 
 def test_differences_may_be_negative() -> None:
-    """The mean is of any numbers, so that paired differences use it, too."""
+    """The mean takes negative numbers too, because paired differences use it."""
     mean = clustered_mean([-1.0, 0.0, 0.0, 1.0, -1.0], list("aabbc"))
     assert mean.value == pytest.approx(-0.2)
 
 
 def test_one_cluster_has_no_interval() -> None:
-    """Nothing can be said about the spread of images from one image."""
+    """The values of one image alone give no interval."""
     low, high = interval(clustered_mean([0.0, 1.0], ["a", "a"]))
     assert math.isnan(low)
     assert math.isnan(high)
@@ -168,8 +171,9 @@ def test_one_cluster_has_no_interval() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_all_right_or_all_wrong_still_has_a_width(value: float) -> None:
-    """At the edge the bound is where G clusters in a row come out so with probability 2.5 %."""
-    names = [f"{i // 2}" for i in range(200)]  # 100 clusters of two
+    """When all clusters are right, the lower bound is the rate at which G clusters in a row are right with probability
+    2.5 %; all wrong is the mirror image."""
+    names = [f"{i // 2}" for i in range(200)]  # 100 clusters of two units
     low, high = interval(clustered_mean([value] * 200, names))
     probability = 1 - high if value == 0.0 else low
     assert probability**100 == pytest.approx(0.025)
@@ -177,7 +181,7 @@ def test_all_right_or_all_wrong_still_has_a_width(value: float) -> None:
 
 
 def test_interval_is_clipped() -> None:
-    """An interval does not leave [0, 1]."""
+    """An interval stays inside [0, 1]."""
     low, high = interval(clustered_mean([1.0, 1.0, 0.9], ["a", "b", "c"]))
     assert high == 1.0
     assert low < 0.97

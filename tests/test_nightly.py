@@ -1,4 +1,4 @@
-"""Nights in a row on the embedded world: what got worse, what did not, and because of what."""
+"""Nights in a row over the synthetic data: which metrics got worse, which did not, and which ingredient caused it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
 
 
 def write_matrix(root: Path, **changes: Any) -> Path:
-    """VQA alone, over copies of the world's weights that a test may damage, with a gate."""
+    """Write a matrix with a VQA cell and a gate, over copies of the demo's weights that a test may damage."""
     matrix = small_matrix(out=str(root / "out"), wrong_image_baseline=False, examples=0)
     matrix["synthetic"] |= {"seed": 6, "vqa_images": 24, "vcr_images": 1, "nlvr2_sets": 1, "flickr_images": 1}
     matrix["cells"] = [matrix["cells"][0] | {"model": str(root / "visualbert-vqa"), "shard_size": 50}]
@@ -67,7 +67,7 @@ def resize_to(detector: Path, size: int) -> None:
 
 
 def relabel(annotations: Path, count: int, answer: str = "zebra") -> None:
-    """Change what all ten annotators said of the first questions."""
+    """Replace the answers of all ten annotators for the first `count` questions."""
     path = annotations / ANNOTATIONS
     document = json.loads(path.read_text())
     for record in document["annotations"][:count]:
@@ -95,7 +95,8 @@ class Nights:
 
 @pytest.fixture(scope="module")
 def five(tmp_path_factory: pytest.TempPathFactory) -> Nights:
-    """A first night, the same again, a damaged checkpoint, another resize rule, two annotations changed."""
+    """Run five nights: a first one, the same again, a damaged checkpoint, another resize rule, two changed
+    annotations."""
     root = tmp_path_factory.mktemp("nights")
     matrix, nights = write_matrix(root), {}
 
@@ -119,14 +120,15 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> Nights:
 
 
 def test_the_first_night_cannot_tell(five: Nights) -> None:
-    """There is nothing to compare it with, exit code 5; the next night can use it."""
+    """The first night has nothing to compare with and ends with exit code 5, and the next night compares with it."""
     assert five.nights["1-first"].exit_code == 5
     assert five.check("1-first").reason.startswith("no earlier night")
     assert five.check("2-again").watched.compared_with == "1-first"
 
 
 def test_the_same_again_passes(five: Nights) -> None:
-    """An identical rerun: p = 1, no flips, no causes, though so few questions could not show a drop that matters."""
+    """An identical rerun passes with p = 1, no flips and no causes, although so few questions could not show a relevant
+    drop."""
     night, check, comparison = five.nights["2-again"], five.check("2-again"), five.comparison("2-again")
     assert (night.exit_code, check.verdict, check.p) == (0, "pass", 1.0)
     assert (comparison.answers_changed, comparison.causes, comparison.differs) == (0, (), {})
@@ -135,7 +137,8 @@ def test_the_same_again_passes(five: Nights) -> None:
 
 
 def test_a_damaged_checkpoint_fails_and_the_model_is_named(five: Nights) -> None:
-    """Exit code 4; all of the drop is the model's, whose weights are said to differ."""
+    """A damaged checkpoint is exit code 4; the model gets all of the drop, and its weights are the difference that is
+    named."""
     night, check, comparison = five.nights["3-damaged"], five.check("3-damaged"), five.comparison("3-damaged")
     assert (night.exit_code, check.verdict) == (4, "fail")
     assert comparison.metrics["accuracy"].difference < -15
@@ -147,11 +150,12 @@ def test_a_damaged_checkpoint_fails_and_the_model_is_named(five: Nights) -> None
 
 
 def test_flips_say_what_was_answered_and_how_surely(five: Nights) -> None:
-    """Each flip has both answers as the runs hold them; those that were surest in both ways come first."""
+    """Each flip has both answers as the runs store them, and the flips with the largest fall of confidence come
+    first."""
     flips = five.comparison("3-damaged").flips["accuracy"]
     assert all(f.value_after < f.value_before and f.answer_before != f.answer_after for f in flips.worse)
     changes = [f.change for f in flips.worse]
-    assert changes == sorted(changes)  # falls of confidence: the largest first
+    assert changes == sorted(changes)  # changes of confidence: the largest fall first
     first = flips.worse[0]
     assert first.change == pytest.approx(
         first.confidence_after * (2 * first.value_after - 1) - first.confidence_before * (2 * first.value_before - 1)
@@ -159,12 +163,13 @@ def test_flips_say_what_was_answered_and_how_surely(five: Nights) -> None:
 
 
 def test_a_failed_night_is_no_baseline(five: Nights) -> None:
-    """The night after a failure is compared with the one before it."""
+    """The night after a failed night is compared with the night before the failure."""
     assert five.check("4-resized").watched.compared_with == "2-again"
 
 
 def test_other_features_are_named_with_the_rule_that_changed(five: Nights) -> None:
-    """A store extracted with another image size: the whole change is the features', and the resize rule says why."""
+    """With another image size in the extraction, the features get the whole change, and the resize rule is the
+    difference named."""
     comparison = five.comparison("4-resized")
     assert comparison.answers_changed > 0
     (cause,) = comparison.causes
@@ -175,8 +180,8 @@ def test_other_features_are_named_with_the_rule_that_changed(five: Nights) -> No
 
 
 def test_changed_annotations_are_no_regression(five: Nights) -> None:
-    """Two questions with other answers: the score moves, no prediction does; the gate judges both nights by tonight's
-    annotations and passes, and the annotations get all of the change."""
+    """With new answers for two questions the score moves and no prediction does. The gate judges both nights by
+    tonight's annotations and passes, and the annotations get all of the change."""
     check, comparison = five.check("5-relabelled"), five.comparison("5-relabelled")
     moved = comparison.after["scores"]["accuracy"] - comparison.before["scores"]["accuracy"]
     assert moved < 0
@@ -189,7 +194,8 @@ def test_changed_annotations_are_no_regression(five: Nights) -> None:
 
 
 def test_every_night_enters_the_history(five: Nights) -> None:
-    """A row a night, in order, with score, interval, what it was made of, how long it took; only the rerun is one."""
+    """The history has one row per night, in order, with score, interval, ingredients and time; only the repeat is a
+    rerun."""
     rows = History(five.root / "out" / "history" / "demo").rows(CELL)
     assert [row.night for row in rows] == list(five.nights)
     assert [row.verdict for row in rows][:3] == ["cannot tell", "pass", "fail"]
@@ -201,7 +207,7 @@ def test_every_night_enters_the_history(five: Nights) -> None:
 
 
 def test_the_verdict_is_written_for_programs_and_people(five: Nights) -> None:
-    """gate.json, JUnit's XML and Markdown say the same of a failed night."""
+    """gate.json, the JUnit XML and the Markdown report the same verdict of a failed night."""
     folder = five.nights["3-damaged"].runs
     assert json.loads((folder / "gate.json").read_text())["verdict"] == "fail"
     (suite,) = ElementTree.parse(folder / "junit.xml").getroot()
@@ -216,7 +222,8 @@ def test_the_verdict_is_written_for_programs_and_people(five: Nights) -> None:
 
 
 def test_compare_as_a_person_runs_it(five: Nights) -> None:
-    """`jobs/compare.py` tells the same story of two run folders, refuses others, and can be overruled."""
+    """`jobs/compare.py` reports the same difference for two run folders, refuses unlike runs, and compares them with a
+    flag."""
     runs = five.root / "out" / "runs" / "demo"
     first, damaged, relabelled = (runs / night / CELL for night in ("1-first", "3-damaged", "5-relabelled"))
     done = job("compare", first, damaged)
@@ -240,7 +247,8 @@ def test_compare_as_a_person_runs_it(five: Nights) -> None:
 
 
 def test_model_and_annotations_are_told_apart(five: Nights) -> None:
-    """Both changed at once: scoring stored predictions anew gives each its points, which add up to the whole."""
+    """When model and annotations both change, scoring the stored predictions again gives each its points, and these add
+    up."""
     runs = five.root / "out" / "runs" / "demo"
     pair = runs / "5-relabelled" / CELL, runs / "3-damaged" / CELL
     document = json.loads(job_here("compare", *pair, "-a", five.root / "annotations", "--json").stdout)
@@ -258,7 +266,8 @@ def test_model_and_annotations_are_told_apart(five: Nights) -> None:
 
 
 def test_a_dry_run_counts_and_does_nothing(five: Nights, tmp_path: Path) -> None:
-    """Images, examples and time of a night that is not there, nothing to do of one that is; nothing is written."""
+    """A dry run counts images, examples and time of a new night, finds nothing to do for a finished night, and writes
+    nothing."""
     matrix = write_matrix(five.root)
     before = sorted((five.root / "out").rglob("*"))
     done = job_here("nightly", matrix, "--night", "6-planned", "--dry-run")
@@ -277,7 +286,7 @@ def test_a_dry_run_counts_and_does_nothing(five: Nights, tmp_path: Path) -> None
 
 
 def test_a_night_under_its_floor_is_no_baseline(five: Nights, tmp_path: Path) -> None:
-    """Nothing changed and the gate's test passes, but the score is under its floor: the night failed, for good."""
+    """A night under its floor has failed and is no baseline, even if nothing changed and the gate's test passes."""
     root = tmp_path / "nights"
     shutil.copytree(five.root, root)
     cells = yaml.safe_load(write_matrix(root).read_text())["cells"]
@@ -293,7 +302,8 @@ def test_a_night_under_its_floor_is_no_baseline(five: Nights, tmp_path: Path) ->
 
 
 def test_a_smoke_night_leaves_no_trace(five: Nights) -> None:
-    """It runs a few examples, says so, and enters neither history nor the nights' runs and stores."""
+    """A smoke night runs a few examples, says so, and leaves no trace in the history or in the nights' runs and
+    stores."""
     out = five.root / "out"
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if "smoke" not in path.parts}
     night = run_night(load_matrix(write_matrix(five.root), {"night": "7", "limit": 5}))
@@ -319,7 +329,7 @@ def test_a_smoke_night_leaves_no_trace(five: Nights) -> None:
     ],
 )
 def test_a_wrong_threshold_ends_before_anything_runs(gate: dict[str, Any], message: str, tmp_path: Path) -> None:
-    """Exit code 2 and the key, and nothing written."""
+    """A wrong threshold is exit code 2 with the name of its key, and nothing is written."""
     done = job_here("nightly", write_matrix(tmp_path, gate=gate))
     assert done.returncode == 2
     assert message in the_error(done)
@@ -327,13 +337,14 @@ def test_a_wrong_threshold_ends_before_anything_runs(gate: dict[str, Any], messa
 
 
 def test_a_night_must_be_a_name(tmp_path: Path) -> None:
-    """A name that leads elsewhere is refused."""
+    """The name of a night must not contain a path to another folder."""
     done = job("nightly", write_matrix(tmp_path), "--night", "../x")
     assert (done.returncode, "cannot name a folder" in the_error(done)) == (2, True)
 
 
 def test_another_smoke_night_takes_the_place_of_the_first(tmp_path: Path) -> None:
-    """It is asked whether everything runs after a change: a sample made of something else is no obstacle."""
+    """A smoke night replaces an earlier smoke night of other ingredients, because it only tests that everything
+    runs."""
     for limit in (3, 4):
         night = run_night(load_matrix(write_matrix(tmp_path), {"limit": limit}))
         assert night.exit_code == 0, night.cells[0].error
@@ -347,7 +358,7 @@ def test_another_smoke_night_takes_the_place_of_the_first(tmp_path: Path) -> Non
 
 
 def test_a_dry_run_knows_the_precision(tmp_path: Path) -> None:
-    """A store of bfloat16 features is found again: nothing is to do."""
+    """A dry run recognises a store of bfloat16 features and has nothing to do."""
     matrix = yaml.safe_load(write_matrix(tmp_path, gate=None).read_text())
     matrix["corpora"]["vqa-val2014"]["precision"] = "bfloat16"
     config = load_matrix(write_matrix(tmp_path, gate=None, corpora=matrix["corpora"]), {})
@@ -362,7 +373,8 @@ def cell_of(root: Path, **changes: Any) -> dict[str, Any]:
 
 
 def test_a_cell_names_a_feature_space(five: Nights, tmp_path: Path) -> None:
-    """The key of a cell is the flag of its evaluation: a space that contradicts the checkpoint ends that cell."""
+    """The key `feature_space` of a cell is the flag of its evaluation: a space that contradicts the checkpoint fails
+    that cell."""
     root = shutil.copytree(five.root, tmp_path / "nights")
     cells = [cell_of(root, feature_space="vg_c4")]
     night = run_night(load_matrix(write_matrix(root, cells=cells), {"night": "6-named"}))
@@ -371,8 +383,8 @@ def test_a_cell_names_a_feature_space(five: Nights, tmp_path: Path) -> None:
 
 
 def test_what_cannot_end_well_does_not_begin(tmp_path: Path) -> None:
-    """Two cells of one run folder, metrics that are none, names that lead elsewhere, runs in a bucket: one line each,
-    and nothing is written."""
+    """Two cells with one run folder, unknown metrics, names with paths and runs in a bucket are one-line errors, and
+    nothing is written."""
     corpora = yaml.safe_load(write_matrix(tmp_path).read_text())["corpora"]
     twice = [cell_of(tmp_path), cell_of(tmp_path, precision="bfloat16")]
     wrong: dict[str, dict[str, Any]] = {
@@ -391,7 +403,7 @@ def test_what_cannot_end_well_does_not_begin(tmp_path: Path) -> None:
 
 
 def test_images_of_a_matrix_may_lie_in_a_bucket(tmp_path: Path) -> None:
-    """An address is not relative to the data folder."""
+    """An address in a matrix is not taken as relative to the data folder."""
     corpora = yaml.safe_load(write_matrix(tmp_path).read_text())["corpora"]
     corpora["vqa-val2014"]["images"] = "s3://bucket/val2014"
     config = load_matrix(write_matrix(tmp_path, corpora=corpora), {})
@@ -399,7 +411,7 @@ def test_images_of_a_matrix_may_lie_in_a_bucket(tmp_path: Path) -> None:
 
 
 def test_the_matrix_that_comes_along_is_valid() -> None:
-    """jobs/nightly.yaml names what exists, with a gate that its sets can pass."""
+    """jobs/nightly.yaml is a valid matrix with a gate, and its models and detectors exist."""
     config = load_matrix(ROOT / "jobs" / "nightly.yaml", {})
     assert config.gate is not None
     assert all((cell.model / "config.json").exists() for cell in config.cells)
@@ -409,7 +421,8 @@ def test_the_matrix_that_comes_along_is_valid() -> None:
 def test_a_corpus_that_the_system_does_not_hand_out_ends_its_cells_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bucket that does not answer, or a folder that may not be read: the report is written and names it, exit 1."""
+    """A bucket that does not answer or a folder without permission fails only its cells: the report names it, exit code
+    1."""
 
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied", "s3://bucket/images")
@@ -428,7 +441,8 @@ def test_a_corpus_that_the_system_does_not_hand_out_ends_its_cells_only(
 def test_a_full_disk_while_a_night_is_written_names_the_file(
     five: Nights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """One line with the file, exit code 1; nothing half-written is left, and all that was there is as it was."""
+    """A full disk is one error line with the file and exit code 1. No half-written file is left, and all earlier files
+    are unchanged."""
     out = shutil.copytree(five.root / "out", tmp_path / "out")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     sync = os.fsync

@@ -1,4 +1,4 @@
-"""NLVR2: the reader on official layouts, and the scores against metrics.py's own output (golden/README.md)."""
+"""NLVR2: the reader on official layouts, and scores equal to those of the authors' metrics.py (golden/README.md)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHARED = Path(os.environ.get("VISUALBERT_SHARED_DATA", Path(__file__).parents[2]
 
 
 def record(identifier: str, label: str = "True", **extra: Any) -> dict[str, Any]:
-    sentence = re.sub(r"-\d+(?=-\d+$)", "", identifier)  # that of the other pairs, too
+    sentence = re.sub(r"-\d+(?=-\d+$)", "", identifier)  # the pairs of one sentence share this key
     return {"identifier": identifier, "sentence": f"About {sentence}.", "label": label, "writer": "1"} | extra
 
 
@@ -38,7 +38,7 @@ def gold(task: Nlvr2Task) -> list[Prediction]:
 
 
 def balance(task: Nlvr2Task) -> dict[str, str]:
-    """identifier → balanced, unbalanced or neither, in file order."""
+    """Map each identifier to balanced, unbalanced or neither, in file order."""
     return {s.unit_id: s.groups["balance"][0] for s in judge(task, gold(task)) if s.metric == "accuracy"}
 
 
@@ -63,7 +63,8 @@ def test_real_slice_scores_as_officially(which: int) -> None:
 
 
 def test_made_up_records_score_as_officially(tmp_path: Path) -> None:
-    """Sentences on one to four pairs, records shuffled, answers in any case: the same two numbers as metrics.py's."""
+    """Accuracy and consistency equal metrics.py's on sentences with one to four pairs, shuffled records and answers in
+    any case."""
     official = GOLDEN["made_up"]
     task = Nlvr2Task(write(tmp_path, official["records"], "test1"), "test1")
     metrics = summarize(judge(task, predict(task, official["predictions"]))).metrics
@@ -77,7 +78,8 @@ def test_made_up_records_score_as_officially(tmp_path: Path) -> None:
 
 @pytest.fixture
 def made_up(tmp_path: Path) -> Path:
-    """The made-up records with URLs, their official subsets in their folders, and their phenomena with CRLF."""
+    """Write the made-up records with URLs, their official subsets in subfolders, and their phenomena with CRLF line
+    ends."""
     made = SUBSETS["made_up"]
     write(tmp_path, made["records"])
     for kind, subset in made["subsets"].items():
@@ -89,7 +91,7 @@ def made_up(tmp_path: Path) -> Path:
 
 
 def answered(task: Nlvr2Task) -> list[Prediction]:
-    """The made-up answers to what the task asks."""
+    """Return the made-up answers to the examples of a task."""
     names = (line["identifier"] for line in SUBSETS["made_up"]["records"])
     said = dict(zip(names, SUBSETS["made_up"]["predictions"], strict=True))
     return predict(task, [said[name] for name in task.expected()])
@@ -97,7 +99,8 @@ def answered(task: Nlvr2Task) -> list[Prediction]:
 
 @pytest.mark.parametrize("kind", ["balanced", "unbalanced"])
 def test_subsets_score_as_officially(made_up: Path, kind: str) -> None:
-    """A subset is filter_data.py's; its accuracy is a group of the whole split, its consistency metrics.py's on it."""
+    """A subset is filter_data.py's. Its accuracy is a group of the whole split, and its consistency is metrics.py's on
+    the subset."""
     official = SUBSETS["made_up"]["subsets"][kind]
     task = Nlvr2Task(made_up, f"{kind}-dev")
     scores = judge(task, answered(task))
@@ -111,7 +114,7 @@ def test_subsets_score_as_officially(made_up: Path, kind: str) -> None:
 
 
 def test_phenomena_score_as_officially(made_up: Path) -> None:
-    """The accuracy on each linguistic phenomenon equals compute_category_accuracy.py's, number of examples included."""
+    """The accuracy on each linguistic phenomenon and its number of examples equal compute_category_accuracy.py's."""
     task = Nlvr2Task(made_up, "dev")
     groups = summarize(judge(task, answered(task))).breakdown["phenomenon"]
     ours = {name: [f"{value:.2f}", n] for name, metrics in groups.items() for value, n in [metrics["accuracy"]]}
@@ -120,7 +123,7 @@ def test_phenomena_score_as_officially(made_up: Path) -> None:
 
 
 def test_groups_need_their_ingredients(made_up: Path) -> None:
-    """Without the file of phenomena, on test splits, or with URLs lacking in one record, a breakdown is not there."""
+    """A breakdown is absent without the file of phenomena, on test splits, or when one record has no URL."""
     records = SUBSETS["made_up"]["records"]
     write(made_up, [line | {"identifier": "test1" + line["identifier"][3:]} for line in records], "test1")
     test = Nlvr2Task(made_up, "test1")
@@ -135,7 +138,8 @@ def test_groups_need_their_ingredients(made_up: Path) -> None:
 
 
 def test_a_subset_may_lie_in_the_folder_itself(made_up: Path) -> None:
-    """balanced/balanced_dev.json may as well be balanced_dev.json; where neither is, the error says what is lacking."""
+    """A subset may be balanced/balanced_dev.json or balanced_dev.json; without both, the error names the missing
+    file."""
     for place, name in ((made_up, "balanced-dev"), (made_up / "balanced", "balanced-dev")):
         assert len(Nlvr2Task(place, name).expected()) == len(SUBSETS["made_up"]["subsets"]["balanced"]["ids"])
     with pytest.raises(AnnotationError, match=r"balanced_test1\.json: not found"):
@@ -150,14 +154,14 @@ def test_a_subset_may_lie_in_the_folder_itself(made_up: Path) -> None:
     ],
 )
 def test_bad_phenomena_are_named(made_up: Path, text: str, message: str) -> None:
-    """A damaged file of phenomena is one line with its line number, not a guess."""
+    """A damaged file of phenomena is a one-line error with the line number."""
     (made_up / "annotated_dev_examples.txt").write_text(text)
     with pytest.raises(AnnotationError, match=f"annotated_dev_examples.txt {message}"):
         Nlvr2Task(made_up, "dev")
 
 
 def test_splits_and_protocol(tmp_path: Path) -> None:
-    """All official files are known by a split's name, all are labelled; there is one protocol."""
+    """A split's name finds every official file, all splits have labels, and there is one protocol."""
     assert len(SPLITS) == 8
     task = Nlvr2Task(write(tmp_path, [record("dev-1-0-0")]), "dev", "official")
     assert (task.protocol_key, task.labelled) == ("official", True)
@@ -174,7 +178,8 @@ def test_splits_and_protocol(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", LENIENT["cases"], ids=lambda case: case["name"])
 def test_lenient_is_what_the_official_program_does(tmp_path: Path, case: dict[str, Any]) -> None:
-    """On 24 good and faulty files: its score where it prints one, no score where it prints a remark or breaks."""
+    """On 24 good and faulty files, the lenient mode gives the official program's score, and none where that program
+    fails."""
     task = Nlvr2Task(write(tmp_path, LENIENT["records"]), "dev")
     path = tmp_path / "predictions.csv"
     path.write_bytes(case["csv"].encode())
@@ -191,7 +196,7 @@ def test_lenient_is_what_the_official_program_does(tmp_path: Path, case: dict[st
 
 @pytest.mark.parametrize("case", LENIENT["cases"], ids=lambda case: case["name"])
 def test_strict_refuses_what_is_not_one_answer_each(tmp_path: Path, case: dict[str, Any]) -> None:
-    """Line ends, spaces around a line and a byte order mark are harmless; every other fault is refused."""
+    """The strict mode accepts other line ends, outer spaces and a byte order mark, and refuses every other fault."""
     task = Nlvr2Task(write(tmp_path, LENIENT["records"]), "dev")
     path = tmp_path / "predictions.csv"
     path.write_bytes(case["csv"].encode())
@@ -204,7 +209,8 @@ def test_strict_refuses_what_is_not_one_answer_each(tmp_path: Path, case: dict[s
 
 
 def test_submission_is_the_leaderboards_file(tmp_path: Path) -> None:
-    """A line a statement in the split's order, labels as the files word them; read back it is the same."""
+    """A submission has one line per statement in the split's order, with labels as in the official files, and reads
+    back the same."""
     task = Nlvr2Task(write(tmp_path, [record("dev-7-0-0"), record("dev-1-0-0")]), "dev")
     predictions = {row.example_id: row for row in predict(task, ["true", "FALSE"])[::-1]}
     data = task.submission(predictions)
@@ -218,7 +224,7 @@ def test_submission_is_the_leaderboards_file(tmp_path: Path) -> None:
 
 
 def test_read_submission_keeps_what_coverage_judges(tmp_path: Path) -> None:
-    """Duplicates and unknown ids stay, in file order; an unknown id has no image."""
+    """Duplicates and unknown ids are kept in file order for the coverage check; an unknown id has no image."""
     task = Nlvr2Task(write(tmp_path, [record("dev-7-0-0")]), "dev")
     path = tmp_path / "predictions.csv"
     path.write_text("dev-9-0-0,True\ndev-7-0-0,true\ndev-7-0-0,False")
@@ -240,7 +246,7 @@ def test_read_submission_keeps_what_coverage_judges(tmp_path: Path) -> None:
     ],
 )
 def test_bad_submission_is_named(tmp_path: Path, data: bytes, message: str) -> None:
-    """A malformed line ends in one error line with file and line number."""
+    """A malformed line is a one-line error with file and line number."""
     task = Nlvr2Task(write(tmp_path, [record("dev-7-0-0")]), "dev")
     path = tmp_path / "predictions.csv"
     path.write_bytes(data)
@@ -250,7 +256,7 @@ def test_bad_submission_is_named(tmp_path: Path, data: bytes, message: str) -> N
 
 
 def test_best_and_worst(tmp_path: Path) -> None:
-    """The label and the other label are worth everything and nothing."""
+    """The label is worth everything and the other label nothing."""
     task = Nlvr2Task(write(tmp_path, [record("dev-1-0-0", "False"), record("dev-1-1-0")]), "dev")
     for answer, value in ((task.best, 1.0), (task.worst, 0.0)):
         scores = judge(task, predict(task, [answer(name) for name in task.expected()]))
@@ -270,7 +276,8 @@ def test_examples(tmp_path: Path) -> None:
 
 
 def test_units_of_both_metrics(tmp_path: Path) -> None:
-    """Consistency joins the pairs of one sentence; both metrics cluster by set, whose pairs share photographs."""
+    """Consistency joins the pairs of one sentence, and both metrics cluster by set because the pairs of a set share
+    photographs."""
     names = ["dev-1-0-0", "dev-1-1-0", "dev-1-0-1", "dev-2-0-0"]
     task = Nlvr2Task(write(tmp_path, [record(name) for name in names]), "dev")
     scores = judge(task, predict(task, ["True", "False", "True", "True"]))
@@ -280,21 +287,21 @@ def test_units_of_both_metrics(tmp_path: Path) -> None:
 
 
 def test_chance_knows_the_group_sizes(tmp_path: Path) -> None:
-    """A coin is right on both pairs of a sentence one time in four."""
+    """A coin is right on both pairs of a sentence one time in four, and chance uses the real group sizes."""
     names = ["dev-1-0-0", "dev-1-1-0", "dev-1-0-1"]
     task = Nlvr2Task(write(tmp_path, [record(name) for name in names]), "dev")
     assert task.chance({}) == {"accuracy": 50.0, "consistency": pytest.approx(100 * (0.25 + 0.5) / 2)}
 
 
 def test_family_becomes_a_breakdown(tmp_path: Path) -> None:
-    """The optional "family" groups both metrics; records without it and without URLs have no groups."""
+    """The optional "family" groups both metrics, and records without it and without URLs have no groups."""
     task = Nlvr2Task(write(tmp_path, [record("dev-1-0-0", family="count"), record("dev-2-0-0")]), "dev")
     breakdown = summarize(judge(task, predict(task, ["True", "False"]))).breakdown
     assert breakdown == {"family": {"count": {"accuracy": (100.0, 1), "consistency": (100.0, 1)}}}
 
 
 def test_gold_answers_score_full(tmp_path: Path) -> None:
-    """Predicting `gold` is 100 % on both metrics."""
+    """Predictions equal to `gold` score 100 % on both metrics."""
     task = Nlvr2Task(write(tmp_path, [record("dev-1-0-0", "False"), record("dev-1-1-0")]), "dev")
     metrics = summarize(judge(task, gold(task))).metrics
     assert (metrics["accuracy"].value, metrics["consistency"].value) == (100.0, 100.0)
@@ -302,7 +309,7 @@ def test_gold_answers_score_full(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("answer", ["1", " True", "", 1, True, None])
 def test_other_answers_are_refused(tmp_path: Path, answer: Any) -> None:
-    """What is neither "True" nor "False" is an error, where metrics.py would count it as wrong in silence."""
+    """An answer other than "True" or "False" is an error, although metrics.py counts it as wrong without a word."""
     task = Nlvr2Task(write(tmp_path, [record("dev-1-0-0")]), "dev")
     with pytest.raises(InputError, match=r"dev-1-0-0.*neither 'True' nor 'False'"):
         judge(task, predict(task, [answer]))
@@ -322,7 +329,7 @@ def test_other_answers_are_refused(tmp_path: Path, answer: Any) -> None:
     ],
 )
 def test_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
-    """A damaged record ends in one line with its file and line number."""
+    """A damaged record is a one-line error with its file and line number."""
     write(tmp_path, [record("dev-1-0-0")])
     with (tmp_path / "dev.json").open("a") as file:
         file.write(line + "\n")
@@ -332,6 +339,6 @@ def test_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
 
 
 def test_empty_file_is_an_error(tmp_path: Path) -> None:
-    """A file without records has no score, not a division by zero."""
+    """A file without records is an error, because it has no score."""
     with pytest.raises(AnnotationError, match="no records"):
         Nlvr2Task(write(tmp_path, []), "dev")

@@ -1,4 +1,4 @@
-"""A benchmark from outside the package: named module:Class, it goes wherever one of the package goes."""
+"""A benchmark from outside the package, named as module:Class, works wherever a benchmark of the package works."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ OTHERS = ("own_tasks:Choices", "own_tasks:Pairs", "own_tasks:References")
 
 @pytest.fixture(autouse=True)
 def _examples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder of the example is searched, as for a script in it."""
+    """Put the folder of the example on Python's path, as Python does for a script in it."""
     monkeypatch.syspath_prepend(EXAMPLES)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two records of each benchmark in one folder a benchmark."""
+    """Write two records of each benchmark, in one folder per benchmark."""
     lines = {
         "OpenQuestions": [{"id": str(i), "image": "a", "question": "What?", "answer": "Red"} for i in (1, 2)],
         "Choices": [{"id": str(i), "image": "a", "question": "?", "choices": ["x", "y"], "answer": i} for i in (0, 1)],
@@ -70,14 +70,14 @@ def answers(task: Task, of: Any) -> list[Prediction]:
 
 
 def test_the_page_shows_the_example() -> None:
-    """docs/how-to/task.md holds the file as it is, so that what it tells is what is tested."""
+    """docs/how-to/task.md shows the example file unchanged, so the tested file is the documented one."""
     page = (ROOT / "docs" / "how-to" / "task.md").read_text()
     assert f"```python\n{(EXAMPLES / 'own_task.py').read_text()}```" in page
 
 
 @pytest.mark.parametrize("name", [OWN, *OTHERS])
 def test_the_defaults_fit_every_form(name: str, folder: Path, tmp_path: Path) -> None:
-    """Gold is worth 100 % and the default `worst` 0 %; the default submission comes back as it went out."""
+    """Gold is worth 100 % and the default `worst` 0 %, and the default submission reads back as it was written."""
     task = opened(name, folder)
     assert (task.name, task.subset, task.headline) == (name, None, task.metrics[0])
     assert all(path.is_file() for path in task.annotation_files())
@@ -101,7 +101,7 @@ def test_the_defaults_fit_every_form(name: str, folder: Path, tmp_path: Path) ->
 def test_a_judged_answer_has_its_confidence(
     example: Any, answer: Any, scores: tuple[float, ...], sure: float | None, folder: Path
 ) -> None:
-    """Of each form the score that stands behind the answer; none where the predictions hold none."""
+    """A judged answer of each form has the confidence of its score, and has none where the predictions have none."""
     judged = opened(OWN, folder).judged(example, Prediction("1", "a", answer, scores))
     assert (judged.answer, judged.confidence) == (answer, sure)
 
@@ -117,7 +117,7 @@ def test_a_judged_answer_has_its_confidence(
     ],
 )
 def test_an_answer_of_another_form_is_refused(example: Any, answer: Any, folder: Path) -> None:
-    """It is an error that names the example, and no wrong answer."""
+    """An answer of another form is an error that names the example, not a wrong answer."""
     with pytest.raises(InputError, match=r"prediction of 1: .* is no answer to a"):
         opened(OWN, folder).judged(example, Prediction("1", "a", answer, ()))
 
@@ -131,7 +131,7 @@ def test_an_answer_of_another_form_is_refused(example: Any, answer: Any, folder:
     ],
 )
 def test_a_bad_record_is_named(file: str, text: str, message: str, folder: Path) -> None:
-    """File, line and id, as with the benchmarks of the package."""
+    """A bad record is named by file, line and id, as in the benchmarks of the package."""
     (folder / "OpenQuestions" / file).write_text(text)
     with pytest.raises(AnnotationError, match=message):
         opened(OWN, folder)
@@ -148,29 +148,29 @@ def test_a_bad_record_is_named(file: str, text: str, message: str, folder: Path)
     ],
 )
 def test_a_bad_row_is_named(text: str, message: str, folder: Path) -> None:
-    """A .csv file has the same kind of errors."""
+    """A bad row of a .csv file is named in the same way."""
     (folder / "Pairs" / "val.csv").write_text(text)
     with pytest.raises(AnnotationError, match=message):
         opened("own_tasks:Pairs", folder)
 
 
 def test_a_submission_of_another_form_is_named(folder: Path, tmp_path: Path) -> None:
-    """The record is said, and what it should be."""
+    """A submission of another form is refused with the record and the expected form."""
     (tmp_path / "p.json").write_text('[{"example_id": "1", "answer": "red"}, {"id": "2"}]')
     with pytest.raises(InputError, match=r"p\.json record 2: a record reads"):
         opened(OWN, folder).read_submission(tmp_path / "p.json")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# finding it
+# finding the class
 
 
 class NotWhole(Task):
-    """It declares nothing and asks nothing."""
+    """A class that declares nothing and has no examples."""
 
 
 class Derived(Nlvr2Task):
-    """A benchmark of the package with a change has a name of its own."""
+    """A benchmark of the package with one change and with its own name."""
 
 
 @pytest.mark.parametrize(
@@ -186,19 +186,19 @@ class Derived(Nlvr2Task):
     ],
 )
 def test_what_is_no_task_is_said(name: str, message: str) -> None:
-    """A configuration error in one line, before any file is read."""
+    """A name that leads to no task is a one-line configuration error, before any file is read."""
     with pytest.raises(ConfigError) as caught:
         find_task(name)
     assert message in str(caught.value)
 
 
 def test_a_derived_benchmark_is_another_one() -> None:
-    """Its runs are not taken for those of the benchmark that it changes."""
+    """A derived benchmark has its own name, so its runs are not taken for runs of the original one."""
     assert find_task("test_own_task:Derived").name == "test_own_task:Derived"
 
 
 def test_the_working_folder_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The installed program finds a file beside which it is called; Python alone would not look there."""
+    """The installed program finds a benchmark's file in the working folder, where Python alone would not search."""
     (tmp_path / "here_only.py").write_text((EXAMPLES / "own_task.py").read_text())
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     monkeypatch.chdir(tmp_path)
@@ -211,7 +211,7 @@ def test_the_working_folder_is_searched(tmp_path: Path, monkeypatch: pytest.Monk
 
 @dataclass(frozen=True)
 class Place:
-    """A copy of the small night's folders, with the questions of its world as an own benchmark's."""
+    """A copy of the small night's folders, with its synthetic VQA questions as a benchmark from outside the package."""
 
     root: Path
     store: Path
@@ -235,8 +235,8 @@ def run_once(config: EvaluateConfig) -> Any:
 
 
 def test_changed_code_is_another_ingredient(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A finished run is only read while the task's file computes the same; a comment more is the same, another way to
-    judge is not, and without it an old score would be shown for the new code's."""
+    """A finished run is reused only while the task's code computes the same. A new comment keeps it valid. A new way to
+    judge does not, or an old score would be shown for the new code."""
     monkeypatch.syspath_prepend(place.root)
     file = place.root / "changing_task.py"
     text = (EXAMPLES / "own_task.py").read_text()
@@ -252,8 +252,8 @@ def test_changed_code_is_another_ingredient(place: Place, monkeypatch: pytest.Mo
 
 
 def test_a_run_is_scored_and_compared_again(place: Place) -> None:
-    """`score` reads the run folder and its submission alike; `compare` opens the task only if it is told its name, as a
-    run folder may come from anybody."""
+    """`score` reads the run folder and its submission alike. `compare` opens the task only where the command line names
+    it, because a run folder may come from a stranger."""
     run = run_once(place.config())
     questions = str(place.root / "questions")
     flags = ("--task", OWN, "--split", "val", "--annotations", questions)
@@ -281,8 +281,8 @@ def nights(place: Place, small_night: SmallNight, cells: Sequence[dict[str, Any]
 
 
 def test_a_night_of_an_own_benchmark(place: Place, small_night: SmallNight) -> None:
-    """A metric nobody has heard of has its floor, its gate, a gallery, its flips and its name on the page, and so has
-    the comparison of two nights."""
+    """A new metric has its floor, gate, gallery, flips and name on the page of a night and on the page of a
+    comparison."""
     matrix = nights(place, small_night, [{"floors": {"exact match": 1}, "drops": {"exact match": 5}}])
 
     def night(name: str) -> Night:
@@ -309,7 +309,7 @@ def test_a_night_of_an_own_benchmark(place: Place, small_night: SmallNight) -> N
 
 
 def test_a_matrix_is_checked_before_anything_runs(place: Place, small_night: SmallNight) -> None:
-    """A metric that the own benchmark does not have, and a class that is not there, name the cell."""
+    """An unknown metric of the benchmark and a missing class are errors that name the cell."""
     matrix = nights(place, small_night, [{"floors": {"exact macth": 50}}])
     with pytest.raises(ConfigError, match=r"cells\[0\]: own_task:OpenQuestions has no metric 'exact macth'; did you"):
         load_matrix(matrix, {})
@@ -319,7 +319,7 @@ def test_a_matrix_is_checked_before_anything_runs(place: Place, small_night: Sma
 
 
 def test_another_form_is_the_models_business(place: Place, folder: Path) -> None:
-    """A checkpoint that answers questions is not asked a choice, and the error says so."""
+    """A checkpoint that answers questions refuses multiple choice, and the error says so."""
     config = place.config("own_tasks:Choices", annotations=folder / "Choices")
     with pytest.raises(Exception, match="MultipleChoice") as caught:
         run_once(config)
@@ -327,7 +327,7 @@ def test_another_form_is_the_models_business(place: Place, folder: Path) -> None
 
 
 def test_workers_need_no_benchmark(place: Place) -> None:
-    """The job, whose workers are other processes, finds the file in its working folder and prints the metric."""
+    """The job finds the file in its working folder and prints the metric, although its workers are other processes."""
     config = place.config()
     flags = {name: str(getattr(config, name)) for name in ("task", "split", "annotations", "features", "model", "out")}
     words = [word for name, value in flags.items() for word in (f"--{name}", value)]
@@ -338,7 +338,7 @@ def test_workers_need_no_benchmark(place: Place) -> None:
 
 
 def test_the_job_says_what_is_no_task() -> None:
-    """Exit code 2 and one line."""
+    """A name that leads to no task is exit code 2 and one line."""
     done = job_here("score", "--task", "own_task:Nobody", "--split", "val", "--annotations", ".", "--predictions", "p")
     assert done.returncode == 2
     assert "own_task has no class 'Nobody'" in the_error(done)

@@ -1,7 +1,7 @@
-"""The page of a night with a gate, as a reader meets it: in a real browser where there is one, and in bytes.
+"""The page of a night with a gate as a reader sees it: in a real browser where there is one, and as bytes.
 
-Two nights over the embedded world, before the second of which two checkpoints were damaged; and a page of 200 flips
-over the pictures that compress worst.
+The module runs two nights over the synthetic data and damages two checkpoints before the second night. It also builds a
+page of 200 flips over images that do not compress.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from bad_night import NIGHTS, bad_night
 
 @pytest.fixture(scope="module")
 def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
-    """The last of a few nights over a handful of scenes."""
+    """Run a few nights over a few scenes and return the last night."""
     out = tmp_path_factory.mktemp("bad") / "out"
     return bad_night(out, images=12, noise=0.06, nights=NIGHTS[-2:], examples=2, wrong_image_baseline=False)
 
@@ -70,16 +70,17 @@ def figures_of(html: str) -> list[str]:
 
 
 def drawn(template: str, macro: str, *views: object) -> str:
-    """What a macro of a template makes of view models."""
+    """Return the HTML that a template's macro makes of view models."""
     return str(getattr(environment().get_template(template).module, macro)(*views))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# what it says
+# what the page says
 
 
 def test_the_verdict_comes_first_and_says_why(night: Night, page: str) -> None:
-    """Above all numbers: fail, in words; which metric by how much and how surely; because of the model."""
+    """The page starts with the verdict in words: which metric failed, by how much, with which p-value, and by which
+    ingredient."""
     assert night.exit_code == 4
     assert night.judged is not None
     assert page.index('id="verdict"') < page.index('id="scores"') < page.index('id="flips"') < page.index('id="trend"')
@@ -96,7 +97,7 @@ def test_the_verdict_comes_first_and_says_why(night: Night, page: str) -> None:
 
 
 def test_last_nights_score_stands_beside_tonights(night: Night, page: str) -> None:
-    """Each metric has the earlier value and the paired difference; what did not change says so."""
+    """Each metric shows last night's value and the paired difference, and a metric that did not change says so."""
     assert night.judged is not None
     (comparison,) = [c for name, c in night.judged.comparisons.items() if "vqa" in name]
     change = comparison.metrics["accuracy"]
@@ -108,7 +109,8 @@ def test_last_nights_score_stands_beside_tonights(night: Night, page: str) -> No
 
 
 def test_every_flip_is_shown_with_both_answers(night: Night, page: str) -> None:
-    """A figure a flip, what got worse first, with what was answered before and now, and its pictures."""
+    """Each flip is one figure with its images and both answers, before and now, and metrics that got worse come
+    first."""
     assert night.judged is not None
     flips = [found for c in night.judged.comparisons.values() for found in c.flips.values()]
     gallery = page[page.index('id="flips"') : page.index('id="trend"')]
@@ -123,7 +125,7 @@ def test_every_flip_is_shown_with_both_answers(night: Night, page: str) -> None:
 
 
 def test_a_phrase_has_its_boxes_before_and_now_and_the_right_one(night: Night, page: str) -> None:
-    """For Flickr30K Entities the three are drawn at their places in the picture."""
+    """A flip of Flickr30K Entities draws three boxes at their places in the image: before, now and right."""
     assert night.judged is not None
     (comparison,) = [c for name, c in night.judged.comparisons.items() if "flickr" in name]
     flip = comparison.flips["recall@1"].worse[0]
@@ -135,7 +137,8 @@ def test_a_phrase_has_its_boxes_before_and_now_and_the_right_one(night: Night, p
 
 
 def test_flips_of_a_model_without_regions(night: Night) -> None:
-    """Every form's flips are shown without a store: pictures in their own size, and nothing speaks of regions."""
+    """Flips of every form are shown without a store, with images in their own size and without any mention of
+    regions."""
     assert night.judged is not None
     cells = [dataclasses.replace(cell, store=None) for cell in night.cells]
     nights = [CellNight(name, comparison, ()) for name, comparison in night.judged.comparisons.items()]
@@ -152,7 +155,8 @@ def test_flips_of_a_model_without_regions(night: Night) -> None:
 
 
 def test_a_picture_is_in_the_page_once(page: str) -> None:
-    """Flips of one picture share it: every reference leads to a picture or a set of regions, none is there twice."""
+    """Flips of one image share it: every reference has a target, and no image and no set of regions is embedded
+    twice."""
     gallery = page[page.index('id="flips"') : page.index('id="trend"')]
     data = re.findall(r'href="(data:[^"]+)"', gallery)
     assert len(data) == len(set(data))
@@ -162,7 +166,7 @@ def test_a_picture_is_in_the_page_once(page: str) -> None:
 
 
 def test_the_page_says_what_differs_and_what_it_cost(page: str) -> None:
-    """Provenance names the ingredient that is not as before; cost has seconds, items and bytes."""
+    """The provenance section names the changed ingredient, and the cost section has seconds, items and bytes."""
     section = text_of(page[page.index('id="cell-1"') : page.index('id="cell-2"')])
     assert re.search(r"Differs from \S+ in model model\.weights: \w+ → \w+", section)
     assert re.search(r"evaluation \d+ examples in [\d.]+ s, [\d.,]+ a second", section)
@@ -170,7 +174,8 @@ def test_the_page_says_what_differs_and_what_it_cost(page: str) -> None:
 
 
 def test_gpus_have_a_price(night: Night) -> None:
-    """Where the matrix says what a GPU-hour costs, a cell's GPU-seconds are money; without GPUs or a price, not."""
+    """A matrix with the price of a GPU-hour gives a cell's GPU-seconds a price. Without a GPU or a price there is
+    none."""
     history = History(night.report.parent / "history" / "bad-night")
     (row,) = history.rows("visualbert-vqa__vqa__val")[-1:]
     row = dataclasses.replace(
@@ -194,7 +199,7 @@ def test_gpus_have_a_price(night: Night) -> None:
 
 
 def test_nothing_on_it_leads_outside(page: str) -> None:
-    """No address but anchors and data; the one script is allowed by its digest and no other could run."""
+    """The page has no address but anchors and data, and allows one script by its digest and no other script."""
     assert not re.search(r"https?:|@import|url\(", page)
     assert all(link.startswith(("#", "data:")) for link in re.findall(r'\b(?:href|src)="([^"]*)"', page))
     assert len(re.findall("<script", page)) == 1
@@ -202,7 +207,7 @@ def test_nothing_on_it_leads_outside(page: str) -> None:
 
 
 def test_what_was_written_gives_the_same_bytes_again(night: Night, page: str) -> None:
-    """Verdict, comparisons and the history as it lies on the disk make the same page."""
+    """The verdict, the comparisons and the history on the disk render to the same bytes."""
     assert night.judged is not None
     history = History(night.report.parent / "history" / "bad-night")
     compared = night.judged.comparisons.items()
@@ -211,7 +216,7 @@ def test_what_was_written_gives_the_same_bytes_again(night: Night, page: str) ->
 
 
 def test_a_night_with_nothing_to_compare_with_says_so(night: Night) -> None:
-    """It cannot tell, and says why of each cell: one without an earlier night, one without a score."""
+    """Without a comparison the page says "cannot tell" and why: one cell has no earlier night, one has no score."""
     failed = ReportCell("broken <i>", None, None, {}, None, error="weights are gone")
     checks = tuple(
         Check(Watched(name, "accuracy", 5.0), "cannot tell", reason)
@@ -236,7 +241,8 @@ def test_a_night_with_nothing_to_compare_with_says_so(night: Night) -> None:
 
 
 def test_it_opens_without_a_complaint_and_asks_for_nothing(browser: Browser, night: Night) -> None:
-    """From file://: no console message, no request but the file and its own data, all pictures decoded."""
+    """Opened from file://, the page gives no console message, requests only itself and its data, and decodes all
+    images."""
     browser.open(night.report)
     assert browser.run("document.querySelectorAll('figure').length") > 0
     assert browser.problems == []
@@ -245,7 +251,7 @@ def test_it_opens_without_a_complaint_and_asks_for_nothing(browser: Browser, nig
 
 
 def test_the_filter_chooses_by_cell_direction_and_text(browser: Browser, night: Night) -> None:
-    """What is shown is what fits, the count is said, and clearing the filter brings all back."""
+    """The filter shows the matching flips and their count, and clearing it shows all flips again."""
     browser.open(night.report)
     shown = "[...document.querySelectorAll('.flips figure')].filter((f) => f.getClientRects().length)"
     said = "document.querySelector('output').textContent"
@@ -277,7 +283,7 @@ def test_the_filter_chooses_by_cell_direction_and_text(browser: Browser, night: 
 
 
 def test_show_more_shows_more_and_keeps_the_readers_place(browser: Browser, night: Night) -> None:
-    """A screenful at first; the button brings the next and moves the focus to its first."""
+    """The page first shows one screen of flips; the button shows more and moves the focus to the first new flip."""
     browser.open(night.report)
     shown = "[...document.querySelectorAll('.flips figure')].filter((f) => f.getClientRects().length).length"
     every = browser.run("document.querySelectorAll('.flips figure').length")
@@ -289,7 +295,7 @@ def test_show_more_shows_more_and_keeps_the_readers_place(browser: Browser, nigh
 
 
 def test_the_theme_can_be_switched_by_keyboard(browser: Browser, night: Night) -> None:
-    """Light and dark, whatever the system says; text stays readable on its ground in both."""
+    """The keyboard switches between light and dark, whatever the system's setting, and text stays readable in both."""
     browser.open(night.report)
     grounds = {}
     browser.run("document.getElementById('theme-system').focus()")
@@ -307,7 +313,7 @@ def test_the_theme_can_be_switched_by_keyboard(browser: Browser, night: Night) -
     browser.call("Emulation.setEmulatedMedia", media="")
 
 
-# WCAG's contrast of an element's text with the first opaque ground behind it.
+# The contrast as WCAG defines it, of an element's text and the first opaque background behind it.
 CONTRAST = """(() => {
   const light = (colour) => {
     const parts = colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
@@ -324,7 +330,7 @@ CONTRAST = """(() => {
 
 LOOKS = {
     "as it is": "",
-    "wide font": "* { letter-spacing: .12em !important; }",  # as one that is wider, whatever fonts are here
+    "wide font": "* { letter-spacing: .12em !important; }",  # as wide as a wider font, whichever fonts this machine has
     "large text": "html { font-size: 125%; }",
     "large text in a wide font": "html { font-size: 125%; } * { letter-spacing: .12em !important; }",
 }
@@ -332,7 +338,7 @@ WIDTHS = (320, 390, 768, 1280)
 
 
 def widest(browser: Browser, page: Path, width: int, look: str, prepare: str = "") -> Any:
-    """The page's width in a window of that width, all of it unfolded."""
+    """Return the width of the page in a window of `width`, with every section unfolded."""
     browser.open(page, width=width)
     browser.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     browser.run(f"document.head.append(Object.assign(document.createElement('style'), {{textContent: {look!r}}}))")
@@ -344,11 +350,12 @@ def widest(browser: Browser, page: Path, width: int, look: str, prepare: str = "
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("look", LOOKS)
 def test_nothing_is_wider_than_the_screen(browser: Browser, night: Night, width: int, look: str) -> None:
-    """On phones and desktops alike the page never scrolls sideways, whatever the font and the reader's text size."""
+    """The page never scrolls sideways on phones and desktops, whatever the font and the reader's text size."""
     assert widest(browser, night.report, width, LOOKS[look]) <= width
 
 
-# Each text of the page grows by a word of 150 letters, but the names of columns and the numbers, which are ours.
+# A word of 150 letters is added to each text of the page. Column names and numbers are the package's own texts, so they
+# get none.
 GROW = """(() => {
   const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), texts = [];
   while (walk.nextNode()) texts.push(walk.currentNode);
@@ -364,7 +371,8 @@ GROW = """(() => {
 def test_no_long_word_is_wider_than_the_screen(
     browser: Browser, night: Night, tmp_path: Path, width: int, look: str
 ) -> None:
-    """Ids, names of models and nights, answers, question types and warnings may be long and without a space."""
+    """Ids, names of models and nights, answers, question types and warnings may be long words without making the page
+    wider."""
     assert widest(browser, night.report, width, LOOKS[look], GROW) <= width
     long, cell = "x" * 150, night.cells[0]
     assert cell.run is not None
@@ -381,7 +389,8 @@ def test_no_long_word_is_wider_than_the_screen(
 
 
 def test_readers_who_see_nothing_are_told_everything(browser: Browser, night: Night) -> None:
-    """Every control, picture and plot has a name, headings step by one, ids are unique."""
+    """Every control, image and plot has a name for screen readers, headings descend one level at a time, ids are
+    unique."""
     browser.open(night.report)
     nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
     named = ("button", "combobox", "searchbox", "radio", "image", "link", "region")
@@ -396,7 +405,7 @@ def test_readers_who_see_nothing_are_told_everything(browser: Browser, night: Ni
 
 
 def test_it_prints(browser: Browser, night: Night) -> None:
-    """A PDF comes of it, and no control is printed."""
+    """The page prints to a PDF without any control."""
     browser.open(night.report)
     assert browser.pdf().startswith(b"%PDF")
     browser.call("Emulation.setEmulatedMedia", media="print")
@@ -410,7 +419,8 @@ def test_it_prints(browser: Browser, night: Night) -> None:
 
 
 def test_200_flips_over_400_pictures_fit_into_five_megabytes(night: Night, tmp_path: Path) -> None:
-    """The worst case: two pictures a flip, no two alike, all of them noise, a hundred regions on each."""
+    """The page stays under five megabytes in the worst case: 400 different images of noise with a hundred regions
+    each."""
     cell, comparison = many_flips(night, tmp_path, count=FLIPS + 50)
     flips = flip_gallery([cell], [CellNight("cell", comparison, ())])
     section = environment().get_template("flips.html").render(page={"flips": flips})
@@ -421,7 +431,7 @@ def test_200_flips_over_400_pictures_fit_into_five_megabytes(night: Night, tmp_p
 
 
 class Noise:
-    """The store of `many_flips`: a hundred boxes an image."""
+    """The store of `many_flips`: a hundred boxes per image."""
 
     def __init__(self) -> None:
         self._random = np.random.default_rng(0)
@@ -433,7 +443,8 @@ class Noise:
 
 
 def many_flips(night: Night, folder: Path, count: int) -> tuple[ReportCell, Comparison]:
-    """The night's NLVR2 cell with `count` copies of a pair of its pictures, every one a file of noise, all flipped."""
+    """Copy a pair of the night's NLVR2 images `count` times, each copy a file of noise, and make every answer
+    a flip."""
     assert night.judged is not None
     (cell,) = [each for each in night.cells if "nlvr2" in each.title]
     (comparison,) = [c for name, c in night.judged.comparisons.items() if "nlvr2" in name]
@@ -444,7 +455,7 @@ def many_flips(night: Night, folder: Path, count: int) -> tuple[ReportCell, Comp
     Pillow.fromarray(random.integers(0, 256, (480, 640, 3), np.uint8)).save(source, quality=50)
 
     class Task:
-        """The same statement about other pictures."""
+        """The same statement about the copied images."""
 
         headline = "accuracy"
 
@@ -466,7 +477,7 @@ def many_flips(night: Night, folder: Path, count: int) -> tuple[ReportCell, Comp
 
 
 def test_pictures_share_their_bytes(tmp_path: Path) -> None:
-    """One picture may be as good as it gets; with less room it is made smaller, never left out."""
+    """One image keeps its best quality; with less room images are made smaller, and none is left out."""
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     Pillow.fromarray(noise).save(tmp_path / "a.png")
     image = Image("a", str(tmp_path / "a.png"))
@@ -484,7 +495,7 @@ def test_pictures_share_their_bytes(tmp_path: Path) -> None:
 
 
 def test_images_of_one_file_are_not_mixed_up(tmp_path: Path) -> None:
-    """Members of a tar, or rows of a table, have a path in common: each figure still shows its own picture."""
+    """Members of a tar and rows of a table share a path, and each figure still shows its own image."""
     images, data = [], b""
     for name, colour in (("red", "#f00"), ("blue", "#00f")):
         encoded = io.BytesIO()
@@ -510,8 +521,8 @@ def row(night: str, score: float, verdict: str) -> Row:
 
 
 def test_the_trend_is_a_plot_and_a_table() -> None:
-    """Each night a mark by its verdict and a row, latest first, with what it was made of other than the night before;
-    the plot in words names the nights that failed."""
+    """The plot marks each night by its verdict. The table has a row per night, latest first, with the ingredients that
+    changed since the night before. The plot's description names the failed nights."""
     rows = [row("1", 70.0, "cannot tell"), row("2", 71.0, "pass"), row("3", 60.0, "fail")]
     html = drawn("trend.html", "figure", trend(rows, None), "title", 1)
     assert re.findall(r'class="night ([\w-]+)"', html) == ["cannot-tell", "pass", "fail"]

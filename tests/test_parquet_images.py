@@ -1,4 +1,4 @@
-"""Images in Parquet files and saved datasets: which they are, what they are called, and that only theirs is read."""
+"""Images in Parquet files and saved datasets: which rows are images, which ids they get, and which bytes are read."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def written(path: Path, row_group_size: int = 3, **columns: Any) -> Path:
     ],
 )
 def test_string_column(columns: dict[str, Any], ids: list[str], tmp_path: Path) -> None:
-    """An id of its own or the path's stem; binary or struct; the column `image`, or the only one there is."""
+    """The id comes from a column of ids or from the stem of the path. The image column is `image` or the only column of
+    bytes, as binary or as struct."""
     path = written(tmp_path / "val.parquet", **columns)
     images = list(list_images(path).values())
     assert images == [Image(name, str(path), row=row) for name, row in sorted(zip(ids, range(4), strict=True))]
@@ -94,20 +95,20 @@ def test_string_column(columns: dict[str, Any], ids: list[str], tmp_path: Path) 
     ],
 )
 def test_tables_that_are_refused(columns: dict[str, Any], says: str, tmp_path: Path) -> None:
-    """What cannot be told is an error that names the file, and the row where it is one row's."""
+    """An ambiguous table is an error that names the file, and the row where one row is at fault."""
     with pytest.raises(InputError, match=says):
         list_images(written(tmp_path / "val.parquet", **columns))
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
-    """Which of the two holds the images, nobody can know."""
+    """A table with two columns of the name `image` is refused, because the reader cannot know which one is meant."""
     pq.write_table(pa.table([[b"a"], [b"b"], ["1"]], names=["image", "image", "id"]), tmp_path / "val.parquet")
     with pytest.raises(InputError, match=r"val\.parquet: two columns are called 'image'; rename one"):
         list_images(tmp_path / "val.parquet")
 
 
 def test_a_table_with_a_damaged_part_is_named(tmp_path: Path) -> None:
-    """Bytes that are damaged in the column of ids are bad input, before anything is computed."""
+    """Damaged bytes in the column of ids are an input error before anything is computed."""
     path = written(tmp_path / "val.parquet", image=FILES, id=NAMES)
     column = pq.read_metadata(path).row_group(0).column(1)
     data = bytearray(path.read_bytes())
@@ -119,7 +120,7 @@ def test_a_table_with_a_damaged_part_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_table(tmp_path: Path) -> None:
-    """A Parquet file in name alone, and boxes that cannot lie beside a row, end before anything is computed."""
+    """A file that is Parquet only by name, and boxes beside rows of a table, are errors before anything is computed."""
     (tmp_path / "val.parquet").write_bytes(b"PAR1 and nothing else")
     with pytest.raises(InputError, match=r"val\.parquet: cannot be read as Parquet"):
         list_images(tmp_path)
@@ -128,7 +129,7 @@ def test_a_file_that_is_no_table(tmp_path: Path) -> None:
 
 
 def test_folders_and_patterns(tmp_path: Path) -> None:
-    """Parquet files are a folder's corpus unless it holds images, whose metadata they are then."""
+    """Parquet files are a folder's corpus, unless the folder holds images: then they are metadata."""
     (tmp_path / "data").mkdir()
     written(tmp_path / "data" / "train-0.parquet", image=structs())
     written(tmp_path / "data" / "val-0.parquet", image=FILES[:1], id=["x"])
@@ -140,7 +141,7 @@ def test_folders_and_patterns(tmp_path: Path) -> None:
 
 
 def test_only_the_row_groups_that_are_asked_for_are_read(tmp_path: Path) -> None:
-    """Rows of two groups of many: the others may as well be missing; and each group is read once."""
+    """Only the requested row groups are read, and each is read once: the other groups here are destroyed."""
     path = written(tmp_path / "val.parquet", 2, image=[bytes([n]) * 1000 for n in range(40)], id=range(40))
     metadata = pq.read_metadata(path)
     data = bytearray(path.read_bytes())
@@ -158,7 +159,7 @@ REPORTS = ROOT / "tests" / "reports" / "parquet"
 
 
 def read(source: str | Path) -> dict[str, str | tuple[int, ...]]:
-    """Of each image of a corpus the shape, or why there is none."""
+    """Return the shape of each image of a corpus, or the reason of its failure."""
     found: dict[str, str | tuple[int, ...]] = {}
     for image in fetch(list(list_images(source).values())):
         try:
@@ -197,12 +198,13 @@ SHAPE = (40, 50, 3)
     ],
 )
 def test_tables_with_reported_troubles(name: str, expected: dict[str, str | tuple[int, ...]]) -> None:
-    """A row a question is one image an id; a pair a row is two images; a row without bytes says what it lacks."""
+    """A table with one row per question lists each image once, a row of a pair is two images, and a row without bytes
+    is a failure with its reason."""
     assert read(REPORTS / f"{name}.parquet") == expected
 
 
 def test_rows_of_one_id_with_other_images_are_refused() -> None:
-    """The id and both rows are named: which of two pictures it is, nobody can know."""
+    """Two rows of one id with different images are refused with the id and both rows."""
     with pytest.raises(
         InputError, match=r"two images are called '42': .*diff\.parquet row 0 and .*diff\.parquet row 1;"
     ):
@@ -218,7 +220,7 @@ def as_parquet(folder: Path, tables: Sequence[dict[str, list[Any]]]) -> Path:
 
 
 def as_saved(folder: Path, tables: Sequence[dict[str, list[Any]]]) -> Path:
-    """As `save_to_disk` writes it, but that null rows stay null, of which `datasets` makes structs."""
+    """Write a table as `save_to_disk` does, but keep null rows null, where `datasets` writes structs of nulls."""
     names = [{"filename": f"{number}.arrow"} for number in range(len(tables))]
     (folder / "state.json").write_text(json.dumps({"_data_files": names}))
     (folder / "dataset_info.json").write_text("{}")
@@ -239,8 +241,8 @@ KINDS = pytest.mark.parametrize("make", [as_parquet, as_saved])
 
 @KINDS
 def test_rows_of_one_id_in_several_tables_are_one_image(make: Callable[..., Path], tmp_path: Path) -> None:
-    """Questions of one image may be apart in one table and in another; rows that hold nothing give way, rows with one
-    path are one image, too; and each id finds its own bytes."""
+    """Rows of one id are one image, in one table or in several. Rows without an image give way to a row that has one,
+    and rows with the same path are one image too. Each id finds its own bytes."""
     first = {"image_id": [3, 1, 3, 2, 3], "image": [cell(FILES[n]) for n in (3, 1, 3, 2, 3)]}
     second = {"image_id": [1, 7, 3, 7, 9, 9], "image": [None, cell(None, "7.png"), cell(FILES[3])]}
     second["image"] += [cell(None, "7.png"), cell(None), None]
@@ -262,7 +264,7 @@ def test_rows_of_one_id_in_several_tables_are_one_image(make: Callable[..., Path
 
 @KINDS
 def test_pairs(make: Callable[..., Path], tmp_path: Path) -> None:
-    """Both images of a row have the ids that NLVR2 gives them, and one pair may be in several rows."""
+    """Both images of a row get the ids that NLVR2 uses, and several rows may name one pair."""
     columns = {
         "identifier": ["dev-1-0-0", "dev-1-0-1", "dev-2-3-0", "test1-12-0-0"],
         "left_image": [cell(FILES[0], "a"), cell(FILES[0], "b"), cell(FILES[1]), None],
@@ -280,7 +282,8 @@ def test_pairs(make: Callable[..., Path], tmp_path: Path) -> None:
 
 @KINDS
 def test_a_path_in_place_of_bytes_is_read(make: Callable[..., Path], tmp_path: Path) -> None:
-    """Relative to the table's folder, or absolute; what leads to no file is a failure that says what was tried."""
+    """A row may have a path instead of bytes, absolute or relative to the table's folder. A path without a file is a
+    failure that gives the paths tried."""
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "deep").mkdir()
     (tmp_path / "tables" / "deep" / "a.png").write_bytes(FILES[1])
@@ -304,8 +307,8 @@ def test_a_path_in_place_of_bytes_is_read(make: Callable[..., Path], tmp_path: P
 
 @KINDS
 def test_a_row_that_holds_nothing_needs_no_id(make: Callable[..., Path], tmp_path: Path) -> None:
-    """Where ids are the paths' or the id is null, too, a null row is one failure, called by its number; a row with an
-    image and no id is refused."""
+    """A null row without an id is a failure that is named by the row's number. A row with an image and without an id is
+    refused."""
     columns: dict[str, list[Any]] = {"image": [cell(FILES[0], "a.png"), None, cell(None), cell(FILES[1], "b.png")]}
     (tmp_path / "1").mkdir()
     assert list(read(make(tmp_path / "1", [columns]))) == ["0 row 1", "0 row 2", "a", "b"]
@@ -321,7 +324,8 @@ def test_a_row_that_holds_nothing_needs_no_id(make: Callable[..., Path], tmp_pat
 
 
 def test_rows_without_bytes_are_failures_of_a_store(tmp_path: Path) -> None:
-    """Its others are extracted; where there are no others, the job says why it has nothing and what to do."""
+    """Rows without bytes are failures and the other rows are extracted. Where no row is left, the job says why and what
+    to do."""
     world = World(tmp_path)
     world.pictures = REPORTS / "onenull.parquet"
     store = world.extract()
@@ -334,7 +338,7 @@ def test_rows_without_bytes_are_failures_of_a_store(tmp_path: Path) -> None:
 
 
 def test_telling_rows_apart_holds_no_images(tmp_path: Path) -> None:
-    """A thousand rows of ten images are hashed as they are read, and not kept."""
+    """A thousand rows of ten images are hashed while they are read, and are not kept in memory."""
     data = [bytes([number]) * 100_000 for number in range(10)]
     path = tmp_path / "val.parquet"
     with pq.ParquetWriter(path, pa.schema({"id": pa.int64(), "image": pa.binary()})) as writer:
@@ -357,7 +361,8 @@ def saved(folder: Path, rows: int = 4, **columns: Any) -> Path:
 
 
 def test_a_saved_dataset_is_ranges_of_bytes(tmp_path: Path) -> None:
-    """What `save_to_disk` writes is read where it lies, whatever number of files and batches; its splits are named."""
+    """Images of a dataset saved by `save_to_disk` are read in place, over any number of files and batches. Its splits
+    are named."""
     images = list(list_images(saved(tmp_path / "val", 2500, num_shards=2)).values())
     assert len(images) == 2500
     assert {Path(image.path).name for image in images} == {f"data-0000{n}-of-00002.arrow" for n in (0, 1)}
@@ -371,7 +376,7 @@ def test_a_saved_dataset_is_ranges_of_bytes(tmp_path: Path) -> None:
 
 
 def test_a_saved_dataset_that_is_damaged(tmp_path: Path) -> None:
-    """Cut short, compressed or not described, it is refused by name."""
+    """A saved dataset that is cut short, compressed or without its description is refused by name."""
     folder = saved(tmp_path / "val")
     (path,) = folder.glob("*.arrow")
     data = path.read_bytes()
@@ -409,7 +414,8 @@ def as_dataset(world: World, names: Sequence[str], files: Sequence[bytes]) -> Pa
 
 @pytest.mark.parametrize("make", [as_structs, as_binary, as_dataset])
 def test_the_store_is_that_of_the_same_images_in_a_folder(make: Callable[..., Path], tmp_path: Path) -> None:
-    """Byte for byte, through workers' shards that hold rows of several groups and files."""
+    """The store has the same bytes as a store of the same images in a folder, with shards over several row groups and
+    files."""
     world = World(tmp_path)
     reference = tree(world.extract("folder").folder)
     paths = sorted(world.pictures.iterdir(), reverse=True)
@@ -418,7 +424,7 @@ def test_the_store_is_that_of_the_same_images_in_a_folder(make: Callable[..., Pa
 
 
 def test_a_row_that_does_not_decode_is_a_failure(tmp_path: Path) -> None:
-    """Bytes that are no image, cut-off ones and none at all are failure rows; their neighbours are extracted."""
+    """Rows with broken, cut or no bytes are failures, and their neighbours are extracted."""
     world = World(tmp_path)
     files = [FILES[0], b"<html>", FILES[1][:50], None, FILES[2]]
     rows = [{"bytes": data, "path": f"{number}.png"} for number, data in enumerate(files)]
@@ -429,7 +435,7 @@ def test_a_row_that_does_not_decode_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_a_shard_reads_its_tables_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not once an image: 40 images in shards of about ten are a handful of passes over the table."""
+    """A shard reads its tables in a few passes, not once per image: 40 images are in shards of about ten."""
     world, passes = World(tmp_path), []
     paths = sorted(world.pictures.iterdir())
     world.pictures = as_structs(world, [path.stem for path in paths], [path.read_bytes() for path in paths])

@@ -1,6 +1,6 @@
 """Models that read pixels: two nights of a stand-in over all four benchmarks, without a detector and without a store.
 
-Nothing in the house may assume regions, logits or a feature store; the stand-in (`pixel_model.py`) has none of them.
+No code of the package may assume regions, logits or a feature store. The stand-in (`pixel_model.py`) has none of them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def write_matrix(root: Path, world: Path, **changes: Any) -> Path:
-    """The demo's matrix over the small night's world, every corpus without a detector, every cell by the stand-in."""
+    """Write the demo's matrix over the small night's synthetic data, with no detector in a corpus and the stand-in in
+    every cell."""
     matrix = small_matrix(name="pixels", out=str(root / "out"), data=str(world), examples=4, gate={"drop": 20})
     matrix |= {"wrong_image_baseline": True}
     del matrix["synthetic"]
@@ -78,7 +79,7 @@ def write_matrix(root: Path, world: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def nights(installed: None, small_night: SmallNight, tmp_path_factory: pytest.TempPathFactory) -> Nights:
-    """The second night's weights are others, so about every answer is."""
+    """Run two nights; the second night has other weights, so nearly every answer changes."""
     root, world = tmp_path_factory.mktemp("pixels"), small_night.out / "synthetic"
     matrix = write_matrix(root, world)
     found = []
@@ -111,7 +112,8 @@ def evaluated(config: EvaluateConfig) -> Run:
 
 
 def test_every_benchmark_is_scored_without_features(nights: Nights) -> None:
-    """All four forms get complete scores and a wrong-image baseline; no store is made; images are in the provenance."""
+    """All four forms get complete scores and a wrong-image baseline without a store, and the provenance names the
+    images."""
     assert not (nights.root / "out" / "features").exists()
     for task in TASKS:
         for baseline in (False, True):
@@ -124,7 +126,7 @@ def test_every_benchmark_is_scored_without_features(nights: Nights) -> None:
 
 
 def test_the_wrong_image_is_another_picture(nights: Nights) -> None:
-    """The stand-in's answers follow from the pixels alone, so other pictures give other answers."""
+    """The wrong-image baseline reads other images: the stand-in answers from pixels alone, and its answers change."""
     own, wrong = (
         read_predictions(nights.run("1-first", "vqa", baseline).folder / "predictions")[0] for baseline in (False, True)
     )
@@ -133,7 +135,7 @@ def test_the_wrong_image_is_another_picture(nights: Nights) -> None:
 
 
 def test_two_nights_are_gated_and_compared(nights: Nights) -> None:
-    """The gate judges every cell; a comparison names the model as the cause and lists flips with their confidences."""
+    """The gate judges every cell, and a comparison names the model as the cause and lists flips with confidences."""
     judged = nights.second.judged
     assert judged is not None
     assert len(judged.gate.checks) == len(nights.second.cells)
@@ -147,7 +149,7 @@ def test_two_nights_are_gated_and_compared(nights: Nights) -> None:
 
 
 def test_the_page_shows_examples_and_flips(nights: Nights) -> None:
-    """Each cell has its example pictures, the night its flips; no region is drawn, since the model saw none."""
+    """Each cell has example images and the night has flips, without any region, because the model reads none."""
     page = nights.second.report.read_text()
     assert page.count("<img ") + page.count("<image ") > 4 * 4
     assert 'id="flips"' in page
@@ -159,7 +161,7 @@ def test_the_page_shows_examples_and_flips(nights: Nights) -> None:
 
 
 def test_answers_do_not_depend_on_the_batch(nights: Nights, tmp_path: Path) -> None:
-    """The invariance check compares answers and confidences where there are no logits."""
+    """The invariance check compares answers and confidences where the model has no logits."""
     found = check_invariance(vqa_config(nights, tmp_path), INLINE, examples=20)
     assert (found.compared, found.changed, found.largest_difference) == ("confidences", (), 0.0)
     assert "largest difference of confidences: 0.0e+00" in list(describe(found))
@@ -177,7 +179,7 @@ def test_answers_do_not_depend_on_shards(nights: Nights, tmp_path: Path) -> None
 
 
 def test_naming_what_the_model_does_not_read(nights: Nights, small_night: SmallNight, tmp_path: Path) -> None:
-    """A store for a pixel model, images for a region model, both or neither: one line that says which."""
+    """A store for a pixel model, images for a region model, both or neither: one line names the right flag."""
     (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
     with pytest.raises(CheckpointError, match=r"reads pixels, .* is a feature store: name the corpus .*--images"):
         evaluated(vqa_config(nights, tmp_path, images=None, features=store))
@@ -190,7 +192,8 @@ def test_naming_what_the_model_does_not_read(nights: Nights, small_night: SmallN
 
 
 def test_an_image_that_does_not_decode_is_a_failure(nights: Nights, tmp_path: Path) -> None:
-    """Its questions fail, each with the reason; the others are answered; there is no score over what is left."""
+    """The questions of an image that does not decode fail with the reason, the others are answered, and no score is
+    given."""
     images = shutil.copytree(nights.world / "vqa" / "val2014", tmp_path / "val2014")
     first, second, *_ = sorted(images.glob("*.*"))
     first.write_bytes(first.read_bytes()[:100])
@@ -205,7 +208,7 @@ def test_an_image_that_does_not_decode_is_a_failure(nights: Nights, tmp_path: Pa
 
 
 def test_a_batch_of_large_images_is_cut(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker holds a bounded number of pixels, however large the images are; no example is lost by that."""
+    """A batch holds a bounded number of pixels, however large its images are, and the reader returns every example."""
     source = ImageSource(nights.world / "nlvr2" / "images" / "dev")
     examples = list(open_task("nlvr2", nights.world / "nlvr2", "dev").examples())
     source.identify(examples)
@@ -219,7 +222,7 @@ def test_a_batch_of_large_images_is_cut(nights: Nights, monkeypatch: pytest.Monk
 
 
 def test_a_family_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An entry point of a package that is broken, or of another version, is one line that names it."""
+    """An entry point whose module or class is missing is a one-line CheckpointError that names it."""
     monkeypatch.syspath_prepend(install(tmp_path / "site"))
     (tmp_path / "site" / "brightness-1.0.dist-info" / "entry_points.txt").write_text(
         "[visualbert_core.models]\nlost = no_such_module:Model\nold = pixel_model:OldModel\n"
@@ -232,8 +235,8 @@ def test_a_family_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_ends_a_process_is_not_read_again(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decoding an image may be what kills a worker: the files of quarantined examples are left alone, and the others'
-    images are decoded once each."""
+    """Decoding an image may kill a worker. So the files of quarantined examples are not read, and every other image is
+    decoded once."""
     source = ImageSource(nights.world / "vqa" / "val2014")
     examples = list(open_task("vqa", nights.world / "vqa", "val").examples())
     (shard,) = plan_examples(examples, None, source.files, "salt", 100)
@@ -253,7 +256,7 @@ def test_what_ends_a_process_is_not_read_again(nights: Nights, monkeypatch: pyte
 
 
 def test_other_images_of_the_same_names_are_another_run(nights: Nights, tmp_path: Path) -> None:
-    """A finished run is read again; after one picture has changed, the same line is refused and says what differs."""
+    """A finished run is reused; after one image has changed, the same command line is refused with the difference."""
     images = shutil.copytree(nights.world / "vqa" / "val2014", tmp_path / "val2014")
     config = vqa_config(nights, tmp_path / "runs", images=images)
     run = evaluated(config)
@@ -266,7 +269,7 @@ def test_other_images_of_the_same_names_are_another_run(nights: Nights, tmp_path
 
 
 def test_images_of_another_size_are_refused(nights: Nights, tmp_path: Path) -> None:
-    """Boxes of one size of a picture mean nothing on another, whoever reads it."""
+    """An image of another size than in the annotations is refused, because its boxes would be wrong for any model."""
     from PIL import Image
 
     images = shutil.copytree(nights.world / "flickr30k" / "images", tmp_path / "images")
@@ -280,7 +283,7 @@ def test_images_of_another_size_are_refused(nights: Nights, tmp_path: Path) -> N
 
 
 def test_the_command_takes_images(nights: Nights, tmp_path: Path) -> None:
-    """`visualbert evaluate --images` is the same evaluation; its scores are those of the night."""
+    """`visualbert evaluate --images` runs the same evaluation and gives the scores of the night."""
     job = Path(__file__).parents[1] / "jobs" / "evaluate.py"
     config = vqa_config(nights, tmp_path)
     flags = {"task": "vqa", "split": "val", "annotations": config.annotations, "images": config.images}

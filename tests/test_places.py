@@ -1,4 +1,4 @@
-"""What a page says in place of folders of the machine that made it."""
+"""The page shows words in place of the folders of the machine that made it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from visualbert_core.report.places import Places
 
 
 def test_no_path_of_the_machine_is_on_the_page(tmp_path: Path) -> None:
-    """A night in somebody's folder, where all goes well, where a night cannot be compared, where a file is broken and
-    where images are: the page, summary.md and junit.xml name files, and no folder above the night's own."""
+    """Four nights run in a user's folder: two whole ones, one that cannot be compared and one with a broken annotation
+    file. The page, summary.md and junit.xml name files, and no folder above the night's own."""
     root = tmp_path / "Jäger's secret (disk) [1]"
     root.mkdir()
     matrix = write_matrix(root)
@@ -49,8 +49,8 @@ def test_no_path_of_the_machine_is_on_the_page(tmp_path: Path) -> None:
 
 
 def test_places_hide_paths_and_nothing_else() -> None:
-    """Known folders become words, the innermost first; of other absolute paths the name stays; ids, addresses and
-    fractions stay as they are."""
+    """Known folders become words, the innermost first, and other absolute paths keep their file name. Ids, addresses
+    and fractions stay unchanged."""
     places = Places.of([("OUT", Path("/a b/out")), ("DATA", Path("/a b/out/synthetic")), ("…", Path("/a b"))])
     for text, shown in {
         "/a b/out/synthetic/vqa: gone": "DATA/vqa: gone",

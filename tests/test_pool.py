@@ -1,4 +1,4 @@
-"""The pool and its scheduler: what survives a worker that raises, dies or never starts."""
+"""The pool and its scheduler: how a job goes on after a worker raises, dies or never starts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ INLINE, ONE, TWO = PoolConfig(inline=True), PoolConfig(workers=1), PoolConfig(wo
 
 @dataclass
 class Clerk:
-    """A worker that commits the names of its items, and keeps one file for every call."""
+    """Commit the names of the items, and write one file per call."""
 
     root: Path
     calls: Path
@@ -45,11 +45,11 @@ class Clerk:
         (self.calls / f"{shard.shard_id}-{os.getpid()}-{time.monotonic_ns()}").touch()
 
     def accident(self, shard: Shard) -> None:
-        """Nothing, here."""
+        """Do nothing; subclasses crash, hang or raise here."""
 
 
 class DiesOnce(Clerk):
-    """Takes its process along on item 7, the first time."""
+    """Kill the process on item 7, the first time only."""
 
     def accident(self, shard: Shard) -> None:
         if "7" in shard.touched and len(list(self.calls.glob(f"{shard.shard_id}-*"))) == 1:
@@ -57,7 +57,7 @@ class DiesOnce(Clerk):
 
 
 class AlwaysDies(Clerk):
-    """Takes its process along whenever it sees item 7."""
+    """Kill the process whenever item 7 comes."""
 
     def accident(self, shard: Shard) -> None:
         if "7" in shard.touched:
@@ -65,7 +65,7 @@ class AlwaysDies(Clerk):
 
 
 class Hangs(Clerk):
-    """Does not come back from item 7."""
+    """Never return from item 7."""
 
     def accident(self, shard: Shard) -> None:
         if "7" in shard.touched:
@@ -73,11 +73,11 @@ class Hangs(Clerk):
 
 
 class OutOfMemoryError(RuntimeError):
-    """Called as torch's is."""
+    """An error with the name of torch's class, by which the worker recognises it."""
 
 
 class TooLarge(Clerk):
-    """Has a GPU into which item 7 does not fit."""
+    """Run out of GPU memory on item 7."""
 
     def accident(self, shard: Shard) -> None:
         if "7" in shard.touched:
@@ -85,14 +85,14 @@ class TooLarge(Clerk):
 
 
 class Mountless(Clerk):
-    """Cannot read anything."""
+    """Fail to read any item."""
 
     def accident(self, shard: Shard) -> None:
         raise PermissionError(13, "Permission denied", "/mnt/images")
 
 
 class Signals(Clerk):
-    """Has the job stopped when it sees item 7."""
+    """Send SIGTERM to the driver on item 7."""
 
     def accident(self, shard: Shard) -> None:
         if "7" in shard.touched:
@@ -101,7 +101,7 @@ class Signals(Clerk):
 
 
 class Raises(Clerk):
-    """Raises on item 7, every time."""
+    """Raise on item 7, every time."""
 
     def accident(self, shard: Shard) -> None:
         if "7" in shard.touched:
@@ -109,7 +109,7 @@ class Raises(Clerk):
 
 
 class RaisesOnce(Clerk):
-    """Raises on item 7, the first time."""
+    """Raise on item 7, the first time only."""
 
     def accident(self, shard: Shard) -> None:
         if "7" in shard.touched and len(list(self.calls.glob(f"{shard.shard_id}-*"))) == 1:
@@ -117,21 +117,21 @@ class RaisesOnce(Clerk):
 
 
 class DeadGpu(Clerk):
-    """Raises what torch does once the device is unusable."""
+    """Raise the error that torch raises once the device is unusable."""
 
     def accident(self, shard: Shard) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more lines")
 
 
 class Refuses(Clerk):
-    """Finds out in `run` that what it was given does not fit."""
+    """Raise a CheckpointError in `run`, as for weights of another feature space."""
 
     def accident(self, shard: Shard) -> None:
         raise CheckpointError("weights of another space")
 
 
 def slow_to_load(root: Path, calls: Path) -> Clerk:
-    time.sleep(6)
+    time.sleep(6)  # longer than the test's start_timeout of 2 s
     return Clerk(root, calls)
 
 
@@ -145,7 +145,7 @@ def broken_worker() -> Clerk:
 
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards that raise are tried again at once, and workers that died are replaced at once."""
+    """Retry shards and replace dead workers without waiting."""
     monkeypatch.setattr(scheduler, "RETRY_WAITS", (0.0, 0.0))
     monkeypatch.setattr(scheduler, "START_WAIT", 0.0)
 
@@ -156,7 +156,7 @@ def job(tmp_path: Path) -> Job:
 
 
 class Job:
-    """Twenty items in shards of about two."""
+    """Run twenty items in shards of about two."""
 
     def __init__(self, root: Path) -> None:
         self.folder, self.calls = ShardFolder(root / "out"), root / "calls"
@@ -173,7 +173,7 @@ class Job:
         return len(list(self.calls.glob(f"{shard.shard_id}-*")))
 
     def quarantined(self) -> dict[str, str]:
-        """shard → its failure rows."""
+        """Map each shard to its failure rows."""
         return {path.stem: path.read_text() for path in self.folder.root.glob("failures/*")}
 
     def all_calls(self) -> int:
@@ -182,7 +182,7 @@ class Job:
 
 @pytest.mark.parametrize("pool", [INLINE, ONE, PoolConfig(workers=3)])
 def test_every_shard_runs_exactly_once(job: Job, pool: PoolConfig) -> None:
-    """Without accidents each shard is computed once, with any number of workers, and a second run computes nothing."""
+    """Each shard is computed once with any number of workers, and a second run computes nothing."""
     job.run(Clerk, pool)
     job.run(Clerk, pool)
     assert job.folder.pending(job.shards) == []
@@ -190,7 +190,7 @@ def test_every_shard_runs_exactly_once(job: Job, pool: PoolConfig) -> None:
 
 
 def test_a_dead_actor_is_replaced(job: Job) -> None:
-    """A worker process that exits once costs at most the shards in its hands, and the run ends complete."""
+    """A worker process that exits once costs at most the shards that it had, and the run is complete."""
     job.run(DiesOnce, ONE)
     assert job.folder.pending(job.shards) == []
     assert job.called(job.guilty) == 2
@@ -199,18 +199,19 @@ def test_a_dead_actor_is_replaced(job: Job) -> None:
 
 @pytest.mark.parametrize("pool", [ONE, TWO])
 def test_a_deadly_item_is_quarantined_and_all_others_are_kept(job: Job, pool: PoolConfig) -> None:
-    """An item that ends every process costs one failure row; the rest of its shard is computed, and the run ends."""
+    """An item that ends every process becomes one failure row, and all other items of its shard are kept."""
     job.run(AlwaysDies, pool)
     assert job.folder.pending(job.shards) == []
     assert job.quarantined() == {job.guilty.shard_id: "7"}
     assert job.folder.part_path(job.guilty.shard_id).read_text().split() == [i for i in job.guilty.items if i != "7"]
-    parts = {path.stem for path in job.folder.root.glob("parts/[!.]*")}  # a killed writer leaves a draft
+    # a killed writer leaves a draft, whose name starts with a dot
+    parts = {path.stem for path in job.folder.root.glob("parts/[!.]*")}
     assert parts == {shard.shard_id for shard in job.shards}
 
 
 def test_an_item_that_hangs_is_quarantined(job: Job) -> None:
-    """A worker that does not come back is replaced, and the item behind it is found as a deadly one is."""
-    # Others take a millisecond: only a machine that stands still for all of this time would take one of them for hung.
+    """A worker that hangs is replaced, and its item is found like a deadly item."""
+    # Other items take a millisecond, so only a machine that stands still this long could fail one of them.
     job.run(Hangs, PoolConfig(workers=2, shard_timeout=3))
     assert job.folder.pending(job.shards) == []
     assert job.quarantined() == {job.guilty.shard_id: "7"}
@@ -218,7 +219,7 @@ def test_an_item_that_hangs_is_quarantined(job: Job) -> None:
 
 @pytest.mark.parametrize("pool", [INLINE, ONE])
 def test_an_item_larger_than_the_gpu_is_quarantined(job: Job, pool: PoolConfig) -> None:
-    """What does not fit into the memory of a fresh process with nothing else in it is the item's failure."""
+    """An item that does not fit into the memory of a fresh process, alone, becomes a failure row."""
     job.run(TooLarge, pool)
     assert job.folder.pending(job.shards) == []
     assert job.quarantined() == {job.guilty.shard_id: "7"}
@@ -226,7 +227,7 @@ def test_an_item_larger_than_the_gpu_is_quarantined(job: Job, pool: PoolConfig) 
 
 @pytest.mark.parametrize("pool", [INLINE, TWO])
 def test_a_broken_mount_stops_the_run(job: Job, pool: PoolConfig) -> None:
-    """When one shard after the other raises, on every attempt, the run ends early with one line that says why."""
+    """When one shard after another raises on every attempt, the run stops early with one line that says why."""
     reason = r"3 shard\(s\) failed.*PermissionError: .*Permission denied: '/mnt/images'.*the run was stopped"
     with pytest.raises(ShardError, match=reason) as raised:
         job.run(Mountless, pool)
@@ -237,8 +238,8 @@ def test_a_broken_mount_stops_the_run(job: Job, pool: PoolConfig) -> None:
 
 @pytest.mark.parametrize("pool", [INLINE, TWO])
 def test_a_signal_lets_running_shards_finish(job: Job, pool: PoolConfig) -> None:
-    """After SIGTERM nothing new is started, what ran is committed, one line says how much is left, the exit code is
-    its own, and the next run does the rest."""
+    """After SIGTERM no new shard starts, running shards are committed, one line says how much is left, the exit code is
+    6, and the next run does the rest."""
     job.shards = plan([str(number) for number in range(60)], "test", 1)
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(UnfinishedError, match=r"stopped \(SIGTERM\): \d+ of \d+ shards are left; the same") as raised:
@@ -255,15 +256,15 @@ def test_a_signal_lets_running_shards_finish(job: Job, pool: PoolConfig) -> None
 
 @pytest.mark.parametrize("pool", [INLINE, ONE])
 def test_a_signal_between_two_stages_ends_the_job(job: Job, pool: PoolConfig) -> None:
-    """While images are listed or scores computed there is nothing to wait for: the same error, at once, also where Ray
-    has installed handlers of its own."""
+    """While images are listed or scores computed, a signal ends the job at once with the same error, also where Ray has
+    installed its own handlers."""
     handler = signal.getsignal(signal.SIGTERM)
 
     def stages() -> None:
         with Pool(pool) as workers:
             workers.run(partial(Clerk, job.folder.root, job.calls), job.shards, "test")
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(10)
+            time.sleep(10)  # the signal must end this sleep
 
     with pytest.raises(UnfinishedError, match=r"stopped \(SIGTERM\); the same line again"):
         stages()
@@ -272,7 +273,8 @@ def test_a_signal_between_two_stages_ends_the_job(job: Job, pool: PoolConfig) ->
 
 
 def test_what_runs_at_the_end_of_the_hours_is_committed(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after a signal: the rest is left, and the next run does it, and nothing twice."""
+    """At the end of the allowed hours running shards are committed, as after a signal, and the next run does only the
+    rest."""
     job.shards = plan([str(number) for number in range(60)], "test", 1)
     last = next(shard for shard in job.shards if "7" in shard.items)
     clock = time.monotonic
@@ -287,14 +289,14 @@ def test_what_runs_at_the_end_of_the_hours_is_committed(job: Job, monkeypatch: p
 
 
 def test_no_shard_is_started_after_the_last_hour(job: Job) -> None:
-    """A job whose hours are over says so, with the same exit code, and computes nothing more."""
+    """A job whose hours are over starts no shard, says so and ends with the same exit code."""
     with pytest.raises(UnfinishedError, match=r"stopped \(0 hours are over\)"):
         job.run(Clerk, PoolConfig(inline=True, max_hours=0))
     assert job.all_calls() == 0
 
 
 def test_a_gpu_that_no_node_has_is_not_waited_for(job: Job) -> None:
-    """Workers that find no place end the job after a while, and the line says what they need."""
+    """Workers that no node can place end the job after a while, with a line that says what they need."""
     with pytest.raises(
         ShardError, match=r"no worker has started in \d+ s: each needs 2 GPU, .* room for 0 such workers"
     ):
@@ -304,7 +306,7 @@ def test_a_gpu_that_no_node_has_is_not_waited_for(job: Job) -> None:
 def test_a_worker_that_loads_is_starting(
     job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is waited for then is a process that has its place, not room: also where the wait is over."""
+    """A worker that still loads is called starting, not without room, in the log and in the error after the wait."""
     caplog.set_level(logging.INFO, "visualbert_core")
     monkeypatch.setattr(scheduler, "LOG_SECONDS", 1.0)
     load = partial(slow_to_load, job.folder.root, job.calls)
@@ -321,7 +323,8 @@ def test_a_worker_that_loads_is_starting(
 def test_a_worker_without_room_is_not_starting(
     job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While others have all CPUs, the line says that there is no room; when one is free again, the run goes on."""
+    """While other workers have all CPUs, the line says that there is no room; when a CPU is free again, the run goes
+    on."""
     import ray
 
     caplog.set_level(logging.INFO, "visualbert_core")
@@ -341,8 +344,8 @@ def test_a_worker_without_room_is_not_starting(
 
 @pytest.mark.parametrize("pool", [INLINE, ONE])
 def test_a_stage_has_any_name(job: Job, pool: PoolConfig) -> None:
-    """Corpora are called in every script and with what file names hold; Ray takes ASCII alone in a metric's tag, and
-    gets the rest as in a URL."""
+    """A corpus may have a name in any script. Ray takes only ASCII in a metric's tag, so the name is percent-encoded
+    there."""
     import ray
 
     label = "features of фото 写真 é 100% a\tb \udce9"
@@ -355,13 +358,14 @@ def test_a_stage_has_any_name(job: Job, pool: PoolConfig) -> None:
     (node,) = ray.nodes()
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     end = time.monotonic() + 120
-    while wanted not in (page := urllib.request.urlopen(url).read().decode()):  # Ray takes seconds to bring them there
+    # Ray takes seconds to publish the metrics
+    while wanted not in (page := urllib.request.urlopen(url).read().decode()):
         assert time.monotonic() < end, page
         time.sleep(0.5)
 
 
 def test_too_large_batches_are_halved() -> None:
-    """A batch that does not fit into memory is computed in parts that do, in order; another error is not retried."""
+    """A batch that does not fit into memory is computed in halves, in order, and any other error is raised at once."""
     sizes = []
 
     def compute(batch: Sequence[int]) -> list[int]:
@@ -378,7 +382,8 @@ def test_too_large_batches_are_halved() -> None:
 
 @pytest.mark.parametrize("pool", [INLINE, TWO])
 def test_a_shard_that_always_raises_is_named_and_the_others_are_kept(job: Job, pool: PoolConfig) -> None:
-    """An ordinary exception gets three tries, then one line says which shard and why, and the rest is committed."""
+    """A shard that raises three times ends the run with one line that names it and the reason, and all others are
+    committed."""
     with pytest.raises(ShardError, match=rf"{job.guilty.shard_id}.*PermissionError: .*the mount is gone") as caught:
         job.run(Raises, pool)
     assert isinstance(caught.value.__cause__, PermissionError)
@@ -397,7 +402,7 @@ def test_a_passing_error_is_retried(job: Job, pool: PoolConfig) -> None:
 
 @pytest.mark.parametrize("pool", [INLINE, ONE])
 def test_input_errors_surface_as_themselves(job: Job, pool: PoolConfig) -> None:
-    """What a worker says about bad input reaches the caller as the same class and line, wherever it was raised."""
+    """An input error of a worker reaches the caller with the same class and line, wherever it was raised."""
     with pytest.raises(CheckpointError, match=r"^weights of another space$"):
         job.run(Refuses, pool)
     with pytest.raises(CheckpointError, match=r"^config.json is missing$"), Pool(pool) as empty:
@@ -407,23 +412,24 @@ def test_input_errors_surface_as_themselves(job: Job, pool: PoolConfig) -> None:
 
 @pytest.mark.parametrize("pool", [INLINE, ONE])
 def test_workers_that_never_start_stop_the_job(job: Job, pool: PoolConfig) -> None:
-    """Five boots in a row without a result end the job, saying what the last one said."""
+    """Five failed starts in a row end the job, with the last worker's error."""
     reason = r"5 workers in a row finished nothing.*no driver for this device"
     with pytest.raises(ShardError, match=reason), Pool(pool) as broken:
         broken.run(broken_worker, job.shards, "test")
 
 
 def test_a_cuda_error_ends_the_process(job: Job) -> None:
-    """After a CUDA error the process is replaced rather than fed; when no worker gets past it the job stops."""
+    """A CUDA error ends the worker's process, and the job stops when every new worker fails the same way."""
     job.shards = plan([str(number) for number in range(60)], "test", 2)
     with pytest.raises(ShardError, match=r"finished nothing, the last: CUDA error: an illegal memory access"):
         job.run(DeadGpu, ONE)
 
 
 def test_a_worker_of_no_gpu_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray hides a node's GPUs only from workers that have some of them; the others would all compute on the first."""
+    """A worker without a GPU sees none. Ray hides GPUs only from workers that have some, so all the others would
+    compute on the first GPU."""
     seen = []
-    monkeypatch.setenv(SIMULATED, "1")
+    monkeypatch.setenv(SIMULATED, "1")  # without a GPU in this machine, boot would raise
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for gpus in (0.5, 0.0):
@@ -432,8 +438,7 @@ def test_a_worker_of_no_gpu_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_gpu_that_torch_cannot_use_is_no_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker with a GPU that has no driver, or one that torch does not fit, says so; it does not compute on the CPU
-    for days."""
+    """A worker with a GPU that torch cannot use raises an error, and does not compute on the CPU for days."""
     torch = pytest.importorskip("torch")
     monkeypatch.delenv(SIMULATED, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -446,7 +451,7 @@ def test_a_gpu_that_torch_cannot_use_is_no_cpu(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("items", [1, 3, 20])
 def test_a_dead_gpu_quarantines_nothing(job: Job, items: int) -> None:
-    """However few shards are left to tell them apart, a machine that gets nothing done is not taken for bad items."""
+    """A machine that finishes nothing quarantines no item, however few shards are left."""
     job.shards = plan([str(number) for number in range(items)], "test", 2)
     with pytest.raises(ShardError, match=r"CUDA error: an illegal memory access"):
         job.run(DeadGpu, INLINE)
@@ -456,7 +461,8 @@ def test_a_dead_gpu_quarantines_nothing(job: Job, items: int) -> None:
 def test_progress_is_logged_and_not_printed(
     job: Job, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing reaches stdout; without a terminal the last record says how many items are done and failed."""
+    """Progress is logged and not printed to stdout; without a terminal the last record counts finished and failed
+    items."""
     with caplog.at_level(logging.INFO, "visualbert_core"):
         job.run(Clerk, ONE)
     assert capfd.readouterr().out == ""
@@ -465,13 +471,13 @@ def test_progress_is_logged_and_not_printed(
 
 
 def test_no_shards_need_no_workers() -> None:
-    """An empty list returns at once, without making a worker."""
+    """An empty list of shards returns at once without starting a worker."""
     with Pool(ONE) as pool:
         assert pool.run(no_worker, [], "test") == []
 
 
 def test_actors_serve_one_stage_after_the_other(tmp_path: Path) -> None:
-    """A second stage runs in the processes of the first, which have imported everything already."""
+    """A second stage runs in the processes of the first stage, which have already imported everything."""
     first, second = Job(tmp_path / "first"), Job(tmp_path / "second")
     with Pool(ONE) as pool:
         for job in (first, second):

@@ -1,5 +1,6 @@
-"""Predicted boxes of Flickr30K Entities: in another convention they are refused by name, declared they are converted,
-and what is right, however bad, is scored."""
+"""Predicted boxes of Flickr30K Entities. Boxes in another convention are refused by name, and converted when the
+command line declares the convention. Boxes in pixels are scored, however bad they are.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ IMAGES, PHRASES = 12, 4
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve images of four sizes, four phrases each, every one with a box of its own."""
+    """Write twelve images of four sizes, with four phrases each and one box per phrase."""
     folder = tmp_path_factory.mktemp("flickr")
     random = np.random.default_rng(3)
     for name in ("Sentences", "Annotations"):
@@ -52,7 +53,8 @@ Change = Callable[[np.ndarray, int, int], np.ndarray]
 
 
 def write(path: Path, folder: Path, change: Change = lambda b, w, h: b, share: float = 0.8) -> Path:
-    """A good model's file: of each phrase a box near the gold one, for some a wrong one, and two more; each changed."""
+    """Write predictions of a good model: three boxes per phrase, one near the gold box. It is first for `share` of the
+    phrases. `change` converts all boxes."""
     task = Flickr30kEntitiesTask(folder, "val")
     random = np.random.default_rng(5)
     records = []
@@ -93,8 +95,8 @@ ORDERS: dict[str, Change] = {
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_another_convention_is_refused_and_converted(made: Path, tmp_path: Path, name: str) -> None:
-    """Undeclared: one line, exit code 2, with the convention's flag. Declared: the scores of the same boxes in pixels.
-    Declared otherwise: refused."""
+    """An undeclared convention is one line, exit code 2, with the flag that declares it. The declared convention gives
+    the scores of the same boxes in pixels. A wrong declaration is refused."""
     path = write(tmp_path / "p.json", made, ORDERS[name])
     flags = ("--task", "flickr30k_entities", "--split", "val", "--annotations", str(made), "--predictions", str(path))
     done = run_here(ROOT / "jobs" / "score.py", *flags)
@@ -123,13 +125,13 @@ def test_another_convention_is_refused_and_converted(made: Path, tmp_path: Path,
     ],
 )
 def test_boxes_of_resized_images(made: Path, tmp_path: Path, change: Change, says: str) -> None:
-    """The model saw the images at another size: the line says what was done to them, and what would be found."""
+    """Boxes on resized images are refused, and the line says which resize fits and how many phrases it would find."""
     with pytest.raises(InputError, match=says):
         scored(made, write(tmp_path / "p.json", made, change))
 
 
 def test_a_few_bad_boxes_are_misses(made: Path, tmp_path: Path) -> None:
-    """One box that ends before it begins and one outside its image, among good ones: scored, counted and said."""
+    """One inverted box and one box outside its image, among good boxes, are scored, counted and reported."""
     path = write(tmp_path / "p.json", made)
     records = json.loads(path.read_text())
     before = scored(made, path)["scores"]["recall@1"]
@@ -146,7 +148,7 @@ def test_a_few_bad_boxes_are_misses(made: Path, tmp_path: Path) -> None:
 
 
 def test_some_normalised_boxes_are_said(made: Path, tmp_path: Path) -> None:
-    """Too few phrases to refuse the file, and a line that counts their boxes."""
+    """Normalised boxes in too few phrases to refuse the file are counted in a warning."""
     path = write(tmp_path / "p.json", made)
     records = json.loads(path.read_text())
     for record in records[:3]:
@@ -161,7 +163,7 @@ def test_some_normalised_boxes_are_said(made: Path, tmp_path: Path) -> None:
     [
         lambda b, w, h: b,
         lambda b, w, h: b.round(),
-        lambda b, w, h: b - 1,  # counted from 0
+        lambda b, w, h: b - 1,  # pixels counted from 0
         lambda b, w, h: np.array([[0, 0, w, h]]),
         lambda b, w, h: np.array([[w / 2, h / 2, w / 2, h / 2]]),
         lambda b, w, h: b[:0],
@@ -172,14 +174,14 @@ def test_some_normalised_boxes_are_said(made: Path, tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 def test_right_files_are_scored(made: Path, tmp_path: Path, change: Change, share: float) -> None:
-    """Good models and bad ones, whole images, points, nothing at all: whatever is in pixels passes, without a word."""
+    """Boxes in pixels pass without a warning: good and bad models, whole images, points and no boxes at all."""
     document = scored(made, write(tmp_path / "p.json", made, change, share))
     assert [line for line in document["warnings"] if "boxes" in line] == []
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_random_boxes_are_scored(made: Path, tmp_path: Path, seed: int) -> None:
-    """A model that knows nothing is a bad model, in no other convention."""
+    """The random boxes of a bad model are not taken for another convention."""
     random = np.random.default_rng(seed)
 
     def any_boxes(b: np.ndarray, w: int, h: int) -> np.ndarray:
@@ -190,7 +192,7 @@ def test_random_boxes_are_scored(made: Path, tmp_path: Path, seed: int) -> None:
 
 
 def test_the_golden_predictions_pass(tmp_path: Path) -> None:
-    """What the official program was run on is scored under every protocol."""
+    """The predictions behind the official program's golden scores are scored."""
     for name, text in GOLDEN["files"].items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -199,7 +201,8 @@ def test_the_golden_predictions_pass(tmp_path: Path) -> None:
 
 
 def test_the_reports_examples(tmp_path: Path) -> None:
-    """Three captions: pixels are scored, the others refused with counts, and declared they are worth the same."""
+    """On three captions, boxes in pixels are scored, two other conventions are refused with counts, and declared they
+    score the same."""
     folder = REPORTS / "annotations"
     right = scored(folder, REPORTS / "ok.json")["scores"]
     assert (right["recall@1"], right["recall@5"]) == pytest.approx((60, 80))
@@ -213,7 +216,8 @@ def test_the_reports_examples(tmp_path: Path) -> None:
 
 
 def test_pixels_all_the_same(made: Path, tmp_path: Path) -> None:
-    """Declared as pixels, or scored as the official program scores, what looks like another convention is a warning."""
+    """Boxes declared as pixels, or scored in the official mode, give a warning where they look like another
+    convention."""
     path = write(tmp_path / "p.json", made, ORDERS["xywh"])
     for boxes, mode in (("xyxy", "strict"), (None, "official")):
         document = scored(made, path, boxes, mode)  # type: ignore[arg-type]
@@ -222,7 +226,8 @@ def test_pixels_all_the_same(made: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_converted(tmp_path: Path) -> None:
-    """Parts of sides need the sides; a run's boxes are known; other benchmarks have no boxes; a name may be unknown."""
+    """Normalised boxes need the image sizes, boxes of a run folder are always pixels, other benchmarks have no boxes,
+    and an unknown convention is refused."""
     layout = LAYOUTS["flickr30k_entities"]
     task = open_task(layout.task, layout.write(tmp_path), layout.split)
     (tmp_path / "predictions").write_text(layout.text())

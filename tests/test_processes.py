@@ -1,4 +1,4 @@
-"""Processes outside the pool of workers, and the folder they draw into: nothing outlives a driver that ends."""
+"""Processes outside the pool of workers, and the folder they draw into: nothing stays behind when the driver ends."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from visualbert_core.synthetic.train_detector import make_scenes
 print("imported", flush=True)  # imports have children of their own, for a moment
 end(lambda: make_scenes(1, 0, 100_000) and 0)
 """
-MANY = 20_000  # pictures: minutes of drawing
+MANY = 20_000  # images: drawing them takes minutes
 
 
 def driver(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -58,7 +58,7 @@ def children(pid: int) -> set[int]:
 
 
 def alive(pids: set[int]) -> set[int]:
-    """Those that have not ended; what nobody has waited for yet has."""
+    """Return the processes that have not ended. A zombie, which its parent has not waited for, counts as ended."""
     states = {pid: Path(f"/proc/{pid}/stat") for pid in pids}
     return {
         pid for pid, stat in states.items() if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
@@ -67,7 +67,8 @@ def alive(pids: set[int]) -> set[int]:
 
 @pytest.fixture
 def drawing(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], set[int]]]:
-    """A driver in the middle of drawing a large world at `tmp_path / "synthetic"`, and its children."""
+    """Start a driver that draws large synthetic data at `tmp_path / "synthetic"`; return it and its children in the
+    middle."""
     process = driver(DRIVER, tmp_path / "synthetic", MANY)
     until(lambda: len(list(tmp_path.glob(".*/synthetic/vqa/val2014/*.jpg"))) > 20)
     found = children(process.pid)
@@ -80,8 +81,8 @@ def drawing(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], set[int]]]:
 def test_a_killed_driver_leaves_no_process_and_the_next_no_folder(
     drawing: tuple[subprocess.Popen[str], set[int]], tmp_path: Path
 ) -> None:
-    """SIGKILL while the world is drawn: its children end by themselves, and the same line again ends well, with the
-    world and nothing beside it, also where it is started at once."""
+    """After SIGKILL during the drawing, the driver's children end by themselves. The same command line, started at
+    once, succeeds and leaves only the synthetic data."""
     process, found = drawing
     process.kill()
     again = driver(DRIVER, tmp_path / "synthetic", 4)
@@ -97,8 +98,8 @@ def test_a_killed_driver_leaves_no_process_and_the_next_no_folder(
 def test_a_signal_is_exit_6_and_leaves_nothing(
     drawing: tuple[subprocess.Popen[str], set[int]], tmp_path: Path, number: signal.Signals, all_of_them: bool
 ) -> None:
-    """One line, exit code 6, no folder and no process; also where the whole group is signalled, as Ctrl-C and
-    `ray job stop` do."""
+    """A signal is one line and exit code 6, without a folder or a process left. The same holds for a signal to the
+    whole group, as Ctrl-C and `ray job stop` send it."""
     process, found = drawing
     (os.killpg if all_of_them else os.kill)(process.pid, number)
     _, said = process.communicate(timeout=120)
@@ -109,13 +110,13 @@ def test_a_signal_is_exit_6_and_leaves_nothing(
 
 
 def test_drawing_training_scenes_ends_with_its_driver_too() -> None:
-    """The other place that draws in parallel: SIGTERM is exit code 6 in one line, SIGKILL leaves no process."""
+    """Drawing training scenes is parallel too: SIGTERM is exit code 6 in one line, and SIGKILL leaves no process."""
     for number, code in ((signal.SIGTERM, 6), (signal.SIGKILL, -signal.SIGKILL)):
         process = driver(SCENES)
         assert process.stdout is not None
         assert process.stdout.readline() == "imported\n"
         until(lambda process=process: children(process.pid))
-        time.sleep(1)  # somewhere in the middle
+        time.sleep(1)  # lets the drawing reach its middle
         found = children(process.pid)
         process.send_signal(number)
         _, said = process.communicate(timeout=120)
@@ -125,13 +126,14 @@ def test_drawing_training_scenes_ends_with_its_driver_too() -> None:
 
 
 def test_a_helper_that_is_ended_from_outside_is_one_line() -> None:
-    """As where the system needs its memory: no traceback of a broken pool, and what to do."""
+    """A drawing process that the system kills, as when memory is short, is one error line with a remedy and no
+    traceback."""
     with pytest.raises(ClusterError, match=r"was ended from outside.*run the same line again"), helpers() as pool:
         pool.submit(os._exit, 1).result()
 
 
 def test_the_draft_of_a_run_that_goes_on_stays(tmp_path: Path) -> None:
-    """Two drivers at once: neither takes the other's draft away, nor a folder that is nobody's draft."""
+    """Of two drivers at once, neither deletes the other driver's draft, nor a folder that is not a draft."""
     (tmp_path / ".synthetic-mine").mkdir()
     code = "import sys; from pathlib import Path; from visualbert_core.engine.processes import Draft; "
     code += "draft = Draft(Path(sys.argv[1])).__enter__(); print(draft.place, flush=True); input()"

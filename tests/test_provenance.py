@@ -1,4 +1,4 @@
-"""Digests see what matters and nothing else, and a difference is named in words."""
+"""A digest changes with what can change a number and with nothing else, and each difference is named in words."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ from visualbert_core.provenance import (
 
 
 def test_file_digest_is_xxh3_128(tmp_path: Path) -> None:
-    """The digest is the published xxh3-128 of the bytes, here of none (the reference implementation's test vector)."""
+    """The digest of a file is the published xxh3-128: no bytes give the reference implementation's test vector."""
     (tmp_path / "empty").touch()
     assert digest_file(tmp_path / "empty") == "99aa06d3014798d86001c324468d497f"
 
 
 def test_digest_of_files_sees_names_and_bytes_but_not_folders(tmp_path: Path) -> None:
-    """Moving annotations elsewhere or listing them in another order changes nothing; renaming or editing one does."""
+    """Moving annotations to another folder or listing them in another order keeps the digest; renaming or editing
+    changes it."""
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         for name in ("x.json", "y.json"):
@@ -44,7 +45,7 @@ def test_digest_of_files_sees_names_and_bytes_but_not_folders(tmp_path: Path) ->
 
 
 def test_json_digest_ignores_the_order_of_keys() -> None:
-    """Equal values have equal digests; values that are not JSON are refused rather than guessed."""
+    """Equal values have equal digests, and values that JSON does not have are refused."""
     assert digest_json({"a": 1, "b": [1.5, None]}) == digest_json({"b": [1.5, None], "a": 1})
     assert digest_json({"a": 1}) != digest_json({"a": "1"})
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -54,21 +55,21 @@ def test_json_digest_ignores_the_order_of_keys() -> None:
 
 
 def test_code_digests_are_stable() -> None:
-    """The same checkout has the same three digests, of different sources."""
+    """A checkout gives the same three digests again, and the three differ."""
     assert code_digests() == code_digests()
     assert len(set(code_digests().values())) == 3
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of the package that a test may edit."""
+    """Copy the package, so that a test may edit it."""
     package = tmp_path / "visualbert_core"
     shutil.copytree(ROOT / "visualbert_core", package, ignore=shutil.ignore_patterns("weights", "__pycache__"))
     return package
 
 
 def digests(checkout: Path) -> dict[str, str]:
-    """The digests that a checkout gives of itself."""
+    """Return the digests that a checkout computes of itself."""
     look = "import json; from visualbert_core.provenance import code_digests; print(json.dumps(code_digests()))"
     done = subprocess.run([sys.executable, "-c", look], cwd=checkout.parent, check=True, capture_output=True, text=True)
     found: dict[str, str] = json.loads(done.stdout)
@@ -90,7 +91,7 @@ def digests(checkout: Path) -> dict[str, str]:
     ],
 )
 def test_code_digests_see_what_can_change_a_number(source: str, kinds: set[str], checkout: Path) -> None:
-    """A changed statement changes the digest of the first number that it can change; a page's changes none."""
+    """A changed statement changes the first digest whose number it can change, and code of the page changes none."""
     before = digests(checkout)
     (checkout / source).write_text((checkout / source).read_text() + "\nEXTRA = 1\n")
     after = digests(checkout)
@@ -98,7 +99,7 @@ def test_code_digests_see_what_can_change_a_number(source: str, kinds: set[str],
 
 
 def test_code_digests_do_not_see_words_or_places(checkout: Path) -> None:
-    """A comment, a docstring, other line breaks and another place in the same package change no digest."""
+    """A changed comment, docstring, line break or file name inside the same package changes no digest."""
     before = digests(checkout)
     heads = checkout / "models" / "visualbert" / "heads.py"
     head, quotes, rest = heads.read_text().partition('"""')
@@ -112,7 +113,7 @@ def test_code_digests_do_not_see_words_or_places(checkout: Path) -> None:
 
 
 def test_versions_import_nothing_heavy() -> None:
-    """Versions of torch and Ray are known without importing them."""
+    """The versions of torch and Ray are read without importing them."""
     check = (
         "import sys; from visualbert_core.provenance import versions; found = versions(); "
         "assert found['torch'] != 'absent' and found['python'].startswith('3.'), found; "
@@ -123,7 +124,7 @@ def test_versions_import_nothing_heavy() -> None:
 
 
 def test_differences_name_each_ingredient() -> None:
-    """Nested ingredients are named by their path, absent ones as such, equal ones not at all."""
+    """A nested ingredient is named by its path, a missing one is named as missing, and an equal one is left out."""
     a = {"weights": "1f", "versions": {"torch": "2.11.0", "numpy": "2.1"}, "mean": [1, 2]}
     b = {"weights": "1f", "versions": {"torch": "2.12.0", "numpy": "2.1"}, "mean": [1, 3], "nms": 0.5}
     assert differences(a, b) == ["mean: [1, 2] → [1, 3]", "nms: (absent) → 0.5", "versions.torch: 2.11.0 → 2.12.0"]
@@ -131,7 +132,8 @@ def test_differences_name_each_ingredient() -> None:
 
 
 def test_changes_are_sorted_by_ingredient() -> None:
-    """Every line belongs to the ingredient that an owner would name, and `code` is not what judges."""
+    """Every difference belongs to an ingredient that a user can name, and `code` does not include the code that
+    judges."""
     a = {
         "model": {"weights": "1f", "precision": "float32"},
         "code": {"features": "1", "predictions": "1", "scores": "1"},
@@ -146,7 +148,7 @@ def test_changes_are_sorted_by_ingredient() -> None:
 
 def test_a_run_says_what_it_is_made_of(small_night: SmallNight) -> None:
     """run.json names code, packages, weights, answer list, detector, feature manifest, annotations and scorer, and
-    every part of it belongs to one ingredient."""
+    every part belongs to one ingredient."""
     (folder,) = (small_night.out / "runs" / "demo").glob("*__vqa__val")
     made_of = json.loads((folder / "run.json").read_text())["provenance"]
     (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
@@ -161,5 +163,5 @@ def test_a_run_says_what_it_is_made_of(small_night: SmallNight) -> None:
     assert made_of["annotations"] == digest_files((small_night.out / "synthetic" / "vqa").glob("*.json"))
     assert "official" in made_of["protocol"]
     sorted_in = changed({}, made_of)
-    assert set(sorted_in) == set(INGREDIENTS) - {"images"}  # of models that read pixels
+    assert set(sorted_in) == set(INGREDIENTS) - {"images"}  # only models that read pixels have images as an ingredient
     assert sorted(line for lines in sorted_in.values() for line in lines) == differences({}, made_of)

@@ -1,4 +1,4 @@
-"""VCR's encoder of given objects: what r2c answers, from VCR's metadata to the store."""
+"""VCR's encoder of given objects: it computes r2c's features, from VCR's metadata to the store."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CONFIG = R2CConfig(blocks=(1, 1, 1, 1), feature_size=24)
 
 
 def weights() -> dict[str, torch.Tensor]:
-    """The random weights behind the golden values, as our checkpoint converter keeps them."""
+    """Return the random weights behind the golden values, under the names of the checkpoint converter."""
     found = {name: random_tensor((seed or [name])[0], shape) for name, shape, *seed in GOLDEN["tensors"]}
     return {name: tensor.long() if name.endswith("tracked") else tensor for name, tensor in found.items()}
 
@@ -58,7 +58,7 @@ def detector(folder: Path) -> R2CDetector:
 
 
 def marked(root: Path, index: int) -> tuple[np.ndarray, GivenObjects]:
-    """A golden picture and its objects, by way of a metadata file."""
+    """Return a golden image and its objects, read from a metadata file."""
     record = GOLDEN["metadata"][index]
     (root / "image.json").write_text(json.dumps(record))
     return picture(index, record["height"], record["width"]), read_objects(root / "image.json", CLASSES)
@@ -66,8 +66,8 @@ def marked(root: Path, index: int) -> tuple[np.ndarray, GivenObjects]:
 
 @pytest.mark.parametrize("index", range(3))
 def test_features_are_r2cs(detector: R2CDetector, tmp_path: Path, index: int) -> None:
-    """Metadata and picture in, and out come the classes, masks, probabilities and features of the published code, the
-    whole image first: landscape, portrait and a strip."""
+    """Metadata and image give the classes, masks, probabilities and features of the published code, with the whole
+    image first, for a landscape, a portrait and a strip."""
     answer = GOLDEN["regions"][index]
     pixels, objects = marked(tmp_path, index)
     found = detector.encode([pixels], [objects])[0]
@@ -80,7 +80,7 @@ def test_features_are_r2cs(detector: R2CDetector, tmp_path: Path, index: int) ->
 
 
 def test_a_batch_changes_nothing(detector: R2CDetector, tmp_path: Path) -> None:
-    """Images give together what each gives alone."""
+    """Images in a batch give what each gives alone."""
     pixels, objects = marked(tmp_path, 0)
     images = [pixels, pixels[::-1].copy(), pixels[:, ::-1].copy()]
     for image, together in zip(images, detector.encode(images, [objects] * 3), strict=True):
@@ -89,7 +89,7 @@ def test_a_batch_changes_nothing(detector: R2CDetector, tmp_path: Path) -> None:
 
 
 def test_class_and_outline_count(detector: R2CDetector, tmp_path: Path) -> None:
-    """Another class or outline of the same box is another feature."""
+    """The same box with another class or outline has another feature."""
     pixels, objects = marked(tmp_path, 0)
     relabelled = GivenObjects(objects.boxes, objects.labels[[0, 2, 1, 3]], objects.outlines)
     bare = GivenObjects(objects.boxes, objects.labels, (objects.outlines[0], (), (), ()))
@@ -100,7 +100,8 @@ def test_class_and_outline_count(detector: R2CDetector, tmp_path: Path) -> None:
 
 
 def test_bare_boxes_are_encoded_as_the_whole_image_is(detector: R2CDetector, tmp_path: Path) -> None:
-    """Without class and outline: class 0 and a full mask, the box where it is; without boxes there is no answer."""
+    """A box without class and outline is encoded with class 0 and a full mask at its own place. Without boxes the
+    detector raises ConfigError."""
     pixels, objects = marked(tmp_path, 0)
     (found,) = detector.detect([pixels], [objects.boxes])
     assert found.labels.tolist() == [0, 0, 0, 0]
@@ -110,7 +111,8 @@ def test_bare_boxes_are_encoded_as_the_whole_image_is(detector: R2CDetector, tmp
 
 
 def test_a_polygon_holds_what_is_inside() -> None:
-    """Even-odd rule, closed by itself, nothing in a line; where a point lies on a side does not matter to VCR."""
+    """A polygon follows the even-odd rule, closes itself, and holds nothing where it is a line. VCR does not depend on
+    points on a side."""
     xs, ys = np.meshgrid(np.arange(4) + 0.5, np.arange(4) + 0.5)
     square = np.array([[1, 1], [3, 1], [3, 3], [1, 3]], float)
     assert inside(square, xs, ys).nonzero()[0].tolist() == [1, 1, 2, 2]
@@ -130,15 +132,15 @@ def test_a_polygon_holds_what_is_inside() -> None:
     ],
 )
 def test_malformed_objects_are_a_decode_error(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
-    """What cannot be read is that image's failure and says why."""
+    """Malformed objects are the failure of that image, with the reason."""
     (tmp_path / "a.json").write_text(json.dumps(GOLDEN["metadata"][0] | change))
     with pytest.raises(DecodeError, match=reason):
         read_objects(tmp_path / "a.json", CLASSES)
 
 
 def test_a_store_is_made_of_vcrs_layout(folder: Path, tmp_path: Path) -> None:
-    """Extraction hands over classes and outlines; an image without them is one failure; without boxes the job ends
-    before it starts."""
+    """An extraction passes classes and outlines on, and an image without them is one failure. Without boxes the job
+    ends before it starts."""
     for index, record in enumerate(GOLDEN["metadata"]):
         Image.fromarray(picture(index, record["height"], record["width"])).save(tmp_path / f"{index}.png")
         (tmp_path / f"{index}.json").write_text(json.dumps(record))
@@ -151,7 +153,7 @@ def test_a_store_is_made_of_vcrs_layout(folder: Path, tmp_path: Path) -> None:
     for index in range(2):
         row, answer = store.fetch(str(index)), GOLDEN["regions"][index]
         assert row.labels.tolist() == answer["labels"]
-        # The store's float16 rounds at 2⁻¹¹ of a number, ten times as coarse as the network.
+        # The store's float16 rounds at 2⁻¹¹ of a number, ten times as coarsely as the network.
         np.testing.assert_allclose(row.features, answer["features"], rtol=1e-3, atol=1e-3)
     assert [failure.message for failure in store.failures()] == [
         "2.json names 'unicorn', which is no class of the detector"
@@ -161,7 +163,7 @@ def test_a_store_is_made_of_vcrs_layout(folder: Path, tmp_path: Path) -> None:
 
 
 def test_other_weights_are_refused(tmp_path: Path) -> None:
-    """A lacking tensor and a file of another kind are named in one line."""
+    """A missing tensor and a file of another kind are each named in one line."""
     tensors = weights()
     del tensors["detector.object_embed.weight"]
     save_file(tensors, tmp_path / "detector.safetensors")
@@ -173,7 +175,7 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_classes_are_cocos() -> None:
-    """81 with the background, each once, in COCO's order."""
+    """The list has 81 classes with the background, each once, in COCO's order."""
     assert len(set(CLASSES)) == len(CLASSES) == 81
     assert [CLASSES.index(name) for name in ("__background__", "person", "trafficlight", "toothbrush")] == [
         0,

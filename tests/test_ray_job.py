@@ -1,4 +1,6 @@
-"""`ray job submit` on a running cluster gives the scores of the local run, byte for byte, and `ray job stop` drains."""
+"""`ray job submit` on a running cluster gives the same bytes as a local run, and `ray job stop` lets running shards
+finish.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ TOKEN = "0123456789abcdef0123456789abcdef"
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """A one-node cluster of our own, as README starts one: with a token in a home folder of its own. Those without any,
-    and with one elsewhere, are test_ray_session.py's."""
+    """Start a one-node cluster as the README does, with a token in its own home folder. test_ray_session.py tests
+    clusters without a token, and with a token in another place."""
     home = tmp_path_factory.mktemp("home")
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text(TOKEN)
@@ -40,14 +42,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 
 
 def log_of(cluster: Head, submission: str) -> str:
-    """What a job has said so far."""
+    """Return the log of a job so far."""
     path = cluster.folder / "session_latest" / "logs" / f"job-driver-{submission}.log"
     return path.read_text() if path.exists() else ""
 
 
 @contextmanager
 def paused_workers(cluster: Head) -> Iterator[None]:
-    """Our actors get no further meanwhile."""
+    """Pause our actors (SIGSTOP) inside the `with` block."""
     actors = [pid for pid in below(cluster.pid) if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::Host")]
     assert len(actors) == 2
     for pid in actors:
@@ -60,7 +62,8 @@ def paused_workers(cluster: Head) -> Iterator[None]:
 
 
 def test_a_submitted_job_gives_the_same_scores(cluster: Head, small_night: SmallNight, tmp_path: Path) -> None:
-    """The README's line on a cluster: exit code 0, the table in its log, and the same scores.json in all eight runs."""
+    """The README's command line on a cluster ends with exit code 0, the table in its log, and the same scores.json in
+    all eight runs."""
     matrix = yaml.safe_load(small_night.matrix.read_text()) | {"pool": {"workers": 2}}
     path = tmp_path / "matrix.yaml"
     path.write_text(yaml.safe_dump(matrix))
@@ -79,8 +82,8 @@ def test_a_submitted_job_gives_the_same_scores(cluster: Head, small_night: Small
 
 
 def test_a_stopped_job_drains(cluster: Head, tmp_path: Path) -> None:
-    """`ray job stop` in the middle: what runs is committed, the log says what is left, and the same line ends with
-    the bytes of an undisturbed run."""
+    """`ray job stop` in the middle commits the running shards, and the log says what is left. The same command line
+    then ends with the bytes of an undisturbed run."""
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for number in range(120):
@@ -95,10 +98,10 @@ def test_a_stopped_job_drains(cluster: Head, tmp_path: Path) -> None:
         cluster, *submit, "--submission-id", "stopped", "--no-wait", "--runtime-env-json", grace, *line
     )
     _until(lambda: len(list((tmp_path / "out").glob("pictures/*/shards/*.json"))) > 2)
-    with paused_workers(cluster):  # or they are through before the command has started
+    with paused_workers(cluster):  # else the workers finish before the command has started
         stop = _ray_process(cluster, "job", "stop", "stopped", "--address", cluster.dashboard)
         _until(lambda: "stopping (SIGTERM)" in log_of(cluster, "stopped"))
-    assert "was stopped" in _said(stop)  # it ends when the job has ended
+    assert "was stopped" in _said(stop)  # the command returns once the job has ended
     assert "Next steps" in _said(submitted)
     log = log_of(cluster, "stopped")
     left = re.search(r"stopped \(SIGTERM\): (\d+) of (\d+) shards are left", log)

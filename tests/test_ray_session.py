@@ -1,4 +1,6 @@
-"""How Ray is found: with a token in the home folder, in the environment, switched off, and without any."""
+"""How the package joins or starts Ray: with a token in the home folder, in the environment, switched off, or without
+one.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ COMPUTE = START.format(
 
 
 def situation(name: str, home: Path) -> tuple[dict[str, str], str | None]:
-    """The environment of somebody in that situation, and the token that a cluster started there asks for."""
+    """Return the environment of a user in that situation, and the token that a cluster started there asks for."""
     home.mkdir()
     if name == "token in the home folder":
         (home / ".ray").mkdir()
@@ -70,9 +72,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SITUATIONS)
 def test_a_running_cluster_is_joined_and_takes_jobs(name: str, pictures: Path, tmp_path: Path) -> None:
-    """A cluster that was started there asks for that token or for none: a job with RAY_ADDRESS computes on it, so does
-    one that is submitted as README says, and nothing is written into the home folder. The corpus has a name
-    beyond ASCII, which Ray's metrics refuse."""
+    """A cluster started in the situation takes a job with RAY_ADDRESS and a job submitted as in the README. Nothing is
+    written into the home folder. The corpus has a name beyond ASCII, which Ray's metrics refuse."""
     variables, token = situation(name, tmp_path / "home")
     before = files(tmp_path / "home")
     with head(variables, token) as running:
@@ -94,7 +95,7 @@ def test_a_running_cluster_is_joined_and_takes_jobs(name: str, pictures: Path, t
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SITUATIONS)
 def test_ray_starts_on_this_machine(name: str, tmp_path: Path) -> None:
-    """Without RAY_ADDRESS, in the same situations, and the home folder stays as it was."""
+    """Without RAY_ADDRESS Ray starts on this machine in every situation, and the home folder stays unchanged."""
     variables, _ = situation(name, tmp_path / "home")
     before = files(tmp_path / "home")
     done = run(sys.executable, "-c", COMPUTE, env=variables)
@@ -104,8 +105,8 @@ def test_ray_starts_on_this_machine(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_who_is_refused_is_told_so(tmp_path: Path) -> None:
-    """No token, another cluster's and one that may not be sent are three lines, each with what to do, and none of them
-    says that the cluster is not there."""
+    """No token, a foreign token and RAY_AUTH_MODE=disabled each give one line with a remedy, and no line says that the
+    cluster is missing."""
     variables, token = situation("token in the home folder", tmp_path / "home")
     stranger = environment(tmp_path)
     cases = {
@@ -126,7 +127,8 @@ def test_who_is_refused_is_told_so(tmp_path: Path) -> None:
     [("127.0.0.1:{}", "no Ray cluster answers at"), ("http://127.0.0.1:{}", "is it HOST:PORT of a head")],
 )
 def test_a_cluster_that_is_not_there_is_one_line(address: str, words: str, tmp_path: Path) -> None:
-    """In seconds, where Ray itself tries for minutes, with what to do; so is the dashboard's address."""
+    """A missing cluster is one error line within seconds, where Ray itself tries for minutes. The dashboard's address
+    in place of the cluster's gives one line too."""
     variables = environment(tmp_path, RAY_ADDRESS=address.format(free_port()))
     done = run(sys.executable, "-c", COMPUTE, env=variables)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
@@ -135,7 +137,8 @@ def test_a_cluster_that_is_not_there_is_one_line(address: str, words: str, tmp_p
 
 
 def test_a_night_ends_with_its_cluster(tmp_path: Path) -> None:
-    """Where there is no Ray, nothing else of the night can be computed: one line, not one for each corpus and cell."""
+    """Without Ray a night cannot compute anything, so it ends with one line and not with one for each corpus and
+    cell."""
     matrix = small_matrix(out=str(tmp_path / "out"), pool={"workers": 1})
     (tmp_path / "matrix.yaml").write_text(yaml.safe_dump(matrix))
     variables = environment(tmp_path, RAY_ADDRESS=f"127.0.0.1:{free_port()}")
@@ -145,7 +148,7 @@ def test_a_night_ends_with_its_cluster(tmp_path: Path) -> None:
 
 
 def test_a_wait_tells_refused_from_not_there() -> None:
-    """What the tests themselves wait with: 401 ends the wait at once and is named, and so is a server that is gone."""
+    """The tests' own wait for a server ends at once when the server answers 401 or is gone, and names which."""
 
     class Refuses(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -172,7 +175,7 @@ def test_a_wait_tells_refused_from_not_there() -> None:
 
 
 def test_the_short_folder_is_rays_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no variable names a folder, Ray takes the one that it is sent to when TMPDIR is too long."""
+    """Without a variable that names a folder, the short folder is the one that Ray uses when TMPDIR is too long."""
     for name in ("RAY_TMPDIR", "TMPDIR"):
         monkeypatch.delenv(name, raising=False)
     assert get_default_ray_temp_dir() == SHORT
@@ -180,7 +183,8 @@ def test_the_short_folder_is_rays_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_a_long_tmpdir_is_gone_around(tmp_path: Path) -> None:
-    """A path of 150 characters leaves no room for Ray's sockets: Ray's files go elsewhere, and one line says so."""
+    """A path of 150 characters leaves no room for Ray's sockets, so Ray's files go to a shorter path, and one line says
+    so."""
     long = tmp_path / ("x" * 150)
     long.mkdir()
     done = run(sys.executable, "-c", COMPUTE, env=environment(tmp_path, TMPDIR=str(long)))
@@ -193,7 +197,7 @@ def test_a_long_tmpdir_is_gone_around(tmp_path: Path) -> None:
 
 @contextmanager
 def stopped_raylets(driver: subprocess.Popen[str], count: int) -> Iterator[set[int]]:
-    """The first so many raylets of a driver never get anywhere, as on a machine that is far too busy."""
+    """Stop the first raylets of a driver, so that they never answer, as on an overloaded machine."""
     stopped: set[int] = set()
 
     def watch() -> None:
@@ -217,8 +221,8 @@ def stopped_raylets(driver: subprocess.Popen[str], count: int) -> Iterator[set[i
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "code"), [(1, 0), (2, 1)])
 def test_ray_that_is_not_up_in_time_is_started_once_more(count: int, code: int, tmp_path: Path) -> None:
-    """A second attempt works where the machine has calmed down, and what the first has left is gone; after it, one
-    line says what to do."""
+    """A second start succeeds when the machine has recovered, and the first one's processes are gone. If it fails too,
+    one line says what to do."""
     command = [sys.executable, "-c", COMPUTE]
     with subprocess.Popen(command, cwd=ROOT, env=environment(tmp_path), stderr=subprocess.PIPE, text=True) as driver:
         with stopped_raylets(driver, count) as stopped:

@@ -1,4 +1,4 @@
-"""Typed records: they hold what json.loads reads, whichever of the two looks reads them; the rest is one line."""
+"""Typed records hold what json.loads reads, in the fast reading and in the second one; every fault is one line."""
 
 from __future__ import annotations
 
@@ -48,10 +48,11 @@ VALUES = st.recursive(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(elements=st.lists(VALUES, max_size=6), indent=st.none() | st.integers(0, 2), ascii=st.booleans())
 def test_any_list_is_read_as_json_reads_it(memory: Path, elements: list[Any], indent: int | None, ascii: bool) -> None:
-    """Any values, with or without line breaks, NaN and infinity among them, at the top or under a key."""
+    """Any values are read as json.loads reads them: with or without line breaks, with NaN and infinity, at the top or
+    under a key."""
     path = memory / "any.json"
     path.write_text(json.dumps(elements, indent=indent, ensure_ascii=ascii), encoding="utf-8")
-    assert repr(read(path, None)) == repr(elements)  # NaN is not equal to itself
+    assert repr(read(path, None)) == repr(elements)  # compares text, because NaN is not equal to itself
     path.write_text(json.dumps({"before": 1, "list": elements, "x": [{}]}, indent=indent, ensure_ascii=ascii), "utf-8")
     assert repr(read(path, "list")) == repr(elements)
     assert read_list(path, "list")[0] == {"before": 1, "x": [{}]}
@@ -69,7 +70,8 @@ RECORDS = [
 @pytest.mark.parametrize("more", ["1", "NaN", '"\\ud800"'])
 @pytest.mark.parametrize(("record", "expected"), RECORDS)
 def test_both_looks_give_the_same_record(tmp_path: Path, record: dict[str, Any], expected: Whole, more: str) -> None:
-    """What msgspec refuses in a field that nobody reads changes nothing; of equal keys in a record the last counts."""
+    """A record that msgspec refuses for a field outside the declaration reads the same, and the last of two equal keys
+    counts."""
     path = tmp_path / "records.json"
     text = f'{{"beside": {more}, "id": null, {json.dumps(record)[1:]}'
     for key, whole in ((None, f"[{text}]"), ("list", f'{{"list": [{text}], "beside": {more}}}')):
@@ -113,7 +115,7 @@ def test_both_looks_give_the_same_record(tmp_path: Path, record: dict[str, Any],
     ],
 )
 def test_broken_json_is_one_line_that_says_where(tmp_path: Path, text: bytes, message: str) -> None:
-    """Truncation, garbage, and what Python's reader would stop at with other exceptions."""
+    """Truncation, garbage and text on which Python's reader raises other exceptions are one line that says where."""
     path = tmp_path / "broken.json"
     path.write_bytes(text)
     with pytest.raises(AnnotationError, match=f"broken.json.*{message}") as caught:
@@ -122,7 +124,7 @@ def test_broken_json_is_one_line_that_says_where(tmp_path: Path, text: bytes, me
 
 
 def test_any_truncation_is_an_error(memory: Path) -> None:
-    """No prefix of a file passes for the file."""
+    """No prefix of a file is read as the whole file."""
     path, whole = memory / "cut.json", SMALL.strip().encode()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
@@ -150,7 +152,8 @@ def test_any_truncation_is_an_error(memory: Path) -> None:
     ],
 )
 def test_fields_are_checked(tmp_path: Path, record: Any, message: str) -> None:
-    """A wrong field is named with its record: by line or index and, once that is known, its first field."""
+    """A wrong field is an error that names its record: by line or index, and by the first field once that field is
+    known."""
     path = tmp_path / "records.json"
     good = '{"id": 4, "text": ""}'
     path.write_text(f"[{good}, {json.dumps(record)}]")
@@ -172,7 +175,7 @@ def peak_memory(work: Any) -> int:
 
 
 def test_the_file_is_not_held(tmp_path: Path) -> None:
-    """Ten megabytes pass through less than one."""
+    """Reading a file of ten megabytes needs less than one megabyte of memory."""
     path = tmp_path / "large.json"
     path.write_text(json.dumps({"list": [{"id": 1, "text": "x" * 1000}] * 10_000}))
     assert path.stat().st_size > 9e6
@@ -184,7 +187,8 @@ def test_the_file_is_not_held(tmp_path: Path) -> None:
 
 
 def test_a_large_file_cut_short_is_not_held_as_objects(tmp_path: Path) -> None:
-    """The second look holds the text and little more: a download that broke off must not end in a full memory."""
+    """Reading a large truncated file again needs less than four times the memory of its text, because a broken
+    download must not fill memory."""
     path = tmp_path / "cut.json"
     path.write_text(json.dumps({"list": [{"id": 1}] * 200_000})[:-2])
 
@@ -196,7 +200,7 @@ def test_a_large_file_cut_short_is_not_held_as_objects(tmp_path: Path) -> None:
 
 
 def test_a_pipe_is_read(tmp_path: Path) -> None:
-    """What cannot be mapped into memory, as a shell's <(...), is read."""
+    """A pipe such as a shell's <(...) is read, although it cannot be mapped into memory."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     writer = threading.Thread(target=path.write_text, args=("[1, 2]",))

@@ -1,4 +1,4 @@
-"""The reference pages say what the code says."""
+"""The reference pages agree with the code."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ FOLDER = ROOT / "docs" / "reference"
 
 @pytest.mark.parametrize("page", ["commands", "api"])
 def test_the_reference_is_current(page: str) -> None:
-    """A change of a flag, a default, a signature or a sentence of help reaches the pages."""
+    """The pages contain every current flag, default, signature and sentence of help."""
     made = runpy.run_path(str(FOLDER / "generate.py"))[page]()
     again = f"docs/reference/{page}.md is not what the code says: run `python docs/reference/generate.py`"
     assert (FOLDER / f"{page}.md").read_text() == made, again
 
 
 def test_the_reference_is_whole() -> None:
-    """Every command, every flag with a sentence, and every public name is there."""
+    """Every command, every public name, and every flag with a sentence is on the pages."""
     commands, api = ((FOLDER / f"{page}.md").read_text() for page in ("commands", "api"))
     assert all(f"\n## visualbert {name}" in commands for name in COMMANDS)
     assert not [line for line in commands.splitlines() if line.startswith("| `") and line.endswith("|  |")]

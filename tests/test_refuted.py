@@ -1,4 +1,6 @@
-"""Configs that the weights beside them refute, and files that are no weights: one line, at once, nothing allocated."""
+"""Configs that contradict the weights beside them, and files that are not weights, are refused in one line, at once,
+before any memory is allocated.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 
 
 @contextmanager
 def refused(*says: str) -> Iterator[None]:
-    """What is inside ends in one line of a CheckpointError that says this, in two seconds, and without memory."""
+    """Assert that the block raises a one-line CheckpointError with these words, within seconds and without much
+    memory."""
     start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(CheckpointError) as raised:
         yield
@@ -46,7 +49,7 @@ def refused(*says: str) -> Iterator[None]:
         assert part in str(raised.value)
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 800
-    assert time.monotonic() - start < 5  # on a machine that has other things to do; alone it is under a second
+    assert time.monotonic() - start < 5  # alone it takes under a second; a busy machine needs more
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
 
 
@@ -94,14 +97,14 @@ def checkpoint(tmp_path: Path) -> Path:
     ],
 )
 def test_weights_refute_sizes(checkpoint: Path, key: str, value: int, says: str, new_head: bool) -> None:
-    """Sizes that the weights do not have are refused by the head of their file, with a new head as well."""
+    """A size that the weights do not have is refused from the header of the weights file, with a new head as well."""
     edit(checkpoint / "config.json", lambda values: values.update({key: value}))
     with refused(says):
         VisualBertForVisualReasoning.from_pretrained(checkpoint, new_head=new_head)
 
 
 def test_a_trunk_is_checked_too(checkpoint: Path) -> None:
-    """The same where only the trunk is read, and from a torch file."""
+    """A trunk that is read alone, or from a torch file, is checked in the same way."""
     edit(checkpoint / "config.json", lambda values: values.update(num_hidden_layers=10**6))
     with refused("has only 2 encoder layers"):
         VisualBertModel.from_pretrained(checkpoint)
@@ -112,7 +115,8 @@ def test_a_trunk_is_checked_too(checkpoint: Path) -> None:
 
 
 def test_labels_that_no_weight_counts(checkpoint: Path) -> None:
-    """A head of one score a choice says nothing of the number of labels: a billion of them is refused as such."""
+    """The weights of a head with one score per choice do not show the number of labels, so a billion labels is refused
+    as such."""
     edit(checkpoint / "config.json", lambda values: (values.pop("id2label"), values.update(num_labels=HUGE)))
     with refused("num_labels: must be at most 1,000,000, got 1000000000"):
         VisualBertForMultipleChoice.from_pretrained(checkpoint)
@@ -121,7 +125,7 @@ def test_labels_that_no_weight_counts(checkpoint: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool])
 @pytest.mark.parametrize("key", ["cls.weight", "visual_bert.embeddings.word_embeddings.weight"])
 def test_integers_are_no_weights(checkpoint: Path, key: str, dtype: torch.dtype) -> None:
-    """Quantised weights are named, not read as if they were the numbers that they stand for."""
+    """Quantised weights are refused by name, because their integers are not the values that they encode."""
     path = checkpoint / "model.safetensors"
     weights = load_file(path)
     weights[key] = weights[key].to(dtype)
@@ -133,7 +137,8 @@ def test_integers_are_no_weights(checkpoint: Path, key: str, dtype: torch.dtype)
 @pytest.mark.parametrize("text", ['{"model_type":' * 100_000, "[" * 100_000, '{"hidden_size": ' + "9" * 10_000 + "}"])
 @pytest.mark.parametrize("name", ["config.json", "visualbert_core.json"])
 def test_hostile_documents(checkpoint: Path, name: str, text: str) -> None:
-    """Brackets that overflow a stack and integers of thousands of digits are one line, in each file of a folder."""
+    """Nesting that overflows a stack and integers of thousands of digits are one-line errors in each file of a
+    folder."""
     from visualbert_core.models.visualbert import VisualBertPredictor
 
     (checkpoint / name).write_text(text)
@@ -142,7 +147,8 @@ def test_hostile_documents(checkpoint: Path, name: str, text: str) -> None:
 
 
 def test_a_key_that_stands_twice_in_a_config(checkpoint: Path) -> None:
-    """Which of two values is meant nobody knows: both lines are named."""
+    """A key that occurs twice in a config is refused with both lines, because the reader cannot know which value is
+    meant."""
     path = checkpoint / "config.json"
     path.write_text(path.read_text().replace('"hidden_size": 16', '"hidden_size": 16,\n  "hidden_size": 32'))
     with refused("hidden_size: the key stands in line", "and again in line"):
@@ -189,7 +195,7 @@ def detectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def changed(detectors: Path, kind: str, to: Path, change: Callable[[Any], None]) -> Path:
-    """A copy of a detector folder whose config is another; the weights are linked."""
+    """Copy a detector folder with a changed config; the weights are a link."""
     to.mkdir()
     (to / "model.safetensors").symlink_to(detectors / kind / "model.safetensors")
     (to / "config.json").write_text((detectors / kind / "config.json").read_text())
@@ -198,7 +204,7 @@ def changed(detectors: Path, kind: str, to: Path, change: Callable[[Any], None])
 
 
 def put(place: str, value: object) -> Callable[[Any], None]:
-    """Set `a.b` of a config."""
+    """Return a function that sets `a.b` of a config."""
 
     def change(values: Any) -> None:
         *path, last = place.split(".")
@@ -253,7 +259,7 @@ def put(place: str, value: object) -> Callable[[Any], None]:
 def test_weights_refute_a_detectors_sizes(
     detectors: Path, tmp_path: Path, kind: str, place: str, value: object, says: str
 ) -> None:
-    """Layers and sizes that the weights do not have, and sizes of images that no memory holds, end by name."""
+    """Layers and sizes that contradict the weights, and image sizes that fit into no memory, are refused by name."""
     folder = changed(detectors, kind, tmp_path / "detector", put(place, value))
     with refused(str(folder), says):
         load_detector(folder, "cpu")
@@ -261,7 +267,7 @@ def test_weights_refute_a_detectors_sizes(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unchanged_detector_opens(detectors: Path, tmp_path: Path, kind: str) -> None:
-    """What is refused above is refused for its change alone; nothing is left without weights."""
+    """The unchanged detector opens with all its weights, so the tests above fail because of their change alone."""
     folder = changed(detectors, kind, tmp_path / "detector", lambda values: None)
     network = load_detector(folder, "cpu").model  # type: ignore[attr-defined]
     held = load_file(folder / "model.safetensors")
@@ -272,7 +278,7 @@ def test_an_unchanged_detector_opens(detectors: Path, tmp_path: Path, kind: str)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_integers_are_no_weights_of_a_detector(detectors: Path, tmp_path: Path, kind: str) -> None:
-    """Integers in the place of weights would be read as numbers of another size: they are named."""
+    """Integers in place of weights are refused by name, because they would be read as other numbers."""
     folder = changed(detectors, kind, tmp_path / "detector", lambda values: None)
     weights = load_file(folder / "model.safetensors")
     key = next(iter(sorted(weights)))
@@ -291,7 +297,7 @@ def test_integers_are_no_weights_of_a_detector(detectors: Path, tmp_path: Path, 
     "name", ["config.json", "visualbert_core.json", "model.safetensors", "vocab.txt", "answers.txt"]
 )
 def test_pointers_in_a_checkpoint(tmp_path: Path, name: str) -> None:
-    """Each file that a clone without `git lfs pull` may lack is named, with what to do."""
+    """Each file that a clone without `git lfs pull` lacks is named, with a remedy."""
     from test_visualbert_predictor import write
 
     from visualbert_core.models.visualbert import VisualBertPredictor
@@ -304,7 +310,7 @@ def test_pointers_in_a_checkpoint(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json"])
 def test_pointers_under_other_names(checkpoint: Path, name: str) -> None:
-    """The same for torch files and for the indices of shards."""
+    """Pointers in place of torch files and of shards' indices are named too."""
     (checkpoint / "model.safetensors").unlink()
     (checkpoint / name).write_bytes(POINTER)
     with refused(f"{checkpoint / name}: {lfs.REASON}"):
@@ -313,7 +319,7 @@ def test_pointers_under_other_names(checkpoint: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_pointers_in_a_detector(detectors: Path, tmp_path: Path, name: str) -> None:
-    """The same for a detector."""
+    """Pointers in a detector's folder are named too."""
     folder = changed(detectors, "tiny", tmp_path / "detector", lambda values: None)
     (folder / name).unlink()
     (folder / name).write_bytes(POINTER)
@@ -326,7 +332,7 @@ def test_pointers_in_a_detector(detectors: Path, tmp_path: Path, name: str) -> N
     [("in.bin", "vg_c4"), ("in.pkl", "vg_c4"), ("in.pkl", "detectron_fpn"), ("in.safetensors", "r2c_resnet50")],
 )
 def test_pointers_to_convert(tmp_path: Path, name: str, kind: str) -> None:
-    """The same for published weights that are to be converted, in each of their formats."""
+    """Pointers in place of published weights are named before a conversion, in each format."""
     from visualbert_core.detector.convert import convert
 
     (tmp_path / name).write_bytes(POINTER)

@@ -1,7 +1,8 @@
-"""The report over real run folders: what stands beside a score, what is shown of examples, and what is never said.
+"""The report over real run folders: what it shows beside a score, what it shows of examples, and what it must never
+show.
 
-The runs are made by `evaluation.run.evaluate` itself, over stores and official annotation files written here; only the
-model is a stand-in, which reads off whether it was shown the right picture.
+`evaluation.run.evaluate` makes the runs, over stores and official annotation files that this module writes. Only the
+model is a stand-in. It answers right when it sees the right image.
 """
 
 from __future__ import annotations
@@ -59,10 +60,10 @@ REAL = ReportInfo("Nightly", synthetic=False, examples=10)
 EVIL = '<script>alert("1")</script> & who?'
 
 SPLITS = {"vqa": "val", "vcr": "val", "nlvr2": "dev", "flickr30k_entities": "val"}
-MISTAKES = {f"{image}00{number}" for image in (1, 2, 3) for number in (0, 1)}  # VQA: 6 of 12 questions
+MISTAKES = {f"{image}00{number}" for image in (1, 2, 3) for number in (0, 1)}  # 6 of the 12 questions of VQA
 
 # ---------------------------------------------------------------------------------------------------------------------
-# annotation files, pictures, a store, a model
+# annotation files, images, a store, a model
 
 
 def write_vqa(folder: Path) -> list[str]:
@@ -124,7 +125,8 @@ def write_pictures(folder: Path, image_ids: Sequence[str]) -> dict[str, Image]:
 
 
 def write_store(root: Path, image_ids: Sequence[str], bad: Sequence[str] = ()) -> FeatureStore:
-    """Four regions an image: all of it, then A's gold, B's gold and a corner; the images in `bad` are quarantined."""
+    """Write a store with four regions per image: the whole image, A's gold box, B's gold box and a corner. Images in
+    `bad` are quarantined."""
     fingerprint = {"space": "test", "feature_size": 2}
     folder = ShardFolder(store_folder(root, "corpus", fingerprint))
     shards = plan(image_ids, "salt", 1000)
@@ -140,7 +142,7 @@ def write_store(root: Path, image_ids: Sequence[str], bad: Sequence[str] = ()) -
 
 
 class Stand:
-    """Right where it is shown the example's own images, but for MISTAKES; else wrong."""
+    """Answer right where the regions are of the example's own images, except for MISTAKES; answer wrong otherwise."""
 
     reads, forms = ReadsRegions(2, "test"), frozenset({Question, MultipleChoice, Statement, Grounding})
 
@@ -164,7 +166,7 @@ class Stand:
             case Statement():
                 answer, scores = ("True" if right else "False"), (0.25, 0.75)
             case Grounding():
-                # The second phrase always gets the corner.
+                # The second phrase gets the corner box whatever the image, so it is always a miss.
                 boxes = regions[0].boxes.tolist()
                 first = boxes[1] if right else boxes[0]
                 answer, scores = [[first, boxes[2]], [boxes[3], boxes[2]]], (0.5, 0.5)
@@ -173,7 +175,7 @@ class Stand:
 
 @pytest.fixture
 def cell(tmp_path: Path) -> Any:
-    """A function that makes the cell of a task."""
+    """Return a function that makes the cell of a task."""
 
     def make(task_name: str, bad: Sequence[str] = (), title: str | None = None) -> ReportCell:
         root = tmp_path / task_name
@@ -205,7 +207,7 @@ def cell(tmp_path: Path) -> Any:
 
 
 class Page(HTMLParser):
-    """What the tests ask of a page: its tags, and the texts of the cells of the score table by row."""
+    """Parse a page: collect its tags, and the texts of the score table's cells by row."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -242,7 +244,7 @@ class Page(HTMLParser):
 
 
 def test_every_score_has_its_baseline_beside_it(cell: Any) -> None:
-    """Each row of a metric holds the run's own score and, beside it, that of the wrong-image run."""
+    """Each row of a metric has the run's own score and the score of the wrong-image run beside it."""
     cells = [cell("vqa"), cell("flickr30k_entities")]
     expected = [
         (f"{own.run.scores['scores'][m]:.1f}", f"{own.baseline.scores['scores'][m]:.1f}")
@@ -257,15 +259,15 @@ def test_every_score_has_its_baseline_beside_it(cell: Any) -> None:
 
 
 def test_row_holds_interval_chance_and_n(cell: Any) -> None:
-    """A score stands with its 95 % interval, what guessing gets and the number of units."""
+    """A score has its 95 % interval, the score of guessing and the number of units."""
     (row,) = Page(render(DEMO, [cell("vqa")])).scores()
     assert re.fullmatch(r"50\.0 \[\d+\.\d, \d+\.\d\]", row["score"])
     assert (row["chance"], row["n"]) == ("100.0", "12")
 
 
 def test_paper_is_quoted_beside_real_scores_only(cell: Any) -> None:
-    """The published recall@1 on val is shown for the whole official split, for a part of it a warning instead, and
-    appears nowhere on a synthetic page."""
+    """The published recall@1 on val is shown for the whole official split, and replaced by a warning for a part of it.
+    A page of synthetic data never shows it."""
     grounding = cell("flickr30k_entities")
     whole = {key: value for key, value in grounding.run.scores.items() if key != "subset"}
     official = dataclasses.replace(grounding, run=dataclasses.replace(grounding.run, scores=whole))
@@ -283,7 +285,7 @@ def test_paper_is_quoted_beside_real_scores_only(cell: Any) -> None:
 
 
 def test_cell_without_a_run_says_so_and_why(cell: Any) -> None:
-    """A cell that has no run is a row of the table with its reason, and counts as lacking a score."""
+    """A cell without a run is a row of the table with the reason, and counts as lacking a score."""
     failed = ReportCell("VCR", None, None, {}, None, None, "weights are <gone>")
     page = render(DEMO, [cell("vqa"), failed])
     assert "✗ no score: </strong>weights are &lt;gone&gt;" in page
@@ -292,7 +294,8 @@ def test_cell_without_a_run_says_so_and_why(cell: Any) -> None:
 
 
 def test_incomplete_run_shows_no_number_but_what_is_missing(cell: Any) -> None:
-    """With a quarantined image there is no score: the page names the image, why, and the examples without answer."""
+    """With a quarantined image there is no score. The page names the image, the reason, and the examples without an
+    answer."""
     broken = cell("vqa", bad=["COCO_val2014_000000000002"])
     page = render(DEMO, [broken])
     assert Page(page).scores() == []
@@ -304,7 +307,7 @@ def test_incomplete_run_shows_no_number_but_what_is_missing(cell: Any) -> None:
 
 
 def test_breakdown_has_both_scores(cell: Any) -> None:
-    """Groups come with the wrong image's score beside the own one."""
+    """Groups show the score of the wrong image beside their own score."""
     page = render(DEMO, [cell("vqa")])
     assert re.search(r'<th scope="row">yes/no</th><td>50\.0</td><td>0\.0</td><td>12</td>', page)
 
@@ -314,7 +317,7 @@ def test_breakdown_has_both_scores(cell: Any) -> None:
 
 
 def test_annotation_text_is_escaped(cell: Any) -> None:
-    """Markup in questions, objects, phrases, titles and names of images becomes no element and no attribute."""
+    """Markup in questions, objects, phrases, titles and image names becomes neither an element nor an attribute."""
     page = render(ReportInfo("<u>", True, 12), [cell("vqa", title="<s>"), cell("vcr"), cell("flickr30k_entities")])
     assert "&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt; &amp; who?" in page
     assert "A &lt;i&gt;man&lt;/i&gt;" in page
@@ -325,7 +328,8 @@ def test_annotation_text_is_escaped(cell: Any) -> None:
 
 
 def test_the_line_on_the_page_makes_the_run(cell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Given back to the job, it asks for what the run's record says, foreign features and precision included."""
+    """The command line on the page gives the configuration of the run's record again, with foreign features and
+    precision."""
     shown = cell("vqa")
     spec = shown.run.record["spec"] | {
         "precision": "bfloat16",
@@ -346,7 +350,7 @@ def test_the_line_on_the_page_makes_the_run(cell: Any, monkeypatch: pytest.Monke
 
 
 def test_page_needs_no_network(cell: Any) -> None:
-    """Nothing on the page points outside of it: links are anchors, images are data, styles import nothing."""
+    """The page loads nothing from outside: links are anchors, images are data, styles import nothing."""
     page = render(REAL, [cell(name) for name in WRITERS])
     assert not re.search(r"https?:|@import|url\(", page)
     for _, attributes in Page(page).tags:
@@ -354,7 +358,7 @@ def test_page_needs_no_network(cell: Any) -> None:
 
 
 def test_same_runs_give_the_same_bytes(cell: Any, tmp_path: Path) -> None:
-    """Runs just made and runs read back from their folders render to the same file."""
+    """Runs just made and runs read from their folders render to the same bytes."""
     fresh = [cell("vqa"), cell("flickr30k_entities")]
     reread = [
         ReportCell(c.title, c.task, c.store, c.images, read_run(c.run.folder), read_run(c.baseline.folder))
@@ -371,7 +375,7 @@ def test_same_runs_give_the_same_bytes(cell: Any, tmp_path: Path) -> None:
 
 
 def test_number_of_examples_half_of_them_wrong(cell: Any) -> None:
-    """Ten of twelve questions are shown, five right and five wrong; where there are fewer examples, all are."""
+    """Ten of twelve questions are shown, five right and five wrong; with fewer examples all are shown."""
     page = render(DEMO, [cell("vqa")])
     assert Page(page).count("figure") == 10
     assert (page.count("✓ right"), page.count("✗ wrong")) == (5, 5)
@@ -380,7 +384,7 @@ def test_number_of_examples_half_of_them_wrong(cell: Any) -> None:
 
 
 def test_choice_follows_hashes_and_fills_up() -> None:
-    """The choice ignores the order of the file, and is filled up with right examples where too few are wrong."""
+    """The choice of examples ignores the order of the file, and takes more right examples where too few are wrong."""
     worth = {str(number): float(number >= 3) for number in range(40)}
     chosen = choose(worth, 10)
     assert chosen == choose(dict(reversed(worth.items())), 10)
@@ -390,7 +394,8 @@ def test_choice_follows_hashes_and_fills_up() -> None:
 
 
 def test_question_shows_all_three_answers(cell: Any) -> None:
-    """A figure has the model's answer with its confidence, the right answer, and the answer to the wrong image."""
+    """A figure of a question has the model's answer with its confidence, the right answer, and the answer for the wrong
+    image."""
     page = render(DEMO, [cell("vqa")])
     text = re.sub(r"<[^>]+>", " ", page[page.index("<figcaption") :])
     wanted = r"✗ wrong .*? model\s+no\s+✗\s+75 %\s+right answer\s+yes\s+wrong image\s+no\s+✗"
@@ -398,8 +403,8 @@ def test_question_shows_all_three_answers(cell: Any) -> None:
 
 
 def test_regions_are_called_by_their_names(cell: Any) -> None:
-    """Under a question and under each picture of a statement stands what the detector calls the regions, each name
-    once and as text; of a store without names nothing does."""
+    """Under the image of a question and under both images of a statement, the page lists the detector's names of the
+    regions, each name once and as text. A store without names has no list."""
     question, statement = cell("vqa"), cell("nlvr2")
     assert "regions: " not in render(DEMO, [question])
     for asked in (question, statement):
@@ -412,7 +417,7 @@ def test_regions_are_called_by_their_names(cell: Any) -> None:
 
 
 def test_vcr_names_objects_and_marks_choices(cell: Any) -> None:
-    """Tags read like "ball[1]", boxes carry the same index, and the whole-image region is not drawn."""
+    """Tags read like "ball[1]", boxes have the same index, and the region of the whole image is not drawn."""
     page = render(DEMO, [cell("vcr")])
     text = re.sub(r"<[^>]+>", "", page[page.index("<figcaption") :])
     assert "What is box[0] and ball[1]?" in text
@@ -422,7 +427,7 @@ def test_vcr_names_objects_and_marks_choices(cell: Any) -> None:
 
 
 def test_nlvr2_shows_both_pictures(cell: Any) -> None:
-    """A figure of a statement holds left and right picture, side by side."""
+    """A figure of a statement shows the left image and the right image side by side."""
     page = Page(render(DEMO, [cell("nlvr2")]))
     alts = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
     assert len(alts) == 4
@@ -430,7 +435,8 @@ def test_nlvr2_shows_both_pictures(cell: Any) -> None:
 
 
 def test_flickr_draws_answer_and_right_box_in_original_pixels(cell: Any) -> None:
-    """Of each phrase both boxes are drawn, over a view box of the image's own size, and hits are told from misses."""
+    """The answered box and the right box of each phrase are drawn in pixels of the original image, and hits differ from
+    misses."""
     page = render(DEMO, [cell("flickr30k_entities")])
     assert f'viewBox="0 0 {WIDTH} {HEIGHT}"' in page
     for place, kind in (("220.0", "gold"), ("300.0", "answer")):
@@ -445,7 +451,8 @@ def test_flickr_draws_answer_and_right_box_in_original_pixels(cell: Any) -> None
     ("task_name", "said"), [("vqa", ">yes</dd>"), ("vcr", "What is <"), ("nlvr2", "Both are red.")]
 )
 def test_a_model_without_regions_has_examples(cell: Any, task_name: str, said: str) -> None:
-    """Without a store every picture is shown in its own size with what was asked; nothing speaks of regions."""
+    """Without a store each image is shown in its own size with what was asked, and the page does not mention
+    regions."""
     shown = dataclasses.replace(cell(task_name), store=None)
     page = render(DEMO, [shown])
     section = page[page.index("<h3>Examples") : page.index("<summary>Provenance")]
@@ -457,8 +464,8 @@ def test_a_model_without_regions_has_examples(cell: Any, task_name: str, said: s
 
 
 def test_a_grounding_without_regions_still_has_its_boxes(cell: Any) -> None:
-    """Answer and right box are no regions: they are drawn in pixels of the picture. Of a picture that is gone nobody
-    knows the size, so none is drawn over its frame."""
+    """The answered box and the right box are drawn without a store, in pixels of the image. An image that is gone has
+    no known size, so its frame has no boxes."""
     shown = dataclasses.replace(cell("flickr30k_entities"), store=None)
     page = render(DEMO, [shown])
     assert page.count(f'viewBox="0 0 {WIDTH} {HEIGHT}"') == 2
@@ -470,7 +477,7 @@ def test_a_grounding_without_regions_still_has_its_boxes(cell: Any) -> None:
 
 
 def test_a_model_without_confidences_has_examples(cell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A generative model may say no probability: its answers stand there without one."""
+    """A generative model may give no probability, and its answers are shown without one."""
     read = examples.read_predictions
 
     def without_scores(folder: Path) -> Any:
@@ -484,13 +491,13 @@ def test_a_model_without_confidences_has_examples(cell: Any, monkeypatch: pytest
 
 
 def test_thumbnails_are_small(cell: Any) -> None:
-    """Pictures are embedded at 256 pixels on their longest side, whatever the file has."""
+    """Images are embedded with at most 256 pixels on the longer side."""
     data = re.findall(r"data:image/jpeg;base64,([\w+/=]+)", render(DEMO, [cell("vqa")]))
     assert {Pillow.open(BytesIO(b64decode(each))).size for each in data} == {(256, 192)}
 
 
 def test_picture_that_cannot_be_read_is_said_to_be(cell: Any) -> None:
-    """A picture that was moved since costs its thumbnail, not the page."""
+    """An image that was moved since the run loses its thumbnail, and the page is still written."""
     grounding = cell("flickr30k_entities")
     path = Path(grounding.images["7"].path)
     path.unlink()
@@ -503,7 +510,7 @@ def test_picture_that_cannot_be_read_is_said_to_be(cell: Any) -> None:
 
 
 def test_run_whose_predictions_are_gone_keeps_its_scores(cell: Any) -> None:
-    """The table stands without the predictions folder; the section says why it has no examples."""
+    """Without the folder of predictions the table stays, and the section of examples says why it is empty."""
     asked = cell("vqa")
     (asked.run.folder / "predictions" / "manifest.json").unlink()
     page = render(DEMO, [asked])
@@ -516,7 +523,7 @@ def test_run_whose_predictions_are_gone_keeps_its_scores(cell: Any) -> None:
 
 
 def test_terminal_prints_the_same_scores(cell: Any) -> None:
-    """At 80 columns, score, interval and baseline of a metric stand in one line; titles are not taken for markup."""
+    """In 80 columns score, interval and baseline of a metric are on one line, and titles are not read as markup."""
     cells = [cell("vqa", title="[red]VQA"), ReportCell("VCR", None, None, {}, None, None, "no [model]")]
     printed = StringIO()
     print_table(DEMO, cells, Console(file=printed, width=80))
@@ -529,7 +536,7 @@ def test_terminal_prints_the_same_scores(cell: Any) -> None:
 
 
 def test_terminal_has_no_column_for_what_was_not_asked(cell: Any) -> None:
-    """Where no cell has a wrong-image baseline, nothing says that it has no score."""
+    """Where no cell has a wrong-image baseline, the table has no column for it."""
     asked = dataclasses.replace(cell("vqa"), baseline=None)
     printed = StringIO()
     print_table(DEMO, [asked], Console(file=printed, width=80))
@@ -539,8 +546,8 @@ def test_terminal_has_no_column_for_what_was_not_asked(cell: Any) -> None:
 
 
 def test_a_score_under_chance_is_said_to_be(cell: Any) -> None:
-    """What a run's scores have to be read with stands on the page and in the terminal, not in scores.json alone."""
-    asked = cell("vqa")  # whose questions have one answer: the blind guesser cannot be beaten
+    """A score at or under chance has its remark on the page and in the terminal, not only in scores.json."""
+    asked = cell("vqa")  # all its questions have one answer, so no model can beat the blind guess
     printed = StringIO()
     print_table(DEMO, [asked], Console(file=printed, width=80))
     assert "WARNING: accuracy is under chance" in printed.getvalue()

@@ -1,7 +1,7 @@
-"""Small inputs with the troubles of public reports, each given to the program as a person would give it.
+"""Small inputs with the faults of public bug reports, each given to the program as a user would give it.
 
-tests/reports/README.md says what each one is. What is wrong must not end in exit code 0 without a word; what is right
-must pass. What stands behind each has tests of its own: test_import_checks, test_predicted_boxes, test_annotations,
+tests/reports/README.md describes each of them. A wrong input must not end in exit code 0 without a message, and a right
+input must pass. The code behind each has its own tests: test_import_checks, test_predicted_boxes, test_annotations,
 test_hub, test_parquet_images.
 """
 
@@ -20,7 +20,7 @@ DETECTOR = ROOT / "visualbert_core" / "synthetic" / "weights" / "detector"
 
 @dataclass(frozen=True)
 class Report:
-    """A command line, its exit code, and what is said; a word OUT stands for an empty folder."""
+    """A command line, its exit code and the words it prints; the word OUT stands for an empty folder."""
 
     line: str
     code: int
@@ -104,7 +104,8 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_was_reported(name: str, tmp_path: Path) -> None:
-    """Exit code, and the words that tell what it is; one line where it is refused; no paper's number beside a part."""
+    """Each input gives its exit code and the words that identify the fault. A refusal is one line, and no paper's
+    number stands beside a part of a split."""
     case = CASES[name]
     done = run_here(PROGRAM, *(str(tmp_path / "out") if word == "OUT" else word for word in case.line.split()))
     said = done.stdout + done.stderr

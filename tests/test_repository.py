@@ -15,7 +15,7 @@ FEATURES = (ROOT / "docs" / "features.md").read_text()
 
 
 def test_ci_runs_the_readmes_commands_and_nothing_else() -> None:
-    """What passes in CI is what a person types."""
+    """Continuous integration runs the README's commands and no others."""
     commands = re.findall(r"^make \w+", README, re.MULTILINE)
     assert sorted(commands) == ["make demo", "make test"]
     lines = [line.strip() for line in (ROOT / ".ci" / "run").read_text().splitlines()]
@@ -26,7 +26,7 @@ def test_ci_runs_the_readmes_commands_and_nothing_else() -> None:
 
 
 def test_every_file_that_the_readme_names_exists() -> None:
-    """Links of the README and of every page lead somewhere, and so do the paths of jobs."""
+    """Links of the README and of every page have a target, and the paths of jobs exist."""
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
     for page in (*pages, *(ROOT / "docs").rglob("*.md")):
         text = page.read_text()
@@ -37,14 +37,14 @@ def test_every_file_that_the_readme_names_exists() -> None:
 
 
 def test_every_command_of_the_pages_exists() -> None:
-    """`visualbert NAME` in a page is a command of the program."""
+    """Each `visualbert NAME` on a page is a command of the program."""
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")):
         named = re.findall(r"(?:^|`)visualbert ([a-z-]+)", page.read_text(), re.MULTILINE)
         assert set(named) <= set(COMMANDS), page
 
 
 def test_pre_commit_runs_what_make_check_runs() -> None:
-    """A commit is held to the same checks as the suite."""
+    """The pre-commit hooks run the same checks as `make check`."""
     makefile = (ROOT / "Makefile").read_text()
     check = re.search(r"^check:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
     assert check is not None
@@ -54,7 +54,7 @@ def test_pre_commit_runs_what_make_check_runs() -> None:
 
 
 def test_the_pages_detector_is_one() -> None:
-    """The config.json shown there builds a detector of torchvision."""
+    """The config.json on the page builds a detector of torchvision."""
     import json
 
     from visualbert_core.config import from_mapping
@@ -65,7 +65,7 @@ def test_the_pages_detector_is_one() -> None:
 
 
 def test_constraints_are_names_and_versions_only() -> None:
-    """Exact pins that cover every dependency, without an address in them."""
+    """The constraints are exact pins, without addresses, that cover every dependency."""
     lines = (ROOT / "constraints.txt").read_text().split()
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines)
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}

@@ -1,4 +1,6 @@
-"""Who is to blame: thousands of runs over simulated actors that die for every reason there is, without a process."""
+"""Which item the scheduler blames: thousands of runs over simulated actors that die for many reasons, without a
+process.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,8 @@ class Actor:
 
 @dataclass
 class Simulation:
-    """Actors on so many places, of which the first `broken` end every actor that computes anything, and fast; `poison`
-    items end any actor. On top of that one call in `misfortune` ends its actor, and one in `spot` its node."""
+    """Actors on `size` places. The first `broken` places end every actor that computes, and fast; an item in `poison`
+    ends any actor. In addition a share `misfortune` of calls ends its actor, and a share `spot` ends its node."""
 
     seed: int
     size: int = 4
@@ -60,6 +62,7 @@ class Simulation:
 
     def wait(self, calls: list[Any]) -> Any:
         fast = [call for call in calls if call[0].place < self.broken]
+        # A broken GPU fails at once, so half of the time its calls end first.
         return self.chance.choice(fast if fast and self.chance.random() < 0.5 else calls)
 
     def result(self, call: Any) -> Marker | None:
@@ -85,7 +88,7 @@ class Simulation:
         self.free.append(actor.place)
 
     def run(self) -> set[str]:
-        """The items that were quarantined."""
+        """Run all shards and return the quarantined items."""
         with Progress("simulation", 300) as progress:
             Scheduler(self, SHARDS, progress, PoolConfig()).run()
         assert self.committed.keys() == {shard.shard_id for shard in SHARDS}
@@ -105,7 +108,8 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("size", [1, 2, 7])
 @pytest.mark.parametrize("poison", [0, 1, 3, 6])
 def test_exactly_the_deadly_items_are_quarantined(size: int, poison: int) -> None:
-    """Whatever the number of workers and of deadly items, and with nodes that come and go."""
+    """Exactly the deadly items are quarantined, with any number of workers and deadly items, while nodes come and
+    go."""
     for seed in range(20):
         guilty = frozenset(random.Random(seed).sample([str(number) for number in range(300)], poison))
         assert Simulation(seed, size, poison=guilty, spot=0.05).run() == guilty
@@ -113,28 +117,28 @@ def test_exactly_the_deadly_items_are_quarantined(size: int, poison: int) -> Non
 
 @pytest.mark.parametrize("poison", [0, 3])
 def test_a_broken_gpu_quarantines_nothing(poison: int) -> None:
-    """A place where everything dies, and at once, costs no good item, though most suspects come by it."""
+    """A place where every actor dies at once costs no good item, although most suspect shards fail there."""
     for seed in range(50):
         guilty = frozenset(random.Random(seed).sample([str(number) for number in range(300)], poison))
         assert Simulation(seed, size=3, broken=1, poison=guilty).run() == guilty
 
 
 def test_random_deaths_quarantine_nothing() -> None:
-    """One call in ten ends its process for no reason of its own, as where memory is short."""
+    """Actors that die at random in one call of ten, as where memory is short, quarantine no item."""
     for seed in range(50):
         assert Simulation(seed, size=3, misfortune=0.1).run() == set()
 
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_lost_nodes_are_held_against_nobody(size: int) -> None:
-    """Where every third call loses its node, the run takes longer, and that is all."""
+    """Where every third call loses its node, the run takes longer and quarantines nothing."""
     for seed in range(50):
         assert Simulation(seed, size, spot=0.3).run() == set()
 
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_a_cluster_of_broken_gpus_is_given_up(size: int) -> None:
-    """Where nothing is ever finished, the run ends soon and quarantines nothing."""
+    """Where no call ever finishes, the run ends soon and quarantines nothing."""
     simulation = Simulation(0, size, broken=size)
     with pytest.raises(ShardError, match=r"workers in a row finished nothing|none was finished in between"):
         simulation.run()
@@ -143,7 +147,8 @@ def test_a_cluster_of_broken_gpus_is_given_up(size: int) -> None:
 
 @dataclass
 class Timed(Simulation):
-    """One actor in simulated time, whose shards in flight share it and need so many seconds alone."""
+    """One actor in simulated time. Its shards in flight share it; a shard takes `alone` seconds when it is the only
+    one."""
 
     alone: float = 0.0
     now: float = 0.0
@@ -160,7 +165,8 @@ class Timed(Simulation):
 
 
 def test_two_shards_that_share_a_worker_have_the_time_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shard that needs 90 of 100 allowed seconds alone, and so 180 beside another, does not hang."""
+    """A shard that needs 90 of 100 allowed seconds alone, and so 180 beside another shard, does not count as
+    hanging."""
     timed = Timed(0, size=1, alone=90.0)
     monkeypatch.setattr(scheduler.time, "monotonic", lambda: timed.now)
     with Progress("simulation", 300) as progress:
@@ -169,7 +175,7 @@ def test_two_shards_that_share_a_worker_have_the_time_of_two(monkeypatch: pytest
 
 
 def test_a_mount_that_is_gone_is_found_out_before_every_shard_has_been_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that raised are tried again before any other is begun, as attempts may take minutes."""
+    """Shards that raised are tried again before a new shard starts, because each attempt may take minutes."""
     monkeypatch.setattr(scheduler, "RETRY_WAITS", (0.02, 0.02))
     attempts: list[str] = []
 

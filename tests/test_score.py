@@ -1,4 +1,6 @@
-"""From predictions to the scores document: every benchmark's file or a run, complete or refused, with nothing heavy."""
+"""From predictions to the scores document: the file of every benchmark or a run, complete or refused, without heavy
+imports.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,7 @@ def job(layout: Layout, folder: Path, text: str, *flags: str) -> subprocess.Comp
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_file_is_scored_by_the_job(tmp_path: Path, name: str) -> None:
-    """One line in, one JSON object out with everything asked for; and the same as text."""
+    """The job takes one command line and prints one JSON object with all that was asked for, or the same as text."""
     layout = LAYOUTS[name]
     done = job(layout, tmp_path, layout.text(), "--json")
     assert done.returncode == 0, done.stderr
@@ -98,12 +100,12 @@ def test_the_order_of_predictions_never_matters(tmp_path: Path, name: str) -> No
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_written_submission_scores_as_what_it_was_written_from(tmp_path: Path, name: str) -> None:
-    """Read, written and read again, a file that holds all that the leaderboard asks for is worth the same."""
+    """A file with all that the leaderboard asks for has the same score after it is read, written and read again."""
     layout = LAYOUTS[name]
     task = opened(layout, tmp_path)
     once = scored(task, tmp_path, layout.text())
     predictions = {row.example_id: row for row in task.read_submission(tmp_path / "predictions")}
-    if name == "vcr":  # the leaderboard asks for more than a labelled split holds
+    if name == "vcr":  # VCR's leaderboard asks for more examples than a labelled split has
         with pytest.raises(InputError, match="the rationale for each of the four answers"):
             task.submission(predictions)
         return
@@ -114,7 +116,7 @@ def test_a_written_submission_scores_as_what_it_was_written_from(tmp_path: Path,
 
 
 def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
-    """Scoring runs where there is no GPU stack: at the end of a job none of the large libraries is loaded."""
+    """Scoring loads none of the large libraries, so it runs without torch and Ray."""
     layout = LAYOUTS["nlvr2"]
     (tmp_path / "predictions").write_text(layout.text())
     flags = ["--task", "nlvr2", "--split", "dev", "--annotations", str(layout.write(tmp_path))]
@@ -132,7 +134,8 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
 
 
 def test_text_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interval, n and the paper's number where there is one; no interval from a single set; a table a breakdown."""
+    """The text has interval, n and the paper's number where there is one, no interval for a single set, and a table per
+    breakdown."""
     layout = LAYOUTS["nlvr2"]
     monkeypatch.setitem(nlvr2.SIZES, "dev", len(layout.rows))
     task = opened(layout, tmp_path)
@@ -158,7 +161,8 @@ def test_text_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("fault", ["missing", "duplicate", "unknown", "mistyped"])
 def test_no_score_without_full_coverage(tmp_path: Path, name: str, fault: str) -> None:
-    """Whatever the benchmark, a fault means no score, exit code 3 and one line that names file and fault."""
+    """For every benchmark incomplete predictions give no score, but exit code 3 and one line with the file and the
+    fault."""
     layout = LAYOUTS[name]
     rows = {
         "missing": layout.rows[1:],
@@ -180,7 +184,8 @@ def test_no_score_without_full_coverage(tmp_path: Path, name: str, fault: str) -
 
 
 def test_the_job_shows_counts_and_first_ids(tmp_path: Path) -> None:
-    """Exit code 3, nothing on stdout, a table of five counts with ids, one error line that says who would be silent."""
+    """The job ends with exit code 3 and an empty stdout. stderr has a table of five counts with ids, and one error line
+    that says which of these faults the official program ignores without a message."""
     layout = LAYOUTS["nlvr2"]
     rows = (*layout.rows[:3], layout.rows[0], layout.unknown)
     command = [sys.executable, *line(layout, tmp_path, layout.text(rows), "--json")]
@@ -199,7 +204,8 @@ def test_the_job_shows_counts_and_first_ids(tmp_path: Path) -> None:
 
 
 def test_partial_predictions_leave_a_range(tmp_path: Path) -> None:
-    """The range is exactly what the missing answers could still make of the score; marked, and never with a point."""
+    """The range is exactly what the missing answers could still make of the score. It is marked as partial and has no
+    point estimate."""
     layout = LAYOUTS["nlvr2"]
     task = opened(layout, tmp_path)
     given, missing = layout.rows[1:3], (layout.rows[0], layout.rows[3])
@@ -231,7 +237,8 @@ def test_partial_predictions_leave_a_range(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_range_holds_the_complete_score(tmp_path: Path, name: str) -> None:
-    """However many answers are missing, the complete score lies in the range; without any answer it is all there is."""
+    """The complete score lies in the range for any number of missing answers, and a file that misses none gives no
+    range."""
     layout = LAYOUTS[name]
     task = opened(layout, tmp_path)
     whole = scored(task, tmp_path, layout.text())
@@ -243,7 +250,8 @@ def test_a_range_holds_the_complete_score(tmp_path: Path, name: str) -> None:
 
 
 def test_lenient_says_what_it_did(tmp_path: Path) -> None:
-    """The official answer with a warning for everything passed over; exit code 0, and raw counts in the document."""
+    """The lenient mode gives the official score with a warning for everything it ignored, exit code 0, and raw counts
+    in the document."""
     layout = LAYOUTS["nlvr2"]
     rows = ("identifier,label", layout.rows[3], layout.unknown, *layout.rows, "dev-1-0-0,False")
     done = job(layout, tmp_path, layout.text(rows), "--official-lenient", "--json")
@@ -259,7 +267,7 @@ def test_lenient_says_what_it_did(tmp_path: Path) -> None:
 
 
 def test_one_unusual_mode_at_a_time(tmp_path: Path) -> None:
-    """No official program gives a range."""
+    """The lenient mode and the partial mode exclude each other, because no official program gives a range."""
     done = job(LAYOUTS["nlvr2"], tmp_path, "", "--official-lenient", "--allow-partial")
     assert (done.returncode, "exclude each other" in done.stderr) == (2, True)
 
@@ -269,7 +277,7 @@ def test_one_unusual_mode_at_a_time(tmp_path: Path) -> None:
 
 
 def test_wrong_choices_are_one_line(tmp_path: Path) -> None:
-    """An unknown task, split or protocol, or a file that is not there: exit code 2, one line."""
+    """An unknown task, split or protocol, or a missing file, is exit code 2 and one line."""
     layout = LAYOUTS["nlvr2"]
     wrong = (
         (dataclasses.replace(layout, task="nlvr"), (), "unknown task 'nlvr'; did you mean 'nlvr2'?"),
@@ -290,7 +298,7 @@ class Unlabelled(Nlvr2Task):
 
 
 def test_a_split_without_labels_is_refused(tmp_path: Path) -> None:
-    """There is no score to be had, and the line says what there is."""
+    """A split without labels has no score, and the error names the submission file that can be scored elsewhere."""
     layout = LAYOUTS["nlvr2"]
     task = Unlabelled(layout.write(tmp_path), "dev")
     with pytest.raises(ConfigError, match=r"nlvr2 dev has no public labels: its submission.csv is scored by"):
@@ -302,7 +310,7 @@ def test_a_split_without_labels_is_refused(tmp_path: Path) -> None:
 
 
 def made_run(folder: Path, task: Task, answers: Path, spec: Mapping[str, str] = {}) -> Path:
-    """A finished run folder with the predictions of a file."""
+    """Write a finished run folder with the predictions of a file."""
     rows = task.read_submission(answers)
     predictions = ShardFolder(folder / "predictions")
     (shard,) = plan([row.example_id for row in rows], "test", 100)
@@ -320,7 +328,7 @@ def made_run(folder: Path, task: Task, answers: Path, spec: Mapping[str, str] = 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_run_scores_as_its_file(tmp_path: Path, name: str) -> None:
-    """Predictions from Parquet give the document of the file; what has to be said with the run is said."""
+    """The predictions of a run give the document of the same file, with the model and the warnings of the run."""
     layout = LAYOUTS[name]
     task = opened(layout, tmp_path)
     of_file = scored(task, tmp_path, layout.text())
@@ -329,7 +337,7 @@ def test_a_run_scores_as_its_file(tmp_path: Path, name: str) -> None:
 
 
 def test_a_wrong_image_run_is_called_one(tmp_path: Path) -> None:
-    """The baseline's score does not look like the model's, also where only the text is read."""
+    """The text says that a score is a wrong-image baseline, so that it is not taken for the model's score."""
     task = opened(LAYOUTS["nlvr2"], tmp_path)
     (tmp_path / "predictions").write_text(LAYOUTS["nlvr2"].text())
     for visual, said in (("own", False), ("wrong-image", True)):
@@ -339,7 +347,7 @@ def test_a_wrong_image_run_is_called_one(tmp_path: Path) -> None:
 
 
 def test_a_run_on_something_else_is_refused(tmp_path: Path) -> None:
-    """Task, split and annotations must be those that the run was made on."""
+    """A run on another task, split or annotations is refused."""
     layout = LAYOUTS["nlvr2"]
     task = opened(layout, tmp_path)
     (tmp_path / "predictions").write_text(layout.text())
@@ -358,7 +366,7 @@ def test_a_run_on_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_run_of_the_night_scores_the_same_again(small_night: SmallNight) -> None:
-    """scores.json is what the job prints for the folder; the submission beside it, where there is one, agrees."""
+    """The job prints each run's scores.json again for its folder, and gives the same for the submission beside it."""
     submissions = 0
     for cell in small_night.night.cells:
         assert cell.run is not None
@@ -370,13 +378,14 @@ def test_every_run_of_the_night_scores_the_same_again(small_night: SmallNight) -
         if name is not None:
             submissions += 1
             assert document(cell.task, cell.run.folder / name)["scores"] == pytest.approx(stored["scores"])
-    assert submissions == 3  # VCR's needs more than a labelled split asks
+    assert submissions == 3  # VCR's submission needs more than a labelled split asks
 
 
 def test_a_run_without_labels_ends_in_a_submission(
     small_night: SmallNight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Complete, with the leaderboard's file and without a score; the same line again finds it, and the job names it."""
+    """A complete run without labels writes the leaderboard's file and no score. The same command line finds it again,
+    and the job names it."""
     monkeypatch.setitem(TASKS, "nlvr2", f"{__name__}:Unlabelled")
     (store,) = (small_night.out / "features" / "nlvr2-dev").iterdir()
     config = EvaluateConfig(
@@ -401,7 +410,8 @@ def test_a_run_without_labels_ends_in_a_submission(
 
 
 def test_a_night_needs_labels(small_night: SmallNight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cell on a split without labels is a configuration error, named; the other cells have their scores."""
+    """A cell on a split without labels is a configuration error that names the cell, and the other cells have
+    scores."""
     monkeypatch.setitem(TASKS, "nlvr2", f"{__name__}:Unlabelled")
     out = shutil.copytree(small_night.out, tmp_path / "out")
     night = run_night(load_matrix(small_night.matrix, {"out": str(out)}))

@@ -1,4 +1,4 @@
-"""What docs/security.md promises of a job on one machine, and that the tests it names exist."""
+"""What docs/security.md promises of a job on one machine; the tests that the page names must exist."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFF
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads Linux's table of sockets")
 def test_local_ray_listens_on_loopback_only(tmp_path: Path) -> None:
-    """Every socket that a local Ray's processes listen on is 127.0.0.1 or ::1, and no token is left in the home."""
+    """Every socket of a local Ray listens on 127.0.0.1 or ::1 only, and no token is left in the home folder."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", LISTENING], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
@@ -67,7 +67,7 @@ def test_local_ray_listens_on_loopback_only(tmp_path: Path) -> None:
 
 
 def test_every_test_that_the_pages_name_exists() -> None:
-    """A guarantee is only as good as the test beside it."""
+    """Every test that a page names as the proof of a guarantee exists."""
     pages = [(ROOT / "docs" / name).read_text() for name in ("security.md", "guarantees.md")]
     named = {found for page in pages for found in re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", page)}
     assert len(named) > 5

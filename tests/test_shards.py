@@ -1,4 +1,4 @@
-"""The plan moves nothing that it need not move, and a shard is done when its marker says so, never before."""
+"""A plan moves no item that it need not move, and a shard is done only when its marker says so."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_plan_is_a_partition(ids: set[str], target: int) -> None:
 @given(ids=IDS, new=st.text(min_size=1, max_size=4), target=st.integers(1, 10))
 @settings(max_examples=300)
 def test_one_more_image_moves_no_other(ids: set[str], new: str, target: int) -> None:
-    """Whatever id is added, at most one shard goes, and what replaces it holds its items and the new one."""
+    """A new id replaces at most one shard, and the new shards hold that shard's items and the new id."""
     before, after = set(plan(ids - {new}, "salt", target)), set(plan(ids | {new}, "salt", target))
     gone, come = before - after, after - before
     assert len(gone) <= 1
@@ -66,7 +66,7 @@ def test_one_more_image_moves_no_other(ids: set[str], new: str, target: int) -> 
 
 
 def test_the_average_shard_is_near_the_target() -> None:
-    """Over many sizes of a corpus the mean number of keys a shard is within a fifth of what was asked."""
+    """Over many sizes of a corpus, the mean number of keys per shard is within a fifth of the target."""
     means = []
     for count in range(600, 3_000, 100):
         means.append(count / len(plan(NAMES[:count], "salt", 100)))
@@ -74,7 +74,7 @@ def test_the_average_shard_is_near_the_target() -> None:
 
 
 def test_order_and_number_of_workers_do_not_matter_but_the_salt_does() -> None:
-    """The same items give the same shards in whatever order they come; another salt gives other ids, the same cuts."""
+    """The same items in any order give the same shards; another salt gives other shard ids and the same cuts."""
     again, other = plan(reversed(NAMES), "salt", 100), plan(NAMES, "other salt", 100)
     assert plan(NAMES, "salt", 100) == again
     assert [shard.items for shard in other] == [shard.items for shard in again]
@@ -82,7 +82,8 @@ def test_order_and_number_of_workers_do_not_matter_but_the_salt_does() -> None:
 
 
 def test_items_of_one_key_stay_together() -> None:
-    """Examples of one image share a shard, sorted by image and then example; the size counts images."""
+    """Examples of one image share a shard, sorted by image and then by example, and the size of a shard counts
+    images."""
     examples = {f"q{number:04d}": NAMES[number % 300] for number in range(1_500)}
     shards = plan(examples, "salt", 20)
     homes: dict[str, set[str]] = {}
@@ -95,7 +96,7 @@ def test_items_of_one_key_stay_together() -> None:
 
 
 def test_a_duplicate_is_refused_by_name() -> None:
-    """Two items of one name would be one row: the error says which."""
+    """An item that is listed twice would be two rows of one name, so the error names it."""
     with pytest.raises(InputError, match=r"'b' is listed twice"):
         plan(["a", "b", "c", "b"], "salt", 10)
 
@@ -114,7 +115,7 @@ def folder(tmp_path: Path) -> ShardFolder:
 
 
 def test_a_shard_travels_with_its_items() -> None:
-    """In the plan a shard only knows where its items are; pickled it has them, and it is the same shard."""
+    """A shard of a plan holds only the places of its items. A pickled shard holds the items, and is equal to it."""
     ids = Ids([f"image{number}" for number in range(100)])
     shards = plan(ids, "salt", 10)
     ids.looks = 0
@@ -130,7 +131,7 @@ def test_a_shard_travels_with_its_items() -> None:
 
 
 class Ids(UserList[str]):
-    """Counts how often an id is asked for."""
+    """A list of ids that counts how often an id is read."""
 
     looks = 0
 
@@ -151,7 +152,7 @@ def test_a_finished_folder_reads_back(folder: ShardFolder, shards: list[Shard]) 
 
 
 def test_two_runs_leave_the_same_bytes(tmp_path: Path, shards: list[Shard]) -> None:
-    """Nothing published depends on when, in what order or how often it was published."""
+    """The published bytes do not depend on when, in what order or how often they are published."""
     first, second = ShardFolder(tmp_path / "1"), ShardFolder(tmp_path / "2")
     fill(first, shards)
     fill(second, [*reversed(shards), *shards])
@@ -194,7 +195,7 @@ def test_an_interrupted_write_publishes_nothing(
 
 
 def test_leftovers_of_killed_writers_are_ignored(folder: ShardFolder, shards: list[Shard]) -> None:
-    """Drafts and markers of another plan do not count and do not disturb."""
+    """Drafts, and markers of another plan, are ignored and cause no error."""
     fill(folder, shards)
     folder.part_path("x").with_name(".a.parquet.123").write_bytes(b"half")
     folder.marker_path("stranger").write_bytes(b"{")
@@ -204,7 +205,7 @@ def test_leftovers_of_killed_writers_are_ignored(folder: ShardFolder, shards: li
 
 
 def test_only_old_drafts_are_swept(folder: ShardFolder, shards: list[Shard]) -> None:
-    """Finishing removes what writers left who were killed long ago, and nothing that somebody may still be writing."""
+    """Finishing deletes the old drafts of killed writers, and keeps young drafts that a writer may still need."""
     fill(folder, shards)
     old, young = (folder.part_path(name).with_name(f".{name}.parquet.{uuid.uuid4().hex}") for name in ("a", "b"))
     for draft, age in ((old, 4000), (young, 10)):
@@ -216,7 +217,7 @@ def test_only_old_drafts_are_swept(folder: ShardFolder, shards: list[Shard]) -> 
 
 
 def test_a_trial_publishes_nothing(folder: ShardFolder, shards: list[Shard]) -> None:
-    """What is run only to see whether the process survives leaves no file."""
+    """A trial, which only tests whether the process survives a shard, leaves no file."""
     trial = dataclasses.replace(shards[0], quarantined=shards[0].items[1:], trial=True)
     assert trial.touched == shards[0].items[:1]
     assert folder.commit(trial, Part(b"", 1, b"", len(trial.items) - 1)).rows == 1
@@ -225,7 +226,7 @@ def test_a_trial_publishes_nothing(folder: ShardFolder, shards: list[Shard]) -> 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"shard_id": 1}'])
 def test_a_broken_marker_means_not_done(folder: ShardFolder, shards: list[Shard], text: str) -> None:
-    """A marker that cannot be read is as good as none."""
+    """A shard whose marker cannot be read is not done."""
     fill(folder, shards)
     folder.marker_path(shards[2].shard_id).write_text(text)
     assert folder.pending(shards) == [shards[2]]
@@ -239,7 +240,7 @@ def test_every_item_is_accounted_for(folder: ShardFolder, shards: list[Shard]) -
 
 
 def test_no_manifest_before_the_last_shard(folder: ShardFolder, shards: list[Shard]) -> None:
-    """An unfinished folder has no manifest, and both sides say so."""
+    """An unfinished folder has no manifest: the writer and the reader both say so."""
     fill(folder, shards[:-1])
     with pytest.raises(ShardError, match=f"1 of {len(shards)} shards are not done, the first is {shards[-1].shard_id}"):
         folder.finish(shards, {})
@@ -248,7 +249,7 @@ def test_no_manifest_before_the_last_shard(folder: ShardFolder, shards: list[Sha
 
 
 def test_a_name_that_is_nearly_one(folder: ShardFolder, shards: list[Shard]) -> None:
-    """What is not there is not called unfinished, and who names the folder above is told what lies in it."""
+    """A missing folder is not called unfinished, and for the folder above the error names the folders in it."""
     fill(folder, shards)
     folder.finish(shards, {})
     with pytest.raises(StoreError, match=r"outt is not there: correct its name"):
@@ -258,7 +259,8 @@ def test_a_name_that_is_nearly_one(folder: ShardFolder, shards: list[Shard]) -> 
 
 
 def test_finishing_twice_writes_once_and_another_plan_replaces(folder: ShardFolder, shards: list[Shard]) -> None:
-    """The same manifest is left alone; that of a larger corpus takes its place and reuses the shards they share."""
+    """Finishing again with the same manifest writes nothing. The manifest of a larger corpus replaces it and keeps the
+    shards that both share."""
     fill(folder, shards)
     folder.finish(shards, {})
     before = folder.manifest_path.stat().st_mtime_ns
@@ -291,7 +293,7 @@ def test_a_part_of_the_wrong_size_is_refused_and_redone(
 
 
 def test_a_flipped_bit_is_found_by_verification(folder: ShardFolder, shards: list[Shard]) -> None:
-    """A change that keeps the size passes the cheap check and fails the full one, which names the file."""
+    """A changed bit that keeps the size passes the fast check and fails the full one, which names the file."""
     fill(folder, shards)
     folder.finish(shards, {})
     data = bytearray(folder.part_path(shards[1].shard_id).read_bytes())
@@ -303,7 +305,7 @@ def test_a_flipped_bit_is_found_by_verification(folder: ShardFolder, shards: lis
 
 
 def test_a_manifest_that_is_none_is_refused(folder: ShardFolder) -> None:
-    """Something else under the manifest's name is reported as such."""
+    """Another kind of file under the manifest's name is refused."""
     folder.root.mkdir()
     folder.manifest_path.write_text(json.dumps({"hello": 1}))
     with pytest.raises(StoreError, match="is not a manifest"):
@@ -311,13 +313,14 @@ def test_a_manifest_that_is_none_is_refused(folder: ShardFolder) -> None:
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    """A full disk does not say what was being written, and a draft is not what anybody looks for: the error names the
-    file, keeps its kind, and nothing is left."""
+    """On a full disk the system's error does not name the user's file, or names a draft. Our error names the file and
+    keeps its class, and no draft is left."""
     path = tmp_path / "report.html"
     publish(path, b"before")
+    # A limit on the size of files stands in for a full disk.
     with small_files(10), pytest.raises(OSError, match=rf"File too large: '{path}'$") as caught:
         publish(path, b"much longer than that")
     assert caught.value.errno == errno.EFBIG
     assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("report.html", b"before")]
-    with pytest.raises(FileExistsError, match=rf"'{path}/inside'$"):  # its folder is a file
+    with pytest.raises(FileExistsError, match=rf"'{path}/inside'$"):  # the folder of the path is a file
         publish(path / "inside", b"")

@@ -1,4 +1,6 @@
-"""Before anything is predicted: images of another size than the annotations are for. After it: test-dev's file."""
+"""Checks before an evaluation, for images of another size than in the annotations; and the file for EvalAI after a run
+over test-dev.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ def run(config: EvaluateConfig) -> Run:
 
 @pytest.fixture
 def flickr(small_night: SmallNight, tmp_path: Path) -> EvaluateConfig:
-    """Eight images of the small night, with annotations and an output folder of their own."""
+    """Return an evaluation of eight images of the small night, with its own annotations and output folder."""
     (store,) = (small_night.out / "features" / "flickr30k-val").iterdir()
     world = shutil.copytree(small_night.out / "synthetic" / "flickr30k", tmp_path / "flickr30k")
     model = WEIGHTS / "visualbert-flickr30k"
@@ -44,7 +46,8 @@ def flickr(small_night: SmallNight, tmp_path: Path) -> EvaluateConfig:
 
 
 def resize(config: EvaluateConfig, size: str, images: int = 8) -> None:
-    """Give images another <size>; where that is one, their boxes are scaled with it."""
+    """Change the <size> of `images` images in the annotations, and scale their boxes where the new size is a real
+    one."""
     told = [int(side) for side in re.findall(r"\d+", size)]
     sides = dict(zip("xy", told if any(told) else (224, 224), strict=True))
 
@@ -77,7 +80,8 @@ def test_images_of_another_size(
     says: str,
     again: Callable[..., object],
 ) -> None:
-    """Refused before a line is written, with both sizes, the image and both files, by the invariance check, too."""
+    """Images of another size are refused before anything is written, by the invariance check too. The line has both
+    sizes, the image and both files."""
     resize(flickr, SIZE.format(*size), images)
     with pytest.raises(InputError, match=says) as caught:
         run(flickr) if again is evaluate else check_invariance(flickr, INLINE, 4)
@@ -89,7 +93,7 @@ def test_images_of_another_size(
 def test_images_that_were_turned(
     small_night: SmallNight, flickr: EvaluateConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where width and height are swapped, the line says what most likely did it."""
+    """Where width and height are swapped, the line names the most likely cause."""
     sizes = [(str(1000 + n), 120, 160, 9) for n in range(8)]
     monkeypatch.setattr("visualbert_core.features.store.FeatureStore.sizes", lambda store: iter(sizes))
     resize(flickr, SIZE.format(160, 120))
@@ -101,7 +105,7 @@ def test_images_that_were_turned(
 
 @pytest.mark.parametrize("size", [OWN, "<size>", SIZE.format(0, 0)])
 def test_the_right_size_and_none_pass(flickr: EvaluateConfig, size: str) -> None:
-    """The same size is no fault, and annotations that do not tell are none."""
+    """Annotations with the right size, or without any size, are accepted."""
     resize(flickr, size)
     scores = run(flickr).scores
     assert scores is not None
@@ -109,7 +113,7 @@ def test_the_right_size_and_none_pass(flickr: EvaluateConfig, size: str) -> None
 
 
 def test_sizes_that_nobody_knows_are_said(flickr: EvaluateConfig) -> None:
-    """Where an import could not know the sizes, stand-ins refuse nothing, and every score says so."""
+    """An import without image sizes refuses no size, and every score carries a warning about it."""
     resize(flickr, SIZE.format(77, 99))
     assert flickr.features is not None
     source, task = RegionSource(flickr.features), open_task(flickr.task, flickr.annotations, flickr.split)
@@ -122,9 +126,9 @@ def test_sizes_that_nobody_knows_are_said(flickr: EvaluateConfig) -> None:
 
 
 def test_a_run_over_test_dev(small_night: SmallNight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its predictions are kept where no submission can be made of them; with the questions of all of test beside, the
-    same line ends with EvalAI's file and computes nothing."""
-    monkeypatch.setitem(vqa.SUBSETS, "test", "val2014")  # the pictures at hand
+    """A run over test-dev keeps its predictions, although they alone make no submission. With the questions of all of
+    test in the folder, the same command line writes EvalAI's file and computes nothing."""
+    monkeypatch.setitem(vqa.SUBSETS, "test", "val2014")  # images that the small night has
     monkeypatch.setitem(vqa.SUBSETS, "test-dev", "val2014-dev")
     (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
     whole = small_night.out / "synthetic" / "vqa" / "v2_OpenEnded_mscoco_val2014_questions.json"

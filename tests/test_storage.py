@@ -1,4 +1,4 @@
-"""A store in an object store is written, opened, scanned and fetched as one on a disk, against a real S3 protocol."""
+"""A store in an object store is written, opened, scanned and fetched like one on a disk, over a real S3 protocol."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ BUCKET = "features"
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Location]:
-    """An empty bucket of an S3 server in this process, as a location."""
+    """Return the location of an empty bucket on an S3 server in this process."""
     pytest.importorskip("s3fs")
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -63,12 +63,12 @@ def bucket() -> Iterator[Location]:
 
 @pytest.fixture(scope="module")
 def remote(bucket: Location) -> FeatureStore:
-    """300 images of 0 to 10 regions in several parts, and one failure, written straight to the bucket."""
+    """Write 300 images with 0 to 10 regions in several parts, and one failure, directly to the bucket."""
     return write(bucket / "store", list(ROWS.values()), 50, [BAD])
 
 
 def test_an_address_is_no_path_of_a_disk() -> None:
-    """An address keeps both its slashes below it and on the way to a worker; a name on a disk stays a plain Path."""
+    """An address keeps both slashes below it and after pickling, and a name on a disk becomes a plain Path."""
     place = location("s3://bucket/a/")
     assert [str(place / "b.json"), str(place.parent), place.name] == ["s3://bucket/a/b.json", "s3://bucket/", "a"]
     assert not isinstance(place, Path)
@@ -80,21 +80,23 @@ def test_an_address_is_no_path_of_a_disk() -> None:
 
 
 def test_an_address_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder is made so for whoever stands elsewhere, an address is the same everywhere."""
+    """A relative folder becomes absolute, for workers with another working folder, and an address stays the same."""
     monkeypatch.chdir(tmp_path)
     assert absolute("a/b") == tmp_path / "a" / "b"
     assert absolute("s3://bucket/a") == location("s3://bucket/a")
 
 
 def test_an_address_that_has_been_a_path_is_refused() -> None:
-    """A Path drops a slash, so that a store would be written to a folder called s3: of the working folder."""
+    """A pathlib.Path drops a slash of an address, so a store would go to a local folder `s3:`; such a path is
+    refused."""
     for question in (location, list_images, FeatureStore.open, ShardFolder):
         with pytest.raises(ConfigError, match=r"^s3:/bucket/a lacks a slash of s3://, as a pathlib\.Path drops one"):
             question(Path("s3://bucket/a"))
 
 
 def test_flags_take_addresses_where_a_bucket_will_do() -> None:
-    """A flag of images or a store gives a location, absent ones stay so, and a detector in a bucket is refused."""
+    """A flag for images or a store gives a location, an absent flag stays None, and a detector in a bucket is
+    refused."""
     flags = ["--images", "s3://bucket/a", "--out", "s3://bucket/b", "--detector", "folder"]
     command = tyro.cli(Command, args=[*flags, "--canary", "3", "--canary-store", "s3://bucket/c"], registry=REGISTRY)
     places = command.extraction.images, command.extraction.out, command.drift.canary_store
@@ -106,22 +108,23 @@ def test_flags_take_addresses_where_a_bucket_will_do() -> None:
 
 
 def test_only_object_stores_are_taken() -> None:
-    """A file system where half a file can be seen is refused by name."""
+    """A file system whose readers can see half a file is refused by name."""
     with pytest.raises(ConfigError, match=r"^sftp:// is none of s3"):
         location("sftp://host/file")
 
 
 def test_options_of_an_address_are_refused() -> None:
-    """A UPath may carry options, but an image's address is a text: what would be lost there is not taken at all."""
+    """The options of a UPath are refused, because an image's address is a text and would lose them."""
     with pytest.raises(ConfigError, match=r"^s3://bucket/a: options \(anon\) are not carried"):
         location(UPath("s3://bucket/a", anon=True))
 
 
 def test_a_store_that_lets_nobody_in_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """botocore's errors are no OSErrors: without credentials, and where nobody listens, every question raises one."""
+    """botocore's errors are not OSErrors. Without credentials or without a server, every access raises one line of
+    ours."""
     pytest.importorskip("s3fs")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # no server listens on port 9
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # else botocore waits for EC2's metadata server
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
@@ -137,7 +140,7 @@ def test_a_store_that_lets_nobody_in_is_one_line(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_store_that_goes_away_is_one_line(bucket: Location, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file is read piece by piece after it was opened: an error of botocore's is then an OSError, too."""
+    """A file is read in pieces after it was opened, and there too an error of botocore's becomes an OSError."""
     exceptions = pytest.importorskip("botocore.exceptions")
 
     def fail(*_: object) -> NoReturn:
@@ -153,7 +156,7 @@ def test_a_store_that_goes_away_is_one_line(bucket: Location, monkeypatch: pytes
 
 
 def test_a_remote_store_is_a_store(remote: FeatureStore) -> None:
-    """Scan, fetch and failures are the local store's, through ranged reads."""
+    """Scan, fetch and failures over ranged reads equal those of the local store."""
     assert len(remote.part_paths) > 3
     assert all(same(regions, ROWS[regions.image_id]) for regions in remote.scan())
     assert [regions.image_id for regions in remote.scan(7, 30)] == remote.image_ids[7:30]
@@ -164,7 +167,7 @@ def test_a_remote_store_is_a_store(remote: FeatureStore) -> None:
 
 
 def test_only_what_is_asked_for_is_read(remote: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opening reads manifest and index and no part; a fetch reads the bytes of its features."""
+    """Opening reads the manifest, the index and no part, and a fetch reads only the bytes of its features."""
     system, read = locations._system("s3"), []
     cat_file, cat_ranges = system.cat_file, system.cat_ranges
     monkeypatch.setattr(system, "cat_file", lambda key, *a, **k: read.append(key) or cat_file(key, *a, **k))
@@ -181,7 +184,7 @@ def test_only_what_is_asked_for_is_read(remote: FeatureStore, monkeypatch: pytes
 
 
 def test_a_remote_store_has_a_local_ones_bytes(remote: FeatureStore, tmp_path: Path) -> None:
-    """File by file the same as on a disk, index and manifest included, and nothing beside."""
+    """Every file equals the local store's, with index and manifest, and there are no other files."""
     local = write(tmp_path, list(ROWS.values()), 50, [BAD])
     files = {path.relative_to(local.folder).as_posix() for path in local.folder.rglob("*") if path.is_file()}
     keys = locations._system("s3").find(str(remote.folder).removeprefix("s3://"))
@@ -190,7 +193,7 @@ def test_a_remote_store_has_a_local_ones_bytes(remote: FeatureStore, tmp_path: P
 
 
 def test_a_remote_store_has_names(bucket: Location) -> None:
-    """They are written to the bucket and read from it by whoever asks for them; damaged ones are found there."""
+    """Names are written to the bucket and read when they are asked for, and damaged names are found there."""
     store = write(bucket / "names", [ROWS["image005"]], 10)
     assert store.label_names == ()
     store_names.write(store.folder, FINGERPRINT, LabelNames(("background", "cat"), ("red",)))
@@ -203,7 +206,8 @@ def test_a_remote_store_has_names(bucket: Location) -> None:
 
 
 def test_a_damaged_remote_part_is_named(bucket: Location) -> None:
-    """Cut short it is refused at opening, with one bit flipped when the image is read or the store verified."""
+    """A truncated part is refused when the store opens; a changed bit is found when the image is read or the store
+    verified."""
     store = write(bucket / "damaged", [ROWS["image005"]], 10)
     (path,) = store.part_paths
     data = path.read_bytes()
@@ -220,7 +224,7 @@ def test_a_damaged_remote_part_is_named(bucket: Location) -> None:
 
 
 def test_a_resumed_remote_run_redoes_only_what_is_missing(bucket: Location) -> None:
-    """Without its marker a shard is pending, with it not; the second writer changes nothing."""
+    """A shard without its marker is pending and with its marker it is not, and a second writer changes nothing."""
     folder = ShardFolder(bucket / "shards")
     shards = [Shard("a", ("1",)), Shard("b", ("2",))]
     folder.commit(shards[0], Part(b"first", 1, None, 0))
@@ -233,25 +237,26 @@ def test_a_resumed_remote_run_redoes_only_what_is_missing(bucket: Location) -> N
 
 
 def test_a_store_that_is_not_there(bucket: Location) -> None:
-    """An address with nothing below it is said to be wrong, as a folder that is not there is."""
+    """An address without any object below it is an error, like a missing folder."""
     with pytest.raises(StoreError, match="nowhere is not there: correct its name"):
         FeatureStore.open(bucket / "nowhere")
 
 
 def test_fingerprint_of_a_remote_store(remote: FeatureStore) -> None:
-    """What the store is about travels in its manifest."""
+    """The manifest holds the store's fingerprint."""
     assert remote.fingerprint == FINGERPRINT
     assert json.loads((remote.folder / "manifest.json").read_bytes())["rows"] == len(ROWS)
 
 
 def names(folder: Location) -> set[str]:
-    """Every key below an address, relative to it."""
+    """List every key below an address, relative to it."""
     root = str(folder).removeprefix("s3://")
     return {key.removeprefix(f"{root}/") for key in locations._system("s3").find(root)}
 
 
 def test_an_extraction_to_an_address_is_the_one_to_a_folder(bucket: Location, tmp_path: Path) -> None:
-    """Every file has the local store's bytes, after a run that lost some of its files to an accident, too."""
+    """An extraction to an address writes the bytes of the local store, and a rerun restores the files that were
+    lost."""
     world = World(tmp_path)
     (world.pictures / "bad.png").write_bytes(b"no image")
     local = world.extract("local")
@@ -274,7 +279,8 @@ def test_an_extraction_to_an_address_is_the_one_to_a_folder(bucket: Location, tm
 
 
 def test_images_in_a_bucket(bucket: Location, tmp_path: Path) -> None:
-    """A prefix is a folder of images, a Parquet file a table; either gives the store of the files on the disk."""
+    """A prefix is a folder of images and a Parquet file is a table; both give the same store as the files on the
+    disk."""
     world = World(tmp_path)
     reference = tree(world.extract("local").folder)
     files = {path.stem: path.read_bytes() for path in sorted(world.pictures.iterdir())}
@@ -293,8 +299,8 @@ def test_images_in_a_bucket(bucket: Location, tmp_path: Path) -> None:
 
 
 def test_what_is_no_image_in_a_bucket(bucket: Location, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An object that is too large is never asked for, as the listing tells; rows with a path read it beside their
-    table; half a set of tables and a pointer are refused by name."""
+    """An object that is too large by the listing is never fetched. Rows with a path find it beside their table. An
+    incomplete set of tables and a Git LFS pointer are refused by name."""
     world = bucket / "odd"
     for name, data in {"large.png": bytes(2000), "small.png": png(3), "pictures/row.png": png(4)}.items():
         (world / name).write_bytes(data)
@@ -324,7 +330,8 @@ def test_what_is_no_image_in_a_bucket(bucket: Location, monkeypatch: pytest.Monk
 
 
 def test_an_image_that_the_store_does_not_hand_out_stops_the_job(bucket: Location, tmp_path: Path) -> None:
-    """As on a disk: what is listed and then gone is no bad image."""
+    """An image that was listed and then cannot be read stops the job, as on a disk, and is not counted as a bad
+    image."""
     world = World(tmp_path)
     for path in sorted(world.pictures.iterdir())[:3]:
         (bucket / "vanishing" / path.name).write_bytes(path.read_bytes())
@@ -340,7 +347,7 @@ def test_an_image_that_the_store_does_not_hand_out_stops_the_job(bucket: Locatio
 def test_evaluation_over_an_address_gives_the_same_scores(
     bucket: Location, small_night: SmallNight, tmp_path: Path
 ) -> None:
-    """Extracted to a bucket and evaluated from there, the run folder is the small night's, byte for byte."""
+    """An extraction to a bucket and an evaluation from it give the run folder of the small night, byte for byte."""
     world, weights = small_night.out / "synthetic" / "vqa", ROOT / "visualbert_core" / "synthetic" / "weights"
     with Pool(PoolConfig(inline=True)) as pool:
         store = extract(
@@ -370,8 +377,8 @@ def test_evaluation_over_an_address_gives_the_same_scores(
 
 
 def test_pixels_of_a_bucket_give_the_same_answers(bucket: Location, small_night: SmallNight, tmp_path: Path) -> None:
-    """A model that reads pixels answers alike over a folder and over the same images in a bucket: the bytes are the
-    same, so the provenance is, too."""
+    """A model that reads pixels gives the same run folder for images in a folder and for the same images in a
+    bucket."""
     world = small_night.out / "synthetic" / "vqa"
     for path in (world / "val2014").iterdir():
         (bucket / "pixels" / path.name).write_bytes(path.read_bytes())

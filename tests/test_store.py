@@ -1,4 +1,6 @@
-"""The store hands back what was put in, by scan, by offset and through anybody's Parquet reader, or says why not."""
+"""The store returns exactly what was written, by scan, by offset and through other Parquet readers, or says why it
+cannot.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,14 @@ from visualbert_core.features.export import to_arrow, to_datasets, to_ray
 from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
 from visualbert_core.schema import REGIONS_SCHEMA, Failure, LabelNames, Regions
 
-D = 5  # odd, so that rows of features start at odd offsets too
+D = 5  # odd, so that rows of features also start at odd offsets
 FINGERPRINT = {"space": "toy", "feature_size": D, "weights": "1f"}
 BAD = Failure("bad", "decode", "OSError", "bad.jpg: truncated")
 
 
 def row(image_id: str, regions: int) -> Regions:
     random = np.random.default_rng(sum(map(ord, image_id)))
-    named = regions % 3 > 0  # some rows have attributes and some do not
+    named = regions % 3 > 0  # two of three rows have attributes
     return Regions(
         image_id=image_id,
         width=640,
@@ -51,7 +53,7 @@ ROWS = {f"image{number:03d}": row(f"image{number:03d}", number * 7 % 11) for num
 
 
 def write(root: Path, rows: Sequence[Regions], target: int, failures: Sequence[Failure] = ()) -> FeatureStore:
-    """A store of these rows in shards of about `target`; the failures go to the shard of their id."""
+    """Write a store of these rows in shards of about `target` rows; each failure goes to the shard of its id."""
     folder = ShardFolder(store_folder(root, "toy", FINGERPRINT))
     by_id, failed = {row.image_id: row for row in rows}, {failure.item_id: failure for failure in failures}
     shards = plan([*by_id, *failed], "test", target)
@@ -65,7 +67,7 @@ def write(root: Path, rows: Sequence[Regions], target: int, failures: Sequence[F
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    """300 images of 0 to 10 regions in 2 parts of several row groups, and one failure."""
+    """Write 300 images of 0 to 10 regions in 2 parts of several row groups, and one failure."""
     return write(tmp_path_factory.mktemp("store"), list(ROWS.values()), 200, [BAD])
 
 
@@ -79,7 +81,7 @@ def same(a: Regions, b: Regions) -> bool:
 
 
 def test_what_goes_in_comes_out(store: FeatureStore) -> None:
-    """Scanning gives every row once, dtype and value, whatever its number of regions."""
+    """Scanning gives every row once, with equal dtype and values, whatever its number of regions."""
     scanned = list(store.scan())
     assert [regions.image_id for regions in scanned] == store.image_ids
     assert sorted(store.image_ids) == sorted(ROWS)
@@ -87,14 +89,14 @@ def test_what_goes_in_comes_out(store: FeatureStore) -> None:
 
 
 def test_fetch_equals_scan_in_any_order(store: FeatureStore) -> None:
-    """A fetch by offset, at random and across row groups, gives what the scan gives; fetch_many keeps the order."""
+    """A fetch by offset, in random order and across row groups, equals the scan, and fetch_many keeps the order."""
     ids = list(np.random.default_rng(0).permutation(list(ROWS)))
     assert all(same(store.fetch(image_id), ROWS[image_id]) for image_id in ids)
     assert [regions.image_id for regions in store.fetch_many(ids[:9])] == ids[:9]
 
 
 def test_the_store_says_what_it_holds(store: FeatureStore) -> None:
-    """Size, space, membership and failures are known without touching the features."""
+    """Size, space, membership and failures are known without reading any features."""
     assert (len(store), store.space, store.feature_size) == (300, "toy", D)
     assert store.fingerprint == FINGERPRINT
     assert "image007" in store
@@ -103,7 +105,8 @@ def test_the_store_says_what_it_holds(store: FeatureStore) -> None:
 
 
 def test_anybody_can_read_a_part(store: FeatureStore) -> None:
-    """To pyarrow and pandas a part is ordinary Parquet: one table of the published schema, binary as little-endian."""
+    """pyarrow and pandas read a part as ordinary Parquet: one table of the published schema, with little-endian
+    binary."""
     (path, *_) = sorted((store.folder / "parts").iterdir())
     table = pq.read_table(path, page_checksum_verification=True)
     assert table.schema.equals(REGIONS_SCHEMA)
@@ -116,7 +119,7 @@ def test_anybody_can_read_a_part(store: FeatureStore) -> None:
 
 
 def test_the_layout_that_offsets_rely_on() -> None:
-    """Features are uncompressed and PLAIN, in row groups of 64; the same rows give the same bytes."""
+    """Features are uncompressed and PLAIN, in row groups of 64, and the same rows give the same bytes."""
     rows = list(ROWS.values())
     data = encode(rows, FINGERPRINT)
     assert data == encode(rows, FINGERPRINT)
@@ -148,28 +151,31 @@ def test_realistic_rows_stay_on_one_page(tmp_path: Path) -> None:
 
 
 def test_arrays_are_the_callers_own(store: FeatureStore) -> None:
-    """What is fetched may be written to, and the store is not changed by it."""
+    """A fetched array may be changed, and the store stays unchanged."""
     store.fetch("image005").features[:] = 0
     assert same(store.fetch("image005"), ROWS["image005"])
 
 
 @pytest.mark.parametrize("failures", [[], [BAD]])
 def test_a_store_without_rows_opens(tmp_path: Path, failures: list[Failure]) -> None:
-    """No images, or only bad ones, is an empty store rather than a crash."""
+    """A corpus without images, or with only bad ones, is an empty store that opens."""
     store = write(tmp_path, [], 10, failures)
     assert (len(store), list(store.scan()), store.failures()) == (0, [], failures)
 
 
 def test_a_process_that_read_failures_ends_well(store: FeatureStore) -> None:
-    """A thread of Arrow's that still holds Python's bytes at the end of the interpreter aborts one process in ten."""
+    """A reader of failures ends well. An Arrow thread that still holds Python's bytes at exit aborted one process in
+    ten."""
     code = "import sys; from visualbert_core.features.store import FeatureStore as S; S.open(sys.argv[1]).failures()"
     line = [sys.executable, "-c", code, str(store.folder)]
+    # The abort came in one process of ten, so twelve of them would show it more often than not.
     processes = [subprocess.Popen(line, stderr=subprocess.PIPE) for _ in range(12)]
     assert [(process.communicate()[1], process.returncode) for process in processes] == [(b"", 0)] * 12
 
 
 def test_ids_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row is found by a hash of its id, and believed only where the id is the one asked for."""
+    """A row is found by a hash of its id, and returned only if the id is equal."""
+    # Ids of similar length get one hash, because real collisions are too rare to test.
     monkeypatch.setattr("visualbert_core.features.index._id_hash", lambda image_id: len(image_id) // 9)
     rows = {name: row(name, 2) for name in ("a", "b", "c", "long enough", "long also")}
     found = write(tmp_path, list(rows.values()), 10)
@@ -178,7 +184,8 @@ def test_ids_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_an_open_store_takes_little_memory(tmp_path: Path) -> None:
-    """What a process keeps of each image are some numbers: ids and small columns stay in the map that all share."""
+    """A process keeps only some numbers per image; ids and small columns stay in the memory map that all processes
+    share."""
     rows = [dataclasses.replace(row("a", 1), image_id=f"COCO_train2017_{number:012d}") for number in range(2000)]
     folder = write(tmp_path, rows, 1000).folder
     tracemalloc.start()
@@ -190,7 +197,7 @@ def test_an_open_store_takes_little_memory(tmp_path: Path) -> None:
 
 
 def test_an_unknown_image_and_a_quarantined_one_are_told_apart(store: FeatureStore) -> None:
-    """The one-line error of a quarantined image gives its reason; that of an unknown one says what to do."""
+    """The one-line error of a quarantined image gives its reason, and the one of an unknown image says what to do."""
     with pytest.raises(StoreError, match=r"^image 'bad' is quarantined in .*: decode: bad\.jpg: truncated$"):
         store.fetch("bad")
     with pytest.raises(StoreError, match=r"^image 'stranger' is not in .*: extract the features of its corpus$"):
@@ -198,7 +205,7 @@ def test_an_unknown_image_and_a_quarantined_one_are_told_apart(store: FeatureSto
 
 
 def test_an_unfinished_store_does_not_open(tmp_path: Path) -> None:
-    """Parts without a manifest are no store."""
+    """Parts without a manifest do not open as a store."""
     store = write(tmp_path, [ROWS["image001"]], 10)
     (store.folder / "manifest.json").unlink()
     with pytest.raises(StoreError, match="is unfinished"):
@@ -206,14 +213,14 @@ def test_an_unfinished_store_does_not_open(tmp_path: Path) -> None:
 
 
 def test_another_stages_folder_is_no_store(tmp_path: Path) -> None:
-    """A finished folder that holds something else, such as predictions, is refused as such."""
+    """A finished folder that holds something else, such as predictions, is refused by name."""
     ShardFolder(tmp_path).finish([], {"task": "vqa"})
     with pytest.raises(StoreError, match="is not a feature store"):
         FeatureStore.open(tmp_path)
 
 
 def test_a_truncated_part_is_refused_by_name(tmp_path: Path) -> None:
-    """A short part is found at open, before a memory map could crash the process."""
+    """A truncated part is refused when the store opens, before a memory map of it could crash the process."""
     store = write(tmp_path, [ROWS["image005"]], 10)
     (path,) = (store.folder / "parts").iterdir()
     path.write_bytes(path.read_bytes()[:-1])
@@ -228,7 +235,7 @@ def flip(path: Path, at: int, bit: int = 2) -> None:
 
 
 def test_a_flipped_feature_is_found_when_it_is_read(tmp_path: Path) -> None:
-    """A store that was opened before still notices: by fetch and scan, in one line that names part and image."""
+    """A store that was opened before the damage finds it in fetch and in scan, in one line with part and image."""
     store = write(tmp_path, [ROWS["image005"]], 10)
     (path,) = (store.folder / "parts").iterdir()
     flip(path, path.read_bytes().index(ROWS["image005"].features.tobytes()) + 1)
@@ -240,8 +247,8 @@ def test_a_flipped_feature_is_found_when_it_is_read(tmp_path: Path) -> None:
 
 
 def test_one_flipped_bit_anywhere_is_found(memory: Path) -> None:
-    """A bit of every file of a small store at many places: verification names that file, and the first opening does,
-    except for the index, which is derived and is made anew."""
+    """For bits changed at many places, verification names the damaged file. The first opening finds the damage too,
+    except in the index, which is made again."""
     store = write(memory, [ROWS["image001"], ROWS["image005"]], 10, [BAD])
     names.write(store.folder, FINGERPRINT, LabelNames(("background", "cat"), ("red",)))
     random, undamaged = np.random.default_rng(0), list(store.scan())
@@ -256,6 +263,7 @@ def test_one_flipped_bit_anywhere_is_found(memory: Path) -> None:
             if path == attached:
                 assert all(map(same, FeatureStore.open(store.folder).scan(), undamaged))
             else:
+                # The index is made again from the parts, so this opening reads them all.
                 attached.unlink()
                 with pytest.raises(StoreError, match=path.name):
                     FeatureStore.open(store.folder)
@@ -264,7 +272,8 @@ def test_one_flipped_bit_anywhere_is_found(memory: Path) -> None:
 
 
 def test_the_index_is_derived(tmp_path: Path) -> None:
-    """Deleting it, or finishing the folder over other shards, costs one pass over the parts and changes no row."""
+    """Deleting the index, or finishing the folder over other shards, costs one pass over the parts and changes no
+    row."""
     store = write(tmp_path, list(ROWS.values()), 50)
     path = store.folder / "index.arrow"
     data = path.read_bytes()
@@ -277,7 +286,7 @@ def test_the_index_is_derived(tmp_path: Path) -> None:
 
 
 def test_a_store_that_may_not_be_written_opens(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without an index and without the right to leave one, a store is read all the same."""
+    """A store without an index in a folder without write permission is still read."""
     copy = store.folder.parent / "read-only"
     shutil.copytree(store.folder, copy)
     (copy / "index.arrow").unlink()
@@ -291,7 +300,8 @@ def test_a_store_that_may_not_be_written_opens(store: FeatureStore, monkeypatch:
 
 
 def test_views_are_scanned_where_they_can_be(store: FeatureStore) -> None:
-    """Without copying, every row is the same and aligned; some cannot be written to, as they are the file itself."""
+    """With copy=False every row is equal and aligned; some rows cannot be changed, because they are the file's
+    memory."""
     views = list(store.scan(copy=False))
     assert all(map(same, views, store.scan()))
     assert all(view.features.flags.aligned for view in views)
@@ -300,19 +310,19 @@ def test_views_are_scanned_where_they_can_be(store: FeatureStore) -> None:
 
 
 def test_torch_shares_what_is_scanned(store: FeatureStore) -> None:
-    """A tensor over a scanned row is that row's memory, not a copy."""
+    """A tensor over a scanned row shares the row's memory."""
     regions = store.fetch("image005")
     torch.from_numpy(regions.features)[0, 0] = 7
     assert regions.features[0, 0] == 7
 
 
 def listed(array: Sequence[Any] | np.ndarray | None) -> list[Any] | None:
-    """Values alone: where only some rows have any, Ray hands out lists."""
+    """Return the values as a list, because Ray returns lists where only some rows have the column."""
     return None if array is None else list(array)
 
 
 def test_arrow_has_typed_columns(store: FeatureStore) -> None:
-    """`to_arrow` streams every row in order, nested by region, float16 as such."""
+    """`to_arrow` streams every row in order, nested by region, with float16 kept."""
     table = to_arrow(store).read_all()
     assert table["image_id"].to_pylist() == store.image_ids
     assert table.schema.field("features").type == pa.list_(pa.list_(pa.float16(), D))
@@ -341,7 +351,7 @@ def test_datasets_has_typed_columns(store: FeatureStore) -> None:
 
 @pytest.mark.usefixtures("ray_session")
 def test_ray_reads_arrays(store: FeatureStore) -> None:
-    """`to_ray` gives every row once, its bytes as arrays."""
+    """`to_ray` gives every row once, with its bytes as arrays."""
     records = to_ray(store).take_all()
     assert sorted(record["image_id"] for record in records) == store.image_ids
     for record in records:
@@ -352,7 +362,7 @@ def test_ray_reads_arrays(store: FeatureStore) -> None:
 
 
 def test_duckdb_and_pandas_read_a_part(store: FeatureStore) -> None:
-    """To other readers of Parquet a part is an ordinary table."""
+    """DuckDB and pandas read a part as an ordinary table."""
     duckdb = pytest.importorskip("duckdb")
     paths = [str(path) for path in store.part_paths]
     query = "select image_id, num_regions, octet_length(features), features from read_parquet($paths) order by 1"
@@ -366,7 +376,7 @@ def test_duckdb_and_pandas_read_a_part(store: FeatureStore) -> None:
 
 
 def test_a_part_of_another_recipe_is_refused(tmp_path: Path) -> None:
-    """A part says in its own footer what it was made of; one that slipped into another folder is named."""
+    """The footer of a part names the detector it was made with, so a part from another folder is refused by name."""
     folder = ShardFolder(tmp_path)
     shards = plan(["image005"], "test", 10)
     other = encode([ROWS["image005"]], FINGERPRINT | {"weights": "2e"})
@@ -377,7 +387,7 @@ def test_a_part_of_another_recipe_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_store_without_attributes(tmp_path: Path) -> None:
-    """Of a detector that names none both columns are null, to Arrow too, and rows hold None."""
+    """A detector without attributes writes null in both columns, also for Arrow, and rows hold None."""
     plain = [dataclasses.replace(row, attributes=None, attribute_scores=None) for row in ROWS.values()]
     store = write(tmp_path, plain, 200)
     assert all(map(same, store.scan(), sorted(plain, key=lambda row: row.image_id)))
@@ -387,14 +397,14 @@ def test_a_store_without_attributes(tmp_path: Path) -> None:
 
 
 def test_rows_of_another_shape_are_not_written() -> None:
-    """An array that does not fit the number of regions or D is refused when it is written, naming the image."""
+    """An array that does not fit the number of regions or D is refused when it is written, with the image's name."""
     wrong = Regions("x", 1, 1, np.zeros((2, 4)), np.zeros(2), np.zeros(2), np.zeros((2, D + 1)), "")
     with pytest.raises(ValueError, match=r"x: features have shape \(2, 6\), not \(2, 5\)"):
         encode([wrong], FINGERPRINT)
 
 
 def test_folders_are_named_by_fingerprint() -> None:
-    """Another ingredient is another folder; the order of keys is not an ingredient."""
+    """Another ingredient gives another folder, and the order of keys does not."""
     folder = store_folder("root", "coco", FINGERPRINT)
     assert folder.parent == Path("root", "coco")
     assert len(folder.name) == 12

@@ -1,4 +1,4 @@
-"""Strings that are read where they lie are the strings."""
+"""A column of strings that are read in place gives the same strings as a list."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ TEXTS = st.lists(st.text(max_size=5), max_size=20)
 @settings(deadline=None)
 @given(TEXTS, st.integers(0, 5), st.sampled_from([pa.string(), pa.large_string()]))
 def test_an_arrow_column_is_its_strings(texts: list[str], first: int, kind: pa.DataType) -> None:
-    """Both of Arrow's string types, a part of an array as well as a whole one, and parts of parts."""
+    """The column equals the list for both of Arrow's string types, for a whole array, a slice and a slice of a
+    slice."""
     strings = StringColumn.of(pa.array(texts, kind)[first:])
     assert list(strings) == texts[first:]
     assert len(strings) == len(texts[first:])
@@ -28,7 +29,7 @@ def test_an_arrow_column_is_its_strings(texts: list[str], first: int, kind: pa.D
 @settings(deadline=None)
 @given(st.sets(st.text(max_size=3)), st.text(max_size=3))
 def test_ascending_strings_are_found(texts: set[str], other: str) -> None:
-    """Python and Arrow order text alike, so that what one has sorted the other finds; what is not there is not."""
+    """Python and Arrow sort text alike, so a search finds every string in a sorted column and no missing one."""
     column = pa.array(texts, pa.string())
     strings = StringColumn.of(column.sort())
     assert [strings.find(text) for text in sorted(texts)] == list(range(len(texts)))

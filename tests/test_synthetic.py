@@ -1,4 +1,6 @@
-"""The embedded world: official files, no answers given away by the text, small weights that say what they are."""
+"""The synthetic data: official files, texts that do not give the answers away, and small weights that describe
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ def scenes() -> list[Scene]:
 
 
 def test_a_seed_is_a_world(tmp_path: Path) -> None:
-    """The same seed writes the same bytes, another seed writes others, and a finished world is left alone."""
+    """A seed always writes the same bytes, another seed writes others, and finished data is not written again."""
 
     def tree(root: Path) -> dict[str, bytes]:
         return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
@@ -57,7 +59,7 @@ def test_a_seed_is_a_world(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_world_is_left_alone(tmp_path: Path) -> None:
-    """It may be somebody's data that happens to lie there."""
+    """A folder of the user's own files is refused and not changed."""
     (tmp_path / "synthetic").mkdir()
     (tmp_path / "synthetic" / "mine.txt").touch()
     with pytest.raises(ConfigError, match="synthetic is there and is no synthetic world: choose another `out`"):
@@ -66,7 +68,7 @@ def test_a_folder_that_is_no_world_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_pictures_have_the_names_and_bytes_of_the_official_sets(small_night: SmallNight) -> None:
-    """JPEG bytes in .jpg, PNG bytes in .png, every image that an annotation names is there."""
+    """A .jpg is JPEG, a .png is PNG, and the images on the disk are exactly those that the annotations name."""
     world = small_night.out / "synthetic"
     formats = {p.suffix: Image.open(p).format for p in world.rglob("*") if p.suffix in (".jpg", ".png")}
     assert formats == {".jpg": "JPEG", ".png": "PNG"}
@@ -82,14 +84,14 @@ def test_pictures_have_the_names_and_bytes_of_the_official_sets(small_night: Sma
 
 
 def test_training_and_validation_never_share_a_scene() -> None:
-    """The sets' seeds differ in their second number, and so do their pictures."""
+    """Seeds of the training set and of the validation set differ in their second number, so their scenes differ."""
     assert len({TRAIN, HELD_OUT, VALIDATION}) == 3
     train, validation = make_scene((1, TRAIN, 0, 0)), make_scene((1, VALIDATION, 0, 0))
     assert train.things != validation.things
 
 
 def test_boxes_are_tight(scenes: list[Scene]) -> None:
-    """A box lies inside the picture, is as large as its thing's size says, and what it holds differs from around it."""
+    """A box lies inside the image and has its object's size, and its pixels have the object's colour."""
     for scene in scenes:
         for thing in scene.things:
             x0, y0, x1, y1 = thing.box
@@ -102,14 +104,14 @@ def test_boxes_are_tight(scenes: list[Scene]) -> None:
 
 
 def test_a_class_is_a_shape_in_a_color() -> None:
-    """64 classes and the background, each its own."""
+    """The 64 pairs of shape and colour and the background have one label each."""
     things = [Thing(shape, color, "small", (0, 0, 1, 1)) for shape in SHAPES for color in COLORS]
     assert sorted(label_of(thing) for thing in things) == list(range(1, 65))
     assert len(LABELS) == 65
 
 
 def test_nlvr2_sentences_are_true_of_half_of_their_pairs(scenes: list[Scene]) -> None:
-    """So no sentence is worth more than a coin to who does not look."""
+    """Each sentence is true for half of its pairs, so a model that ignores the images scores like a coin."""
     rng = np.random.default_rng(0)
     pairs = [(scenes[2 * i].things, scenes[2 * i + 1].things) for i in range(ask.PAIRS)]
     items = [item for item in (ask.nlvr2_item(rng, pairs) for _ in range(200)) if item]
@@ -119,7 +121,8 @@ def test_nlvr2_sentences_are_true_of_half_of_their_pairs(scenes: list[Scene]) ->
 
 
 def test_vcr_choices_do_not_give_the_answer_away(scenes: list[Scene]) -> None:
-    """Right choices stand equally often in each place, and looks are a grid in which no choice is special."""
+    """Right choices are equally frequent in each place, and sizes and colours form a grid in which no choice stands
+    out."""
     rng = np.random.default_rng(0)
     items = [refer.vcr_item(rng, scenes[n % len(scenes)].things) for n in range(800)]
     for labels in (Counter(i.answer_label for i in items), Counter(i.rationale_label for i in items)):
@@ -131,7 +134,7 @@ def test_vcr_choices_do_not_give_the_answer_away(scenes: list[Scene]) -> None:
 
 
 def test_answers_are_right(scenes: list[Scene]) -> None:
-    """An answer can be checked against the scene: counting and existence, for every description asked about."""
+    """For every description in a question, the answers about number and existence agree with the scene."""
     rng = np.random.default_rng(0)
     checked = Counter[str]()
     words = {Description(s, c, h).words(plural=True): Description(s, c, h) for s, c, h in _attributes()}
@@ -154,7 +157,7 @@ def test_answers_are_right(scenes: list[Scene]) -> None:
 
 
 def test_captions_name_each_phrase_once(scenes: list[Scene]) -> None:
-    """A phrase text that came twice would be queried at one place for two things."""
+    """A phrase occurs once in a caption, because a second occurrence would be queried at the first one's place."""
     rng = np.random.default_rng(0)
     for number in range(400):
         made = refer.caption(rng, scenes[number % len(scenes)].things)
@@ -164,7 +167,7 @@ def test_captions_name_each_phrase_once(scenes: list[Scene]) -> None:
 
 
 def test_the_vocabulary_has_every_word(small_night: SmallNight, tmp_path: Path) -> None:
-    """No text of the world needs [UNK]; two words that it lacks are spelt, so that word pieces occur at all."""
+    """No text of the synthetic data needs [UNK]. Two words are missing on purpose, so that word pieces occur."""
     path = tmp_path / "vocab.txt"
     path.write_text("".join(f"{word}\n" for word in vocabulary()))
     encoder, words = InputEncoder(path), vocabulary()
@@ -180,11 +183,13 @@ def test_the_vocabulary_has_every_word(small_night: SmallNight, tmp_path: Path) 
     for grounding in open_task("flickr30k_entities", world / "flickr30k", "val").examples():
         seen |= {words[piece] for piece in encoder.encode(grounding, [empty]).input_ids}  # type: ignore[union-attr]
     assert "[UNK]" not in seen
-    assert {piece for piece in seen if piece.startswith("##")} == {"##o", "##e", "##s", "##t"}  # does, at
+    # the pieces of "does" and "at"
+    assert {piece for piece in seen if piece.startswith("##")} == {"##o", "##e", "##s", "##t"}
 
 
 def test_the_weights_are_small_and_say_what_they_are() -> None:
-    """Five folders under 5 MB in all, each with a card, each VisualBERT naming its feature space and its answers."""
+    """The five folders are under 5 MB in all and have a card each; each VisualBERT names its feature space and its
+    answers."""
     assert sum(p.stat().st_size for p in WEIGHTS.rglob("*") if p.is_file()) < 5_000_000
     folders = sorted(p.name for p in WEIGHTS.iterdir())
     assert folders == ["detector"] + [f"visualbert-{t}" for t in ("flickr30k", "nlvr2", "vcr", "vqa")]
@@ -201,7 +206,7 @@ def _attributes() -> list[tuple[str | None, str | None, str | None]]:
 
 
 def test_the_recipe_runs_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In miniature, the training module writes five checkpoint folders that open, with their scores."""
+    """The training module, at a tiny size, writes five checkpoint folders that open, with their scores."""
     for name, value in {
         "SCENES": 60,
         "HELD_OUT_SCENES": 4,

@@ -1,4 +1,4 @@
-"""The registry, coverage before any score, the summary, and that every task keeps the contract."""
+"""The registry, coverage before any score, the summary, and the contract that every task keeps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPLITS = {"vqa": "val", "vcr": "val", "nlvr2": "dev", "flickr30k_entities": "tes
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The four benchmarks' files, two or three records each, in one folder (their names do not collide)."""
+    """Write two or three records for each of the four benchmarks, in one folder; their file names differ."""
     answers = [{"answer": "red", "answer_id": i} for i in range(10)]
     kinds = {"question_type": "what", "answer_type": "other", "answers": answers}
     questions = [{"question_id": i, "image_id": i, "question": "What?"} for i in (1, 2)]
@@ -57,8 +57,8 @@ def gold(task: Task) -> list[Prediction]:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_metrics_are_known_before_any_is_scored(folder: Path, name: str) -> None:
-    """Every metric that a task scores is in its list, against which floors and drops are checked; VQA's pairs have a
-    file of their own, which these records lack."""
+    """A task lists every metric that it scores, because floors and drops are checked by that list. VQA's metric of
+    pairs needs a file that these records lack."""
     task = open_task(name, folder, SPLITS[name])
     found = {score.metric for score in judge(task, gold(task))}
     assert set(task.metrics) - found == ({"pair_accuracy"} if name == "vqa" else set())
@@ -67,7 +67,8 @@ def test_metrics_are_known_before_any_is_scored(folder: Path, name: str) -> None
 
 @pytest.mark.parametrize("name", TASKS)
 def test_task_keeps_the_contract(folder: Path, name: str) -> None:
-    """Unique examples that `expected` lists in order, gold worth 100 %, a headline that is scored, files that exist."""
+    """A task has unique examples, and `expected` lists them in order. Gold is worth 100 %, the headline is scored, and
+    files exist."""
     task = open_task(name, folder, SPLITS[name])
     examples = list(task.examples())
     assert {example.example_id: example.image_ids[0] for example in examples} == task.expected()
@@ -82,7 +83,7 @@ def test_task_keeps_the_contract(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_answers_survive_json(folder: Path, name: str) -> None:
-    """Answers are stored as JSON; read back they are worth the same."""
+    """Answers are stored as JSON and are worth the same after reading."""
     task = open_task(name, folder, SPLITS[name])
     stored = [Prediction(p.example_id, p.image_id, json.loads(json.dumps(p.answer)), ()) for p in gold(task)]
     assert judge(task, stored) == judge(task, gold(task))
@@ -90,7 +91,7 @@ def test_answers_survive_json(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_no_score_without_full_coverage(folder: Path, name: str) -> None:
-    """One prediction missing, doubled or unknown: an error in one line with count and id, whatever the benchmark."""
+    """One missing, double or unknown prediction is a one-line error with count and id, for every benchmark."""
     task = open_task(name, folder, SPLITS[name])
     rows = gold(task)
     first = rows[0].example_id
@@ -107,8 +108,8 @@ def test_no_score_without_full_coverage(folder: Path, name: str) -> None:
 
 
 def named_elsewhere(words: frozenset[str]) -> list[str]:
-    """Where a string of the code outside `tasks/` is one of these words. The embedded world makes files of the four
-    benchmarks, and the published checkpoints are called after what they were trained for."""
+    """List the places outside `tasks/` where a string of the code is one of `words`. The rooms `synthetic` and `models`
+    are left out: they write files of the four benchmarks and name the published checkpoints."""
     found = []
     for path in sorted((ROOT / "visualbert_core").rglob("*.py")):
         place = path.relative_to(ROOT / "visualbert_core")
@@ -120,20 +121,20 @@ def named_elsewhere(words: frozenset[str]) -> list[str]:
 
 
 def test_nothing_outside_asks_for_a_benchmark_or_a_metric() -> None:
-    """What is particular to a benchmark is in its file: no other code has its name or those of its metrics."""
+    """No code outside a benchmark's file contains the benchmark's name or the names of its metrics."""
     metrics = (metric for name in TASKS for metric in find_task(name).metrics)
     assert named_elsewhere(frozenset((*TASKS, *metrics))) == []
-    assert named_elsewhere(frozenset({"wrong-image"})) != []  # it can find a word
+    assert named_elsewhere(frozenset({"wrong-image"})) != []  # the search does find a word that is there
 
 
 def test_unknown_task_names_the_known() -> None:
-    """A mistyped task is a configuration error that names the right ones."""
+    """A mistyped task is a configuration error that lists the known names."""
     with pytest.raises(ConfigError, match=r"'flickr30k'; known: .*flickr30k_entities"):
         open_task("flickr30k", Path(), "test")
 
 
 def test_summary_is_percent_with_interval_and_groups() -> None:
-    """Metrics keep the order of the scores; groups are sorted; a unit in two groups counts in both."""
+    """Metrics keep the order of the scores, groups are sorted, and a unit in two groups counts in both."""
     both = {"type": ("people", "animals")}
     scores = [
         Score("1", "recall@1", 1.0, "a", both),
@@ -144,19 +145,19 @@ def test_summary_is_percent_with_interval_and_groups() -> None:
     assert list(summary.metrics) == ["recall@1", "accuracy"]
     metric = summary.metrics["recall@1"]
     assert (metric.value, metric.n, metric.low, metric.high) == (50.0, 2, 0.0, 100.0)
-    assert math.isnan(summary.metrics["accuracy"].low)  # one image: no interval
+    assert math.isnan(summary.metrics["accuracy"].low)  # one image gives no interval
     assert list(summary.breakdown) == ["kind", "type"]
     assert list(summary.breakdown["type"]) == ["animals", "people"]
     assert summary.breakdown["type"]["people"] == {"recall@1": (50.0, 2), "accuracy": (50.0, 1)}
 
 
 def test_summary_of_nothing_is_empty() -> None:
-    """No scores, no metrics; nothing is divided by zero."""
+    """No scores give no metrics, and no division by zero."""
     assert summarize([]).metrics == {}
 
 
 def test_paper_numbers_name_scored_metrics(folder: Path) -> None:
-    """Every published number stands under a metric that the task yields, and names its table."""
+    """Every published number belongs to a metric of the task and names its table."""
     for name in TASKS:
         task = open_task(name, folder, SPLITS[name])
         scored = {score.metric for score in judge(task, gold(task))}
@@ -167,14 +168,14 @@ def test_paper_numbers_name_scored_metrics(folder: Path) -> None:
 
 
 def test_scoring_needs_no_torch_no_ray_no_pillow() -> None:
-    """Opening and scoring a benchmark imports none of the heavy libraries."""
+    """Opening and scoring a benchmark imports no heavy library."""
     code = "import sys, visualbert_core.tasks; print([m for m in ('torch', 'ray', 'PIL') if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
 
 
 def test_half_a_character_is_refused(tmp_path: Path) -> None:
-    """A lone surrogate, which JSON can escape but no text file can hold, is an error of its record; a pair is not."""
+    """A lone surrogate, which JSON can escape and no text file can hold, is an error of its record; a pair is text."""
     record = {"identifier": "dev-1-0-0", "sentence": "\N{DOG FACE}", "label": "True"}
     path = tmp_path / "dev.json"
     path.write_text(json.dumps(record))

@@ -1,5 +1,6 @@
-"""What others wrote reaches a terminal as text: ids, answers, question types, names of files, models and corpora hold
-escape sequences and line breaks here, and every job is run over them."""
+"""Foreign text reaches a terminal as harmless text. Here ids, answers, question types and names of files, models and
+corpora hold escape sequences and line breaks, and every job runs over them.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +31,17 @@ from visualbert_core.report.ci import junit, markdown
 from visualbert_core.report.terminal import print_table
 
 HOSTILE = "a\x1b[2J\x1b]0;t\x07\x9b31m\r\x08\u202e\x7f\tb\nerror: c\u2028d"
-"""Clears the screen, renames the window, colours, overwrites, turns round, and forges a line."""
-OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")  # all but \n and \t
+"""It clears the screen, renames the window, sets a colour, overwrites text, reverses text, and forges a line."""
+# all control characters but \n and \t
+OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 WEIGHTS = ROOT / "visualbert_core" / "synthetic" / "weights"
 PROGRAM = ROOT / "visualbert_core" / "__main__.py"
 
 
 @dataclass(frozen=True)
 class Hostile:
-    """A world whose VQA has hostile question types and answers, one hostile image file, a hostile model folder, and
-    what a night made of it."""
+    """Synthetic data with hostile question types and answers in VQA, one hostile image name, a hostile name of a model
+    folder, and a night over them."""
 
     root: Path
     matrix: Path
@@ -90,7 +92,7 @@ def run_job(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def evaluate(hostile: Hostile, *more: object) -> subprocess.CompletedProcess[str]:
-    """All is there already, so no worker starts."""
+    """Evaluate again; all parts are done already, so no worker starts."""
     flags = ("--task", "vqa", "--split", "val", "--annotations", hostile.annotations, "--features", hostile.store)
     model = ("--model", hostile.root / HOSTILE, "--allow-feature-space-mismatch", "--shard-size", 5)
     return run_job("evaluate", *flags, *model, "--out", hostile.runs[0].parent, *more)
@@ -102,7 +104,7 @@ def score(hostile: Hostile, *more: object) -> subprocess.CompletedProcess[str]:
 
 
 def coverage(hostile: Hostile) -> subprocess.CompletedProcess[str]:
-    """A table of ids: one is of another split."""
+    """Score predictions with a hostile unknown id, which gives a table of ids."""
     layout, folder = LAYOUTS["nlvr2"], hostile.root / "nlvr2"
     layout.write(folder)
     (folder / "p.csv").write_text(layout.text() + "\n" + printable(HOSTILE).replace("\\x1b", "\x1b") + ",True\n")
@@ -117,7 +119,7 @@ def extract(hostile: Hostile) -> subprocess.CompletedProcess[str]:
 
 
 def importing(hostile: Hostile) -> subprocess.CompletedProcess[str]:
-    """Two rows of a TSV: one is whole, one is torn."""
+    """Import a TSV with a hostile image id, without the characters that separate fields and rows."""
     source = hostile.root / "features.tsv"
     name = HOSTILE.replace("\t", "").replace("\n", "").replace("\r", "").replace("\u2028", "")
     source.write_text(f"{name}\t640\t480\t1\tAAAA\tAAAA\n")
@@ -164,13 +166,13 @@ RUNS: dict[str, Callable[[Hostile], subprocess.CompletedProcess[str]]] = {
     "an evaluation as JSON": lambda hostile: evaluate(hostile, "--json"),
     "a comparison as JSON": lambda hostile: run_job("compare", *hostile.runs[:2], "--json"),
 }
-SAY_NOTHING = ("info",)  # of what is hostile
+SAY_NOTHING = ("info",)  # these commands print nothing hostile
 
 
 @pytest.mark.parametrize("what", RUNS)
 def test_no_job_lets_a_terminal_obey(hostile: Hostile, what: str) -> None:
-    """On stdout and stderr nothing is obeyed but the ends of our own lines, and between the columns of `ls` tabs;
-    what was hostile is there, escaped, and has forged no line."""
+    """Only our own line breaks and the tabs of `ls` act on a terminal, on stdout and stderr. The hostile text is
+    printed, escaped, and forges no line."""
     done = RUNS[what](hostile)
     for said in (done.stdout, done.stderr):
         assert OBEYED.findall(said) == []
@@ -184,13 +186,13 @@ def test_no_job_lets_a_terminal_obey(hostile: Hostile, what: str) -> None:
 
 
 def test_a_long_word_stays_in_its_column(hostile: Hostile) -> None:
-    """Question types are escaped before they are set under one another: numbers of all rows begin at one place."""
+    """Question types are escaped before they are aligned, so the numbers of all rows start in one column."""
     table = [line for line in score(hostile).stdout.splitlines() if line.startswith((printable(HOSTILE), "question"))]
     assert len({len(line) for line in table}) == 1 < len(table)
 
 
 def test_the_terminal_s_table_holds_no_escape_sequence(hostile: Hostile) -> None:
-    """On a terminal rich writes its own sequences, and none of a title's."""
+    """On a terminal the table has rich's own escape sequences and none from a title."""
     run = read_run(hostile.runs[0])
     printed = io.StringIO()
     console = Console(file=printed, force_terminal=True, width=200)
@@ -201,7 +203,7 @@ def test_the_terminal_s_table_holds_no_escape_sequence(hostile: Hostile) -> None
 
 
 def test_progress_quotes_without_obeying(capsys: pytest.CaptureFixture[str]) -> None:
-    """A corpus in the label and an item in a note."""
+    """Progress escapes a corpus in its label and an item in a note."""
     log_to_stderr()
     with Progress(f"features of {HOSTILE}", 1) as progress:
         progress.note(f"quarantined {HOSTILE}")
@@ -211,8 +213,8 @@ def test_progress_quotes_without_obeying(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_library_logs_and_a_program_shows_the_log() -> None:
-    """Whoever imports the package gets records, of which Python itself shows warnings; a program shows progress, too,
-    and says of each line what it is."""
+    """A program that imports the package gets log records, and Python shows only the warnings among them. Our commands
+    show progress too, and mark each warning."""
     stage = (
         "from visualbert_core.engine.progress import Progress\nwith Progress('stage', 1) as p: p.note('look here')\n"
     )
@@ -228,7 +230,7 @@ def test_a_library_logs_and_a_program_shows_the_log() -> None:
 
 
 def test_what_libraries_print_is_guarded() -> None:
-    """Warnings, logging and the traceback of a crash keep their lines, and nothing that a terminal obeys."""
+    """Warnings, log records and the traceback of a crash keep their lines, and every control character is escaped."""
     code = (
         "import logging, sys, warnings; from visualbert_core.errors import end\n"
         f"hostile = {HOSTILE!r}\n"
@@ -245,7 +247,7 @@ def test_what_libraries_print_is_guarded() -> None:
 
 
 def test_lines_are_for_people_and_json_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
-    """A text is one line, or one column where there are several; JSON comes back as it was, in ASCII."""
+    """Text for a reader is one line, or one line per column. JSON for a program reads back unchanged, in ASCII."""
     say(HOSTILE, "b\tc", sep="\t")
     line, rest = capsys.readouterr().out.split("\n")
     assert (line.count("\t"), rest) == (1, "")
@@ -257,8 +259,8 @@ def test_lines_are_for_people_and_json_for_programs(capsys: pytest.CaptureFixtur
 
 
 def test_a_bar_writes_past_the_guard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What writes sequences of its own gets the stream behind the guard, with or without one; a library's bar may
-    begin its line anew."""
+    """Code that writes its own escape sequences gets the stream behind the guard, or the stream itself. A library's
+    progress bar may return to the start of its line."""
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.StringIO())
     plain = sys.stderr
@@ -270,7 +272,8 @@ def test_a_bar_writes_past_the_guard(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ci_gets_neither_sequences_nor_new_lines() -> None:
-    """Names and reasons of a night in summary.md and junit.xml: one table row a metric, no markup, valid XML."""
+    """Hostile names and reasons make one table row per metric in summary.md, without markup, and valid XML in
+    junit.xml."""
     odd = f"{HOSTILE} | <b> `x` ~~y~~ [z](w)"
     gate = Gate("1", "fail", (Check(Watched(odd, "accuracy", 5.0), "cannot tell", odd),), (odd,))
     text = markdown(odd, gate, {})

@@ -1,4 +1,4 @@
-"""What counts as rounding when regions and probabilities are compared, and what does not."""
+"""Which differences of regions and probabilities count as rounding, and which do not."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ TIED = np.array([0.9, 0.7, 0.7 - doubt(0.7) / 2, 0.1])
 
 
 def test_values_are_off_in_proportion_to_the_largest() -> None:
-    """A hundred-thousandth of the largest value is rounding, also in a small one; a thousandth is not."""
+    """A difference of a hundred-thousandth of the largest value is rounding, in a small value too; a thousandth is
+    not."""
     close([100.001, 0.001], [100, 0])
     with pytest.raises(AssertionError):
         close([100, 0.1], [100, 0])
 
 
 def test_sure_probabilities_are_hardly_off() -> None:
-    """At 0.5 rounding of the logits moves more than at 0.999."""
+    """Rounding of the logits may move a probability of 0.5 more than one of 0.999."""
     likely([0.5003, 0.999001], [0.5, 0.999])
     for wrong, right in ((0.502, 0.5), (0.99905, 0.999)):
         with pytest.raises(AssertionError, match="more than rounding"):
@@ -27,14 +28,14 @@ def test_sure_probabilities_are_hardly_off() -> None:
 
 
 def test_equal_rankings_are_paired_row_by_row() -> None:
-    """A thousandth of a pixel is no other box, a pixel is."""
+    """A box that moves by a thousandth of a pixel is the same box, and one that moves by a pixel is not."""
     assert paired(BOXES + 0.001, SCORES, BOXES) == ([0, 1, 2, 3], [0, 1, 2, 3])
     with pytest.raises(AssertionError, match="region 0 is missing"):
         paired(BOXES + 1, SCORES, BOXES)
 
 
 def test_only_regions_whose_scores_tie_change_places() -> None:
-    """Neighbours in the ranking are exchanged where their scores are equal up to rounding, and else not."""
+    """Neighbours in the ranking may change places only where their scores are equal up to rounding."""
     swapped = BOXES[[0, 2, 1, 3]]
     assert paired(swapped, TIED, BOXES) == ([0, 2, 1, 3], [0, 1, 2, 3])
     with pytest.raises(AssertionError, match="region 1 stands in place 2"):
@@ -42,7 +43,7 @@ def test_only_regions_whose_scores_tie_change_places() -> None:
 
 
 def test_only_what_ties_with_the_lowest_may_be_another_region() -> None:
-    """The last region may be another one that scores as much, one further up may not."""
+    """The last region may be another one with an equal score; a region further up may not."""
     last, second = BOXES.copy(), BOXES.copy()
     last[3], second[1] = (50, 50, 60, 60), (50, 50, 60, 60)
     assert paired(last, SCORES, BOXES) == ([0, 1, 2], [0, 1, 2])

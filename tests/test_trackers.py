@@ -1,4 +1,4 @@
-"""Nights in MLflow, Weights & Biases and TensorBoard, each offline and read back with its own reader."""
+"""Nights in MLflow, Weights & Biases and TensorBoard, each offline and read back with the tracker's own reader."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ CELL = "visualbert-vqa__vqa__val"
 
 @pytest.fixture
 def night(small_night: SmallNight, tmp_path: Path) -> TrackedNight:
-    """A real run of the world, as the nightly hands it over."""
+    """Return a real run over the synthetic data, as the nightly passes it to a tracker."""
     runs = {CELL: read_run(small_night.out / "runs" / "demo" / CELL)}
     return TrackedNight("demo", "2026-02-03", runs, "pass", small_night.out / "report.html", tmp_path)
 
 
 def test_metrics_are_the_runs_scores(night: TrackedNight) -> None:
-    """Every score and both ends of its interval, in percent, under the cell's name; no digest is empty."""
+    """Every score and both ends of its interval are metrics in percent under the cell's name, and no digest is
+    empty."""
     scores = night.runs[CELL].scores
     assert scores is not None
     metrics = night.metrics()
@@ -37,9 +38,9 @@ def test_metrics_are_the_runs_scores(night: TrackedNight) -> None:
 
 
 def test_mlflow(night: TrackedNight, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One run a night however often it is sent, with metrics, digests, verdict and the page."""
+    """A night that is sent twice is one run, with metrics, digests, verdict and page."""
     mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # else MLflow refuses its store in files
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (night.out / "mlruns").as_uri())
     track("mlflow", night)
     track("mlflow", night)
@@ -53,7 +54,7 @@ def test_mlflow(night: TrackedNight, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_mlflow_that_does_not_answer(night: TrackedNight, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that is not there is one line that names the tracker."""
+    """A server that does not answer is one line that names the tracker."""
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
@@ -62,12 +63,12 @@ def test_mlflow_that_does_not_answer(night: TrackedNight, monkeypatch: pytest.Mo
 
 
 def test_wandb(night: TrackedNight, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offline, a run of the night's name holds the metrics, the digests and the page."""
+    """An offline run under the night's name has the metrics, the digests and the page."""
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(night.out))
     track("wandb", night)
-    wandb.teardown()  # its own process writes the journal, and may be at the last block still
+    wandb.teardown()  # W&B's own process writes the journal; teardown waits for its last block
     (folder,) = (night.out / "wandb").glob("offline-run-*-demo-2026-02-03")
     (page,) = folder.rglob("report.html")
     assert page.read_bytes() == night.report.read_bytes()
@@ -84,8 +85,8 @@ def test_wandb(night: TrackedNight, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def log_records(log: bytes) -> Iterator[bytes]:
-    """Records of a LevelDB log: blocks of 32 KiB, in them pieces of [checksum 4, length 2, kind 1] and data; the kinds
-    whole 1, first 2, middle 3, last 4. W&B's begins with seven bytes of its own."""
+    """Yield the records of a LevelDB log. It has blocks of 32 KiB with pieces of [checksum 4, length 2, kind 1] and
+    data. The kinds are 1 whole, 2 first, 3 middle and 4 last. W&B's log begins with seven bytes of its own."""
     piece, at = b"", 7
     while at + 7 <= len(log):
         if 2**15 - at % 2**15 < 7:
@@ -100,14 +101,14 @@ def log_records(log: bytes) -> Iterator[bytes]:
 
 
 def test_tensorboard(night: TrackedNight) -> None:
-    """An event file holds each metric once, under its name, at the night's day whenever it was sent."""
+    """An event file has each metric once, under its name, at the night's date whenever it was sent."""
     pytest.importorskip("tensorboardX")
     from tensorboardX.proto.event_pb2 import Event
 
     track("tensorboard", night)
     (file,) = (night.out / "tensorboard" / "demo").iterdir()
     data, found = file.read_bytes(), {}
-    while data:  # length, its checksum, the event, its checksum
+    while data:  # TFRecord: length, checksum of the length, event, checksum of the event
         size = int.from_bytes(data[:8], "little")
         event = Event.FromString(data[12 : 12 + size])
         found |= {value.tag: value.simple_value for value in event.summary.value}
@@ -117,7 +118,8 @@ def test_tensorboard(night: TrackedNight) -> None:
 
 
 def test_a_tracker_that_is_missing_is_said_before_the_night(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A typing error names the nearest; one that is not installed, how to install it."""
+    """An unknown tracker is an error with the nearest name, and a missing one says how to install it, before the night
+    starts."""
     with pytest.raises(ConfigError, match=r"unknown tracker 'mlfow'.*mlflow"):
         check_trackers(["mlfow"], "m.yaml")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -126,7 +128,7 @@ def test_a_tracker_that_is_missing_is_said_before_the_night(monkeypatch: pytest.
 
 
 def test_ingredients_are_the_historys(night: TrackedNight) -> None:
-    """JSON values only, short enough for every tracker's limits (MLflow: 6,000 characters a value)."""
+    """The ingredients are JSON values that fit every tracker's limit (MLflow allows 6,000 characters per value)."""
     assert json.loads(json.dumps(night.ingredients())) == night.ingredients()
     assert max(map(len, night.ingredients().values())) < 100
 
@@ -138,11 +140,12 @@ def test_ingredients_are_the_historys(night: TrackedNight) -> None:
 def test_a_full_disk_names_the_place(
     night: TrackedNight, monkeypatch: pytest.MonkeyPatch, tracker: str, package: str, where: str
 ) -> None:
-    """Files may have ten bytes, as on a full disk: one line names the tracker and where it was writing to."""
+    """When a disk is full, one line names the tracker and the place it wrote to. A limit of ten bytes per file stands
+    in for the full disk."""
     pytest.importorskip(package)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (night.out / "mlruns").as_uri())
-    track(tracker, night)  # what a tracker loads and makes once is there
+    track(tracker, night)  # loads the tracker and makes its first files before the limit applies
     with small_files(10), pytest.raises(TrackerError, match=rf"^{tracker}: .*{night.out / where}") as caught:
         track(tracker, night)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""What a person reads who types a command wrongly: one line with a remedy, and exit code 2."""
+"""What a user reads after a mistyped command: one line with a remedy, and exit code 2."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ MISTAKES = {
     # unknown flags
     f"evaluate {ALL} --shard-sise 4": "unknown flag '--shard-sise'; did you mean --shard-size?",
     f"evaluate {ALL} --shard-sise=4": "unknown flag '--shard-sise=4'; did you mean --shard-size?",
-    "evaluate --tsk vqa": "unknown flag '--tsk'; did you mean --task?",  # and not that --task is missing
+    # the typing error, not the flag --task that is missing because of it
+    "evaluate --tsk vqa": "unknown flag '--tsk'; did you mean --task?",
     "store ls STORE --limt 3": "unknown flag '--limt'; did you mean --limit?",
     f"evaluate {ALL} --zzz": "unknown flag '--zzz' (see `visualbert evaluate --help`)",
-    # missing ones
+    # missing flags and arguments
     "evaluate --task vqa --split val": "--annotations, --model, --out are missing",
     "compare RUN": "RUN_B is missing (see `visualbert compare --help`)",
     "store verify": "STORE is missing (see `visualbert store verify --help`)",
@@ -35,7 +36,7 @@ MISTAKES = {
     "store canary STORE --images I --detector D -n x": "--number: expected int, found 'x'",
     f"evaluate {ALL} --visual wrong_image": "--visual: unknown 'wrong_image'; did you mean 'wrong-image'?",
     "convert detector vg IN OUT": "NAME: unknown 'vg'; known: vg_c4, pythia_fpn, ",
-    # words that are no flags
+    # words that are not flags
     f"evaluate {ALL} --json yes": "'yes' is one word too many",
     f"evaluate {ALL} --limit": "--limit has no value behind it",
     "store verfy STORE": "unknown 'verfy'; did you mean 'verify'?",
@@ -46,7 +47,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("line", MISTAKES)
 def test_a_mistake_is_one_line(line: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """An error names the flag and what was typed, comes from no box, and nothing else is printed."""
+    """An error is our own line with the flag and the typed word, and nothing else is printed."""
     with pytest.raises(ConfigError, match=re.escape(MISTAKES[line])) as error:
         main(line.split())
     assert "\n" not in str(error.value)
@@ -54,7 +55,7 @@ def test_a_mistake_is_one_line(line: str, capfd: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_mistake_ends_with_two() -> None:
-    """The process says nothing on stdout, one line on stderr, and exits 2."""
+    """The process prints nothing on stdout and one line on stderr, and exits with code 2."""
     done = subprocess.run(
         [sys.executable, "-m", "visualbert_core", "score", "--tsk", "vqa"], capture_output=True, text=True, cwd=ROOT
     )
@@ -63,7 +64,7 @@ def test_a_mistake_ends_with_two() -> None:
 
 
 def test_without_the_hook_tyro_speaks(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """A release of tyro may lack its private hook: then its own box is printed, and the exit code stays."""
+    """A release of tyro without the private hook prints tyro's own box, and the exit code stays the same."""
     monkeypatch.delattr(tyro, "_errors")
     monkeypatch.setitem(sys.modules, "tyro._errors", None)
     with pytest.raises(SystemExit, match="2"):
@@ -73,7 +74,7 @@ def test_without_the_hook_tyro_speaks(monkeypatch: pytest.MonkeyPatch, capfd: py
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_declarations_are_what_tyro_parses(name: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """The flags that error messages and the reference list are those that the parser takes, and no others."""
+    """The flags in error messages and in the reference are exactly those that the parser takes."""
     command = importlib.import_module(f"visualbert_core.commands.{COMMANDS[name][0]}").Command
     for below, declaration in subcommands(command).items():
         with pytest.raises(SystemExit, match="0"):

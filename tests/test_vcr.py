@@ -1,4 +1,4 @@
-"""VCR: the reader on official layouts, and scores and submissions against R2C's own programs (golden/README.md)."""
+"""VCR: the reader on official layouts, and scores and submissions equal to R2C's (golden/README.md)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "vcr_scores.json").read_
 
 
 def record(annot_id: str = "val-1", **changes: Any) -> dict[str, Any]:
-    """A record with the official keys that matter; its text is ours."""
+    """Make a record with the official keys that matter; its text is ours."""
     return {
         "annot_id": annot_id,
         "img_id": "val-0",
@@ -39,7 +39,7 @@ def record(annot_id: str = "val-1", **changes: Any) -> dict[str, Any]:
 
 
 def unlabelled(annot_id: str = "test-1") -> dict[str, Any]:
-    """A record of the test set."""
+    """Make a record of the test set, without labels."""
     return {key: value for key, value in record(annot_id, img_id="test-0").items() if not key.endswith("_label")}
 
 
@@ -53,12 +53,12 @@ def predict(task: VcrTask, said: dict[str, Any]) -> list[Prediction]:
 
 
 def test_scores_as_officially(tmp_path: Path) -> None:
-    """On 61 made-up records with score ties, the three means equal those that eval_q2ar prints."""
+    """On 61 made-up records with tied scores, the three means equal those that eval_q2ar prints."""
     items = GOLDEN["items"]
     labels = [{key: item[key] for key in ("answer_label", "rationale_label")} for item in items]
     task = VcrTask(write(tmp_path, *(record(f"val-{i}", **label) for i, label in enumerate(labels))), "val")
     said = {
-        f"val-{i}/{part}": max(range(4), key=item[f"{part}_scores"].__getitem__)  # ties: the lowest index
+        f"val-{i}/{part}": max(range(4), key=item[f"{part}_scores"].__getitem__)  # of tied choices the lowest index
         for i, item in enumerate(items)
         for part in ("answer", "rationale")
     }
@@ -72,7 +72,8 @@ def test_scores_as_officially(tmp_path: Path) -> None:
 
 
 def test_two_examples_a_record(tmp_path: Path) -> None:
-    """The answer is asked of the question, the rationale of question and *right* answer, over the same regions."""
+    """A record asks for the answer given the question, and for the rationale given question and *right* answer, over
+    the same regions."""
     answer, rationale = VcrTask(write(tmp_path, record()), "val").examples()
     assert (answer.example_id, rationale.example_id) == ("val-1/answer", "val-1/rationale")
     assert answer.context == ("Why", "does", (2,), "wait", "?")
@@ -84,7 +85,7 @@ def test_two_examples_a_record(tmp_path: Path) -> None:
 
 
 def test_image_id_loses_only_the_last_suffix(tmp_path: Path) -> None:
-    """Film names hold dots; the folder goes, the dots stay."""
+    """Only the folder and the last suffix are removed: film names contain dots."""
     task = VcrTask(write(tmp_path, record()), "val")
     assert set(task.expected().values()) == {"1054_Harry.Potter.1_00.01.02.345@0"}
 
@@ -104,14 +105,14 @@ NOTHING = {"question": ["Why", "?"], "answer_choices": [["a"]] * 4, "rationale_c
     ids=["tags of every part", "nothing: persons", "nothing, no persons: all", "everyone", "a wrong rationale counts"],
 )
 def test_mentioned_objects(tmp_path: Path, changes: dict[str, Any], mentioned: tuple[int, ...]) -> None:
-    """The regions shown are those mentioned in any part, so that they do not give the answer away."""
+    """The regions are those that any part of the record mentions, so that they do not give the answer away."""
     assert {example.mentioned for example in VcrTask(write(tmp_path, record(**changes)), "val").examples()} == {
         mentioned
     }
 
 
 def test_joint_score_needs_both(tmp_path: Path) -> None:
-    """Q→AR is per record: right answer with wrong rationale, or the reverse, is worth nothing."""
+    """Q→AR is scored per record, and a right answer with a wrong rationale, or the reverse, is worth nothing."""
     task = VcrTask(write(tmp_path, *(record(f"val-{i}") for i in range(4))), "val")
     chosen = [(1, 2), (1, 0), (0, 2), (0, 0)]
     said = {f"val-{i}/{part}": c[j] for i, c in enumerate(chosen) for j, part in enumerate(("answer", "rationale"))}
@@ -122,7 +123,7 @@ def test_joint_score_needs_both(tmp_path: Path) -> None:
 
 
 def test_gold_chance_and_family(tmp_path: Path) -> None:
-    """Gold is the index in the file, chance one of four twice, and "family" a breakdown."""
+    """Gold is the index in the file, chance is one in four for each part, and "family" is a breakdown."""
     task = VcrTask(write(tmp_path, record(family="same")), "val")
     assert (task.gold("val-1/answer"), task.gold("val-1/rationale")) == (1, 2)
     assert task.chance({}) == {"q_to_a": 25.0, "qa_to_r": 25.0, "q_to_ar": 6.25}
@@ -132,7 +133,7 @@ def test_gold_chance_and_family(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("answer", [4, -1, "1", True, 1.0, None])
 def test_choice_out_of_range_is_refused(tmp_path: Path, answer: Any) -> None:
-    """An answer that is no index of a choice is an error that names the example."""
+    """An answer that is not the index of a choice is an error that names the example."""
     task = VcrTask(write(tmp_path, record()), "val")
     with pytest.raises(InputError, match=r"val-1/rationale.*is not 0, 1, 2 or 3"):
         judge(task, predict(task, {"val-1/answer": 1, "val-1/rationale": answer}))
@@ -162,7 +163,7 @@ def test_choice_out_of_range_is_refused(tmp_path: Path, answer: Any) -> None:
     ],
 )
 def test_bad_record_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    """A malformed record ends in one line with file, line number and what is wrong."""
+    """A malformed record is a one-line error with file, line number and fault."""
     write(tmp_path, record("val-1"), record(**({"annot_id": "val-2"} | changes)))
     with pytest.raises(AnnotationError, match=message) as caught:
         VcrTask(tmp_path, "val")
@@ -171,7 +172,7 @@ def test_bad_record_is_named(tmp_path: Path, changes: dict[str, Any], message: s
 
 
 def test_labelled_split_needs_labels(tmp_path: Path) -> None:
-    """A val file made of test records cannot be opened."""
+    """A val file with test records cannot be opened."""
     with pytest.raises(AnnotationError, match=r"line 1 .test-1.: no 'answer_label'"):
         VcrTask(write(tmp_path, unlabelled()), "val")
     with pytest.raises(ConfigError, match="'tset'; known: val, train, test"):
@@ -190,7 +191,8 @@ def test_set(tmp_path: Path) -> VcrTask:
 
 
 def test_unlabelled_records_give_five_examples(test_set: VcrTask) -> None:
-    """The answer, and the rationale after each of the four answers, over the same regions."""
+    """A test record asks for the answer, and for the rationale after each of the four answers, over the same
+    regions."""
     examples = list(test_set.examples())[:5]
     assert [example.example_id for example in examples] == [
         "test-0/answer",
@@ -207,7 +209,7 @@ def test_unlabelled_records_give_five_examples(test_set: VcrTask) -> None:
 
 
 def test_unlabelled_split_has_no_score(test_set: VcrTask) -> None:
-    """Whatever needs labels says that there are none, and what one can make instead."""
+    """Any function that needs labels says that the split has none, and what the user can make instead."""
     asked = [
         lambda: list(test_set.score({})),
         lambda: test_set.chance({}),
@@ -237,7 +239,7 @@ def golden_file(folder: Path) -> Path:
 
 
 def five_a_record(rows: list[dict[str, str]]) -> dict[str, Prediction]:
-    """Predictions that hold the scores of a submission's rows."""
+    """Make predictions with the scores of a submission's rows, five per record."""
     found = {}
     for row in rows:
         names = {"answer": "answer"} | {f"rationale/{i}": f"rationale_conditioned_on_a{i}" for i in range(4)}
@@ -248,8 +250,8 @@ def five_a_record(rows: list[dict[str, str]]) -> dict[str, Prediction]:
 
 
 def test_official_submission_is_scored_as_officially(tmp_path: Path) -> None:
-    """A CSV that R2C's own program wrote is worth what eval_q2ar prints for its arrays, with the rationales' block of
-    the right answer; scores may be tied, tiny, huge and negative."""
+    """A CSV by R2C's program scores as eval_q2ar prints for its arrays, with the rationales' block of the right answer.
+    Scores may be tied, tiny, huge and negative."""
     task = golden_task(tmp_path)
     rows = task.read_submission(golden_file(tmp_path))
     assert [row.example_id for row in rows] == list(task.expected())
@@ -258,13 +260,13 @@ def test_official_submission_is_scored_as_officially(tmp_path: Path) -> None:
 
 
 def test_submission_is_the_official_file(tmp_path: Path) -> None:
-    """The bytes are those that R2C's program writes for the same scores."""
+    """The submission has the bytes that R2C's program writes for the same scores."""
     predictions = five_a_record(list(csv.DictReader(SUBMISSION["csv"])))
     assert golden_task(tmp_path).submission(predictions) == golden_file(tmp_path).read_bytes()
 
 
 def test_test_submission_comes_back(test_set: VcrTask, tmp_path: Path) -> None:
-    """On the test set all five examples of a record come back with their scores, in the split's order."""
+    """On the test set all five examples of a record read back with their scores, in the split's order."""
     rng = random.Random(3)
     made = {
         example_id: Prediction(example_id, image, 0, tuple(rng.random() for _ in range(4)))
@@ -291,7 +293,7 @@ def test_test_submission_comes_back(test_set: VcrTask, tmp_path: Path) -> None:
 def test_submission_needs_four_scores_of_five_examples(
     test_set: VcrTask, part: str, scores: tuple[float, ...] | None, message: str
 ) -> None:
-    """What is missing, or has no four numbers, is named."""
+    """An example that is missing or lacks four scores is named."""
     made = {e: Prediction(e, image, 0, (0.1, 0.2, 0.3, 0.4)) for e, image in test_set.expected().items()}
     del made[f"test-1/{part}"]
     if scores is not None:
@@ -301,7 +303,7 @@ def test_submission_needs_four_scores_of_five_examples(
 
 
 def test_reading_keeps_what_coverage_must_judge(test_set: VcrTask, tmp_path: Path) -> None:
-    """Twice the same record and an unknown one are there, in the file's order; columns may come in any order."""
+    """Duplicate and unknown records are kept in the file's order, and columns may have any order."""
     names = list(reversed(COLUMNS))
     rows = [
         {"annot_id": a} | {name: str(i % 7) for i, name in enumerate(COLUMNS[1:])} for a in ("test-1", "who", "test-1")
@@ -343,7 +345,8 @@ HEADER = ",".join(COLUMNS)
     ids=lambda text: text[-30:],
 )
 def test_bad_submission_is_one_line(test_set: VcrTask, tmp_path: Path, text: str, message: str) -> None:
-    """A header without the 21 columns, a short row or a cell without a number end in one line with file and line."""
+    """A header without the 21 columns, a short row or a cell without a number is a one-line error with file and
+    line."""
     (tmp_path / "s.csv").write_text(text)
     with pytest.raises(InputError, match=message) as caught:
         test_set.read_submission(tmp_path / "s.csv")
@@ -360,7 +363,8 @@ def test_bad_submission_is_one_line(test_set: VcrTask, tmp_path: Path, text: str
 def test_order_never_matters_and_best_and_worst_are_bounds(
     tmp_path_factory: pytest.TempPathFactory, chosen: list[tuple[int, int]], seed: int
 ) -> None:
-    """Shuffled predictions score the same, unit by unit, and between the worst and the best answers."""
+    """Shuffled predictions give the same unit scores, which lie between the scores of the worst and of the best
+    answers."""
     task = golden_task(tmp_path_factory.mktemp("vcr"))
     answers = [answer for pair in chosen for answer in pair]
     said = dict(zip(task.expected(), answers, strict=True))
@@ -374,7 +378,8 @@ def test_order_never_matters_and_best_and_worst_are_bounds(
 
 
 def mutants(text: str, count: int) -> Iterator[bytes]:
-    """The same text cut short, with bytes replaced, pieces doubled, and numbers made huge."""
+    """Yield `count` damaged copies of a text: cut short, with bytes replaced, with pieces doubled, or with hostile
+    pieces such as huge numbers."""
     rng = random.Random(9)
     raw = text.encode()
     for _ in range(count):
@@ -391,7 +396,7 @@ def mutants(text: str, count: int) -> Iterator[bytes]:
 
 
 def test_mutated_files_score_or_end_in_one_line(memory: Path) -> None:
-    """Whatever happens to a byte of the annotations or of a submission, there are scores or one line of error."""
+    """A damaged byte in the annotations or in a submission gives scores or one error line."""
     files = {"val.jsonl": json.dumps(record("val-1")) + "\n", "s.csv": f"{HEADER}\n{row_of('val-1')}\n"}
     errors = []
     for name in files:
@@ -405,7 +410,7 @@ def test_mutated_files_score_or_end_in_one_line(memory: Path) -> None:
 
 
 def error_of(folder: Path) -> VisualBertCoreError | None:
-    """Score the folder's s.csv: what it ended in, None for scores. Nothing but our own errors is caught."""
+    """Score the folder's s.csv and return the error, or None for scores. Only our own errors are caught."""
     try:
         task = VcrTask(folder, "val")
         judge(task, task.read_submission(folder / "s.csv"))

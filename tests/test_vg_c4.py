@@ -1,4 +1,6 @@
-"""`vg_c4` against the published programs: their weights load, their boxes, labels, attributes and features come out."""
+"""`vg_c4` compared with the published programs: it loads their weights and finds their boxes, labels, attributes and
+features.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +42,14 @@ def published_weights(
     objects: int = 30,
     anchors: tuple[int, ...] = (24, 48, 96, 160),
 ) -> dict[str, np.ndarray]:
-    """Random weights of a narrow network under the published names, out of NumPy's frozen generator."""
+    """Draw random weights of a narrow network under the published names, from NumPy's frozen generator."""
     draw = np.random.RandomState(7)
     state: dict[str, np.ndarray] = {}
 
     def dense(name: str, *shape: int, gain: float = 2.0, centred: bool = False) -> None:
         values = draw.standard_normal(shape) * np.sqrt(gain / np.prod(shape[1:]))
-        if centred:  # after a ReLU all is positive: without it the regions of an image would be as good as equal
+        # after a ReLU every value is positive: without centring the regions of an image would hardly differ
+        if centred:
             values -= values.mean(1, keepdims=True)
         state[f"{name}.weight"] = values.astype(np.float32)
 
@@ -83,7 +86,8 @@ def published_weights(
     biased("proposal_generator.rpn_head.anchor_deltas", 4 * len(cells), rpn, 1, 1, gain=0.05)
     features, heads = 32 * width, "roi_heads.box_predictor"
     biased(f"{heads}.cls_score", objects + 1, features, gain=32.0, centred=True)
-    state[f"{heads}.cls_score.bias"][-1] += 5  # the background is the best class of some regions that are kept
+    # makes the background the best class of some of the regions that are kept
+    state[f"{heads}.cls_score.bias"][-1] += 5
     biased(f"{heads}.bbox_pred", 4 * objects, features, gain=0.5)
     if attributes:
         dense(f"{heads}.cls_embedding", objects + 1, features // 8)
@@ -93,7 +97,7 @@ def published_weights(
 
 
 def published_config(**changes: Any) -> dict[str, Any]:
-    """A `config.yaml` with the keys that Hugging Face's code reads, for that network."""
+    """Return a `config.yaml` for that network, with the keys that Hugging Face's code reads."""
     tree: dict[str, Any] = {
         "model": {"pixel_mean": [102.9801, 115.9465, 122.7717], "pixel_std": [1.0, 1.0, 1.0], "max_pool": True},
         "resnets": {"stride_in_1x1": True, "num_groups": 1},
@@ -124,7 +128,7 @@ def published_config(**changes: Any) -> dict[str, Any]:
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:
-    """uint8 [H, W, 3] RGB: rectangles on noise."""
+    """Draw an image of rectangles on noise, uint8 [H, W, 3] RGB."""
     draw = np.random.RandomState(seed)
     pixels = draw.randint(0, 60, (height, width, 3))
     for _ in range(12):
@@ -134,7 +138,8 @@ def picture(seed: int, height: int, width: int) -> np.ndarray:
 
 
 def overlapping(seed: int, proposals: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes of a few things [P, 4] in 200 × 200 pixels and their probabilities [P, C + 1], the background last."""
+    """Draw boxes of a few objects, [P, 4] in 200 × 200 pixels, and their probabilities [P, C + 1] with the background
+    last."""
     draw = np.random.RandomState(seed)
     things = draw.uniform(0, 120, (6, 2))[draw.randint(0, 6, proposals)]
     corners = things + draw.uniform(0, 25, (proposals, 2))
@@ -145,7 +150,7 @@ def overlapping(seed: int, proposals: int, classes: int) -> tuple[np.ndarray, np
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A detector folder, converted on the command line from files such as Hugging Face's."""
+    """Convert a detector folder with the command, from files in Hugging Face's layout."""
     published, out = tmp_path_factory.mktemp("published"), tmp_path_factory.mktemp("detectors") / "vg_c4"
     state = {name: torch.from_numpy(values) for name, values in published_weights().items()}
     state["backbone.stem.conv1.norm.num_batches_tracked"] = torch.tensor(3)
@@ -172,8 +177,8 @@ def with_config(detector: VgC4, **changes: Any) -> VgC4:
 def test_regions_are_hugging_faces(
     folder: Path, golden: dict[str, Any], as_loaded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Boxes, classes, attributes, probabilities and features are those of the published program up to rounding, with
-    its layers and with folded norms in another memory order; where scores tie, rounding may order or cut otherwise."""
+    """Boxes, classes, attributes, probabilities and features equal the published program's up to rounding. This holds
+    for its layers, and for folded norms in another memory order. Where scores tie, rounding may change order or cut."""
     if as_loaded:
         monkeypatch.setattr("visualbert_core.detector.vg_c4.prepare", lambda network, device: network)
     (found,) = load_detector(folder, "cpu").detect([picture(*golden["picture"])])
@@ -181,13 +186,14 @@ def test_regions_are_hugging_faces(
     assert found.attribute_scores is not None
     mine, theirs = paired(found.boxes, found.scores, golden["boxes"])
     expected = {name: np.array(golden[name])[theirs] for name in ("labels", "attributes", "scores", "attribute_scores")}
-    # A class is the best of 30, of which no second comes near in these pictures: no choice of it is up to rounding.
+    # The second of 30 classes has a far lower score in these images, so rounding cannot change the best class.
     np.testing.assert_array_equal(found.labels[mine], expected["labels"])
     np.testing.assert_array_equal(found.attributes[mine], expected["attributes"])
     likely(found.scores[mine], expected["scores"])
     likely(found.attribute_scores[mine], expected["attribute_scores"])
     off = np.abs(found.features.mean(1)[mine] - np.array(golden["feature_means"])[theirs])
-    assert off.max() < rounding(found.features)  # of what is added, as means of some are 0
+    # the rounding follows the size of the features that are added, because some means are 0
+    assert off.max() < rounding(found.features)
     for row, values in golden["features"].items():
         if int(row) in theirs:
             close(found.features[mine[theirs.index(int(row))]], values)
@@ -195,8 +201,8 @@ def test_regions_are_hugging_faces(
 
 
 def test_batch_mates_change_nothing(detector: VgC4) -> None:
-    """The regions of an image are the same alone and in a batch of images of its shape: on a CPU it goes through the
-    network alone in either case."""
+    """An image has the same regions alone and in a batch of images of its shape, because on a CPU each goes through the
+    network alone."""
     images = [picture(seed, 150, 200) for seed in range(3)]
     for image, batched in zip(images, detector.detect(images), strict=True):
         (alone,) = detector.detect([image])
@@ -208,8 +214,9 @@ def test_batch_mates_change_nothing(detector: VgC4) -> None:
 
 
 def test_given_boxes_are_pooled_as_they_are(detector: VgC4) -> None:
-    """Proposals that are given back as boxes have the same features, labels and attributes; boxes stay as given."""
-    image = picture(3, 160, 200)  # of the size that the network sees: scaling must not move a box by a rounding
+    """The detector's own proposals, given as boxes, get the same features, labels and attributes, and the boxes stay as
+    given."""
+    image = picture(3, 160, 200)  # the size that the network sees, because scaling would round the boxes
     proposals = with_config(detector, selection=Selection(box_kind="proposal"))
     (own,) = proposals.detect([image])
     (again,) = proposals.detect([image], [own.boxes[::-1].copy()])
@@ -236,12 +243,13 @@ def test_given_boxes_follow_the_resize(detector: VgC4) -> None:
     [((480, 640), (600, 800)), ((500, 90), (300, 54)), ((333, 500), (161, 237)), ((64, 64), (64, 9)), ((1, 7), (3, 1))],
 )
 def test_pillow_resize_is_pillows(before: tuple[int, int], after: tuple[int, int]) -> None:
-    """Not one level of one pixel differs, whether the image grows or shrinks."""
+    """No level of a pixel differs from Pillow's resize, whether the image grows or shrinks."""
     images = np.random.RandomState(1).randint(0, 256, (2, *before, 3)).astype(np.uint8)
     mine = pillow_bilinear(torch.from_numpy(images).permute(0, 3, 1, 2), *after).permute(0, 2, 3, 1)
     for image, found in zip(images, mine, strict=True):
         theirs = Image.fromarray(image)
-        for size in ((after[1], before[0]), (after[1], after[0])):  # new versions of Pillow may start with the height
+        # newer versions of Pillow may resize the height first
+        for size in ((after[1], before[0]), (after[1], after[0])):
             theirs = theirs.resize(size, Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(found, np.asarray(theirs))
 
@@ -259,12 +267,13 @@ def test_pillow_resize_is_pillows(before: tuple[int, int], after: tuple[int, int
     ],
 )
 def test_sizes_follow_the_published_rule(shape: tuple[int, int], expected: tuple[int, int]) -> None:
-    """Short side 600, long side at most 1000, halves up; slivers keep the pixels that the max pooling needs."""
+    """The short side becomes 600 and the long side at most 1000, halves round up, and thin images keep the pixels that
+    max pooling needs."""
     assert resized(*shape, 600, 1000) == expected
 
 
 def test_a_sliver_has_regions(detector: VgC4) -> None:
-    """An image on which the published programs crash gives finite features."""
+    """A thin image, on which the published programs crash, gives finite features."""
     (found,) = detector.detect([picture(6, 9, 4000)[:2]])
     assert len(found.features) > 0
     assert np.isfinite(found.features).all()
@@ -272,7 +281,7 @@ def test_a_sliver_has_regions(detector: VgC4) -> None:
 
 @pytest.mark.parametrize("case", GOLDEN["best_class"], ids=lambda case: f"{case['overlapping']}-{case['regions']}")
 def test_best_class_selection_is_py_bottom_up_attentions(case: dict[str, Any]) -> None:
-    """The loop over thresholds keeps what the published script keeps, also where no threshold leaves enough."""
+    """The loop over thresholds keeps what the published script keeps, also where no threshold leaves enough regions."""
     boxes, probabilities = overlapping(*case["overlapping"])
     rule = Selection(min_regions=case["regions"], max_regions=case["regions"])
     kept, scores, chosen = select(_regions(boxes, probabilities), (200, 200), (200, 200), rule)
@@ -283,7 +292,8 @@ def test_best_class_selection_is_py_bottom_up_attentions(case: dict[str, Any]) -
 
 @pytest.mark.parametrize("case", GOLDEN["class_wise"], ids=lambda case: f"{case['overlapping']}-{case['regions']}")
 def test_class_wise_selection_is_caffes(case: dict[str, Any]) -> None:
-    """10 to 100 regions are chosen as by the original program: fewer, as many and more than the bounds."""
+    """The selection keeps what the original Caffe program keeps: 10 to 100 regions, for fewer, as many and more
+    candidates than the bounds."""
     boxes, probabilities = overlapping(*case["overlapping"])
     low, high = case["regions"]
     rule = Selection(rule="class-wise", box_kind="proposal", nms_iou=(0.3,), min_regions=low, max_regions=high)
@@ -300,7 +310,7 @@ def _regions(boxes: np.ndarray, probabilities: np.ndarray) -> Described:
 
 
 def test_batched_suppression_is_the_loop_over_classes() -> None:
-    """One pass over all classes keeps what torchvision's suppression keeps class by class, equal scores included."""
+    """One suppression over all classes keeps what torchvision's keeps class by class, with equal scores too."""
     boxes, probabilities = (torch.from_numpy(values) for values in overlapping(11, 80, 25))
     probabilities = (probabilities * 50).ceil() / 50
     survives = torch.zeros_like(probabilities)
@@ -311,7 +321,8 @@ def test_batched_suppression_is_the_loop_over_classes() -> None:
 
 
 def test_the_fingerprint_sees_what_changes_a_feature(detector: VgC4, folder: Path, tmp_path: Path) -> None:
-    """Another choice or other weights give another fingerprint; names do not; saving and loading keeps it."""
+    """The fingerprint changes with the selection or the weights, and stays the same with other names and after saving
+    and loading."""
     assert detector.names.labels[3] == "thing 3"
     detector.save_pretrained(tmp_path / "same")
     assert load_detector(tmp_path / "same", "cpu").fingerprint() == load_detector(folder, "cpu").fingerprint()
@@ -335,7 +346,7 @@ def test_the_fingerprint_sees_what_changes_a_feature(detector: VgC4, folder: Pat
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_detectron2_pickles_hold_the_same_network(detector: VgC4, tmp_path: Path, protocol: int) -> None:
-    """A `.pkl` of NumPy arrays, as py-bottom-up-attention publishes, loads to the same weights with its own recipe."""
+    """A `.pkl` of NumPy arrays, as py-bottom-up-attention publishes it, gives the same weights with its own recipe."""
     path, out = tmp_path / "faster_rcnn_from_caffe_attr.pkl", tmp_path / "out"
     path.write_bytes(pickle.dumps({"model": published_weights(), "__author__": "someone"}, protocol))
     assert main(["convert", "detector", "vg_c4", str(path), str(out)]) == 0
@@ -349,7 +360,8 @@ def test_detectron2_pickles_hold_the_same_network(detector: VgC4, tmp_path: Path
 
 
 def test_weights_without_attributes(tmp_path: Path) -> None:
-    """`faster_rcnn_from_caffe.pkl` has no attribute head, and neither have its detections; anchors may be absent."""
+    """`faster_rcnn_from_caffe.pkl` has no attribute head, so its detections have no attributes; anchors may be
+    missing."""
     state = published_weights(attributes=0, anchors=(64, 128, 256, 512))
     anchors = state.pop("proposal_generator.anchor_generator.cell_anchors.0")
     (tmp_path / "in.pkl").write_bytes(pickle.dumps({"model": state}))
@@ -364,7 +376,7 @@ def test_weights_without_attributes(tmp_path: Path) -> None:
 
 
 class _Runs:
-    """Unpickles into a call."""
+    """An object whose unpickling calls a function."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.call = function, arguments
@@ -389,7 +401,7 @@ class _Runs:
 def test_a_pickle_runs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: Any, message: str, protocol: int
 ) -> None:
-    """Anything but arrays of numbers in a `.pkl` is named and refused, and not called."""
+    """Anything but arrays of numbers in a `.pkl` is refused by name and is not called."""
     path = tmp_path / "in.pkl"
     data = pickle.dumps({"model": {"a": value}}, protocol)
     path.write_bytes(data)
@@ -402,7 +414,7 @@ def test_a_pickle_runs_nothing(
 
 
 def test_cut_pickles_are_one_line(tmp_path: Path) -> None:
-    """A `.pkl` that ends early is refused, wherever it ends."""
+    """A `.pkl` that is cut at any place is refused."""
     data = pickle.dumps({"model": {"a": np.arange(6, dtype=np.float32)}, "__author__": "x"}, 2)
     path = tmp_path / "in.pkl"
     for length in range(len(data)):
@@ -425,7 +437,7 @@ def test_cut_pickles_are_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_fit_is_one_line(tmp_path: Path, damage: dict[str, Any], message: str) -> None:
-    """Weights or a config.yaml of another network are refused, naming what differs."""
+    """Weights or a config.yaml of another network are refused, and the error names what differs."""
     state = {name: torch.from_numpy(values) for name, values in published_weights().items()}
     damage.get("weights", lambda s: None)(state)
     torch.save(state, tmp_path / "pytorch_model.bin")
@@ -438,7 +450,7 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, damage: dict[str, Any], m
 
 
 def test_conversion_overwrites_nothing(folder: Path, tmp_path: Path) -> None:
-    """A target that is not empty, and a source that is not there, are refused."""
+    """A target folder that is not empty and a missing source are refused."""
     with pytest.raises(CheckpointError, match="exists and is not empty"):
         main(["convert", "detector", "vg_c4", str(tmp_path), str(folder)])
     with pytest.raises(CheckpointError, match=r"folder with pytorch_model\.bin"):
@@ -446,7 +458,7 @@ def test_conversion_overwrites_nothing(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_rule_has_its_thresholds() -> None:
-    """Several thresholds for class-wise suppression, or none at all, are a wrong choice."""
+    """Class-wise suppression has one threshold, so the several thresholds of the default are refused."""
     with pytest.raises(ConfigError, match="class-wise"):
         Selection(rule="class-wise")
     assert VgC4Config().selection.nms_iou == (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

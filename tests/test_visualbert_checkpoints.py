@@ -1,7 +1,7 @@
-"""Checkpoints wherever they come from: shards, the Hub's cache, the authors' .th files, and real ones if at hand.
+"""Checkpoints of every origin: shards, the Hub's cache, the authors' .th files, and the published ones if present.
 
-The originals cannot be fetched here, so files with their key names and shapes are made on the spot. Set
-VISUALBERT_CKPT_DIR to a folder that holds `visualbert-vqa`, … as on the Hub to run the published golden values too.
+The tests cannot download the originals, so they write files with the same key names and shapes. To test the published
+golden values too, set VISUALBERT_CKPT_DIR to a folder with `visualbert-vqa`, … as on the Hub.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def sharded(folder: Path, network: Pretrained, suffix: str) -> Path:
-    """A folder with the state in two shards, as transformers names them; returns the index."""
+    """Save the state in two shards, as transformers names them, and return the index."""
     network.save_pretrained(folder)
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -86,7 +86,7 @@ def test_there_and_back_again(tmp_path: Path, name: str, shard_size: str) -> Non
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
 def test_shards_of_both_formats(tmp_path: Path, suffix: str) -> None:
-    """An index and its shards are one checkpoint, and its digest sees a change in any shard."""
+    """An index and its shards load as one checkpoint, and its digest changes with any shard."""
     network = made(ours.VisualBertForPreTraining)
     index = sharded(tmp_path, network, suffix)
     assert same(ours.VisualBertForPreTraining.from_pretrained(tmp_path).state_dict(), network.state_dict())
@@ -102,7 +102,8 @@ def test_shards_of_both_formats(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/x.safetensors", "a/b.safetensors", "x.bin", "..", 3])
 def test_an_index_that_leads_elsewhere(tmp_path: Path, name: object) -> None:
-    """A shard is a plain file name of the index's own format: no path leads out of the folder, even to a good file."""
+    """A shard must be a plain file name of the index's own format: a path out of the folder is refused, even to a good
+    file."""
     network = made(ours.VisualBertForVisualReasoning)
     index = sharded(tmp_path / "a", network, ".safetensors")
     network.save_pretrained(tmp_path)
@@ -113,7 +114,7 @@ def test_an_index_that_leads_elsewhere(tmp_path: Path, name: object) -> None:
 
 
 def test_an_index_that_is_wrong(tmp_path: Path) -> None:
-    """A missing shard, one with other weights than listed, and an index that is none are each named."""
+    """A missing shard, a shard with other weights than listed, and a broken index are each named."""
     index = sharded(tmp_path, made(ours.VisualBertForVisualReasoning), ".safetensors")
     good = json.loads(index.read_text())
     load = ours.VisualBertForVisualReasoning.from_pretrained
@@ -132,7 +133,7 @@ def test_an_index_that_is_wrong(tmp_path: Path) -> None:
 
 
 def test_a_pickle_that_runs_code(tmp_path: Path) -> None:
-    """torch files are read as weights only: an object in one is refused, and nothing of it runs."""
+    """torch files are read as weights only: a pickled object is refused and does not run."""
 
     class Trap:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -158,7 +159,7 @@ def test_what_is_no_weights_file(tmp_path: Path, data: bytes) -> None:
 
 
 def test_a_decoder_that_is_not_the_word_table(tmp_path: Path) -> None:
-    """A written-out copy of a tied weight that differs from it is refused, because only one of the two can be kept."""
+    """A written copy of a tied weight that differs from it is refused, because the network has only one of the two."""
     made(ours.VisualBertForPreTraining).save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     save_file({**state, "cls.predictions.decoder.bias": torch.ones(30)}, tmp_path / "model.safetensors")
@@ -171,7 +172,8 @@ def test_a_decoder_that_is_not_the_word_table(tmp_path: Path) -> None:
 
 
 def test_a_new_head_on_a_trained_trunk(tmp_path: Path) -> None:
-    """Declared new, a head starts fresh on the file's trunk; undeclared it is refused, naming the way out."""
+    """A declared new head starts fresh on the file's trunk. Without the declaration it is refused, and the error names
+    the flag."""
     source = made(ours.VisualBertForPreTraining)
     source.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"missing cls\.bias, cls\.weight; unknown .*new_head=True"):
@@ -186,7 +188,8 @@ def test_a_new_head_on_a_trained_trunk(tmp_path: Path) -> None:
 
 
 def test_a_new_head_takes_what_fits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Grounding keeps the pre-training heads of its source and starts the rest fresh, saying so; ties hold."""
+    """A grounding network keeps the pre-training heads of its source, starts the rest fresh with a log line, and keeps
+    ties."""
     source = made(ours.VisualBertForPreTraining)
     source.save_pretrained(tmp_path)
     with caplog.at_level("INFO"):
@@ -197,7 +200,7 @@ def test_a_new_head_takes_what_fits(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 def test_a_new_head_is_not_a_new_trunk(tmp_path: Path) -> None:
-    """Only the head may be new: a trunk that lacks a weight, has one too many, or of another shape is refused."""
+    """Only the head may be new: a trunk with a missing weight, an extra weight or a wrong shape is refused."""
     made(ours.VisualBertForPreTraining).save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     load, key = ours.VisualBertForQuestionAnswering.from_pretrained, "visual_bert.pooler.dense.bias"
@@ -221,7 +224,7 @@ HUB_ID, COMMIT = "uclanlp/visualbert-test", "0123456789abcdef0123456789abcdef012
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty Hugging Face cache, and no network."""
+    """Give the test an empty Hugging Face cache and no network."""
     constants = pytest.importorskip("huggingface_hub").constants
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -229,7 +232,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def cached(cache: Path) -> Path:
-    """The snapshot folder of HUB_ID as a download would have left it."""
+    """Make the snapshot folder of HUB_ID as a download leaves it."""
     repository = cache / f"models--{HUB_ID.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(COMMIT)
@@ -254,7 +257,7 @@ def test_a_hub_id_from_the_cache(cache: Path, form: str) -> None:
 
 
 def test_a_cache_of_ones_own(cache: Path, tmp_path: Path) -> None:
-    """`cache_dir` is looked into instead of the user's cache, and `revision` names a commit."""
+    """`cache_dir` replaces the user's cache, and `revision` names a commit."""
     network = made(ours.VisualBertForQuestionAnswering)
     network.save_pretrained(cached(tmp_path / "own"))
     load = ours.VisualBertForQuestionAnswering.from_pretrained
@@ -266,7 +269,7 @@ def test_a_cache_of_ones_own(cache: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format_", ["safetensors", "bin", "both"])
 def test_only_what_is_read_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_: str) -> None:
-    """Torch weights are fetched only where there are no others, of the same commit; what is not read never is."""
+    """torch weights are downloaded only where there are no others, from the same commit, and unread files never are."""
     hub, snapshot, revisions = tmp_path / "hub", tmp_path / COMMIT, []
     network = made(ours.VisualBertForQuestionAnswering)
     network.save_pretrained(hub)
@@ -304,14 +307,14 @@ def test_only_what_is_read_is_downloaded(tmp_path: Path, monkeypatch: pytest.Mon
     ],
 )
 def test_neither_a_folder_nor_on_the_hub(cache: Path, source: str, says: str) -> None:
-    """A source that is nowhere is one line that says what was tried."""
+    """A source that is neither a folder nor on the Hub is one line that says what was tried."""
     with pytest.raises(CheckpointError, match=says) as caught:
         ours.VisualBertModel.from_pretrained(source)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_comes_before_the_hub(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder called name/name is that folder, and a file is sent to the converter."""
+    """A folder called name/name is read before the Hub is asked, and for a file the error names the converter."""
     network = made(ours.VisualBertForQuestionAnswering)
     monkeypatch.chdir(tmp_path)
     network.save_pretrained(HUB_ID)
@@ -328,7 +331,8 @@ CLASSES = {"vqa": 3129, "vcr": 1, "nlvr2": 2}
 
 
 def original(task: str, bypass: bool = False) -> tuple[dict[str, Tensor], Pretrained]:
-    """A state dict with the authors' names (uclanlp/visualbert, models/model.py) and the network it stands for."""
+    """Return a state dict with the authors' names (uclanlp/visualbert, models/model.py) and the network that it
+    describes."""
     network = made(NETWORKS[task], bypass_transformer=bypass, num_labels=max(2, CLASSES.get(task, 2)))
     renamed = {
         "visual_bert.embeddings.visual_token_type_embeddings.": "bert.bert.embeddings.token_type_embeddings_visual.",
@@ -340,7 +344,7 @@ def original(task: str, bypass: bool = False) -> tuple[dict[str, Tensor], Pretra
     }
     state = {}
     for key, value in network.state_dict().items():
-        if not key.endswith("decoder.bias"):  # theirs has no such name
+        if not key.endswith("decoder.bias"):  # the authors' files have no such name
             prefix = next(prefix for prefix in renamed if key.startswith(prefix))
             state[renamed[prefix] + key.removeprefix(prefix)] = value
     if task == "vcr":
@@ -354,7 +358,7 @@ def original(task: str, bypass: bool = False) -> tuple[dict[str, Tensor], Pretra
 @pytest.mark.parametrize("bypass", [False, True])
 @pytest.mark.parametrize("zipped", [False, True])
 def test_an_original_file(tmp_path: Path, task: str, bypass: bool, zipped: bool) -> None:
-    """Each of the authors' heads converts by its keys alone, from old and new torch files, without a changed bit."""
+    """Every head of the authors converts by its keys alone, from old and new torch files, without a changed bit."""
     state, network = original(task, bypass)
     torch.save(state, tmp_path / "best.th", _use_new_zipfile_serialization=zipped)
     report = convert(tmp_path / "best.th", tmp_path / "out", attention_heads=2)
@@ -371,7 +375,7 @@ def test_an_original_file(tmp_path: Path, task: str, bypass: bool, zipped: bool)
 
 
 def test_the_command_line(tmp_path: Path) -> None:
-    """The documented line converts without a warning, and a second time refuses to write over what is there."""
+    """The documented command converts without a warning, and the second run refuses to overwrite the result."""
     state, network = original("nlvr2")
     torch.save(state, tmp_path / "in.th")
     line = [sys.executable, "-m", "visualbert_core", "convert", "checkpoint", "in.th", "out"]
@@ -411,7 +415,7 @@ def test_an_original_file_that_does_not_fit(
 
 
 def test_a_task_that_must_be_named(tmp_path: Path) -> None:
-    """A head of an unusual number of classes converts once its task is given."""
+    """A head with an unusual number of classes converts once the command line names its task."""
     change = {"bert.classifier.weight": torch.ones(5, 16), "bert.classifier.bias": torch.ones(5)}
     torch.save({**original("nlvr2")[0], **change}, tmp_path / "in.th")
     convert(tmp_path / "in.th", tmp_path / "out", "vqa", attention_heads=2)
@@ -419,11 +423,12 @@ def test_a_task_that_must_be_named(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# the real ones
+# the published checkpoints
 
 REAL = os.environ.get("VISUALBERT_CKPT_DIR")
 WELCOME = [101, 6160, 2000, 2224, 20890, 20890, 1998, 20890, 20554, 2361, 999, 102]
-CAPITAL_OF_MASK = [101, 1996, 3007, 1997, 2605, 2003, 1063, 7308, 1065, 1012, 102]  # "{mask}", spelt out like that
+# "{mask}" is three word pieces here, not the token [MASK]
+CAPITAL_OF_MASK = [101, 1996, 3007, 1997, 2605, 2003, 1063, 7308, 1065, 1012, 102]
 CAPITAL_OF_PARIS = [101, 1996, 3007, 1997, 2605, 2003, 3000, 1012, 102]
 CHOICES = ([101, 2224, 2009, 1012, 102], [101, 2066, 2009, 1012, 102])
 PRETRAINING = {
@@ -437,7 +442,7 @@ PRETRAINING = {
 
 
 def real(network: Any, name: str) -> Any:
-    """The published checkpoint `name`, or a skipped test."""
+    """Load the published checkpoint `name`, or skip the test."""
     folder = Path(REAL or "") / f"visualbert-{name}"
     if REAL is None or not folder.is_dir():
         pytest.skip(f"VISUALBERT_CKPT_DIR holds no visualbert-{name}")
@@ -445,7 +450,7 @@ def real(network: Any, name: str) -> Any:
 
 
 def golden_inputs(texts: list[list[int]], size: int) -> dict[str, Tensor]:
-    """The published inputs: text padded to 128 tokens, 100 regions of ones, visual types and masks of ones."""
+    """Make the published inputs: text padded to 128 tokens, 100 regions of ones, and visual types and masks of ones."""
     rows = [text + [0] * (128 - len(text)) for text in texts]
     return {
         "input_ids": torch.tensor(rows),
@@ -455,7 +460,7 @@ def golden_inputs(texts: list[list[int]], size: int) -> dict[str, Tensor]:
 
 
 def test_golden_vqa() -> None:
-    """uclanlp/visualbert-vqa gives the answers that another party published for it (log-softmax over 3,129)."""
+    """uclanlp/visualbert-vqa gives the log-softmax over 3,129 answers that a third party published for it."""
     labels = torch.zeros(1, 3129)
     labels[0, 50] = 1.0
     with torch.inference_mode():

@@ -1,7 +1,7 @@
-"""Packed inference against the padded networks, which are themselves tested against transformers.
+"""Packed inference compared with the padded networks, which other tests compare with transformers.
 
-Networks are tiny and random, sequences are drawn at random: text of 2 to 12 tokens, images of 1 to 9 regions that
-several sequences share. Nothing here needs a GPU; what does is skipped without one.
+Networks are tiny and random. Sequences are random too: text of 2 to 12 tokens, and images of 1 to 9 regions that
+several sequences share. A test that needs a GPU is skipped without one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from visualbert_core.models.visualbert.packing import collate, pack
 from visualbert_core.models.visualbert.predictor import NETWORKS, VisualBertPredictor
 from visualbert_core.schema import Question, Regions
 
-SIZE = 6  # numbers in a feature
+SIZE = 6  # numbers per feature
 CONFIG = VisualBertConfig(
     vocab_size=30,
     hidden_size=16,
@@ -52,7 +52,7 @@ def network(task: str, **changes: Any) -> Pretrained:
     torch.manual_seed(4)
     config = replace(CONFIG, **changes) if task == "vqa" else replace(CONFIG, num_labels=2, **changes)
     made = NETWORKS[FORMS[task]](config).eval()
-    with torch.no_grad():  # so that a norm that is left out would be seen
+    with torch.no_grad():  # norms and biases must not be the identity, or a norm that is left out would change nothing
         for name, parameter in made.named_parameters():
             if "LayerNorm" in name or "bias" in name:
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
@@ -81,7 +81,7 @@ def sequence(task: str, rng: np.random.Generator, pool: list[np.ndarray], text: 
 
 
 def draw(task: str, seed: int, count: int) -> list[Item]:
-    """A batch of examples, each with its sequences: four for multiple choice, which share an image, else one."""
+    """Draw a batch of examples with their sequences: four that share an image for multiple choice, one otherwise."""
     rng, pool = np.random.default_rng(seed), images(seed)
     if task != "vcr":
         return [(sequence(task, rng, pool),) for _ in range(count)]
@@ -89,7 +89,7 @@ def draw(task: str, seed: int, count: int) -> list[Item]:
 
 
 def padded(made: Pretrained, task: str, batch: list[Item]) -> list[np.ndarray]:
-    """The padded network's logits of each sequence, without what is padding."""
+    """Return the padded network's logits of each sequence, without the padding."""
     with torch.inference_mode():
         logits = made(**collate([item if task == "vcr" else item[0] for item in batch])).logits
     if task == "vcr":
@@ -111,7 +111,7 @@ def largest_difference(found: list[np.ndarray], expected: list[np.ndarray]) -> f
 
 
 def tolerance(expected: list[np.ndarray]) -> float:
-    """What the roundings of such logits may add up to, by the largest of any example."""
+    """Return the sum that roundings of such logits may reach, from the largest logit of all examples."""
     return max(1e-5, rounding(np.concatenate([part.ravel() for part in expected]), SHALLOW))
 
 
@@ -119,7 +119,8 @@ def tolerance(expected: list[np.ndarray]) -> float:
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 9))
 def test_packed_equals_padded(task: str, seed: int, count: int) -> None:
-    """Any batch, of sequences alone or of one shape or of many, has the padded network's logits, in its order."""
+    """Packed logits equal the padded network's, in its order, for batches of one sequence, of one shape and of many
+    shapes."""
     made, batch = network(task), draw(task, seed, count)
     expected = padded(made, task, batch)
     assert largest_difference(packed(made, batch), expected) < tolerance(expected)
@@ -128,7 +129,7 @@ def test_packed_equals_padded(task: str, seed: int, count: int) -> None:
 @pytest.mark.parametrize("change", [{"hidden_act": "gelu_new"}, {"hidden_act": "relu"}, {"bypass_transformer": True}])
 @pytest.mark.parametrize("task", FORMS)
 def test_packed_equals_padded_in_other_shapes(task: str, change: dict[str, Any]) -> None:
-    """Other activations, and the variant in which text and regions meet in one additional layer only."""
+    """Packed logits equal the padded ones for other activations, and for late fusion of text and regions."""
     made, batch = network(task, **change), draw(task, 3, 7)
     expected = padded(made, task, batch)
     assert largest_difference(packed(made, batch), expected) < tolerance(expected)
@@ -138,8 +139,8 @@ def test_packed_equals_padded_in_other_shapes(task: str, change: dict[str, Any])
 @pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
 @pytest.mark.parametrize("task", FORMS)
 def test_onednn_weights(task: str, act: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights in oneDNN's layout, with the activation in the product, give the same logits; so it is on any CPU that
-    has the operators, also where the default is not to use them."""
+    """Weights in oneDNN's layout, with the activation inside the product, give the same logits. This holds on any CPU
+    with the operators, also where the package does not use them by default."""
     if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         pytest.skip("this torch has no oneDNN operators")
     if precision == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -155,15 +156,15 @@ def test_onednn_weights(task: str, act: str, precision: str, monkeypatch: pytest
 
 
 def test_where_onednn_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only with AVX-512: with AVX2 alone the default library is as fast."""
+    """oneDNN is used with AVX-512 only, because with AVX2 the default library is as fast."""
     for capability, expected in (("AVX512", True), ("AVX2", False), ("DEFAULT", False)):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
         assert inference._onednn_pays(torch.float32) is expected
 
 
 def test_where_onednn_computes_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU that torch takes for one with AVX-512 and oneDNN does not (`ONEDNN_MAX_CPU_ISA`, an AVX-512 in part) gets
-    bfloat16 from torch's default library: oneDNN's operators would raise."""
+    """A CPU may have AVX-512 for torch and not for oneDNN (`ONEDNN_MAX_CPU_ISA`, or a partial AVX-512). It computes
+    bfloat16 with torch's default library, because oneDNN's operators would raise."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     for supported in (False, True):
         monkeypatch.setattr(inference, "_onednn_has_bfloat16", lambda supported=supported: supported)
@@ -174,7 +175,7 @@ def test_where_onednn_computes_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("task", FORMS)
 def test_bfloat16_stays_close(task: str) -> None:
     """bfloat16 products with float32 residuals move logits by a few hundredths of their spread (0.008 to 0.017 were
-    seen); logits are float32."""
+    seen), and logits stay float32."""
     made, batch = network(task), draw(task, 11, 40)
     exact, found = (np.concatenate([part.ravel() for part in packed(made, batch, p)]) for p in PRECISIONS)
     assert found.dtype == np.float32
@@ -190,7 +191,7 @@ def test_precisions_that_do_not_exist(tmp_path: Path) -> None:
 
 
 def test_an_image_is_sent_once() -> None:
-    """Sequences that hold the same array share its rows; equal arrays of two images stay apart."""
+    """Sequences with the same array share its rows, and equal arrays of two images stay separate."""
     first, second = images(1, 2)
     twin = first.copy()
     rng = np.random.default_rng(0)
@@ -205,7 +206,7 @@ def test_an_image_is_sent_once() -> None:
 
 
 def test_nan_features_spoil_their_own_example_only() -> None:
-    """A damaged region makes the logits of its example NaN and leaves the others' as they are."""
+    """A NaN in a region makes the logits of its example NaN and does not change the others."""
     made = network("vqa")
     rng, pool = np.random.default_rng(0), images(2, 3)
     good = [(sequence("vqa", rng, [image]),) for image in pool]
@@ -213,18 +214,18 @@ def test_nan_features_spoil_their_own_example_only() -> None:
     *others, spoilt = packed(made, [*good, bad])
     assert np.isnan(spoilt).all()
     expected = packed(made, good)
-    assert largest_difference(others, expected) < tolerance(expected)  # one row more is another order of adding up
+    assert largest_difference(others, expected) < tolerance(expected)  # one row more changes the order of the sums
 
 
 def test_features_of_two_sizes_are_refused() -> None:
-    """A batch cannot mix feature sizes."""
+    """A batch with two feature sizes is refused."""
     one, other = (Encoded([2, 3], [0, 0], (np.ones((1, d)),), np.arange(1), np.zeros(1, int)) for d in (4, 5))
     with pytest.raises(ValueError, match=r"a batch needs one feature size, got \[4, 5\]"):
         pack([one, other], lambda s: (0,))
 
 
 def test_no_autograd_state() -> None:
-    """Logits hold no graph, also where the caller has gradients on and the network's parameters require them."""
+    """Logits have no autograd graph, even if gradients are enabled and the network's parameters require them."""
     made = network("nlvr2")
     ready = InferenceNetwork(made)
     with torch.enable_grad():
@@ -234,8 +235,8 @@ def test_no_autograd_state() -> None:
 
 
 def test_threads_share_a_predictor(tmp_path: Path) -> None:
-    """Batches from several threads at once have the answers and scores of the same batches one after the other. Up to
-    rounding: a library may take another number of threads of its own when it is called from several."""
+    """Batches from several threads at once give the answers and scores of the same batches one after another. They
+    agree up to rounding, because a library may use another number of its own threads when several threads call it."""
     network("vqa").save_pretrained(tmp_path)
     words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?", *"abcd", *map(str, range(20)))
     (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
@@ -257,11 +258,11 @@ def test_threads_share_a_predictor(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# graphs: the rounding of sizes is the same on any device; recording stands for itself here
+# graphs: sizes are rounded on any device in the same way, and a stand-in takes the place of recording
 
 
 class ByEnds:
-    """Attention as `cuda.VariableLength` has it, in a loop: rows behind the last end are left undefined (NaN)."""
+    """Compute attention like `cuda.VariableLength`, in a loop; rows after the last end stay undefined (NaN)."""
 
     def __init__(self, query_ends: Tensor, key_ends: Tensor, most_queries: int, most_keys: int) -> None:
         self.ends, self.most = (query_ends, key_ends), (most_queries, most_keys)
@@ -280,8 +281,8 @@ class ByEnds:
 
 @pytest.mark.parametrize("task", FORMS)
 def test_graphs_of_rounded_sizes(task: str) -> None:
-    """Batches of many sizes, in sizes rounded up, have the same logits; equal buckets share one recording, and what an
-    earlier batch left behind the last token does not matter."""
+    """Batches whose sizes are rounded up have the same logits. Equal buckets share one recording, and what an earlier
+    batch left after the last token does not matter."""
     made = network(task)
     ready = InferenceNetwork(made)
     recordings = []
@@ -300,11 +301,12 @@ def test_graphs_of_rounded_sizes(task: str) -> None:
         found = [logits.numpy() for logits in ready(ready.prepare(flat))]
         expected = padded(made, task, batch)
         assert largest_difference(found, expected) < tolerance(expected)
+    # The last three batches repeat the first three, and must reuse their recordings.
     assert len(recordings) < len(batches) - 2
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor, *ends: Any) -> Tensor:
-    """`varlen_attn` on a pretended GPU."""
+    """Compute `varlen_attn` on a pretended GPU."""
     assert {query.dtype, key.dtype, value.dtype} == {torch.bfloat16}
     return OnGPU(ByEnds(*map(held, ends))(held(query), held(key), held(value)).unflatten(1, query.shape[1:]))
 
@@ -313,8 +315,8 @@ def flash(query: Tensor, key: Tensor, value: Tensor, *ends: Any) -> Tensor:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("task", FORMS)
 def test_a_network_keeps_to_its_gpu(task: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU, also one that is not the current one, no operation is of two devices, and bfloat16 records graphs in
-    which nothing waits for the device or comes from the CPU."""
+    """On a GPU, current or not, no operation mixes devices. With bfloat16 the network records graphs, in which nothing
+    waits for the device or comes from the CPU."""
 
     def record(function: Any) -> Any:
         gpu.recording = True
@@ -351,15 +353,16 @@ def test_a_network_keeps_to_its_gpu(task: str, precision: str, monkeypatch: pyte
 def test_where_attention_by_variable_length_is(
     dtype: torch.dtype, head_size: int, capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other GPUs, head sizes and precisions are computed without it rather than refused in the first batch."""
+    """Other GPUs, head sizes and precisions are computed without variable-length attention, and do not fail in the
+    first batch."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert has_variable_length(torch.device("cuda"), dtype, head_size) == expected
     assert not has_variable_length(torch.device("cpu"), dtype, head_size)
 
 
 def test_float32_is_no_tf32() -> None:
-    """Whatever precision of products the caller or the container chose, float32 is computed in full, and the choice is
-    left as it was."""
+    """float32 is computed in full whatever precision of products the caller or the container chose, and that choice is
+    kept."""
     made, seen = network("vqa"), []
     ready = InferenceNetwork(made)
     head = ready._head
@@ -373,7 +376,8 @@ def test_float32_is_no_tf32() -> None:
 
 
 def test_buckets() -> None:
-    """Sizes up to 16 stay, but for nothing at all; above, at most an eighth is added; a bucket is its own bucket."""
+    """Sizes up to 16 stay, except that zero becomes one; a larger size grows by at most an eighth; a bucket is its own
+    bucket."""
     assert bucket(0) == 1
     assert [bucket(size) for size in range(1, 17)] == list(range(1, 17))
     assert bucket(1000) == 1024
@@ -383,7 +387,7 @@ def test_buckets() -> None:
 
 
 def test_groups_join_neighbours() -> None:
-    """Sequences of one shape that stand together are one group."""
+    """Neighbouring sequences of one shape form one group."""
     assert Groups.of((1, 1, 1, 2), (5, 5, 6, 6)).groups == ((2, 1, 5), (1, 1, 6), (1, 2, 6))
 
 
@@ -391,7 +395,8 @@ def test_groups_join_neighbours() -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("task", FORMS)
 def test_gpu_equals_cpu(task: str, precision: str) -> None:
-    """On a GPU, float32 has the CPU's logits and bfloat16, through graphs and variable-length attention, its own."""
+    """On a GPU, float32 equals the CPU's float32, and bfloat16 with graphs and variable-length attention equals the
+    CPU's bfloat16, up to rounding."""
     made = network(task, hidden_size=64)
     expected = [packed(made, draw(task, seed, 9), precision) for seed in range(4)]
     ready = InferenceNetwork(made, precision, torch.device("cuda"))

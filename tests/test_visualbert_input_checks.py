@@ -1,7 +1,7 @@
-"""What a VisualBERT forward accepts: the traps of the published port, and the variants that port cannot run.
+"""What a VisualBERT forward accepts: inputs on which the published port fails, and variants that it cannot run.
 
-Where transformers crashes or is silently wrong there is no number to compare with; the expected one is then composed
-by hand from the network's own parts.
+Where transformers crashes or is wrong without an error, it gives no number to compare with. The expected number is then
+computed by hand from the network's own parts.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def made(network: type[Pretrained], **changes: Any) -> Any:
 
 
 def arguments(network: type[Pretrained]) -> Arguments:
-    """Valid arguments: two examples, the second with padding in text and image."""
+    """Make valid arguments of two examples, the second with padding in text and image."""
     rng = torch.Generator().manual_seed(3)
     found: Arguments = {
         "input_ids": torch.randint(30, (B, T), generator=rng),
@@ -135,7 +135,7 @@ BAD = [
 
 @pytest.mark.parametrize(("network", "edit", "says"), BAD)
 def test_refused_in_one_line(network: type[Pretrained], edit: Callable[[Arguments], None], says: str) -> None:
-    """What cannot be meant is a one-line ValueError with the argument's name, not an index error from inside."""
+    """An impossible input is a one-line ValueError with the argument's name, not an index error from inside."""
     model, given = made(network), arguments(network)
     model(**given)
     edit(given)
@@ -158,7 +158,7 @@ def test_refused_in_one_line(network: type[Pretrained], edit: Callable[[Argument
     ],
 )
 def test_labels_that_do_not_fit(network: type[Pretrained], labels: Tensor, says: str) -> None:
-    """Labels of another shape are never broadcast into a loss, and the authors' -1 is no class."""
+    """Labels of another shape are never broadcast into a loss, and the authors' -1 is not a class."""
     with pytest.raises(ValueError, match=says):
         made(network)(**arguments(network), labels=labels)
 
@@ -166,7 +166,7 @@ def test_labels_that_do_not_fit(network: type[Pretrained], labels: Tensor, says:
 @pytest.mark.parametrize("network", [QA, VR, MC, RTP, PRE])
 @pytest.mark.parametrize("cast", [Tensor.bool, Tensor.float, lambda mask: mask * 0.5])
 def test_masks_of_any_dtype(network: type[Pretrained], cast: Callable[[Tensor], Tensor]) -> None:
-    """Boolean, float and fractional masks mean what the same whole numbers mean."""
+    """Boolean and float masks give what integer masks give."""
     model, given = made(network), arguments(network)
     masks = {key: cast(value) for key, value in given.items() if key.endswith("mask")}
     assert torch.equal(logits(model, given), logits(model, {**given, **masks}))
@@ -175,7 +175,8 @@ def test_masks_of_any_dtype(network: type[Pretrained], cast: Callable[[Tensor], 
 @pytest.mark.parametrize("network", [VisualBertModel, QA, VR, MC, RTP, PRE])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_features_that_are_no_numbers(network: type[Pretrained], value: float) -> None:
-    """NaN or infinity in one example's regions, even in a masked one, is NaN in its answer and in nobody else's."""
+    """NaN or infinity in a region of one example, even a masked one, makes that example's answer NaN and no other
+    answer."""
     model, given = made(network), arguments(network)
     spoilt = {**given, "visual_embeds": put(value, 1, ..., V - 1, 0)(given["visual_embeds"])}
     found, expected = logits(model, spoilt), logits(model, given)
@@ -186,7 +187,7 @@ def test_features_that_are_no_numbers(network: type[Pretrained], value: float) -
 
 
 def test_an_empty_question() -> None:
-    """[CLS] [SEP] alone is the shortest text: the head reads its first token, whatever is padded behind."""
+    """The shortest text is [CLS] [SEP]: the head reads its first token, whatever padding follows."""
     model, given = made(QA), arguments(QA)
     given["attention_mask"] = torch.tensor([[1, 1, 0, 0, 0, 0]] * B)
     short = {key: given[key][:, :2] for key in ("input_ids", "attention_mask", "token_type_ids", "position_ids")}
@@ -194,7 +195,8 @@ def test_an_empty_question() -> None:
 
 
 def test_choices_may_share_their_regions() -> None:
-    """Multiple choice takes [B, V, D] features, masks and types once for all choices: the same as copies of them."""
+    """Multiple choice takes features, masks and types as [B, V, D] once for all choices, which gives the same as
+    copies."""
     model, given = made(MC), arguments(MC)
     shared = {key: given[key][:, 0] for key in ("visual_embeds", "visual_attention_mask", "visual_token_type_ids")}
     close(logits(model, {**given, **shared}), logits(model, given), SHALLOW)
@@ -205,7 +207,8 @@ def test_choices_may_share_their_regions() -> None:
 
 
 def test_each_pretraining_label_has_its_loss() -> None:
-    """Words alone, sentences alone, and both, whose loss is the sum; logits do not change; without any, no loss."""
+    """Words alone, sentences alone and both have a loss, which is the sum for both. Logits do not change, and without
+    labels there is no loss."""
     model, given = made(PRE), arguments(PRE)
     words = torch.randint(30, (B, T + V))
     words[:, T:] = -100
@@ -225,7 +228,7 @@ def test_each_pretraining_label_has_its_loss() -> None:
 
 
 def test_pretraining_without_masks() -> None:
-    """Left out masks are masks of ones with labels too, where transformers fails."""
+    """Missing masks count as masks of ones, also with labels, where transformers fails."""
     model, given = made(PRE), arguments(PRE)
     ones = {key: torch.ones_like(given.pop(key)) for key in ("attention_mask", "visual_attention_mask")}
     given["labels"] = torch.randint(30, (B, T + V))
@@ -237,7 +240,8 @@ def test_pretraining_without_masks() -> None:
 
 
 def test_late_fusion_by_hand() -> None:
-    """`bypass_transformer`: text through the encoder alone, then one layer over text and regions, then the pooler."""
+    """`bypass_transformer` runs the text alone through the encoder, then one layer over text and regions, then the
+    pooler."""
     model, given = made(VisualBertModel, bypass_transformer=True), arguments(VisualBertModel)
     output = model(**given, output_hidden_states=True, output_attentions=True)
     table = model.embeddings
@@ -267,7 +271,7 @@ def test_late_fusion_by_hand() -> None:
 
 
 def test_late_fusion_keeps_regions_from_the_text() -> None:
-    """Regions change nothing in the encoder of the late variant and everything in the early one."""
+    """In late fusion the regions do not change the encoder's text states; in early fusion they do."""
     for late in (True, False):
         model, given = made(VisualBertModel, bypass_transformer=late), arguments(VisualBertModel)
         one = model(**given, output_hidden_states=True)
@@ -279,7 +283,8 @@ def test_late_fusion_keeps_regions_from_the_text() -> None:
 
 @pytest.mark.parametrize("network", [QA, VR, MC, RTP, PRE])
 def test_every_head_with_late_fusion(network: type[Pretrained], tmp_path: Path) -> None:
-    """Heads answer and differ from early fusion, inputs_embeds do as well, and transformers finds every parameter."""
+    """Every head answers with late fusion and differs from early fusion, inputs_embeds work, and transformers loads
+    every parameter."""
     transformers = pytest.importorskip("transformers")
     late, given = made(network, bypass_transformer=True), arguments(network)
     found = logits(late, given)

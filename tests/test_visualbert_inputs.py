@@ -1,8 +1,8 @@
 """The authors' input layouts, token for token.
 
-Two halves: expectations made with the authors' own data code and BERT's vocabulary, which live outside this repository
-(folder in VISUALBERT_SHARED_DATA, or `../shared/data`; skipped without it); and small cases with a vocabulary of a few
-words, in which every expected position can be counted by hand.
+Half of the tests compare with values made by the authors' own data code and BERT's vocabulary. Those files live outside
+this repository (folder in VISUALBERT_SHARED_DATA, or `../shared/data`), and without them these tests are skipped. The
+other half are small cases with a vocabulary of a few words, where a reader can count every position.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def encoder(vocab: Path) -> InputEncoder:
 
 
 def regions(count: int, size: int = 4, image_id: str = "i") -> Regions:
-    """Regions whose features hold their own index, so that a test sees which ones were taken."""
+    """Make regions whose features hold their own index, so that a test sees which regions were taken."""
     features = np.repeat(np.arange(count, dtype=np.float16)[:, None], size, axis=1)
     boxes = np.tile(np.array([10, 20, 30, 60], np.float32), (count, 1))
     return Regions(image_id, 100, 200, boxes, np.zeros(count, np.int16), np.ones(count, np.float32), features, "")
@@ -89,7 +89,7 @@ def bert(shared: Path) -> InputEncoder:
 
 
 def test_official_lists_are_read(shared: Path, bert: InputEncoder) -> None:
-    """BERT's own vocabulary and Pythia's answers pass the checks of lines as they are published."""
+    """BERT's published vocabulary and Pythia's published answers pass the checks of their lines."""
     assert bert.vocab_size == 30522
     answers = read_lines(shared / "vqa" / "answers_vqa.txt")
     assert (len(answers), answers[0], repeated(answers)) == (3129, "<unk>", None)
@@ -100,7 +100,7 @@ def assert_text(found: Encoded, expected: dict[str, Any]) -> None:
 
 
 def test_authors_vqa(layouts: dict[str, Any], bert: InputEncoder) -> None:
-    """Every VQA question has the authors' tokens, and the head reads the position they read."""
+    """Every VQA question has the authors' tokens, and the head reads the position that the authors read."""
     assert len(layouts["vqa"]) == 150
     for expected in layouts["vqa"]:
         encoded = bert.question(question(expected["question"]), [regions(3)])
@@ -144,11 +144,11 @@ def mixed(tokens: list[str | list[int]]) -> tuple[Token, ...]:
 
 
 def test_authors_flickr(layouts: dict[str, Any], bert: InputEncoder) -> None:
-    """Every caption has the authors' tokens, and a phrase ending at a given word their query position."""
+    """Every caption has the authors' tokens, and a phrase that ends at a given word has the authors' query position."""
     assert len(layouts["flickr30k"]) == 30
     for expected in layouts["flickr30k"]:
         words = tuple(expected["sentence"].split(" "))
-        # Phrases from the first word on: they occur once, so that only the place of the last word is at stake.
+        # A phrase from the first word on occurs once, so only the position of its last word is tested.
         phrases = tuple(Phrase(0, last + 1, "") for last in expected["entity_last_word_index"])
         encoded = bert.grounding(Grounding("g", ("i",), words, phrases), [regions(3)])
         assert_text(encoded, expected)
@@ -178,20 +178,20 @@ def test_question_layout(encoder: InputEncoder, text: str, layout: str) -> None:
 
 
 def test_pythia_tokens() -> None:
-    """Commas and question marks vanish inside words too, and 's is set off by a space."""
+    """Commas and question marks vanish inside words too, and a space separates 's."""
     tokens = pythia_tokens("Is the man's 3,000 ft? sign-post up ?")
     assert " ".join(tokens) == "is the man ' s 3000 ft sign - post up"
     assert pythia_tokens("\"'s") == ["\" '", "s"]
 
 
 def test_regions_of_a_question_have_type_0(encoder: InputEncoder) -> None:
-    """The authors trained VQA with visual type 0; the default of transformers is 1."""
+    """Regions of a question have visual type 0, with which the authors trained VQA; transformers' default is 1."""
     tensors = collate([encoder.question(question("a"), [regions(3)])])
     assert tensors["visual_token_type_ids"].tolist() == [[0, 0, 0]]
 
 
 def test_a_question_too_long_loses_its_mask(vocab: Path) -> None:
-    """Truncation keeps the first tokens and ends with [SEP], as in the authors' code: "? [MASK]" go first."""
+    """Truncation keeps the first tokens and ends with [SEP], as the authors' code does, so "? [MASK]" is lost first."""
     encoder = InputEncoder(vocab, max_length=6)
     assert (
         spelled(encoder.question(question("what is he holding now"), [regions(1)])) == "[CLS] what is he holding [SEP]"
@@ -204,7 +204,7 @@ def test_a_question_too_long_loses_its_mask(vocab: Path) -> None:
 
 
 def test_statement_layout(encoder: InputEncoder) -> None:
-    """Both images stand in one sequence, left before right, told apart by visual types 0 and 1."""
+    """Both images are in one sequence, left before right, with visual types 0 and 1."""
     encoded = encoder.statement(Statement("s", ("l", "r"), "A cat is left."), [regions(2), regions(3)])
     assert spelled(encoded) == "[CLS] a cat is left . [SEP]"
     assert encoded.features[:, 0].tolist() == [0, 1, 0, 1, 2]
@@ -212,7 +212,7 @@ def test_statement_layout(encoder: InputEncoder) -> None:
 
 
 def test_statement_keeps_144_regions_an_image(encoder: InputEncoder) -> None:
-    """The authors extracted 150 regions an image and trained with the first 144."""
+    """A statement keeps 144 regions per image, because the authors extracted 150 and trained with the first 144."""
     encoded = encoder.statement(Statement("s", ("l", "r"), "a"), [regions(150), regions(10)])
     assert encoded.visual_types.tolist() == [0] * 144 + [1] * 10
     assert encoded.features[143, 0] == 143
@@ -223,12 +223,13 @@ def test_statement_keeps_144_regions_an_image(encoder: InputEncoder) -> None:
 
 
 def test_choice_layout(encoder: InputEncoder) -> None:
-    """Tags become names; regions are the whole image and the mentioned objects; positions count words, not pieces."""
+    """Tags become names, the regions are the whole image and the mentioned objects, and positions count words, not
+    pieces."""
     example = choices(("what", "is", (0,), "holding", "?"), ((1,), "and", (0,), "."), ("he", "is", (2,)))
     first, second = encoder.multiple_choice(example, [regions(4)])
     assert spelled(first) == "[CLS] what is casey holding ? [SEP] dining ##table and casey . [SEP]"
     assert list(first.token_type_ids) == [0] * 7 + [1] * 6
-    # "casey" of the choice stands at 10, but is counted as word 2 of a text that starts at 7: diningtable is one word.
+    # "casey" of the choice is token 10, but word 2 of a text that starts at 7, because diningtable is one word: 9.
     assert first.mentions == ((), (3, 9), (7,), ())
     assert first.features[:, 0].tolist() == [0, 1, 2, 3]
     assert set(first.visual_types.tolist()) == {0}
@@ -236,7 +237,8 @@ def test_choice_layout(encoder: InputEncoder) -> None:
 
 
 def test_names_restart_in_every_choice(encoder: InputEncoder) -> None:
-    """A person first mentioned in a choice is Casey again although the context has one, and choices do not share."""
+    """A person first mentioned in a choice is Casey again although the context has a Casey, and choices share no
+    names."""
     example = choices(("what", (0,)), ((2,), "is", (0,)), ((1,), (2,), (0,)), objects=("person",) * 3)
     first, second = encoder.multiple_choice(example, [regions(4)])
     assert spelled(first) == "[CLS] what casey [SEP] casey is casey [SEP]"
@@ -244,9 +246,8 @@ def test_names_restart_in_every_choice(encoder: InputEncoder) -> None:
 
 
 def test_names_in_order_of_mention(encoder: InputEncoder) -> None:
-    """People are Casey, Riley, … in order of mention; the sixteenth is Casey again; one tag may hold
-    several; things do not count.
-    """
+    """People are Casey, Riley, … in order of mention, and the sixteenth is Casey again. One tag may hold several
+    people. Objects do not count."""
     example = choices((tuple(range(15, -1, -1)),), ("a",), objects=("person",) * 16, mentioned=(0, 15))
     (encoded,) = encoder.multiple_choice(example, [regions(17)])
     words = spelled(encoded).split()
@@ -257,9 +258,8 @@ def test_names_in_order_of_mention(encoder: InputEncoder) -> None:
 
 
 def test_a_choice_too_long_loses_its_front(vocab: Path) -> None:
-    """Truncation takes from the front of the choice; a tag that is cut off is not aligned, one that stays keeps its
-    word index, which may lie beyond the end of the text.
-    """
+    """Truncation removes the front of the choice. A removed tag is not aligned. A remaining tag keeps its word index,
+    even beyond the end of the text."""
     encoder = InputEncoder(vocab, max_length=8, num_positions=12)
     example = choices(("what", "is"), ((0,), "a", "a", "cat", "and", (2,)))
     (encoded,) = encoder.multiple_choice(example, [regions(4)])
@@ -268,7 +268,7 @@ def test_a_choice_too_long_loses_its_front(vocab: Path) -> None:
 
 
 def test_alignment_stays_inside_the_position_table(vocab: Path) -> None:
-    """A word index that the position table does not have is dropped: it would be an index error in the network."""
+    """A word index outside the position table is dropped, because it would be an index error in the network."""
     encoder = InputEncoder(vocab, max_length=8, num_positions=9)
     example = choices(("what", "is"), ((0,), "a", "a", "cat", "and", (2,)))
     (encoded,) = encoder.multiple_choice(example, [regions(4)])
@@ -276,14 +276,15 @@ def test_alignment_stays_inside_the_position_table(vocab: Path) -> None:
 
 
 def test_a_context_that_leaves_no_room(vocab: Path) -> None:
-    """A context as long as the limit leaves an empty choice, and then no second [SEP], as in the authors' code."""
+    """A context as long as the limit leaves an empty choice without a second [SEP], as in the authors' code."""
     encoder = InputEncoder(vocab, max_length=6)
     (encoded,) = encoder.multiple_choice(choices(("a",) * 9, ("cat",)), [regions(4)])
     assert spelled(encoded) == "[CLS] a a a [SEP]"
 
 
 def test_objects_without_a_region_are_absent(encoder: InputEncoder) -> None:
-    """Another image's row may have fewer regions: the objects beyond it are left out, the text stays."""
+    """In the wrong-image baseline an image may have fewer regions: objects without a region are left out, and the text
+    stays."""
     example = choices(("what", (2,)), ("a", (0,)), mentioned=(2, 0))
     (full,), (short,) = (encoder.multiple_choice(example, [regions(n)]) for n in (4, 2))
     assert full.features[:, 0].tolist() == [0, 1, 3]
@@ -306,14 +307,15 @@ def test_phrase_positions(encoder: InputEncoder) -> None:
 
 
 def test_a_repeated_phrase_is_asked_at_its_first_occurrence(encoder: InputEncoder) -> None:
-    """The authors search for the phrase's words, so the second "a cat" is asked for at the first; "A" is not "a"."""
+    """The authors search for the words of a phrase, so the second "a cat" is queried at the first one; "A" is not
+    "a"."""
     words = ("a", "cat", "and", "a", "cat", "A", "cat")
     phrases = (Phrase(3, 5, "a cat"), Phrase(5, 7, "A cat"))
     assert encoder.grounding(Grounding("g", ("i",), words, phrases), [regions(2)]).phrases == (2, 7)
 
 
 def test_a_phrase_beyond_the_limit(vocab: Path) -> None:
-    """A phrase that was cut off is asked at the last word that is left, never at padding."""
+    """A phrase beyond the limit is queried at the last remaining word, never at padding."""
     encoder = InputEncoder(vocab, max_length=5)
     encoded = encoder.grounding(
         Grounding("g", ("i",), ("a", "cat", "and", "a", "dog"), (Phrase(3, 5, ""),)), [regions(2)]
@@ -341,14 +343,14 @@ def documented(vocab: Path) -> InputEncoder:
     ],
 )
 def test_a_documented_question(documented: InputEncoder, text: str, layout: str) -> None:
-    """The raw question is tokenized as it stands: no [MASK], no "?" added or moved, so that the head reads its end."""
+    """The question is tokenised as it is, without an added [MASK] or "?", so the head reads its end."""
     encoded = documented.question(question(text), [regions(2)])
     assert spelled(encoded) == layout
     assert set(encoded.token_type_ids) == {0}
 
 
 def test_documented_visual_types_are_1(documented: InputEncoder) -> None:
-    """Every region of every task has visual type 1; NLVR2's two images still share one sequence."""
+    """Every region of every task has visual type 1, and NLVR2's two images still share one sequence."""
     (choice,) = documented.multiple_choice(choices(("a",), ("a",)), [regions(4)])
     statement = documented.statement(Statement("s", ("l", "r"), "A cat."), [regions(150), regions(3)])
     caption = documented.grounding(Grounding("g", ("i",), ("a",), ()), [regions(3)])
@@ -361,10 +363,11 @@ def test_documented_visual_types_are_1(documented: InputEncoder) -> None:
 
 
 def test_documented_choices(encoder: InputEncoder, documented: InputEncoder) -> None:
-    """Tags are spelled by class name, people too, and no alignment reaches the network; the regions are the same."""
+    """Tags become class names, also for people, and the network gets no alignment; the regions are the same."""
     example = choices(("what", (0,)), ((1,), (2,)), objects=("cat", "diningtable", "person"))
     (encoded,) = documented.multiple_choice(example, [regions(4)])
-    assert spelled(encoded) == "[CLS] what cat [SEP] dining ##table [UNK] [SEP]"  # "person" is not in this vocabulary
+    # "person" is not in this vocabulary, so it is [UNK]
+    assert spelled(encoded) == "[CLS] what cat [SEP] dining ##table [UNK] [SEP]"
     (original,) = encoder.multiple_choice(example, [regions(4)])
     assert spelled(original) == "[CLS] what cat [SEP] dining ##table casey [SEP]"
     assert encoded.mentions is None
@@ -373,7 +376,7 @@ def test_documented_choices(encoder: InputEncoder, documented: InputEncoder) -> 
 
 
 def test_documented_phrases(encoder: InputEncoder, documented: InputEncoder) -> None:
-    """Phrases are queried where "original" queries them, a repeated one at its first occurrence."""
+    """The recipe queries phrases at the positions of "original", and a repeated phrase at its first occurrence."""
     example = Grounding("g", ("i",), ("a", "dogs", "and", "a", "dogs"), (Phrase(0, 2, ""), Phrase(3, 5, "")))
     found = [each.grounding(example, [regions(2)]) for each in (encoder, documented)]
     assert [each.phrases for each in found] == [(3, 3)] * 2
@@ -381,7 +384,7 @@ def test_documented_phrases(encoder: InputEncoder, documented: InputEncoder) -> 
 
 
 def test_recipes_that_do_not_exist(vocab: Path) -> None:
-    """An unknown recipe, and quirks to be fixed in a recipe that has none, are ValueErrors."""
+    """An unknown recipe, and `fix_quirks` with a recipe without quirks, are ValueErrors."""
     with pytest.raises(ValueError, match="recipe must be one of original, hf-docs, got 'hf'"):
         InputEncoder(vocab, recipe="hf")
     with pytest.raises(ValueError, match="fix_quirks belongs to recipe original, got 'hf-docs'"):
@@ -398,7 +401,7 @@ def fixed(vocab: Path) -> InputEncoder:
 
 
 def test_fixed_names_go_on_in_a_choice(fixed: InputEncoder) -> None:
-    """A person first mentioned in a choice takes the next name; things do not count; choices do not share names."""
+    """A person first mentioned in a choice gets the next name, objects do not count, and choices share no names."""
     example = choices(((1,), (0,)), ((2,), "is", (0,)), ((0,), "and", (2,)))
     first, second = fixed.multiple_choice(example, [regions(4)])
     assert spelled(first) == "[CLS] dining ##table casey [SEP] riley is casey [SEP]"
@@ -408,7 +411,7 @@ def test_fixed_names_go_on_in_a_choice(fixed: InputEncoder) -> None:
 
 
 def test_fixed_names_are_all_different(tmp_path: Path) -> None:
-    """The 14 names are given once each before one comes again; in the authors' list 'Peyton' comes twice."""
+    """The 14 names are each used once before the first comes again; the authors' list has 'Peyton' twice."""
     people = ["casey", "riley", "jessie", "jackie", "avery", "jaime", "peyton", "kerry", "jody", "kendall", "skyler"]
     people += ["frankie", "pat", "quinn"]
     (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in (*SPECIAL, *people)))
@@ -422,7 +425,7 @@ def test_fixed_names_are_all_different(tmp_path: Path) -> None:
 
 
 def test_fixed_alignment_holds_word_pieces(fixed: InputEncoder) -> None:
-    """A mention is aligned with all of its word pieces, where they really stand, behind split words too."""
+    """A mention is aligned with all its word pieces at their real positions, also after split words."""
     example = choices(("dogs", (0,), "?"), ((1,), "and", (0,), "."))
     (encoded,) = fixed.multiple_choice(example, [regions(4)])
     assert spelled(encoded) == "[CLS] dog ##s casey ? [SEP] dining ##table and casey . [SEP]"
@@ -430,7 +433,8 @@ def test_fixed_alignment_holds_word_pieces(fixed: InputEncoder) -> None:
 
 
 def test_fixed_truncation_takes_the_contexts_end_first(vocab: Path) -> None:
-    """The end of the context goes first, per choice, and the choice stays whole while it fits; alignment follows."""
+    """The end of the context is removed first, for each choice, and a choice stays whole while it fits; alignment
+    follows."""
     encoder = InputEncoder(vocab, max_length=9, fix_quirks=True)
     example = choices(("what", (0,), "is", (1,)), ("a", "cat", (1,)), ("a", (0,)))
     first, second = encoder.multiple_choice(example, [regions(4)])
@@ -441,7 +445,7 @@ def test_fixed_truncation_takes_the_contexts_end_first(vocab: Path) -> None:
 
 
 def test_fixed_truncation_keeps_the_front_of_a_choice(vocab: Path) -> None:
-    """A choice longer than the limit loses its end, and the context all it has."""
+    """A choice longer than the limit loses its end, and the context is removed completely."""
     encoder = InputEncoder(vocab, max_length=7, fix_quirks=True)
     (encoded,) = encoder.multiple_choice(choices(("what", "is"), ((0,), "a", "cat", (1,), (2,))), [regions(4)])
     assert spelled(encoded) == "[CLS] [SEP] casey a cat dining [SEP]"
@@ -449,7 +453,8 @@ def test_fixed_truncation_keeps_the_front_of_a_choice(vocab: Path) -> None:
 
 
 def test_a_fixed_phrase_is_asked_where_it_stands(vocab: Path, fixed: InputEncoder) -> None:
-    """The second of two equal phrases is queried at its own last word piece, and at the last one left if cut off."""
+    """The second of two equal phrases is queried at its own last word piece, or at the last remaining one if it is cut
+    off."""
     words = ("a", "dogs", "and", "a", "dogs")
     example = Grounding("g", ("i",), words, (Phrase(0, 2, "a dogs"), Phrase(3, 5, "a dogs")))
     assert fixed.grounding(example, [regions(2)]).phrases == (3, 7)
@@ -457,7 +462,7 @@ def test_a_fixed_phrase_is_asked_where_it_stands(vocab: Path, fixed: InputEncode
 
 
 def test_fixing_quirks_changes_nothing_else(encoder: InputEncoder, fixed: InputEncoder) -> None:
-    """Questions, statements, and choices and phrases without a quirk are encoded alike, visual types too."""
+    """Questions, statements, and choices and phrases without a quirk are encoded alike, with the same visual types."""
     examples = [
         (question("What is he, holding?"), [regions(3)]),
         (Statement("s", ("l", "r"), "A cat is left."), [regions(2), regions(3)]),
@@ -480,12 +485,12 @@ def test_box_geometry(vocab: Path) -> None:
     """With geometry, six numbers relative to the image's size follow each feature."""
     encoder = InputEncoder(vocab, box_geometry=True)
     tensors = collate([encoder.question(question("a"), [regions(1, size=2)])])
-    expected = [0, 0, 0.1, 0.1, 0.3, 0.3, 0.2, 0.2]  # box 10, 20, 30, 60 in an image of 100 by 200
+    expected = [0, 0, 0.1, 0.1, 0.3, 0.3, 0.2, 0.2]  # box 10, 20, 30, 60 in an image of 100 × 200
     assert torch.allclose(tensors["visual_embeds"][0, 0], torch.tensor(expected))
 
 
 def test_collate_pads_exactly(encoder: InputEncoder) -> None:
-    """Masks cover what is there and nothing else; padding is 0, and -1 for positions; dtypes are the forward's."""
+    """Masks cover exactly the real entries, padding is 0, or -1 for positions, and the dtypes are the forward's."""
     words = ("a", "cat", "and", "a", "dog")
     one = encoder.grounding(Grounding("g", ("i",), words, (Phrase(0, 2, ""), Phrase(3, 5, ""))), [regions(1)])
     two = encoder.grounding(Grounding("g", ("i",), ("cat",), ()), [regions(3)])
@@ -502,7 +507,7 @@ def test_collate_pads_exactly(encoder: InputEncoder) -> None:
 
 
 def test_collate_choices(encoder: InputEncoder) -> None:
-    """Multiple choice gets a choice axis second, and alignment padded with -1 over regions and mentions."""
+    """In multiple choice the second axis is the choice, and alignment is padded with -1 over regions and mentions."""
     long = choices(("what", (0,)), ((0,), "a", (0,)), ("a",))
     short = choices(("a",), ("cat",), ("dog",), mentioned=())
     tensors = collate([encoder.encode(example, [regions(4)]) for example in (long, short)])
@@ -524,7 +529,7 @@ def test_collate_refuses_what_cannot_be_a_batch(encoder: InputEncoder) -> None:
 
 
 def test_images_without_regions(encoder: InputEncoder) -> None:
-    """No detection at all is a batch without regions, not an error."""
+    """A batch of images without any detection is valid."""
     tensors = collate([encoder.encode(question("a"), [regions(0)])])
     assert tensors["visual_embeds"].shape == (1, 0, 4)
     tensors = collate([encoder.encode(choices(("a",), ("a",)), [regions(0)])])
@@ -532,7 +537,7 @@ def test_images_without_regions(encoder: InputEncoder) -> None:
 
 
 def test_encode_dispatches_on_the_form(encoder: InputEncoder) -> None:
-    """`encode` is the form's own function, and an unknown form is a TypeError."""
+    """`encode` calls the function of the form, and an unknown form is a TypeError."""
     example = question("what is he holding?")
     assert encoder.encode(example, [regions(2)]).input_ids == encoder.question(example, [regions(2)]).input_ids
     with pytest.raises(TypeError, match="no layout for str"):
@@ -540,7 +545,7 @@ def test_encode_dispatches_on_the_form(encoder: InputEncoder) -> None:
 
 
 def test_the_cache_changes_nothing(encoder: InputEncoder) -> None:
-    """A word seen before, and an encoder sent to another process, give the ids that a fresh encoder gives."""
+    """A cached word, and an encoder that was pickled for a worker, give the ids of a fresh encoder."""
     example = question("dogs dogs zebra Café")
     first = encoder.question(example, [regions(1)])
     assert encoder.question(example, [regions(1)]).input_ids == first.input_ids
@@ -552,7 +557,7 @@ def test_the_cache_changes_nothing(encoder: InputEncoder) -> None:
     ("content", "says"), [(None, "cannot be read"), ("[PAD]\n[UNK]\ncat\n", r"\[CLS\], \[SEP\], \[MASK\] missing")]
 )
 def test_a_bad_vocabulary(tmp_path: Path, content: str | None, says: str) -> None:
-    """A vocabulary that is absent or not BERT's is a CheckpointError with its path."""
+    """A missing vocabulary and one that is not BERT's are CheckpointErrors with the path."""
     path = tmp_path / "vocab.txt"
     if content is not None:
         path.write_text(content, encoding="utf-8")

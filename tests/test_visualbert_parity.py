@@ -1,7 +1,7 @@
-"""Our VisualBERT against Hugging Face transformers: the same weights and tensors must give the same numbers.
+"""Our VisualBERT compared with Hugging Face transformers: the same weights and tensors must give the same numbers.
 
-transformers makes random weights and writes them; ours reads them; and the other way round. Weights are drawn larger
-than BERT's initial ones, so that attention, masks and alignment visibly matter to the logits that are compared.
+transformers draws random weights and saves them, and our classes load them; other tests go the opposite way. The
+weights are larger than BERT's initial ones, so that attention, masks and alignment clearly change the logits.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SHAPES = ((3, 9, 6), (2, 5, 1), (1, 4, 3), (2, POSITIONS, 5))
 
 
 Pair = tuple[Any, Pretrained, Path]
-"""A random transformers model, ours read from the folder it was saved to, and that folder."""
+"""A random transformers model, our network read from its folder, and that folder."""
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +82,9 @@ def head(request: pytest.FixtureRequest, pairs: dict[str, Pair]) -> Pair:
 def tensors(
     model: nn.Module, shape: tuple[int, int, int], seed: int, padded: bool | str = True, alignment: bool = True
 ) -> dict[str, Tensor]:
-    """Random arguments of one forward: examples of different lengths, types, alignments with and without words.
+    """Draw arguments of one forward: examples of different lengths and types, alignments with and without words.
 
-    `padded` may be "mostly": two tokens and one region are left of each example.
+    With `padded="mostly"` only two tokens and one region of each example remain.
     """
     examples, text, regions = shape
     rng = torch.Generator().manual_seed(seed)
@@ -122,7 +122,7 @@ def answer(model: nn.Module, arguments: dict[str, Any]) -> Tensor:
 
 
 def numbers(output: Any) -> Tensor:
-    """What a network answers, as one tensor."""
+    """Return the output of a network as one tensor."""
     if hasattr(output, "prediction_logits"):
         return torch.cat((output.prediction_logits.flatten(1), output.seq_relationship_logits), 1)
     if hasattr(output, "pooler_output"):
@@ -132,8 +132,8 @@ def numbers(output: Any) -> Tensor:
 
 
 def gap(one: Tensor, other: Tensor) -> float:
-    """The largest difference as a share of the largest value, or of 1 where all are smaller: what is summed up on the
-    way, behind a LayerNorm, is of that size."""
+    """Return the largest difference as a share of the largest value, or of 1 where all are smaller: the sums after a
+    LayerNorm have that size."""
     assert one.shape == other.shape
     sizes = other.detach().abs()
     return float((one - other).abs().max().detach()) / max(1.0, float(sizes[sizes < MASKED].max()))
@@ -163,7 +163,7 @@ def test_the_same_numbers(pair: Pair, shape: tuple[int, int, int], padded: bool,
 def test_the_same_numbers_for_any_shape(
     pair: Pair, shape: tuple[int, int, int], seed: int, padded: bool | str, alignment: bool
 ) -> None:
-    """Logits, losses, states and attentions agree up to rounding for any shape, mask and alignment that is drawn."""
+    """Logits, losses, states and attentions agree up to rounding for any drawn shape, mask and alignment."""
     theirs, mine, _ = pair
     arguments: dict[str, Any] = tensors(theirs, shape, seed, padded, alignment)
     more = {**arguments, "output_attentions": True, "output_hidden_states": True}
@@ -171,8 +171,9 @@ def test_the_same_numbers_for_any_shape(
         more |= labels_for(mine, arguments)
     with torch.inference_mode():
         plain, expected, found = theirs(**arguments), theirs(**more), mine(**more)
-    assert gap(numbers(plain), answer(mine, arguments)) < TOLERANCE  # the fused kernel
-    assert gap(numbers(plain), numbers(found)) < TOLERANCE  # attentions written out
+    assert gap(numbers(plain), answer(mine, arguments)) < TOLERANCE  # the fused attention kernel
+    # attention with explicit weights, which our network computes where they are asked for
+    assert gap(numbers(plain), numbers(found)) < TOLERANCE
     if hasattr(found, "loss"):
         assert gap(expected.loss, found.loss) < TOLERANCE
     for kind in ("hidden_states", "attentions"):
@@ -181,7 +182,7 @@ def test_the_same_numbers_for_any_shape(
 
 
 def test_the_comparison_can_fail(pair: Pair) -> None:
-    """Every argument changes the logits far beyond the tolerance, so that the tests above see an ignored one."""
+    """Every argument changes the logits far beyond the tolerance, so the tests above would see an ignored argument."""
     theirs, mine, _ = pair
     arguments = tensors(theirs, (3, 9, 6), seed=5)
     expected = answer(mine, arguments)
@@ -197,7 +198,7 @@ def test_the_comparison_can_fail(pair: Pair) -> None:
 
 
 def test_defaults_are_those_of_transformers(pair: Pair) -> None:
-    """Left out types and positions mean the same to both: text type 0, visual type 1, positions 0, 1, 2, …."""
+    """Missing types and positions have transformers' defaults: text type 0, visual type 1, positions 0, 1, 2, …."""
     theirs, mine, _ = pair
     arguments = tensors(theirs, (3, 9, 6), seed=7)
     left_out = {key: arguments[key] for key in arguments if "type_ids" not in key}
@@ -232,7 +233,7 @@ def test_states_and_attentions(pair: Pair) -> None:
 
 
 def test_text_without_regions(pair: Pair) -> None:
-    """Without `visual_embeds` the model is a plain BERT; grounding, which needs regions, says so."""
+    """Without `visual_embeds` the model is a plain BERT, and grounding, which needs regions, raises an error."""
     theirs, mine, _ = pair
     arguments = {key: t for key, t in tensors(theirs, (2, 6, 3), seed=13).items() if "visual" not in key}
     arguments.pop("image_text_alignment")
@@ -244,7 +245,7 @@ def test_text_without_regions(pair: Pair) -> None:
 
 
 def labels_for(model: nn.Module, arguments: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Labels of the form each head takes; grounding's leave masked regions and padded phrases at zero."""
+    """Draw labels in the form that each head takes; for grounding, masked regions and padded phrases have zero."""
     name, examples = type(model).__name__, len(arguments["input_ids"])
     rng = torch.Generator().manual_seed(examples)
     classes = torch.randint(2, (examples,), generator=rng)
@@ -262,7 +263,7 @@ def labels_for(model: nn.Module, arguments: dict[str, Tensor]) -> dict[str, Tens
 
 
 def test_the_same_loss_and_gradients(head: Pair) -> None:
-    """Labels give transformers' loss and gradients, and the logits stay what they are without labels."""
+    """With labels, loss and gradients equal transformers', and the logits are those without labels."""
     theirs, mine, _ = head
     arguments: dict[str, Any] = tensors(theirs, (2, 6, 4), seed=15)
     labels = labels_for(mine, arguments)
@@ -280,7 +281,7 @@ def test_the_same_loss_and_gradients(head: Pair) -> None:
 
 
 def test_training_step_under_autocast(head: Pair) -> None:
-    """A fresh network trains in bfloat16 autocast with dropout: gradients are finite, the loss is taken in float32."""
+    """A fresh network trains with dropout under bfloat16 autocast: gradients are finite, and the loss is float32."""
     theirs, mine, _ = head
     torch.manual_seed(0)
     fresh = type(mine)(mine.config).train()
@@ -309,7 +310,7 @@ def test_training_step_under_autocast(head: Pair) -> None:
 
 @pytest.mark.parametrize("which", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
 def test_dropout_is_for_training_only(pairs: dict[str, Pair], which: str) -> None:
-    """Each dropout of the config changes the states while training and nothing in eval mode."""
+    """Each dropout of the config changes the states in training mode and nothing in eval mode."""
     theirs, mine, _ = pairs["VisualBertModel"]
     off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     torch.manual_seed(0)
@@ -325,7 +326,7 @@ def test_dropout_is_for_training_only(pairs: dict[str, Pair], which: str) -> Non
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_transformers_loads_what_we_save(pair: Pair, tmp_path: Path, dtype: torch.dtype) -> None:
-    """A folder we write opens in transformers with every weight found, and answers as ours does."""
+    """A folder that we save opens in transformers with every weight found, and gives our answers."""
     _, mine, _ = pair
     mine.save_pretrained(tmp_path, dtype=dtype)
     theirs, report = type(pair[0]).from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
@@ -340,7 +341,7 @@ def test_transformers_loads_what_we_save(pair: Pair, tmp_path: Path, dtype: torc
 
 
 def rewritten(source: Path, target: Path, edit: Any, binary: bool = False) -> Path:
-    """A copy of a checkpoint whose state went through `edit`."""
+    """Copy a checkpoint whose state goes through `edit`."""
     state = {key: value.clone() for key, value in load_file(source / "model.safetensors").items()}
     edit(state)
     (target / "config.json").write_text((source / "config.json").read_text())
@@ -352,7 +353,7 @@ def rewritten(source: Path, target: Path, edit: Any, binary: bool = False) -> Pa
 
 
 def to_2021(state: dict[str, Tensor]) -> None:
-    """What the published files look like: a position buffer, tied weights written out."""
+    """Change a state to the form of the published files: with a position buffer and with tied weights written out."""
     prefix = "visual_bert." if any(key.startswith("visual_bert.") for key in state) else ""
     state[f"{prefix}embeddings.position_ids"] = torch.arange(POSITIONS)[None]
     if "cls.predictions.bias" in state:
@@ -361,7 +362,7 @@ def to_2021(state: dict[str, Tensor]) -> None:
 
 
 def to_base(state: dict[str, Tensor]) -> None:
-    """The trunk's keys without their prefix."""
+    """Remove the prefix from the trunk's keys."""
     for key in list(state):
         state[key.removeprefix("visual_bert.")] = state.pop(key)
 
@@ -369,7 +370,7 @@ def to_base(state: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("edit", [to_2021, to_base, lambda state: None])
 def test_published_file_forms(pair: Pair, tmp_path: Path, edit: Any, binary: bool) -> None:
-    """Position buffers, written-out ties, absent prefixes, both file formats: all the same network."""
+    """Position buffers, written ties, missing prefixes and both file formats load as the same network."""
     theirs, mine, folder = pair
     loaded = type(mine).from_pretrained(rewritten(folder, tmp_path, edit, binary))
     arguments = tensors(theirs, (3, 9, 6), seed=21)
@@ -377,7 +378,7 @@ def test_published_file_forms(pair: Pair, tmp_path: Path, edit: Any, binary: boo
 
 
 def test_the_trunk_of_a_head(pair: Pair) -> None:
-    """VisualBertModel reads its weights out of any head's checkpoint."""
+    """VisualBertModel reads its weights from a checkpoint with any head."""
     _, mine, folder = pair
     trunk = ours.VisualBertModel.from_pretrained(folder)
     reference = mine if isinstance(mine, ours.VisualBertModel) else mine.visual_bert
@@ -386,7 +387,7 @@ def test_the_trunk_of_a_head(pair: Pair) -> None:
 
 
 def test_tied_weights_stay_one_parameter(pairs: dict[str, Pair]) -> None:
-    """Fresh or loaded, the decoder of both pre-training heads is the word table: training moves them together."""
+    """The decoder of both pre-training heads is the word table, fresh or loaded, so training changes them together."""
     both = [pairs[name][1] for name in ("VisualBertForRegionToPhraseAlignment", "VisualBertForPreTraining")]
     for model in (*both, *(type(loaded)(loaded.config) for loaded in both)):
         assert isinstance(model, ours.VisualBertForRegionToPhraseAlignment | ours.VisualBertForPreTraining)
@@ -416,7 +417,7 @@ def reshape_projection(state: dict[str, Tensor]) -> None:
     ],
 )
 def test_weights_that_do_not_fit(pair: Pair, tmp_path: Path, edit: Any, says: str) -> None:
-    """A missing, unknown or misshapen weight is refused by name in one line, never filled with noise."""
+    """A missing, unknown or misshapen weight is refused by name in one line, and never filled with random numbers."""
     _, mine, folder = pair
     with pytest.raises(CheckpointError, match=says) as caught:
         type(mine).from_pretrained(rewritten(folder, tmp_path, edit))
@@ -425,14 +426,14 @@ def test_weights_that_do_not_fit(pair: Pair, tmp_path: Path, edit: Any, says: st
 
 @pytest.mark.parametrize("name", ["VisualBertModel", "VisualBertForVisualReasoning"])
 def test_a_head_of_another_task(pairs: dict[str, Pair], name: str) -> None:
-    """The grounding head does not come out of another network's checkpoint with random weights."""
+    """A network with a grounding head does not load another network's checkpoint with a random head."""
     with pytest.raises(CheckpointError, match=r"missing attention\.key\.bias"):
         ours.VisualBertForRegionToPhraseAlignment.from_pretrained(pairs[name][2])
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 def test_damaged_weights(pair: Pair, tmp_path: Path, name: str) -> None:
-    """A truncated or empty weights file is a one-line CheckpointError with its path, and so is none at all."""
+    """A truncated, empty or missing weights file is a one-line CheckpointError with its path."""
     _, mine, folder = pair
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
@@ -446,7 +447,8 @@ def test_damaged_weights(pair: Pair, tmp_path: Path, name: str) -> None:
 
 
 def test_saving_over_the_folder_that_is_loaded(pair: Pair, tmp_path: Path) -> None:
-    """Weights live in memory of their own: saving to the folder they came from, changed, is safe."""
+    """A changed network can be saved to the folder that it was loaded from, because its weights have their own
+    memory."""
     theirs, mine, folder = pair
     loaded = type(mine).from_pretrained(rewritten(folder, tmp_path, lambda state: None))
     before, digest = answer(loaded, tensors(theirs, (2, 6, 3), seed=25)), weights_digest(tmp_path)
@@ -461,7 +463,7 @@ def test_saving_over_the_folder_that_is_loaded(pair: Pair, tmp_path: Path) -> No
 
 
 def test_alignment_with_a_choice_axis(pairs: dict[str, Pair]) -> None:
-    """Multiple choice takes the alignment as [B, C, V, A] too, which transformers refuses."""
+    """Multiple choice also takes the alignment as [B, C, V, A], which transformers refuses."""
     theirs, mine, _ = pairs["VisualBertForMultipleChoice"]
     arguments = tensors(theirs, (2, 6, 3), seed=27)
     flat = arguments["image_text_alignment"]
@@ -481,7 +483,7 @@ def test_alignment_with_a_choice_axis(pairs: dict[str, Pair]) -> None:
     ],
 )
 def test_missing_arguments(pairs: dict[str, Pair], left_out: str, name: str) -> None:
-    """A forward without something its head needs is a ValueError naming it, not an AttributeError inside."""
+    """A forward without an argument that its head needs is a ValueError with its name, not an AttributeError inside."""
     theirs, mine, _ = pairs[name]
     arguments = tensors(theirs, (2, 6, 3), seed=29)
     arguments.pop(left_out)
@@ -490,7 +492,7 @@ def test_missing_arguments(pairs: dict[str, Pair], left_out: str, name: str) -> 
 
 
 def test_impossible_tensors(pair: Pair) -> None:
-    """Text longer than the position table and an alignment of too few regions are ValueErrors with both numbers."""
+    """Text longer than the position table and alignment of too few regions are ValueErrors with both numbers."""
     theirs, mine, _ = pair
     with pytest.raises(ValueError, match=f"{POSITIONS + 1} tokens .* {POSITIONS} positions"):
         mine(**tensors(theirs, (2, POSITIONS + 1, 3), seed=31, alignment=False))
@@ -515,7 +517,7 @@ def test_impossible_tensors(pair: Pair) -> None:
     ],
 )
 def test_bad_config(pair: Pair, tmp_path: Path, key: str, value: object) -> None:
-    """A config.json that makes no sense is refused naming the file and the key."""
+    """A config.json with impossible values is refused with the file and the key."""
     _, mine, folder = pair
     rewritten(folder, tmp_path, lambda state: None)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -525,7 +527,7 @@ def test_bad_config(pair: Pair, tmp_path: Path, key: str, value: object) -> None
 
 
 def test_labels_survive_the_round_trip(tmp_path: Path) -> None:
-    """Named answers and the number of nameless ones are kept by config.json in both directions."""
+    """config.json keeps named answers and the number of unnamed ones, in both directions."""
     sizes = {"vocab_size": 9, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
     for config in (
         ours.VisualBertConfig(**sizes, num_labels=3, id2label=("<unk>", "yes", "no")),
@@ -541,7 +543,8 @@ def test_labels_survive_the_round_trip(tmp_path: Path) -> None:
 
 
 def test_fresh_weights_are_berts() -> None:
-    """From scratch: std 0.02 matrices, zero biases and padding vector, visual tables copied from the text's."""
+    """Fresh matrices have std 0.02, biases and the padding vector are zero, and the visual tables are copies of the
+    text's."""
     torch.manual_seed(0)
     config = ours.VisualBertConfig(vocab_size=500, hidden_size=64, num_hidden_layers=1, num_attention_heads=4)
     model = ours.VisualBertForVisualReasoning(config)

@@ -1,7 +1,6 @@
-"""A checkpoint folder behind the Model contract: what it answers, and what it refuses to open.
+"""A checkpoint folder behind the Model contract: its answers, and the folders that it refuses to open.
 
-Networks are tiny and random; where a test needs a certain answer it sets the head's bias, so that the expected
-prediction is known beforehand.
+Networks are tiny and random. A test that needs a certain answer sets the head's bias, so that the prediction is known.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from visualbert_core.schema import (
 
 ANSWERS = ("<unk>", "0", "blue", "red", "yes")
 VOCAB = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?", ".", *"abcdefghijklmnop")
-SIZE = 6  # numbers in a feature
+SIZE = 6  # numbers per feature
 Item = tuple[Example, tuple[Regions, ...]]
 
 
@@ -52,7 +51,7 @@ def regions(count: int, seed: int = 0, size: int = SIZE) -> Regions:
 
 
 def batch(task: str, size: int = SIZE) -> list[Item]:
-    """Examples of very different lengths and numbers of regions."""
+    """Make examples of very different lengths and numbers of regions."""
     short, long = regions(1, 1, size), regions(12, 2, size)
     if task == "vqa":
         return [(Question("q1", ("i1",), "a"), (short,)), (Question("q2", ("i2",), "a b c d e f g h i j?"), (long,))]
@@ -77,7 +76,7 @@ def batch(task: str, size: int = SIZE) -> list[Item]:
 
 
 def write(folder: Path, task: str, sidecar: dict[str, Any] | None = None, **changes: Any) -> Path:
-    """A complete checkpoint folder with random weights; `changes` go into its config."""
+    """Write a complete checkpoint folder with random weights; `changes` are entries of its config."""
     torch.manual_seed(4)
     sizes: dict[str, Any] = {
         "vocab_size": len(VOCAB),
@@ -113,7 +112,7 @@ def open_cpu(folder: Path, task: str) -> VisualBertPredictor:
 
 
 def logits_of(folder: Path, task: str, items: list[Item]) -> np.ndarray:
-    """The head's own logits, to check decoding against."""
+    """Return the head's own logits, to compare the decoded answers with."""
     encoder, network = (
         InputEncoder(folder / "vocab.txt", num_positions=48),
         NETWORKS[FORMS[task]].from_pretrained(folder),
@@ -134,7 +133,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("task", FORMS)
 def test_predictions_name_their_examples(tmp_path: Path, task: str) -> None:
-    """Predictions come in order, one an example, under its id and its first image; an empty batch gives none."""
+    """Predictions come in order, one per example, with its id and its first image; an empty batch gives none."""
     items = batch(task)
     model = load_model(write(tmp_path, task), FORMS[task], device="cpu")
     found = model.predict(items)
@@ -145,7 +144,7 @@ def test_predictions_name_their_examples(tmp_path: Path, task: str) -> None:
 
 @pytest.mark.parametrize("task", FORMS)
 def test_batch_mates_do_not_matter(tmp_path: Path, task: str) -> None:
-    """An example alone, or padded beside longer ones in any order, has the same answer and the same scores."""
+    """An example has the same answer and scores alone and padded beside longer ones, in any order."""
     model = open_cpu(write(tmp_path, task), task)
     items = batch(task)
     together, reverse = model.predict(items), model.predict(items[::-1])[::-1]
@@ -158,7 +157,7 @@ def test_batch_mates_do_not_matter(tmp_path: Path, task: str) -> None:
 
 @pytest.mark.parametrize("task", FORMS)
 def test_answers_use_image_and_text(tmp_path: Path, task: str) -> None:
-    """Other regions or another text change the scores, so that neither is dropped on the way to the network."""
+    """Other regions or another text change the scores, so both reach the network."""
     model = open_cpu(write(tmp_path, task), task)
     example, images = batch(task)[1]
     other_text = batch(task)[0][0]
@@ -169,7 +168,7 @@ def test_answers_use_image_and_text(tmp_path: Path, task: str) -> None:
 
 
 def test_vqa_answer_is_the_likeliest_known_one(tmp_path: Path) -> None:
-    """<unk> never is the answer, however likely, and the probability is among the answers that may be given."""
+    """<unk> is never the answer, however likely, and the probability is taken among the answers that may be given."""
     folder = write(tmp_path, "vqa")
     edited(folder, "vqa", lambda network: network.cls.bias.copy_(torch.tensor([50.0, 0, 0, 5, 0])))
     items = batch("vqa")
@@ -181,7 +180,7 @@ def test_vqa_answer_is_the_likeliest_known_one(tmp_path: Path) -> None:
 
 
 def test_vcr_answer_is_the_likeliest_choice(tmp_path: Path) -> None:
-    """The answer is the index of the best choice; scores are the four probabilities."""
+    """The answer is the index of the best choice, and the scores are the four probabilities."""
     folder = write(tmp_path, "vcr")
     items = batch("vcr")
     logits = logits_of(folder, "vcr", items)
@@ -192,7 +191,7 @@ def test_vcr_answer_is_the_likeliest_choice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("bias", "answer"), [((9.0, 0.0), "False"), ((0.0, 9.0), "True"), ((0.0, 0.0), "False")])
 def test_nlvr2_index_1_is_true(tmp_path: Path, bias: tuple[float, float], answer: str) -> None:
-    """Index 1 of the head is True, a tie is the lower index, and scores are [p(False), p(True)]."""
+    """Index 1 of the head is True, a tie gives the lower index, and scores are [p(False), p(True)]."""
 
     def blind(network: Any) -> None:
         network.cls.weight.zero_()
@@ -205,7 +204,8 @@ def test_nlvr2_index_1_is_true(tmp_path: Path, bias: tuple[float, float], answer
 
 
 def test_grounding_ranks_every_box(tmp_path: Path) -> None:
-    """Each phrase gets all boxes of its image, likeliest first, to two decimals, and the first one's probability."""
+    """Each phrase gets all boxes of its image, likeliest first, to two decimals, and the probability of the first
+    box."""
     folder = write(tmp_path, "flickr30k_entities")
     items = batch("flickr30k_entities")
     logits = logits_of(folder, "flickr30k_entities", items)
@@ -224,7 +224,7 @@ def test_grounding_ranks_every_box(tmp_path: Path) -> None:
 
 
 def test_grounding_ties_keep_the_detectors_order(tmp_path: Path) -> None:
-    """Equal logits rank boxes by index, and an image without regions ranks nothing with probability 0."""
+    """Equal logits rank boxes by index, and an image without regions gives no boxes with probability 0."""
 
     def indifferent(network: Any) -> None:
         network.attention.key.weight.zero_()
@@ -239,7 +239,7 @@ def test_grounding_ties_keep_the_detectors_order(tmp_path: Path) -> None:
 
 
 def test_predictions_are_json(tmp_path: Path) -> None:
-    """Answers and scores of all tasks are plain JSON values: they go into the prediction file as such."""
+    """Answers and scores of all tasks are plain JSON values, because the prediction file stores them."""
     for task in FORMS:
         folder = tmp_path / task
         for prediction in open_cpu(write(folder, task), task).predict(batch(task)):
@@ -249,7 +249,7 @@ def test_predictions_are_json(tmp_path: Path) -> None:
 
 
 def test_box_geometry_comes_from_the_boxes(tmp_path: Path) -> None:
-    """A checkpoint with geometry needs six numbers less of the store, and moving a box changes its scores."""
+    """A checkpoint with geometry takes six numbers fewer from the store, and a moved box changes its scores."""
     task = "flickr30k_entities"
     model = open_cpu(write(tmp_path, task, {"box_geometry": True}, visual_embedding_dim=SIZE + 6), task)
     assert model.reads.size == SIZE
@@ -266,7 +266,8 @@ def test_box_geometry_comes_from_the_boxes(tmp_path: Path) -> None:
 
 
 def test_fingerprint_says_what_changes_a_prediction(tmp_path: Path) -> None:
-    """Each of weights, config, vocabulary, answers and sidecar has its entry, and only that entry moves with it."""
+    """The fingerprint has an entry each for weights, config, vocabulary, answers and sidecar, and only the changed
+    entry differs."""
     folder = write(tmp_path, "vqa", {"task": "vqa", "feature_space": "space"})
     before = open_cpu(folder, "vqa").fingerprint()
     assert json.loads(json.dumps(before)) == before
@@ -282,7 +283,7 @@ def test_fingerprint_says_what_changes_a_prediction(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_sidecar_has_defaults(tmp_path: Path) -> None:
-    """A published checkpoint has no sidecar: original recipe, no feature space, no geometry."""
+    """A published checkpoint has no sidecar and gets the defaults: original recipe, no feature space, no geometry."""
     model = open_cpu(write(tmp_path, "nlvr2"), "nlvr2")
     assert (model.reads.size, model.reads.space) == (SIZE, None)
     assert (model.fingerprint()["recipe"], model.fingerprint()["box_geometry"]) == ("original", False)
@@ -291,7 +292,7 @@ def test_a_folder_without_sidecar_has_defaults(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", FORMS)
 def test_the_recipe_reaches_the_network(tmp_path: Path, task: str) -> None:
-    """The sidecar's recipe "hf-docs" changes every task's scores, and is what moves in the fingerprint."""
+    """The sidecar's recipe "hf-docs" changes every task's scores, and only its entry in the fingerprint differs."""
     folder = write(tmp_path, task)
     before = open_cpu(folder, task)
     CheckpointMetadata(recipe="hf-docs").save(folder)
@@ -303,17 +304,18 @@ def test_the_recipe_reaches_the_network(tmp_path: Path, task: str) -> None:
 
 @pytest.mark.parametrize(("task", "changes"), [("vqa", False), ("vcr", True), ("flickr30k_entities", True)])
 def test_fixed_quirks_reach_the_network(tmp_path: Path, task: str, changes: bool) -> None:
-    """The sidecar's `fix_quirks` changes the scores where there is a quirk, and is what moves in the fingerprint."""
+    """The sidecar's `fix_quirks` changes the scores where there is a quirk, and only its entry in the fingerprint
+    differs."""
     folder = write(tmp_path, task)
     before = open_cpu(folder, task)
     CheckpointMetadata(fix_quirks=True).save(folder)
     after = open_cpu(folder, task)
     example, images = batch(task)[1]
     if isinstance(example, Grounding):
-        # the second "a b" of the caption
+        # asks for the second "a b" of the caption, which the quirk queries at the first
         example = replace(example, phrases=(Phrase(6, 8, "a b"),))
     if isinstance(example, MultipleChoice):
-        # a mention behind a word of three pieces
+        # puts a mention after a word of three pieces, which the quirk counts as one
         example = replace(example, context=("a.b", (0,)))
     (one,), (other,) = (model.predict([(example, images)]) for model in (before, after))
     assert (np.abs(np.subtract(one.scores, other.scores)).max() > 1e-4) == changes
@@ -321,7 +323,7 @@ def test_fixed_quirks_reach_the_network(tmp_path: Path, task: str, changes: bool
 
 
 def moved(before: VisualBertPredictor, after: VisualBertPredictor) -> set[str]:
-    """Keys of the fingerprints that differ."""
+    """Return the keys whose fingerprints differ."""
     one, other = before.fingerprint(), after.fingerprint()
     return {key for key in one.keys() | other.keys() if one[key] != other[key]}
 
@@ -340,13 +342,13 @@ def moved(before: VisualBertPredictor, after: VisualBertPredictor) -> set[str]:
     ],
 )
 def test_a_bad_sidecar(tmp_path: Path, sidecar: Any, says: str) -> None:
-    """The sidecar is read strictly: an unknown key, a wrong type or another task is refused."""
+    """An unknown key, a wrong type or another task in the sidecar is refused."""
     with pytest.raises(CheckpointError, match=says):
         open_cpu(write(tmp_path, "nlvr2", sidecar), "nlvr2")
 
 
 def test_answers_in_the_config(tmp_path: Path) -> None:
-    """Without answers.txt the names in id2label are the answers; <unk> is masked wherever it stands."""
+    """Without answers.txt the names in id2label are the answers, and <unk> is masked at any index."""
     folder = write(tmp_path, "vqa", num_labels=3, id2label=("red", "<unk>", "blue"))
     (folder / "answers.txt").unlink()
     edited(folder, "vqa", lambda network: network.cls.bias.copy_(torch.tensor([0, 50.0, 20.0])))
@@ -362,7 +364,7 @@ def test_answers_in_the_config(tmp_path: Path) -> None:
     ],
 )
 def test_bad_answers(tmp_path: Path, answers: tuple[str, ...] | None, says: str) -> None:
-    """No answers, too few, or the LXMERT list of the same length in another order: refused, never decoded."""
+    """Missing answers, too few, or LXMERT's list of the same length in another order are refused and never decoded."""
     folder = write(tmp_path, "vqa")
     (folder / "answers.txt").unlink()
     if answers:
@@ -375,7 +377,7 @@ def test_bad_answers(tmp_path: Path, answers: tuple[str, ...] | None, says: str)
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 @pytest.mark.parametrize("name", ["answers.txt", "vocab.txt"])
 def test_lists_as_other_editors_save_them(tmp_path: Path, name: str, end: bytes, mark: bytes) -> None:
-    """A byte order mark and Windows' ends of lines are no part of an answer or a word piece."""
+    """A byte order mark and Windows line ends are not part of an answer or of a word piece."""
     folder = write(tmp_path, "vqa")
     right = open_cpu(folder, "vqa").predict(batch("vqa"))
     (folder / name).write_bytes(mark + (folder / name).read_bytes().replace(b"\n", end))
@@ -393,7 +395,8 @@ def test_lists_as_other_editors_save_them(tmp_path: Path, name: str, end: bytes,
     ],
 )
 def test_a_vocabulary_of_other_weights(tmp_path: Path, change: Callable[[list[str]], list[str]], says: str) -> None:
-    """One too short or too long, or with a line twice, gives every later word the vector of another: refused."""
+    """A vocabulary with too few lines, too many lines or a double line is refused, because later words would get wrong
+    vectors."""
     folder = write(tmp_path, "nlvr2")
     path = folder / "vocab.txt"
     path.write_text("".join(f"{line}\n" for line in change(path.read_text().splitlines())))
@@ -404,7 +407,7 @@ def test_a_vocabulary_of_other_weights(tmp_path: Path, change: Callable[[list[st
 
 @pytest.mark.parametrize("rows", [64, 128])
 def test_a_padded_word_table(tmp_path: Path, caplog: pytest.LogCaptureFixture, rows: int) -> None:
-    """A table padded to whole blocks for a GPU is allowed, and said; of any other length it is refused."""
+    """A word table padded to whole blocks for a GPU is accepted with a log line, and any other length is refused."""
     folder = write(tmp_path / "padded", "nlvr2", vocab_size=rows)
     open_cpu(folder, "nlvr2").predict(batch("nlvr2"))
     assert f"vocab.txt: 23 word pieces, padded to {rows} rows in the weights" in caplog.text
@@ -413,7 +416,7 @@ def test_a_padded_word_table(tmp_path: Path, caplog: pytest.LogCaptureFixture, r
 
 
 def test_endings_of_lines_are_no_words(tmp_path: Path) -> None:
-    """Lines that end as on Windows, no ending of the last one, and blank lines at the end change no answer."""
+    """Windows line ends, a missing last line end and blank lines at the end change no answer."""
     folder = write(tmp_path, "nlvr2")
     expected = open_cpu(folder, "nlvr2").predict(batch("nlvr2"))
     text = (folder / "vocab.txt").read_text()
@@ -424,7 +427,7 @@ def test_endings_of_lines_are_no_words(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["answers.txt", "config.json"])
 def test_an_answer_that_stands_twice(tmp_path: Path, where: str) -> None:
-    """Two outputs for one answer are two lists mixed up: refused with both places."""
+    """An answer that occurs twice is refused with both lines, because it shows that two lists are mixed up."""
     names = ("<unk>", "yes", "no", "yes", "red")
     folder = write(tmp_path, "vqa", num_labels=5, **({"id2label": names} if where == "config.json" else {}))
     (folder / "answers.txt").write_text("\n".join(names))
@@ -435,11 +438,11 @@ def test_an_answer_that_stands_twice(tmp_path: Path, where: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# no number, no answer
+# values that are not numbers
 
 
 def spoiled(item: Item, value: float) -> Item:
-    """The same example over regions that hold `value` once."""
+    """Return the same example with `value` once in its regions."""
     example, images = item
     features = images[0].features.copy()
     features[0, 0] = value
@@ -449,7 +452,7 @@ def spoiled(item: Item, value: float) -> Item:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("task", FORMS)
 def test_features_that_are_no_numbers(tmp_path: Path, task: str, value: float) -> None:
-    """The example fails by name, and its batch mates answer to the bit as they do beside a good one."""
+    """An example with NaN features fails by name, and the others of its batch keep their answers to the bit."""
     model, items = open_cpu(write(tmp_path, task), task), [*batch(task), *batch(task)]
     expected = model.predict(items)
     found = model.predict([*items[:1], spoiled(items[1], value), *items[2:]])
@@ -462,7 +465,7 @@ def test_features_that_are_no_numbers(tmp_path: Path, task: str, value: float) -
 
 @pytest.mark.parametrize("task", FORMS)
 def test_weights_that_are_no_numbers(tmp_path: Path, task: str) -> None:
-    """Every example fails where a weight that all answers go through is NaN; nothing is answered."""
+    """Every example fails where a weight that all answers use is NaN, and nothing is answered."""
 
     def spoil(network: Any) -> None:
         network.visual_bert.encoder.layer[0].output.LayerNorm.bias[0] = float("nan")
@@ -473,7 +476,7 @@ def test_weights_that_are_no_numbers(tmp_path: Path, task: str) -> None:
 
 
 def test_what_is_never_answered_may_be_no_number(tmp_path: Path) -> None:
-    """<unk> is masked, so NaN there stands behind no answer and changes none."""
+    """<unk> is masked, so a NaN in its logit changes no answer."""
     folder = write(tmp_path, "vqa")
     expected = open_cpu(folder, "vqa").predict(batch("vqa"))
     edited(folder, "vqa", lambda network: network.cls.bias.__setitem__(0, float("nan")))
@@ -482,7 +485,7 @@ def test_what_is_never_answered_may_be_no_number(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", FORMS)
 def test_features_of_another_size(tmp_path: Path, task: str) -> None:
-    """Features that the projection cannot take are refused in one line with both numbers."""
+    """Features that the projection cannot take are refused in one line with both sizes."""
     model = open_cpu(write(tmp_path, task), task)
     assert model.reads.size == SIZE
     with pytest.raises(CheckpointError, match="needs 6-d features, the store holds 9-d") as caught:
@@ -492,7 +495,7 @@ def test_features_of_another_size(tmp_path: Path, task: str) -> None:
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocab.txt"])
 def test_an_incomplete_folder(tmp_path: Path, name: str) -> None:
-    """Every file that the folder needs is named when it is not there."""
+    """Every file that the folder needs is named when it is missing."""
     folder = write(tmp_path, "vcr")
     (folder / name).unlink()
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
@@ -500,7 +503,8 @@ def test_an_incomplete_folder(tmp_path: Path, name: str) -> None:
 
 
 def test_what_is_not_a_checkpoint_of_the_task(tmp_path: Path) -> None:
-    """Another network's weights, an unknown form, no folder, a vocabulary too large: each says so."""
+    """The weights of another network, an unknown form, a missing folder and too large a vocabulary each have an
+    error."""
     folder = write(tmp_path / "vqa", "vqa")
     with pytest.raises(CheckpointError, match="num_labels: a Statement needs 2, got 5"):
         open_cpu(folder, "nlvr2")
@@ -516,14 +520,14 @@ def test_what_is_not_a_checkpoint_of_the_task(tmp_path: Path) -> None:
 
 
 def test_another_form_of_example(tmp_path: Path) -> None:
-    """A question given to a VCR model is a programming error, not a silent score."""
+    """A question for a VCR model is a TypeError, because it is a programming error."""
     model = open_cpu(write(tmp_path, "vcr"), "vcr")
     with pytest.raises(TypeError, match="answers a MultipleChoice, got a Question"):
         model.predict(batch("vqa"))
 
 
 def test_half_precision_weights_predict_in_float32(tmp_path: Path) -> None:
-    """A float16 checkpoint is upcast: nothing is computed in half precision, and answers stay close."""
+    """A float16 checkpoint computes in float32, and its answers stay close."""
     folder = write(tmp_path, "nlvr2")
     exact = open_cpu(folder, "nlvr2").predict(batch("nlvr2"))
     network: Pretrained = NETWORKS[Statement].from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""VQA v2: the reader on official layouts, and the score against VQAEval's own output (golden/README.md)."""
+"""VQA v2: the reader on official layouts, and scores equal to the output of VQAEval (golden/README.md)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write(folder: Path, questions: list[dict[str, Any]], annotations: list[dict[
 
 
 def rename(folder: Path, name: str, subset: str) -> None:
-    """The file of another split, which says so."""
+    """Rename the files to another split, and change the split inside them."""
     (folder / name.replace("val2014", subset)).write_text((folder / name).read_text().replace("val2014", subset))
     (folder / name).unlink()
 
@@ -61,7 +61,7 @@ def question(question_id: int) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three questions about two images; the annotations come in another order, as they may."""
+    """Write three questions about two images, with the annotations in another order."""
     annotations = [
         annotation(73000, ["red"] * 10, multiple_choice_answer="red"),
         annotation(42001, ["no"] * 6 + ["yes"] * 4, "is the"),
@@ -81,21 +81,23 @@ def predict(task: VqaTask, said: dict[str, Any]) -> list[Prediction]:
 
 
 def test_normaliser_is_the_official_one() -> None:
-    """Each of 453 strings comes out as from VQAEval's processPunctuation and processDigitArticle under Python 2.7."""
+    """Each of 453 strings is normalised as by VQAEval's processPunctuation and processDigitArticle under Python 2.7."""
     strings = golden("vqa_normaliser.json")
     assert len(strings) == 453
     assert [[raw, normalise(raw)] for raw, _ in strings] == strings
 
 
 def test_contractions_are_restored_once_apostrophes_are_missing() -> None:
-    """The derived table has the size of the official one without what cannot change a lower-cased word."""
-    assert len(CONTRACTIONS) == 114  # 120 less Id've, I'dve, Im, Ive (capitals) and let's, she's (to themselves)
+    """The derived table has the size of the official one, without the entries that cannot change a lower-cased word."""
+    # 120 without Id've, I'dve, Im and Ive, which have capitals, and let's and she's, which map to themselves
+    assert len(CONTRACTIONS) == 114
     assert CONTRACTIONS["yall'd've"] == CONTRACTIONS["y'alld've"] == "y'all'd've"
 
 
 @pytest.mark.parametrize("case", golden("vqa_corner_cases.json")["cases"], ids=lambda case: case["note"][:60])
 def test_corner_case_scores_as_officially(case: dict[str, Any]) -> None:
-    """Unanimity, leave-one-out by record, few answers, empty normal forms, 33 periods: as VQAEval scores them."""
+    """Corner cases score as in VQAEval: unanimity, leave-one-out by record, few answers, empty normal forms, 33
+    periods."""
     value = soft_accuracy(case["prediction"], case["answers"])
     assert 100 * value == pytest.approx(case["percent"], abs=1e-9)
     assert official_percent([value]) == case["rounded"]
@@ -106,7 +108,7 @@ def test_corner_case_scores_as_officially(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("index", range(35))
 def test_always_normalising_scores_as_lmms_eval(index: int) -> None:
-    """The other protocol gives every corner case what lmms-eval's vqav2_process_results gives it."""
+    """The protocol that always normalises gives every corner case what lmms-eval's vqav2_process_results gives it."""
     case, percent = golden("vqa_corner_cases.json")["cases"][index], golden("vqa_always_normalise.json")["cases"][index]
     value = soft_accuracy(case["prediction"], case["answers"], always_normalise=True)
     assert 100 * value == pytest.approx(percent, abs=1e-9)
@@ -128,21 +130,21 @@ OFFICIAL_RECORDS = st.lists(WORDS, min_size=10, max_size=10).map(lambda words: a
     always=st.booleans(),
 )
 def test_many_questions_score_as_one_by_one(rows: list[tuple[list[dict[str, Any]], str]], always: bool) -> None:
-    """The vectorised scores are the very floats of the general ones, whatever records and answers are mixed; the best
-    answer is beaten by no other, and nobody's answer gets nothing."""
+    """The vectorised scores equal the scores of one question at a time, bit for bit, for any mix of records and
+    answers. No answer beats the best one, and an answer that no annotator gave is worth nothing."""
     table = AnswerTable(len(rows), always)
     for row, (annotators, _) in enumerate(rows):
         table[row] = annotators
     one_by_one = [soft_accuracy(answer, annotators, always) for annotators, answer in rows]
     assert table.values([answer for _, answer in rows]).tolist() == one_by_one
     best = table.values([table.best(row) for row in range(len(rows))])
-    assert (best >= np.array(one_by_one) - 1e-12).all()  # equally many matches may add up to another last bit
+    assert (best >= np.array(one_by_one) - 1e-12).all()  # the sum of equally many matches may differ in the last bit
     assert not table.values([table.nobodys()] * len(rows)).any()
 
 
 @pytest.mark.parametrize(("runs", "percent"), golden("vqa_corner_cases.json")["rounding"])
 def test_rounding_is_half_away_from_zero(runs: list[tuple[float, int]], percent: float) -> None:
-    """Means print as under Python 2 (1/32 → 3.13), not to the even neighbour."""
+    """Means are rounded half away from zero, as in Python 2 (1/32 → 3.13), not to the even neighbour."""
     assert official_percent(value for value, count in runs for _ in range(count)) == percent
 
 
@@ -170,7 +172,7 @@ def test_real_slice_scores_as_officially(which: int) -> None:
 
 
 def test_examples_in_question_order(folder: Path) -> None:
-    """Questions keep their file's order and get the official image name, whatever the order of the annotations."""
+    """Questions keep their file's order and get the official image name, in any order of the annotations."""
     task = VqaTask(folder, "val")
     assert [example.example_id for example in task.examples()] == ["42000", "42001", "73000"]
     first = next(task.examples())
@@ -187,7 +189,7 @@ def test_train_is_read_from_its_own_files(folder: Path) -> None:
 
 
 def test_score_clusters_and_groups(folder: Path) -> None:
-    """A score carries its image as cluster and both types as groups."""
+    """A score has its image as cluster and both types as groups."""
     task = VqaTask(folder, "val")
     scores = judge(task, predict(task, {"42000": "white", "42001": "yes", "73000": "Red"}))
     assert [score.value for score in scores] == [1.0, 1.0, 0.0]
@@ -196,13 +198,13 @@ def test_score_clusters_and_groups(folder: Path) -> None:
 
 
 def test_gold_is_the_common_answer(folder: Path) -> None:
-    """The file's multiple_choice_answer, or without one the commonest raw answer."""
+    """Gold is the file's multiple_choice_answer, or without one the commonest raw answer."""
     task = VqaTask(folder, "val")
     assert [task.gold(example_id) for example_id in ("42000", "42001", "73000")] == ["white", "no", "red"]
 
 
 def test_chance_is_the_blind_guess_per_question_type(tmp_path: Path) -> None:
-    """Every "what" is answered by the commonest "what" answer, every "is the" by its own."""
+    """Chance answers every "what" with the commonest "what" answer, and every "is the" with its own."""
     annotations = [annotation(i * 1000, ["red"] * 10) for i in (1, 2)]
     annotations += [annotation(3000, ["blue"] * 10), annotation(4000, ["no"] * 8 + ["yes"] * 2, "is the")]
     task = VqaTask(write(tmp_path, [question(i * 1000) for i in (1, 2, 3, 4)], annotations), "val")
@@ -210,14 +212,14 @@ def test_chance_is_the_blind_guess_per_question_type(tmp_path: Path) -> None:
 
 
 def test_answer_that_is_no_string_is_refused(folder: Path) -> None:
-    """An index instead of an answer is an error that names the question, not a zero."""
+    """An index instead of an answer is an error that names the question, not a score of zero."""
     task = VqaTask(folder, "val")
     with pytest.raises(InputError, match=r"42001.*17 is not a string"):
         judge(task, predict(task, {"42000": "white", "42001": 17, "73000": "red"}))
 
 
 def test_unknown_split_and_protocol_name_the_known(folder: Path) -> None:
-    """A wrong choice is a configuration error that lists the right ones."""
+    """An unknown split or protocol is a configuration error that lists the known ones."""
     with pytest.raises(ConfigError, match=r"'test-std'.*known: val, train, test, test-dev"):
         VqaTask(folder, "test-std")
     with pytest.raises(ConfigError, match=r"'mmf'.*known: official, always-normalise"):
@@ -225,7 +227,7 @@ def test_unknown_split_and_protocol_name_the_known(folder: Path) -> None:
 
 
 def test_order_never_changes_a_score(folder: Path) -> None:
-    """Shuffled annotations, questions and predictions give every question the score that it had."""
+    """Shuffled annotations, questions and predictions give every question the same score."""
     said = {"42000": "cream", "42001": "Yes.", "73000": "red"}
     ordered = {score.unit_id: score for score in judge(VqaTask(folder, "val"), predict(VqaTask(folder, "val"), said))}
     for seed in range(5):
@@ -241,7 +243,7 @@ def test_order_never_changes_a_score(folder: Path) -> None:
 
 
 def test_official_report_has_the_official_form(folder: Path) -> None:
-    """Keys and roundings are VQAEval's."""
+    """The official report has VQAEval's keys and roundings."""
     task = VqaTask(folder, "val")
     scores = judge(task, predict(task, {"42000": "cream", "42001": "maybe", "73000": "red"}))
     assert task.official(scores) == {
@@ -256,7 +258,8 @@ def test_official_report_has_the_official_form(folder: Path) -> None:
 
 
 def test_a_pair_counts_if_both_answers_have_full_marks(folder: Path) -> None:
-    """90 percent is not enough; a pair has one image as cluster and the groups that its questions share."""
+    """A pair needs full marks on both answers: 90 percent is not enough. Its cluster is one image, and its groups are
+    those that both questions share."""
     (folder / PAIRS).write_text("[[42000, 73000], [42001, 42000], [73000, 42000]]")
     task = VqaTask(folder, "val")
     assert task.annotation_files()[-1].name == PAIRS
@@ -268,7 +271,7 @@ def test_a_pair_counts_if_both_answers_have_full_marks(folder: Path) -> None:
     assert pairs["42001+42000"].groups == {"answer type": ("other",)}
     assert summarize(scores).metrics["accuracy"].n == 3
     assert task.chance({}).keys() == {"accuracy", "pair_accuracy"}
-    scores = judge(task, predict(task, {"42000": "cream", "42001": "no", "73000": "red"}))  # 90, 100, 100
+    scores = judge(task, predict(task, {"42000": "cream", "42001": "no", "73000": "red"}))  # worth 90, 100, 100
     assert [score.value for score in scores if score.metric == "pair_accuracy"] == [0.0, 0.0]
 
 
@@ -284,7 +287,8 @@ def test_a_pair_counts_if_both_answers_have_full_marks(folder: Path) -> None:
     ],
 )
 def test_bad_pairs_end_in_one_line(folder: Path, text: str, message: str) -> None:
-    """A pair that cannot be scored is an error, in a slice of the benchmark, too, never a smaller denominator."""
+    """A pair that cannot be scored is an error, also in a slice of the benchmark, and never makes the denominator
+    smaller."""
     (folder / PAIRS).write_text(text)
     with pytest.raises(AnnotationError, match=message):
         VqaTask(folder, "val")
@@ -296,10 +300,10 @@ def test_bad_pairs_end_in_one_line(folder: Path, text: str, message: str) -> Non
 
 @pytest.mark.parametrize("split", ["test", "test-dev"])
 def test_a_split_without_labels_makes_submissions_only(folder: Path, split: str) -> None:
-    """Both test sets are about test2015 images; what needs labels says that there are none."""
+    """Both test sets use test2015 images, and a function that needs labels says that there are none."""
     subset = {"test": "test2015", "test-dev": "test-dev2015"}[split]
     rename(folder, QUESTIONS, subset)
-    if split == "test-dev":  # its submission holds all of test2015
+    if split == "test-dev":  # test-dev alone makes no submission: EvalAI wants all of test2015
         questions = folder / QUESTIONS.replace("val2014", subset)
         whole = questions.read_text().replace("test-dev", "test")
         (folder / QUESTIONS.replace("val2014", "test2015")).write_text(whole)
@@ -323,7 +327,7 @@ def test_a_split_without_labels_makes_submissions_only(folder: Path, split: str)
 
 
 def test_a_submission_is_read_back(folder: Path) -> None:
-    """A record is a prediction, in file order, duplicates and unknown ids included; further keys are not read."""
+    """Each record becomes a prediction, in file order, with duplicates and unknown ids; other keys are not read."""
     task = VqaTask(folder, "val")
     predictions = predict(task, {"42000": "white", "42001": "no", "73000": "red"})
     path = folder / task.submission_name
@@ -349,7 +353,7 @@ def test_a_submission_is_read_back(folder: Path) -> None:
     ],
 )
 def test_a_bad_submission_ends_in_one_line(folder: Path, text: str, message: str, lenient: bool) -> None:
-    """What VQAEval asserts on or breaks on is an error that names file and record, in either mode."""
+    """A fault on which VQAEval asserts or crashes is an error with file and record, in strict and in lenient mode."""
     path = folder / "submission.json"
     path.write_text(text)
     with pytest.raises(InputError, match=rf"submission.json.*{message}") as caught:
@@ -358,7 +362,7 @@ def test_a_bad_submission_ends_in_one_line(folder: Path, text: str, message: str
 
 
 def test_best_and_worst_span_the_range(folder: Path) -> None:
-    """Best answers get all that can be had and worst answers nothing."""
+    """Best answers get the highest possible score and worst answers get zero."""
     (folder / PAIRS).write_text("[[42000, 73000]]")
     task = VqaTask(folder, "val")
     for choose, percent in ((task.best, 100.0), (task.worst, 0.0)):
@@ -421,7 +425,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("fault", BROKEN)
 def test_bad_files_end_in_one_line(tmp_path: Path, fault: str) -> None:
-    """Missing, truncated or inconsistent files end in one line that says where and what."""
+    """Missing, truncated or inconsistent files are a one-line error with the place and the fault."""
     folder = tmp_path / "vqa"
     folder.mkdir()
     ids = (42000, 42001, 73000)
@@ -435,7 +439,7 @@ def test_bad_files_end_in_one_line(tmp_path: Path, fault: str) -> None:
 
 
 def test_odd_answer_ids_are_scored_one_by_one(folder: Path) -> None:
-    """An answer_id that is a list or missing is legal, if odd; the records are compared as VQAEval compares them."""
+    """An answer_id that is a list or missing is legal, and its records are compared as VQAEval compares them."""
     odd = [{"answer": "red", "answer_id": [i]} for i in range(4)] + [{"answer": "blue"}] * 6
     _edit(folder / ANNOTATIONS, "annotations", lambda a: a[0].update(answers=odd))
     task = VqaTask(folder, "val")
@@ -444,7 +448,8 @@ def test_odd_answer_ids_are_scored_one_by_one(folder: Path) -> None:
 
 
 def test_an_annotation_may_name_its_image_in_any_way_or_not_at_all(folder: Path) -> None:
-    """A number, written as a float or a string, too, or null: refused are another image and what is no number."""
+    """An image_id may be an integer, a float, a string, null or missing. Another image, and a value that is no number,
+    are refused."""
     for image_id in (42, 42.0, "42", None):
         _edit(folder / ANNOTATIONS, "annotations", lambda a, i=image_id: a[2].update(image_id=i))
         assert len(VqaTask(folder, "val").expected()) == 3
@@ -460,7 +465,7 @@ def test_an_annotation_may_name_its_image_in_any_way_or_not_at_all(folder: Path)
 
 
 def test_annotators_without_ids_are_compared_by_all_their_fields(folder: Path) -> None:
-    """A field that is not declared tells two annotators apart, as for VQAEval, which compares whole records."""
+    """An undeclared field distinguishes two annotators, as in VQAEval, which compares whole records."""
     alike = [{"answer": "red"}] * 3 + [{"answer": "blue"}] * 7
     told_apart = [record | {"annotator": number} for number, record in enumerate(alike)]
     for records in (alike, told_apart):
@@ -472,7 +477,7 @@ def test_annotators_without_ids_are_compared_by_all_their_fields(folder: Path) -
 
 
 def test_benchmark_runs_small() -> None:
-    """benchmarks/scoring.py makes its files and scores them; without the official program it says so."""
+    """benchmarks/scoring.py makes its files and scores them, and without the official program it says so."""
     command = [sys.executable, "benchmarks/scoring.py", "--questions", "60", "--repeats", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "60 questions" in done.stdout

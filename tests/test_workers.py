@@ -1,4 +1,4 @@
-"""Real networks on one worker and on four, each with threads of its own: the same bytes."""
+"""Real networks on one worker and on four, with threads of their own, give the same bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WEIGHTS = ROOT / "visualbert_core" / "synthetic" / "weights"
 
 
 def run(night: SmallNight, out: Path, pool: PoolConfig) -> dict[str, bytes]:
-    """Features of VQA's scenes and answers to its questions; every file by its name."""
+    """Extract the features of VQA's synthetic images, answer its questions, and return every file by its name."""
     world = night.out / "synthetic" / "vqa"
     with Pool(pool) as workers:
         pictures = ExtractConfig(
@@ -39,9 +39,9 @@ def run(night: SmallNight, out: Path, pool: PoolConfig) -> dict[str, bytes]:
 
 @pytest.mark.usefixtures("ray_session")
 def test_real_networks_do_not_see_how_many_workers_there_are(small_night: SmallNight, tmp_path: Path) -> None:
-    """One worker may not use the threads that the absent ones leave free, as another number of threads adds up in
-    another order: features, predictions and scores are the same files for one and four workers, and inline. On any
-    CPU, as each of them then adds up the same numbers with the same number of threads."""
+    """Features, predictions and scores are the same files for one worker, four workers and inline, on any CPU. One
+    worker must not use the threads that absent workers leave free, because another number of threads adds in another
+    order."""
     one = run(small_night, tmp_path / "one", PoolConfig(workers=1))
     assert len([name for name in one if name.endswith(".parquet")]) > 10
     assert run(small_night, tmp_path / "four", PoolConfig(workers=4)) == one
