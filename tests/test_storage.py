@@ -386,7 +386,6 @@ def test_pixels_of_a_bucket_give_the_same_answers(bucket: Location, small_night:
         "task": "vqa",
         "split": "val",
         "annotations": world,
-        "model": Path("brightness"),
         "shard_size": 5,
     }
 
