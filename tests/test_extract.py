@@ -308,7 +308,7 @@ def test_what_is_no_file_costs_its_row(world: World, pool: PoolConfig) -> None:
         (world.pictures / f"{name}.png").symlink_to(target)
     store = world.extract("with", pool=pool)
     assert {failure.item_id: failure.message for failure in store.failures()} == {
-        "huge": "huge.png has 1,099,511,627,776 bytes, more than the 536,870,912 that are read",
+        "huge": "huge.png has 1,099,511,627,776 bytes, more than the limit of 536,870,912",
         "nothing": "nothing.png is a link to nothing",
         "pipe": "pipe.png is a pipe, not a file",
         "piped": "piped.png is a pipe, not a file",
@@ -383,7 +383,7 @@ def test_given_boxes_are_used(world: World) -> None:
     assert given.fetch("image02").boxes[1].tolist() == [1, 1, 3, 3]
     assert given.fetch("image02").num_regions == 2
     reasons = {failure.item_id: failure.message for failure in given.failures()}
-    assert reasons["image00"] == "image00.json with its boxes is missing"
+    assert reasons["image00"] == "image00.json, the file with the image's boxes, is missing"
     assert reasons["image01"] == "image01.png is 6 × 8, but its boxes are for 99 × 99"
 
 
