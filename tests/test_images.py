@@ -299,7 +299,7 @@ def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
         ("pipe", "a.json is a pipe, not a file"),
         ("a.json", "a.json is a link that leads to itself, not a file"),
         (".", "a.json is a folder, not a file"),
-        ("nowhere", "a.json, the file with the image's boxes, is missing"),
+        ("nowhere", "a.json is missing: it must hold the boxes of its image"),
         ("huge", "a.json has 1,073,741,824 bytes, more than the limit of 67,108,864"),
     ],
 )
@@ -336,7 +336,7 @@ def test_vcr_boxes_come_after_the_whole_image(tmp_path: Path) -> None:
 )
 def test_malformed_boxes_are_a_decode_error(tmp_path: Path, text: str) -> None:
     """A boxes file that is missing or is not VCR's metadata is the failure of its image."""
-    with pytest.raises(DecodeError, match=r"a\.json, the file with the image's boxes, is missing"):
+    with pytest.raises(DecodeError, match=r"a\.json is missing: it must hold the boxes of its image"):
         read_boxes(tmp_path / "a.json")
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DecodeError, match=r"a\.json"):

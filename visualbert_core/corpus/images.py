@@ -223,7 +223,7 @@ def _blame_metadata(path: str | Path) -> Iterator[None]:
     except DecodeError:
         raise
     except FileNotFoundError as error:
-        raise DecodeError(f"{Path(path).name}, the file with the image's boxes, is missing") from error
+        raise DecodeError(f"{Path(path).name} is missing: it must hold the boxes of its image") from error
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DecodeError(f"{Path(path).name} is not a VCR metadata file: {error!r}") from error
     except RecursionError:  # its text depends on the depth of the caller, so it is left out of the message
