@@ -181,13 +181,13 @@ def test_a_store_of_another_version_is_compared_on_the_pool(world: World, caplog
 def test_nothing_to_compare_is_an_error(world: World) -> None:
     """The check raises an error where nothing can be compared: in a first run, with a store of other images, or without
     a number of images."""
-    with pytest.raises(InputError, match=r"nothing to compare: no shard of .* is done; name another store"):
+    with pytest.raises(InputError, match=r"nothing to compare: no shard of .* is finished; name another store"):
         world.extract(canary=4)
     assert not (world.root / "store").exists()
     other = World(world.root / "other")
     for path in other.pictures.iterdir():
         path.rename(path.with_stem(f"other-{path.stem}"))
-    with pytest.raises(InputError, match=r"nothing to compare: 4 of 0 images"):
+    with pytest.raises(InputError, match=r"nothing to compare: it is to take 4 of 0 images"):
         world.extract(canary=4, canary_store=other.extract().folder)
     with pytest.raises(ConfigError, match="add --canary N"):
         world.extract(canary_store=other.root)
@@ -211,7 +211,7 @@ def test_a_changed_image_is_not_the_detectors_fault(world: World) -> None:
         world.extract(canary=40)
     assert not isinstance(raised.value, DriftError)
     path.write_bytes(data[:40])
-    with pytest.raises(InputError, match=r"image 'image21', which is in .*, has no features now: image21\.png"):
+    with pytest.raises(InputError, match=r"image 'image21' has features in .*, but none now: image21\.png"):
         world.extract(canary=40)
 
 
@@ -232,7 +232,10 @@ def test_other_sizes_of_features(world: World, tmp_path: Path) -> None:
     Pillow.fromarray(make_scene((3, 0)).pixels).save(world.pictures / "scene.png")
     other = world.extract(limit=50)
     paths = {"images": world.pictures, "detector": WEIGHTS, "out": tmp_path / "out"}
-    with Pool(INLINE) as pool, pytest.raises(DriftError, match=r"the detector gives 256-d features, .* holds 3-d ones"):
+    with (
+        Pool(INLINE) as pool,
+        pytest.raises(DriftError, match=r"the detector gives 256-d features, but .* holds 3-d features"),
+    ):
         check_plan(plan_extraction(ExtractConfig(**paths)), DriftConfig(canary=2, canary_store=other.folder), pool)
 
 

@@ -49,13 +49,13 @@ def test_two_files_of_one_id_are_refused(tmp_path: Path) -> None:
     for name in ("a/1.jpg", "b/1.png"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
-    with pytest.raises(InputError, match=r"two images are called '1': .*1\.(jpg|png) and .*1\.(jpg|png)"):
+    with pytest.raises(InputError, match=r"two images have the id '1': .*1\.(jpg|png) and .*1\.(jpg|png)"):
         list_images(tmp_path, "none")
 
 
 def test_no_images_is_an_error(tmp_path: Path) -> None:
     """A missing folder and an empty folder are errors, never an empty corpus."""
-    with pytest.raises(InputError, match="is no folder, pattern, list, table or tar"):
+    with pytest.raises(InputError, match="is not a folder, pattern, list, table or tar"):
         list_images(tmp_path / "nowhere", "none")
     with pytest.raises(InputError, match="has no images"):
         list_images(tmp_path, "none")
@@ -95,9 +95,9 @@ def test_a_line_that_comes_twice(tmp_path: Path) -> None:
     ("line", "says"),
     [
         ("3.jpg", r"val\.txt line 2: .*3\.jpg is not there"),
-        ("1.gz", r"line 2: '1\.gz' does not end like an image"),
+        ("1.gz", r"line 2: '1\.gz' has no suffix of an image"),
         ("x" * 5000 + ".jpg", r"line 2: x{196}\.jpg is not there"),
-        ("x" * 5000, r"line 2: 'x{200}' does not end like an image"),
+        ("x" * 5000, r"line 2: 'x{200}' has no suffix of an image"),
         ("3\0.jpg", r"line 2: .*3\0\.jpg is not there"),
         ("1.jpg/2.jpg", r"line 2: .*1\.jpg/2\.jpg is not there"),
     ],
@@ -146,9 +146,9 @@ def test_tars_that_are_refused(tmp_path: Path) -> None:
     place."""
     one = packed(tmp_path / "1.tar", {"a.png": png(1)})
     packed(tmp_path / "2.tar", {"b/a.png": png(2)})
-    with pytest.raises(InputError, match=r"two images are called 'a': .*1\.tar at byte 512 and .*2\.tar at byte 512"):
+    with pytest.raises(InputError, match=r"two images have the id 'a': .*1\.tar at byte 512 and .*2\.tar at byte 512"):
         list_images(tmp_path / "*.tar")
-    with pytest.raises(InputError, match=r"boxes beside the images are read from folders on a disk only"):
+    with pytest.raises(InputError, match=r"boxes beside images are read only from a folder on a disk"):
         list_images(one, "beside")
     packed(tmp_path / "z.tar", {"a.png": png(1)}, "w:gz")
     with pytest.raises(InputError, match=r"z\.tar: cannot be read as an uncompressed tar"):
@@ -187,7 +187,7 @@ def test_what_is_no_file_in_a_tar_is_a_failure(kind: bytes, says: str, tmp_path:
             DecodeError, match=rf"^t\.tar at byte 1024 is {says} in its tar; pack the files themselves$"
         ):
             read(corpus["b"])
-    with pytest.raises(InputError, match="boxes beside the images are read from folders on a disk only"):
+    with pytest.raises(InputError, match="boxes beside images are read only from a folder on a disk"):
         list_images(tmp_path / "t.tar", "beside")
 
 
@@ -196,13 +196,11 @@ def test_a_tar_that_ends_early_is_refused(tmp_path: Path) -> None:
     because Python's tarfile would read the first images and stop silently."""
     whole = packed(tmp_path / "1.tar", {"a.png": png(1), "b.png": png(2)}).read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[:1024])
-    with pytest.raises(InputError, match=r"cut\.tar: a tar without an end, cut short\?"):
+    with pytest.raises(InputError, match=r"cut\.tar: the tar has no end mark"):
         list_images(tmp_path / "cut.tar")
     for name, data in {"damaged": whole[:1024] + b"x" + whole[1025:], "joined": whole + whole}.items():
         (tmp_path / f"{name}.tar").write_bytes(data)
-        with pytest.raises(
-            InputError, match=rf"{name}\.tar: a tar that is damaged, or several in one file, at byte \d+"
-        ):
+        with pytest.raises(InputError, match=rf"{name}\.tar: the tar is damaged at byte \d+, or holds several tars"):
             list_images(tmp_path / f"{name}.tar")
 
 
@@ -448,7 +446,7 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
 def test_members_whose_names_are_no_text(tmp_path: Path) -> None:
     """Where a tar has a name in another encoding, the error names the member."""
     packed(tmp_path / "t.tar", {"e\udcff.png": png(1)})
-    with pytest.raises(InputError, match=r"t\.tar: 'e\\udcff' is not UTF-8, and so no image id; rename it"):
+    with pytest.raises(InputError, match=r"t\.tar: 'e\\udcff' is not UTF-8, so it cannot be an image id; rename it"):
         list_images(tmp_path / "t.tar")
 
 

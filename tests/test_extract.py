@@ -231,9 +231,11 @@ def test_other_images_of_the_same_names_are_refused(world: World) -> None:
     data = [path.read_bytes() for path in paths]
     for path, other in zip(paths, data[1:] + data[:1], strict=True):
         path.write_bytes(other)
-    with pytest.raises(InputError, match=r"the file of 'image\d\d' is not the one .*--corpus"):
+    with pytest.raises(
+        InputError, match=r"the file of 'image\d\d' is not the file that they were made from .*--corpus"
+    ):
         world.extract(shard_size=4)
-    with pytest.raises(InputError, match=r"the file of 'image\d\d' is not the one"):
+    with pytest.raises(InputError, match=r"the file of 'image\d\d' is not the file that they were made from"):
         world.extract(shard_size=5)  # with this shard size no shard is done yet
     for path in paths:
         path.rename(path.with_stem("x" + path.stem))
@@ -308,7 +310,7 @@ def test_what_is_no_file_costs_its_row(world: World, pool: PoolConfig) -> None:
         (world.pictures / f"{name}.png").symlink_to(target)
     store = world.extract("with", pool=pool)
     assert {failure.item_id: failure.message for failure in store.failures()} == {
-        "huge": "huge.png has 1,099,511,627,776 bytes, more than the 536,870,912 that are read",
+        "huge": "huge.png has 1,099,511,627,776 bytes, more than the limit of 536,870,912",
         "nothing": "nothing.png is a link to nothing",
         "pipe": "pipe.png is a pipe, not a file",
         "piped": "piped.png is a pipe, not a file",
@@ -327,7 +329,7 @@ def test_an_image_that_is_a_device_now_is_another(world: World) -> None:
     for path in world.pictures.iterdir():
         path.unlink()
         path.symlink_to("/dev/zero")
-    with pytest.raises(InputError, match=r"the file of 'image\d+' is not the one that they were made of"):
+    with pytest.raises(InputError, match=r"the file of 'image\d+' is not the file that they were made from"):
         world.extract()
 
 
@@ -383,8 +385,8 @@ def test_given_boxes_are_used(world: World) -> None:
     assert given.fetch("image02").boxes[1].tolist() == [1, 1, 3, 3]
     assert given.fetch("image02").num_regions == 2
     reasons = {failure.item_id: failure.message for failure in given.failures()}
-    assert reasons["image00"] == "image00.json with its boxes is missing"
-    assert reasons["image01"] == "image01.png is 6 × 8, but its boxes are for 99 × 99"
+    assert reasons["image00"] == "image00.json is missing: it must hold the boxes of its image"
+    assert reasons["image01"] == "image01.png is 6 × 8, but its boxes are for an image of 99 × 99"
 
 
 def load_naming(folder: str | Path, device: str | None = None, precision: str = "float32") -> PixelDetector:
@@ -509,6 +511,6 @@ def test_a_smaller_gpu_gives_the_same_bytes(world: World, pool: PoolConfig) -> N
 @pytest.mark.parametrize("pool", [INLINE, PoolConfig(workers=1)])
 def test_a_worker_with_another_detector_is_refused(world: World, pool: PoolConfig) -> None:
     """A worker whose libraries would give other features is refused before it computes one."""
-    with pytest.raises(CheckpointError, match=r"differs from the job's: versions\.torch: 1 → 0"):
+    with pytest.raises(CheckpointError, match=r"differs from the detector of the job: versions\.torch: 1 → 0"):
         world.extract(load=load_otherwise, pool=pool)
     assert world.batches() == 0

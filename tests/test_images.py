@@ -180,7 +180,11 @@ def test_of_an_animation_the_first_frame_counts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "says"),
-    [(lambda data: b"", "no image"), (lambda data: b"<html>", "no image"), (lambda data: data[:-200], "truncated")],
+    [
+        (lambda data: b"", "not an image"),
+        (lambda data: b"<html>", "not an image"),
+        (lambda data: data[:-200], "truncated"),
+    ],
     ids=["empty", "a web page", "truncated"],
 )
 def test_a_bad_file_is_a_decode_error(tmp_path: Path, damage: object, says: str) -> None:
@@ -203,7 +207,7 @@ def test_other_formats_are_refused(tmp_path: Path, format_: str) -> None:
     picture = BytesIO()
     ramp().save(picture, format_)
     (tmp_path / "a.jpg").write_bytes(picture.getvalue())
-    with pytest.raises(DecodeError, match=r"a\.jpg is no image"):
+    with pytest.raises(DecodeError, match=r"a\.jpg is not an image"):
         read_image(Image("a", str(tmp_path / "a.jpg")))
 
 
@@ -211,7 +215,7 @@ def test_other_formats_are_refused(tmp_path: Path, format_: str) -> None:
 def test_samples_without_a_known_white_are_refused(tmp_path: Path, mode: str, value: float) -> None:
     """Floating-point and 32-bit TIFFs are refused, because they would silently become black or white."""
     image = saved(tmp_path / "a.tif", Pillow.new(mode, (4, 4), value))
-    with pytest.raises(DecodeError, match="TIFF of samples of 32 bits"):
+    with pytest.raises(DecodeError, match="TIFF with 32-bit samples"):
         read_image(image)
 
 
@@ -266,7 +270,7 @@ def test_reading_is_bounded(tmp_path: Path) -> None:
     (tmp_path / "huge.png").touch()
     os.truncate(tmp_path / "huge.png", 1 << 40)
     (tmp_path / "link.png").symlink_to("huge.png")
-    says = r"1,099,511,627,776 bytes, more than the 536,870,912 that are read"
+    says = r"1,099,511,627,776 bytes, more than the limit of 536,870,912"
     for name in ("huge", "link"):
         for read in (read_image, image_shape, image_digest):
             with pytest.raises(DecodeError, match=rf"^{name}\.png has {says}"):
@@ -295,8 +299,8 @@ def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
         ("pipe", "a.json is a pipe, not a file"),
         ("a.json", "a.json is a link that leads to itself, not a file"),
         (".", "a.json is a folder, not a file"),
-        ("nowhere", "a.json with its boxes is missing"),
-        ("huge", "a.json has 1,073,741,824 bytes, more than the 67,108,864 that are read"),
+        ("nowhere", "a.json is missing: it must hold the boxes of its image"),
+        ("huge", "a.json has 1,073,741,824 bytes, more than the limit of 67,108,864"),
     ],
 )
 def test_boxes_that_are_no_file_are_a_decode_error(target: str, says: str, tmp_path: Path) -> None:
@@ -332,7 +336,7 @@ def test_vcr_boxes_come_after_the_whole_image(tmp_path: Path) -> None:
 )
 def test_malformed_boxes_are_a_decode_error(tmp_path: Path, text: str) -> None:
     """A boxes file that is missing or is not VCR's metadata is the failure of its image."""
-    with pytest.raises(DecodeError, match=r"a\.json with its boxes is missing"):
+    with pytest.raises(DecodeError, match=r"a\.json is missing: it must hold the boxes of its image"):
         read_boxes(tmp_path / "a.json")
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DecodeError, match=r"a\.json"):

@@ -25,12 +25,12 @@ SIZED = [kind for kind in WRITERS if kind != "bua-hdf5"]  # the layouts that sta
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("xywh", r"3 of 5 boxes end before they begin: x, y, width, height\? \(--boxes xywh reads them so\)"),
-        ("normalised", r"all coordinates lie in \[0, 1\]: normalised\? \(--boxes normalised reads them so\)"),
+        ("xywh", r"3 of 5 boxes end before they begin: x, y, width, height\? \(if so, declare --boxes xywh\)"),
+        ("normalised", r"all coordinates lie in \[0, 1\]: normalised\? \(if so, declare --boxes normalised\)"),
         ("outside", r"5 of 5 boxes reach outside their image: per-mille\?"),
         ("swapped-wh", r"12 of 20 boxes reach outside their image: y, x, y, x, or width and height .* swapped\?"),
-        ("f16feat", r"4 of 4 records make no sense as float32 and do as float16: .* \(8 values a box were read\)"),
-        ("f64feat", r"4 of 4 records make no sense as float32 and do as float64: .* \(32 values a box were read\)"),
+        ("f16feat", r"4 of 4 records make sense as float16 and not as float32: .* \(8 values per box were read\)"),
+        ("f64feat", r"4 of 4 records make sense as float64 and not as float32: .* \(32 values per box were read\)"),
     ],
 )
 @pytest.mark.parametrize("space", ["mine", "vg_c4"])
@@ -87,7 +87,7 @@ def test_another_convention_is_refused_and_read_where_declared(kind: str, conven
     """Another convention is refused in every layout; if the user declares it, a separate store has the boxes in
     pixels."""
     source = WRITERS[kind](tmp_path / "source", written(convention))
-    with pytest.raises(InputError, match=f"--boxes {convention} reads"):
+    with pytest.raises(InputError, match=rf"declare --boxes {convention}[;)]"):
         run(kind, source, tmp_path / "out")
     done = run(kind, source, tmp_path / "out", boxes=convention)
     assert (failures(done), done.store.fingerprint["boxes"]) == ({}, convention)
@@ -124,8 +124,8 @@ def test_boxes_of_smaller_images_are_said(kind: str, tmp_path: Path) -> None:
     for record in known.values():
         record["boxes"] = record["boxes"] * np.float32(0.75)
     (note,) = run(kind, WRITERS[kind](tmp_path / "source", known), tmp_path / "out").notes
-    assert note.startswith("none of 150 boxes goes beyond 7")
-    assert note.endswith("were the images resized, so that boxes and sizes are of two scales?")
+    assert note.startswith("none of 150 boxes reaches beyond 7")
+    assert note.endswith("were the images resized, so that the boxes and the sizes have different scales?")
 
 
 @pytest.mark.parametrize("convention", OTHERS)
@@ -218,12 +218,12 @@ def test_features_of_float32_are_left_alone(seed: int) -> None:
 @pytest.mark.parametrize(
     ("dtype", "scale", "says"),
     [
-        (">f4", 1, "make no sense as float32 and do as big-endian float32"),
-        (">f2", 1, "are no numbers that a network gives"),
-        ("i1", 40, "are no numbers that a network gives"),
-        ("u1", 60, "are no numbers that a network gives"),
-        ("<i4", 60, "are no numbers that a network gives"),
-        ("<i8", 60, "are no numbers that a network gives"),
+        (">f4", 1, "make sense as big-endian float32 and not as float32"),
+        (">f2", 1, "are not what a network gives"),
+        ("i1", 40, "are not what a network gives"),
+        ("u1", 60, "are not what a network gives"),
+        ("<i4", 60, "are not what a network gives"),
+        ("<i8", 60, "are not what a network gives"),
         ("<f4", 0, "are all 0"),
     ],
 )
@@ -258,10 +258,10 @@ def test_known_spaces_have_the_detectors_sizes() -> None:
 @pytest.mark.parametrize(
     ("space", "size", "says"),
     [
-        ("vg_c4", 1024, "1,024 values a box where vg_c4 has 2,048: float16 or features of detectron_fpn?"),
-        ("vg_c4", 4096, "4,096 values a box where vg_c4 has 2,048: float64?"),
-        ("r2c_resnet50", 2048, "2,048 values a box where r2c_resnet50 has 512: features of pythia_fpn or features of"),
-        ("vg_c4", 16, "16 values a box where vg_c4 has 2,048: name the space that they are of (--space)"),
+        ("vg_c4", 1024, "1,024 values per box, but vg_c4 has 2,048: float16 or features of detectron_fpn?"),
+        ("vg_c4", 4096, "4,096 values per box, but vg_c4 has 2,048: float64?"),
+        ("r2c_resnet50", 2048, "2,048 values per box, but r2c_resnet50 has 512: features of pythia_fpn or features of"),
+        ("vg_c4", 16, "16 values per box, but vg_c4 has 2,048: name the space of these features (--space)"),
     ],
 )
 def test_a_named_space_has_its_size(space: str, size: int, says: str, tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_torn_rows_without_an_intact_one(tmp_path: Path) -> None:
     (tmp_path / "source.tsv").write_bytes(b"".join([*rows[:2], rows[2][:99] + b"\n", rows[2][:50] + b"\n", other]))
     done = run("bua-tsv", tmp_path / "source.tsv", tmp_path / "out")
     assert (done.store.image_ids, done.torn) == (["1"], ())
-    assert failures(done)["2"] == "2 records of this id, and they differ"
+    assert failures(done)["2"] == "2 records of this id differ"
     assert "3" in failures(done)
 
 

@@ -80,8 +80,8 @@ def test_npz_that_are_broken_are_malformed(tmp_path: Path) -> None:
     assert done.store.image_ids == ["7", "8", "9"]
     assert (found["1"], found["2"]) == ("1.npz: File is not a zip file", "2.npz: File is not a zip file")
     assert found["3"] == "3.npz: KeyError: 'image_w'"
-    assert found["4"] == "4.npz: num_bbox is 7, and there are 8 boxes"
-    assert found["5"] == "5.npz: x has shape (8, 8): which side counts the boxes cannot be told"
+    assert found["4"] == "4.npz: num_bbox is 7, but there are 8 boxes"
+    assert found["5"] == "5.npz: x has shape (8, 8), so either side may be the boxes"
     assert "only arrays of numbers are read" in found["6"]
     assert not (tmp_path / "sprung").exists()
 
@@ -156,13 +156,13 @@ def test_hdf5_that_are_broken(tmp_path: Path) -> None:
     source = write_hdf5(tmp_path / "val36", records())
     ids = tmp_path / "val36_imgid2idx.pkl"
     ids.write_bytes(pickle.dumps({1: 0, 2: 1, 9: 6}))
-    assert failures(run("bua-hdf5", source, tmp_path / "out")) == {"9": "it is row 6, and there are 6"}
+    assert failures(run("bua-hdf5", source, tmp_path / "out")) == {"9": "its row is 6, but the file has 6 rows"}
     ids.write_bytes(pickle.dumps({1: Trap(tmp_path / "sprung")}))
     with pytest.raises(InputError, match="only arrays of numbers are read"):
         run("bua-hdf5", source, tmp_path / "out")
     assert not (tmp_path / "sprung").exists()
     ids.unlink()
-    with pytest.raises(InputError, match=r"val36_imgid2idx.pkl is missing: it says which row is which image"):
+    with pytest.raises(InputError, match=r"val36_imgid2idx.pkl is missing: it must say which row is which image"):
         run("bua-hdf5", source, tmp_path / "out")
     (tmp_path / "text.hdf5").write_text("hello")
     (tmp_path / "text_imgid2idx.pkl").write_bytes(pickle.dumps({1: 0}))
@@ -231,7 +231,7 @@ def test_missing_shards(names: tuple[str, ...], missing: str | None, tmp_path: P
         known = {str(10 * number + int(image_id)): record for image_id, record in records(2).items()}
         write_tsv(tmp_path / "folder" / name, known, BUA)
     if missing:
-        with pytest.raises(InputError, match=re.escape(f"folder: {missing}: fetch it")):
+        with pytest.raises(InputError, match=re.escape(f"folder: {missing}: download it")):
             run("bua-tsv", tmp_path / "folder", tmp_path / "out")
     else:
         assert len(run("bua-tsv", tmp_path / "folder", tmp_path / "out").store) == 2 * len(names)
@@ -251,7 +251,7 @@ def test_what_is_no_set_of_files(tmp_path: Path) -> None:
     shards = sorted((REPORTS / "tsv_shards").iterdir())
     with pytest.raises(ConfigError, match=r"train.tsv.0 is given twice"):
         run("bua-tsv", [*shards, shards[0]], tmp_path)
-    with pytest.raises(InputError, match="no name in it is one of this layout's"):
+    with pytest.raises(InputError, match="is a folder without files of this layout"):
         run("bua-tsv", REPORTS / "hdf5", tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         run("bua-tsv", REPORTS / "tsv_shards/val.*", tmp_path)

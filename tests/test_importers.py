@@ -162,7 +162,7 @@ def test_torn_rows_of_a_tsv_are_failures(tmp_path: Path) -> None:
     store = run("bua-tsv", source, tmp_path)
     assert store.image_ids == ["139"]
     assert failures(store) == {
-        "31": "image_w is no number: b'wide'",
+        "31": "image_w is not a whole number: b'wide'",
         "42": "30 feature values for 4 boxes",
         "line 4": "2 fields instead of 6",
         "line 6": "1 fields instead of 6",
@@ -178,7 +178,7 @@ def test_ids_of_a_tsv_are_utf8(tmp_path: Path) -> None:
     source.write_bytes(b"".join(name + tab + rest for name, (_, tab, rest) in zip(names, good, strict=True)))
     store = run("bua-tsv", source, tmp_path)
     assert store.image_ids == ["8", "é"]
-    assert failures(store) == {"line 3": "b'\\xe9' is no image id in UTF-8"}
+    assert failures(store) == {"line 3": "b'\\xe9' is not an image id in UTF-8"}
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_a_row_twice_is_one_row_only_if_it_is_the_same(tmp_path: Path) -> None:
     source.write_bytes(b"".join([*good, good[0], other]))
     store = run("bua-tsv", source, tmp_path)
     assert store.image_ids == ["139", "31", "8"]
-    assert failures(store) == {"42": "2 records of this id, and they differ"}
+    assert failures(store) == {"42": "2 records of this id differ"}
 
 
 def test_values_that_no_store_holds_are_failures(tmp_path: Path) -> None:
@@ -232,8 +232,8 @@ def test_values_that_no_store_holds_are_failures(tmp_path: Path) -> None:
     assert store.image_ids == ["139"]
     assert found["8"] == "boxes or features hold NaN or infinity"
     assert found["31"] == "features have shape (1, 7), not (1, 6)"
-    assert found["42"] == "42_info.npy is missing"
-    assert found["77"] == "features of [R, D] and a dictionary beside them are expected"
+    assert found["42"] == "42_info.npy is missing: it must hold the boxes"
+    assert found["77"] == "the record must have features [R, D] and a dictionary beside them"
     assert found["78"] == "78_info.npy: UnpicklingError: pickle data was truncated"
     assert found["79"] == "features have shape (2, 6), not (3, 6)"
     (source / "139.npy").write_bytes((source / "8.npy").read_bytes())
@@ -284,7 +284,7 @@ def test_a_source_without_records_is_refused(tmp_path: Path) -> None:
         ("bua-tsv", "absent.tsv", "does not exist"),
         ("bua-tsv", "empty.tsv", "it holds no record"),
         ("bua-tsv", "text.tsv", "no record can be read, 'line 1': 1 fields instead of 6"),
-        ("bua-tsv", "folder", "is not a file"),
+        ("bua-tsv", "folder", "is a folder without files of this layout"),
         ("mmf-npy", "text.tsv", "is not a folder"),
         ("mmf-lmdb", "text.tsv", "is not an LMDB"),
     ):

@@ -109,7 +109,7 @@ def test_damaged_names_are_found_where_they_matter(tmp_path: Path, damage: bytes
     path = store.folder / "names.json"
     if damage is not None:
         path.write_bytes(damage)
-    with pytest.raises(StoreError, match=r"names\.json is damaged or another store's: delete it"):
+    with pytest.raises(StoreError, match=r"names\.json is damaged or of a different store: delete it"):
         FeatureStore.open(store.folder, verify=True)
     opened = FeatureStore.open(store.folder)
     assert same(opened.fetch("image005"), ROWS["image005"])

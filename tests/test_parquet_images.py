@@ -73,24 +73,27 @@ def test_string_column(columns: dict[str, Any], ids: list[str], tmp_path: Path) 
     ("columns", "says"),
     [
         ({"image": ["a.png"], "id": ["1"]}, r"val\.parquet: no column 'image' of bytes, there are 'image', 'id'"),
-        ({"left": [b""], "right": [b""], "id": ["1"]}, r"it could be each of 'left', 'right': give one that name"),
+        (
+            {"left": [b""], "right": [b""], "id": ["1"]},
+            r"any of 'left', 'right' could hold the images: give one column that name",
+        ),
         (
             {"left_image": [b""], "right_image": [b""], "id": ["1"]},
-            r"it could be each of 'left_image', 'right_image': give one that name "
-            r"\(a pair is left_image and right_image with identifier\)",
+            r"any of 'left_image', 'right_image' could hold the images: give one column that name "
+            r"\(a pair needs the columns left_image, right_image and identifier\)",
         ),
         (
             {"left_image": [b""], "right_image": [b""], "identifier": ["dev-1-0"]},
             r"val\.parquet row 0: identifier 'dev-1-0' is not split-set-pair-sentence",
         ),
         ({"image": [b""]}, r"no column image_id, id, __key__ and no paths in 'image'"),
-        ({"image": [b""], "id": [1.5]}, r"ids are text or integers, column 'id' is double"),
+        ({"image": [b""], "id": [1.5]}, r"ids must be text or integers, but column 'id' is double"),
         ({"image": [b"", b""], "id": ["1", None]}, r"val\.parquet row 1: the image has no id"),
         ({"image": structs([None, "a", "b", "c"])}, r"val\.parquet row 0: the image has no id"),
         ({"image": [None], "id": [None]}, r"no column 'image' of bytes"),
         (
             {"image": [b"a", b"b"], "id": [1, 1]},
-            r"two images are called '1': .*val\.parquet row 0 and .* row 1; rename",
+            r"two images have the id '1': .*val\.parquet row 0 and .* row 1; rename",
         ),
     ],
 )
@@ -103,7 +106,7 @@ def test_tables_that_are_refused(columns: dict[str, Any], says: str, tmp_path: P
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     """A table with two columns of the name `image` is refused, because the reader cannot know which one is meant."""
     pq.write_table(pa.table([[b"a"], [b"b"], ["1"]], names=["image", "image", "id"]), tmp_path / "val.parquet")
-    with pytest.raises(InputError, match=r"val\.parquet: two columns are called 'image'; rename one"):
+    with pytest.raises(InputError, match=r"val\.parquet: two columns have the name 'image'; rename one"):
         list_images(tmp_path / "val.parquet")
 
 
@@ -124,7 +127,7 @@ def test_a_file_that_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "val.parquet").write_bytes(b"PAR1 and nothing else")
     with pytest.raises(InputError, match=r"val\.parquet: cannot be read as Parquet"):
         list_images(tmp_path)
-    with pytest.raises(InputError, match="boxes beside the images are read from folders on a disk only"):
+    with pytest.raises(InputError, match="boxes beside images are read only from a folder on a disk"):
         list_images(written(tmp_path / "val.parquet", image=structs()), "beside")
 
 
@@ -206,7 +209,7 @@ def test_tables_with_reported_troubles(name: str, expected: dict[str, str | tupl
 def test_rows_of_one_id_with_other_images_are_refused() -> None:
     """Two rows of one id with different images are refused with the id and both rows."""
     with pytest.raises(
-        InputError, match=r"two images are called '42': .*diff\.parquet row 0 and .*diff\.parquet row 1;"
+        InputError, match=r"two images have the id '42': .*diff\.parquet row 0 and .*diff\.parquet row 1;"
     ):
         list_images(REPORTS / "byquestion-diff.parquet")
 
@@ -257,7 +260,7 @@ def test_rows_of_one_id_in_several_tables_are_one_image(make: Callable[..., Path
     second["image"][2] = cell(FILES[2])
     source = make(tmp_path / "tables", [second, first])
     with pytest.raises(
-        InputError, match=r"two images are called '3': .*0\.(parquet row 2|arrow at byte \d+) and .*1\."
+        InputError, match=r"two images have the id '3': .*0\.(parquet row 2|arrow at byte \d+) and .*1\."
     ):
         list_images(f"{source}/*.parquet" if make is as_parquet else source)
 
@@ -298,7 +301,7 @@ def test_a_path_in_place_of_bytes_is_read(make: Callable[..., Path], tmp_path: P
         "0": (6, 4, 3),
         "1": (6, 4, 3),
         "2": (6, 4, 3),
-        "3": f"{table} row 3 has no bytes, and its path 'https://nobody/c.png' is an address that is not read",
+        "3": f"{table} row 3 has no bytes, and its path 'https://nobody/c.png' is an address of an unsupported kind",
         "4": f"{table} row 4 has no bytes, and its path 'link.png' is a device",
         "5": f"{table} row 5 has no bytes, and its path 'nul\\x00.png' is not there in the table's folder",
         "6": f"{table} row 6 has neither bytes nor a path",
@@ -371,7 +374,7 @@ def test_a_saved_dataset_is_ranges_of_bytes(tmp_path: Path) -> None:
             file.seek(image.start)
             assert file.read(image.size or 0) == FILES[[name[0] for name in NAMES].index(image.image_id[0])]
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["val"]}')
-    with pytest.raises(InputError, match="holds the splits of a dataset"):
+    with pytest.raises(InputError, match="holds several splits of a dataset"):
         list_images(tmp_path)
 
 
@@ -386,7 +389,7 @@ def test_a_saved_dataset_that_is_damaged(tmp_path: Path) -> None:
     table = pa.ipc.open_stream(data).read_all()
     with pa.ipc.new_stream(path, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)
-    with pytest.raises(InputError, match=r"its buffers are compressed"):
+    with pytest.raises(InputError, match=r"the buffers are compressed"):
         list_images(folder)
     for text in ("{}", "[" * 100_000, '{"_data_files": [{"filename": 3}]}'):
         (folder / "state.json").write_text(text)

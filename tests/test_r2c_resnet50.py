@@ -126,7 +126,7 @@ def test_a_polygon_holds_what_is_inside() -> None:
     [
         ({"names": None}, "not a VCR metadata file"),
         ({"names": ["person"]}, "3 boxes, 1 names and 3 segms"),
-        ({"names": ["person", "unicorn", "cat"]}, "names 'unicorn', which is no class"),
+        ({"names": ["person", "unicorn", "cat"]}, "names 'unicorn', which is not a class"),
         ({"segms": [[[1, 2, 3]], [], []]}, "not polygons of finite points"),
         ({"segms": [[[[1, 2], [3, float("nan")], [4, 5]]], [], []]}, "not polygons of finite points"),
     ],
@@ -156,7 +156,7 @@ def test_a_store_is_made_of_vcrs_layout(folder: Path, tmp_path: Path) -> None:
         # The store's float16 rounds at 2⁻¹¹ of a number, ten times as coarsely as the network.
         np.testing.assert_allclose(row.features, answer["features"], rtol=1e-3, atol=1e-3)
     assert [failure.message for failure in store.failures()] == [
-        "2.json names 'unicorn', which is no class of the detector"
+        "2.json names 'unicorn', which is not a class of the detector"
     ]
     with Pool(PoolConfig(inline=True)) as pool, pytest.raises(ConfigError, match="--boxes beside"):
         extract(dataclasses.replace(config, boxes="none"), pool)

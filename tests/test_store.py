@@ -399,7 +399,7 @@ def test_a_store_without_attributes(tmp_path: Path) -> None:
 def test_rows_of_another_shape_are_not_written() -> None:
     """An array that does not fit the number of regions or D is refused when it is written, with the image's name."""
     wrong = Regions("x", 1, 1, np.zeros((2, 4)), np.zeros(2), np.zeros(2), np.zeros((2, D + 1)), "")
-    with pytest.raises(ValueError, match=r"x: features have shape \(2, 6\), not \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"image x: features have shape \(2, 6\), not \(2, 5\)"):
         encode([wrong], FINGERPRINT)
 
 

@@ -1,13 +1,14 @@
-"""How an image of a corpus becomes pixels, and the boxes that come with it.
+"""Decode the images of a corpus, and read the boxes that lie beside them.
 
-Owns the one decode function of the library. A bad file is that image's failure (`DecodeError`), which the caller turns
-into a row; a file that cannot be reached is not (`OSError` goes through as it is): a broken mount must never look like
-a million bad images.
+Owns the only function of the library that decodes an image. A bad file raises `DecodeError`, which the caller turns
+into a failure row of that image. A file that cannot be reached raises `OSError`, which no caller turns into a row: a
+disk that is not mounted must not look like a million bad images.
 
-Pillow is the only decoder. Those that are faster (torchvision.io, TorchCodec, simplejpeg) wrap the same libjpeg-turbo,
-give the same pixels of ordinary JPEGs and save a third of two milliseconds, where a detector takes seconds of a CPU or
-five milliseconds of a GPU beside which many cores decode. For that, pixels are not to depend on what is installed, nor
-odd files to take another path than ordinary ones. What becomes of odd files is a table in docs/features.md.
+Pillow is the only decoder. torchvision.io, TorchCodec and simplejpeg are faster, but they wrap the same libjpeg-turbo
+and give the same pixels for ordinary JPEGs. They would save a third of the two milliseconds that an image takes. A
+detector takes seconds per image on a CPU; on a GPU it takes five milliseconds, while many cores decode. With one
+decoder, pixels do not depend on the packages that are installed, and odd files take the same path as ordinary files.
+A table in docs/features.md says what each kind of odd file becomes.
 """
 
 from __future__ import annotations
@@ -36,22 +37,28 @@ from visualbert_core.schema import LARGEST_IMAGE, GivenObjects, Image
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 
-_LARGEST_METADATA = 1 << 26  # bytes of a JSON file of boxes; VCR's have some thousands
+_LARGEST_METADATA = 1 << 26  # bytes of a JSON file with boxes; a file of VCR has a few thousand
 
 
 class DecodeError(ValueError):
-    """The bytes of this image, or of the boxes that come with it, cannot be used; the message is deterministic."""
+    """The bytes of an image, or of its boxes, cannot be used.
+
+    The same bytes always give the same message, because the message becomes part of a store.
+    """
 
 
 def image_shape(image: Image) -> tuple[int, int]:
-    """(H, W) in pixels from the file's header, without decoding it. Raises DecodeError, OSError."""
+    """Return (H, W) in pixels from the file's header, without decoding the pixels. Raise DecodeError or OSError."""
     with _file(image) as file, _blame(name(image)):
         width, height = _open(file).size
     return height, width
 
 
 def name(image: Image) -> str:
-    """What a message calls the place where an image lies; it holds no folder, as it is kept in stores."""
+    """Return the name that messages use for an image's file.
+
+    The name has no folder, because messages are kept in stores, and a store must not depend on where its images lie.
+    """
     file = PurePosixPath(image.path).name
     if image.row is not None:
         return f"{file} row {image.row}"
@@ -59,10 +66,12 @@ def name(image: Image) -> str:
 
 
 def fetch(images: Sequence[Image]) -> list[Image]:
-    """The same images, those in tables and object stores with their `data`, or the `trouble` why there are none: a
-    table's in one pass, objects at once. An image whose row holds a path in place of bytes is the file of that path.
+    """Return the same images; those in tables and object stores have their bytes in `data`.
 
-    Raises OSError where they cannot be read."""
+    An image without bytes has the reason in `trouble`. Where a row of a table holds a path in place of bytes, the image
+    is the file at that path. Each table is read in one pass, and all objects are requested at once. Raise OSError where
+    a table or an object cannot be read.
+    """
     tables: dict[tuple[str, str | None], set[int]] = {}
     for image in images:
         if image.row is not None:
@@ -77,6 +86,7 @@ def fetch(images: Sequence[Image]) -> list[Image]:
 
 
 def _is_object(image: Image) -> bool:
+    """Return whether an image is a whole object of an object store that has not been read yet."""
     unread = image.row is None and image.data is None and image.trouble is None
     return unread and is_address(image.path)
 
@@ -86,7 +96,7 @@ def _object(address: str) -> bytes:
 
 
 def _placed(image: Image, cell: Cell) -> Image:
-    """An image of a table with what its row holds."""
+    """Return an image of a table with its bytes, as the file at the path in its row, or with the trouble it has."""
     if isinstance(cell, bytes):
         return replace(image, data=cell)
     if cell is None:
@@ -97,8 +107,8 @@ def _placed(image: Image, cell: Cell) -> Image:
         place = location(cell) if whole else location(image.path).parent / cell
         found = storage.kind(place) if isinstance(place, Path) else _object_kind(place)
     except ConfigError:
-        return replace(image, trouble=f"{lacks} is an address that is not read")
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: NUL, which no path has
+        return replace(image, trouble=f"{lacks} is an address of an unsupported kind")
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL character in the path
         tried = "" if whole else " in the table's folder"
         return replace(image, trouble=f"{lacks} is not there{tried}")
     if found is not None:
@@ -107,6 +117,7 @@ def _placed(image: Image, cell: Cell) -> Image:
 
 
 def _object_kind(place: UPath) -> str | None:
+    """Return why an object cannot be an image; None where it can be one. Raise FileNotFoundError where it is absent."""
     size = storage.size(place)
     if size is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(place))
@@ -114,29 +125,32 @@ def _object_kind(place: UPath) -> str | None:
 
 
 def identify(image: Image) -> tuple[str, tuple[int, int] | None]:
-    """Return the digest (xxh3-128) of the file's bytes, and (W, H) by its header; None for no image that can be read.
+    """Return the digest (xxh3-128) of the file's bytes, and (W, H) from its header or None where no header can be read.
 
-    Raises DecodeError where there are no bytes, OSError where the file cannot be read.
+    Raise DecodeError where there are no bytes, OSError where the file cannot be read.
     """
     data = _bytes(image)
     try:
         with _blame(name(image)):
             size = _open(BytesIO(data)).size
-    except DecodeError:  # decoding will say what is wrong with it
+    except DecodeError:  # `read_image` says later what is wrong with these bytes
         return xxhash.xxh3_128_hexdigest(data), None
     return xxhash.xxh3_128_hexdigest(data), size
 
 
 def image_digest(image: Image) -> str:
-    """The digest (xxh3-128) of the file's bytes. Raises OSError and DecodeError as `read_image` does."""
+    """Return the digest (xxh3-128) of the file's bytes.
+
+    Raise DecodeError where there are no bytes, OSError where the file cannot be read.
+    """
     return xxhash.xxh3_128_hexdigest(_bytes(image))
 
 
 def read_image(image: Image) -> tuple[np.ndarray, str]:
-    """The pixels, uint8 [H, W, 3] RGB, and the digest (xxh3-128) of the file's bytes.
+    """Return the pixels, uint8 [H, W, 3] RGB, and the digest (xxh3-128) of the file's bytes.
 
-    Raises DecodeError for bytes that are no image, cut short, or of a kind that is refused, and OSError where the file
-    cannot be read.
+    Raise DecodeError where the bytes are not an image, are cut short, or are of a kind that is refused. Raise OSError
+    where the file cannot be read.
     """
     data = _bytes(image)
     if lfs.is_pointer(data):
@@ -147,19 +161,22 @@ def read_image(image: Image) -> tuple[np.ndarray, str]:
 
 
 def read_boxes(path: str | Path) -> np.ndarray:
-    """Boxes of a VCR metadata file, {"boxes": [[x1, y1, x2, y2, …], …], "width": W, "height": H, …}.
+    """Read the boxes of a VCR metadata file, {"boxes": [[x1, y1, x2, y2, …], …], "width": W, "height": H, …}.
 
-    Returns float32 [R, 4] xyxy in pixels: region 0 is the whole image [0, 0, W, H], object i is region i + 1.
-    Raises DecodeError where the file is missing or malformed, OSError where it cannot be read.
+    Return float32 [R, 4] xyxy in pixels. Region 0 is the whole image [0, 0, W, H], and object i is region i + 1.
+    Raise DecodeError where the file is missing or malformed, OSError where it cannot be read.
     """
     return _boxes(_metadata(path), path)
 
 
 def read_objects(path: str | Path, classes: Sequence[str]) -> GivenObjects:
-    """Boxes, classes and outlines of a VCR metadata file: as above, and "names": [class, …], "segms": [[polygon, …], …]
-    with polygons [[x, y], …]. A label is the index of the name in `classes`, that of the whole image is 0.
+    """Read the boxes, classes and outlines of a VCR metadata file.
 
-    Raises DecodeError as above, and for a name that is not among `classes`.
+    Besides the keys that `read_boxes` reads, the file has "names": [class, …] and "segms": [[polygon, …], …], where a
+    polygon is [[x, y], …]. A label is the index of the object's name in `classes`. The whole image has label 0.
+
+    Raise DecodeError where the file is missing or malformed, or has a name that is not in `classes`. Raise OSError
+    where the file cannot be read.
     """
     record = _metadata(path)
     boxes = _boxes(record, path)
@@ -173,15 +190,16 @@ def read_objects(path: str | Path, classes: Sequence[str]) -> GivenObjects:
     if any(p.shape[1:] != (2,) or not np.isfinite(p).all() for outline in outlines for p in outline):
         raise DecodeError(f"{Path(path).name} has segms that are not polygons of finite points")
     if unknown := sorted(set(names) - set(classes)):
-        raise DecodeError(f"{Path(path).name} names {unknown[0]!r}, which is no class of the detector")
+        raise DecodeError(f"{Path(path).name} names {unknown[0]!r}, which is not a class of the detector")
     labels = np.array([0, *map(list(classes).index, names)], np.int16)
     whole = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64)
     return GivenObjects(boxes, labels, ((whole,), *map(tuple, outlines)))
 
 
 def _boxes(record: Any, path: str | Path) -> np.ndarray:
+    """Return float32 [R, 4] xyxy of a metadata record; row 0 is the whole image."""
     with _blame_metadata(path):
-        objects = [box[:4] for box in record["boxes"]]
+        objects = [box[:4] for box in record["boxes"]]  # VCR writes the detector's score as a fifth number
         boxes = np.array([[0, 0, record["width"], record["height"]], *objects], np.float32)
     if boxes.shape[1:] != (4,) or not np.isfinite(boxes).all():
         raise DecodeError(f"{Path(path).name} has boxes that are not four finite numbers")
@@ -199,25 +217,27 @@ def _metadata(path: str | Path) -> Any:
 
 @contextmanager
 def _blame_metadata(path: str | Path) -> Iterator[None]:
+    """Turn an error about the content of a metadata file into DecodeError; let other OSErrors through."""
     try:
         yield
     except DecodeError:
         raise
     except FileNotFoundError as error:
-        raise DecodeError(f"{Path(path).name} with its boxes is missing") from error
+        raise DecodeError(f"{Path(path).name} is missing: it must hold the boxes of its image") from error
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DecodeError(f"{Path(path).name} is not a VCR metadata file: {error!r}") from error
-    except RecursionError:  # whose text depends on where it struck
+    except RecursionError:  # its text depends on the depth of the caller, so it is left out of the message
         raise DecodeError(f"{Path(path).name} is not a VCR metadata file: it is nested too deeply") from None
 
 
 def _file(image: Image) -> IO[bytes]:
-    """A whole file on a disk is not read for its header alone."""
+    """Open the bytes of an image; only the header of a whole file on a disk is read by a caller that needs no more."""
     whole = image.size is None and image.row is None and image.data is None and image.trouble is None
     return _opened(image.path) if whole and not is_address(image.path) else BytesIO(_bytes(image))
 
 
 def _bytes(image: Image) -> bytes:
+    """Return the bytes of an image. Raise DecodeError where it has none or too many, OSError where reading fails."""
     if image.trouble is not None:
         raise DecodeError(f"{name(image)} {image.trouble}")
     if image.data is None and (image.row is not None or is_address(image.path)):
@@ -225,7 +245,7 @@ def _bytes(image: Image) -> bytes:
     data = _read(image) if image.data is None else image.data
     _check_size(len(data), name(image))
     if not data:
-        raise DecodeError(f"{name(image)} is empty, no image")
+        raise DecodeError(f"{name(image)} is empty: it is not an image")
     return data
 
 
@@ -240,13 +260,16 @@ def _read(image: Image) -> bytes:
 
 def _check_size(size: int, where: str, limit: int = LARGEST_IMAGE) -> None:
     if size > limit:
-        raise DecodeError(f"{where} has {size:,} bytes, more than the {limit:,} that are read")
+        raise DecodeError(f"{where} has {size:,} bytes, more than the limit of {limit:,}")
 
 
 def _opened(path: str | Path, limit: int | None = LARGEST_IMAGE) -> BinaryIO:
-    """A file on a disk of no more than so many bytes. What is no file is never opened: a pipe would wait for its
-    writer, and a device need not end. A link that leads nowhere, and did not when the corpus was listed, is a disk that
-    is gone, and so is not there."""
+    """Open a file on a disk. Raise DecodeError where it has more than `limit` bytes or is not a regular file.
+
+    A name that is not a regular file is never opened: a pipe would wait for its writer, and a device may never end.
+    Raise FileNotFoundError for a link to nothing. The listing of the corpus finds such links, so a new one means that
+    a disk is gone.
+    """
     path = Path(path)
     found = storage.kind(path)
     if found == storage.NOWHERE:
@@ -259,33 +282,38 @@ def _opened(path: str | Path, limit: int | None = LARGEST_IMAGE) -> BinaryIO:
 
 
 def _open(file: IO[bytes]) -> Pillow.Image:
+    """Open an image by its header. Raise DecodeError where it has more pixels than Pillow's limit."""
     picture = Pillow.open(file, formats=FORMATS)
-    # Pillow itself only warns up to twice its limit.
+    # Pillow raises an error at twice its limit only; below that it warns.
     if Pillow.MAX_IMAGE_PIXELS and picture.width * picture.height > Pillow.MAX_IMAGE_PIXELS:
-        raise DecodeError(f"{picture.width} × {picture.height} pixels are more than Pillow's limit")
+        raise DecodeError(
+            f"{picture.width} × {picture.height} pixels exceed Pillow's limit of {Pillow.MAX_IMAGE_PIXELS:,}"
+        )
     return picture
 
 
 def _rgb(picture: Pillow.Image) -> Pillow.Image:
+    """Convert an image to 8-bit RGB. Raise DecodeError for samples of 32 bits."""
+    # Some versions of Pillow open a PNG of 16 bits as mode I.
     deep = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG")
     if picture.mode in ("I", "F") and not deep:
-        raise DecodeError(f"{picture.format} of samples of 32 bits, of which nobody knows what is white")
-    if deep:  # convert("RGB") would clip them at 255
+        raise DecodeError(f"{picture.format} with 32-bit samples does not say what is white: save it with 8 bits")
+    if deep:  # convert("RGB") would clip samples at 255; the upper 8 bits keep the picture
         picture = Pillow.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     return picture.convert("RGB")
 
 
 @contextmanager
 def _blame(where: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into DecodeError, and let the machine's own troubles through."""
+    """Turn an error of a decoder into DecodeError; let errors of the operating system and of memory through."""
     try:
         yield
     except (DecodeError, MemoryError):
         raise
-    except UnidentifiedImageError as error:  # its own text holds a memory address
-        raise DecodeError(f"{where} is no image that Pillow knows") from error
+    except UnidentifiedImageError as error:  # its text holds a memory address, so it would differ between runs
+        raise DecodeError(f"{where} is not an image in one of the formats {', '.join(FORMATS)}") from error
     except Exception as error:
-        # Pillow raises bare OSErrors for broken data; one with an errno comes from the operating system.
+        # Pillow raises OSError without an errno for broken data; one with an errno comes from the operating system.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise DecodeError(f"{where}: {type(error).__name__}: {error}") from error

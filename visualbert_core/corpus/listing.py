@@ -1,9 +1,9 @@
-"""Which images a corpus has, by their ids; `sources` finds them.
+"""List the images of a corpus by their ids. `sources` finds the images.
 
-Owns the id of an image: its file name without the last suffix, which is how the benchmarks name theirs
-(`COCO_val2014_000000000042`, `dev-850-0-img0`, `1000092795`); a table may say it itself (see `tables`). An id must be
-unique in the corpus, since a row of the feature store is found by it; only rows of tables may repeat an image, as those
-with a row a question do, and then with the same bytes.
+Owns the id of an image: the file name without the last suffix, as the benchmarks name their images
+(`COCO_val2014_000000000042`, `dev-850-0-img0`, `1000092795`). A table may have the ids in a column (see
+`parquet_images`). An id must be unique in the corpus, because readers find a row of the feature store by it. Only rows
+of tables may repeat an id, as in tables with one row per question, and all rows of that id must hold the same image.
 """
 
 from __future__ import annotations
@@ -27,38 +27,42 @@ from visualbert_core.errors import InputError
 from visualbert_core.io.locations import Location, absolute, is_address
 from visualbert_core.schema import Image
 
-_BLOCK = 1 << 20  # ids that are held against each other at a time
-_A_ROW = -1
+_BLOCK = 1 << 20  # ids that are compared with their neighbours at a time, to bound the memory
+_A_ROW = -1  # in place of a size: the first number is a row of a table, not a byte of a file
 
 
 def list_images(source: str | Location, boxes: Literal["none", "beside"] = "none") -> Corpus:
-    """Every image of a corpus.
+    """List every image of a corpus.
 
-    `source` is a folder (files at any depth), a pattern with * or ?, a .txt or .lst file with a path a line (relative
-    to the list's folder), a .tar or a .parquet file; a pattern may name several of these. A folder without images is
-    its Parquet files, or what `Dataset.save_to_disk` left in it. An `s3://…` address is a folder or a Parquet file.
-    Tar members are read where they lie. Other files than images are passed over, except in a list, where they are an
-    error. With boxes "beside", each image has its boxes in the JSON of the same name (VCR's layout); one that is
-    missing is that image's failure later. Rows of tables that repeat an id are read, to tell whether their images are
-    one.
+    `source` is one of these:
+    - a folder, with images at any depth; without images, its Parquet files, or what `Dataset.save_to_disk` wrote there
+    - a .txt or .lst file with one path per line, relative to the folder of the list
+    - a .tar file, whose members are read in place, or a .parquet file
+    - a pattern with * or ?, which may match several images, tars and tables
+    - an `s3://…` address of a folder or of a Parquet file
 
-    Raises InputError where there is nothing to read, for a damaged or compressed tar, a table without images or ids, a
-    set of tars or tables that counts further than its files, or naming two images of one id.
+    A file that is not an image is skipped, except in a list, where it is an error. With boxes "beside", the boxes of an
+    image are in the JSON file of the same name (VCR's layout); a missing JSON file becomes a failure of its image
+    later. Rows of tables that repeat an id are read, to check that they hold the same image.
+
+    Raise InputError where there is no image, a tar is damaged or compressed, a table has no images or ids, a file of a
+    numbered set of tars or tables is missing, or two different images have one id.
     """
     corpus = Corpus(images_of(absolute(source)), boxes)
     if not corpus:
-        raise InputError(f"{source} has no images ({' '.join(sorted(SUFFIXES))}): name what holds them")
+        raise InputError(f"{source} has no images ({' '.join(sorted(SUFFIXES))}): name the folder that holds them")
     if corpus.is_lost:
         raise InputError(f"{source}: all {len(corpus):,} images are links to nothing: is a disk not mounted?")
     return corpus
 
 
 class Corpus(Mapping[str, Image]):
-    """Image id → image, ids ascending.
+    """A mapping from image id to image, in ascending order of the ids.
 
-    Kept in columns of about fifty bytes an image, from which an `Image` is made when it is asked for: a driver plans
-    corpora of tens of millions. Raises InputError naming two images of one id, or one that cannot have its boxes beside
-    it."""
+    The columns take about fifty bytes per image, and an `Image` is made when a caller asks for it, because one driver
+    plans corpora of tens of millions of images. Raise InputError where two different images have one id, or where an
+    image cannot have a JSON file with boxes beside it.
+    """
 
     def __init__(self, images: Iterable[Image], boxes: Literal["none", "beside"] = "none") -> None:
         self._boxes = boxes
@@ -70,7 +74,7 @@ class Corpus(Mapping[str, Image]):
             self._add(image, known)
         self._order = self._sorted()
         self.ids = StringColumn(self._letters, self._starts, self._order)
-        """The keys; a sequence, for `shards.plan`."""
+        """The ids, ascending. They are a sequence, as `shards.plan` needs."""
 
     def __getitem__(self, image_id: str) -> Image:
         index = self.ids.find(image_id)
@@ -86,20 +90,21 @@ class Corpus(Mapping[str, Image]):
 
     @property
     def is_lost(self) -> bool:
-        """Whether every image is a link that leads nowhere."""
+        """Return whether every image is a link to nothing."""
         return all(place.where.trouble == LEADS_NOWHERE for place in self._places)
 
     def first(self, count: int | None) -> Self:
-        """The first `count` images; None for all."""
+        """Return a corpus of the first `count` images, or of all images for None."""
         some = copy(self)
         some._order, some.ids = self._order[:count], self.ids[:count]
         return some
 
     def _add(self, image: Image, known: dict[_Where, int]) -> None:
         if self._boxes == "beside":
-            _with_boxes(image)  # raises for what cannot have a file beside it
+            _with_boxes(image)  # raises InputError now rather than when the image is asked for
         where = _Where.of(image)
-        # Of a tar or a table the images of a place follow each other, so that `first` finds their numbers.
+        # The images of one place in a tar or a table must have consecutive numbers: `_Place.numbers_of` counts from the
+        # place's first image.
         if where not in known or (where.suffix is None and self._place_of[-1] != known[where]):
             known[where] = len(self._places)
             self._places.append(_Place(where, len(self._place_of)))
@@ -111,11 +116,11 @@ class Corpus(Mapping[str, Image]):
             self._letters += image.image_id.encode()
         except UnicodeEncodeError:
             name = f"{image.path!r}: its name" if where.suffix is not None else f"{image.path}: {image.image_id!r}"
-            raise InputError(f"{name} is not UTF-8, and so no image id; rename it") from None
+            raise InputError(f"{name} is not UTF-8, so it cannot be an image id; rename it") from None
         self._starts.append(len(self._letters))
 
     def _image(self, image_id: str, number: int) -> Image:
-        """The image of this id, which was the `number`th to be added."""
+        """Make the image of this id; `number` counts the images in the order in which they were added."""
         place = self._places[self._place_of[number]]
         path, suffix, column, trouble = place.where
         if suffix is not None:
@@ -126,26 +131,30 @@ class Corpus(Mapping[str, Image]):
         return replace(image, row=first) if second == _A_ROW else replace(image, start=first, size=second)
 
     def _sorted(self) -> np.ndarray:
-        """The numbers of the images in the order of their ids."""
+        """Return the numbers of the images in ascending order of their ids, uint32, with one number per id."""
+        # The arrays serve as the buffers of an Arrow array without a copy.
         buffers = pa.py_buffer(self._starts), pa.py_buffer(self._letters)
         ids = pa.LargeStringArray.from_buffers(len(self._place_of), *buffers)
         order: np.ndarray = pc.sort_indices(ids).to_numpy().astype(np.uint32)
-        again = np.zeros(len(order), bool)  # of each whether it has the id of the one before it
+        again = np.zeros(len(order), bool)  # whether an image has the same id as the image before it in `order`
         for start in range(0, len(order), _BLOCK):
             block = ids.take(pa.array(order[start : start + _BLOCK + 1]))
             equal = pc.equal(block[1:], block[:-1]).to_numpy(zero_copy_only=False)
             again[start + 1 : start + 1 + len(equal)] = equal
         if again.any():
             order = self._once(order, again, ids)
-        pa.default_memory_pool().release_unused()
+        pa.default_memory_pool().release_unused()  # Arrow would keep the memory of the sort for later arrays
         return order
 
     def _once(self, order: np.ndarray, again: np.ndarray, ids: pa.LargeStringArray) -> np.ndarray:
-        """`order` with one number an id: the first whose row holds an image. Raises InputError where not all rows of an
-        id hold the same one, or it is not rows that share it."""
+        """Return `order` with one number per id: the first row of the id that holds an image.
+
+        Raise InputError where rows of one id hold different images, or where the images of one id are not rows.
+        """
+        # `mine` marks all images that share an id, with the first of each id.
         mine = again | np.append(again[1:], False)
         numbers, ids_of = order[mine], (np.cumsum(~again) - 1)[mine]
-        numbers = numbers[np.lexsort((numbers, ids_of))]
+        numbers = numbers[np.lexsort((numbers, ids_of))]  # by id, then in the order of the rows
         shared, leader, which = np.unique(ids_of, return_index=True, return_inverse=True)
         seen = self._digests(numbers, which, ids)
         holds = seen != b""
@@ -159,7 +168,10 @@ class Corpus(Mapping[str, Image]):
         return once
 
     def _digests(self, numbers: np.ndarray, which: np.ndarray, ids: pa.LargeStringArray) -> np.ndarray:
-        """What tells the images of these rows apart, see `tables.digests`; `which` numbers the ids that they share."""
+        """Return the digests of the images in these rows, S16 [N] (see `parquet_images.digests`).
+
+        `which` numbers the ids that the rows share. Raise InputError for an image that is not a row.
+        """
         found = np.zeros(len(numbers), "S16")
         places = np.frombuffer(self._place_of, np.uint32)[numbers]
         for number in np.unique(places).tolist():
@@ -172,16 +184,21 @@ class Corpus(Mapping[str, Image]):
         return found
 
     def _refuse(self, ids: pa.LargeStringArray, *pair: np.integer) -> NoReturn:
+        """Raise the InputError that names two images of one id."""
         image_id = ids[int(pair[0])].as_py()
         first, second = (_address(self._image(image_id, int(number))) for number in pair)
         if first == second:
             raise InputError(f"{first} is in the corpus twice; remove it once")
-        raise InputError(f"two images are called {image_id!r}: {first} and {second}; rename one")
+        raise InputError(f"two images have the id {image_id!r}: {first} and {second}; rename one")
 
 
 class _Where(NamedTuple):
-    """What images have in common: before and after its id in the name of a file, or the tar or table (no suffix), and a
-    column of it; and why they cannot be read, of which there are few reasons."""
+    """What many images have in common, so that it is stored once.
+
+    For files, `path` and `suffix` are the text before and after the id in the path. For members of a tar and rows of a
+    table, `path` is the tar or the table, `suffix` is None, and `column` is the column of the table. `trouble` is why
+    the images cannot be read.
+    """
 
     path: str
     suffix: str | None
@@ -202,7 +219,11 @@ class _Where(NamedTuple):
 
 @dataclass(frozen=True)
 class _Place:
-    """Images of one `where`; for each of a tar start and size, of a table these or row and `_A_ROW`."""
+    """Images with one `where`; the first one has the number `first` in the corpus.
+
+    `numbers` has two integers per image: start and size in bytes in a tar or a saved dataset, or the row of a table and
+    `_A_ROW`. It is empty for files.
+    """
 
     where: _Where
     first: int
@@ -214,8 +235,7 @@ class _Place:
 
 
 def corpus_name(source: str | Location) -> str:
-    """What a corpus is called unless told otherwise: its folder, or the name without the suffix of a list, tar or
-    table."""
+    """Return the default name of a corpus: the folder's name, or a list's, tar's or table's name without the suffix."""
     path = absolute(source)
     while has_magic(path.name):
         path = path.parent
@@ -223,8 +243,9 @@ def corpus_name(source: str | Location) -> str:
 
 
 def _with_boxes(image: Image) -> Image:
+    """Return the image with the path of its boxes. Raise InputError where the image is not a file on a disk."""
     if image.size is not None or image.row is not None or is_address(image.path):
-        raise InputError(f"{image.path}: boxes beside the images are read from folders on a disk only; unpack it there")
+        raise InputError(f"{image.path}: boxes beside images are read only from a folder on a disk; unpack it there")
     return replace(image, boxes_path=str(Path(image.path).with_suffix(".json")))
 
 

@@ -1,13 +1,15 @@
-"""Images in the rows of a table: Parquet files, on a disk or in an object store, and folders that `datasets` saved.
+"""Read images from the rows of a table: a Parquet file, or a folder that Hugging Face's `datasets` saved.
 
-Owns which columns count, and where a row's bytes lie. The images are the column `image`, or the only one that can be:
-binary, or a struct of `bytes` and `path` as Hugging Face writes it. Their ids are the column `image_id`, `id` or
-`__key__`, the first of these that there is, a number in decimals; else the stem of the struct's `path`. NLVR2's tables
-hold a pair a row, `left_image` and `right_image`, whose ids follow from its `identifier` as they do in the benchmark.
+Owns which columns hold images and ids, and where the bytes of a row lie. The images are in the column `image`, or in
+the only column of a fitting type: binary, or a struct of `bytes` and `path` as Hugging Face writes it. The ids are in
+the first existing column of `image_id`, `id` and `__key__`; an integer becomes its decimal digits. Without such a
+column, an id is the stem of the struct's `path`. A table of NLVR2 has a pair of images per row, `left_image` and
+`right_image`, and their ids follow from the column `identifier`, as in the benchmark.
 
-A row may hold the path of a file in place of bytes, or nothing; both are told apart when its bytes are read. What
-`Dataset.save_to_disk` writes is Arrow as it lies in memory, so a row is a range of a file's bytes. Parquet is not: a
-row is named by its number, and `read_rows` decodes the row groups that hold the rows asked for, in one pass.
+A row may hold the path of a file in place of bytes, or nothing; `read_rows` tells these cases apart.
+`Dataset.save_to_disk` writes Arrow's memory layout, so an image is a range of bytes of the file. Parquet is compressed,
+so an image is named by the number of its row, and `read_rows` decodes the row groups of the rows that a caller asks
+for, in one pass.
 """
 
 from __future__ import annotations
@@ -34,18 +36,22 @@ TABLE = ".parquet"
 IDS = ("image_id", "id", "__key__")
 
 Cell = bytes | str | None
-"""What a row holds of an image: its bytes, the path of its file, or nothing."""
+"""What a row holds for an image: its bytes, the path of its file, or nothing."""
 
 _PAIR = {"left_image": "-img0", "right_image": "-img1"}
 _PAIR_ID = "identifier"
-_IDENTIFIER = re.compile(r"(\w+-\d+-\d+)-\d+", re.ASCII)  # split-set-pair-sentence: an image is the pair's
+# split-set-pair-sentence; sentences about one pair share its images, so an image id has no sentence number.
+_IDENTIFIER = re.compile(r"(\w+-\d+-\d+)-\d+", re.ASCII)
 
-_ROWS = 64  # decoded at a time
-_BUFFER = 1 << 20  # bytes; a column chunk is streamed, however large its row group is
+_ROWS = 64  # rows that are decoded at a time
+_BUFFER = 1 << 20  # bytes; Arrow streams a column chunk in such pieces, so a large row group takes little memory
 
 
 def list_parquet(path: Location) -> Iterator[Image]:
-    """The images of a Parquet file; reads its ids and no image. Raises InputError."""
+    """Yield the images of a Parquet file. Read the ids, and the images only of rows without an id.
+
+    Raise InputError where the file is not Parquet or has no images or ids, OSError where it cannot be read.
+    """
     address = str(path)
     with _open(path, InputError) as file:
         for columns in _columns(file.schema_arrow, address):
@@ -62,28 +68,33 @@ def list_parquet(path: Location) -> Iterator[Image]:
 
 
 def list_saved(folder: Path) -> Iterator[Image]:
-    """The images of a folder that `Dataset.save_to_disk` wrote. Raises InputError."""
+    """Yield the images of a folder that `Dataset.save_to_disk` wrote. Raise InputError where it is malformed."""
     description = folder / "state.json"
     try:
         paths = [folder / file["filename"] for file in json.loads(description.read_bytes())["_data_files"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         if lfs.is_pointer_file(description):
             raise InputError(f"{description} is {lfs.REASON}") from None
-        raise InputError(f"{description} is not what datasets writes: {error!r}") from None
+        raise InputError(f"{description} is not what datasets writes ({error!r}): save the dataset again") from None
     for path in paths:
         yield from _list_arrow(path)
 
 
 def read_rows(path: str, rows: Collection[int], column: str | None = None) -> dict[int, Cell]:
-    """What these rows of a table hold, in that column where several have images. Raises OSError."""
+    """Return what these rows of a table hold, by row. `column` selects one where several columns have images.
+
+    Raise OSError where the table cannot be read.
+    """
     return dict(_read(path, rows, column))
 
 
 def digests(path: str, column: str | None, places: np.ndarray) -> np.ndarray:
-    """What the images of a table are told apart by, as S16 [N]: the hash of their bytes, or of the path in their place;
-    b"" where there is neither. `places` are int64 [N, 2]: row and -1, or start and size in the file.
+    """Return a digest (xxh3-128) per image of a table, S16 [N]; equal digests mean the same image.
 
-    Holds some rows at a time. Raises OSError."""
+    It is the digest of the image's bytes, or of the path in their place, or b"" where the row has neither. `places` are
+    int64 [N, 2]: row and -1, or start and size in bytes of the file. A few rows are in memory at a time. Raise OSError
+    where the table cannot be read.
+    """
     found = np.zeros(len(places), "S16")
     is_row = places[:, 1] < 0
     if not is_row.all():
@@ -96,12 +107,13 @@ def digests(path: str, column: str | None, places: np.ndarray) -> np.ndarray:
     rows = places[numbers, 0]
     for row, cell in _read(path, set(rows.tolist()), column):
         if cell is not None:
-            data = cell if isinstance(cell, bytes) else b"path\0" + cell.encode()
+            data = cell if isinstance(cell, bytes) else b"path\0" + cell.encode()  # a path is never taken for bytes
             found[numbers[np.searchsorted(rows, row)]] = xxhash.xxh3_128_digest(data)
     return found
 
 
 def _read(path: str, rows: Collection[int], column: str | None) -> Iterator[tuple[int, Cell]]:
+    """Yield (row, cell) of these rows of a Parquet file or an Arrow file, in ascending order of the rows."""
     if not rows:
         return
     if not path.lower().endswith(TABLE):
@@ -112,7 +124,10 @@ def _read(path: str, rows: Collection[int], column: str | None) -> Iterator[tupl
 
 
 def _cells(file: pq.ParquetFile, columns: _Columns, rows: Collection[int]) -> Iterator[tuple[int, Cell]]:
-    """Rows of a Parquet file, ascending; of its row groups only theirs are read, some rows at a time."""
+    """Yield (row, cell) of these rows of a Parquet file, ascending. Decode only the row groups that hold one of them.
+
+    A few rows are in memory at a time.
+    """
     if not rows:
         return
     sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
@@ -126,6 +141,7 @@ def _cells(file: pq.ParquetFile, columns: _Columns, rows: Collection[int]) -> It
 
 
 def _cell(value: pa.Scalar) -> Cell:
+    """Return what a value of an image column holds; an empty path counts as nothing."""
     held = value.as_py()
     if isinstance(held, dict):
         held = held.get("path") or None if held["bytes"] is None else held["bytes"]
@@ -134,9 +150,12 @@ def _cell(value: pa.Scalar) -> Cell:
 
 
 def _nameless(address: str, row: int, columns: _Columns, empty: bool) -> Image:
-    """The image of a row without an id: one that holds nothing is called by its number, and fails later."""
+    """Return the image of a row without an id. Raise InputError unless the row is empty.
+
+    An empty row gets an id from its number. It becomes a failure when it is read, so that it is counted.
+    """
     if not empty:
-        raise InputError(f"{address} row {row}: the image has no id")
+        raise InputError(f"{address} row {row}: the image has no id; give every image an id")
     return Image(f"{PurePosixPath(address).stem} row {row}{columns.ending}", address, row=row, column=columns.named)
 
 
@@ -145,6 +164,7 @@ def _nameless(address: str, row: int, columns: _Columns, empty: bool) -> Image:
 
 
 def _list_arrow(path: Path) -> Iterator[Image]:
+    """Yield the images of one Arrow file of a saved dataset, as ranges of its bytes or, without bytes, as rows."""
     row, address = 0, str(path)
     with _stream(path, InputError) as (file, batches):
         for batch in batches:
@@ -173,7 +193,10 @@ def _read_arrow(path: Path, rows: Collection[int], column: str | None) -> Iterat
 
 @contextmanager
 def _stream(path: Path, wrong: type[Exception]) -> Iterator[tuple[pa.Buffer, Iterator[pa.RecordBatch]]]:
-    """The file in memory, and the batches of its stream; raises `wrong` where they cannot be read."""
+    """Map the file into memory, and yield its bytes and the batches of its stream.
+
+    Raise `wrong` where the stream cannot be read, InputError where the file is a Git LFS pointer.
+    """
     try:
         require_file(path)
         with pa.memory_map(str(path)) as source:
@@ -186,13 +209,17 @@ def _stream(path: Path, wrong: type[Exception]) -> Iterator[tuple[pa.Buffer, Ite
 
 
 def _places(values: pa.Array, file: pa.Buffer, path: Path) -> Iterator[tuple[int, int] | None]:
-    """(start, size) of every value in the file's bytes, None for a null."""
+    """Yield (start, size) in bytes of the file for every value, or None for a null.
+
+    Arrow's buffers are views of the mapped file, so the addresses say where the bytes lie in it. Raise InputError where
+    a buffer lies outside, because Arrow had to decompress it.
+    """
     _, offsets, data = values.buffers()
     wide = np.int64 if pa.types.is_large_binary(values.type) else np.int32
     ends = np.frombuffer(offsets, wide)[values.offset : values.offset + len(values) + 1].astype(np.int64)
-    start = data.address - file.address if data else 0  # a buffer without bytes lies anywhere
+    start = data.address - file.address if data else 0  # an empty buffer has no address in the file
     if data and not 0 <= start <= start + data.size <= file.size:
-        raise InputError(f"{path}: its buffers are compressed; save the dataset with datasets' own save_to_disk")
+        raise InputError(f"{path}: the buffers are compressed; save the dataset with Dataset.save_to_disk")
     valid = values.is_valid().to_numpy(zero_copy_only=False).tolist()
     places = zip((start + ends[:-1]).tolist(), np.diff(ends).tolist(), strict=True)
     return (place if there else None for place, there in zip(places, valid, strict=True))
@@ -203,27 +230,30 @@ def _places(values: pa.Array, file: pa.Buffer, path: Path) -> Iterator[tuple[int
 
 
 class _Columns(NamedTuple):
-    """Names of the columns of images and ids, and of the leaves below them that are read of a Parquet file."""
+    """The column of images and the column of ids, and their leaf columns in a Parquet file that must be read."""
 
     image: str
     leaves: list[str]
     id: str
     id_leaf: str
     ending: str = ""
-    """What is added to a pair's name for the id of this image of it."""
+    """What is added to the name of an NLVR2 pair to make the id of the left or the right image."""
 
     @property
     def named(self) -> str | None:
-        """The column, where an image must say which it is of."""
+        """Return the column of images where the table has several, else None."""
         return self.image if self.ending else None
 
 
 def _columns(schema: pa.Schema, where: str) -> tuple[_Columns, ...]:
-    """One, or those of a pair. Raises InputError naming the columns that there are."""
+    """Choose the columns of a table: one entry, or two for the pairs of NLVR2.
+
+    `where` is the table's name for messages. Raise InputError where the columns are ambiguous or missing.
+    """
     found = {field.name: field.type for field in schema}
     if len(found) < len(schema):
         twice = next(name for name in found if schema.names.count(name) > 1)
-        raise InputError(f"{where}: two columns are called {twice!r}; rename one")
+        raise InputError(f"{where}: two columns have the name {twice!r}; rename one")
     possible = [name for name, kind in found.items() if _is_image(kind)]
     if "image" not in possible and set(_PAIR) <= set(possible) and _is_text(found.get(_PAIR_ID, pa.null())):
         every = (_Columns(name, _leaves(name, found[name]), _PAIR_ID, _PAIR_ID, end) for name, end in _PAIR.items())
@@ -231,24 +261,26 @@ def _columns(schema: pa.Schema, where: str) -> tuple[_Columns, ...]:
     image = "image" if "image" in possible else possible[0] if len(possible) == 1 else None
     if image is None:
         named = ", ".join(map(repr, possible or found))
-        wrong = f"it could be each of {named}" if possible else f"there are {named}"
-        pair = f" (a pair is left_image and right_image with {_PAIR_ID})" if possible else ""
-        raise InputError(f"{where}: no column 'image' of bytes, {wrong}: give one that name{pair}")
+        wrong = f"any of {named} could hold the images" if possible else f"there are {named}"
+        pair = f" (a pair needs the columns left_image, right_image and {_PAIR_ID})" if possible else ""
+        raise InputError(f"{where}: no column 'image' of bytes, {wrong}: give one column that name{pair}")
     leaves = _leaves(image, found[image])
     if name := next((name for name in IDS if name in found), None):
         if not (_is_text(found[name]) or pa.types.is_integer(found[name])):
-            raise InputError(f"{where}: ids are text or integers, column {name!r} is {found[name]}")
+            raise InputError(f"{where}: ids must be text or integers, but column {name!r} is {found[name]}")
         return (_Columns(image, leaves, name, name),)
     if f"{image}.path" in leaves:
         return (_Columns(image, leaves, image, f"{image}.path"),)
-    raise InputError(f"{where}: no column {', '.join(IDS)} and no paths in {image!r}: give every image an id")
+    raise InputError(f"{where}: no column {', '.join(IDS)} and no paths in {image!r}: add a column of ids")
 
 
 def _chosen(every: tuple[_Columns, ...], column: str | None) -> _Columns:
+    """Return the entry whose images are in `column`, or the only entry for None."""
     return next(columns for columns in every if column in (None, columns.image))
 
 
 def _leaves(name: str, kind: pa.DataType) -> list[str]:
+    """Return the leaf columns of an image column: `bytes` and `path` of a struct, or the column itself."""
     if not pa.types.is_struct(kind):
         return [name]
     return [f"{name}.{field.name}" for field in kind if field.name == "bytes" or _is_path(field)]
@@ -277,7 +309,10 @@ def _bytes(column: pa.Array) -> pa.Array:
 
 
 def _ids(column: pa.Array, columns: _Columns, first: int, where: str) -> Iterator[str]:
-    """The id of every row from the `first` on, "" for none."""
+    """Yield the id of every row of a column, "" where there is none. `first` is the number of the first row.
+
+    Raise InputError where an identifier of NLVR2 has another form.
+    """
     struct = pa.types.is_struct(column.type)
     values = pc.struct_field(column, "path") if struct else column
     for row, value in enumerate(values.to_pylist(), first):
@@ -294,25 +329,28 @@ def _ids(column: pa.Array, columns: _Columns, first: int, where: str) -> Iterato
 
 
 def require_file(path: Path) -> None:
-    """Raises InputError where a name on a disk leads to a device, a pipe or nothing, which is not to be opened."""
+    """Raise InputError where a path leads to a device, a pipe or nothing; opening one of these might wait for ever."""
     if found := storage.kind(path):
         raise InputError(f"{path} is {found}, not a file")
 
 
 @contextmanager
 def _open(path: Location, wrong: type[Exception]) -> Iterator[pq.ParquetFile]:
-    """Raises InputError for what is no Parquet file, and `wrong` where a part of it is damaged."""
+    """Open a Parquet file. Raise InputError where it is not one, `wrong` where a part of it is damaged.
+
+    An OSError of a disk or a network goes through as it is.
+    """
     if isinstance(path, Path):
         require_file(path)
     try:
-        # pre_buffer would hold the whole file, at a quarter of the speed.
+        # With pre_buffer, Arrow would keep the whole file in memory and read at a quarter of the speed.
         file = pq.ParquetFile(storage.opened(path), buffer_size=_BUFFER, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         if lfs.is_pointer_file(path):
             raise InputError(f"{path} is {lfs.REASON}") from None
         if _is_systems(error, path):
             raise
-        raise InputError(f"{path}: cannot be read as Parquet ({_said(error)})") from None
+        raise InputError(f"{path}: cannot be read as Parquet ({_said(error)}); download it again") from None
     with file:
         try:
             yield file
@@ -323,11 +361,13 @@ def _open(path: Location, wrong: type[Exception]) -> Iterator[pq.ParquetFile]:
 
 
 def _said(error: Exception) -> str:
-    """Arrow's reasons may have several lines."""
+    """Return an error's text as one line; Arrow's may have several."""
     return " ".join(str(error).split())
 
 
 def _is_systems(error: Exception, path: Location) -> bool:
-    """Whether it is the trouble of a disk or a network, and not of what the file holds; Arrow raises OSErrors for
-    both."""
+    """Return whether an error comes from a disk or a network, and not from the content of the file.
+
+    Arrow raises OSError for both. Only the system's own has an errno, and an object store's errors may have none.
+    """
     return isinstance(error, OSError) and (error.errno is not None or not isinstance(path, Path))

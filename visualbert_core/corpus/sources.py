@@ -1,7 +1,8 @@
-"""Where the images of a corpus lie: a folder, a pattern, a list of files, tar shards, or tables (see `tables`).
+"""Find the images of a corpus: in a folder, a pattern, a list of files, tars, or tables (see `parquet_images`).
 
-What lies among images and is none (a link to nothing, a device, a folder of an image's name) is listed, and fails when
-it is read, or a corpus would silently be smaller than its folder. Nothing is opened here that need not end.
+Owns which files count as images. An entry with an image's name that is not a file (a link to nothing, a device, a
+folder) is listed all the same, and it becomes a failure when it is read. Otherwise a corpus would silently be smaller
+than its folder. This file opens no pipe and no device, since reading one might never end.
 """
 
 from __future__ import annotations
@@ -25,21 +26,24 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", 
 LISTS = frozenset({".txt", ".lst"})
 TAR = ".tar"
 LEADS_NOWHERE = f"is {storage.NOWHERE}"
-APPLE = "._"  # begins files that a Mac leaves beside others and in tars; they hold no picture
+APPLE = "._"  # prefix of the metadata files that macOS writes beside files and into tars; they hold no picture
 
-_SHOWN = 200  # characters of a line that is no path
-_TAIL = 1 << 20  # bytes behind the last member of a tar in which there must be nothing
+_SHOWN = 200  # characters of a line of a list that a message quotes
+_TAIL = 1 << 20  # bytes after the last member of a tar that must all be zero
 
 
 def images_of(source: Location) -> Iterator[Image]:
-    """The images of a source, see `corpus.list_images`. Raises InputError, and OSError for what cannot be read."""
+    """Yield the images of a source (see `listing.list_images`).
+
+    Raise InputError where the source is not one, or is malformed, OSError where it cannot be read.
+    """
     if not isinstance(source, Path):
         found = _objects(source)
     elif (source / "state.json").is_file() and (source / "dataset_info.json").is_file():
         yield from list_saved(source)
         return
     elif (source / "dataset_dict.json").is_file():
-        raise InputError(f"{source} holds the splits of a dataset: name the folder of one of them")
+        raise InputError(f"{source} holds several splits of a dataset: name the folder of one split")
     elif source.is_dir():
         found = _images_or_tables(_below(source))
     elif source.suffix.lower() in LISTS and source.is_file():
@@ -49,7 +53,7 @@ def images_of(source: Location) -> Iterator[Image]:
     elif has_magic(str(source)):
         found = _matched(str(source))
     else:
-        raise InputError(f"{source} is no folder, pattern, list, table or tar of images: name what holds them")
+        raise InputError(f"{source} is not a folder, pattern, list, table or tar: name one that holds images")
     gaps: dict[Location, dict[str, numbered.Gap]] = {}
     for place, trouble in found:
         name = _name(place)
@@ -63,15 +67,18 @@ def images_of(source: Location) -> Iterator[Image]:
 
 
 class _Found(NamedTuple):
-    """A name that may be an image's, and why it cannot be read where that is known without opening it."""
+    """A path or an address, and why it cannot be read, where that is known without opening it."""
 
     place: str
     trouble: str | None = None
 
 
 def _images_or_tables(every: Iterable[_Found]) -> Iterator[_Found]:
-    """What makes a folder a corpus: its images, or else its tables. A table or a tar among images is their metadata or
-    an archive of the very same."""
+    """Yield the images of a folder or, where there are none, its tables.
+
+    A table beside images is usually their metadata, so it is skipped. A tar in a folder is never read: it is usually an
+    archive of the same images.
+    """
     tables, images = [], False
     for found in every:
         if _is_image(_name(found.place)):
@@ -88,11 +95,12 @@ def _is_image(name: str) -> bool:
 
 
 def _name(place: str) -> str:
-    """The last part of a path or an address; making a path of each takes as long as listing them."""
+    """Return the last part of a path or an address. Making a Path would take as long as listing the entry."""
     return place.rpartition("/")[2]
 
 
 def _objects(folder: UPath) -> Iterator[_Found]:
+    """Yield the images or tables at an address; an object that is too large gets its trouble from its size."""
     if folder.suffix.lower() == TABLE:
         return iter([_Found(str(folder))])
     too_large = f"is larger than the {LARGEST_IMAGE:,} bytes that are read"
@@ -101,18 +109,21 @@ def _objects(folder: UPath) -> Iterator[_Found]:
 
 
 def _below(root: Path) -> Iterator[_Found]:
-    """The files of a folder at any depth, one after the other, as there may be millions, and what else has an image's
-    name. Raises OSError for a folder that cannot be read, or the corpus would silently be smaller."""
+    """Yield the files of a folder at any depth, and folders and links to nothing that have an image's name.
+
+    A folder may have millions of files, so they are not held in memory. Raise OSError for a folder that cannot be read,
+    because the corpus would otherwise silently be smaller.
+    """
     folders, seen = [root], set()
     while folders:
         folder = folders.pop()
         inode = folder.stat().st_dev, folder.stat().st_ino
         if inode in seen:
-            continue  # a link to a folder that is in the corpus already
+            continue  # a link leads to a folder that was listed already; it may even be a loop
         seen.add(inode)
         with os.scandir(folder) as entries:
             for entry in entries:
-                # Whether a link leads to a folder raises where it leads to itself.
+                # entry.is_dir() would raise OSError for a link that leads to itself.
                 link = entry.is_symlink()
                 kind = storage.kind(Path(entry.path)) if link else "a folder" if entry.is_dir() else None
                 if kind == "a folder":
@@ -122,20 +133,24 @@ def _below(root: Path) -> Iterator[_Found]:
 
 
 def _is_misnamed(folder: Path) -> bool:
-    """Whether a folder has an image's name and holds no image: somebody may have meant one."""
+    """Return whether a folder has an image's name and holds no image: the user may have meant it to be one."""
     if not _is_image(folder.name):
         return False
     return not any(_is_image(name) for _, _, names in os.walk(folder) for name in names)
 
 
 def _trouble(kind: str | None) -> str | None:
-    """A link that leads nowhere now is no image. One that is found to do so later, when it is read, may be a disk that
-    is gone, and of the rest reading tells better."""
+    """Return the trouble of a link to nothing, and None for every other kind.
+
+    The listing must notice such links. A link that leads to nothing only later, when it is read, may mean that a disk
+    is gone. For the other kinds, the reading gives a better message.
+    """
     return LEADS_NOWHERE if kind == storage.NOWHERE else None
 
 
 def _matched(pattern: str) -> Iterator[_Found]:
-    for name in sorted(glob(pattern, recursive=True)):  # noqa: PTH207  (absolute patterns)
+    """Yield what a pattern matches, except folders that are not meant to be images."""
+    for name in sorted(glob(pattern, recursive=True)):  # noqa: PTH207  (Path.glob takes no absolute pattern)
         path = Path(name)
         kind = storage.kind(path)
         if kind != "a folder" or _is_misnamed(path):
@@ -143,6 +158,7 @@ def _matched(pattern: str) -> Iterator[_Found]:
 
 
 def _listed(path: Path) -> Iterator[_Found]:
+    """Yield the images that a list names, one path per line. Raise InputError naming the first wrong line."""
     if lfs.is_pointer_file(path):
         raise InputError(f"{path} is {lfs.REASON}")
     try:
@@ -154,21 +170,22 @@ def _listed(path: Path) -> Iterator[_Found]:
             continue
         found = path.parent / line.strip()
         if found.suffix.lower() not in SUFFIXES:
-            raise InputError(f"{path} line {number}: {line.strip()[:_SHOWN]!r} does not end like an image")
+            raise InputError(f"{path} line {number}: {line.strip()[:_SHOWN]!r} has no suffix of an image; correct it")
         try:
             yield _Found(str(found), _trouble(storage.kind(found)))
-        except (OSError, ValueError) as error:  # ValueError: NUL, which no path has
+        except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
             if isinstance(error, PermissionError):
                 raise
             raise InputError(f"{path} line {number}: {str(found)[-_SHOWN:]} is not there; correct the list") from None
 
 
 def _require_set(path: Location, gaps: dict[Location, dict[str, numbered.Gap]], alone: bool) -> None:
-    """Of `train-00000-of-00002.parquet` the other one must lie beside it, and between two numbers every other; `gaps`
-    are those of the folders that were looked at. Whoever names one file `alone` means it, but for names that say how
-    many there are.
+    """Raise InputError where a file of a numbered set is missing beside this one, naming the first that is missing.
 
-    Raises InputError naming the first that is missing."""
+    Beside `train-00000-of-00002.parquet`, `train-00001-of-00002.parquet` must exist. Beside `0.tar` and `2.tar`,
+    `1.tar` must exist. A user who names one file `alone` may mean only that file, unless its name says how many there
+    are. `gaps` caches the gaps of each folder.
+    """
     if not numbered.counts(path.name):
         return
     if path.parent not in gaps:
@@ -176,11 +193,14 @@ def _require_set(path: Location, gaps: dict[Location, dict[str, numbered.Gap]], 
         gaps[path.parent] = {name: gap for gap in found for name in gap.there}
     gap = gaps[path.parent].get(path.name)
     if gap and (gap.says_total or not alone):
-        raise InputError(f"{path}: {gap.first} of the same set is not beside it; download it, too")
+        raise InputError(f"{path}: {gap.first} of the same set is not beside it; download it too")
 
 
 def _members(path: Path) -> Iterator[Image]:
-    """Images of an uncompressed tar, each as a range of the tar's bytes."""
+    """Yield the images of an uncompressed tar, each as a range of the tar's bytes.
+
+    Raise InputError where the tar is compressed, damaged or cut short.
+    """
     require_file(path)
     if lfs.is_pointer_file(path):
         raise InputError(f"{path} is {lfs.REASON}")
@@ -202,18 +222,21 @@ def _members(path: Path) -> Iterator[Image]:
 
 
 def _kind(member: tarfile.TarInfo) -> str:
+    """Return what a member of a tar is that is not an ordinary file, for a message."""
     if member.islnk() or member.issym():
         return "a link"
     return "sparse" if member.issparse() else "a pipe" if member.isfifo() else "a device"
 
 
 def _require_end(path: Path, end: int) -> None:
-    """Where `tarfile` stops without a word, the tar must end: it does so at a damaged header, and after the first of
-    several tars in one file, too. Raises InputError."""
+    """Raise InputError unless the tar ends with zeros at byte `end`, where `tarfile` stopped reading.
+
+    `tarfile` also stops without an error at a damaged header, and after the first of several tars in one file.
+    """
     with path.open("rb") as file:
         file.seek(end)
         rest = file.read(_TAIL)
     if not rest:
-        raise InputError(f"{path}: a tar without an end, cut short? download it again")
+        raise InputError(f"{path}: the tar has no end mark and may be cut short; download it again")
     if rest.strip(b"\0"):
-        raise InputError(f"{path}: a tar that is damaged, or several in one file, at byte {end}; unpack it")
+        raise InputError(f"{path}: the tar is damaged at byte {end}, or holds several tars; unpack it")

@@ -1,7 +1,9 @@
-"""Strings in a column: one buffer, and where each of them starts, as Arrow keeps them; read where they lie.
+"""A column of strings in one buffer, read in place.
 
-As Python objects, ten million ids take most of a GB, in every process anew, a forked one included as soon as it looks
-at them. Corpora and stores keep theirs like this.
+Owns the layout of image ids in memory: the bytes of all strings in a row, and the start of each string, as in Apache
+Arrow's string arrays. Corpora and stores keep their ids like this. As Python objects, ten million ids take almost a GB
+in every process. A forked process copies that memory as soon as it reads the ids, because reading an object changes its
+reference count.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import pyarrow as pa
 
 
 class StringColumn(Sequence[str]):
-    """String i is bytes [starts[i], starts[i + 1]) of `letters`, in UTF-8. With an `order`, a permutation or a part of
-    one as integers, it is the string that `order` says."""
+    """A sequence of strings. Without `order`, string i is bytes [starts[i], starts[i + 1]) of `letters`, in UTF-8.
+
+    With `order`, integers that select strings, item i of the sequence is string order[i].
+    """
 
     def __init__(
         self,
@@ -26,13 +30,14 @@ class StringColumn(Sequence[str]):
         order: range | np.ndarray | None = None,
     ) -> None:
         self._letters, self._starts = letters, starts
+        # `.data` is a memory view: its items are Python's integers, which are faster one at a time than NumPy's.
         every = range(len(starts) - 1)
         self._order = order.data if isinstance(order, np.ndarray) else every if order is None else order
 
     @classmethod
     def of(cls, column: pa.StringArray | pa.LargeStringArray) -> Self:
-        """The strings of an Arrow array without nulls."""
-        if not len(column):
+        """Make a column over the buffers of an Arrow array without nulls, without a copy."""
+        if not len(column):  # Arrow may give no buffer of starts for an empty array
             return cls(bytearray(), array("q", [0]))
         _, starts, letters = column.buffers()
         raw = memoryview(starts).cast("B")
@@ -53,6 +58,6 @@ class StringColumn(Sequence[str]):
         return StringColumn(self._letters, self._starts, np.asarray(at))
 
     def find(self, value: str) -> int | None:
-        """The index of a string, where strings ascend; None where it is none of them."""
+        """Return the index of a string by bisection, or None where it is absent. The strings must ascend."""
         index = bisect_left(self, value)
         return index if index < len(self) and self[index] == value else None

@@ -1,1 +1,1 @@
-"""regions → Parquet: the feature store (`store.py`) and the job that fills it (`extract.py`)."""
+"""Features: the store of regions in Parquet (`store.py`), and the jobs that fill it (`extract.py`, `importers/`)."""

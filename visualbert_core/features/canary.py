@@ -1,15 +1,16 @@
-"""The parity canary: does this detector give the features of that store? Some images extracted anew, and compared.
+"""The canary: extract a few images again, and compare the features with those in a store.
 
-Owns what counts as the same. The images go the way of every extraction (decoding, detector and encoding on a worker of
-the pool), but their part comes back to the driver, which holds it against the store region by region. Nothing of it is
-written to the store's root.
+Owns which differences count as drift. The images take the same way as in every extraction: decoding, detector and
+encoding on a worker of the pool. Their part comes back to the driver, which compares it with the store region by
+region. Nothing is written to the folder of the store.
 
-Regions are matched by their boxes: greedily, the best overlap first, each region once; overlaps that are equal to three
-digits in the order of the regions, so that boxes that come twice meet their own twins.
+Regions are matched by their boxes: greedily, the largest overlap first, and each region once. Overlaps that are equal
+to three digits are matched in the order of the regions, so that the copies of a repeated box are matched in order.
 
-The limits let rounding through, as of another CPU or GPU. With the embedded world's detector, weights that are off by
-0.1 % or rounded to bfloat16 pass; BGR, a side shorter by 2 %, a suppression at 0.6 in place of 0.7, refined boxes in
-place of proposals and another mean are stopped. A setting that changes no region of these images goes unseen.
+The limits accept rounding, as between two CPUs or GPUs. With the detector of the synthetic world, weights that are off
+by 0.1 % or rounded to bfloat16 pass. These changes fail: BGR in place of RGB, a side shorter by 2 %, suppression at 0.6
+in place of 0.7, refined boxes in place of proposals, and another mean of the pixels. A setting that changes no region
+of these images is not noticed.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ INGREDIENT = "features"
 _LOG = logging.getLogger(__name__)
 
 MATCH_IOU = 0.9
-"""Least overlap of two boxes that count as one region."""
+"""The smallest overlap (IoU) of two boxes that count as one region."""
 
 
 class Limit(NamedTuple):
-    """What the median image and every image must reach."""
+    """The smallest value that the median of the images, and every single image, may have."""
 
     median: float
     every: float
@@ -51,29 +52,28 @@ LIMITS = {
     "length": Limit(0.98, 0.9),
     "labels": Limit(0.9, 0.5),
 }
-"""For each number of a `Match`."""
+"""The limit of each number of a `Match`."""
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Match:
-    """How far the regions of one image are those of the store: all of it is 1; NaN where there is nothing to hold
-    against each other."""
+    """How similar the regions of one image are to those in the store, from 0 to 1. NaN means nothing to compare."""
 
     image_id: str
     matched: float
-    """Regions that have a partner, of the larger of the two numbers of regions."""
+    """The number of matched pairs, divided by the larger of the two numbers of regions."""
     cosine: float
-    """Mean over the partners of the cosine between their features."""
+    """The cosine between the features of a pair, as a mean over the pairs."""
     length: float
-    """Mean over the partners of the shorter over the longer of their features."""
+    """The shorter length of the two features of a pair, divided by the longer one, as a mean over the pairs."""
     labels: float
-    """Share of the partners with equal labels, of those for which the store has one."""
+    """The share of pairs with equal labels, among the pairs for which the store has a label."""
 
 
 class Extractor(Protocol):
-    """The worker of an extraction, as far as it matters here: it commits to `folder`."""
+    """The worker of an extraction. `DryRunWorker` replaces the folder that it commits to."""
 
     folder: ShardFolder
 
@@ -82,31 +82,39 @@ class Extractor(Protocol):
 
 @dataclass(frozen=True)
 class Extraction:
-    """What would be run: shards of some of its images, workers for them, and the fingerprint of their features."""
+    """The extraction that is to be checked."""
 
     images: Collection[str]
+    """The ids of its images."""
     plan: Callable[[Sequence[str]], Sequence[Shard]]
+    """Makes shards of some of the images."""
     make_worker: Callable[[], Worker[Any]]
-    """Of a `DryRunWorker`."""
+    """Makes a `DryRunWorker`."""
     fingerprint: dict[str, Any]
 
 
 def check(store: FeatureStore, number: int, extraction: Extraction, pool: Pool) -> None:
-    """Extract `number` images of `store`, spread over its ids, anew and log how they compare.
+    """Extract `number` images of `store` again, spread over its ids, and log how similar the features are.
 
-    Raises DriftError where the features are not the store's, InputError where files of images are not what they were,
-    or where there is nothing to compare.
+    Raise DriftError where the features differ from those in the store. Raise InputError where the file of an image has
+    changed or cannot be read any more, or where there is nothing to compare.
     """
     name, here = str(store.folder), extraction.images
     known = [image_id for image_id in store.image_ids if image_id in here]
     if not known or number < 1:
-        raise InputError(f"the canary has nothing to compare: {number} of {len(known)} images that {name} has of these")
+        raise InputError(
+            f"the canary has nothing to compare: it is to take {number} of {len(known)} images that are both in {name} "
+            "and in this corpus; check --images"
+        )
     if gone := [image_id for image_id in store.image_ids if image_id not in here]:
         counts = f"{len(gone):,} of the {len(store):,} images of {name}"
         _LOG.warning("canary: %s are not in this corpus, the first %r", counts, gone[0])
     size = extraction.fingerprint["feature_size"]
     if size != store.feature_size:
-        raise DriftError(f"the detector gives {size}-d features, {name} holds {store.feature_size}-d ones")
+        raise DriftError(
+            f"the detector gives {size}-d features, but {name} holds {store.feature_size}-d features: name the "
+            "detector that made the store"
+        )
     with TemporaryDirectory() as folder:
         again = _extract(extraction, spread(known, number), pool, ShardFolder(folder))
         unreadable = again.failures()
@@ -122,21 +130,21 @@ def check(store: FeatureStore, number: int, extraction: Extraction, pool: Pool) 
         others = f" and {len(changed) - 1} more of {len(pairs)}" if changed[1:] else ""
         raise InputError(
             f"the file of image {changed[0]!r}{others} has changed since {name} was made (its digest differs): "
-            "bring it back, or delete the store"
+            "restore the file, or delete the store"
         )
     if unreadable:
         first = unreadable[0]
-        raise InputError(f"image {first.item_id!r}, which is in {name}, has no features now: {first.message}")
+        raise InputError(f"image {first.item_id!r} has features in {name}, but none now: {first.message}")
 
 
 def spread(items: Sequence[Item], number: int) -> list[Item]:
-    """`number` of the items at equal distances; all where they are fewer."""
+    """Return `number` of the items at equal distances, or all items where there are fewer."""
     count = min(number, len(items))
     return [items[(2 * position + 1) * len(items) // (2 * count)] for position in range(count)]
 
 
 def compare(then: Regions, now: Regions) -> Match:
-    """The same image in the store and extracted anew."""
+    """Compare the regions of an image in the store, `then`, with those extracted again, `now`."""
     pairs = _partners(then.boxes, now.boxes)
     most = max(then.num_regions, now.num_regions)
     matched = len(pairs) / most if most else 1.0
@@ -146,7 +154,7 @@ def compare(then: Regions, now: Regions) -> Match:
     a, b = then.features[ours].astype(np.float64), now.features[theirs].astype(np.float64)
     lengths = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
     both_zero = (lengths[0] == 0) & (lengths[1] == 0)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # a feature of zeros gives 0/0; two such features count as equal
         cosines = np.where(both_zero, 1, np.nan_to_num((a * b).sum(1) / (lengths[0] * lengths[1])))
         ratios = np.where(both_zero, 1, np.minimum(*lengths) / np.maximum(*lengths))
     labelled = then.labels[ours] >= 0
@@ -156,7 +164,7 @@ def compare(then: Regions, now: Regions) -> Match:
 
 
 def table(matches: Sequence[Match], name: str) -> list[str]:
-    """What is logged: of each number the median, the minimum, their limits and the worst image."""
+    """Return the lines to log: for each number the median and the minimum with their limits, and the worst image."""
     lines = [f"canary: {len(matches)} images of {name} extracted anew"]
     lines.append(f"{'':8}{'median':>10}{'limit':>8}{'minimum':>10}{'limit':>8}  worst image")
     for number, limit in LIMITS.items():
@@ -167,7 +175,7 @@ def table(matches: Sequence[Match], name: str) -> list[str]:
 
 
 def _drift(matches: Sequence[Match]) -> list[str]:
-    """A phrase for each number that is under a limit."""
+    """Return a phrase for each number that is below a limit."""
     found = []
     for number, limit in LIMITS.items():
         median, worst, image_id = _summary(matches, number) or (1.0, 1.0, "")
@@ -180,7 +188,7 @@ def _drift(matches: Sequence[Match]) -> list[str]:
 
 
 def _summary(matches: Sequence[Match], number: str) -> tuple[float, float, str] | None:
-    """Median, minimum and its image; None where no image has this number."""
+    """Return the median, the minimum and the image of the minimum, or None where no image has this number."""
     values = {match.image_id: getattr(match, number) for match in matches}
     known = {image_id: value for image_id, value in values.items() if not np.isnan(value)}
     if not known:
@@ -190,7 +198,7 @@ def _summary(matches: Sequence[Match], number: str) -> tuple[float, float, str] 
 
 
 def _partners(then: np.ndarray, now: np.ndarray) -> list[tuple[int, int]]:
-    """Rows of the one and the other that are the same region."""
+    """Return the pairs (row in `then`, row in `now`) that are the same region."""
     overlap = box_iou(then, now, inclusive=True).round(3)  # inclusive: a box without area overlaps itself
     rows, columns = np.nonzero(overlap >= MATCH_IOU)
     order = np.argsort(-overlap[rows, columns], kind="stable")
@@ -204,25 +212,25 @@ def _partners(then: np.ndarray, now: np.ndarray) -> list[tuple[int, int]]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# the way there and back
+# running the extraction without writing to the store
 
 
 @dataclass(frozen=True)
 class MarkerWithPart(Marker):
-    """A marker that has the part itself with it."""
+    """A marker that also carries the part, so that the part travels from the worker to the driver."""
 
     content: Part
 
 
 class InMemoryFolder(ShardFolder):
-    """Where a worker's part is handed back instead of being published."""
+    """A folder that returns a part in its marker and publishes nothing."""
 
     def commit(self, shard: Shard, part: Part) -> Marker:
         return MarkerWithPart(shard.shard_id, part.rows, part.failed, FileDigest.of(part.data), None, part)
 
 
 class DryRunWorker:
-    """A worker that publishes nothing."""
+    """A worker that computes a part and publishes nothing."""
 
     def __init__(self, make_worker: Callable[[], Extractor]) -> None:
         self.worker = make_worker()
@@ -233,7 +241,7 @@ class DryRunWorker:
 
 
 def _extract(extraction: Extraction, image_ids: Sequence[str], pool: Pool, folder: ShardFolder) -> FeatureStore:
-    """A store of these images in `folder`."""
+    """Extract these images, commit their parts to `folder` on the driver, and open it as a store."""
     shards = extraction.plan(image_ids)
     by_id = {shard.shard_id: shard for shard in shards}
     for marker in pool.run(extraction.make_worker, shards, "canary"):

@@ -1,8 +1,9 @@
-"""Is the store that a run would go on with one of the same images?
+"""Check that the store that a run would continue was made from the same images.
 
-Its folder names the recipe and what the corpus is called, not the pictures. So a few images of what is done are read
-and held against the digests that were written with their features: no detector is needed, and it takes milliseconds.
-Another corpus under the same name is found; one edited image among many is found by `--canary N` with a large N only.
+Owns which images are compared. The folder of a store names the recipe and the corpus, not the pictures. So this check
+reads a few images of finished shards and compares their digests with those in the store. It needs no detector and takes
+milliseconds. It finds a different corpus of the same name. To find one edited image among many, use `--canary N` with a
+large N.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from visualbert_core.io import storage
 from visualbert_core.io.locations import Location
 from visualbert_core.schema import Image
 
-PARTS, IMAGES = 4, 8  # that are looked into; of each part, that are read
+PARTS, IMAGES = 4, 8  # the parts whose digests are read; the images of these parts, all together, that are hashed
 
-_OTHERWISE = "give these images a corpus name of their own (--corpus), or delete that folder"
+_OTHERWISE = "give these images a different corpus name (--corpus), or delete that folder"
 
 
 def check_images(folder: ShardFolder, done: Sequence[Marker], corpus: Mapping[str, Image]) -> None:
-    """Compare images of committed shards with those of the same ids in `corpus`.
+    """Compare images of committed shards with the images of the same ids in `corpus`.
 
-    Raises InputError where they differ or there are none of the same ids, StoreError for a damaged part.
+    Raise InputError where an image differs or no id is in both, StoreError where a part is damaged.
     """
     digests: dict[str, str] = {}
     for marker in spread([marker for marker in done if marker.rows], PARTS):
@@ -40,13 +41,13 @@ def check_images(folder: ShardFolder, done: Sequence[Marker], corpus: Mapping[st
     for image in fetch([corpus[image_id] for image_id in spread(common, IMAGES)]):
         if digests[image.image_id] not in ("", _digest(image)):
             raise InputError(
-                f"{folder.root} holds the features of other images: the file of {image.image_id!r} is not the one that "
-                f"they were made of ({image.path}, its digest differs); bring it back, or else {_OTHERWISE}"
+                f"{folder.root} holds the features of other images: the file of {image.image_id!r} is not the file "
+                f"that they were made from ({image.path}, its digest differs); restore it, or else {_OTHERWISE}"
             )
 
 
 def _digest(image: Image) -> str | None:
-    """None for what was an image once and cannot be read any more, such as a link that leads to a device now."""
+    """Return the digest of an image, or None for one that has no bytes now, such as a link to a device."""
     try:
         return image_digest(image)
     except DecodeError:
@@ -54,7 +55,7 @@ def _digest(image: Image) -> str | None:
 
 
 def _digests(path: Location) -> dict[str, str]:
-    """Image id → digest of a part."""
+    """Return the digest of every image in a part, by image id. Raise StoreError where the part is damaged."""
     try:
         with pq.ParquetFile(storage.opened(path), page_checksum_verification=True) as file:
             table = file.read(["image_id", "image_digest"], use_threads=False)

@@ -1,6 +1,7 @@
-"""The drift check: does a detector give the features that a store holds? It runs before an extraction, or by itself.
+"""The drift check: does a detector still give the features that a store holds?
 
-Owns which store an extraction is compared with. How the features are compared stands in `canary.py`.
+Owns which store a detector is compared with. The check runs before an extraction, or alone on a finished store.
+`canary.py` compares the features.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ CANARY_SHARD = 8  # images; small, so that several workers share the canary
 
 
 def check_plan(plan: ExtractionPlan, config: DriftConfig, pool: Pool) -> None:
-    """Extract `config.canary` images anew that a store holds, and compare; does nothing where that is None.
+    """Extract `config.canary` images of a store again and compare the features. Do nothing where it is None.
 
-    The store is `config.canary_store`, or else what an earlier run of the plan has left. Raises DriftError where the
-    features differ, InputError where there is nothing to compare.
+    The store is `config.canary_store`, or else the store that an earlier run of the plan has left. Raise DriftError
+    where the features differ. Raise InputError where an image has changed, or where there is nothing to compare.
     """
     if config.canary is None:
         return
@@ -43,7 +44,11 @@ def check_plan(plan: ExtractionPlan, config: DriftConfig, pool: Pool) -> None:
 def check_store(
     store: str | Location, images: Location, detector: Path, number: int, pool: Pool, load: LoadDetector = load_detector
 ) -> None:
-    """Extract `number` images of a finished store anew and compare. Raises DriftError, InputError."""
+    """Extract `number` images of a finished store again and compare the features.
+
+    The precision and the boxes are those of the store's fingerprint. Raise DriftError where the features differ. Raise
+    InputError where an image has changed, or where there is nothing to compare.
+    """
     held = FeatureStore.open(store)
     load = partial(load, precision=held.fingerprint.get("precision", "float32"))
     boxes = held.fingerprint.get("given_boxes", "none")
@@ -57,19 +62,23 @@ def check_store(
 def _extraction(
     images: Mapping[str, Image], make_worker: Callable[[], FeatureWorker], fingerprint: dict[str, Any]
 ) -> canary.Extraction:
+    """Describe an extraction for the canary, with workers that publish nothing."""
     plan_some = partial(plan_images, images, salt="canary", target=CANARY_SHARD)
     rehearsal = partial(PrefetchingWorker, partial(canary.DryRunWorker, make_worker))
     return canary.Extraction(images, plan_some, rehearsal, fingerprint)
 
 
 def _resumed(plan: ExtractionPlan, number: int) -> FeatureStore:
-    """Open what an earlier run has left: some of the plan's shards, or else a manifest over others."""
+    """Open what an earlier run has left: finished shards of this plan, or else a finished store of other shards.
+
+    Raise InputError where an earlier run has finished no shard.
+    """
     folder = plan.folder
     if plan.done:
         return FeatureStore.of_committed(folder, canary.spread(plan.done, number), plan.fingerprint)
     if storage.size(folder.manifest_path) is not None:
         return FeatureStore.open(folder.root)
     raise InputError(
-        f"the canary has nothing to compare: no shard of {folder.root} is done; name another store with "
+        f"the canary has nothing to compare: no shard of {folder.root} is finished; name another store with "
         "--canary-store, or start without --canary"
     )

@@ -1,7 +1,7 @@
-"""A feature store as other libraries' typed tables: Arrow, Hugging Face datasets, Ray Data.
+"""Export a feature store as typed tables: Apache Arrow, Hugging Face datasets and Ray Data.
 
-Owns how `Regions` look there. The parts themselves are ordinary Parquet with the arrays as bytes; these are for whoever
-wants arrays. R regions vary from image to image, D does not.
+Owns the columns of `Regions` in these libraries. The parts are ordinary Parquet, but they hold arrays as bytes; the
+tables here have typed arrays. The number of regions R differs between images, and the feature size D does not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from visualbert_core.schema import Regions
 if TYPE_CHECKING:
     import datasets
 
-_BATCH = 64
+_BATCH = 64  # images
 _ARRAYS = {
     "boxes": "<f4",
     "labels": "<i2",
@@ -32,7 +32,7 @@ _ARRAYS = {
 
 
 def arrow_schema(feature_size: int) -> pa.Schema:
-    """Typed columns of a store: int16 and float16 as stored; attributes are null where there are none."""
+    """Return the typed columns of a store: float32, int16 and float16 as stored. Missing attributes are null."""
     return pa.schema(
         {
             "image_id": pa.string(),
@@ -52,7 +52,7 @@ def arrow_schema(feature_size: int) -> pa.Schema:
 def to_arrow(store: FeatureStore) -> pa.RecordBatchReader:
     """Stream a store as Arrow with typed nested columns: boxes list<float[4]>, features list<half_float[D]>.
 
-    The batches are of 64 images, in the order of `scan`.
+    A batch has 64 images, and the images are in the order of `FeatureStore.scan`.
     """
     schema = arrow_schema(store.feature_size)
     return pa.RecordBatchReader.from_batches(schema, _batches(store.scan(copy=False), schema))
@@ -65,6 +65,7 @@ def _batches(rows: Iterator[Regions], schema: pa.Schema) -> Iterator[pa.RecordBa
 
 
 def _column(batch: Sequence[Regions], field: pa.Field) -> pa.Array:
+    """Return one column of a batch; an array of an image becomes a list in its row."""
     values = [getattr(row, field.name) for row in batch]
     if field.name not in _ARRAYS:
         return pa.array(values, field.type)
@@ -80,10 +81,10 @@ def _column(batch: Sequence[Regions], field: pa.Field) -> pa.Array:
 
 
 def to_datasets(store: FeatureStore) -> datasets.IterableDataset:
-    """Stream a store as a Hugging Face dataset with typed columns: one example an image, in the order of `scan`.
+    """Stream a store as a Hugging Face dataset with typed columns, in the order of `FeatureStore.scan`.
 
-    It has as many shards as the store has parts; every process that reads takes its share of them. Its examples hold
-    float16 arrays as they are; `with_format("torch")` makes them float32, at 30 times the cost.
+    One example is one image. The dataset has as many shards as the store has parts, and the processes that read it
+    share them. Features are float16 arrays, as stored; `with_format("torch")` makes them float32, at 30 times the cost.
     """
     import datasets
 
@@ -101,6 +102,7 @@ def to_datasets(store: FeatureStore) -> datasets.IterableDataset:
             "image_digest": datasets.Value("string"),
         }
     )
+    # A shard is a range of ids, not a part, so that the order of all shards together is the order of `scan`.
     count = max(1, len(store.part_paths))
     cuts = [len(store) * number // count for number in range(count + 1)]
     ranges = list(pairwise(cuts))
@@ -109,15 +111,16 @@ def to_datasets(store: FeatureStore) -> datasets.IterableDataset:
 
 
 def _examples(folder: str, ranges: Sequence[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    """Yield the examples of these ranges of rows; `datasets` gives each reading process some of the ranges."""
     store = FeatureStore.open(folder)
     for start, stop in ranges:
         yield from map(vars, store.scan(start, stop))
 
 
 def to_ray(store: FeatureStore) -> Any:
-    """Read every row as a Ray dataset of typed columns, in no particular order.
+    """Read a store as a Ray dataset with typed columns, one row per image, in no particular order.
 
-    Ray reads the parts as Parquet, in parallel, and turns the bytes into arrays.
+    Ray reads the parts as Parquet in parallel, and `decode` turns the bytes into arrays.
     """
     from visualbert_core.engine.pool import read_parquet
 
@@ -125,7 +128,7 @@ def to_ray(store: FeatureStore) -> Any:
 
 
 def decode(batch: Mapping[str, np.ndarray], D: int) -> dict[str, np.ndarray]:
-    """A batch of a part's own columns with its bytes as arrays: [R, 4], [R] and [R, D] an image; None stays None."""
+    """Turn the bytes in a batch of a part's columns into arrays: [R, 4], [R] and [R, D] per image. None stays None."""
     typed = {name: column for name, column in batch.items() if name != "num_regions"}
     for name, dtype in _ARRAYS.items():
         width = {"boxes": 4, "features": D}.get(name)

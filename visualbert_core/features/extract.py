@@ -1,6 +1,7 @@
-"""images → feature store: the job that runs workers (`worker.py`) over a corpus.
+"""Extract features: run the workers of `worker.py` over a corpus and fill a feature store.
 
-Owns the plan, the order of the stages and what ends a run. The same line again finishes what is left.
+Owns the plan of an extraction, the order of its steps, and the reasons to end it with an error. Running the same line
+again computes only the shards that are left.
 """
 
 from __future__ import annotations
@@ -39,42 +40,41 @@ class ExtractionPlan:
     every: Corpus
     """All images of the corpus."""
     images: Corpus
-    """Those that are extracted: all, or the first `limit`."""
+    """The images to extract: all, or the first `limit`."""
     detector: Detector
-    """On the CPU of this process, to ask what it is; the workers open their own."""
+    """The detector on this process's CPU. It only answers for its properties; every worker loads the detector again."""
     fingerprint: dict[str, Any]
     folder: ShardFolder
     shards: Sequence[ImageShard]
     done: Sequence[Marker]
-    """The shards that an earlier run has finished."""
+    """The markers of the shards that an earlier run has finished."""
     make_worker: Callable[[], FeatureWorker]
     max_failures: int | None
 
 
 def extract(config: ExtractConfig, pool: Pool, load: LoadDetector = load_detector) -> FeatureStore:
-    """Fill `<out>/<corpus>/<fingerprint>/` with the features of a folder of images and open it.
+    """Fill `<out>/<corpus>/<fingerprint>/` with the features of a corpus, and open it as a store.
 
-    Run the same line again to resume; a finished store is opened at once. Images that cannot be decoded are counted
-    in the store's manifest and listed by `FeatureStore.failures`. Raises what `plan_extraction` and `run_extraction`
-    raise.
+    Running the same line again resumes the work; a finished store opens at once. The manifest counts the images that
+    cannot be decoded, and `FeatureStore.failures` lists them. Raise what `plan_extraction` and `run_extraction` raise.
     """
     return run_extraction(plan_extraction(config, load), pool)
 
 
 def plan_extraction(config: ExtractConfig, load: LoadDetector = load_detector) -> ExtractionPlan:
-    """List the images, open the detector and cut the corpus into shards; write nothing.
+    """List the images, load the detector and cut the corpus into shards. Write nothing.
 
-    Raises InputError for a corpus without images, ConfigError for a detector that needs boxes and is given none,
-    CheckpointError for a detector that does not load.
+    Raise InputError where the corpus has no images, ConfigError where the detector needs boxes and gets none,
+    CheckpointError where the detector does not load.
     """
     load = partial(load, precision=config.precision)
     every = list_images(config.images, config.boxes)
     images = every.first(config.limit)
-    detector, out = config.detector.absolute(), absolute(config.out)  # workers may stand elsewhere
+    detector, out = config.detector.absolute(), absolute(config.out)  # workers may have another working folder
     corpus = config.corpus or corpus_name(config.images)
     probe = load(detector, "cpu")
     if config.boxes == "none" and isinstance(probe, ObjectEncoder):
-        raise ConfigError(f"{config.detector} finds no objects, it encodes given ones: add --boxes beside")
+        raise ConfigError(f"{config.detector} finds no objects, it encodes given objects: add --boxes beside")
     fingerprint = full_fingerprint(probe, config.boxes)
     folder = ShardFolder(store_folder(out, corpus, fingerprint))
     shards = plan_images(images, images.ids, f"{SCHEMA_VERSION}:{digest_json(fingerprint)}", config.shard_size)
@@ -86,10 +86,10 @@ def plan_extraction(config: ExtractConfig, load: LoadDetector = load_detector) -
 
 
 def run_extraction(plan: ExtractionPlan, pool: Pool) -> FeatureStore:
-    """Compute the shards that are left and open the finished store.
+    """Compute the shards that are left, and open the finished store.
 
-    Raises InputError, before anything is written, where the store was made of other images; ShardError where a shard
-    could not be computed, CoverageError for more failed images than `max_failures` or no others.
+    Raise InputError, before anything is written, where the store was made from other images. Raise ShardError where a
+    shard cannot be computed. Raise CoverageError where more than `max_failures` images fail, or all images fail.
     """
     folder, fingerprint = plan.folder, plan.fingerprint
     check_images(folder, plan.done or _earlier(folder), plan.every)
@@ -104,27 +104,29 @@ def run_extraction(plan: ExtractionPlan, pool: Pool) -> FeatureStore:
     failed = len(store.failures())
     if plan.max_failures is not None and failed > plan.max_failures:
         raise CoverageError(
-            f"{folder.root}: {failed:,} images quarantined, more than the {plan.max_failures:,} allowed; the others' "
-            "features are kept"
+            f"{folder.root}: {failed:,} images quarantined, more than the {plan.max_failures:,} allowed; the features "
+            "of the other images are kept; mend the images and delete that folder, or raise --max-failures"
         )
     return store
 
 
 def _earlier(folder: ShardFolder) -> Sequence[Marker]:
-    """The shards of a finished run over other images, or other shards of the same."""
-    with suppress(StoreError):  # unfinished, or with parts that are missing and about to be made again
+    """Return the shards of a finished run that cut its images differently, such as one with another `limit`."""
+    with suppress(StoreError):  # the run is unfinished, or a part is missing and is about to be computed again
         return folder.read_manifest().shards
     return ()
 
 
 class PrefetchingWorker:
-    """A worker that gets its shards' images with the bytes of those that lie in tables or object stores. As two shards
-    are in flight, the next one's arrive while this one is computed."""
+    """A worker that reads the images of a shard from tables and object stores before it computes the shard.
+
+    An actor has two shards at a time, so the images of the next shard arrive while this shard is computed.
+    """
 
     def __init__(self, make_worker: Callable[[], Worker[ImageShard]]) -> None:
         self.worker = make_worker()
 
     def run(self, shard: ImageShard) -> Marker:
-        lost = set(shard.quarantined)  # reading them may be what ends a process
+        lost = set(shard.quarantined)  # reading one of these images may be what ended a process
         asked = [image for image in shard.images if image.image_id not in lost]
         return self.worker.run(replace(shard, images=tuple(fetch(asked))))

@@ -1,9 +1,9 @@
-"""What a store's labels and attributes are called: `names.json` beside its manifest.
+"""The names of a store's labels and attributes.
 
-A name changes no feature. So names are no part of the fingerprint, of a part or of the manifest, whose bytes stay what
-they were: a store from before they were kept opens without any and gets them when the same line is run again, and an
-older version neither sees the file nor removes it. It carries its own hash and the fingerprint of its store, so one
-that is damaged or another store's is found by itself. Without it, labels are numbers and nothing else changes.
+Owns the file `names.json` beside the manifest. A name changes no feature, so names are not in the fingerprint, the
+parts or the manifest. A store without names can therefore get them later, when the same line is run again. The file has
+its own hash and the fingerprint of its store, so a damaged file and a file of a different store are found without the
+manifest. Without the file, labels are numbers, and nothing else changes.
 """
 
 from __future__ import annotations
@@ -23,21 +23,28 @@ FILE = "names.json"
 
 
 def label_name(number: int, names: Sequence[str]) -> str:
-    """The name of a label or attribute, or else its number in decimals (-1: the store does not know it)."""
+    """Return the name of a label or an attribute, or its number in decimals where it has no name.
+
+    The number -1 means that the store does not know the label.
+    """
     return names[number] if 0 <= number < len(names) else str(number)
 
 
 def write(store: Location, fingerprint: Mapping[str, Any], names: LabelNames) -> None:
-    """Leave `names` in the folder of a store, finished or not, in place of others; empty ones leave what is there.
+    """Write `names` into the folder of a store, finished or not. They replace earlier names.
 
-    Drivers that run at once write the same bytes. Where they have renamed a label in between, the last one's stand.
+    Empty names write nothing, so earlier names stay. Drivers that run at the same time write the same bytes; where
+    their names differ, the last driver's names stay.
     """
     if names != LabelNames():
         publish(store / FILE, _encoded(fingerprint, names))
 
 
 def read(store: Location, fingerprint: Mapping[str, Any]) -> LabelNames:
-    """The names in the folder of a store; empty where there are none. Raises StoreError for a damaged file."""
+    """Read the names in the folder of a store. Return empty names where there is no file.
+
+    Raise StoreError where the file is damaged or belongs to a different store.
+    """
     path = store / FILE
     try:
         data = path.read_bytes()
@@ -48,11 +55,13 @@ def read(store: Location, fingerprint: Mapping[str, Any]) -> LabelNames:
         names = LabelNames(tuple(record["labels"]), tuple(record["attributes"]))
     except (ValueError, KeyError, TypeError, RecursionError):
         names = LabelNames()
+    # Encoding is deterministic, so equal bytes mean that the hash and the fingerprint fit.
     if data != _encoded(fingerprint, names):
-        raise StoreError(f"{path} is damaged or another store's: delete it and run the line again that wrote it")
+        raise StoreError(f"{path} is damaged or of a different store: delete it and run the line again that wrote it")
     return names
 
 
 def _encoded(fingerprint: Mapping[str, Any], names: LabelNames) -> bytes:
+    """Return the bytes of the file for a store with this fingerprint."""
     record = {"fingerprint": digest_json(fingerprint), **asdict(names)}
     return json.dumps({**record, "xxh3_128": digest_json(record)}, indent=1, sort_keys=True).encode()

@@ -1,18 +1,21 @@
-"""The feature store: `schema.Regions` as Parquet parts, and the reader that scans them or fetches images by id.
+"""The feature store: `schema.Regions` in Parquet parts, and the reader that scans them or fetches images by id.
 
-Owns the file layout. The features column is stored so that it never has to be decoded: binary, uncompressed, PLAIN,
-one page per row group. A row's bytes then lie at an offset that follows from the footer, so a fetch is one copy out of
-a memory map, while pandas, DuckDB, Spark and Ray read the same file as ordinary Parquet.
+Owns the file layout. The column of features needs no decoding: binary, uncompressed, PLAIN, one page per row group. The
+offset of a row's bytes follows from the footer, so a fetch is one copy out of a memory map. pandas, DuckDB, Spark and
+Ray read the same file as ordinary Parquet.
 
-    <root>/<corpus>/<fingerprint>/   a shards.ShardFolder + fingerprint.json + names.json (see names.py) +
+    <root>/<corpus>/<fingerprint>/   a shards.ShardFolder, with fingerprint.json, names.json (see label_names.py) and
                                      index.arrow (derived, see index.py)
 
-The fingerprint names everything that changes a feature: two recipes cannot end up in one folder.
+The fingerprint names everything that changes a feature, so two recipes never share a folder.
 
-What is checked when. Every opening: the manifest's own hash, the size of every file, the index's own hash. The first
-opening, which makes the index: the hash of every file, at the speed of the disk. The first reading of an image in a
-process: the hash of its features (7 µs for 36 × 2048); the first asking for a name: the names' own hash.
-`open(folder, verify=True)`: every byte of every file again.
+What is checked, and when:
+
+    every opening                             the hash of the manifest, the size of every file, the hash of the index
+    the first opening, which makes the index  the hash of every file, at the speed of the disk
+    an image's first reading in a process     the hash of its features (7 µs for 36 × 2048)
+    the first use of a name in a process      the hash of the names
+    `open(folder, verify=True)`               every byte of every file
 """
 
 from __future__ import annotations
@@ -43,13 +46,13 @@ from visualbert_core.schema import FAILURE_SCHEMA, REGIONS_SCHEMA, SCHEMA_VERSIO
 
 ROW_GROUP = 64  # images; 9 MB of 36 × 2048 features
 _OPEN_FILES = 256
-_WINDOW = 512  # images; 75 MB: what a scan of a remote store asks for at once
+_WINDOW = 512  # images, 75 MB; a scan of a remote store requests so many at once
 _COMMONEST = 10  # labels
-_GAP = 1 << 18  # bytes; rather read these than ask twice. Two row groups lie 30 kB apart.
+_GAP = 1 << 18  # bytes; reading so many unused bytes is faster than a second request. Row groups lie 30 kB apart.
 
 
 def store_folder(root: str | Location, corpus: str, fingerprint: Mapping[str, Any]) -> Location:
-    """Where the features of `corpus` with this fingerprint live."""
+    """Return the folder for the features of `corpus` with this fingerprint."""
     return location(root) / corpus / digest_json(fingerprint)[:12]
 
 
@@ -58,9 +61,9 @@ def store_folder(root: str | Location, corpus: str, fingerprint: Mapping[str, An
 
 
 def encode(rows: Sequence[Regions], fingerprint: Mapping[str, Any]) -> bytes:
-    """A part: `rows` as one Parquet file, the same bytes for the same rows.
+    """Encode `rows` as a part, which is one Parquet file. The same rows give the same bytes.
 
-    `fingerprint` has at least `space` and `feature_size` (D). Raises ValueError where an array has another shape.
+    `fingerprint` has at least `space` and `feature_size` (D). Raise ValueError where an array has another shape.
     """
     columns = {
         "image_id": [row.image_id for row in rows],
@@ -81,8 +84,8 @@ def encode(rows: Sequence[Regions], fingerprint: Mapping[str, Any]) -> bytes:
         pa.table(columns, schema),
         sink,
         row_group_size=ROW_GROUP,
-        data_page_size=2**30,  # one page per row group
-        use_dictionary=False,
+        data_page_size=2**30,  # one page per row group, as `index._starts` assumes
+        use_dictionary=False,  # so features are PLAIN
         compression={name: "none" if name == "features" else "zstd" for name in REGIONS_SCHEMA.names},
         write_statistics=["image_id"],
         write_page_checksum=True,
@@ -91,13 +94,13 @@ def encode(rows: Sequence[Regions], fingerprint: Mapping[str, Any]) -> bytes:
 
 
 def to_half(features: np.ndarray) -> np.ndarray:
-    """Finite features as float16; what is beyond its range becomes its largest value, never infinity."""
+    """Return finite features as float16. A number beyond its range becomes its largest value, not infinity."""
     largest = float(np.finfo(np.float16).max)
     return features.clip(-largest, largest).astype(np.float16)
 
 
 def footer(fingerprint: Mapping[str, Any]) -> dict[str, str]:
-    """What every part says of itself in its Parquet metadata."""
+    """Return the Parquet metadata of every part of a store with this fingerprint."""
     return {
         "schema_version": str(SCHEMA_VERSION),
         "feature_dtype": "float16",
@@ -107,16 +110,17 @@ def footer(fingerprint: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _bytes(row: Regions, name: str, dtype: str, *width: int) -> bytes | None:
+    """Return the bytes of an array of a row as `dtype`. Raise ValueError unless its shape is (R, *width)."""
     array: np.ndarray | None = getattr(row, name)
     if array is None:
         return None
     if array.shape != (row.num_regions, *width):
-        raise ValueError(f"{row.image_id}: {name} have shape {array.shape}, not {(row.num_regions, *width)}")
+        raise ValueError(f"image {row.image_id}: {name} have shape {array.shape}, not {(row.num_regions, *width)}")
     return array.astype(dtype, copy=False).tobytes()
 
 
 def encode_failures(failures: Sequence[Failure]) -> bytes | None:
-    """Failures as one Parquet file; None where there are none."""
+    """Encode failures as one Parquet file. Return None where there are none."""
     if not failures:
         return None
     sink = pa.BufferOutputStream()
@@ -129,9 +133,11 @@ def encode_failures(failures: Sequence[Failure]) -> bytes | None:
 
 
 class FeatureStore:
-    """A finished store, opened for reading. Cheap to open again elsewhere: pass its folder, not the object.
+    """A finished store, opened for reading.
 
-    Images ascend by id. Every column but the features lies in one memory map that processes share.
+    The images are in ascending order of their ids. All columns except the features lie in one memory map, which the
+    processes of a machine share. To use a store in several processes, pass its folder and open it in each: that is
+    cheap.
     """
 
     def __init__(self, folder: Location, manifest: Manifest, table: pa.Table) -> None:
@@ -145,29 +151,29 @@ class FeatureStore:
         self._failure_paths = [shards.failures_path(shard.shard_id) for shard in manifest.shards if shard.failures]
         self._index = Index(table, self.feature_size)
         self._remote = not isinstance(folder, Path)
-        self._map = lru_cache(_OPEN_FILES)(storage.view)  # bounded: every map holds a file descriptor
+        self._map = lru_cache(_OPEN_FILES)(storage.view)  # bounded, because every map holds a file descriptor
 
     @classmethod
     def open(cls, folder: str | Location, verify: bool = False) -> FeatureStore:
         """Open `<root>/<corpus>/<fingerprint>/`, a folder or an `s3://…` address.
 
-        Raises StoreError naming the file where it is unfinished or damaged; what is checked stands at the top of this
-        file.
+        With `verify`, check every byte of every file. Raise StoreError where the store is unfinished or damaged; its
+        message names the file.
         """
         shards = ShardFolder(folder)
         manifest = shards.read_manifest(verify)
         if "fingerprint" not in manifest.about:
-            raise StoreError(f"{shards.root} is not a feature store: its manifest has no fingerprint")
+            raise StoreError(f"{shards.root} is not a feature store: its manifest has no fingerprint; name a store")
         return cls(shards.root, manifest, _table(shards, manifest, verify))
 
     @classmethod
     def open_made(cls, folder: Location) -> FeatureStore:
-        """A store that was just written. Raises CoverageError where all that it holds is failures."""
+        """Open a store that was just written. Raise CoverageError where it holds only failures."""
         store = cls.open(folder)
         if not len(store) and (failures := store.failures()):
             first = f"{failures[0].item_id}: {failures[0].message}"
             raise CoverageError(
-                f"{store.folder}: none of {len(failures):,} images has features; {first}; mend them, delete "
+                f"{store.folder}: none of {len(failures):,} images has features; {first}; mend the images, delete "
                 "that folder and run the same line again"
             )
         return store
@@ -176,15 +182,18 @@ class FeatureStore:
     def of_committed(
         cls, shards: ShardFolder, markers: Sequence[Marker], fingerprint: Mapping[str, Any]
     ) -> FeatureStore:
-        """The rows of some committed shards of a store that may be unfinished. Reads and hashes their files, and leaves
-        no index. Raises StoreError naming a file that is damaged."""
+        """Open the rows of some committed shards; the store itself may be unfinished.
+
+        Read and hash the files of these shards, and write no index. Raise StoreError where a file is damaged; its
+        message names the file.
+        """
         manifest = Manifest({"fingerprint": dict(fingerprint)}, tuple(markers))
         shards.verify(manifest)
         return cls(shards.root, manifest, _made(shards, manifest))
 
     @property
     def image_ids(self) -> list[str]:
-        """Every image with features, ascending: the order of `scan`."""
+        """Return the ids of all images with features, in ascending order, which is the order of `scan`."""
         return list(self._index.image_ids)
 
     def __len__(self) -> int:
@@ -195,13 +204,18 @@ class FeatureStore:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """What the labels of `Regions` are called, by number; empty where the store has no names. Raises StoreError
-        naming the file where they are damaged."""
+        """Return the names of the labels in `Regions`, by number; empty where the store has no names.
+
+        Raise StoreError where the file with the names is damaged; the message names the file.
+        """
         return self._names.labels
 
     @property
     def attribute_names(self) -> tuple[str, ...]:
-        """The same of the attributes."""
+        """Return the names of the attributes in `Regions`, by number; empty where the store has no names.
+
+        Raise StoreError where the file with the names is damaged; the message names the file.
+        """
         return self._names.attributes
 
     @cached_property
@@ -209,17 +223,20 @@ class FeatureStore:
         return names.read(self.folder, self.fingerprint)
 
     def failures(self) -> list[Failure]:
-        """Every image without features, and why."""
+        """Return a failure, with its reason, for every image without features."""
         files = (pq.ParquetFile(pa.BufferReader(path.read_bytes())) for path in self._failure_paths)
-        # Without threads for the reason given in `index.py`.
+        # Arrow's threads may outlive the interpreter and crash the process (see `index._of_part`).
         return [Failure(**row) for file in files for row in file.read(use_threads=False).to_pylist()]
 
     def sizes(self) -> Iterator[tuple[str, int, int, int]]:
-        """(image id, width, height, regions) of every image, in the order of `scan`; reads no features."""
+        """Yield (image id, width, height, number of regions) of every image, in the order of `scan`.
+
+        Read no features.
+        """
         return self._index.sizes()
 
     def info(self) -> dict[str, Any]:
-        """What the store holds and what made it, as JSON."""
+        """Return a summary of the store as a JSON object: its images, regions, labels, files and fingerprint."""
         regions = [count for *_, count in self.sizes()]
         labels: Counter[str] = Counter()
         for label, count in self._index.label_counts():
@@ -240,10 +257,11 @@ class FeatureStore:
         }
 
     def scan(self, start: int = 0, stop: int | None = None, copy: bool = True) -> Iterator[Regions]:
-        """The rows [start, stop) in the order of `image_ids`; from an object store, one window ahead of the caller.
+        """Yield the rows [start, stop) in the order of `image_ids`. In an object store, read one window ahead.
 
-        With `copy` the arrays are the caller's own, and `torch.from_numpy` shares them. Without, `features` are a
-        read-only view into the file where its alignment allows, about half of the row groups.
+        With `copy`, the caller may change the arrays, and `torch.from_numpy` can share their memory. Without it,
+        `features` are a read-only view into the file where the alignment allows it, which is in about half of the row
+        groups.
         """
         rows = range(len(self))[start:stop]
         if not self._remote:
@@ -251,11 +269,14 @@ class FeatureStore:
         return self._scan_ahead([rows[at : at + _WINDOW] for at in range(0, len(rows), _WINDOW)], copy)
 
     def fetch(self, image_id: str) -> Regions:
-        """The row of one image. Raises StoreError where there is none, saying why."""
+        """Return the row of one image. Raise StoreError, which says why, where the image has no row."""
         return self.fetch_many([image_id])[0]
 
     def fetch_many(self, image_ids: Iterable[str]) -> list[Regions]:
-        """The rows of several images, in the order asked for; of an object store all at once. Raises StoreError."""
+        """Return the rows of several images, in the order of `image_ids`. Request all at once from an object store.
+
+        Raise StoreError, which says why, where an image has no row.
+        """
         rows = []
         for image_id in image_ids:
             row = self._index.find(image_id)
@@ -265,10 +286,11 @@ class FeatureStore:
         return self._read(rows)
 
     def manifest_digest(self) -> str:
-        """xxh3-128 of manifest.json: all there is to say about which bytes were read."""
+        """Return the xxh3-128 of manifest.json. It identifies the bytes of all parts, whose hashes the manifest has."""
         return xxhash.xxh3_128_hexdigest(ShardFolder(self.folder).manifest_path.read_bytes())
 
     def _why_not(self, image_id: str) -> str:
+        """Return the message that says why an image has no row."""
         for failure in self.failures():
             if failure.item_id == image_id:
                 return f"image {image_id!r} is quarantined in {self.folder}: {failure.stage}: {failure.message}"
@@ -280,6 +302,7 @@ class FeatureStore:
         return [self._row(row, piece, copy) for row, piece in zip(rows, pieces, strict=True)]
 
     def _scan_ahead(self, windows: Sequence[Sequence[int]], copy: bool) -> Iterator[Regions]:
+        """Yield the rows of the windows, and read the next window while the caller works on this one."""
         with ThreadPoolExecutor(1) as thread:
             coming = [thread.submit(self._read, window, copy) for window in windows[:1]]
             for following in [*windows[1:], None]:
@@ -289,9 +312,11 @@ class FeatureStore:
                 yield from ready
 
     def _local(self, span: Span) -> np.ndarray:
+        """Return the bytes of a span of a file on a disk, uint8, as a view into its memory map."""
         return self._map(self.part_paths[span.part])[span.start : span.stop]
 
     def _ranges(self, spans: Sequence[Span]) -> list[np.ndarray]:
+        """Return the bytes of spans in an object store, uint8. One request reads spans that lie close together."""
         groups = _neighbours(spans)
         wholes = [Span(group[0].part, group[0].start, max(span.stop for span in group)) for group in groups]
         paths = [self.part_paths[whole.part] for whole in wholes]
@@ -303,41 +328,46 @@ class FeatureStore:
         return [found[span] for span in spans]
 
     def _row(self, row: int, piece: np.ndarray, copy: bool) -> Regions:
+        """Return a row whose features are the bytes `piece`. Raise StoreError where their hash is wrong."""
         if not self._index.intact(row, piece):
             path = self.part_paths[self._index.span(row).part]
             image_id = self._index.image_ids[row]
             raise StoreError(f"{path} is damaged at {image_id!r}: delete it and run the line again that wrote it")
-        # torch wants aligned memory that it may write to.
+        # A view needs an even address for float16. torch also needs memory that it may write to, hence `copy`.
         return self._index.regions(row, piece.copy() if copy or piece.ctypes.data % 2 else piece)
 
 
 def _table(shards: ShardFolder, manifest: Manifest, verify: bool) -> pa.Table:
-    """The index, made anew where there is none that fits; with `verify`, held against the parts."""
+    """Return the index of a store. Make it from the parts where it is absent, damaged or older than the manifest.
+
+    With `verify`, make it from the parts in any case and compare. Raise StoreError where they differ.
+    """
     path, data = shards.root / "index.arrow", shards.manifest_path.read_bytes()
     table = index.load(path, data)
     if table is not None and not verify:
         return table
     if not verify:
         shards.verify(manifest)
-    names.read(shards.root, manifest.about["fingerprint"])  # every file once
+    names.read(shards.root, manifest.about["fingerprint"])  # the manifest has no hash of names.json, so check it here
     made = _made(shards, manifest)
     if verify and storage.size(path) is not None:
         if table is None or not table.equals(made):
-            raise StoreError(f"{path} is damaged or of an older manifest: delete it, opening the store makes it anew")
+            raise StoreError(f"{path} is damaged or of an older manifest: delete it; opening the store makes it anew")
         return table
-    with suppress(OSError):  # a store that may only be read is read without it
+    with suppress(OSError):  # a read-only folder: every opening makes the index again
         publish(path, index.dump(made, data))
     return made
 
 
 def _made(shards: ShardFolder, manifest: Manifest) -> pa.Table:
+    """Make the index from the parts that the manifest names."""
     fingerprint = manifest.about["fingerprint"]
     paths = [shards.part_path(shard.shard_id) for shard in manifest.shards]
     return index.build(paths, footer(fingerprint), fingerprint["feature_size"])
 
 
 def _neighbours(spans: Iterable[Span]) -> list[list[Span]]:
-    """Groups of spans that lie close together in one part, each ascending."""
+    """Group spans that lie close together in one part; the spans of a group ascend."""
     groups: list[list[Span]] = []
     for span in sorted(set(spans)):
         last = groups[-1][-1] if groups else None

@@ -1,11 +1,11 @@
-"""A shard of images → a part of a feature store.
+"""The worker of an extraction: it turns a shard of images into a part of a feature store.
 
-Owns which images share a batch and what becomes of one that fails. Batches hold images of one shape, cut from the
-shard in the order of its ids, so what a part contains depends on nothing but the shard. A bad image is a failure row;
-a file that cannot be reached stops the shard. Everything about pixels and boxes belongs to the detector.
+Owns which images share a batch, and what happens to an image that fails. A batch holds images of one shape, in the
+order of the shard's ids, so a part depends only on its shard. A bad image becomes a failure row; a file that cannot be
+reached stops the shard. The detector owns everything about pixels and boxes.
 
-No stage waits for another: threads decode the next batches while the detector has one, others round what it found to
-float16, and the part is encoded, hashed and written while the detector serves the worker's other shard.
+The stages overlap. Threads decode the next batches while the detector computes a batch, and threads round its results
+to float16. A part is encoded, hashed and written while the detector serves the worker's other shard.
 """
 
 from __future__ import annotations
@@ -38,27 +38,30 @@ from visualbert_core.schema import Failure, GivenObjects, Image, Regions
 INGREDIENT = "features"
 
 DECODERS = 4  # threads per shard
-AHEAD = 2  # batches of a shard that are decoded while the detector has another
-BATCH_PIXELS = 1 << 26  # of larger images a batch has fewer: a shard holds at most 800 MB of pixels, or four images
+AHEAD = 2  # batches of a shard that are decoded while the detector computes a batch
+BATCH_PIXELS = 1 << 26  # per batch, so that a shard holds at most 800 MB of pixels, or four images if these are larger
 
 Outcome = Regions | Failure
 
 
 class LoadDetector(Protocol):
-    """`detector.load_detector`, or what stands in for it."""
+    """The signature of `detector.load_detector`; tests pass a function of their own."""
 
     def __call__(self, folder: str | Path, device: str | None = None, precision: str = "float32") -> Detector: ...
 
 
 @dataclass(frozen=True)
 class ImageShard(Shard):
-    """A shard of images that knows where they lie; `images` are in the order of `items`."""
+    """A shard with its images, which say where they lie. `images` are in the order of `items`."""
 
     images: Sequence[Image]
 
 
 def plan_images(images: Mapping[str, Image], image_ids: Sequence[str], salt: str, target: int) -> list[ImageShard]:
-    """Shards of some of the images; an `Image` is made when its shard is on its way to a worker. See `shards.plan`."""
+    """Cut some of the images into shards (see `shards.plan`).
+
+    The `Image` objects of a shard are made when the shard is sent to a worker, to save the driver's memory.
+    """
     return [
         ImageShard(shard.shard_id, shard.items, LazyTuple(len(shard.items), partial(_look_up, images, shard.items)))
         for shard in plan(image_ids, salt, target)
@@ -71,26 +74,28 @@ def _look_up(images: Mapping[str, Image], image_ids: Sequence[str]) -> tuple[Ima
 
 @dataclass(frozen=True)
 class _Loaded:
+    """A decoded image: its pixels uint8 [H, W, 3], the boxes or objects that were given with it, and its digest."""
+
     image: Image
     pixels: np.ndarray
     given: np.ndarray | GivenObjects | None
     digest: str
 
     def row(self) -> Callable[[Detection], Outcome]:
-        """What makes an outcome of what the detector finds here; it lets the pixels go."""
+        """Return a function that turns a detection of this image into its outcome, and does not hold the pixels."""
         return partial(_row, self.image.image_id, (self.pixels.shape[0], self.pixels.shape[1]), self.digest)
 
 
 class Clock:
-    """Seconds that each stage has taken so far, of all threads together:
+    """The seconds that each stage has taken so far, summed over all threads:
 
-    decode    reading files and decoding them
-    wait      a shard for its next decoded batch
-    turn      a decoded batch for the detector, which serves the worker's other shard
-    detect    the detector
+    decode    reading and decoding files
+    wait      waiting for the next decoded batch of the shard
+    turn      waiting with a decoded batch for the detector, which serves the worker's other shard
+    detect    running the detector
     rows      rounding to float16
-    encode    the part in memory, and its hash
-    commit    the part's way to the disk or the object store
+    encode    encoding and hashing the part in memory
+    commit    writing the part to the disk or the object store
     """
 
     def __init__(self) -> None:
@@ -108,8 +113,10 @@ class Clock:
 
 
 def full_fingerprint(detector: Detector, boxes: str) -> dict[str, Any]:
-    """What names a store's folder: the detector's own fingerprint, its space and D, what decodes images for it, and
-    whether boxes were given."""
+    """Return the fingerprint that names the folder of a store.
+
+    It has the detector's fingerprint, its space and D, the version of the image decoder, and whether boxes are given.
+    """
     return {
         **detector.fingerprint(),
         "pillow": PIL.__version__,
@@ -120,10 +127,11 @@ def full_fingerprint(detector: Detector, boxes: str) -> dict[str, Any]:
 
 
 class FeatureWorker:
-    """Holds a detector and turns shards of images into committed parts. `run` may be called from several threads: the
-    detector serves one batch at a time, everything else overlaps. `clock` says where the time went.
+    """Hold a detector, and turn shards of images into committed parts.
 
-    Raises CheckpointError where the detector loads here to something else than the driver's.
+    Several threads may call `run`: the detector serves one batch at a time, and everything else overlaps. `clock`
+    counts the seconds of each stage. Raise CheckpointError where this detector's fingerprint differs from the one that
+    the driver has computed, for example because of other versions or files on this machine.
     """
 
     def __init__(
@@ -141,10 +149,13 @@ class FeatureWorker:
         self.lock = threading.Lock()
         self.clock = Clock()
         if found := differences(fingerprint, full_fingerprint(self.detector, fingerprint["given_boxes"])):
-            raise CheckpointError(f"{detector_folder}: this worker's detector differs from the job's: {found[0]}")
+            raise CheckpointError(
+                f"{detector_folder}: the detector of this worker differs from the detector of the job: {found[0]}; "
+                "give every machine the same files and versions"
+            )
 
     def run(self, shard: ImageShard) -> Marker:
-        """Compute and commit one shard. Raises OSError for files that cannot be reached, and what the detector does."""
+        """Compute and commit one shard. Raise OSError where a file cannot be reached, and what the detector raises."""
         found: list[Future[list[Outcome]]] = []
         outcomes: dict[str, Outcome] = {**shard.lost()}
         images = [image for image in shard.images if image.image_id not in outcomes]
@@ -165,7 +176,7 @@ class FeatureWorker:
             return self.folder.commit(shard, part)
 
     def _decoded(self, threads: ThreadPoolExecutor, images: Sequence[Image]) -> Iterator[list[_Loaded | Failure]]:
-        """Batch after batch, while the threads are at the next ones."""
+        """Yield the decoded batches of a shard, while the threads decode the next ones."""
         with self.clock("wait"):
             shapes = dict(zip(images, threads.map(_shape, images), strict=True))
         batches, coming = _batches(shapes, self.batch_size), deque[list[Future[_Loaded | Failure]]]()
@@ -179,11 +190,12 @@ class FeatureWorker:
             yield answers
 
     def _detect(self, batch: Sequence[_Loaded]) -> list[Detection]:
+        """Run the detector on a batch of one shape, alone on the device."""
         pixels = [loaded.pixels for loaded in batch]
         objects = [loaded.given for loaded in batch if isinstance(loaded.given, GivenObjects)]
         boxes = [loaded.given for loaded in batch if isinstance(loaded.given, np.ndarray)] or None
         with self.clock("turn"):
-            self.lock.acquire()
+            self.lock.acquire()  # not `with`, so that the wait and the computation are timed apart
         try:
             with self.clock("detect"):
                 if objects and isinstance(self.detector, ObjectEncoder):
@@ -201,6 +213,7 @@ class FeatureWorker:
             return self._decode(image, shape)
 
     def _decode(self, image: Image, shape: tuple[int, int] | None) -> _Loaded | Failure:
+        """Decode an image and read its boxes. Return a failure where the bytes, the size or the boxes are wrong."""
         name = PurePosixPath(image.path).name
         try:
             pixels, digest = read_image(image)
@@ -211,19 +224,20 @@ class FeatureWorker:
             boxes = given.boxes if isinstance(given, GivenObjects) else given
             if boxes is not None and boxes[0].tolist() != [0, 0, width, height]:
                 theirs = "{:g} × {:g}".format(*boxes[0, 2:])
-                raise DecodeError(f"{name} is {width} × {height}, but its boxes are for {theirs}")
+                raise DecodeError(f"{name} is {width} × {height}, but its boxes are for an image of {theirs}")
         except DecodeError as error:
             return Failure(image.image_id, "decode", type(error.__cause__ or error).__name__, str(error))
         return _Loaded(image, pixels, given, digest)
 
     def _read_given(self, path: str) -> np.ndarray | GivenObjects:
+        """Read the boxes beside an image, with classes and outlines where the detector encodes given objects."""
         if isinstance(self.detector, ObjectEncoder):
             return read_objects(path, self.detector.classes)
         return read_boxes(path)
 
 
 def _shape(image: Image) -> tuple[int, int] | None:
-    """None for a file without a readable header: `_load` will say what is wrong with it."""
+    """Return (H, W) of an image, or None where its header cannot be read; `_load` says later what is wrong."""
     try:
         return image_shape(image)
     except DecodeError:
@@ -231,6 +245,7 @@ def _shape(image: Image) -> tuple[int, int] | None:
 
 
 def _batches(shapes: dict[Image, tuple[int, int] | None], size: int) -> Iterator[list[Image]]:
+    """Yield batches of at most `size` images of one shape, smaller ones where the images are large."""
     groups: dict[tuple[int, int] | None, list[Image]] = {}
     for image, shape in shapes.items():
         groups.setdefault(shape, []).append(image)
@@ -246,6 +261,7 @@ def _id(outcome: Outcome) -> str:
 
 
 def _row(image_id: str, shape: tuple[int, int], digest: str, detection: Detection) -> Outcome:
+    """Turn a detection into a row of the store, or into a failure where a number of it is not finite."""
     for name in ("features", "boxes", "scores"):
         if not np.isfinite(getattr(detection, name)).all():
             return Failure(image_id, "features", "NotFinite", f"the detector's {name} hold NaN or infinity")

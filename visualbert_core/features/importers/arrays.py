@@ -1,4 +1,8 @@
-"""Arrays in files of NumPy's format and in pickles, read without running what they say."""
+"""Read arrays from NumPy's .npy format and from pickles, without running code that the files name.
+
+Owns the checks on such arrays. `numpy.load(allow_pickle=True)` would call any function that a pickle names, so the
+pickled part goes through `io.safe_pickle`.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,13 @@ from visualbert_core.io.safe_pickle import BROKEN, load_arrays
 
 
 def npy(data: bytes, name: str) -> Any:
-    """A .npy file, pickled objects included."""
+    """Read a .npy file, also one with pickled objects. `name` is for messages. Raise MalformedError."""
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         _, _, dtype = header(file)
+        # An array of objects is a pickle behind the header.
         if dtype.hasobject:
             return unpickle(file.read())
         file.seek(0)
@@ -29,7 +34,7 @@ def npy(data: bytes, name: str) -> Any:
 
 
 def unpickle(data: bytes) -> Any:
-    """What a pickle holds: arrays, dictionaries, strings and numbers."""
+    """Read a pickle of arrays, dictionaries, strings and numbers. Raise MalformedError for anything else."""
     try:
         return load_arrays(io.BytesIO(data))
     except BROKEN as error:
@@ -37,8 +42,11 @@ def unpickle(data: bytes) -> Any:
 
 
 def floats(features: np.ndarray) -> np.ndarray:
-    """Features as float32, from any floating-point type: whole numbers are quantised ones, or the bits of others."""
+    """Return features of any floating-point type as float32.
+
+    Raise MalformedError for integers: they are quantised features, or the bits of another type.
+    """
     if features.dtype.kind != "f":
         raise MalformedError(f"features are {features.dtype}, not floating-point numbers")
-    with np.errstate(over="ignore"):  # infinity is malformed
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinity, which `checks.checked` refuses
         return features.astype(np.float32)

@@ -1,8 +1,9 @@
-"""What is checked of imported features: each record by itself, and a sample of the source before anything is written.
+"""Check imported features: a sample of the source before anything is written, and then every record.
 
-A file does not say of what type its bytes are, what its boxes mean, or which space it is of. Read wrongly, features
-and boxes are numbers as well, so what a whole source looks like is looked at: `metrics/boxes.py` for the boxes, the
-sizes of known spaces, and how far apart the magnitudes of the features lie.
+Owns the signs of a wrong declaration. A file says neither the type of its bytes, nor the meaning of its boxes, nor its
+feature space. Features and boxes that are read wrongly are still numbers, so these checks look at the source as a
+whole: at its boxes (`metrics/boxes.py`), at the feature sizes of known spaces, and at the spread of the features'
+magnitudes.
 """
 
 from __future__ import annotations
@@ -20,29 +21,30 @@ from visualbert_core.metrics import boxes as conventions
 from visualbert_core.schema import Regions
 
 SPACES = {"pythia_fpn": 2048, "detectron_fpn": 1024, "r2c_resnet50": 512, "vg_c4": 2048}
-"""Feature size of the spaces of published checkpoints (docs/features.md)."""
+"""The feature sizes of the spaces of published checkpoints (docs/features.md)."""
 
 SAMPLE = 300  # records
 
-_NEAR = 0.85  # of an image's side
-_LARGEST, _LEAST = 65504.0, 2.0**-24  # what float16 holds
-_BEYOND = 0.02  # the share of numbers beyond it that good features may have
+_NEAR = 0.85  # part of an image's side; the boxes of a full-size source reach further
+_LARGEST, _LEAST = 65504.0, 2.0**-24  # the largest and the smallest positive number of float16
+_BEYOND = 0.02  # the share of numbers above _LARGEST that good features may have
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What every record of a source must be."""
+    """What every record of a source must satisfy."""
 
     feature_size: int
     boxes: str
-    """One of `metrics.boxes.CONVENTIONS`."""
+    """The convention of the boxes, one of `metrics.boxes.CONVENTIONS`."""
     sizes_known: bool
+    """Whether widths and heights are the images' true sizes."""
 
 
 def checked(row: Regions, expected: Expected) -> Regions:
-    """The row with boxes as xyxy pixels and features as float16; the store has its own types for the rest.
+    """Return the row with boxes as xyxy pixels, float32, and features as float16. The other arrays keep their types.
 
-    Raises MalformedError.
+    Raise MalformedError where a shape, a number, a label or a box is wrong.
     """
     count = len(row.boxes)
     shapes = {"boxes": (count, 4), "labels": (count,), "scores": (count,), "features": (count, expected.feature_size)}
@@ -66,6 +68,7 @@ def checked(row: Regions, expected: Expected) -> Regions:
 
 
 def _sides(row: Regions, known: bool) -> tuple[float, float]:
+    """Return (width, height) of the image, or infinity where they are unknown, so that no box lies outside."""
     return (row.width, row.height) if known else (np.inf, np.inf)
 
 
@@ -76,10 +79,10 @@ def _sides(row: Regions, known: bool) -> tuple[float, float]:
 def look(
     reader: Source, places: Mapping[str, tuple[Place, ...]], name: str, space: str, boxes: str
 ) -> tuple[Expected, tuple[str, ...]]:
-    """What the records of a source have in common, from a sample spread over it; and lines that must be said.
+    """Look at a random sample of a source. Return what its records have in common, and remarks for the user.
 
-    Raises InputError, naming the source `name`, where no record can be read, most boxes are of another convention than
-    `boxes`, or the features are of another type or size than those of `space`.
+    Raise InputError where no record can be read, most boxes contradict the convention `boxes`, or the features have
+    another type or size than the features of `space`. The message names the source as `name`.
     """
     rows, reason = _sample(reader, places)
     if not rows:
@@ -95,7 +98,10 @@ def look(
 
 
 def _sample(reader: Source, places: Mapping[str, tuple[Place, ...]]) -> tuple[list[Regions], str]:
-    """The records of up to `SAMPLE` ids, drawn at random but always the same, and why one could not be read."""
+    """Read the records of up to `SAMPLE` random ids, the same ids in every run.
+
+    Return those with features and boxes of two dimensions, and the reason why a record could not be read.
+    """
     ids = sorted(places)
     if len(ids) > SAMPLE:
         drawn = np.random.default_rng(0).choice(len(ids), SAMPLE, replace=False)
@@ -111,6 +117,7 @@ def _sample(reader: Source, places: Mapping[str, tuple[Place, ...]]) -> tuple[li
 
 
 def _suspicion(rows: Sequence[Regions], declared: str, sizes_known: bool) -> conventions.Suspicion | None:
+    """Return what most boxes of the sample look like, where that contradicts the declared convention."""
     rows = [row for row in rows if row.boxes.shape[1:] == (4,) and len(row.boxes)]
     if not rows:
         return None
@@ -121,8 +128,11 @@ def _suspicion(rows: Sequence[Regions], declared: str, sizes_known: bool) -> con
 
 
 def _remarks(rows: Sequence[Regions], declared: str, sizes_known: bool) -> tuple[str, ...]:
-    """A line where many boxes of several images all end far before their images do, as those of smaller copies do.
-    Detectors find something near an edge of at least one image."""
+    """Return a remark where all boxes of several images end far from the images' right and lower edges.
+
+    A detector finds something near an edge of at least one image. Boxes that never come near an edge were probably
+    found in smaller copies of the images.
+    """
     rows = [row for row in rows if row.boxes.shape[1:] == (4,) and len(row.boxes) and min(row.width, row.height) > 0]
     count = sum(len(row.boxes) for row in rows)
     if not sizes_known or len(rows) < 5 or count < 100:
@@ -134,17 +144,18 @@ def _remarks(rows: Sequence[Regions], declared: str, sizes_known: bool) -> tuple
     if far.max() >= _NEAR:
         return ()
     return (
-        f"none of {count:,} boxes goes beyond {100 * far[0]:.0f} % of its image's width and {100 * far[1]:.0f} % of "
-        "its height: were the images resized, so that boxes and sizes are of two scales?",
+        f"none of {count:,} boxes reaches beyond {100 * far[0]:.0f} % of its image's width and {100 * far[1]:.0f} % of "
+        "its height: were the images resized, so that the boxes and the sizes have different scales?",
     )
 
 
 def _advice(wrong: conventions.Suspicion) -> str:
+    """Return the end of the message: which --boxes would read the source, or what else to do."""
     if wrong.looks_like is None:
         return "; declare their convention with --boxes, or mend the sizes of the images"
     if wrong.looks_like == "yxyx":
-        return " (--boxes yxyx reads the first; mend the sizes if it is the second)"
-    return f" (--boxes {wrong.looks_like} reads them so)"
+        return " (for the first, declare --boxes yxyx; for the second, mend the sizes)"
+    return f" (if so, declare --boxes {wrong.looks_like})"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -152,56 +163,57 @@ def _advice(wrong: conventions.Suspicion) -> str:
 
 
 def _another_size(space: str, size: int) -> str:
+    """Return a message for features of another size than their space has, with a guess at the cause."""
     known = SPACES[space]
     like = {known // 2: ["float16"], known * 2: ["float64"]}.get(size, [])
     like += [f"features of {other}" for other, length in SPACES.items() if length == size]
-    text = f"{size:,} values a box where {space} has {known:,}"
-    return f"{text}: {' or '.join(like)}?" if like else f"{text}: name the space that they are of (--space)"
+    text = f"{size:,} values per box, but {space} has {known:,}"
+    return f"{text}: {' or '.join(like)}?" if like else f"{text}: name the space of these features (--space)"
 
 
 def _misread(rows: Sequence[Regions]) -> str | None:
-    """What the features of most records are that cannot be a network's, in words."""
+    """Return what is wrong with the features of most records, in words, or None where they look right."""
     votes = Counter(filter(None, (_flaw(row.features) for row in rows)))
     for what, number in votes.most_common(1):
         if 2 * number > len(rows):
             size = rows[0].features.shape[1]
-            return f"the features of {number:,} of {len(rows):,} records {what} ({size:,} values a box were read)"
+            return f"the features of {number:,} of {len(rows):,} records {what} ({size:,} values per box were read)"
     return None
 
 
 def _flaw(features: np.ndarray) -> str | None:
-    """What is wrong with the features of an image as a whole; None where they can be a network's."""
+    """Return what is wrong with the features of an image as a whole, or None where a network can have made them."""
     if name := _type(features):
-        return f"make no sense as float32 and do as {name}: write them as float32"
+        return f"make sense as {name} and not as float32: write them as float32"
     magnitudes = np.abs(features[features != 0])
     if features.size and not magnitudes.size:
         return "are all 0: extract them again"
     magnitudes = magnitudes[np.isfinite(magnitudes)]
     if magnitudes.size and (magnitudes.max() < _LEAST or np.mean(magnitudes > _LARGEST) > _BEYOND):
-        return "are no numbers that a network gives: bytes of another type? write them as little-endian float32"
+        return "are not what a network gives: bytes of another type? write them as little-endian float32"
     return None
 
 
 def _type(features: np.ndarray) -> str | None:
-    """The type of the bytes that were read as float32, where float32 spreads the magnitudes over many more octaves.
+    """Return the true type of bytes that were read as float32, or None where float32 fits.
 
-    Bytes of another type put digits where the exponent is. Features of float16 seem to lie eight times as many octaves
-    apart as they do, those of float64 or of the other byte order a hundred; good ones are read as what they are by no
-    other type.
+    Bytes of another type put digits in the place of float32's exponent, which spreads the magnitudes. float16 read as
+    float32 spreads them over eight times as many octaves, float64 or the other byte order over a hundred times as many.
+    Good float32 features have a small spread as float32, and no other type gives a much smaller one.
     """
     data = np.ascontiguousarray(features, "<f4")
     raw = data.reshape(-1)
     halves = raw.view("<u2").reshape(-1, 2)
     words = raw.view("<u4")
     if raw.size % 2 == 0 and words[1::2].any() and not words[::2].any():
-        return "float64"  # of round numbers
+        return "float64"  # round numbers: the low half of each has only zero bits
     spread = _octaves(raw[np.isfinite(raw)])
     if spread <= 4:
         return None
     candidates = {"float16": raw.view("<f2"), "big-endian float32": raw.view(">f4")}
     if raw.size % 2 == 0:
         candidates["float64"] = raw.view("<f8")
-    # What was cut to bfloat16 has no low halves, and half its octaves in the upper ones.
+    # float32 rounded to bfloat16 has low halves of zero, and reads as float16 with half the octaves: it is not float16.
     if np.count_nonzero(halves[:, 0]) < np.count_nonzero(halves[:, 1]) / 2:
         del candidates["float16"]
     with np.errstate(invalid="ignore"):
@@ -215,6 +227,6 @@ def _type(features: np.ndarray) -> str | None:
 
 
 def _octaves(values: np.ndarray) -> float:
-    """How far apart magnitudes lie: the standard deviation of their binary logarithms, zeros left out."""
+    """Return the spread of the magnitudes: the standard deviation of their binary logarithms, without zeros."""
     magnitudes = np.abs(values[values != 0].astype(np.float64))
     return float(np.log2(magnitudes).std()) if len(magnitudes) else 0.0

@@ -1,9 +1,9 @@
-"""The HDF5 files that were made of bottom-up attention's TSV for VQA: `val36.hdf5` and `val36_imgid2idx.pkl`.
+"""Read the HDF5 files that were made from bottom-up attention's TSV for VQA: `val36.hdf5` and `val36_imgid2idx.pkl`.
 
-`image_features`, `image_bb` and `spatial_features` hold an image in a row, or, where there is `pos_boxes`, a box in a
-row. The sizes of images are nowhere in it, but `spatial_features` are the boxes in parts of them (x1, y1, x2, y2,
-width, height), so that sizes follow. Where they do not fit the boxes, the least size that holds all boxes of an image
-stands in, and that is said.
+Owns this layout. A row of `image_features`, `image_bb` and `spatial_features` is one image. With `pos_boxes`, a row is
+one box, and `pos_boxes` holds the rows [start, stop) of each image. The file has no sizes of images. They follow
+from `spatial_features`, which are the boxes as parts of the image's sides (x1, y1, x2, y2, width, height). Where these
+do not fit the boxes, each image gets the smallest size that holds its boxes, and a note says so.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import Regions
 
 FILES = r"\.(hdf5|h5)$"
+# This text is a part of fingerprints: a change of it would move stores to other folders.
 NO_SIZES = "the sizes of the images are not in it: the least that holds their boxes stands in for each"
 
-_LOOK = 16  # images
-_SMALL = 8  # pixels
+_LOOK = 16  # images that are read to find out whether sizes follow
+_SMALL = 8  # pixels; a smaller side means that the boxes are not in pixels
 
 
 class Hdf5Source:
-    """NAME.hdf5 with NAME_imgid2idx.pkl beside it."""
+    """Read NAME.hdf5 and NAME_imgid2idx.pkl beside it. Raise InputError where one of them is missing or malformed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ids_path = path.with_name(f"{path.stem}_imgid2idx.pkl")
         if not path.is_file():
-            raise InputError(f"{path} is not a file")
+            raise InputError(f"{path} is not a file: name the .hdf5 file")
         if not self.ids_path.is_file():
-            raise InputError(f"{self.ids_path} is missing: it says which row is which image")
+            raise InputError(f"{self.ids_path} is missing: it must say which row is which image")
         refuse_pointer(path)
         refuse_pointer(self.ids_path)
         file = _file(path)
@@ -60,19 +61,19 @@ class Hdf5Source:
         boxes, features, spatial = self._arrays(int(place[0]))
         size = _size(boxes, spatial) if self.sizes_known else _least(boxes)
         if size is None:
-            raise MalformedError("spatial_features and image_bb make no size of the image")
+            raise MalformedError("spatial_features and image_bb do not agree on a size of the image")
         count = len(boxes)
         labels, scores = np.full(count, -1), np.full(count, np.nan)
         return Regions(image_id, *size, boxes.astype(np.float32), labels, scores, floats(features), "")
 
     def _arrays(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Boxes, features and the boxes in parts of the image, of one image."""
+        """Return the boxes, the features and the spatial features of one image. Raise MalformedError."""
         file = _file(self.path)
         index: Any = row
         try:
             count = len(file["pos_boxes"] if "pos_boxes" in file else file["image_bb"])
             if not 0 <= row < count:
-                raise MalformedError(f"it is row {row}, and there are {count}")
+                raise MalformedError(f"its row is {row}, but the file has {count} rows")
             if "pos_boxes" in file:
                 start, stop = map(int, file["pos_boxes"][row])
                 index = slice(start, stop)
@@ -83,11 +84,11 @@ class Hdf5Source:
                 raise
             raise MalformedError(f"{type(error).__name__}: {error}") from None
         if boxes.ndim != 2 or boxes.shape[1] != 4 or features.ndim != 2:
-            raise MalformedError(f"image_bb is {boxes.shape} and image_features {features.shape} of an image")
+            raise MalformedError(f"image_bb has shape {boxes.shape} and image_features {features.shape}, not [R, …]")
         return boxes, features, spatial
 
     def _has_sizes(self) -> bool:
-        """Whether the first images that can be read have a size, by their boxes and spatial features."""
+        """Return whether a size follows for each of the first images that can be read."""
         for row in list(self._rows.values())[:_LOOK]:
             try:
                 boxes, _, spatial = self._arrays(row)
@@ -99,7 +100,7 @@ class Hdf5Source:
 
 
 def _size(boxes: np.ndarray, spatial: np.ndarray | None) -> tuple[int, int] | None:
-    """(width, height), of which the corners are said to be these parts; None where boxes do not agree on it."""
+    """Return the (width, height) that turns the spatial features into the boxes, or None where the boxes disagree."""
     if spatial is None or spatial.shape[-1] < 4 or len(spatial) != len(boxes):
         return None
     sides = []
@@ -110,7 +111,7 @@ def _size(boxes: np.ndarray, spatial: np.ndarray | None) -> tuple[int, int] | No
         if not len(found) or np.ptp(found) > max(1.0, 0.01 * found.max()) or found.max() < _SMALL:
             return None
         side = float(np.median(found))
-        # A near corner of 0 tells no size, but must lie at its part of the side as the far one does.
+        # x1 or y1 may be 0, which gives no size. But x1 and y1 must fit the size that x2 and y2 give.
         apart = np.abs(boxes[:, axis - 2] - spatial[:, axis - 2] * side)
         if not (apart <= max(1.0, 0.01 * side)).all():
             return None
@@ -119,29 +120,29 @@ def _size(boxes: np.ndarray, spatial: np.ndarray | None) -> tuple[int, int] | No
 
 
 def _least(boxes: np.ndarray) -> tuple[int, int]:
-    """The size of the smallest image that holds the boxes."""
+    """Return (width, height) of the smallest image that holds the boxes."""
     far = np.nan_to_num(boxes, posinf=0, neginf=0).max(axis=0, initial=1.0)
     return int(np.ceil(max(far[0], far[2]))), int(np.ceil(max(far[1], far[3])))
 
 
 def _ids(path: Path) -> dict[str, int]:
-    """Row of each image id, in the order of the rows."""
+    """Read the row of each image id, in the order of the rows. Raise InputError where the pickle is malformed."""
     try:
         with path.open("rb") as file:
             found = load_arrays(file)
         rows = {name if isinstance(name, str) else str(int(name)): int(row) for name, row in found.items()}
     except BROKEN as error:
-        raise InputError(f"{path} is no dictionary from image ids to rows: {error}") from error
+        raise InputError(f"{path} is not a dictionary from image ids to rows: {error}") from error
     return dict(sorted(rows.items(), key=lambda item: item[1]))
 
 
 @lru_cache
 def _file(path: Path) -> Any:
-    """An open HDF5 file."""
+    """Open an HDF5 file, once per process. Raise ConfigError without h5py, InputError where it is not HDF5."""
     try:
         import h5py
     except ImportError as error:
-        raise ConfigError("HDF5 needs the h5py package: pip install h5py") from error
+        raise ConfigError(f"{path} needs the h5py package: pip install h5py") from error
     try:
         return h5py.File(path, "r")
     except OSError as error:

@@ -1,4 +1,7 @@
-"""What MILVLG's bottom-up-attention.pytorch writes: a folder of NAME.npz, one an image."""
+"""Read what MILVLG's bottom-up-attention.pytorch writes: a folder with one NAME.npz per image.
+
+Owns this layout: the names of the arrays, and which versions of the program write features as [R, D] or [D, R].
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,14 @@ from visualbert_core.features.importers.sources import MalformedError, Place, wh
 from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import Regions
 
-_LARGEST = 1 << 28  # bytes of an array, unpacked; 100 boxes of 2048 features are under 1 MB
+_LARGEST = 1 << 28  # bytes of an unpacked array; 100 boxes of 2048 features take under 1 MB
 
 
 class NpzSource:
-    """NAME.npz with `x`, `bbox`, `num_bbox`, `image_h`, `image_w` and, of some versions, `info`; at any depth."""
+    """Read a folder of NAME.npz at any depth, with `x`, `bbox`, `num_bbox`, `image_h`, `image_w` and sometimes `info`.
+
+    Raise InputError where the folder does not exist.
+    """
 
     notes: tuple[str, ...] = ()
     sizes_known = True
@@ -29,7 +35,7 @@ class NpzSource:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not folder.is_dir():
-            raise InputError(f"{folder} is not a folder")
+            raise InputError(f"{folder} is not a folder: name the folder of the .npz files")
 
     def records(self) -> Iterator[tuple[str, Place]]:
         for path in sorted(self.folder.rglob("*.npz")):
@@ -49,13 +55,13 @@ class NpzSource:
             info = info if isinstance(info, dict) else {}
             labels = np.asarray(info.get("objects_id", np.full(len(boxes), -1)), np.int64)
             scores = np.asarray(info.get("objects_conf", np.full(len(boxes), np.nan)), np.float32)
-            both = "attrs_id" in info and "attrs_conf" in info
+            both = "attrs_id" in info and "attrs_conf" in info  # the store has attributes with scores or not at all
             attributes = np.asarray(info["attrs_id"], np.int64) if both else None
             attribute_scores = np.asarray(info["attrs_conf"], np.float32) if both else None
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise MalformedError(f"{path.name}: {type(error).__name__}: {error}") from None
         if count != len(boxes):
-            raise MalformedError(f"{path.name}: num_bbox is {count}, and there are {len(boxes)} boxes")
+            raise MalformedError(f"{path.name}: num_bbox is {count}, but there are {len(boxes)} boxes")
         features = _rows(arrays.get("x"), count, path.name)
         return Regions(
             *(image_id, width, height, boxes, labels, scores, features, ""),
@@ -65,22 +71,25 @@ class NpzSource:
 
 
 def _rows(x: Any, count: int, name: str) -> np.ndarray:
-    """Features as [R, D]: some versions write [D, R]."""
+    """Return features as [R, D] float32; some versions of the program write [D, R]. Raise MalformedError."""
     if not isinstance(x, np.ndarray) or x.ndim != 2 or count not in x.shape:
         shape = x.shape if isinstance(x, np.ndarray) else None
-        raise MalformedError(f"{name}: x has shape {shape}, and there are {count} boxes")
+        raise MalformedError(f"{name}: x has shape {shape}, but there are {count} boxes")
     if x.shape[0] == x.shape[1]:
-        raise MalformedError(f"{name}: x has shape {x.shape}: which side counts the boxes cannot be told")
+        raise MalformedError(f"{name}: x has shape {x.shape}, so either side may be the boxes")
     return floats(x if x.shape[0] == count else x.T)
 
 
 def _npz(data: bytes, name: str) -> dict[str, Any]:
+    """Read the arrays of an .npz file, by name. Raise MalformedError."""
     arrays = {}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for member in archive.infolist():
                 if member.file_size > _LARGEST:
-                    raise MalformedError(f"{name}: {member.filename} is {member.file_size:,} bytes")
+                    raise MalformedError(
+                        f"{name}: {member.filename} has {member.file_size:,} bytes, more than the limit of {_LARGEST:,}"
+                    )
                 array = member.filename.removesuffix(".npy")
                 arrays[array] = npy(archive.read(member), f"{name}: {array}")
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:

@@ -1,4 +1,7 @@
-"""What MMF's extract_features_*.py write: a folder of .npy files, or an LMDB that its lmdb_conversion.py made of it."""
+"""Read what MMF's extract_features_*.py write: a folder of .npy files, or an LMDB that lmdb_conversion.py made from it.
+
+Owns these two layouts (facebookresearch/mmf, tools/scripts/features).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from visualbert_core.schema import Regions
 
 
 class NpySource:
-    """NAME.npy and NAME_info.npy, at any depth."""
+    """Read a folder of NAME.npy and NAME_info.npy, at any depth. Raise InputError where the folder does not exist."""
 
     notes: tuple[str, ...] = ()
     sizes_known = True
@@ -25,7 +28,7 @@ class NpySource:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not folder.is_dir():
-            raise InputError(f"{folder} is not a folder")
+            raise InputError(f"{folder} is not a folder: name the folder of the .npy files")
 
     def records(self) -> Iterator[tuple[str, Place]]:
         for path in sorted(self.folder.rglob("*.npy")):
@@ -40,12 +43,12 @@ class NpySource:
         path = self.folder / str(place)
         info = path.with_name(f"{path.stem}_info.npy")
         if not info.exists():
-            raise MalformedError(f"{info.name} is missing")
+            raise MalformedError(f"{info.name} is missing: it must hold the boxes")
         return _mmf(image_id, npy(whole(path), path.name), npy(whole(info), info.name))
 
 
 class LmdbSource:
-    """An LMDB of pickled records, with the list of its keys under `keys`."""
+    """Read an LMDB of pickled records. The key `keys` holds the list of the other keys, and is skipped."""
 
     notes: tuple[str, ...] = ()
     sizes_known = True
@@ -60,7 +63,7 @@ class LmdbSource:
             for key in transaction.cursor().iternext(values=False):
                 name = bytes(key).decode(errors="backslashreplace")
                 if name != "keys":
-                    yield name.rpartition("/")[2], bytes(key).hex()
+                    yield name.rpartition("/")[2], bytes(key).hex()  # a key may be a path; a place must be text
 
     def digest(self) -> str:
         return digest_file(self._file)
@@ -69,17 +72,20 @@ class LmdbSource:
         with _environment(self.path).begin() as transaction:
             record = unpickle(transaction.get(bytes.fromhex(str(place))))
         if not isinstance(record, dict) or "features" not in record:
-            raise MalformedError("it is no record of features")
+            raise MalformedError("it is not a record of features")
         return _mmf(image_id, record["features"], record)
 
 
 @lru_cache
 def _environment(path: Path) -> Any:
-    """An open LMDB; a process may open each only once."""
+    """Open an LMDB. The cache is needed because LMDB allows a process to open a file only once.
+
+    Raise ConfigError without the lmdb package, InputError where the file is not an LMDB.
+    """
     try:
         import lmdb
     except ImportError as error:
-        raise ConfigError("an LMDB needs the lmdb package: pip install lmdb") from error
+        raise ConfigError(f"{path} needs the lmdb package: pip install lmdb") from error
     try:
         return lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False)
     except lmdb.Error as error:
@@ -87,11 +93,15 @@ def _environment(path: Path) -> Any:
 
 
 def _mmf(image_id: str, features: Any, info: Any) -> Regions:
-    """`cls_prob` is [R, classes] from extract_features_vmb.py and [R] from extract_features_frcnn.py."""
+    """Make a row of a record. Raise MalformedError where the record is not one of MMF's.
+
+    `cls_prob` is [R, classes] from extract_features_vmb.py and [R] from extract_features_frcnn.py; the score is the
+    largest probability.
+    """
     if isinstance(info, np.ndarray) and info.shape == ():
         info = info.item()
     if not isinstance(info, dict) or not isinstance(features, np.ndarray) or features.ndim != 2:
-        raise MalformedError("features of [R, D] and a dictionary beside them are expected")
+        raise MalformedError("the record must have features [R, D] and a dictionary beside them")
     try:
         boxes = np.asarray(info["bbox"], np.float32)
         labels, scores = info.get("objects"), info.get("cls_prob")

@@ -1,6 +1,6 @@
-"""The import: reads a source of one of the known kinds and fills a feature store, shard by shard.
+"""Run an import: read a source of a known kind and fill a feature store, shard by shard.
 
-Owns which kinds there are, the fingerprint of what was imported, and which of several records of an image is taken.
+Owns the kinds, the fingerprint of an import, and the choice between several records of one image.
 """
 
 from __future__ import annotations
@@ -51,19 +51,18 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import made, and what whoever reads it must know."""
+    """The result of an import."""
 
     store: FeatureStore
     torn: tuple[Failure, ...]
-    """Records that cannot be read and beside which an intact one of the same image lies; that one is in the store."""
+    """Records that cannot be read, of images that also have an intact record, which is in the store."""
     notes: tuple[str, ...]
-    """What the source does not say, or what looks odd in it, a line each."""
+    """What the source does not say, or what looks odd in it, one line each."""
 
 
 @dataclass(frozen=True)
 class RecordShard(Shard):
-    """A shard of records that knows where they lie; `places` are in the order of `items`, several where an id comes
-    several times."""
+    """A shard of records with their places, in the order of `items`. An id with several records has several places."""
 
     places: tuple[tuple[Place, ...], ...]
 
@@ -78,19 +77,21 @@ def import_features(
     ids: str = "{}",
     boxes: str = "xyxy",
 ) -> Imported:
-    """Fill `<out>/<corpus>/<fingerprint>/` with the features of `source` and open it; the same line again resumes.
+    """Fill `<out>/<corpus>/<fingerprint>/` with the features of `source`, and open it as a store.
 
-    `kind` is one of `KINDS`, `space` the name that checkpoints are matched with, `corpus` by default the name of the
-    source. A source is a file or folder, several of them, or a pattern. `ids` makes image ids of the source's own:
-    `COCO_val2014_{:0>12}` for bare COCO numbers. `boxes` is the convention that they are written in, one of
-    `metrics.boxes.CONVENTIONS`. Reads the source once to name it and once to convert it.
+    `kind` is one of `KINDS`. `source` is a file or a folder, several of them, or a pattern. `space` is the feature
+    space that checkpoints are matched with. `corpus` is by default the name of the source. `ids` is a format that turns
+    the source's ids into image ids: `COCO_val2014_{:0>12}` for bare COCO numbers. `boxes` is the convention of the
+    source's boxes, one of `metrics.boxes.CONVENTIONS`. The source is read once for its digest and once to convert it.
+    Running the same line again resumes the work.
 
-    Raises InputError for a source that is empty, not of this kind, or not of the space or convention that it is said
-    to be, ShardError where a shard could not be written, CoverageError where every record is malformed.
+    Raise ConfigError where an argument is unknown or does not fit the source. Raise InputError where the source is
+    empty, or contradicts its kind, space or convention. Raise ShardError where a shard cannot be written, CoverageError
+    where every record is malformed.
     """
     for value, known in ((kind, KINDS), (boxes, CONVENTIONS)):
         if value not in known:
-            raise ConfigError(f"{value!r} is none of {', '.join(known)}")
+            raise ConfigError(f"{value!r} is none of {', '.join(known)}: name one of these")
     given = [source] if isinstance(source, Path) else list(source)
     paths = find(KINDS[kind], given)
     corpus = corpus_name(given, paths) if corpus is None else folder_name(corpus)
@@ -107,7 +108,7 @@ def import_features(
         "space": space,
         "feature_size": expected.feature_size,
     }
-    # Not named where they are the default, so that stores from before there was a choice keep their folders.
+    # The default convention is left out, so that stores from before there was a choice keep their folders.
     fingerprint |= {"boxes": boxes} if boxes != "xyxy" else {}
     fingerprint |= {"notes": list(reader.notes)} if reader.notes else {}
     folder = ShardFolder(store_folder(absolute(out), corpus, fingerprint))
@@ -123,14 +124,14 @@ def import_features(
 
 
 def _places(reader: Source, ids: str) -> dict[str, tuple[Place, ...]]:
-    """Where the records of each image lie."""
+    """Return the places of each image's records. Raise ConfigError where `ids` gives two ids of the source one name."""
     places: dict[str, tuple[Place, ...]] = {}
     names: dict[str, str] = {}
     for name, place in reader.records():
         image_id = _named(name, ids)
         if (first := names.setdefault(image_id, name)) != name:
             both = f"{first!r} and {name!r}"
-            raise ConfigError(f"{ids!r} makes {image_id!r} of {both}: write {{}} where the source's id is to stand")
+            raise ConfigError(f"{ids!r} makes {image_id!r} of {both}: write {{}} in the place of the source's id")
         places[image_id] = (*places.get(image_id, ()), place)
     return places
 
@@ -139,16 +140,16 @@ def _named(name: str, ids: str) -> str:
     try:
         return ids.format(name)
     except (ValueError, LookupError, AttributeError) as error:
-        raise ConfigError(f"{ids!r} does not make an image id of {name!r}: {error}") from error
+        raise ConfigError(f"{ids!r} does not make an image id of {name!r} ({error}): correct --ids") from error
 
 
 def _without_torn(
     reader: Source, places: Mapping[str, tuple[Place, ...]], expected: Expected
 ) -> tuple[dict[str, tuple[Place, ...]], tuple[Failure, ...]]:
-    """Of images with several records the intact ones, and the others as failures; where none is intact, all.
+    """Drop the torn records of images that also have an intact one. Return the places to keep, and the failures.
 
-    An extraction that was killed and resumed leaves a torn row and writes the image again (the published TSV of
-    test2014 has such rows).
+    An extraction that was killed and resumed leaves a torn row and writes the image again; bottom-up attention's
+    published TSV of test2014 has such rows.
     """
     kept, torn = dict(places), []
     for image_id, several in places.items():
@@ -170,7 +171,7 @@ def _row(reader: Source, image_id: str, place: Place, expected: Expected) -> Reg
 
 
 class ImportWorker:
-    """Turns shards of records into committed parts."""
+    """Turn shards of records into committed parts."""
 
     def __init__(
         self, kind: str, paths: Sequence[Path], store: Location, fingerprint: dict[str, Any], expected: dict[str, Any]
@@ -191,9 +192,10 @@ class ImportWorker:
         return self.folder.commit(shard, part)
 
     def _row(self, image_id: str, places: tuple[Place, ...]) -> Regions | Failure:
+        """Convert the records of one image, which must be equal where there are several."""
         outcomes = [_row(self.reader, image_id, place, self.expected) for place in places]
         rows = [row for row in outcomes if isinstance(row, Regions)]
-        # A resumed extraction may have written an image twice; only equal rows are one.
+        # A resumed extraction may have written an image twice. Rows that differ leave no way to choose.
         if len({row.features.tobytes() + row.boxes.tobytes() for row in rows}) > 1:
-            return Failure(image_id, "decode", "Malformed", f"{len(rows)} records of this id, and they differ")
+            return Failure(image_id, "decode", "Malformed", f"{len(rows)} records of this id differ")
         return outcomes[0]

@@ -1,6 +1,7 @@
-"""What a source of features is: files or folders of one layout, the records in them, and which shards are missing.
+"""The sources of an import: files or folders of one layout, and the records in them.
 
-A source may be given as one file, several, a folder of them, or a pattern. Whatever it is, it is one corpus.
+Owns the contract of a reader, and which files a source consists of. A user may name one file, several files, a folder
+of files, or a pattern; all of it is one corpus.
 """
 
 from __future__ import annotations
@@ -17,37 +18,37 @@ from visualbert_core.provenance import digest_json
 from visualbert_core.schema import Regions
 
 Place = tuple[Any, ...] | str
-"""Where a record lies in its source: bytes (offset, length) of a TSV, the path below a folder, the key in an LMDB;
-of several sources with the number of the source before it."""
+"""Where a record lies in its source: (offset, length) in bytes of a TSV, the path below a folder, the row of an HDF5
+file, or the key in an LMDB. Where there are several sources, it is (number of the source, place)."""
 
 
 class MalformedError(ValueError):
-    """A record that cannot be read; the message is the reason."""
+    """A record cannot be read. The message is the reason, and becomes the message of a failure row."""
 
 
 class Source(Protocol):
-    """A file or folder of features."""
+    """The contract of a reader of one file or folder of features."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What whoever imports must know, a line each; it goes into the fingerprint."""
+        """What the user must know about this source, one line each. The lines go into the fingerprint."""
 
     @property
     def sizes_known(self) -> bool:
-        """Whether widths and heights are the images' own."""
+        """Whether widths and heights are the true sizes of the images."""
 
     def records(self) -> Iterator[tuple[str, Place]]:
-        """(id, place) of every record. Raises InputError where the source is not of this layout."""
+        """Yield (id, place) of every record. Raise InputError where the source does not have this layout."""
 
     def digest(self) -> str:
-        """xxh3-128 of everything in it."""
+        """Return the xxh3-128 of everything in the source."""
 
     def read(self, image_id: str, place: Place) -> Regions:
-        """One record: boxes as they are written, features in any float type. Raises MalformedError."""
+        """Read a record: boxes as they are written, features in any float type. Raise MalformedError."""
 
 
 class Several:
-    """Sources that are one corpus."""
+    """Several sources that are one corpus."""
 
     def __init__(self, paths: Sequence[Path], readers: Sequence[Source]) -> None:
         self.paths, self.readers = paths, readers
@@ -68,56 +69,61 @@ class Several:
 
 @dataclass(frozen=True)
 class Kind:
-    """A layout: how one file or folder of it is opened, and the names of its files where a folder holds several."""
+    """A layout: how to open one file or folder of it, and how its files are named."""
 
     open: Callable[[Path], Source]
     files: str | None = None
-    """Regular expression; None where a folder is one source."""
+    """A regular expression for the names of the files in a folder; None where a whole folder is one source."""
 
 
 def find(kind: Kind, given: Sequence[Path]) -> list[Path]:
-    """The files or folders that make up what was given, in order.
+    """Find the files or folders that `given` consists of, in order.
 
-    Raises InputError where there is none, and where names count shards that are not there.
+    Raise InputError where there is none, or where a file of a numbered set is missing. Raise ConfigError where one is
+    given twice.
     """
     paths: list[Path] = []
     for path in map(_absolute, given):
         inside = [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
         if not inside:
-            raise InputError(f"{path} does not exist")
+            raise InputError(f"{path} does not exist: correct the path")
         for one in inside:
             paths += _files(kind, one)
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
-        raise ConfigError(f"{twice} is given twice")
+        raise ConfigError(f"{twice} is given twice: name it once")
     alone = len(paths) == 1 and paths[0] == _absolute(given[0])
     for gap in numbered.gaps(path.name for path in paths):
-        if gap.says_total or not alone:  # `train.tsv.1`, named on purpose, may be all
+        if gap.says_total or not alone:  # a user who names only `train.tsv.1` may mean that file alone
             missing = f"{gap.first} is missing beside {gap.there[0]} ({gap.missing:,} missing)"
-            raise InputError(f"{paths[0].parent}: {missing}: fetch it")
+            raise InputError(f"{paths[0].parent}: {missing}: download it")
     return paths
 
 
 def _absolute(path: Path) -> Path:
-    return path.expanduser().absolute()  # workers may stand elsewhere
+    return path.expanduser().absolute()  # workers may have another working folder
 
 
 def _files(kind: Kind, path: Path) -> list[Path]:
+    """Return the files of this layout in a folder, or the path itself where it is one source."""
     if kind.files is None or not path.is_dir():
         return [path]
     files = [file for file in sorted(path.iterdir()) if re.search(kind.files, file.name) and file.is_file()]
     if not files:
-        raise InputError(f"{path} is not a file, and no name in it is one of this layout's ({kind.files})")
+        raise InputError(f"{path} is a folder without files of this layout ({kind.files}): name the files")
     return files
 
 
 def open_source(kind: Kind, paths: Sequence[Path]) -> Source:
-    """One reader of all of them."""
+    """Open all paths as one source."""
     return kind.open(paths[0]) if len(paths) == 1 else Several(paths, [kind.open(path) for path in paths])
 
 
 def corpus_name(given: Sequence[Path], paths: Sequence[Path]) -> str:
-    """What a corpus is called by default: the name of the folder or file, of several what their names begin with."""
+    """Return the default name of a corpus: the folder's or the file's name without the suffix.
+
+    For several files, or a pattern, it joins the different names without suffixes and numbers.
+    """
     if len(given) == 1 and _absolute(given[0]).exists():
         return _absolute(given[0]).stem
     stems = sorted({re.split(r"\.tsv|\.hdf5|\.h5|-\d+-of-\d+", path.name)[0] for path in paths})
@@ -125,13 +131,13 @@ def corpus_name(given: Sequence[Path], paths: Sequence[Path]) -> str:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise InputError where a file that is a whole source is a Git LFS pointer."""
+    """Raise InputError where a file of a source is a Git LFS pointer."""
     if lfs.is_pointer_file(path):
         raise InputError(f"{path} is {lfs.REASON}")
 
 
 def whole(path: Path) -> bytes:
-    """The bytes of a file that is one record. Raises MalformedError."""
+    """Read the bytes of a file that is one record. Raise MalformedError where it cannot be read."""
     try:
         data = path.read_bytes()
     except OSError as error:

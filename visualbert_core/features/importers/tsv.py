@@ -1,4 +1,7 @@
-"""Rows of tab-separated fields with arrays in base64: bottom-up attention's TSV and LXMERT's."""
+"""Read TSV files whose fields are arrays in base64: bottom-up attention's and LXMERT's.
+
+Owns the fields of these two layouts: tools/generate_tsv.py of peteanderson80/bottom-up-attention, and airsplay/lxmert.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ FILES = r"\.tsv(\.\d+)?$"
 
 
 class TsvSource:
-    """Lines of tab-separated fields whose arrays are base64. Read once through for ids and offsets, then by offset."""
+    """Read a TSV: first all of it for ids and offsets, and then single lines by offset.
+
+    Raise InputError where the path is not a file, or is a Git LFS pointer.
+    """
 
     notes: tuple[str, ...] = ()
     sizes_known = True
@@ -35,7 +41,7 @@ class TsvSource:
         self.fields = fields
         self._digest: str | None = None
         if not path.is_file():
-            raise InputError(f"{path} is not a file")
+            raise InputError(f"{path} is not a file: name a .tsv file")
         refuse_pointer(path)
 
     def records(self) -> Iterator[tuple[str, Place]]:
@@ -43,12 +49,13 @@ class TsvSource:
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 state.update(line)
+                # Some editors write a byte order mark, which is not a part of the first id.
                 mark = len(BOM_UTF8) if number == 1 and line.startswith(BOM_UTF8) else 0
                 if line[mark:].strip():
                     name, tab, _ = line[mark:].partition(b"\t")
                     yield (_id(name) if tab else None) or f"line {number}", (offset + mark, len(line) - mark)
                 offset += len(line)
-        self._digest = state.hexdigest()
+        self._digest = state.hexdigest()  # saves `digest` a second reading
 
     def digest(self) -> str:
         return self._digest or digest_file(self.path)
@@ -60,7 +67,7 @@ class TsvSource:
         if len(values) != len(self.fields):
             raise MalformedError(f"{len(values)} fields instead of {len(self.fields)}")
         if _id(values[0]) is None:
-            raise MalformedError(f"{values[0][:40]!r} is no image id in UTF-8")
+            raise MalformedError(f"{values[0][:40]!r} is not an image id in UTF-8")
         record = dict(zip(self.fields, values, strict=True))
         count = _int(record, "num_boxes")
         features = _base64(record, "features", "<f4")
@@ -82,7 +89,7 @@ class TsvSource:
 
 
 def _id(name: bytes) -> str | None:
-    """The id that a field holds; None where it is none."""
+    """Return the id that a field holds, or None where the field is empty, padded with spaces or not UTF-8."""
     try:
         text = name.decode()
     except UnicodeDecodeError:
@@ -91,6 +98,7 @@ def _id(name: bytes) -> str | None:
 
 
 def _shaped(boxes: np.ndarray, count: int) -> np.ndarray:
+    """Return boxes as [count, 4]. Raise MalformedError where their number is wrong, with a guess at their type."""
     if len(boxes) != count * 4:
         like = {count * 2: ": float16?", count * 8: ": float64?"}.get(len(boxes), "")
         raise MalformedError(f"{len(boxes)} box values for {count} boxes{like}")
@@ -101,7 +109,7 @@ def _int(record: Mapping[str, bytes], name: str) -> int:
     try:
         return int(record[name])
     except ValueError:
-        raise MalformedError(f"{name} is no number: {record[name][:20]!r}") from None
+        raise MalformedError(f"{name} is not a whole number: {record[name][:20]!r}") from None
 
 
 def _base64(record: Mapping[str, bytes], name: str, dtype: str) -> np.ndarray:
