@@ -297,7 +297,7 @@ def test_gold_boxes_outside_their_image(tmp_path: Path, size: tuple[int, int], r
     if not refused:
         assert len(open_task(layout.task, layout.write(tmp_path), layout.split).expected()) == 2
         return
-    outside = r"5\.xml: bndbox \[0\.0, 1\.0, 90\.0, 50\.0\] of chain 1, 2 reaches outside the <size> {} × {}: ".format(
+    outside = r"5\.xml: bndbox \[0\.0, 1\.0, 90\.0, 50\.0\] of chain 1, 2 reaches outside the <size> {} × {}, ".format(
         *size
     )
     with pytest.raises(AnnotationError, match=outside):

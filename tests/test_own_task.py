@@ -141,8 +141,8 @@ def test_a_bad_record_is_named(file: str, text: str, message: str, folder: Path)
     ("text", "message"),
     [
         ("id,left,right,sentence\n1,a,b,Yes.\n", "line 2: Object missing required field `true`"),
-        ("id,left,right,sentence,true\n1,a,b\n", "line 2: not 5 cells"),
-        ("id,left,right,sentence,true\n1,a,b,Yes.,true,more\n", "line 2: not 5 cells"),
+        ("id,left,right,sentence,true\n1,a,b\n", "line 2: the row does not have 5 cells"),
+        ("id,left,right,sentence,true\n1,a,b,Yes.,true,more\n", "line 2: the row does not have 5 cells"),
         ('id,left,right,sentence,true\n1,a,b,"Yes.,true\n', "line 2: not CSV"),
         ("id,left,right,sentence,true\n1,a,b,Yes.,perhaps\n", "line 2: Expected `bool`"),
     ],

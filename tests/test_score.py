@@ -293,7 +293,7 @@ def test_a_split_without_labels_is_refused(tmp_path: Path) -> None:
     """There is no score to be had, and the line says what there is."""
     layout = LAYOUTS["nlvr2"]
     task = Unlabelled(layout.write(tmp_path), "dev")
-    with pytest.raises(ConfigError, match=r"nlvr2 dev has no public labels: its submission.csv is scored by"):
+    with pytest.raises(ConfigError, match=r"nlvr2 dev has no public labels: send the leaderboard its submission.csv"):
         scored(task, tmp_path, layout.text())
 
 

@@ -56,6 +56,7 @@ def evaluate(
     then has the status "incomplete".
     """
     task = task or open_task(config.task, config.annotations, config.split)
+    # The driver only asks the model what it reads and answers, and for its fingerprint. That needs no GPU.
     model = load(config.model, task.form, "cpu", config.precision)
     check_form(model, task.form, config)
     source = source or open_source(config, model)
@@ -129,6 +130,7 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
     coverage = check_coverage(task.expected(), (p.example_id for p in predictions))
     record |= {"coverage": coverage.counts(), "failed": [vars(f) for f in failures[:20]]}
     if not coverage.complete:
+        # Files of an earlier, complete run must not stand beside an incomplete one.
         for name in ("scores.json", UNITS_FILE, task.submission_name):
             (folder / name).unlink(missing_ok=True)
         write_json(folder / "run.json", record | {"status": "incomplete"})
@@ -152,6 +154,7 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
     digests = {name: digest_bytes(data) for name, data in files.items()}
     digests["predictions/manifest.json"] = digest_file(folder / "predictions" / "manifest.json")
     record |= {"files": digests}
+    # run.json comes before the files that it names. After a kill in between, its digests show that a file is missing.
     write_json(folder / "run.json", record)
     for name, data in files.items():
         publish(folder / name, data)

@@ -48,7 +48,7 @@ class PredictionSet:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# predictions in
+# reading predictions
 
 
 def read_prediction_set(
@@ -131,7 +131,7 @@ def _coverage(task: Task, predictions: Iterable[Prediction]) -> Coverage:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# scores out
+# computing scores
 
 
 def score(

@@ -35,8 +35,8 @@ def check_sizes(task: Task, source: Source) -> list[str]:
     raise InputError(
         f"{len(differing):,} of {len(seen):,} images have another size than in their annotations: image {first} "
         f"is {_called(seen[first])} in {source.address}, {_called(told[first])} in {mine}"
-        f"{_why(seen[first], told[first])}; use the images that were annotated (their features, or import these with "
-        "the sizes of the images)"
+        f"{_why(seen[first], told[first])}; use the annotated images or their features, or import these features with "
+        "the sizes of the images"
     )
 
 

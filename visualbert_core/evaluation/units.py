@@ -78,7 +78,7 @@ def encode_units(metrics: Mapping[str, UnitScores]) -> bytes:
                 "metric": [metric] * len(units.unit_ids),
                 "value": units.values,
                 "cluster": units.clusters,
-                "groups": [json.dumps({kind: list(of) for kind, of in groups.items()}) for groups in units.groups],
+                "groups": [json.dumps({kind: list(names) for kind, names in each.items()}) for each in units.groups],
                 "example_id": [judged and judged.example_id for judged in units.judged],
                 "part": [judged and judged.part for judged in units.judged],
                 "answer": [judged and json.dumps(judged.answer) for judged in units.judged],
@@ -134,4 +134,4 @@ def _groups(text: str) -> Groups:
 
     Hundreds of thousands of units share a few thousand values, so the cache saves time and memory.
     """
-    return {kind: tuple(of) for kind, of in json.loads(text).items()}
+    return {kind: tuple(names) for kind, names in json.loads(text).items()}

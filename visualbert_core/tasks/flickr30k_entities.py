@@ -134,8 +134,8 @@ class Flickr30kEntitiesTask(Task):
                 judged = JudgedAnswer(example_id, first, sure[index] if sure else None, index)
                 for metric, value in values.items():
                     # Only the headline, recall@1, judges the first box alone; the other metrics judge more boxes.
-                    of = judged if metric == self.headline else None
-                    yield Score(f"{example_id}/{index}", metric, value, item.image_id, groups, of)
+                    answer = judged if metric == self.headline else None
+                    yield Score(f"{example_id}/{index}", metric, value, item.image_id, groups, answer)
 
     def chance(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
         """Return the expected scores of the same candidates in random order.
@@ -176,7 +176,7 @@ class Flickr30kEntitiesTask(Task):
                     for category in ("all", *score.groups["phrase type"]):
                         values[category].append(score.value)
             header = "Upper_bound" if k is None else f"Recall@{k}"
-            printed |= {f"{header}_{category}": sum(of) / len(of) for category, of in sorted(values.items())}
+            printed |= {f"{header}_{category}": sum(hit) / len(hit) for category, hit in sorted(values.items())}
         if self.protocol_key != "plummer":
             return printed
         names = {"Accuracy": "Recall@1_all", "Upper Bound": "Upper_bound_all"}
@@ -268,15 +268,15 @@ def _area(box: Sequence[float]) -> float:
 def _record(record: Any, where: str, sentence_types: tuple[type, ...]) -> tuple[str, list[Any]]:
     """Return the example id and the boxes of one record of a submission."""
     if not isinstance(record, dict):
-        raise InputError(f"{where}: {type(record).__name__}, not an object with image_id, sentence_id and boxes")
+        raise InputError(f"{where}: {type(record).__name__}; write an object with image_id, sentence_id and boxes")
     kinds = {"image_id": (str, int), "sentence_id": sentence_types, "boxes": (list,)}
     for key, types in kinds.items():
         if key not in record:
-            raise InputError(f"{where}: no {key!r}; a record has image_id, sentence_id and boxes")
+            raise InputError(f"{where}: no {key!r}; write an object with image_id, sentence_id and boxes")
         if not isinstance(record[key], types) or isinstance(record[key], bool):
             names = " or ".join(kind.__name__ for kind in types)
-            raise InputError(f"{where}: {key!r} is {type(record[key]).__name__}, not {names}")
+            raise InputError(f"{where}: {key!r} is {type(record[key]).__name__}, not {names}; correct the record")
     example_id = f"{record['image_id']}/{record['sentence_id']}"
     if not example_id.isprintable():
-        raise InputError(f"{where}: {example_id!r} is not the id of a caption")
+        raise InputError(f"{where}: {example_id!r} is not the id of a caption; correct the record")
     return example_id, record["boxes"]

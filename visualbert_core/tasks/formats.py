@@ -58,9 +58,9 @@ def not_text(head: bytes) -> str | None:
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         inside = next((name for part, name in _ZIPPED if part in head[:200]), None)
         return f"{inside}: {_TEXT}" if inside else f"a ZIP archive: {_UNPACK}"
-    if len(head) > 1 and head[0] == 0x80 and head[1] in range(2, 6):
+    if len(head) > 1 and head[0] == 0x80 and head[1] in range(2, 6):  # the PROTO opcode and a protocol, 2 to 5
         return f"a Python pickle: {_TEXT}"
-    if head[257:262] == b"ustar":
+    if head[257:262] == b"ustar":  # POSIX puts the mark behind the fields of the first file.
         return f"a tar archive: {_UNPACK}"
     if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
         return "a web page: download the file itself"

@@ -64,12 +64,13 @@ def import_annotations(task: str, source: str, source_split: str, split: str, ou
     choose(f"{task} split", split, splits)
     records = _Records(source, source_split)
     out.mkdir(parents=True, exist_ok=True)
+    # The benchmark's reader checks a draft of the files before they replace anything.
     with TemporaryDirectory(prefix=".import-", dir=out) as draft:
         written = write(records, split, Path(draft))
         try:
             read(Path(draft), split)
         except AnnotationError as error:
-            raise AnnotationError(f"{source}: as {str(error).replace(f'{draft}/', '')}") from None
+            raise AnnotationError(f"{source}: written as {str(error).replace(f'{draft}/', '')}") from None
         return tuple(path.replace(out / path.name) for path in written)
 
 

@@ -186,8 +186,9 @@ def _judged(prediction: Prediction) -> JudgedAnswer:
 
 
 def _path(folder: Path, split: str) -> Path:
-    kind, _, of = split.rpartition("-")
-    path = folder / (f"{kind}_{of}.json" if kind else f"{split}.json")
+    """Return the file of a split: a subset's file may lie directly in the folder or in the subfolder of its kind."""
+    kind, _, whole = split.rpartition("-")
+    path = folder / (f"{kind}_{whole}.json" if kind else f"{split}.json")
     return path if not kind or path.exists() else folder / kind / path.name
 
 

@@ -21,6 +21,7 @@ TASKS = {
     "flickr30k_entities": "visualbert_core.tasks.flickr30k_entities:Flickr30kEntitiesTask",
 }
 
+# `Task` declares these class attributes without a default. Python checks abstract methods, but not these.
 _DECLARED = ("form", "splits", "metrics", "protocols")
 
 

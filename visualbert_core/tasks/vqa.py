@@ -115,6 +115,7 @@ class VqaTask(Task):
             yield Score(example_id, "accuracy", value, image_id, groups, judged)
         for pair, value in zip(labels.pairs, self._pair_values(values), strict=True):
             first, second = (questions.rows[example_id] for example_id in pair)
+            # Sorting gives the shared groups a fixed order, because a set has none.
             shared = labels.groups[first].items() & labels.groups[second].items()
             yield Score("+".join(pair), "pair_accuracy", value, questions.image_ids[first], dict(sorted(shared)))
 

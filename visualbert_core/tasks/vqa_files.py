@@ -90,7 +90,7 @@ def read_questions(path: Path, subset: str) -> Questions:
         if example_id in questions.rows:
             raise _twice(path, example_id)
         if image_id not in images:
-            images[image_id] = f"COCO_{folder}_{image_id:012d}"
+            images[image_id] = f"COCO_{folder}_{image_id:012d}"  # COCO's file name, without its suffix
         questions.rows[example_id] = len(questions.rows)
         questions.image_ids.append(images[image_id])
         questions.texts.append(texts.setdefault(text, text))
