@@ -246,7 +246,7 @@ def test_a_checkpoint_without_a_space_is_said(
     (warning,) = found.scores["warnings"]
     assert warning.startswith("unnamed feature space: the checkpoint does not say")
     assert "'world-tiny-rcnn-fc7'" in warning
-    assert "--feature-space NAME, or visualbert_core.json" in warning
+    assert "--feature-space NAME, or in visualbert_core.json" in warning
     assert f"silent: {warning}" in caplog.messages
     caplog.clear()
     cell = ReportCell("silent", open_task("vqa", vqa.annotations, "val"), None, {}, found)

@@ -350,7 +350,7 @@ def test_reading_keeps_what_coverage_must_judge(task: Flickr30kEntitiesTask, tmp
         ("", "not JSON at line 1 column 1"),
         ('[{"image_id": "77", "sent', "p.json: not JSON at line 1 .*truncated"),
         ("{}", "p.json: dict, not a list of records"),
-        ("[3]", "record 1: int, not an object"),
+        ("[3]", "record 1: the record is int; write"),
         ("[" * 100_000, "p.json: .*lists are too deep"),
         (f"[{'9' * 5000}]", "p.json: a number is too long"),
         ('[{"sentence_id": 1, "boxes": []}]', "record 1: no 'image_id'"),

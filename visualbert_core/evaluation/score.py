@@ -57,9 +57,9 @@ def read_prediction_set(
     """Read the predictions of a submission file or of a run folder.
 
     `boxes` is the convention of a file's boxes; None means undeclared pixels. Raises ConfigError where the split has no
-    public labels, and for a convention where there is none to declare. Raises InputError for a path that cannot be
-    read, for a run of another split, and for boxes of another convention. Raises CoverageError for a file with a record
-    that is not a prediction.
+    public labels, and for `boxes` with a run folder or with a benchmark without boxes. Raises InputError for a path
+    that cannot be read, for a run of another split, and for boxes that look like another convention. Raises
+    CoverageError for a file with a record that is not a prediction.
     """
     if not task.labelled:
         raise ConfigError(

@@ -268,7 +268,9 @@ def _area(box: Sequence[float]) -> float:
 def _record(record: Any, where: str, sentence_types: tuple[type, ...]) -> tuple[str, list[Any]]:
     """Return the example id and the boxes of one record of a submission."""
     if not isinstance(record, dict):
-        raise InputError(f"{where}: {type(record).__name__}; write an object with image_id, sentence_id and boxes")
+        raise InputError(
+            f"{where}: the record is {type(record).__name__}; write an object with image_id, sentence_id and boxes"
+        )
     kinds = {"image_id": (str, int), "sentence_id": sentence_types, "boxes": (list,)}
     for key, types in kinds.items():
         if key not in record:
