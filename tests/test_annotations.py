@@ -70,8 +70,8 @@ def test_the_whole_split_is_official(tmp_path: Path, monkeypatch: pytest.MonkeyP
     if name == "flickr30k_entities":
         monkeypatch.setitem(flickr30k_entities.SIZES, layout.split, 2)
         assert open_task(name, tmp_path, layout.split).subset == (
-            "3 of 14,481 phrases: this is not the official test split, so it has no official score and no paper's "
-            "number beside"
+            "3 of 14,481 phrases: this is not the official test split, so its score is not official and has no paper's "
+            "number"
         )
         monkeypatch.setitem(flickr30k_entities.PHRASES, layout.split, 3)
     else:
@@ -84,7 +84,7 @@ def test_the_whole_split_is_official(tmp_path: Path, monkeypatch: pytest.MonkeyP
     document = score(task, read_prediction_set(task, tmp_path / "predictions", ""), "")
     assert "subset" not in document
     assert document["official"]
-    assert "as the official program has it:" in list(describe(document, {}))
+    assert "in the official form:" in list(describe(document, {}))
 
 
 def test_nlvr2_dev_of_its_full_size_is_official(tmp_path: Path) -> None:
@@ -114,8 +114,8 @@ def test_every_split_has_a_known_size() -> None:
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
-        ("image-differs", r"annotations.json question_id \d+: 'image_id' is \d+, in v2_Open\S+ it is \d+"),
-        ("wrong-split", "questions.json: 'data_subtype' is 'train2014', in a file that is to be 'val2014'"),
+        ("image-differs", r"annotations.json question_id \d+: 'image_id' is \d+, but in v2_Open\S+ it is \d+"),
+        ("wrong-split", "questions.json: 'data_subtype' is 'train2014', but the file should be 'val2014'"),
     ],
 )
 def test_vqa_files_that_contradict_each_other(tmp_path: Path, folder: str, message: str) -> None:
@@ -191,7 +191,7 @@ def test_records_of_another_split_or_image(
     layout = changed(LAYOUTS[task], file, old, new)
     if not message:  # two images under one img_id
         layout = changed(layout, file, '"annot_id": "val-1"', '"annot_id": "val-1", "img_id": "i"')
-        message = r"line 3 .val-2.: img_id i is m/y.jpg here and m/x@1.jpg before"
+        message = r"line 3 .val-2.: img_id i is m/y.jpg here, but m/x@1.jpg before"
     with pytest.raises(AnnotationError, match=message):
         open_task(task, layout.write(tmp_path), layout.split)
 
@@ -229,23 +229,23 @@ SEEN = {"img_id": "val-7", "metadata_fn": "m/x@1.json"}
         (
             "nlvr2",
             {2: {"sentence": "A dog."}},
-            r"line 2 \(dev-1-1-0\): 'sentence' is 'A dog\.', in dev-1-0-0 it is 'Café 0\.'; .* the sentence dev-1-0 ",
+            r"line 2 \(dev-1-1-0\): 'sentence' is 'A dog\.', but in dev-1-0-0 it is 'Café 0\.'; .* sentence dev-1-0 ",
         ),
-        ("vcr", {2: {"img_id": "train-7"}}, r"line 2: img_id train-7 is of the split 'train', the file is to be 'val'"),
+        ("vcr", {2: {"img_id": "train-7"}}, r"img_id train-7 is of the split 'train', but the file should be 'val'"),
         (
             "vcr",
             {1: SEEN, 3: SEEN | {"img_id": "val-8"}},
-            r"line 3 \(val-2\): 'img_id' is 'val-8', in val-0 it is 'val-7'; .* of the image m/x@1.jpg ",
+            r"line 3 \(val-2\): 'img_id' is 'val-8', but in val-0 it is 'val-7'; .* of the image m/x@1.jpg ",
         ),
         (
             "vcr",
             {1: SEEN, 2: SEEN | {"metadata_fn": "m/y.json"}},
-            r"line 2 \(val-1\): 'metadata_fn' is 'm/y.json', in val-0 it is 'm/x@1.json'; ",
+            r"line 2 \(val-1\): 'metadata_fn' is 'm/y.json', but in val-0 it is 'm/x@1.json'; ",
         ),
         (
             "vcr",
             {2: {"objects": ["person", "dog", "cat"]}},
-            r"line 2 \(val-1\): 'objects\[2\]' is 'cat', in val-0 it is None; ",
+            r"line 2 \(val-1\): 'objects\[2\]' is 'cat', but in val-0 it is None; ",
         ),
     ],
 )
@@ -279,7 +279,7 @@ def test_two_vqa_splits_of_ones_own(tmp_path: Path, asked: str, judged: str | No
     if not refused:
         assert len(open_task("vqa", tmp_path, "val").expected()) == 3
         return
-    message = r"val2014_annotations\.json: 'data_subtype' is 'b', in v2_Open\S+_questions\.json it is 'a'; "
+    message = r"val2014_annotations\.json: 'data_subtype' is 'b', but in v2_Open\S+_questions\.json it is 'a'; "
     with pytest.raises(AnnotationError, match=message):
         open_task("vqa", tmp_path, "val")
 
@@ -297,7 +297,7 @@ def test_gold_boxes_outside_their_image(tmp_path: Path, size: tuple[int, int], r
     if not refused:
         assert len(open_task(layout.task, layout.write(tmp_path), layout.split).expected()) == 2
         return
-    outside = r"5\.xml: bndbox \[0\.0, 1\.0, 90\.0, 50\.0\] of chain 1, 2 reaches outside the <size> {} × {}: ".format(
+    outside = r"5\.xml: bndbox \[0\.0, 1\.0, 90\.0, 50\.0\] of chain 1, 2 reaches outside the <size> {} × {}, ".format(
         *size
     )
     with pytest.raises(AnnotationError, match=outside):
@@ -335,7 +335,9 @@ def test_test_dev_alone_has_no_submission(tmp_path: Path) -> None:
     _test_dev(tmp_path, whole=False)
     task = open_task("vqa", tmp_path, "test-dev")
     said = {name: Prediction(name, "", "", ()) for name in task.expected()}
-    with pytest.raises(InputError, match=r"EvalAI wants all 447,793 questions of test2015 .*; run the split test and"):
+    with pytest.raises(
+        InputError, match=r"EvalAI requires all 447,793 questions of test2015 .*; run the split test and"
+    ):
         task.submission(said)
 
 
@@ -357,7 +359,7 @@ def test_test_dev_that_contradicts_test(tmp_path: Path, key: str) -> None:
     asked[1][key] = {"image_id": 7, "question": "!"}[key]
     (tmp_path / QUESTIONS.format("test2015")).write_text(json.dumps({"questions": asked}))
     task = open_task("vqa", tmp_path, "test-dev")
-    with pytest.raises(AnnotationError, match="question_id 1 has another image or other words than in v2_"):
+    with pytest.raises(AnnotationError, match="question_id 1 has another image or other words in v2_"):
         task.submission({name: Prediction(name, "", "", ()) for name in task.expected()})
 
 
@@ -366,7 +368,7 @@ def test_test_dev_beside_a_cut_test(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     _test_dev(tmp_path, whole=True)
     monkeypatch.setitem(vqa.SIZES, "test-dev", 2)
     task = open_task("vqa", tmp_path, "test-dev")
-    with pytest.raises(InputError, match=r"EvalAI wants all 447,793 questions of test2015, .* has 3; download"):
+    with pytest.raises(InputError, match=r"EvalAI requires all 447,793 questions of test2015, but .* has 3; download"):
         task.submission({name: Prediction(name, "", "", ()) for name in task.expected()})
 
 
@@ -398,7 +400,7 @@ NO_TEXT: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
         "a Git LFS pointer, not the file itself: run git lfs pull",
     ),
-    "npz": (_npz, r"a NumPy archive \(.npz\): write it as the text"),
+    "npz": (_npz, r"a NumPy archive \(.npz\): write it as text"),
     "zip": (_zip, "a ZIP archive: unpack it and name the file inside"),
     "gzip": (lambda: b"\x1f\x8b\x08\x00\x00", "compressed by gzip: unpack it"),
     "pickle": (lambda: pickle.dumps([{"question_id": 1}]), "a Python pickle: write it"),

@@ -246,7 +246,7 @@ def test_a_checkpoint_without_a_space_is_said(
     (warning,) = found.scores["warnings"]
     assert warning.startswith("unnamed feature space: the checkpoint does not say")
     assert "'world-tiny-rcnn-fc7'" in warning
-    assert "--feature-space NAME, or visualbert_core.json" in warning
+    assert "--feature-space NAME, or in visualbert_core.json" in warning
     assert f"silent: {warning}" in caplog.messages
     caplog.clear()
     cell = ReportCell("silent", open_task("vqa", vqa.annotations, "val"), None, {}, found)
@@ -273,7 +273,7 @@ def test_a_space_that_is_named_binds(vqa: EvaluateConfig, tmp_path: Path) -> Non
     assert forced.scores is not None
     (warning,) = forced.scores["warnings"]
     assert warning.startswith("features of another space: the checkpoint was trained on 'vg_c4'")
-    says = r"visualbert_core\.json says .*'world-tiny-rcnn-fc7', feature_space says 'vg_c4'"
+    says = r"visualbert_core\.json says .*'world-tiny-rcnn-fc7', but feature_space says 'vg_c4'"
     for foreign in (False, True):
         with pytest.raises(CheckpointError, match=says):
             run(dataclasses.replace(vqa, feature_space="vg_c4", allow_feature_space_mismatch=foreign))
@@ -314,8 +314,8 @@ def test_the_report_of_46_percent(vqa: EvaluateConfig) -> None:
     it."""
     model = cast(Model[Regions], SimpleNamespace(reads=ReadsRegions(2048, None, likely_space="pythia_fpn")))
     for space, says in {
-        "vg_c4": "these are 'vg_c4', and the published checkpoint that it looks like wants 'pythia_fpn': then these",
-        "pythia_fpn": "these are 'pythia_fpn', as the published checkpoint that it looks like wants them",
+        "vg_c4": "these are 'vg_c4', but the published checkpoint that looks like this one needs 'pythia_fpn': if",
+        "pythia_fpn": "these are 'pythia_fpn', and the published checkpoint that looks like this one needs them",
     }.items():
         source = RegionSource(vqa.features)
         source.store = cast(FeatureStore, SimpleNamespace(feature_size=2048, space=space))

@@ -110,8 +110,8 @@ def test_nlvr2_labels(tmp_path: Path, labels: list[Any]) -> None:
             without(VQA, "answers", label=[{"ids": ["red"]}] * 2),
             "no column 'answers', without which the officia",
         ),
-        ("vqa", without(VQA, "question_id"), "no column 'question_id', which every question has; it has question_ty"),
-        ("vqa", without(VQA, image_id=["a", "b"]), "row 0 image_id: 'a' neither is nor ends in a number"),
+        ("vqa", without(VQA, "question_id"), "no column 'question_id', which every question has; its columns are "),
+        ("vqa", without(VQA, image_id=["a", "b"]), "row 0 image_id: 'a' does not end in a number"),
         ("nlvr2", without(NLVR2, label=["True", "yes"]), "row 1: 'label' is 'yes', neither true nor false"),
         ("nlvr2", without(NLVR2, "sentence"), "no column 'sentence', which every statement has"),
     ],
@@ -161,7 +161,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
     """An unsupported benchmark, an unknown split and a folder without a dataset each end in one line."""
     source = str(save(tmp_path / "source", VQA))
     with pytest.raises(
-        ConfigError, match="flickr30k_entities cannot be imported from a dataset: such datasets hold cap"
+        ConfigError, match="flickr30k_entities cannot be imported from a dataset: datasets of it hold cap"
     ):
         import_annotations("flickr30k_entities", source, "test", "test", tmp_path)
     with pytest.raises(ConfigError, match="no split 'val'; known: validation"):
@@ -200,7 +200,7 @@ def test_a_dataset_that_is_a_program(tmp_path: Path) -> None:
     help does."""
     done = job(ROOT / "tests" / "reports" / "hub_script" / "VQAv2", tmp_path)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
-    assert "VQAv2: is made by a program (VQAv2.py), which is not run here; name a dataset that holds" in done.stderr
+    assert "VQAv2: a program (VQAv2.py) makes this dataset, and programs are not run here; name" in done.stderr
     assert "lmms-lab/VQAv2" in done.stderr
     shown = run_here(ROOT / "jobs" / "import_annotations.py", "--help").stdout
     assert "lmms-lab/VQAv2" in shown
@@ -214,7 +214,7 @@ def test_what_datasets_itself_says_of_programs(tmp_path: Path, monkeypatch: pyte
         raise RuntimeError("Dataset scripts are no longer supported, but found VQAv2.py")
 
     monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
-    with pytest.raises(ConfigError, match=r"somebody/VQAv2: is made by a program \(VQAv2.py\), which is not run here"):
+    with pytest.raises(ConfigError, match=r"somebody/VQAv2: a program \(VQAv2.py\) makes this dataset"):
         import_annotations("vqa", "somebody/VQAv2", "validation", "val", tmp_path / "out")
 
 
@@ -225,7 +225,7 @@ def test_a_gap_in_the_shards(tmp_path: Path) -> None:
     for number in (0, 2):
         columns = datasets.Dataset.from_dict(without(VQA, question_id=[number, number + 1]))
         columns.to_parquet(str(tmp_path / "source" / f"validation-0000{number}.parquet"))
-    with pytest.raises(AnnotationError, match=r"validation-00001\.parquet is lacking beside validation-00000\.parquet"):
+    with pytest.raises(AnnotationError, match=r"validation-00001\.parquet is missing beside validation-00000\.parquet"):
         import_annotations("vqa", str(tmp_path / "source"), "validation", "val", tmp_path / "out")
     (tmp_path / "source" / "validation-00002.parquet").rename(tmp_path / "source" / "validation-00001.parquet")
     assert len(import_annotations("vqa", str(tmp_path / "source"), "validation", "val", tmp_path / "out")) == 2
@@ -273,7 +273,7 @@ def test_shards_that_are_lacking(tmp_path: Path, name: str, lacking: str) -> Non
     path.parent.mkdir(parents=True)
     columns = datasets.Dataset.from_dict(VQA)
     _ = columns.to_parquet(str(path)) if path.suffix == ".parquet" else columns.to_json(str(path))
-    with pytest.raises(AnnotationError, match=rf"source: {lacking} is lacking beside \S+; download all"):
+    with pytest.raises(AnnotationError, match=rf"source: {lacking} is missing beside \S+; download all"):
         import_annotations("vqa", str(tmp_path / "source"), "validation", "val", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -298,7 +298,7 @@ def test_a_dataset_that_says_that_it_has_more_rows(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(VQA).to_parquet(str(source / "validation.parquet"))
     about = "---\ndataset_info:\n  splits:\n  - name: validation\n    num_bytes: 9\n    num_examples: {}\n---\n"
     (source / "README.md").write_text(about.format(4))
-    with pytest.raises(AnnotationError, match="source: 2 rows, but its own description says 4; download all of it"):
+    with pytest.raises(AnnotationError, match="source: 2 rows, but its description says 4; download all of it"):
         import_annotations("vqa", str(source), "validation", "val", tmp_path / "out")
     (source / "README.md").write_text(about.format(2))
     assert len(import_annotations("vqa", str(source), "validation", "val", tmp_path / "out")) == 2

@@ -353,7 +353,7 @@ def test_another_smoke_night_takes_the_place_of_the_first(tmp_path: Path) -> Non
     whole = run_night(load_matrix(write_matrix(tmp_path, gate=None), {}))
     run = whole.cells[0].run
     assert run is not None
-    with pytest.raises(InputError, match="made of other ingredients"):
+    with pytest.raises(InputError, match="a run of other ingredients"):
         claim(run.folder, run.record | {"provenance": {}, "spec": run.record["spec"] | {"limit": 3}})
 
 

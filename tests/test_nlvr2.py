@@ -238,7 +238,7 @@ def test_read_submission_keeps_what_coverage_judges(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"dev-7-0-0,True\ndev-7-0-0", "line 2: 1 columns; a line reads identifier,True"),
+        (b"dev-7-0-0,True\ndev-7-0-0", "line 2: 1 columns; write identifier,True"),
         (b"dev-7-0-0,True,0.7", "line 1: 3 columns"),
         (b"dev-7-0-0,True\n\n", "line 2: 1 columns"),
         (b"dev-7-0-0,yes", r"line 1 \('dev-7-0-0'\): 'yes' is neither"),

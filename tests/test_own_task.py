@@ -118,7 +118,7 @@ def test_a_judged_answer_has_its_confidence(
 )
 def test_an_answer_of_another_form_is_refused(example: Any, answer: Any, folder: Path) -> None:
     """An answer of another form is an error that names the example, not a wrong answer."""
-    with pytest.raises(InputError, match=r"prediction of 1: .* is no answer to a"):
+    with pytest.raises(InputError, match=r"prediction of 1: .* is not an answer to a"):
         opened(OWN, folder).judged(example, Prediction("1", "a", answer, ()))
 
 
@@ -141,8 +141,8 @@ def test_a_bad_record_is_named(file: str, text: str, message: str, folder: Path)
     ("text", "message"),
     [
         ("id,left,right,sentence\n1,a,b,Yes.\n", "line 2: Object missing required field `true`"),
-        ("id,left,right,sentence,true\n1,a,b\n", "line 2: not 5 cells"),
-        ("id,left,right,sentence,true\n1,a,b,Yes.,true,more\n", "line 2: not 5 cells"),
+        ("id,left,right,sentence,true\n1,a,b\n", "line 2: the row does not have 5 cells"),
+        ("id,left,right,sentence,true\n1,a,b,Yes.,true,more\n", "line 2: the row does not have 5 cells"),
         ('id,left,right,sentence,true\n1,a,b,"Yes.,true\n', "line 2: not CSV"),
         ("id,left,right,sentence,true\n1,a,b,Yes.,perhaps\n", "line 2: Expected `bool`"),
     ],
@@ -157,7 +157,7 @@ def test_a_bad_row_is_named(text: str, message: str, folder: Path) -> None:
 def test_a_submission_of_another_form_is_named(folder: Path, tmp_path: Path) -> None:
     """A submission of another form is refused with the record and the expected form."""
     (tmp_path / "p.json").write_text('[{"example_id": "1", "answer": "red"}, {"id": "2"}]')
-    with pytest.raises(InputError, match=r"p\.json record 2: a record reads"):
+    with pytest.raises(InputError, match=r"p\.json record 2: write it as"):
         opened(OWN, folder).read_submission(tmp_path / "p.json")
 
 
@@ -181,7 +181,7 @@ class Derived(Nlvr2Task):
         (":Gqa", "module '' cannot be imported"),
         ("own_task:Gqa", "own_task has no class 'Gqa' that derives from"),
         ("own_task:Record", "own_task has no class 'Record' that derives from"),
-        ("visualbert_core.tasks.vqa:VqaTask", "this class is called vqa: use that name"),
+        ("visualbert_core.tasks.vqa:VqaTask", "the name of this class is vqa; use that name"),
         ("test_own_task:NotWhole", "the class lacks form, splits, metrics, protocols, examples, gold, read, score"),
     ],
 )
@@ -247,7 +247,7 @@ def test_changed_code_is_another_ingredient(place: Place, monkeypatch: pytest.Mo
     file.write_text(text + "\n# a comment\n")
     assert run_once(config) == first
     file.write_text(text.replace(".lower()", ""))
-    with pytest.raises(InputError, match=r"made of other ingredients \(code.task: "):
+    with pytest.raises(InputError, match=r"a run of other ingredients \(code.task: "):
         run_once(config)
 
 

@@ -264,7 +264,7 @@ def test_other_images_of_the_same_names_are_another_run(nights: Nights, tmp_path
     assert (evaluated(config).folder / "scores.json").stat().st_mtime_ns == before
     first, second, *_ = sorted(images.glob("*.*"))
     shutil.copyfile(second, first)
-    with pytest.raises(InputError, match=r"made of other ingredients \(images.digest"):
+    with pytest.raises(InputError, match=r"a run of other ingredients \(images.digest"):
         evaluated(config)
 
 
@@ -278,7 +278,7 @@ def test_images_of_another_size_are_refused(nights: Nights, tmp_path: Path) -> N
             picture.resize((picture.width * 3 // 4, picture.height * 3 // 4)).save(path)
     annotations = nights.world / "flickr30k"
     config = vqa_config(nights, tmp_path, task="flickr30k_entities", images=images, annotations=annotations)
-    with pytest.raises(InputError, match="have another size than their annotations are for"):
+    with pytest.raises(InputError, match="have another size than in their annotations"):
         evaluated(dataclasses.replace(config, split="val"))
 
 

@@ -222,7 +222,7 @@ def test_pixels_all_the_same(made: Path, tmp_path: Path) -> None:
     for boxes, mode in (("xyxy", "strict"), (None, "official")):
         document = scored(made, path, boxes, mode)  # type: ignore[arg-type]
         (line,) = [line for line in document["warnings"] if "before they begin" in line]
-        assert line.startswith("taken for left, top, right, bottom in pixels all the same: ")
+        assert line.startswith("read as left, top, right, bottom in pixels nevertheless: ")
 
 
 def test_what_cannot_be_converted(tmp_path: Path) -> None:
@@ -231,9 +231,9 @@ def test_what_cannot_be_converted(tmp_path: Path) -> None:
     layout = LAYOUTS["flickr30k_entities"]
     task = open_task(layout.task, layout.write(tmp_path), layout.split)
     (tmp_path / "predictions").write_text(layout.text())
-    with pytest.raises(InputError, match="normalised boxes need the size of every image, and no <size> is told of 5"):
+    with pytest.raises(InputError, match=r"normalised boxes need .*, but the annotations of 5 have no <size>"):
         read_prediction_set(task, tmp_path / "predictions", "", boxes="normalised")
-    with pytest.raises(ConfigError, match="is a run folder, whose boxes are pixels; leave the flag out"):
+    with pytest.raises(ConfigError, match="is a run folder, so its boxes are in pixels; leave the flag out"):
         read_prediction_set(task, tmp_path, "", boxes="xywh")
     nlvr2 = LAYOUTS["nlvr2"]
     (tmp_path / "p.csv").write_text(nlvr2.text())

@@ -91,7 +91,7 @@ CASES = {
     ),
     "a dataset that is a program": Report(
         f"import-annotations --task vqa --dataset {REPORTS / 'hub_script' / 'VQAv2'} --split val --out OUT",
-        *(2, ("is made by a program", "lmms-lab/VQAv2")),
+        *(2, ("makes this dataset, and programs are not run here", "lmms-lab/VQAv2")),
     ),
     "images in a table": extracted("ok.parquet", 0, '"quarantined": 0'),
     "a row without an image": extracted("onenull.parquet", 0, '"quarantined": 2', "neither bytes nor a path"),

@@ -262,7 +262,7 @@ def test_lenient_says_what_it_did(tmp_path: Path) -> None:
     assert len(answer["warnings"]) == 3
     assert "line 1 ('identifier'): 'label' is neither" in answer["warnings"][0]
     assert "2 predictions of unknown ids" in answer["warnings"][1]
-    assert "2 predictions of ids that occur again (the last one counts)" in answer["warnings"][2]
+    assert "2 predictions of repeated ids (the last prediction of an id counts)" in answer["warnings"][2]
     assert "WARNING: ignored as the official program does: 2" in "\n".join(describe(answer, {}))
 
 
@@ -301,7 +301,7 @@ def test_a_split_without_labels_is_refused(tmp_path: Path) -> None:
     """A split without labels has no score, and the error names the submission file that can be scored elsewhere."""
     layout = LAYOUTS["nlvr2"]
     task = Unlabelled(layout.write(tmp_path), "dev")
-    with pytest.raises(ConfigError, match=r"nlvr2 dev has no public labels: its submission.csv is scored by"):
+    with pytest.raises(ConfigError, match=r"nlvr2 dev has no public labels: send the leaderboard its submission.csv"):
         scored(task, tmp_path, layout.text())
 
 
@@ -353,11 +353,11 @@ def test_a_run_on_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "predictions").write_text(layout.text())
     for key in ("task", "split"):
         run = made_run(tmp_path / key, task, tmp_path / "predictions", {key: "other"})
-        with pytest.raises(InputError, match=f"ran on other {key}: other, not"):
+        with pytest.raises(InputError, match=f"another value of {key}: other, not"):
             document(task, run)
     run = made_run(tmp_path / "run", task, tmp_path / "predictions")
     (tmp_path / "dev.json").write_text(layout.files["dev.json"].replace('"writer": "1"', '"writer": "2"'))
-    with pytest.raises(InputError, match="ran on other annotations"):
+    with pytest.raises(InputError, match="another value of annotations"):
         document(open_task("nlvr2", tmp_path, "dev"), run)
     for text in ("", "[]", "{}", '{"spec": 3}'):
         (run / "run.json").write_text(text)

@@ -121,7 +121,7 @@ def test_sizes_that_nobody_knows_are_said(flickr: EvaluateConfig) -> None:
         check_sizes(task, source)
     source.store.fingerprint["notes"] = [NO_SIZES]
     assert check_sizes(task, source) == [
-        "imported without the sizes of the images: they were not compared with those of the annotations"
+        "features imported without the sizes of the images: not compared with the sizes in the annotations"
     ]
 
 

@@ -128,8 +128,8 @@ def test_nothing_outside_asks_for_a_benchmark_or_a_metric() -> None:
 
 
 def test_unknown_task_names_the_known() -> None:
-    """A mistyped task is a configuration error that lists the known names."""
-    with pytest.raises(ConfigError, match=r"'flickr30k'; known: .*flickr30k_entities"):
+    """A mistyped task is a configuration error that names the right ones."""
+    with pytest.raises(ConfigError, match=r"'flickr30k'; did you mean 'flickr30k_entities'\?"):
         open_task("flickr30k", Path(), "test")
 
 
@@ -181,5 +181,5 @@ def test_half_a_character_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(record))
     assert next(open_task("nlvr2", tmp_path, "dev").examples()).text == "\N{DOG FACE}"  # type: ignore[union-attr]
     path.write_text(json.dumps(record | {"sentence": "\ud83d"}))
-    with pytest.raises(AnnotationError, match=r"line 1 .*'\\ud83d' is half a character"):
+    with pytest.raises(AnnotationError, match=r"line 1 .*'\\ud83d' holds half a character"):
         open_task("nlvr2", tmp_path, "dev")

@@ -454,7 +454,7 @@ def test_an_annotation_may_name_its_image_in_any_way_or_not_at_all(folder: Path)
         _edit(folder / ANNOTATIONS, "annotations", lambda a, i=image_id: a[2].update(image_id=i))
         assert len(VqaTask(folder, "val").expected()) == 3
     for image_id, message in (
-        ("43", "'image_id' is '43', in v2_Open.* it is 42"),
+        ("43", "'image_id' is '43', but in v2_Open.* it is 42"),
         ([42], "image_id: is list, not a whole"),
     ):
         _edit(folder / ANNOTATIONS, "annotations", lambda a, i=image_id: a[2].update(image_id=i))

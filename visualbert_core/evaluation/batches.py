@@ -1,6 +1,7 @@
-"""Shards and batches of examples, and which images each example is asked about: its own, or others for the baseline.
+"""Cuts examples into shards and batches, and chooses the images that each example is asked about.
 
-Examples of one image share a shard and stand together in its batches, so that the image is read, and embedded, once.
+An example is asked about its own images, or about other images for the wrong-image baseline. Examples of one image
+share a shard and are neighbours in its batches, so that the image is read and embedded once.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ if TYPE_CHECKING:
 Asked = tuple[Example, tuple[str, ...]]
 """An example and the ids of the images that it is asked about."""
 Donors = Mapping[tuple[str, ...], tuple[str, ...]]
-"""image ids of an example → ids of the images that it is asked about in their place."""
+"""The image ids of an example → the ids of the images that replace them."""
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """Where an image lies; the digest of its bytes when the run began, and (width, height) by its header. None: not
-    known."""
+    """Holds where an image lies, the digest of its bytes when the run began, and its (width, height) in pixels.
+
+    The size comes from the header of the file. None means that a value is not known.
+    """
 
     image: Image
     digest: str | None
@@ -35,8 +38,11 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class ExampleShard(Shard):
-    """A range of images with all their examples, in the order of `items`; for each the images that it is asked about,
-    and for models that read pixels where these images lie."""
+    """Holds a range of images with all their examples.
+
+    `examples` and `image_ids` follow the order of `items`; `image_ids` holds the images that each example is asked
+    about. `files` says where these images lie; it is empty for a model that reads regions.
+    """
 
     examples: tuple[Example, ...]
     image_ids: tuple[tuple[str, ...], ...]
@@ -56,8 +62,11 @@ def plan_examples(
     salt: str,
     target: int,
 ) -> list[ExampleShard]:
-    """Cut examples into shards of about `target` images; all examples of an image (of a pair: of its first image)
-    share one. `files` tells where images lie (`Source.files`)."""
+    """Cut examples into shards of about `target` images.
+
+    All examples of an image share a shard; an example with a pair of images belongs to the first image. `files` says
+    where images lie (`Source.files`).
+    """
     by_id = {example.example_id: example for example in examples}
     found = []
     for shard in plan({example_id: example.image_ids[0] for example_id, example in by_id.items()}, salt, target):
@@ -69,31 +78,39 @@ def plan_examples(
 
 
 def wrong_images(examples: Iterable[Example], there: Container[str]) -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Choose a donor for the images of every example: the next ones in an order fixed by a hash, so never its own.
+    """Choose other images for the images of every example.
 
-    An NLVR2 pair gets another pair. Images that are not `there` take no part: their examples fail as they would
-    anyway. Raises InputError where there is no other image.
+    A hash fixes the order of the images, and every image gets the next one, so no image gets itself. An NLVR2 pair gets
+    another pair. Images that are not `there` are left out: their examples fail in any case. Raises InputError where
+    there is only one image.
     """
     units = {example.image_ids for example in examples if all(i in there for i in example.image_ids)}
     order = sorted(units, key=digest_json)
     if len(order) == 1:
-        raise InputError("the wrong-image baseline needs a second image, this split has one")
+        raise InputError(
+            "the wrong-image baseline needs a second image, but this split has one: use the example's own images"
+        )
     return dict(zip(order, [*order[1:], *order[:1]], strict=True))
 
 
 def sample(examples: Iterable[Example], source: Source, count: int) -> list[Example]:
-    """Choose `count` of the examples whose images the source has, by the hash of their ids, so spread over the split.
+    """Choose `count` of the examples whose images the source has. Raises InputError where there is none.
 
-    Raises InputError where there is none.
+    The hash of the ids decides, so the sample is spread over the split and is always the same.
     """
     able = [example for example in examples if all(i in source for i in example.image_ids)]
     if not able:
-        raise InputError(f"no example has all its images among the {len(source):,} of {source.address}")
+        raise InputError(
+            f"no example has all its images among the {len(source):,} of {source.address}: name those of this split"
+        )
     return sorted(able, key=lambda example: digest_json(example.example_id))[:count]
 
 
 def batches(asked: Sequence[Asked], size: int) -> Iterator[list[Asked]]:
-    """Cut examples into batches in which those of an image stand together; the same batches for the same shard."""
+    """Cut examples into batches where the examples of an image are neighbours.
+
+    A shard always gives the same batches.
+    """
     by_image = sorted(asked, key=lambda pair: (pair[0].image_ids, pair[0].example_id))
     for start in range(0, len(by_image), size):
         yield by_image[start : start + size]

@@ -1,6 +1,6 @@
-"""May this model be asked this benchmark over these images? Told before anything is computed.
+"""Checks, before anything is computed, that a model fits the benchmark and the features.
 
-Owns the refusals and the warnings about forms of example, sizes and spaces of features.
+This file owns the errors and the warnings about the form of the examples, the size of the features and their space.
 """
 
 from __future__ import annotations
@@ -18,21 +18,25 @@ def check_form(model: Model[Any], form: type[Example], config: EvaluateConfig) -
     """Raise CheckpointError where the model does not answer this form of example."""
     if form not in model.forms:
         answered = ", ".join(sorted(each.__name__ for each in model.forms))
-        raise CheckpointError(f"{config.model} answers {answered}; {config.task} asks a {form.__name__}")
+        raise CheckpointError(
+            f"{config.model} answers {answered}, but the examples of {config.task} are of the form {form.__name__}: "
+            "name a model for this benchmark"
+        )
 
 
 def check_fit(model: Model[Any], source: Source, config: EvaluateConfig) -> list[str]:
-    """Return what must be said with every score.
+    """Return the warnings that stand with every score.
 
-    Raises CheckpointError for features that the model cannot use, or must not.
+    Raises CheckpointError for features of another size than the model needs, and for features of another space unless
+    the configuration allows them.
     """
     if not isinstance(model.reads, ReadsRegions) or not isinstance(source, RegionSource):
         return []
     store, reads = source.store, model.reads
     if reads.size != store.feature_size:
         raise CheckpointError(
-            f"{config.model} needs {reads.size}-d region features, {config.features} holds "
-            f"{store.feature_size}-d ones: extract them with the detector that the checkpoint was trained on"
+            f"{config.model} needs {reads.size}-d region features, but {config.features} holds "
+            f"{store.feature_size}-d features: extract them with the detector that the checkpoint was trained on"
         )
     space = _space(reads, config)
     if space is None:
@@ -41,34 +45,37 @@ def check_fit(model: Model[Any], source: Source, config: EvaluateConfig) -> list
         return []
     if not config.allow_feature_space_mismatch:
         raise CheckpointError(
-            f"{config.model} was trained on features of {space!r}, {config.features} holds "
-            f"{store.space!r}: equal sizes do not make them comparable, extract the right ones (or force it with "
-            "allow_feature_space_mismatch)"
+            f"{config.model} was trained on features of {space!r}, but {config.features} holds features of "
+            f"{store.space!r}, which differ although their size is equal: extract features of {space!r} (or force it "
+            "with allow_feature_space_mismatch)"
         )
-    return [f"features of another space: the checkpoint was trained on {space!r}, these are {store.space!r}"]
+    return [f"features of another space: the checkpoint was trained on {space!r}, but these are {store.space!r}"]
 
 
 def _space(reads: ReadsRegions, config: EvaluateConfig) -> str | None:
-    """Return the space that the checkpoint or else the caller names. Raises CheckpointError where they contradict."""
+    """Return the space that the checkpoint or else the caller names. Raises CheckpointError where they disagree."""
     if None not in (reads.space, config.feature_space) and reads.space != config.feature_space:
         raise CheckpointError(
             f"{config.model / METADATA_FILE} says that the checkpoint was trained on features of "
-            f"{reads.space!r}, feature_space says {config.feature_space!r}: correct one of them"
+            f"{reads.space!r}, but feature_space says {config.feature_space!r}: correct one of them"
         )
     return reads.space or config.feature_space
 
 
 def _unnamed(reads: ReadsRegions, found: str) -> str:
-    """Two spaces of one size differ in everything else: a checkpoint over features of another space loses a third of
-    its accuracy and looks well."""
+    """Return the warning about a checkpoint that does not name its feature space.
+
+    Features of two spaces may have equal sizes. A checkpoint over features of the wrong space then runs without an
+    error, but loses a third of its accuracy. So the case needs a warning.
+    """
     likely = reads.likely_space
     if likely is None:
         which = ""
     elif likely == found:
-        which = f", as the published checkpoint that it looks like wants them; feature_space {likely} says so"
+        which = f", and the published checkpoint that looks like this one needs them; feature_space {likely} says so"
     else:
-        which = f", and the published checkpoint that it looks like wants {likely!r}: then these scores are wrong"
+        which = f", but the published checkpoint that looks like this one needs {likely!r}: if it is, scores are wrong"
     return (
         f"unnamed feature space: the checkpoint does not say which features it was trained on; these are "
-        f"{found!r}{which} (--feature-space NAME, or {METADATA_FILE} beside its weights, names it)"
+        f"{found!r}{which} (name it with --feature-space NAME, or in {METADATA_FILE} beside the weights)"
     )

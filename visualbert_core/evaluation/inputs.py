@@ -1,8 +1,8 @@
-"""What a model reads of the images: the regions of a feature store, or the pixels of an image corpus.
+"""Owns what a model reads of the images: the regions of a feature store, or the pixels of an image corpus.
 
-A source is opened once by the driver: it says which images there are, their sizes, and what identifies them in a run's
-provenance. A reader is opened by every worker: it joins the examples of a shard with what is read of their images.
-Owns what becomes of an example whose image is not there or does not decode: a failure row, never a wrong answer.
+The driver opens a source once. The source knows which images exist, their sizes, and what identifies them in a run's
+provenance. Every worker opens a reader. The reader joins the examples of a shard with the regions or pixels of their
+images. An example whose image is missing or does not decode becomes a failure row, never a wrong answer.
 """
 
 from __future__ import annotations
@@ -27,82 +27,90 @@ from visualbert_core.schema import Example, Failure, Image, Pixels, Regions
 
 Visual = Regions | Pixels
 Joined = tuple[Example, tuple[Any, ...]]
-"""An example with what is read of its images, in order: a row of `Visual`s of one kind."""
+"""An example, and the regions or the pixels of its images in order."""
 
-DECODERS = 4  # threads a shard
-BATCH_PIXELS = 1 << 26  # of images in a batch; a worker holds those of four batches, 800 MB, or four images
-_CHUNK = 256  # images whose bytes are in memory while they are identified
+DECODERS = 4  # threads per shard
+BATCH_PIXELS = 1 << 26  # limit of one batch; a worker holds at most four such batches (800 MB), or four larger images
+_CHUNK = 256  # images whose bytes are in memory at a time, while they are identified
 
 
 class Reader(Protocol):
-    """What a worker reads with. Threads may share it."""
+    """Reads images for a worker. Threads may share a reader."""
 
     def read(self, shard: ExampleShard, batch_size: int) -> Iterator[tuple[list[Joined], list[Failure]]]:
-        """Yield the shard's examples in batches, and failures of those that lack an image; the same batches for the
-        same shard."""
+        """Yield the shard's examples in batches, and failures of the examples that lack an image.
+
+        A shard always gives the same batches.
+        """
 
 
 class Source(Protocol):
-    """What a driver knows of the images. `image_id in source` says whether there is something to read of one."""
+    """Tells the driver about the images. `image_id in source` says whether the source has that image."""
 
     @property
     def address(self) -> str:
-        """Where it lies, for messages."""
+        """Return where the source lies, for messages."""
 
     @property
     def reader(self) -> Callable[[], Reader]:
-        """What opens a reader; it can be sent to a worker."""
+        """Return the function that opens a reader. It can be sent to a worker."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What must be said with every score whose annotations tell the sizes of images."""
+        """Return the warnings for scores whose annotations give the sizes of images."""
 
     def __contains__(self, image_id: object) -> bool: ...
 
     def __len__(self) -> int: ...
 
     def identify(self, examples: Iterable[Example]) -> dict[str, Any]:
-        """Return the part of a run's provenance that names what its model reads of the images of these examples."""
+        """Return the part of a run's provenance that identifies what the model reads for these examples."""
 
     def sizes(self, image_ids: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-        """Return (width, height) of those images whose size is known; of pixels, of identified images only."""
+        """Return image id → (width, height) in pixels of the images whose size is known.
+
+        A corpus of images knows the sizes of identified images only.
+        """
 
     def files(self, image_ids: Iterable[str]) -> tuple[ImageFile, ...]:
-        """Return what a shard must carry for its reader; empty for a store, which a reader opens itself."""
+        """Return the image files that a shard carries for its reader; none for a store, which the reader opens."""
 
 
 def open_source(config: EvaluateConfig, model: Model[Any]) -> Source:
-    """Open what the model reads. Raises CheckpointError where the configuration names the other thing."""
+    """Open what the model reads: a store of features or a corpus of images.
+
+    Raises CheckpointError where the configuration names the other of the two.
+    """
     if isinstance(model.reads, ReadsPixels):
         if config.images is None:
             raise CheckpointError(
-                f"{config.model} reads pixels, {config.features} is a feature store: name the corpus of images "
+                f"{config.model} reads pixels, but {config.features} is a feature store: name the corpus of images "
                 "instead (--images; in a matrix, a corpus without a detector)"
             )
         return ImageSource(config.images)
     if config.features is None:
         raise CheckpointError(
-            f"{config.model} reads region features, {config.images} is a corpus of images: name a feature store "
+            f"{config.model} reads region features, but {config.images} is a corpus of images: name a feature store "
             "instead (--features; in a matrix, a corpus with a detector)"
         )
     return RegionSource(config.features)
 
 
 class RegionSource:
-    """A feature store."""
+    """Gives the regions of a feature store."""
 
     def __init__(self, folder: Location) -> None:
-        """Open it. Raises StoreError where it is unfinished or damaged."""
+        """Open the store. Raises StoreError where it is unfinished or damaged."""
         self.store = FeatureStore.open(folder)
         self.address = str(self.store.folder)
         self.reader: Callable[[], Reader] = partial(RegionReader, folder)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Whether an import could not know the sizes of the images."""
+        """Return a warning where the features were imported without the sizes of their images."""
         if NO_SIZES not in self.store.fingerprint.get("notes", ()):
             return ()
-        return ("imported without the sizes of the images: they were not compared with those of the annotations",)
+        return ("features imported without the sizes of the images: not compared with the sizes in the annotations",)
 
     def __contains__(self, image_id: object) -> bool:
         return image_id in self.store
@@ -115,7 +123,7 @@ class RegionSource:
         return {"features": {"detector": self.store.fingerprint, "manifest": self.store.manifest_digest()}}
 
     def sizes(self, image_ids: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-        """Return (width, height) of those images that the store has and knows the size of."""
+        """Return image id → (width, height) of the images whose size the store knows."""
         rows = () if self.notes else self.store.sizes()
         return {image_id: (width, height) for image_id, width, height, _ in rows if image_id in image_ids}
 
@@ -125,13 +133,13 @@ class RegionSource:
 
 
 class RegionReader:
-    """Reads a feature store; each image of a shard once, all of them at once."""
+    """Reads a feature store. It fetches all images of a shard in one call, each image once."""
 
     def __init__(self, folder: Location) -> None:
         self.store = FeatureStore.open(folder)
 
     def read(self, shard: ExampleShard, batch_size: int) -> Iterator[tuple[list[Joined], list[Failure]]]:
-        """See `Reader.read`. A batch holds only examples that have all their regions."""
+        """Yield batches as `Reader.read` declares. A batch holds only examples with the regions of all their images."""
         wanted = [i for i in dict.fromkeys(i for _, ids in shard.asked() for i in ids) if i in self.store]
         regions = dict(zip(wanted, self.store.fetch_many(wanted), strict=True))
         able, failures = [], []
@@ -148,12 +156,12 @@ class RegionReader:
 
 
 class ImageSource:
-    """A corpus of images, in every form that an extraction takes."""
+    """Gives the pixels of a corpus of images. The corpus has any form that an extraction takes."""
 
     notes: tuple[str, ...] = ()
 
     def __init__(self, corpus: Location) -> None:
-        """List it. Raises InputError where there is no image."""
+        """List the images of the corpus. Raises InputError where there is none."""
         self.images: Corpus = list_images(corpus)
         self.address = str(corpus)
         self.reader: Callable[[], Reader] = PixelReader
@@ -166,8 +174,11 @@ class ImageSource:
         return len(self.images)
 
     def identify(self, examples: Iterable[Example]) -> dict[str, Any]:
-        """Read the bytes of every image once, before the first answer: a run is finished, resumed or refused by what
-        its images hold, not by their names. Raises OSError where one cannot be reached."""
+        """Return the number and the digest of the images of these examples. Raises OSError for an unreachable image.
+
+        This reads the bytes of every image once, before the first answer. The content of the images, not their names,
+        decides whether a run is finished, resumed or refused.
+        """
         wanted = sorted({i for example in examples for i in example.image_ids if i in self.images})
         unknown = [image_id for image_id in wanted if image_id not in self._known]
         with ThreadPoolExecutor(DECODERS) as threads:
@@ -178,23 +189,27 @@ class ImageSource:
         return {"images": {"count": len(wanted), "digest": digest_json(digests)}}
 
     def sizes(self, image_ids: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-        """Return (width, height) by the headers of those images that have been identified."""
+        """Return image id → (width, height), from the headers of the images that have been identified."""
         found = ((image_id, self._known[image_id][1]) for image_id in image_ids if image_id in self._known)
         return {image_id: size for image_id, size in found if size is not None}
 
     def files(self, image_ids: Iterable[str]) -> tuple[ImageFile, ...]:
-        """Return where the images lie, with the digests of those that have been identified."""
+        """Return where the images lie, with the digests of the identified ones."""
         there = (image_id for image_id in image_ids if image_id in self.images)
         return tuple(ImageFile(self.images[i], *self._known.get(i, (None, None))) for i in there)
 
 
 class PixelReader:
-    """Decodes the images of a shard, each for all its questions; the next batch's while the model has this one."""
+    """Decodes the images of a shard. All examples of an image in neighbouring batches share one decoded image.
+
+    Threads decode the images of the next batch while the model computes the current batch.
+    """
 
     def read(self, shard: ExampleShard, batch_size: int) -> Iterator[tuple[list[Joined], list[Failure]]]:
-        """See `Reader.read`. At most two batches of images are decoded at a time."""
+        """Yield batches as `Reader.read` declares. Memory holds the decoded images of at most two batches."""
         wanted = {image_id for _, image_ids in shard.asked() for image_id in image_ids}
-        files = [file for file in shard.files if file.image.image_id in wanted]  # reading one may be what kills
+        # Images of quarantined examples are not read: reading one of them may have ended the worker.
+        files = [file for file in shard.files if file.image.image_id in wanted]
         digests = {file.image.image_id: file.digest for file in files}
         images = {image.image_id: image for image in fetch([file.image for file in files])}
         pixels = {file.image.image_id: math.prod(file.size or (0,)) for file in files}
@@ -211,7 +226,10 @@ class PixelReader:
 
 
 def _bounded(batch: Sequence[Asked], pixels: Mapping[str, int]) -> Iterator[list[Asked]]:
-    """Cut a batch where its images have more than `BATCH_PIXELS` together; one example is never cut."""
+    """Cut a batch into parts. The images of a part have at most `BATCH_PIXELS` pixels, or the part is one example.
+
+    Equal images count once. Memory is bounded by pixels, because a batch of large images may not fit.
+    """
     part: list[Asked] = []
     seen: dict[str, int] = {}
     for asked in batch:

@@ -1,9 +1,9 @@
-"""Do answers depend on the batch or on the number of workers? They must not, or no score can be compared with another.
+"""Checks that answers do not depend on the batch or on the number of workers; otherwise scores are not comparable.
 
-A sample is predicted one example at a time on one worker, and again as the evaluation would: in batches, on all
-workers. Logits differ in their last digits, as sums are added in another order; an answer changes only where two logits
-are closer than that, and so tells a rounding (a gap of 1e-6) from a fault (a gap of 1). Models that give no logits are
-compared by their answers and confidences.
+A sample is predicted twice: one example at a time on one worker, and in batches on all workers, as an evaluation does.
+The logits differ in their last digits, because the two ways add numbers in different orders. That changes an answer
+only where two logits are nearly equal. So the gap between the two logits tells a rounding difference (a gap of 1e-6)
+from a fault (a gap of 1). For a model without logits, the answers and the confidences are compared.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ REGRESSION = 4  # exit code where an answer changed
 
 @dataclass(frozen=True)
 class ChangedAnswer:
-    """`gap`: by how much, alone, the logit of its answer there exceeds that of the answer it gets in a batch; None for
-    a model that gives no logits."""
+    """Holds the two answers to an example: predicted `alone`, and in a batch (`together`).
+
+    `gap` compares the logits of the two answers when the example is predicted alone: the first minus the second. It is
+    None for a model without logits.
+    """
 
     example_id: str
     alone: Any
@@ -50,8 +53,11 @@ class ChangedAnswer:
 
 @dataclass(frozen=True)
 class InvarianceCheck:
-    """What a sample came to. `largest_difference` is that of any two logits of one example, or of any two confidences
-    where the model gives no logits; `compared` says which."""
+    """Holds the result for a sample.
+
+    `largest_difference` is the largest difference between the two values of one logit. For a model without logits, it
+    is the largest difference between the two values of one confidence. `compared` is "logits" or "confidences".
+    """
 
     examples: int
     batch_size: int
@@ -63,7 +69,7 @@ class InvarianceCheck:
 def check_invariance(
     config: EvaluateConfig, pool: PoolConfig, examples: int = EXAMPLES, load: LoadModel = load_model
 ) -> InvarianceCheck:
-    """Predict a sample both ways, in a folder beside the run's that is removed afterwards.
+    """Predict a sample both ways, in a folder beside the run folder. The folder is removed afterwards.
 
     Raises InputError for inputs that do not fit together, CoverageError where an example has no prediction.
     """
@@ -77,18 +83,18 @@ def check_invariance(
     check_sizes(task, source)
     folder = run_folder(config).with_name(f"{run_folder(config).name}__invariance-check")
     alone, together = folder / "alone", folder / "together"
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed check left
+    shutil.rmtree(folder, ignore_errors=True)  # A check that was killed leaves its folder.
     try:
         single, one_worker = dataclasses.replace(config, batch_size=1), dataclasses.replace(pool, workers=1)
         one = _logits(single, alone, asked, source, one_worker, 64, load)
-        all_ = _logits(config, together, asked, source, pool, 4, load)  # small shards, so that every worker has some
+        all_ = _logits(config, together, asked, source, pool, 4, load)  # Small shards give every worker some.
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return _compared(asked, one, all_, config, isinstance(model, GivesLogits))
 
 
 def describe(check: InvarianceCheck) -> Iterator[str]:
-    """The lines of a check."""
+    """Yield the result of a check as lines of text."""
     how = f"{check.examples} examples, alone and in batches of {check.batch_size}"
     yield f"{how}: {len(check.changed)} answers changed"
     yield f"largest difference of {check.compared}: {check.largest_difference:.1e}"
@@ -106,7 +112,10 @@ def _logits(
     images: int,
     load: LoadModel,
 ) -> Mapping[str, Prediction]:
-    """Predict the sample, in shards of so many images. The `scores` are the logits, row by row, where there are any."""
+    """Return example_id → prediction of the sample, predicted in shards of `images` images.
+
+    The `scores` of a prediction are the logits, row by row; for a model without logits, they are the confidences.
+    """
     shards, parts = plan_examples(asked, None, source.files, "invariance check", images), ShardFolder(folder)
     inputs = (config.model, type(asked[0]), source.reader)
     make_worker = partial(_LogitsWorker, *inputs, folder, config.batch_size, config.precision, load)
@@ -120,10 +129,14 @@ def _logits(
 
 
 class _LogitsWorker(EvaluationWorker):
-    """Keeps the logits where the evaluation keeps confidences."""
+    """Keeps logits in place of confidences."""
 
     def predict(self, batch: Sequence[Joined]) -> list[Prediction | Failure]:
-        """An answer that is ruled out has the logit -inf, which is not a fault: it stands as the lowest number."""
+        """Return predictions whose `scores` are logits, where the model gives logits.
+
+        A model rules out an answer by the logit -inf, which is not a fault. The lowest finite number replaces it,
+        because scores that are not finite count as failures.
+        """
         if not isinstance(self.model, GivesLogits):
             return super().predict(batch)
         lowest = float(np.finfo(np.float32).min)
@@ -146,7 +159,7 @@ def _compared(
     for example in asked:
         one, other = alone[example.example_id], together[example.example_id]
         values, others = (np.array(p.scores, np.float64) for p in (one, other))
-        if values.shape == others.shape:  # generated answers need not have as many
+        if values.shape == others.shape:  # Two generated answers may differ in their number of scores.
             largest = max(largest, float(np.abs(values - others).max(initial=0.0)))
         if one.answer != other.answer:
             rows = len(example.phrases) if isinstance(example, Grounding) else 1
@@ -157,7 +170,10 @@ def _compared(
 
 
 def _gap(logits: np.ndarray, others: np.ndarray) -> float:
-    """The largest, over the rows [rows, choices], of what separates the first choices that are ranked otherwise."""
+    """Return the largest gap over the rows; `logits` and `others` are [rows, choices].
+
+    In each row, the gap is between the choices at the first rank where the two rankings differ.
+    """
     gaps = [0.0]
     for row, other in zip(logits, others, strict=True):
         order, its = np.argsort(-row, kind="stable"), np.argsort(-other, kind="stable")

@@ -1,4 +1,4 @@
-"""Predictions as Parquet parts, and back."""
+"""Writes predictions as Parquet parts and reads them back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from visualbert_core.schema import PREDICTION_SCHEMA, SCHEMA_VERSION, Failure, P
 
 
 def encode(predictions: Sequence[Prediction]) -> bytes:
-    """A part: one row a prediction, the same bytes for the same rows."""
+    """Return the bytes of a part with one row per prediction. Equal predictions give equal bytes."""
     columns = {
         "example_id": [p.example_id for p in predictions],
         "image_id": [p.image_id for p in predictions],
@@ -28,9 +28,9 @@ def encode(predictions: Sequence[Prediction]) -> bytes:
 
 
 def read_predictions(folder: str | Path) -> tuple[list[Prediction], list[Failure]]:
-    """Every prediction and every failure of a finished `predictions/` folder, by example id.
+    """Return the predictions and the failures of a finished `predictions/` folder, both sorted by example id.
 
-    Raises StoreError where it is unfinished or damaged.
+    Raises StoreError where the folder is unfinished or damaged.
     """
     shards = ShardFolder(folder)
     predictions: list[Prediction] = []

@@ -1,7 +1,7 @@
-"""One model × task × split: ask what is missing, then score.
+"""Runs one evaluation, of a model on a split of a benchmark: it predicts the examples that are missing, then scores.
 
-Running the same line again resumes; a finished run is not computed again; a folder made of something else is refused.
-`run_folder` says what the folder holds.
+The same command run again resumes the run. A finished run is not computed again. A folder of a run with other
+ingredients is refused. `run_folder` describes the folder.
 """
 
 from __future__ import annotations
@@ -49,13 +49,14 @@ def evaluate(
     task: Task | None = None,
     source: Source | None = None,
 ) -> Run:
-    """Predict what is missing, then score; a finished run of the same ingredients is only read. `task` and `source` are
-    those of the configuration, where the caller has opened them already.
+    """Predict the examples that are missing, then score. A finished run of the same ingredients is only read.
 
-    Raises InputError for inputs that do not fit together, CoverageError (after run.json says so) where examples are
-    left without a prediction.
+    A caller that has opened the configuration's task or source passes them as `task` and `source`. Raises InputError
+    for inputs that do not fit together. Raises CoverageError where examples are left without a prediction; run.json
+    then has the status "incomplete".
     """
     task = task or open_task(config.task, config.annotations, config.split)
+    # The driver only asks the model what it reads and answers, and for its fingerprint. That needs no GPU.
     model = load(config.model, task.form, "cpu", config.precision)
     check_form(model, task.form, config)
     source = source or open_source(config, model)
@@ -87,7 +88,7 @@ def evaluate(
 
 
 def _spec(config: EvaluateConfig) -> dict[str, Any]:
-    """What was asked, without paths: the same evaluation elsewhere has the same spec."""
+    """Return the settings of the evaluation without paths, so that equal evaluations in two places have equal specs."""
     return {
         "model": config.model.name,
         "task": config.task,
@@ -129,6 +130,7 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
     coverage = check_coverage(task.expected(), (p.example_id for p in predictions))
     record |= {"coverage": coverage.counts(), "failed": [vars(f) for f in failures[:20]]}
     if not coverage.complete:
+        # Files of an earlier, complete run must not stand beside an incomplete one.
         for name in ("scores.json", UNITS_FILE, task.submission_name):
             (folder / name).unlink(missing_ok=True)
         write_json(folder / "run.json", record | {"status": "incomplete"})
@@ -152,6 +154,7 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
     digests = {name: digest_bytes(data) for name, data in files.items()}
     digests["predictions/manifest.json"] = digest_file(folder / "predictions" / "manifest.json")
     record |= {"files": digests}
+    # run.json comes before the files that it names. After a kill in between, its digests show that a file is missing.
     write_json(folder / "run.json", record)
     for name, data in files.items():
         publish(folder / name, data)
@@ -159,8 +162,11 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
 
 
 def _submission(task: Task, predictions: list[Prediction]) -> tuple[bytes | None, InputError | None]:
-    """The leaderboard's file; or None and why not, where the leaderboard asks for more than the examples hold. On a
-    labelled split that is no fault: VCR's wants the rationale after each of the four answers."""
+    """Return the leaderboard's file; or None and the reason, where the leaderboard requires more than the examples.
+
+    On a labelled split that is not a fault. VCR's leaderboard, for example, requires a rationale after each of the four
+    answers, but a labelled split has only the rationale after the right answer.
+    """
     try:
         return task.submission({p.example_id: p for p in predictions}), None
     except InputError as error:

@@ -1,13 +1,13 @@
-"""The folder of one evaluation: what it holds, and reading it without a model, a store or an image.
+"""Owns the run folder of an evaluation. It can be read without a model, a store or an image.
 
     <out>/<model>__<task>__<split>/     "…__wrong-image" for the baseline
-        run.json        what was asked, what it was made of, how far it got, digests of the files below
+        run.json        the settings, the ingredients, the status, and digests of the files below
         predictions/    a shards.ShardFolder
-        submission.*    the leaderboard's file of complete predictions, where they hold all that it asks
-        units.parquet   what each scored unit is worth, by which runs are compared
+        submission.*    the leaderboard's file; only where the predictions hold all that the leaderboard requires
+        units.parquet   the score of each unit, by which runs are compared
         scores.json     written last, and only over complete predictions of a split with public labels
 
-A run with a `limit` keeps only its predictions: a part of a split has no score.
+A run with a `limit` keeps only its predictions, because a part of a split has no score.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ _AGAIN = "delete it and run the same line again"
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder with its two documents; `scores` is None where predictions do not cover the split (a `limit` never
-    does), or where it has no public labels."""
+    """Holds a run folder with its documents run.json (`record`) and scores.json (`scores`).
+
+    `scores` is None where the split has no public labels, and where predictions do not cover the split. A run with a
+    `limit` never covers it.
+    """
 
     folder: Path
     record: dict[str, Any]
@@ -38,13 +41,13 @@ class Run:
 
 
 def run_folder(config: EvaluateConfig) -> Path:
-    """Where a run lives."""
+    """Return the run folder of an evaluation."""
     name = run_name(config.model, config.task, config.split)
     return config.out / (name if config.visual == "own" else f"{name}__{config.visual}")
 
 
 def read_run(folder: Path) -> Run:
-    """A run folder as it stands. Raises InputError where there is none, or naming a document that is damaged."""
+    """Read a run folder. Raises InputError where it has no run.json, or where one of its documents is damaged."""
     record = _read_record(folder)
     try:
         dicts = dict.fromkeys(("scores", "intervals", "units", "chance", "breakdown"), dict)
@@ -58,7 +61,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
     try:
         return _document(folder / "run.json", spec=dict, provenance=dict, status=str, warnings=list)
     except FileNotFoundError:
-        raise InputError(f"{folder} is not a run folder: it has no run.json") from None
+        raise InputError(f"{folder} is not a run folder: it has no run.json; name the folder of a run") from None
 
 
 def _document(path: Path, **kinds: type) -> dict[str, Any]:
@@ -71,31 +74,36 @@ def _document(path: Path, **kinds: type) -> dict[str, Any]:
         raise InputError(f"{path} is damaged ({error}): {_AGAIN}") from None
     for name, kind in kinds.items():
         if not isinstance(found, dict) or not isinstance(found.get(name), kind):
-            raise InputError(f"{path} is damaged ({name!r} is no {kind.__name__}): {_AGAIN}")
+            raise InputError(f"{path} is damaged ({name!r} is not a {kind.__name__}): {_AGAIN}")
     document: dict[str, Any] = found
     return document
 
 
 def claim(folder: Path, record: dict[str, Any]) -> None:
-    """Start or resume a run folder; one that was made of something else is refused, saying of what. A sample gives way
-    to another one."""
+    """Start or resume a run folder. Raises InputError where it holds a run of other ingredients, and names them.
+
+    A sample (a run with a `limit`) replaces a sample of other ingredients.
+    """
     if (folder / "run.json").exists():
         held = _read_record(folder)
         found = differences(held["provenance"], record["provenance"])
         if not found:
             return
-        if not ("limit" in held["spec"] and "limit" in record["spec"]):  # nothing that counts is lost with a sample
+        if not ("limit" in held["spec"] and "limit" in record["spec"]):  # A sample has no score that could be lost.
             raise InputError(
-                f"{folder} holds a run made of other ingredients ({'; '.join(found[:3])}): delete it or choose another "
+                f"{folder} holds a run of other ingredients ({'; '.join(found[:3])}): delete it or choose another "
                 "output folder"
             )
-    (folder / "scores.json").unlink(missing_ok=True)  # somebody may have deleted run.json alone
+    # A user may delete run.json alone. Then scores.json would still stand for the old run.
+    (folder / "scores.json").unlink(missing_ok=True)
     write_json(folder / "run.json", record)
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a claimed run is complete and its files are as they were written, so that nothing is to be scored anew.
-    A file that is missing or damaged is made again."""
+    """Return whether a claimed run is complete and its files are as they were written.
+
+    Where a file is missing or damaged, the run is not finished, so that the file is written again.
+    """
     files = _read_record(folder).get("files")
     try:
         return files is not None and all(digest_file(folder / name) == digest for name, digest in files.items())
@@ -104,8 +112,10 @@ def is_finished(folder: Path) -> bool:
 
 
 def encode_json(value: dict[str, Any]) -> bytes:
+    """Return a document as JSON. Equal documents give equal bytes."""
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a document as JSON in one step, so that no reader sees a part of it."""
     publish(path, encode_json(value))

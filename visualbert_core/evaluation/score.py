@@ -1,8 +1,9 @@
-"""A task and predictions → the scores document, and the document as text.
+"""Computes the scores document from a task and predictions, and shows the document as text.
 
-Predictions come from a leaderboard's file, of any system, or from a run folder. Every example needs exactly one, or
-there is no score; two modes say what else may be had. Used by `run.py` for scores.json and by `visualbert score`, where
-there may be no GPU stack: nothing here imports torch or ray.
+The predictions come from a leaderboard's file of any system, or from a run folder. There is a score only if every
+example has exactly one prediction; two modes relax this rule. `run.py` writes the document as scores.json, and
+`visualbert score` prints it. That command must work where torch and Ray are not installed, so this file imports
+neither.
 """
 
 from __future__ import annotations
@@ -24,50 +25,54 @@ from visualbert_core.schema import Prediction, Score
 from visualbert_core.tasks import Task, summarize
 
 OFFICIAL, OFFICIAL_FORM = "official", "official_form_of_subset"
-"""Keys of a document: the score of the official split, or that of anything else as the official program words it."""
+"""Keys of a document. The first is for the official split. The second is for other annotations: it holds their scores
+in the form of the official program."""
 
 Mode = Literal["strict", "partial", "official"]
-"""What happens where predictions do not cover the split. `strict`: no score. `partial`: where some are missing, and
-nothing else is wrong, the range that they leave open. `official`: what the official program does in silence, said."""
+"""What happens where predictions do not cover the split. `strict` gives no score. `partial` gives the possible range
+where predictions are missing but nothing else is wrong. `official` does what the official program does silently, with a
+warning."""
 
 
 @dataclass(frozen=True)
 class PredictionSet:
-    """Predictions as they were found, duplicates and unknown ids included."""
+    """Holds predictions as they were read, with duplicates and unknown ids."""
 
     source: Path
     predictions: list[Prediction]
     coverage: Coverage
     origin: Mapping[str, Any] = field(default_factory=dict)
-    """What a run adds to the document: `model` and `visual`."""
+    """The keys that a run adds to the document: `model` and `visual`."""
     warnings: tuple[str, ...] = ()
-    """What has to be said with every score."""
+    """The warnings that stand with every score."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# predictions in
+# reading predictions
 
 
 def read_prediction_set(
     task: Task, path: Path, annotations_digest: str, mode: Mode = "strict", boxes: str | None = None
 ) -> PredictionSet:
-    """The predictions of a submission file, whose boxes are of the convention `boxes` (None: undeclared pixels), or of
-    a run folder.
+    """Read the predictions of a submission file or of a run folder.
 
-    Raises ConfigError where the split has no public labels, or for a convention of what has no boxes, InputError for a
-    path that cannot be read, a run of something else or boxes of another convention, CoverageError for a file that
-    holds anything but predictions.
+    `boxes` is the convention of a file's boxes; None means undeclared pixels. Raises ConfigError where the split has no
+    public labels, and for `boxes` with a run folder or with a benchmark without boxes. Raises InputError for a path
+    that cannot be read, for a run of another split, and for boxes that look like another convention. Raises
+    CoverageError for a file with a record that is not a prediction.
     """
     if not task.labelled:
         raise ConfigError(
-            f"{task.name} {task.split} has no public labels: its {task.submission_name} is scored by the leaderboard"
+            f"{task.name} {task.split} has no public labels: send the leaderboard its {task.submission_name} instead"
         )
     if path.is_dir():
         if boxes is not None:
-            raise ConfigError(f"--boxes {boxes}: {path} is a run folder, whose boxes are pixels; leave the flag out")
+            raise ConfigError(
+                f"--boxes {boxes}: {path} is a run folder, so its boxes are in pixels; leave the flag out"
+            )
         return _from_run(task, path, annotations_digest)
     if not path.exists():
-        raise InputError(f"{path}: not found; --predictions is a submission file or a run folder")
+        raise InputError(f"{path}: not found; name a submission file or a run folder with --predictions")
     predictions, warnings = _from_file(task, path, mode)
     try:
         predictions, said = task.in_pixels(predictions, boxes, believe=mode == "official" or boxes == "xyxy")
@@ -79,7 +84,11 @@ def read_prediction_set(
 
 
 def _from_file(task: Task, path: Path, mode: Mode) -> tuple[list[Prediction], tuple[str, ...]]:
-    """A record that holds no answer is one of the ways in which a file may fail to cover a split."""
+    """Read a submission file and return its predictions and warnings.
+
+    Raises CoverageError, not InputError, for a malformed record: a record without an answer leaves an example without a
+    prediction.
+    """
     warnings: tuple[str, ...] = ()
     try:
         predictions = task.read_submission(path)
@@ -104,10 +113,15 @@ def _from_run(task: Task, folder: Path, annotations_digest: str) -> PredictionSe
     except ConfigError as error:
         raise InputError(f"{folder} is not a run folder: {error}") from None
     except (LookupError, TypeError) as error:
-        raise InputError(f"{folder} is not a run folder: {type(error).__name__} in run.json ({error})") from None
+        raise InputError(
+            f"{folder} is not a run folder: run.json is not as evaluate writes it ({type(error).__name__}: {error}); "
+            "run the evaluation again"
+        ) from None
     for name, value in {"task": task.name, "split": task.split, "annotations": annotations_digest}.items():
         if made_for[name] != value:
-            raise InputError(f"{folder} ran on other {name}: {made_for[name]}, not {value}; ask for what it ran on")
+            raise InputError(
+                f"{folder} is a run with another value of {name}: {made_for[name]}, not {value}; use the run's value"
+            )
     predictions, _ = read_predictions(folder / "predictions")
     return PredictionSet(folder, predictions, _coverage(task, predictions), origin, tuple(warnings))
 
@@ -117,7 +131,7 @@ def _coverage(task: Task, predictions: Iterable[Prediction]) -> Coverage:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# scores out
+# computing scores
 
 
 def score(
@@ -127,13 +141,15 @@ def score(
     mode: Mode = "strict",
     units: Sequence[Score] | None = None,
 ) -> dict[str, Any]:
-    """The document that a reader of scores needs, without times or paths: equal predictions give equal bytes.
+    """Return the scores document. It holds no times and no paths, so equal predictions give equal bytes.
 
-    JSON values only, no NaN; percent, but for `official`. Where predictions are missing and the mode is "partial",
-    `ranges` (all missing answered worst … best) stand instead of scores, intervals, breakdown and the like. Where the
-    annotations are not the official split, `subset` says so, and `official_form_of_subset` stands instead of
-    `official`. `units` is what `task.score` gave for these predictions, where the caller has it.
-    Raises CoverageError where there is no score: incomplete predictions, or answers of the wrong type.
+    The document holds JSON values without NaN. Its scores are in percent, except under `official`. In the mode
+    "partial", where predictions are missing, `ranges` replaces scores, intervals, units, chance, `official` and
+    breakdown. A range goes from the worst to the best answer to every missing example. Where the annotations are not
+    the official split, `subset` says so, and `official_form_of_subset` replaces `official`. A caller that has the
+    result of `task.score` for these predictions passes it as `units`.
+
+    Raises CoverageError where there is no score, because predictions are incomplete or an answer has a wrong type.
     """
     predictions, left, warnings = answers.predictions, answers.coverage, list(answers.warnings)
     if mode == "official":
@@ -148,7 +164,7 @@ def score(
         values = _ranges(task, by_id, left.missing) if partial else _scores(task, by_id, units)
     except InputError as error:
         raise CoverageError(f"{answers.source}: no score, {error}") from None
-    if answers.origin.get("visual", "own") == "own":  # a wrong image may well be worse than none
+    if answers.origin.get("visual", "own") == "own":  # With a wrong image, a score under chance is not a fault.
         warnings += _under_chance(values)
     return {
         "task": task.name,
@@ -181,10 +197,14 @@ def _scores(task: Task, predictions: Mapping[str, Prediction], units: Sequence[S
 
 
 def _under_chance(values: Mapping[str, Any]) -> list[str]:
-    """Worse than guessing is no accident: most likely the answer list or the features are another checkpoint's."""
+    """Return a warning for each metric whose whole interval is under chance.
+
+    A model is hardly worse than guessing by accident. Most likely, the answer list or the features belong to another
+    checkpoint.
+    """
     return [
-        f"{name} is under chance ({values['scores'][name]:.2f}, guessing gets {chance:.2f}): do the answer list, the "
-        "features and the annotations belong to this checkpoint?"
+        f"{name} is under chance ({values['scores'][name]:.2f}; guessing gets {chance:.2f}): check that the answer "
+        "list, the features and the annotations belong to this checkpoint"
         for name, chance in values.get("chance", {}).items()
         if (high := values["intervals"][name][1]) is not None and high < chance
     ]
@@ -202,7 +222,7 @@ def _ranges(task: Task, predictions: Mapping[str, Prediction], missing: Iterable
 
 
 def _as_officially(task: Task, answers: PredictionSet) -> tuple[list[Prediction], list[str]]:
-    """The predictions that the official program would look at, and a line for everything that it passes over."""
+    """Return the predictions that the official program would judge, and a warning for each kind that it ignores."""
     known, rows, said = task.expected(), answers.predictions, []
     if answers.coverage.unknown and task.lenient.unknown == "ignore":
         found = len(rows)
@@ -212,15 +232,15 @@ def _as_officially(task: Task, answers: PredictionSet) -> tuple[list[Prediction]
         kept = task.lenient.duplicate
         by_id = {row.example_id: row for row in (rows if kept == "last" else reversed(rows))}
         said.append(
-            f"ignored as the official program does: {len(rows) - len(by_id):,} predictions of ids that occur again "
-            f"(the {kept} one counts)"
+            f"ignored as the official program does: {len(rows) - len(by_id):,} predictions of repeated ids "
+            f"(the {kept} prediction of an id counts)"
         )
         rows = list(by_id.values())
     return rows, said
 
 
 def _remedy(coverage: Coverage, lenient: Lenient, mode: Mode) -> str:
-    """What to do; and where the official program would say nothing, that it would."""
+    """Return what to do. Where the official program would silently accept the predictions, say so."""
     silent = []
     if coverage.duplicate and lenient.duplicate != "refuse":
         silent.append(f"takes the {lenient.duplicate} of two")
@@ -229,7 +249,7 @@ def _remedy(coverage: Coverage, lenient: Lenient, mode: Mode) -> str:
     if silent:
         return f"predict each example once (the official program silently {' and '.join(silent)}: --official-lenient)"
     if mode == "official":
-        return "the official program gives none either"
+        return "the official program gives no score either; predict each example once"
     return "predict each example once" + ("" if coverage.duplicate or coverage.unknown else " (or see --allow-partial)")
 
 
@@ -238,13 +258,16 @@ def _number(value: float) -> float | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# for people
+# the document as text
 
 
 def describe(document: Mapping[str, Any], paper: Mapping[str, float]) -> Iterator[str]:
-    """The lines of a scores document; `paper` is metric → percent published for the same split and protocol."""
+    """Yield a scores document as lines of text.
+
+    `paper` is metric → the percent that was published for the same split and protocol.
+    """
     yield document["protocol"]
-    wrong_image = ", asked about other images" if document.get("visual") == "wrong-image" else ""
+    wrong_image = ", each asked about other images" if document.get("visual") == "wrong-image" else ""
     yield f"{document['task']} {document['split']}, {document['n']:,} examples{wrong_image}"
     yield from (f"WARNING: {warning}" for warning in (*_subset(document), *document["warnings"]))
     if document["partial"]:
@@ -257,7 +280,7 @@ def describe(document: Mapping[str, Any], paper: Mapping[str, float]) -> Iterato
         published = f"{paper[name]:.2f}" if name in paper else "–"
         yield f"{name:<14} {value:6.2f}  {spread:<16} {document['units'][name]:>9,}  {published:>6}"
     official = OFFICIAL in document
-    yield from ("", "as the official program has it:" if official else "no official score; in the official form:")
+    yield from ("", "in the official form:" if official else "no official score; in the official form:")
     values = document[OFFICIAL if official else OFFICIAL_FORM]
     yield from (f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
     for kind, groups in document["breakdown"].items():
@@ -270,14 +293,14 @@ def _subset(document: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _partial(document: Mapping[str, Any]) -> Iterator[str]:
     missing = document["coverage"]["missing"]
-    yield from ("", f"PARTIAL, no score: {missing:,} missing; between all of them answered worst and all answered best")
+    yield from ("", f"PARTIAL, no score: {missing:,} missing; from the worst to the best answer to each of them:")
     yield from (f"{name:<14} {low:.2f} … {high:.2f}" for name, (low, high) in document["ranges"].items())
 
 
 def _breakdown(kind: str, groups: Mapping[str, Mapping[str, tuple[float, int]]]) -> Iterator[str]:
-    """A row a group, a column a metric: percent and, in brackets, the number of units."""
+    """Yield a table with one row per group and one column per metric: percent, and the number of units in brackets."""
     metrics = list(dict.fromkeys(chain.from_iterable(groups.values())))
-    names = [printable(group) for group in groups]  # before they are set under one another
+    names = [printable(group) for group in groups]  # Escaping comes first, because it changes the width of a name.
     width = max(map(len, (kind, *names)))
     yield from ("", f"{kind:<{width}}" + "".join(f"  {metric:>18}" for metric in metrics))
     for group, values in zip(names, groups.values(), strict=True):

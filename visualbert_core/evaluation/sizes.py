@@ -1,7 +1,7 @@
-"""Are the images those that the annotations are for? Told by width and height, where the annotations have them.
+"""Checks that the images have the width and height that the annotations give, where the annotations give them.
 
-Boxes of one size of an image mean nothing on another: over pictures at three quarters of their size, a model that finds
-everything scores 0. A store knows the size of every image that it has features of, and a header that of a picture.
+The boxes of annotations mean nothing on an image of another size. Over images at three quarters of their size, a model
+that finds everything scores 0. A store knows the size of its images. The header of an image file holds its size.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from visualbert_core.evaluation.inputs import Source
 from visualbert_core.tasks import Task
 
 Size = tuple[int, int]
-_ROUNDING = 1.5  # pixels that a resized side may be off
-_NEAR = 0.01  # the part of a side up to which nobody resizes on purpose
+_ROUNDING = 1.5  # pixels by which the side of a resized image may be off
+_NEAR = 0.01  # a change by less than this part of a side is not an intended resize
 
 
 def check_sizes(task: Task, source: Source) -> list[str]:
-    """Return what must be said with every score. Raises InputError where an image has another size than its
-    annotations are for. What is not there, or the annotations do not tell, is not judged here."""
+    """Return the warnings that stand with every score.
+
+    Raises InputError where an image has another size than in its annotations. Images that the source lacks, and images
+    without a size in the annotations, are not checked.
+    """
     told = task.image_sizes()
     if not told:
         return []
@@ -27,12 +30,13 @@ def check_sizes(task: Task, source: Source) -> list[str]:
         return list(source.notes)
     first = differing[0]
     files = task.annotation_files()
-    mine = next((path for path in reversed(files) if path.stem == first), files[0])  # the last is the boxes' own
+    # The message names the annotation file of the image. Flickr30K Entities has two, and the last holds the size.
+    mine = next((path for path in reversed(files) if path.stem == first), files[0])
     raise InputError(
-        f"{len(differing):,} of {len(seen):,} images have another size than their annotations are for: image {first} "
+        f"{len(differing):,} of {len(seen):,} images have another size than in their annotations: image {first} "
         f"is {_called(seen[first])} in {source.address}, {_called(told[first])} in {mine}"
-        f"{_why(seen[first], told[first])}; use the images that were annotated (their features, or import these with "
-        "the sizes of the images)"
+        f"{_why(seen[first], told[first])}; use the annotated images or their features, or import these features with "
+        "the sizes of the images"
     )
 
 
@@ -41,6 +45,7 @@ def _called(size: Size) -> str:
 
 
 def _why(seen: Size, told: Size) -> str:
+    """Return a likely reason for the difference, in brackets; "" where none is likely."""
     if seen == told[::-1]:
         return " (width and height swapped: turned by its EXIF tag in one of them?)"
     across, down = (one / other for one, other in zip(seen, told, strict=True))

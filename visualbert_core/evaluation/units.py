@@ -1,9 +1,9 @@
-"""What every scored unit of a run is worth, as one Parquet file beside its scores: what two runs are compared by.
+"""Owns units.parquet, the file in a run folder that holds the score of every unit.
 
-    units.parquet    unit_id, metric, value in [0, 1], cluster (image), groups (JSON: kind → groups), and of the answer
-                     that the unit judges, where it judges a single one: example_id, part, answer (JSON), confidence
+    units.parquet    unit_id, metric, value in [0, 1], cluster (image), groups (JSON: kind → groups). Where a unit
+                     judges a single answer, also example_id, part, answer (JSON) and confidence of that answer.
 
-With it two run folders can be compared anywhere, without the annotations that they were scored by.
+With this file, two run folders can be compared on any machine, without the annotations.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _SCHEMA = pa.schema(
         pa.field("value", pa.float64(), nullable=False),
         pa.field("cluster", pa.string(), nullable=False),
         pa.field("groups", pa.string(), nullable=False),
-        pa.field("example_id", pa.string()),  # null, with what follows, where the unit judges several answers
-        pa.field("part", pa.int32()),  # of a grounding which phrase
+        pa.field("example_id", pa.string()),  # Where a unit judges several answers, this and the next three are null.
+        pa.field("part", pa.int32()),  # the index of the phrase in a grounding; null for other forms
         pa.field("answer", pa.string()),
-        pa.field("confidence", pa.float32()),  # null where the predictions hold none
+        pa.field("confidence", pa.float32()),  # null where the prediction has none
     ],
     metadata={"schema_version": str(SCHEMA_VERSION)},
 )
@@ -43,7 +43,7 @@ Groups = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class UnitScores:
-    """The units of one metric, in the task's order: `values` float64 [n], the others as long."""
+    """Holds the n units of one metric in the order of the task. `values` is float64 [n]; every list has n elements."""
 
     unit_ids: list[str]
     values: np.ndarray
@@ -53,7 +53,7 @@ class UnitScores:
 
 
 def by_metric(scores: Iterable[Score]) -> dict[str, UnitScores]:
-    """Metric → its units, in the order in which the task yields them."""
+    """Return metric → its units, in the order in which the task yields them."""
     rows: dict[str, list[Score]] = {}
     for score in scores:
         rows.setdefault(score.metric, []).append(score)
@@ -70,7 +70,7 @@ def by_metric(scores: Iterable[Score]) -> dict[str, UnitScores]:
 
 
 def encode_units(metrics: Mapping[str, UnitScores]) -> bytes:
-    """The file: the same bytes for the same units."""
+    """Return the bytes of units.parquet. Equal units give equal bytes."""
     tables = [
         pa.table(
             {
@@ -78,7 +78,7 @@ def encode_units(metrics: Mapping[str, UnitScores]) -> bytes:
                 "metric": [metric] * len(units.unit_ids),
                 "value": units.values,
                 "cluster": units.clusters,
-                "groups": [json.dumps({kind: list(of) for kind, of in groups.items()}) for groups in units.groups],
+                "groups": [json.dumps({kind: list(names) for kind, names in each.items()}) for each in units.groups],
                 "example_id": [judged and judged.example_id for judged in units.judged],
                 "part": [judged and judged.part for judged in units.judged],
                 "answer": [judged and json.dumps(judged.answer) for judged in units.judged],
@@ -94,12 +94,12 @@ def encode_units(metrics: Mapping[str, UnitScores]) -> bytes:
 
 
 def read_units(folder: Path) -> dict[str, UnitScores]:
-    """The units of a finished run folder. Raises InputError where there are none, or the file is damaged."""
+    """Return metric → the units of a finished run folder. Raises InputError where the file is missing or damaged."""
     try:
         table = pq.read_table(folder / UNITS_FILE, page_checksum_verification=True)
     except FileNotFoundError:
         raise InputError(
-            f"{folder} has no {UNITS_FILE}: it is no finished run of a labelled split; run the same line again"
+            f"{folder} has no {UNITS_FILE}: it is not a finished run of a labelled split; run the same line again"
         ) from None
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{folder / UNITS_FILE} is damaged ({error}): run the same line again") from None
@@ -130,5 +130,8 @@ def _judged(example_id: str | None, answer: str, confidence: float | None, part:
 
 @lru_cache(maxsize=1 << 16)
 def _groups(text: str) -> Groups:
-    """Hundreds of thousands of units share a few thousand combinations."""
-    return {kind: tuple(of) for kind, of in json.loads(text).items()}
+    """Parse a value of the column groups.
+
+    Hundreds of thousands of units share a few thousand values, so the cache saves time and memory.
+    """
+    return {kind: tuple(names) for kind, names in json.loads(text).items()}

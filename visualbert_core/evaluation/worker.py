@@ -1,4 +1,4 @@
-"""A shard of examples → a part of predictions. Every worker process holds a model and a reader of what it reads."""
+"""Owns the evaluation's worker: it holds a model and a reader, and turns a shard of examples into a part."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from visualbert_core.models import NOT_FINITE, Model, load_model
 from visualbert_core.schema import Example, Failure, Prediction
 
 LoadModel = Callable[[Path, type[Example], str | None, str], Model[Any]]
-"""folder, form of the examples, device, precision → model"""
+"""A function of (folder, form of the examples, device, precision) that returns a model."""
 
 
 class EvaluationWorker:
-    """Holds a model and turns shards of examples into committed parts."""
+    """Predicts shards of examples with one model and commits the parts. Each worker process has one worker."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class EvaluationWorker:
         self.batch_size = batch_size
 
     def run(self, shard: ExampleShard) -> Marker:
-        """Predict and commit one shard."""
+        """Predict the examples of one shard, commit the part, and return its marker."""
         failures = list(shard.lost().values())
         answered: dict[str, Prediction] = {}
         for batch, lacking in self.reader.read(shard, self.batch_size):
@@ -55,13 +55,15 @@ class EvaluationWorker:
         return self.folder.commit(shard, Part(encode(rows), len(rows), encode_failures(failures), len(failures)))
 
     def predict(self, batch: Sequence[Joined]) -> list[Prediction | Failure]:
-        """What is kept of a batch."""
+        """Return what is kept of a batch: a prediction or a failure for each example."""
         return list(self.model.predict(batch))
 
 
 def _checked(found: Prediction | Failure) -> Prediction | Failure:
-    """What a model gave, or a failure for an answer without a number behind it: a model of somebody else's may give
-    those, and they are no wrong answers."""
+    """Return what the model gave, or a failure where a score is not finite.
+
+    A model from outside this package may give such scores. Its answer then is a failure, not a wrong answer.
+    """
     if isinstance(found, Failure) or all(map(math.isfinite, found.scores)):
         return found
     return Failure(found.example_id, "predict", "NotFinite", NOT_FINITE)

@@ -1,7 +1,7 @@
-"""The benchmarks: official files in, examples out, the official score. One file is one benchmark.
+"""Owns the benchmarks: a task reads official files, gives examples, and computes the official score.
 
-`base` is the contract and what most benchmarks share, `registry` finds a benchmark by its name, `scoring` is the
-summary that all of them share, `reading` reads their files.
+Each benchmark has one file. `base` holds the contract and the parts that most benchmarks share. `registry` finds a
+benchmark by its name. `scoring` summarises the scores of every benchmark. `reading` reads annotation files.
 """
 
 from visualbert_core.tasks.base import Paper, Task

@@ -1,8 +1,9 @@
-"""The contract that every benchmark keeps, and the parts that most benchmarks share.
+"""Owns the contract that every benchmark keeps, and the parts that most benchmarks share.
 
-A task file is read top to bottom: the constants say what the benchmark is, `read` reads its files, `examples` asks,
-`score` judges. `scoring.summarize` then adds up, the same for all. Every other member has a default here, which a
-benchmark replaces where its official program does something else.
+A task file reads from top to bottom. The constants describe the benchmark. `read` reads its files, `examples` gives
+its examples, and `score` judges the answers. `scoring.summarize` then averages the scores of every benchmark in the
+same way. Every other member has a default in this file. A benchmark replaces a default where its official program does
+something else.
 """
 
 from __future__ import annotations
@@ -31,80 +32,86 @@ from visualbert_core.tasks.splits import protocol_name, subset_line
 from visualbert_core.tasks.submissions import submission_records
 
 TRUTH_VALUES = ("False", "True")
-"""The answers to a `Statement`, in the order of a prediction's `scores`."""
+"""The two answers to a `Statement`, in the order of a prediction's `scores`."""
 
 
 @dataclass(frozen=True)
 class Paper:
-    """VisualBERT's published numbers on one benchmark: the table they stand in, and split → metric → percent."""
+    """Holds VisualBERT's published numbers on one benchmark: the table of the paper, and split → metric → percent."""
 
     table: str = ""
     percent: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 class Task(ABC):
-    """One benchmark split, opened.
+    """Represents one open split of a benchmark.
 
-    Where a split has no public labels, the members that need them (`score`, `chance`, `gold`, `best`, `worst`) raise
-    ConfigError; one can still ask a model, and write and read submissions.
+    Some splits have no public labels. There, the members that need labels (`score`, `chance`, `gold`, `best`, `worst`)
+    raise ConfigError. A model can still answer the examples, and submissions can still be written and read.
     """
 
-    # what a benchmark declares
+    # A benchmark declares these.
 
     name: ClassVar[str]
-    """What `--task` takes. Default: module:Class, by which a benchmark outside this package is found."""
+    """The name that `--task` takes. Default: module:Class, which finds a benchmark outside this package."""
     title: ClassVar[str]
     """The benchmark's name in sentences. Default: the name of the class."""
     form: ClassVar[type[Example]]
-    """The form of its examples, which says which models can answer them."""
+    """The form of the benchmark's examples. It decides which models can answer them."""
     splits: ClassVar[Collection[str]]
     """The names that `--split` takes."""
     unlabelled: ClassVar[Collection[str]] = ()
     """The splits without public labels."""
     metrics: ClassVar[tuple[str, ...]]
-    """Every metric that it may score; the first is the headline. A metric that needs a file which is not there, as
-    VQA's pairs do, is left out of the scores."""
+    """Every metric of the benchmark; the first is the headline. The scores leave out a metric whose file is missing,
+    such as the file of VQA's complementary pairs."""
     metric_labels: ClassVar[Mapping[str, str]] = {}
-    """Metric → its name for people, where that is another one."""
+    """Metric → its name in reports. A metric that is not listed keeps its own name."""
     protocols: ClassVar[Mapping[str, str]]
-    """Short name, as `--protocol` takes it → full name, which names the official program; the first is the default."""
+    """Short name, as `--protocol` takes it → full name, which names the official program. The first is the default."""
     sizes: ClassVar[Mapping[str, Mapping[str, int]]] = {}
-    """Unit, such as "questions" → split → the number of them that the authors published."""
+    """Unit, such as "questions" → split → the number of units that the authors published."""
     guess: ClassVar[str] = ""
-    """How `chance` guesses, for people: "a fair coin"."""
+    """How `chance` guesses, in words for reports: "a fair coin"."""
     paper: ClassVar[Paper] = Paper()
-    """Published numbers, to be shown beside a score."""
+    """The published numbers, which reports show beside a score."""
     submission_name: ClassVar[str] = "submission.json"
-    """File name of a submission."""
+    """The file name of a submission."""
     lenient: ClassVar[Lenient] = Lenient(duplicate="refuse", unknown="refuse")
-    """What the official program does where coverage is refused here."""
+    """What the official program does with duplicates and unknown ids, which are refused here."""
 
-    # what an opened split has
+    # An open split has these.
 
     split: str
-    """The one that was opened."""
+    """The name of this split."""
     labelled: bool
     """Whether the split's labels are public, so that predictions can be scored here."""
     protocol: str
-    """Name of the metric's protocol and of the official program it is tested against; where the annotations are not the
-    official split, it says so."""
+    """The full name of the protocol and of the official program that the tests compare it with. It says so where the
+    annotations are not the official split."""
     protocol_key: str
-    """Its short name, a key of `protocols`."""
+    """The short name of the protocol, a key of `protocols`."""
     subset: str | None
-    """The line that must be said where the annotations are not the whole official split; None where they are."""
+    """A warning where the annotations are not the whole official split; None where they are."""
     folder: Path
     """The folder of the official files."""
     files: tuple[Path, ...]
     """The files that were read; their digest identifies the annotations. Default: {split}.jsonl."""
 
     def __init_subclass__(cls) -> None:
-        """Name a class that does not name itself."""
+        """Set `name` and `title` where the class does not set them.
+
+        A subclass of a benchmark does not inherit them: two classes of one name would share their run folders.
+        """
         own = vars(cls)
         cls.name = own.get("name", f"{cls.__module__}:{cls.__qualname__}")
         cls.title = own.get("title", cls.__name__)
 
     def __init__(self, annotations: Path, split: str, protocol: str | None = None) -> None:
-        """Read a split from the folder of its official files. Raises ConfigError (split, protocol), AnnotationError."""
+        """Read a split from the folder of its official files.
+
+        Raises ConfigError for an unknown split or protocol, AnnotationError for files that are missing or malformed.
+        """
         self.split = choose(f"{self.title} split", split, self.splits)
         self.protocol_key = choose(f"{self.title} protocol", protocol, self.protocols)
         self.labelled = split not in self.unlabelled
@@ -115,35 +122,35 @@ class Task(ABC):
 
     @property
     def headline(self) -> str:
-        """Return the metric of a summary with a single number."""
+        """Return the metric that a summary with a single number shows."""
         return self.metrics[0]
 
-    # what every benchmark writes
+    # Every benchmark writes these.
 
     @abstractmethod
     def read(self) -> None:
-        """Read the split. Raises AnnotationError naming file and record."""
+        """Read the split. Raises AnnotationError that names the file and the record."""
 
     @abstractmethod
     def examples(self) -> Iterator[Example]:
-        """Ask: every example of the split, in file order. `example_id`s are unique."""
+        """Yield every example of the split in file order. Each `example_id` is unique."""
 
     @abstractmethod
     def score(self, predictions: Mapping[str, Prediction]) -> Iterator[Score]:
-        """Judge a complete set of predictions (coverage is checked before), unit by unit."""
+        """Judge predictions and yield the score of each unit. The caller has checked that they are complete."""
 
     @abstractmethod
     def gold(self, example_id: str) -> Any:
         """Return the right answer in the form of `Prediction.answer`, for reports."""
 
-    # what most share
+    # Most benchmarks keep these defaults.
 
     def expected(self) -> dict[str, str]:
-        """Return example_id → first image id: what a complete set of predictions must cover."""
+        """Return example_id → first image id of every example that a complete set of predictions must cover."""
         return {example.example_id: example.image_ids[0] for example in self.examples()}
 
     def chance(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
-        """Return the percent that guessing gets, per metric, where that is defined."""
+        """Return metric → the percent that guessing gets; a metric for which guessing is not defined is left out."""
         return {}
 
     def best(self, example_id: str) -> Any:
@@ -153,7 +160,7 @@ class Task(ABC):
     def worst(self, example_id: str) -> Any:
         """Return an answer that gets the lowest possible value of every metric.
 
-        Default: no word, another choice, the other truth value, no box.
+        Default: the empty string, a wrong choice, the other truth value, or no boxes.
         """
         gold = self.gold(example_id)
         if self.form is Grounding:
@@ -163,27 +170,27 @@ class Task(ABC):
         return TRUTH_VALUES[gold == TRUTH_VALUES[0]] if self.form is Statement else ""
 
     def official(self, scores: Sequence[Score]) -> dict[str, Any]:
-        """Return the scores under the official program's own names, in its own form and rounding.
+        """Return the scores with the names, the form and the rounding of the official program.
 
-        Default: the mean of every metric as a fraction.
+        Default: metric → its mean as a fraction.
         """
         values = {metric: [s.value for s in scores if s.metric == metric] for metric in self.metrics}
         return {metric: sum(every) / len(every) for metric, every in values.items() if every}
 
     def submission(self, predictions: Mapping[str, Prediction]) -> bytes:
-        """Return the leaderboard's file, in the split's order: equal predictions give equal bytes.
+        """Return the leaderboard's file, in the order of the split. Equal predictions give equal bytes.
 
-        Default: a JSON list of {"example_id", "answer"}. Raises InputError where the predictions do not hold all that
-        the leaderboard asks.
+        Default: a JSON list of {"example_id", "answer"}. Raises InputError where the predictions lack something that
+        the leaderboard requires.
         """
         records = [{"example_id": name, "answer": predictions[name].answer} for name in self.expected()]
         return json.dumps(records).encode()
 
     def read_submission(self, path: Path, lenient: bool = False) -> list[Prediction]:
-        """Read a file in that format, of any system, in file order; duplicates and unknown ids (with image id "") stay.
+        """Read a leaderboard's file of any system, in file order.
 
-        `lenient` accepts as a record what the official program accepts in silence. Raises InputError naming the file
-        and the record.
+        Duplicates stay. So do unknown ids, whose image id is "". With `lenient`, every record that the official program
+        accepts silently is accepted. Raises InputError that names the file and the record.
         """
         image_ids, found = self.expected(), []
         for number, record in enumerate(submission_records(path), start=1):
@@ -191,49 +198,58 @@ class Task(ABC):
                 case {"example_id": str(example_id), "answer": answer}:
                     found.append(Prediction(example_id, image_ids.get(example_id, ""), answer, ()))
                 case _:
-                    raise InputError(f"{path} record {number}: a record reads {{'example_id': a string, 'answer': …}}")
+                    raise InputError(f"{path} record {number}: write it as {{'example_id': a string, 'answer': …}}")
         return found
 
     def in_pixels(
         self, predictions: Sequence[Prediction], convention: str | None, believe: bool = False
     ) -> tuple[list[Prediction], list[str]]:
-        """Return the predictions of a file with their boxes as `score` judges them, and what must be said of them.
+        """Return predictions whose boxes have the coordinates that `score` judges, and warnings about the boxes.
 
-        Default: as they are. Raises ConfigError for a convention of what has no boxes, InputError where the boxes look
-        like another one, unless one is to `believe` them.
+        `convention` is the declared one; None means undeclared. Default: the predictions as they are. Raises
+        ConfigError for a convention where the benchmark has no boxes, and InputError where the boxes look like another
+        convention, unless `believe` is set.
         """
         if convention is not None:
             raise ConfigError(f"--boxes {convention}: predictions of {self.name} hold no boxes; leave the flag out")
         return list(predictions), []
 
     def image_sizes(self) -> Mapping[str, tuple[int, int]]:
-        """Return image id → the (width, height) that its annotations are for; empty where they do not tell."""
+        """Return image id → the (width, height) in pixels that the annotations give; images without a size are absent.
+
+        Default: no image has a size.
+        """
         return {}
 
     def annotation_files(self) -> tuple[Path, ...]:
         """Return the files that were read; their digest identifies the annotations."""
         return self.files
 
-    # what none replaces
+    # No benchmark replaces these.
 
     def paper_numbers(self) -> Mapping[str, float]:
-        """Return metric → the percent that VisualBERT's paper reports for this split; nothing under another protocol
-        than its, and nothing for a part of the split."""
+        """Return metric → the percent that VisualBERT's paper reports for this split.
+
+        Return nothing under a protocol that the paper does not use, and nothing for a part of the split.
+        """
         official = self.subset is None and self.protocol_key == next(iter(self.protocols))
         return self.paper.percent.get(self.split, {}) if official else {}
 
     def compare_size(self, **counts: int) -> None:
-        """Say of what was read, as units=count, whether it is the whole official split. Benchmarks with `sizes` call
-        this at the end of `read`."""
+        """Set `subset` and `protocol` by comparing the sizes that were read, as units=count, with the official ones.
+
+        A benchmark with `sizes` calls this at the end of `read`.
+        """
         lines = [subset_line(self.split, units, count, self.sizes[units]) for units, count in counts.items()]
         self.subset = next(filter(None, lines), None)
         units, count = list(counts.items())[-1]
         self.protocol = protocol_name(self.protocols[self.protocol_key], units, count, self.subset)
 
     def judged(self, example: Example, prediction: Prediction) -> JudgedAnswer:
-        """Return a prediction's answer, and the model's confidence in it, for `Score.judged`.
+        """Return a prediction's answer and the model's confidence in it, for `Score.judged`.
 
-        Raises InputError where it is not an answer to the example: a string, the index of a choice, "True" or "False".
+        Raises InputError where the answer does not fit the example's form. A `Question` needs a string, a
+        `MultipleChoice` the index of a choice, a `Statement` "True" or "False".
         """
         answer, scores = prediction.answer, prediction.scores
         match example:
@@ -245,5 +261,5 @@ class Task(ABC):
                 at = TRUTH_VALUES.index(answer)
             case _:
                 asked = type(example).__name__
-                raise InputError(f"prediction of {example.example_id}: {answer!r} is no answer to a {asked}")
+                raise InputError(f"prediction of {example.example_id}: {answer!r} is not an answer to a {asked}")
         return JudgedAnswer(example.example_id, answer, scores[at] if scores else None)

@@ -1,21 +1,23 @@
-"""Flickr30K Entities: locate the phrases of a caption in its image.
+"""Owns Flickr30K Entities: a model locates the phrases of a caption in the caption's image.
 
-Paper: Plummer et al. 2015, arXiv:1505.04870. The dataset has no evaluator and three protocols are in use, sixteen
-points apart on one slice; all ask the phrases that have a box, every mention once, and ask IoU >= 0.5 of a box:
+Paper: Plummer et al. 2015, arXiv:1505.04870. The dataset has no evaluator. Three protocols are in use; on one slice,
+the same predictions differ by sixteen points. Each protocol judges every mention of a phrase that has a box. A
+candidate is right where its IoU with a gold box is at least 0.5. The protocols differ in the gold box:
 
-any-box   with any box of the phrase: BAN, VisualBERT, MDETR's "separate" (`flickr_eval.py` of ashkamath/mdetr at
-          ea09acc4, against which it is tested).
-merged    with the smallest box around them all: MDETR's "merged", the same program.
-plummer   the same, with 1 added to every side in the IoU: `flickrPhraseLocalizationEval.m`, `getGTBox` and `getIOU.m`
-          of BryanPlummer/pl-clc at 41ee4934. That program knows top-1 and the upper bound ("Oracle"); recall@5 and
-          recall@10 are its upper bound of the first 5 and 10 candidates.
+any-box   Any box of the phrase. BAN, VisualBERT and MDETR's "separate" use it. The tests compare it with
+          `flickr_eval.py` of ashkamath/mdetr at ea09acc4.
+merged    The smallest box around all boxes of the phrase. MDETR's "merged" is the same program.
+plummer   The box of `merged`, but the IoU adds 1 to every side. The programs are `flickrPhraseLocalizationEval.m`,
+          `getGTBox` and `getIOU.m` of BryanPlummer/pl-clc at 41ee4934. They compute top-1 and the upper bound
+          ("Oracle"). Here, recall@5 and recall@10 are that upper bound over the first 5 and 10 candidates.
 
-Coordinates: gold boxes are those of the XML, 1-based, under every protocol (see flickr30k_files.py), and candidates are
-taken as they come. A detector that counts pixels from 0 is thus up to one pixel off, in all of these programs: what was
-published for VisualBERT was measured so. It is not corrected here, because a file does not say how it counts; shifting
-jittered gold boxes by one pixel moved recall@1 on the real val and test splits by 0.2 to 0.3 points.
+Gold boxes keep the 1-based coordinates of the XML under every protocol (see flickr30k_files.py). Candidates stay as
+they are. A detector that counts pixels from 0 is therefore up to one pixel off in all of these programs, and
+VisualBERT's published numbers were measured so. This file does not correct the offset, because a file of predictions
+does not say how it counts. Shifting jittered gold boxes by one pixel moved recall@1 on the real val and test splits by
+0.2 to 0.3 points.
 
-Beyond the official metrics, `pointing`: is the centre of the top-1 box inside a box that the protocol judges by?
+One metric is not official: `pointing` asks whether the centre of the top-1 box is inside a gold box of the protocol.
 """
 
 from __future__ import annotations
@@ -41,18 +43,22 @@ from visualbert_core.tasks.submissions import submission_records
 
 SPLITS = ("test", "val", "train")
 SIZES = {"test": 1_000, "val": 1_000, "train": 29_783}
-"""Images that each split's list names."""
+"""Split → the number of images that its list names."""
 PHRASES = {"test": 14_481, "val": 14_433, "train": 427_226}
-"""Phrases with a box, counted over the complete annotations; the literature has the same numbers of test and val."""
+"""Split → the number of phrases with a box, counted in the complete annotations. The literature has the same numbers
+for test and val."""
 RECALLS: dict[str, int | None] = {"recall@1": 1, "recall@5": 5, "recall@10": 10, "upper_bound": None}
+"""Metric → the number of candidates that it looks at; None means all of them."""
 
 
 class Flickr30kEntitiesTask(Task):
-    """One split of Flickr30K Entities. An answer is, per phrase, *all* candidate boxes of the image, best first:
-    `upper_bound` and `chance` are about the candidates.
+    """Represents one split of Flickr30K Entities.
 
-    A phrase without candidates is a miss (MDETR's evaluator asserts that there are some), and so is an inverted box or
-    one without area.
+    An answer holds, for each phrase, *all* candidate boxes of the image, best first. It must hold all of them, because
+    `upper_bound` and `chance` measure the candidates.
+
+    A phrase without candidates is a miss; MDETR's evaluator asserts that there are candidates. An inverted box is a
+    miss, and so is a box without area.
     """
 
     name, title = "flickr30k_entities", "Flickr30K Entities"
@@ -77,7 +83,7 @@ class Flickr30kEntitiesTask(Task):
     lenient = Lenient(duplicate="first", unknown="ignore")
 
     def read(self) -> None:
-        """Read {split}.txt and, of each image in it, the captions in Sentences/ and the boxes in Annotations/."""
+        """Read {split}.txt. For each image in it, read the captions in Sentences/ and the boxes in Annotations/."""
         self._inclusive = self.protocol_key == "plummer"
         names = self.folder / f"{self.split}.txt"
         images = {image_id: read_image(self.folder, image_id) for image_id in read_image_ids(names)}
@@ -94,24 +100,28 @@ class Flickr30kEntitiesTask(Task):
         self._unasked = captions.keys() - self._items.keys()
         if not self._items:
             raise AnnotationError(
-                f"{self.folder}: no {self.split} caption has a phrase with a box; nothing can be asked"
+                f"{self.folder}: no {self.split} caption has a phrase with a box; download the annotations again"
             )
         self.compare_size(images=len(images), phrases=sum(len(item.mentions) for item in self._items.values()))
 
     def examples(self) -> Iterator[Grounding]:
-        """Captions with a boxed phrase, in file order; `example_id` is "<image id>/<sentence index from 0>"."""
+        """Yield the captions with a boxed phrase, in file order.
+
+        The `example_id` is "<image id>/<sentence index from 0>".
+        """
         for example_id, item in self._items.items():
             phrases = tuple(mention.phrase for mention in item.mentions)
             yield Grounding(example_id, (item.image_id,), item.words, phrases)
 
     def expected(self) -> dict[str, str]:
-        """<image id>/<sentence index> → image id."""
+        """Return "<image id>/<sentence index>" → image id."""
         return {example_id: item.image_id for example_id, item in self._items.items()}
 
     def score(self, predictions: Mapping[str, Prediction]) -> Iterator[Score]:
-        """Every phrase's recall@1, recall@5, recall@10, upper_bound and pointing, under "<example_id>/<phrase index>".
+        """Yield recall@1, recall@5, recall@10, upper_bound and pointing of every phrase.
 
-        Raises InputError if an answer is not a list of finite boxes a phrase.
+        The unit is "<example_id>/<phrase index>". Raises InputError where an answer does not hold one list of finite
+        boxes for each phrase.
         """
         for example_id, item in self._items.items():
             for index, (ranked, gold) in enumerate(self._phrases(predictions[example_id], item)):
@@ -123,11 +133,15 @@ class Flickr30kEntitiesTask(Task):
                 first = ranked[0].tolist() if len(ranked) else None
                 judged = JudgedAnswer(example_id, first, sure[index] if sure else None, index)
                 for metric, value in values.items():
-                    of = judged if metric == self.headline else None  # the other metrics judge more than the first box
-                    yield Score(f"{example_id}/{index}", metric, value, item.image_id, groups, of)
+                    # Only the headline, recall@1, judges the first box alone; the other metrics judge more boxes.
+                    answer = judged if metric == self.headline else None
+                    yield Score(f"{example_id}/{index}", metric, value, item.image_id, groups, answer)
 
     def chance(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
-        """Expected scores of the same candidates in random order. The upper bound knows no order: it has none."""
+        """Return the expected scores of the same candidates in random order.
+
+        The upper bound does not depend on the order, so it has no chance.
+        """
         totals: defaultdict[str, float] = defaultdict(float)
         count = 0
         for example_id, item in self._items.items():
@@ -141,17 +155,18 @@ class Flickr30kEntitiesTask(Task):
         return {metric: 100 * total / count for metric, total in totals.items()}
 
     def gold(self, example_id: str) -> list[list[list[float]]]:
-        """Per phrase the boxes that the protocol judges by, in the file's order."""
+        """Return, for each phrase, the gold boxes of the protocol, in the order of the file."""
         return [boxes.tolist() for boxes in self._gold(self._items[example_id])]
 
     def best(self, example_id: str) -> list[list[list[float]]]:
-        """Per phrase the largest of its gold boxes: found, and pointed at, under every metric."""
+        """Return, for each phrase, the largest of its gold boxes. That box gets the highest value of every metric."""
         return [[max(boxes, key=_area)] for boxes in self.gold(example_id)]
 
     def official(self, scores: Sequence[Score]) -> dict[str, float]:
-        """As MDETR's `FlickrEvaluator` returns it: fractions under "Recall@1_all", …, "Upper_bound_<category>".
+        """Return what MDETR's `FlickrEvaluator` returns: fractions under "Recall@1_all", …, "Upper_bound_<category>".
 
-        Under plummer as pl-clc's `evalAllCuesFlickr30K` prints it: "Accuracy" and "Upper Bound", six decimals.
+        Under plummer, return what pl-clc's `evalAllCuesFlickr30K` prints: "Accuracy" and "Upper Bound" with six
+        decimals.
         """
         printed: dict[str, float] = {}
         for metric, k in RECALLS.items():
@@ -161,33 +176,33 @@ class Flickr30kEntitiesTask(Task):
                     for category in ("all", *score.groups["phrase type"]):
                         values[category].append(score.value)
             header = "Upper_bound" if k is None else f"Recall@{k}"
-            printed |= {f"{header}_{category}": sum(of) / len(of) for category, of in sorted(values.items())}
+            printed |= {f"{header}_{category}": sum(hit) / len(hit) for category, hit in sorted(values.items())}
         if self.protocol_key != "plummer":
             return printed
         names = {"Accuracy": "Recall@1_all", "Upper Bound": "Upper_bound_all"}
         return {name: float(f"{printed[key]:f}") for name, key in names.items()}
 
     def submission(self, predictions: Mapping[str, Prediction]) -> bytes:
-        """MDETR's form, the captions in the split's order, one a line. There is no server that takes it.
+        """Return a file in MDETR's form, one caption per line, in the order of the split. No server takes this file.
 
-        Raises InputError if a caption has no prediction or one that cannot be scored.
+        Raises InputError where a caption has no prediction, or has one that cannot be scored.
         """
         lines = []
         for example_id, item in self._items.items():
             if example_id not in predictions:
-                raise InputError(f"no prediction of {example_id}; a submission needs one for every caption")
+                raise InputError(f"no prediction of {example_id}: predict every caption before writing a submission")
             boxes = [ranked.tolist() for ranked, _ in self._phrases(predictions[example_id], item)]
             sentence_id = int(example_id.rpartition("/")[2])
             lines.append(json.dumps({"image_id": item.image_id, "sentence_id": sentence_id, "boxes": boxes}))
         return ("[\n" + ",\n".join(lines) + "\n]\n").encode()
 
     def read_submission(self, path: Path, lenient: bool = False) -> list[Prediction]:
-        """Predictions of a JSON list of {"image_id": str or int, "sentence_id": int from 0, "boxes": [per boxed phrase:
-        ranked list of [x1, y1, x2, y2]]}; other keys are ignored.
+        """Read a JSON list of {"image_id": str or int, "sentence_id": int from 0, "boxes": […]}.
 
-        A caption of the split without boxed phrases is dropped, whatever its boxes, as by MDETR's evaluator. `lenient`
-        takes a "sentence_id" that is a string, too. Boxes that are not finite are refused always: that evaluator then
-        counts a miss. Raises InputError naming file and record.
+        "boxes" holds, for each boxed phrase, a ranked list of [x1, y1, x2, y2]. Other keys are ignored. A caption of
+        the split without boxed phrases is dropped whatever its boxes are, as MDETR's evaluator drops it. With
+        `lenient`, "sentence_id" may be a string. Boxes that are not finite are always refused, although that evaluator
+        counts them as misses. Raises InputError that names the file and the record.
         """
         found: list[Prediction] = []
         for number, record in enumerate(submission_records(path), start=1):
@@ -204,9 +219,11 @@ class Flickr30kEntitiesTask(Task):
     def in_pixels(
         self, predictions: Sequence[Prediction], convention: str | None, believe: bool = False
     ) -> tuple[list[Prediction], list[str]]:
-        """The predictions with boxes as `score` judges them, read as `convention` (None: undeclared); and what must be
-        said: boxes that can only miss. Raises InputError where the boxes look like another convention; those in
-        undeclared pixels, or called so, are let through if one is to `believe` them, with a line."""
+        """Return the predictions with boxes in pixels, and warnings about boxes that can only miss.
+
+        The boxes are read by `convention`; None means undeclared. Raises InputError where the boxes look like another
+        convention. With `believe`, boxes that are undeclared or declared as pixels ("xyxy") give a warning instead.
+        """
         known = [(p, self._items[p.example_id]) for p in predictions if p.example_id in self._items]
         asked = [
             Asked(ranked, gold, self._sizes.get(item.image_id, (np.inf, np.inf)), item.image_id)
@@ -218,7 +235,7 @@ class Flickr30kEntitiesTask(Task):
         except InputError as error:
             if not believe or convention not in (None, "xyxy"):
                 raise
-            said = [f"taken for left, top, right, bottom in pixels all the same: {error}"]
+            said = [f"read as left, top, right, bottom in pixels nevertheless: {error}"]
         if convention in (None, "xyxy"):
             return list(predictions), said
         return [self._converted(prediction, convention) for prediction in predictions], said
@@ -232,14 +249,14 @@ class Flickr30kEntitiesTask(Task):
         return replace(prediction, answer=answer)
 
     def image_sizes(self) -> dict[str, tuple[int, int]]:
-        """What the XML says of each image, where it does."""
+        """Return image id → the (width, height) in its XML; images without a size are absent."""
         return self._sizes
 
     def _gold(self, item: Caption) -> tuple[np.ndarray, ...]:
         return item.boxes if self.protocol_key == "any-box" else tuple(map(enclosing, item.boxes))
 
     def _phrases(self, prediction: Prediction, item: Caption) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """For each phrase, its ranked candidates [N, 4] and its gold boxes [M, 4]."""
+        """Yield, for each phrase, its ranked candidates [N, 4] and its gold boxes [M, 4]."""
         where = f"prediction of {prediction.example_id}"
         return zip(ranked_boxes(prediction.answer, len(item.boxes), where), self._gold(item), strict=True)
 
@@ -249,17 +266,19 @@ def _area(box: Sequence[float]) -> float:
 
 
 def _record(record: Any, where: str, sentence_types: tuple[type, ...]) -> tuple[str, list[Any]]:
-    """Example id and boxes of one record of a submission."""
+    """Return the example id and the boxes of one record of a submission."""
     if not isinstance(record, dict):
-        raise InputError(f"{where}: {type(record).__name__}, not an object with image_id, sentence_id and boxes")
+        raise InputError(
+            f"{where}: the record is {type(record).__name__}; write an object with image_id, sentence_id and boxes"
+        )
     kinds = {"image_id": (str, int), "sentence_id": sentence_types, "boxes": (list,)}
     for key, types in kinds.items():
         if key not in record:
-            raise InputError(f"{where}: no {key!r}; a record has image_id, sentence_id and boxes")
+            raise InputError(f"{where}: no {key!r}; write an object with image_id, sentence_id and boxes")
         if not isinstance(record[key], types) or isinstance(record[key], bool):
             names = " or ".join(kind.__name__ for kind in types)
-            raise InputError(f"{where}: {key!r} is {type(record[key]).__name__}, not {names}")
+            raise InputError(f"{where}: {key!r} is {type(record[key]).__name__}, not {names}; correct the record")
     example_id = f"{record['image_id']}/{record['sentence_id']}"
     if not example_id.isprintable():
-        raise InputError(f"{where}: {example_id!r} is not the id of a caption")
+        raise InputError(f"{where}: {example_id!r} is not the id of a caption; correct the record")
     return example_id, record["boxes"]

@@ -1,7 +1,8 @@
-"""What a file is that is not the text one expected, told by its first bytes: the words for an error.
+"""Recognises, by its first bytes, a file that is not text, and words the error.
 
-Annotations and predictions are text. In their place people have archives that nobody unpacked, arrays and pickles of a
-training script, the pointer that a clone without Git LFS leaves, or the web page that asked them to log in.
+Annotations and predictions are text files. Users sometimes name another file by mistake: an archive that is still
+packed, an array or a pickle of a training script, the pointer that a clone without Git LFS leaves, or the web page of a
+log-in form.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import re
 from visualbert_core.io import lfs
 
 HEAD = 512
-"""Bytes of a file that `not_text` wants to see."""
+"""The number of first bytes that `not_text` needs."""
 
 _UNPACK = "unpack it and name the file inside"
-_TEXT = "write it as the text that the benchmark's own format is"
+_TEXT = "write it as text in the benchmark's format"
 _SAVE_UTF8 = "save it as UTF-8"
 
-# (first bytes, what begins so, what to do); an .npz and a PyTorch file are ZIP archives, so these come first
+# (first bytes, name of the format, what to do)
 _MARKS = (
     (b"\x1f\x8b", "compressed by gzip", _UNPACK),
     (b"BZh", "compressed by bzip2", _UNPACK),
@@ -37,6 +38,7 @@ _MARKS = (
     (b"\xff\xfe", "UTF-16 text", _SAVE_UTF8),
     (b"\xfe\xff", "UTF-16 text", _SAVE_UTF8),
 )
+# An .npz file, a PyTorch file and a workbook are ZIP archives too. The names of the files inside tell them apart.
 _ZIPPED = (
     (b".npy", "a NumPy archive (.npz)"),
     (b"data.pkl", "a PyTorch file"),
@@ -46,19 +48,19 @@ _PLAIN = re.compile(rb"[\t\n\r\x20-\x7e]*")
 
 
 def not_text(head: bytes) -> str | None:
-    """ "compressed by gzip: unpack it …" of a file that begins with these bytes; None where it may well be text."""
+    """Return the format of a file and what to do, such as "compressed by gzip: unpack it …"; None for possible text."""
     if lfs.is_pointer(head):
         return lfs.REASON
-    if _PLAIN.fullmatch(head) is None:  # an id may begin as a file format does: "PAR1,True"
+    if _PLAIN.fullmatch(head) is None:  # A text may begin like a file format, by the id of its first row: "PAR1,True".
         for mark, name, remedy in _MARKS:
             if head.startswith(mark):
                 return f"{name}: {remedy}"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         inside = next((name for part, name in _ZIPPED if part in head[:200]), None)
         return f"{inside}: {_TEXT}" if inside else f"a ZIP archive: {_UNPACK}"
-    if len(head) > 1 and head[0] == 0x80 and head[1] in range(2, 6):
+    if len(head) > 1 and head[0] == 0x80 and head[1] in range(2, 6):  # the PROTO opcode and a protocol, 2 to 5
         return f"a Python pickle: {_TEXT}"
-    if head[257:262] == b"ustar":
+    if head[257:262] == b"ustar":  # POSIX puts the mark behind the fields of the first file.
         return f"a tar archive: {_UNPACK}"
     if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
         return "a web page: download the file itself"

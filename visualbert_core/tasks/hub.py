@@ -1,21 +1,21 @@
-"""A Hugging Face dataset, in a folder or on the Hub → the official annotation files, which is what the readers read.
+"""Writes the official annotation files from a Hugging Face dataset, in a folder or on the Hub.
 
-Owns the mapping of columns (below) and says no where a dataset lacks what the official score needs. An import is a step
-of its own, so that a score is always over files that can be kept, digested and compared.
+This file owns the mapping of columns. It refuses a dataset that lacks something that the official score needs. The
+import is a separate step, so that every score is over files that can be kept, digested and compared.
 
-    vqa      lmms-lab/VQAv2 and others of its columns: question_id, image_id, question; and for train and val
-             question_type, answer_type, multiple_choice_answer (optional), answers: ten of {answer,
-             answer_confidence, answer_id}. Graphcore/vqa has soft labels in place of the ten answers: its questions can
-             be imported for a test split, its labels cannot be scored officially. An image_id may be a number or a file
-             name that ends in one.
-    nlvr2    identifier, sentence, label (a boolean, 0 or 1, "True" or "False" in any case); left_url and right_url
-             (optional: they tell balanced pairs from unbalanced).
+    vqa      Fits lmms-lab/VQAv2 and datasets with the same columns: question_id, image_id, question. Train and val also
+             need question_type, answer_type and answers: ten of {answer, answer_confidence, answer_id}. The column
+             multiple_choice_answer is optional. An image_id is a number or a file name that ends in a number.
+             Graphcore/vqa has soft labels instead of the ten answers. Its questions can be imported for a test split,
+             but its labels cannot be scored officially.
+    nlvr2    Needs identifier, sentence, and label (a boolean, 0 or 1, or "True" or "False" in any case). The columns
+             left_url and right_url are optional; they tell balanced pairs from unbalanced ones.
 
-A dataset whose shards count further than the files that are there is refused: the rest would pass for the whole. So is
-one that is a program (HuggingFaceM4/VQAv2), as `datasets` runs none since version 4.
+A dataset that lacks a file of a numbered series is refused, because the other files would pass for the whole dataset. A
+dataset that is a program (HuggingFaceM4/VQAv2) is refused, because `datasets` runs no programs since version 4.
 
-VCR's texts mix words with lists of object numbers, and nlphuji/flickr30k has captions without phrases or boxes: neither
-benchmark can be asked from such a dataset, so both are refused.
+Two benchmarks cannot be imported. VCR's texts mix words with lists of object numbers. Datasets such as
+nlphuji/flickr30k have captions without phrases and boxes.
 """
 
 from __future__ import annotations
@@ -40,21 +40,23 @@ from visualbert_core.tasks.reading import choose
 
 Record = Mapping[str, Any]
 
-_LONGEST_NUMBER = 18  # digits of an id; Python refuses to read thousands of them
+_LONGEST_NUMBER = 18  # digits of an id; Python's int() refuses thousands of digits
 
 _NOT_OFFERED = {
     "vcr": "VCR's texts mix words with lists of object numbers, which a column cannot hold; download the .jsonl files",
-    "flickr30k_entities": "such datasets hold captions without phrases or boxes; download the Entities annotations",
+    "flickr30k_entities": "datasets of it hold captions without phrases or boxes; download the Entities annotations",
 }
 
 
 def import_annotations(task: str, source: str, source_split: str, split: str, out: Path) -> tuple[Path, ...]:
-    """Write the official files of `split` under `out` from the split `source_split` of a dataset; returns their paths.
+    """Write the official files of `split` under `out` from the split `source_split` of a dataset; return their paths.
 
-    `source` is a folder (`save_to_disk`, or Parquet and other files that `load_dataset` takes) or a Hub id. Record by
-    record: memory does not grow with the dataset. Raises ConfigError (task, split, a dataset that cannot be opened),
-    AnnotationError (a column or a value that the benchmark needs is not there, or the reader refuses what came out);
-    then nothing is left in `out`, and what was there stays.
+    `source` is a folder or a Hub id. The folder comes from `save_to_disk`, or holds Parquet or other files that
+    `load_dataset` takes. Records are written one by one, so memory does not grow with the dataset.
+
+    Raises ConfigError for an unknown task or split and for a dataset that cannot be opened. Raises AnnotationError
+    where a column or a value is missing, or where the benchmark's reader refuses the written files. After an error,
+    `out` holds the files that it held before.
     """
     if task in _NOT_OFFERED:
         raise ConfigError(f"{task} cannot be imported from a dataset: {_NOT_OFFERED[task]}")
@@ -62,35 +64,40 @@ def import_annotations(task: str, source: str, source_split: str, split: str, ou
     choose(f"{task} split", split, splits)
     records = _Records(source, source_split)
     out.mkdir(parents=True, exist_ok=True)
+    # The benchmark's reader checks a draft of the files before they replace anything.
     with TemporaryDirectory(prefix=".import-", dir=out) as draft:
         written = write(records, split, Path(draft))
         try:
             read(Path(draft), split)
         except AnnotationError as error:
-            raise AnnotationError(f"{source}: as {str(error).replace(f'{draft}/', '')}") from None
+            raise AnnotationError(f"{source}: written as {str(error).replace(f'{draft}/', '')}") from None
         return tuple(path.replace(out / path.name) for path in written)
 
 
 class _Records:
-    """Rows of a split of a dataset, and the columns that one asks for."""
+    """Reads the rows of one split of a dataset."""
 
     def __init__(self, source: str, split: str) -> None:
         self.source, self._split = source, split
         with _one_line(source, split):
             self._dataset, self._declared = _open(source, split)
-            # A stream may not know its columns before its first row.
+            # A stream may know its columns only after its first row.
             self.columns: list[str] = list(self._dataset.column_names or next(iter(self._dataset.take(1)), {}))
 
     def require(self, names: Iterable[str], why: str) -> None:
+        """Raise AnnotationError where the dataset lacks one of the named columns."""
         lacking = [name for name in names if name not in self.columns]
         if lacking:
             raise AnnotationError(
-                f"{self.source}: no column {lacking[0]!r}, {why}; it has {', '.join(self.columns) or 'none'}"
+                f"{self.source}: no column {lacking[0]!r}, {why}; its columns are {', '.join(self.columns) or 'none'}"
             )
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Record]]:
-        """(where, row) with those of the named columns that are there; images are not decoded. Raises AnnotationError
-        at the end where there were not as many as the dataset says that it has."""
+        """Yield (where, row) of every row, with only the named columns that the dataset has.
+
+        Other columns are never read, so no image is decoded. Raises AnnotationError at the end where the number of rows
+        differs from the number in the dataset's description.
+        """
         kept = [name for name in names if name in self.columns]
         count = 0
         with _one_line(self.source, self._split):
@@ -99,13 +106,17 @@ class _Records:
                 count += 1
         if self._declared and count != self._declared:
             raise AnnotationError(
-                f"{self.source}: {count:,} rows, but its own description says {self._declared:,}; download all of it"
+                f"{self.source}: {count:,} rows, but its description says {self._declared:,}; download all of it"
             )
 
 
 def _open(source: str, split: str) -> tuple[Any, int | None]:
-    """The dataset, and how many rows its description says that it has. What was saved by a program may say it of the
-    dataset that it was cut from, so there it is not asked."""
+    """Return the dataset, and the number of rows in its description (None: not known).
+
+    `save_to_disk` keeps the description of the original dataset, also for a part of it. So a saved dataset's
+    description is not read.
+    """
+    # The import is here because it is slow, and no other job needs it.
     import datasets
 
     folder = Path(source)
@@ -118,7 +129,7 @@ def _open(source: str, split: str) -> tuple[Any, int | None]:
     _refuse_scripts(folder)
     builder = datasets.load_dataset_builder(source)
     described, named = builder.info.splits or {}, builder.config.data_files or {}
-    if known := list(map(str, named or described)):  # else only reading tells
+    if known := list(map(str, named or described)):  # Without these names, an unknown split shows only when it is read.
         _check_split(source, split, known)
     files = [str(file) for file in named.get(split, ())]
     _refuse_pointers(files)
@@ -140,7 +151,7 @@ def _refuse_pointers(files: Iterable[str]) -> None:
 
 @contextmanager
 def _one_line(source: str, split: str) -> Iterator[None]:
-    """What `datasets` and what it reads with raise, as one ConfigError."""
+    """Turn an error of `datasets`, or of a library below it, into one ConfigError of one line."""
     import datasets
     import pyarrow as pa
 
@@ -155,7 +166,7 @@ def _one_line(source: str, split: str) -> Iterator[None]:
 
 
 def _refuse_scripts(folder: Path) -> None:
-    """A repository named NAME whose data come out of a program has that in NAME.py."""
+    """Raise ConfigError where a program makes the dataset. In a repository named NAME, that program is NAME.py."""
     script = folder / f"{folder.resolve().name}.py"
     if script.is_file():
         raise ConfigError(_a_script(str(folder), script.name))
@@ -163,24 +174,27 @@ def _refuse_scripts(folder: Path) -> None:
 
 def _a_script(source: str, script: str) -> str:
     return (
-        f"{source}: is made by a program ({script}), which is not run here; name a dataset that holds its data as "
-        "files (for VQA v2: lmms-lab/VQAv2), or use the benchmark's official files"
+        f"{source}: a program ({script}) makes this dataset, and programs are not run here; name a dataset that holds "
+        "its data as files (for VQA v2: lmms-lab/VQAv2), or use the benchmark's official files"
     )
 
 
 def _check_shards(source: str, files: Iterable[str]) -> None:
-    """Files named data-00000-of-00002.parquet say how many there are, and data-00000.parquet counts. Raises
-    AnnotationError where one is lacking. The names of images are ids and count nothing."""
+    """Raise AnnotationError where a file of a numbered series is missing.
+
+    data-00000-of-00002.parquet names the number of files, and data-00000.parquet is the first of a series. Images are
+    left out: a number in the name of an image is an id.
+    """
     held: defaultdict[PurePosixPath, list[str]] = defaultdict(list)
     for path in map(PurePosixPath, files):
         if path.suffix.lower() not in SUFFIXES:
             held[path.parent].append(path.name)
     for gap in chain.from_iterable(map(gaps, held.values())):
-        raise AnnotationError(f"{source}: {gap.first} is lacking beside {gap.there[0]}; download all of them")
+        raise AnnotationError(f"{source}: {gap.first} is missing beside {gap.there[0]}; download all files")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# one writer a benchmark
+# one writer per benchmark
 
 
 def _write_vqa(records: _Records, split: str, out: Path) -> tuple[Path, ...]:
@@ -233,26 +247,26 @@ _WRITERS = {
 
 
 def _integer(value: Any, where: str) -> int:
-    """42, "42" or "…/COCO_val2014_000000000042.jpg"."""
+    """Return the number in 42, "42" or "…/COCO_val2014_000000000042.jpg"."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     number = re.search(r"(\d+)(?:\.\w+)?$", value, re.ASCII) if isinstance(value, str) else None
     if number is None or len(number[1]) > _LONGEST_NUMBER:
-        raise AnnotationError(f"{where}: {value!r} neither is nor ends in a number")
+        raise AnnotationError(f"{where}: {value!r} does not end in a number; correct the row")
     return int(number[1])
 
 
 def _label(value: Any, where: str) -> str:
     labels = {"true": "True", "false": "False", "1": "True", "0": "False"}
     if str(value).lower() not in labels:
-        raise AnnotationError(f"{where}: 'label' is {value!r}, neither true nor false")
+        raise AnnotationError(f"{where}: 'label' is {value!r}, neither true nor false; correct the row")
     return labels[str(value).lower()]
 
 
 def _write(
     paths: tuple[Path, ...], rows: Iterable[tuple[Record, ...]], heads: list[str], between: str, tail: str
 ) -> None:
-    """Write one record a row to each file."""
+    """Write one record per row to each file."""
     with ExitStack() as stack:
         files: list[IO[str]] = [stack.enter_context(path.open("w", encoding="utf-8")) for path in paths]
         for file, head in zip(files, heads, strict=False):

@@ -1,16 +1,19 @@
-"""NLVR2: is a sentence true of a pair of photographs, left and right?
+"""Owns NLVR2: a model decides whether a sentence is true of a pair of photographs, left and right.
 
-Paper: Suhr et al. 2019, arXiv:1811.00491. Files: {split}.json, which holds JSON *Lines*; the subset balanced-dev is
-balanced/balanced_dev.json, or that file directly in the folder, and so on; annotated_dev_examples.txt, if it is there,
-adds the linguistic phenomena of 800 dev sentences. Official programs: `metrics.py`, and for the breakdowns
-`filter_data.py` and `compute_category_accuracy.py`, of github.com/lil-lab/nlvr (nlvr2/, at 18924841).
+Paper: Suhr et al. 2019, arXiv:1811.00491. Official programs: `metrics.py`, and for the breakdowns `filter_data.py` and
+`compute_category_accuracy.py`, of github.com/lil-lab/nlvr (nlvr2/, at 18924841).
 
-An identifier reads split-set-pair-sentence: the pairs of one set are made of the same eight photographs, and one
-sentence is asked of up to four of them. Consistency is the share of sentences that are right on every pair they are
-asked of. All labels are public, those of test2 (Test-U) since 2022.
+The file {split}.json holds JSON *Lines*. The subset balanced-dev lies in balanced/balanced_dev.json, or in
+balanced_dev.json directly in the folder; the other subsets follow the same rule. annotated_dev_examples.txt is
+optional: it gives the linguistic phenomena of 800 dev sentences.
 
-metrics.py is silent where we are not: of two predictions it takes the last, unknown ids it ignores, any text but true
-and false it counts as wrong, and where predictions are missing it prints a remark, no score, and exits with 0.
+An identifier reads split-set-pair-sentence. The pairs of a set consist of the same eight photographs. A sentence is
+asked about up to four pairs of its set. Consistency is the share of sentences that are judged right on all their pairs.
+All labels are public; the labels of test2 (Test-U) have been public since 2022.
+
+metrics.py is silent about four faults that are errors here. It takes the last of two predictions, ignores unknown ids,
+and counts any text except true and false as wrong. Where predictions are missing, it prints a remark and no score, and
+exits with 0.
 """
 
 from __future__ import annotations
@@ -45,20 +48,22 @@ SIZES = {
     "balanced-test1": 2_316,
     "unbalanced-test1": 3_536,
 }
-"""Statements of each split, counted in the official files (github.com/lil-lab/nlvr at 18924841); train's, whose file
-was not at hand, is the 107,292 of the paper less those of the other three."""
+"""Split → the number of its statements, counted in the official files (github.com/lil-lab/nlvr at 18924841).
+
+The file of train was not available. Its number is the paper's total of 107,292 minus dev, test1 and test2.
+"""
 PHENOMENA = "annotated_dev_examples.txt"
 
 _IDENTIFIER = re.compile(r"(?P<set>\w+-\d+)-(?P<pair>\d+)-(?P<sentence>\d+)", re.ASCII)
 
 
 class Record(Struct):
-    """A line of the official file (github.com/lil-lab/nlvr, nlvr2/data), of which what is not named is not read."""
+    """Holds a line of the official file (github.com/lil-lab/nlvr, nlvr2/data). Other keys of the line are not read."""
 
     identifier: str
     label: str
     sentence: str
-    left_url: str | UnsetType = UNSET  # both or none, in files of one's own
+    left_url: str | UnsetType = UNSET  # A user's own files may lack both URLs, but not only one of them.
     right_url: str | UnsetType = UNSET
     family: str | UnsetType = UNSET
 
@@ -66,20 +71,21 @@ class Record(Struct):
 @dataclass(frozen=True, slots=True)
 class _Item:
     set_id: str  # "dev-850"
-    sentence_id: str  # "dev-850-0": the set and its sentence, with the pair left out
+    sentence_id: str  # "dev-850-0": the set and the sentence, without the pair
     image_ids: tuple[str, str]
     text: str
     label: str
-    urls: tuple[str, str] | None  # of the left and the right photograph: what makes two pairs the same
+    urls: tuple[str, str] | None  # of the left and the right photograph; equal URLs mean the same pair
     groups: dict[str, tuple[str, ...]]
 
 
 class Nlvr2Task(Task):
-    """One split of NLVR2. Answers are "True" or "False". Intervals cluster by set: its pairs share photographs.
+    """Represents one split of NLVR2. An answer is "True" or "False".
 
-    Breakdowns: "balance" of whole splits (accuracy only: a sentence may be asked of pairs of several kinds; open a
-    subset for its consistency, which then is over the pairs in it, as metrics.py has it) and "phenomenon" of dev. The
-    default of `official`, fractions that are not rounded, is what metrics.py prints.
+    Intervals are clustered by set, because the pairs of a set share photographs. dev has a breakdown by "phenomenon",
+    and whole splits have a breakdown by "balance". The latter holds the accuracy only, because the pairs of one
+    sentence may differ in balance. Open a subset for its consistency: it is then over the pairs in the subset, as in
+    metrics.py. The default of `official`, fractions without rounding, is what metrics.py prints.
     """
 
     name, title = "nlvr2", "NLVR2"
@@ -97,7 +103,7 @@ class Nlvr2Task(Task):
     lenient = Lenient(duplicate="last", unknown="ignore")
 
     def read(self) -> None:
-        """Read the split's file and, where it is there and of use, that of the phenomena."""
+        """Read the file of the split. For a split of dev, read the file of the phenomena too, where it exists."""
         phenomena = self.folder / PHENOMENA
         known = self.split.endswith("dev") and phenomena.exists()
         self.files = (_path(self.folder, self.split), *([phenomena] if known else []))
@@ -106,19 +112,19 @@ class Nlvr2Task(Task):
         self.compare_size(statements=len(self._items))
 
     def examples(self) -> Iterator[Statement]:
-        """Statements in file order; `example_id` is the identifier."""
+        """Yield the statements in file order. The `example_id` is the identifier."""
         for identifier, item in self._items.items():
             yield Statement(identifier, item.image_ids, item.text)
 
     def expected(self) -> dict[str, str]:
-        """identifier → left image id."""
+        """Return identifier → left image id."""
         return {identifier: item.image_ids[0] for identifier, item in self._items.items()}
 
     def score(self, predictions: Mapping[str, Prediction]) -> Iterator[Score]:
-        """The accuracy of every statement, then the consistency of every sentence of a set.
+        """Yield the accuracy of every statement, then the consistency of every sentence of a set.
 
-        Upper or lower case is the same, as in the official program. Any other answer, which that program counts as
-        wrong without a word, is an InputError.
+        The case of an answer does not matter, as in the official program. Raises InputError for any other answer; the
+        official program silently counts such an answer as wrong.
         """
         sentences: dict[str, _Item] = {}
         consistent: dict[str, bool] = {}
@@ -132,23 +138,24 @@ class Nlvr2Task(Task):
             yield Score(sentence_id, "consistency", float(consistent[sentence_id]), item.set_id, item.groups)
 
     def chance(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
-        """A fair coin for every statement: a sentence asked of n pairs is consistent with probability 0.5 ** n."""
+        """Return the percent that a fair coin gets. A sentence with n pairs is consistent with probability 0.5 ** n."""
         sizes = Counter(item.sentence_id for item in self._items.values()).values()
         return {"accuracy": 50.0, "consistency": 100 * sum(0.5**size for size in sizes) / len(sizes)}
 
     def gold(self, example_id: str) -> str:
-        """The label: "True" or "False"."""
+        """Return the label: "True" or "False"."""
         return self._items[example_id].label
 
     def submission(self, predictions: Mapping[str, Prediction]) -> bytes:
-        """A line "identifier,True" or "identifier,False" a statement, without a header."""
+        """Return one line "identifier,True" or "identifier,False" per statement, without a header."""
         return "".join(f"{name},{_truth(predictions[name])}\n" for name in self._items).encode()
 
     def read_submission(self, path: Path, lenient: bool = False) -> list[Prediction]:
-        """A system's CSV file; `scores` is ().
+        """Read the CSV file of a system. The `scores` of each prediction are ().
 
-        Lenient, as metrics.py: further columns are ignored, a label that is no label is the wrong one, and a byte
-        order mark is part of the first id. Raises InputError with file and line.
+        With `lenient`, the file is read as metrics.py reads it. Further columns are ignored, an unknown label counts as
+        the wrong label, and a byte order mark is a part of the first id. Raises InputError that names the file and the
+        line.
         """
         lines = io.StringIO(submission_text(path, keep_mark=lenient), newline=None)
         return [self._answered(line, f"{path} line {number}", lenient) for number, line in enumerate(lines, start=1)]
@@ -156,7 +163,7 @@ class Nlvr2Task(Task):
     def _answered(self, line: str, where: str, lenient: bool) -> Prediction:
         identifier, *rest = line.strip().split(",")
         if not rest or (len(rest) > 1 and not lenient):
-            raise InputError(f"{where}: {len(rest) + 1} columns; a line reads identifier,True or identifier,False")
+            raise InputError(f"{where}: {len(rest) + 1} columns; write identifier,True or identifier,False")
         item, label = self._items.get(identifier), rest[0].capitalize()
         if label not in TRUTH_VALUES:
             if not lenient:
@@ -179,13 +186,17 @@ def _judged(prediction: Prediction) -> JudgedAnswer:
 
 
 def _path(folder: Path, split: str) -> Path:
-    kind, _, of = split.rpartition("-")
-    path = folder / (f"{kind}_{of}.json" if kind else f"{split}.json")
+    """Return the file of a split: a subset's file may lie directly in the folder or in the subfolder of its kind."""
+    kind, _, whole = split.rpartition("-")
+    path = folder / (f"{kind}_{whole}.json" if kind else f"{split}.json")
     return path if not kind or path.exists() else folder / kind / path.name
 
 
 def _phenomena(path: Path) -> dict[str, tuple[str, ...]]:
-    """sentence → its phenomena: blocks of a sentence and lines "* phenomenon", with empty lines between them."""
+    """Read sentence → its phenomena from blocks with empty lines between them.
+
+    A block is a sentence and the lines "* phenomenon" below it.
+    """
     found: dict[str, tuple[str, ...]] = {}
     sentence = None
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -204,8 +215,11 @@ def _phenomena(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _balance(items: Mapping[str, _Item]) -> dict[str, dict[str, tuple[str, ...]]]:
-    """identifier → its group, by the rule of filter_data.py: a pair of photographs that occurs more than once is
-    "balanced" if it has both labels, else "unbalanced"; one that occurs once is "neither". Empty without URLs."""
+    """Return identifier → its group by the rule of filter_data.py; nothing where a record has no URLs.
+
+    A pair of photographs that occurs once is "neither". A pair that occurs more often is "balanced" if it has both
+    labels, and otherwise "unbalanced".
+    """
     labels: defaultdict[tuple[str, str] | None, list[str]] = defaultdict(list)
     for item in items.values():
         labels[item.urls].append(item.label)

@@ -1,8 +1,8 @@
-"""Boxes that somebody predicted: in the convention that they are declared in, or refused where they look like another.
+"""Checks predicted boxes: it refuses boxes that look like another convention than the declared one.
 
-Two signs are asked. Their geometry (`metrics.boxes`): boxes end before they begin, or lie outside their image. And the
-gold boxes: where several times as many phrases are found once the boxes are read in another way, that is how they were
-written. No right file is like that, however bad its model.
+The check looks for two signs. The first sign is the geometry (`metrics.boxes`): boxes end before they begin, or lie
+outside their image. The second sign is the gold boxes. Where another reading of the boxes finds many more phrases, the
+boxes were written for that reading. A correct file never shows this sign, however bad its model is.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ from visualbert_core.errors import InputError
 from visualbert_core.metrics.boxes import CONVENTIONS, SLACK, SLACK_PIXELS, suspect, to_xyxy, words
 from visualbert_core.metrics.recall import IOU_THRESHOLD
 
-_MORE = 3  # phrases, with gold boxes that differ, that another reading must find beyond those found now
-_SHARE = 0.2  # and the share of all phrases that they must be
-_TIMES = 1.25  # as many as now
-_ROUNDING = 0.1  # pixels by which a box may leave the first pixel and still count as in it
-_SMALL = 4  # pixels: in a smaller image, a box in the first pixel says nothing
-_UNSCALED = 0.1  # a fitted scale so close to 1 is none
+# Another reading is believed only if it passes all three limits.
+_MORE = 3  # It finds at least this many phrases with different gold boxes that the declared reading misses.
+_SHARE = 0.2  # The phrases that it finds in addition are at least this share of all phrases.
+_TIMES = 1.25  # It finds at least this many times the phrases of the declared reading.
+
+_ROUNDING = 0.1  # pixels by which a box may leave the first pixel and still count as inside it
+_SMALL = 4  # pixels: in an image with a side of at most this, a box in the first pixel can be right
+_UNSCALED = 0.1  # A fitted scale that differs from 1 by less than this means that the images were not resized.
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A phrase's ranked boxes [N, 4] as they came, its gold boxes [M, 4], M >= 1, and its image's (width, height), or
-    infinity for both."""
+    """Holds a phrase's ranked boxes [N, 4] as they were written, and its gold boxes [M, 4], M >= 1.
+
+    `size` is the image's (width, height) in pixels; both are infinite where the size is not known.
+    """
 
     ranked: np.ndarray
     gold: np.ndarray
@@ -37,29 +41,33 @@ class Asked:
 
 
 def ranked_boxes(answer: Any, phrases: int, where: str) -> list[np.ndarray]:
-    """Return each phrase's candidates, float64 [N, 4], N >= 0. Raises InputError if that is not what `answer` holds."""
+    """Return each phrase's candidates, float64 [N, 4], N >= 0.
+
+    Raises InputError where `answer` does not hold one list of finite boxes for each phrase.
+    """
     if not isinstance(answer, (list, tuple)) or len(answer) != phrases:
         got = len(answer) if isinstance(answer, (list, tuple)) else type(answer).__name__
-        raise InputError(f"{where}: {got} ranked lists for {phrases} phrases; one list of boxes a phrase, in order")
+        raise InputError(f"{where}: {got} ranked lists for {phrases} phrases; write one list of boxes per phrase")
     ranked = []
     for index, boxes in enumerate(answer):
         try:
             array = np.asarray(boxes)
-        except ValueError:  # rows of unequal length
+        except ValueError:  # NumPy refuses rows of unequal length.
             array = np.empty(0, object)
         empty = isinstance(boxes, (list, tuple)) and not boxes
         if not empty and (array.dtype.kind not in "iuf" or array.ndim != 2 or array.shape[1] != 4):
-            raise InputError(f"{where} phrase {index}: not a list of [x1, y1, x2, y2]")
+            raise InputError(f"{where} phrase {index}: not a list of [x1, y1, x2, y2]; correct the record")
         if not np.isfinite(array).all():
-            raise InputError(f"{where} phrase {index}: a coordinate is not finite")
+            raise InputError(f"{where} phrase {index}: a coordinate is not finite; correct the record")
         ranked.append(array.astype(np.float64).reshape(-1, 4))
     return ranked
 
 
 def check(asked: Sequence[Asked], convention: str | None) -> list[str]:
-    """Nothing, or lines to say: how many boxes can only miss. `convention` is what was declared.
+    """Return one warning for each kind of box that can only miss, with the number of such boxes.
 
-    Raises InputError where the boxes look like another convention, or need the size of an image that is not known.
+    `convention` is the declared one; None means pixels. Raises InputError where the boxes look like another convention,
+    or where the convention needs the size of an image that is not known.
     """
     boxes, sides, rows = _flat(asked)
     if not len(boxes):
@@ -78,7 +86,7 @@ def check(asked: Sequence[Asked], convention: str | None) -> list[str]:
 
 
 def _flat(asked: Sequence[Asked]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All boxes [N, 4], the sides of their images [N, 2], and the number of the phrase of each [N]."""
+    """Return all boxes [N, 4], the sides of their images [N, 2], and the index of each box's phrase [N]."""
     counts = [len(each.ranked) for each in asked]
     boxes = np.concatenate([np.empty((0, 4)), *(each.ranked for each in asked)])
     sides = np.array([each.size for each in asked], np.float64).reshape(-1, 2).repeat(counts, axis=0)
@@ -88,7 +96,10 @@ def _flat(asked: Sequence[Asked]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _need_sizes(asked: Sequence[Asked], declared: str) -> None:
     unknown = next((each.image_id for each in asked if not np.isfinite(each.size).all()), None)
     if unknown is not None and declared.startswith(("normalised", "per-mille")):
-        raise InputError(f"{declared} boxes need the size of every image, and no <size> is told of {unknown}")
+        raise InputError(
+            f"{declared} boxes need the size of every image, but the annotations of {unknown} have no <size>; "
+            "write the boxes in pixels"
+        )
 
 
 def _remedy(looks_like: str | None) -> str:
@@ -97,7 +108,10 @@ def _remedy(looks_like: str | None) -> str:
 
 
 def _flaws(boxes: np.ndarray, sides: np.ndarray) -> list[str]:
-    """How many boxes end before they begin, and how many lie outside their image: a few are misses like any other."""
+    """Return one line for each kind of faulty box, with its number.
+
+    A few faulty boxes are ordinary misses. Many of them raise an error before this is called.
+    """
     slack = np.maximum(SLACK_PIXELS, np.where(np.isfinite(sides), sides, 0.0) * SLACK)
     faults = {
         "end before they begin: misses": (boxes[:, 2:] < boxes[:, :2]).any(axis=1),
@@ -110,7 +124,7 @@ def _flaws(boxes: np.ndarray, sides: np.ndarray) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# read otherwise, would they be right?
+# other readings of the boxes
 
 
 @dataclass(frozen=True)
@@ -120,7 +134,11 @@ class _Reading:
 
 
 def _other_reading(written: np.ndarray, read: np.ndarray, asked: Sequence[Asked]) -> _Reading | None:
-    """The reading under which most of the best boxes [P, 4] are right, where those are far more than as declared."""
+    """Return the reading that finds most phrases; None unless it finds far more than the declared reading.
+
+    Only the first-ranked box of each of the P phrases counts. `written` [P, 4] holds these boxes as they were written,
+    and `read` [P, 4] holds them in pixels by the declared convention.
+    """
     owner = np.arange(len(asked)).repeat([len(each.gold) for each in asked])
     gold = np.concatenate([each.gold for each in asked])
     sizes = np.array([each.size for each in asked], np.float64)
@@ -134,14 +152,19 @@ def _other_reading(written: np.ndarray, read: np.ndarray, asked: Sequence[Asked]
         return None
     convention = name if name in CONVENTIONS else None
     what = f"look like {words(name)}" if convention else name
-    counts = f"{int(now.sum()):,} of {len(asked):,} phrases are found as they are, {int(then.sum()):,} if read so"
+    counts = (
+        f"{int(now.sum()):,} of {len(asked):,} phrases are found as declared, {int(then.sum()):,} with that reading"
+    )
     return _Reading(f"the boxes {what}: {counts}", convention)
 
 
 def _readings(
     written: np.ndarray, read: np.ndarray, gold: np.ndarray, owner: np.ndarray, sizes: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, boxes [P, 4]): every convention, then boxes of images that were resized."""
+    """Yield (name, boxes [P, 4]) of each possible reading: first every convention, then every way to resize images.
+
+    The scale of a resize is not known. It is fitted: it is the median ratio of a predicted to a gold corner.
+    """
     known = bool(np.isfinite(sizes).all())
     for name in CONVENTIONS:
         if known or not name.startswith(("normalised", "per-mille")):
@@ -152,7 +175,7 @@ def _readings(
         units["to one short side"] = lambda: (1 / sizes.min(axis=1))[:, None] * np.ones(2)
         units["to one long side"] = lambda: (1 / sizes.max(axis=1))[:, None] * np.ones(2)
     for name, unit in units.items():
-        pixel = np.tile(unit(), 2)  # [P, 4]: what a pixel became, but for one factor
+        pixel = np.tile(unit(), 2)  # [P, 4]: the size of a pixel after the resize, up to a common factor
         with np.errstate(all="ignore"):
             ratios = read[owner, 2:] / (gold * pixel[owner])[:, 2:]
         factor = float(np.median(ratios[np.isfinite(ratios)])) if np.isfinite(ratios).any() else 1.0
@@ -162,7 +185,10 @@ def _readings(
 
 
 def _found(boxes: np.ndarray, gold: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """Which of the boxes [P, 4] match a gold box [G, 4] of their own, `owner` [G] ascending: bool [P]."""
+    """Return bool [P]: whether each of the boxes [P, 4] matches a gold box [G, 4] of its phrase.
+
+    `owner` [G] holds the index of each gold box's phrase, in ascending order.
+    """
     mine = boxes[owner]
     with np.errstate(all="ignore"):
         sides = np.minimum(mine[:, 2:], gold[:, 2:]) - np.maximum(mine[:, :2], gold[:, :2])

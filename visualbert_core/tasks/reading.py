@@ -1,10 +1,10 @@
-"""How the task files read: text, JSON and JSON Lines as typed records, and the one-line errors that bad files end in.
+"""Reads annotation files for the tasks: text, JSON and JSON Lines as typed records, with one-line errors.
 
 Every error names the file, the record in it (a line, an index or an id), what is wrong, and what to do.
 
-msgspec reads and checks at once, into structs that document the official formats. It does not say the line of a fault,
-and it refuses a little that Python writes (NaN). So what it refuses is read a second time, slowly, by `json`. That
-second look decides: it gives the record, or the error.
+msgspec decodes and validates in one step, into structs that document the official formats. It does not name the line of
+a fault, and it refuses some text that Python's `json` writes, such as NaN. So `json` reads a refused text a second
+time, slowly. This second reading decides: it gives the record or the error.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from visualbert_core.tasks.formats import HEAD, not_text
 
 T = TypeVar("T")
 
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may escape one, no file can hold it
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # An escape in JSON may give one, but UTF-8 cannot encode it.
 _JSON_NAMES = {str: "a string", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
-_REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # what msgspec ends in
+_REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # the errors that msgspec raises
 _CHUNK = 1 << 16  # bytes
 
 
 def choose(what: str, name: str | None, options: Collection[str]) -> str:
-    """`name` if it is one of `options`, the first of them for None, else a ConfigError that names them all."""
+    """Return `name`, or the first option where it is None. Raises ConfigError where `name` is not an option."""
     if name is None:
         return next(iter(options))
     if name in options:
@@ -46,17 +46,19 @@ def choose(what: str, name: str | None, options: Collection[str]) -> str:
 
 
 def check_same(where: str, key: str, here: object, first: str, there: object, of: str) -> None:
-    """Refuse a record that contradicts an earlier one, whose id is `first`, on what both say of one thing, `of`. Raises
-    AnnotationError."""
+    """Raise AnnotationError where two records of one thing disagree.
+
+    `of` names the thing. `here` is the value of `key` in this record, and `there` its value in the record `first`.
+    """
     if here != there:
         raise AnnotationError(
-            f"{where}: {key!r} is {brief(here)}, in {first} it is {brief(there)}; records of {of} must agree: download "
-            "the file again, or correct one of them"
+            f"{where}: {key!r} is {brief(here)}, but in {first} it is {brief(there)}; records of {of} must agree: "
+            "download the file again, or correct one of them"
         )
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file as a whole."""
+    """Return the text of a whole UTF-8 file, with "\\n" for every line end. Raises AnnotationError."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -77,7 +79,7 @@ def _unreadable(path: Path, error: OSError) -> AnnotationError:
     if isinstance(error, FileNotFoundError):
         lacking = path if path.parent.is_dir() else path.parent
         return AnnotationError(
-            f"{lacking}: not found; the annotations folder must hold the benchmark's official files under their names"
+            f"{lacking}: not found; the annotations folder must hold the benchmark's official files by their names"
         )
     return AnnotationError(f"{path}: cannot be read ({error.strerror}); download it again")
 
@@ -93,33 +95,33 @@ def _parse(text: str, where: str, hook: Callable[[list[tuple[str, Any]]], Any] |
         at = f"line {error.lineno} column {error.colno}"
         reason = "a byte order mark: save it without" if text.startswith("\ufeff") else error.msg
         raise AnnotationError(f"{where}: not JSON at {at} ({reason}); truncated? download it again") from None
-    except (ValueError, RecursionError):  # integers of thousands of digits, thousands of brackets
+    except (ValueError, RecursionError):  # Python limits the digits of an integer and the depth of nested lists.
         raise AnnotationError(
-            f"{where}: a number too long or lists too deep; this is not the official format"
+            f"{where}: a number is too long, or lists are too deep; this is not the official format"
         ) from None
 
 
 def field(record: dict[str, Any], key: str, kind: type[T], where: str) -> T:
-    """`record[key]`, which must be there and of that JSON type."""
+    """Return `record[key]`. Raises AnnotationError where it is missing or has another JSON type than `kind`."""
     if key not in checked(record, dict, where):
         raise AnnotationError(f"{where}: no {key!r}; this is not the official format")
     return checked(record[key], kind, where, key)
 
 
 def checked(value: Any, kind: type[T], where: str, key: str | None = None) -> T:
-    """`value`, which must be of that JSON type."""
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    """Return `value`. Raises AnnotationError where it has another JSON type than `kind`."""
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):  # In Python, a bool is an int.
         subject = f"{key!r} is" if key else "is"
         raise AnnotationError(
             f"{where}: {subject} {type(value).__name__}, not {_JSON_NAMES[kind]}; this is not the official format"
         )
     if isinstance(value, str) and not value.isascii() and _LONE_SURROGATE.search(value):
-        raise AnnotationError(f"{where}: {value!a} is half a character; correct the record")
+        raise AnnotationError(f"{where}: {value!a} holds half a character (a lone surrogate); correct the record")
     return value
 
 
 def family(record: Any) -> dict[str, tuple[str, ...]]:
-    """The breakdown by "family", an extra key that generated annotations carry and official ones do not."""
+    """Return the breakdown by "family", a key that generated annotations have and official annotations lack."""
     return {} if record.family is UNSET else {"family": (record.family,)}
 
 
@@ -128,7 +130,10 @@ def family(record: Any) -> dict[str, tuple[str, ...]]:
 
 
 def read_lines(path: Path, kind: type[T]) -> Iterator[tuple[str, T]]:
-    """(where, record) of each line of a file that holds one JSON object a line. Blank lines are skipped."""
+    """Yield (where, record) of each line of a file with one JSON object per line. Blank lines are skipped.
+
+    Raises AnnotationError that names the line.
+    """
     decode = msgspec.json.Decoder(kind).decode
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
@@ -143,7 +148,7 @@ def read_lines(path: Path, kind: type[T]) -> Iterator[tuple[str, T]]:
 def read_by_id(path: Path, kind: type[T]) -> dict[str, T]:
     """Read id → record from JSON Lines, or from a .csv file whose first line names the columns.
 
-    The first field of a record is its id. Raises AnnotationError where an id occurs twice, or there is no record.
+    The first field of a record is its id. Raises AnnotationError where an id occurs twice, or the file has no record.
     """
     key = msgspec.structs.fields(kind)[0].name  # type: ignore[arg-type]
     found: dict[str, T] = {}
@@ -158,14 +163,17 @@ def read_by_id(path: Path, kind: type[T]) -> dict[str, T]:
 
 
 def _read_csv(path: Path, kind: type[T]) -> Iterator[tuple[str, T]]:
-    """Read (where, record) of each row below the header; a number may stand for one that is declared."""
+    """Yield (where, record) of each row below the header. Text such as "3" is read as a number where one is declared.
+
+    Raises AnnotationError that names the line.
+    """
     rows = csv.DictReader(io.StringIO(read_text(path).removeprefix("\ufeff"), newline=""), strict=True)
     try:
         for row in rows:
             where = f"{path} line {rows.line_num}"
             if None in row or None in row.values():
                 raise AnnotationError(
-                    f"{where}: not {len(rows.fieldnames or ())} cells, as the header has; correct the row"
+                    f"{where}: the row does not have {len(rows.fieldnames or ())} cells like the header; correct it"
                 )
             yield where, msgspec.convert(row, kind, strict=False)
     except csv.Error as error:
@@ -175,10 +183,11 @@ def _read_csv(path: Path, kind: type[T]) -> Iterator[tuple[str, T]]:
 
 
 def read_list(path: Path, key: str | None = None) -> tuple[dict[str, Any], list[Any]]:
-    """What a file's JSON object holds beside the list under `key`, and that list. Without a key, the file is a list.
+    """Return the other keys of a file's JSON object, and the elements of its list under `key`.
 
-    The elements are for `typed`. They are pieces of the file, which is mapped into memory and not held, or, where
-    msgspec refuses the file, Python objects. A key of the object may come once. Raises AnnotationError.
+    Where `key` is None, the file is a list. `typed` decodes the elements. An element is a piece of the file, which is
+    mapped into memory and not copied. Where msgspec refuses the file, an element is a Python object. Raises
+    AnnotationError for a malformed file, and where a key of the object occurs twice.
     """
     data = _content(path)
     decode = msgspec.json.decode
@@ -190,10 +199,11 @@ def read_list(path: Path, key: str | None = None) -> tuple[dict[str, Any], list[
             pairs.append((one.text, decode(value, type=list[Raw] if one.text == key else Any)))
     except _REFUSED:
         text = str(data, "utf-8")
-        _parse(text, str(path), lambda _: None)  # holds nothing: most files that come here are large and cut short
+        # Most files that come here are large and cut short. This pass keeps no objects, so it needs little memory.
+        _parse(text, str(path), lambda _: None)
 
         def keep(found: list[tuple[str, Any]]) -> dict[str, Any]:
-            pairs[:] = found  # at the end those of the outermost object, equal keys included
+            pairs[:] = found  # The outermost object comes last, so its pairs stay, with equal keys.
             return dict(found)
 
         parsed = _parse(text, str(path), keep)
@@ -203,7 +213,7 @@ def read_list(path: Path, key: str | None = None) -> tuple[dict[str, Any], list[
     head: dict[str, Any] = {}
     for name, value in pairs:
         if name in head:
-            raise AnnotationError(f"{path}: {name!r} occurs twice; this is not the official format")
+            raise AnnotationError(f"{path}: the key {name!r} occurs twice; this is not the official format")
         head[name] = value
     elements = field(head, key, list, str(path))
     del head[key]
@@ -211,9 +221,9 @@ def read_list(path: Path, key: str | None = None) -> tuple[dict[str, Any], list[
 
 
 def typed(path: Path, key: str | None, elements: Iterable[Any], kind: type[T]) -> Iterator[tuple[T, Any]]:
-    """(record, element) for each of the elements that `read_list` found under that key.
+    """Yield (record, element) for each of the elements that `read_list` returned for `key`.
 
-    Raises AnnotationError, naming a record by its first field, where that is wrong by its index.
+    Raises AnnotationError. It names a record by its first field, or by its index where the first field is wrong.
     """
     decode = msgspec.json.Decoder(kind).decode
     for index, element in enumerate(elements):
@@ -226,28 +236,29 @@ def typed(path: Path, key: str | None, elements: Iterable[Any], kind: type[T]) -
 
 
 def untyped(element: Any, where: str) -> Any:
-    """An element of `read_list` with all its fields, as Python reads it."""
+    """Return an element of `read_list` with all its fields, as Python's `json` reads it."""
     return _parse(str(element, "utf-8"), where) if isinstance(element, Raw) else element
 
 
 class _Name:
-    """A key of an object, equal to itself alone: a dictionary keeps two keys of the same text."""
+    """Holds a key of a JSON object. It equals only itself, so a dictionary keeps two keys of the same text."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
 
 def _content(path: Path) -> bytes | mmap.mmap:
-    """A UTF-8 file's bytes."""
+    """Return the bytes of a UTF-8 file, mapped into memory where possible. Raises AnnotationError."""
     try:
         with path.open("rb") as file:
             try:
                 data: bytes | mmap.mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError):  # a pipe, an empty file
+            except (OSError, ValueError):  # A pipe and an empty file cannot be mapped.
                 data = file.read()
     except OSError as error:
         raise _unreadable(path, error) from None
     _refuse_other_formats(path, data[:HEAD])
+    # Checking in chunks keeps memory small: a large file is never held as one string.
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         for at in range(0, len(data), _CHUNK):
@@ -258,15 +269,16 @@ def _content(path: Path) -> bytes | mmap.mmap:
 
 
 def _second_look(value: Any, kind: type[T], where: str, named: Callable[[str, str, str], str]) -> T:
-    """The record that msgspec refused as text; `named(where, field, value)` says where, once its first field is known.
+    """Return the record of a text that msgspec refused.
 
-    Raises AnnotationError in our words, in msgspec's where we find nothing wrong.
+    `named(where, field, value)` returns a better `where` once the first field is known. Raises AnnotationError. Its
+    words are msgspec's only where `_explain` finds no fault.
     """
     _explain(value, kind, where, None, named)
     try:
         return msgspec.convert(value, kind)
-    except UnicodeEncodeError:  # in a key
-        raise AnnotationError(f"{where}: half a character; correct the record") from None
+    except UnicodeEncodeError:  # `_explain` checks the values, so the lone surrogate is in a key.
+        raise AnnotationError(f"{where}: a key holds half a character (a lone surrogate); correct the record") from None
     except msgspec.ValidationError as error:
         raise AnnotationError(f"{where}: {error}; this is not the official format") from None
 
@@ -274,7 +286,7 @@ def _second_look(value: Any, kind: type[T], where: str, named: Callable[[str, st
 def _explain(
     value: Any, kind: Any, where: str, key: str | None, named: Callable[[str, str, str], str] | None = None
 ) -> None:
-    """Raise the AnnotationError of the first thing in `value` that is not as `kind` declares it, if there is one."""
+    """Raise AnnotationError for the first part of `value` that does not fit the declaration `kind`, if there is one."""
     if kind is Any:
         return
     options = [option for option in get_args(kind) if option is not UnsetType]
@@ -297,6 +309,6 @@ def _explain(
 
 
 def _json_type(kind: Any) -> type:
-    """The Python type that `json` gives for what a struct declares."""
+    """Return the Python type that `json` gives for a declared type: list for a tuple, dict for a struct."""
     origin = get_origin(kind) or kind
     return list if origin is tuple else dict if issubclass(origin, Struct) else origin

@@ -1,6 +1,6 @@
-"""Finds a benchmark by its name: a word for those of this package, module:Class for any other.
+"""Finds a benchmark by its name: a word for the benchmarks of this package, module:Class for any other benchmark.
 
-A name of the second kind says where the code lies, so it needs no registration and means the same in every process.
+A name module:Class says where the code is. So it needs no registration, and it means the same in every process.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ TASKS = {
     "flickr30k_entities": "visualbert_core.tasks.flickr30k_entities:Flickr30kEntitiesTask",
 }
 
+# `Task` declares these class attributes without a default. Python checks abstract methods, but not these.
 _DECLARED = ("form", "splits", "metrics", "protocols")
 
 
 def open_task(name: str, annotations: Path, split: str, protocol: str | None = None) -> Task:
-    """Read a split of a benchmark from the folder of its official files, to be scored under a protocol of its own.
+    """Read a split of a benchmark from the folder of its official files, to be scored under one of its protocols.
 
     Raises ConfigError for an unknown task, split or protocol, AnnotationError for files that are missing or malformed.
     """
@@ -33,28 +34,28 @@ def open_task(name: str, annotations: Path, split: str, protocol: str | None = N
 
 
 def find_task(name: str) -> type[Task]:
-    """Import the class of a benchmark. Raises ConfigError where there is none of that name, or one that is not whole.
+    """Import the class of a benchmark. A module may lie in the working folder, as for `python -m`.
 
-    A module may lie in the working folder, as for `python -m`.
+    Raises ConfigError where no benchmark has the name, or where its class lacks a required member.
     """
     if name not in TASKS and ":" not in name:
         raise ConfigError(f"unknown task {name!r}{nearest(name, TASKS)} (or name one of your own as module:Class)")
     module, _, attribute = TASKS.get(name, name).partition(":")
-    # An installed program does not search the working folder. Last, so that no file there can hide a library.
+    # An installed program does not search the working folder. It goes last, so that no file there can hide a library.
     if name not in TASKS and (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:
         found = getattr(import_module(module), attribute, None)
-    except (ImportError, ValueError) as error:  # ValueError: an empty name of a module
+    except (ImportError, ValueError) as error:  # An empty module name gives a ValueError.
         raise ConfigError(f"task {name}: module {module!r} cannot be imported: {error}") from None
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise ConfigError(
             f"task {name}: {module} has no class {attribute!r} that derives from visualbert_core.tasks.Task"
         )
     if found.name != name:
-        raise ConfigError(f"task {name}: this class is called {found.name}: use that name")
+        raise ConfigError(f"task {name}: the name of this class is {found.name}; use that name")
     lacking = [member for member in _DECLARED if not hasattr(found, member)]
     lacking += sorted(found.__abstractmethods__) if inspect.isabstract(found) else []
     if lacking:
-        raise ConfigError(f"task {name}: the class lacks {', '.join(lacking)}: add what a Task must have")
+        raise ConfigError(f"task {name}: the class lacks {', '.join(lacking)}; add them, every Task needs them")
     return found

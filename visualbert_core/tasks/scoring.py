@@ -1,4 +1,7 @@
-"""From predictions to numbers, the same for all benchmarks: coverage, units, means with their intervals."""
+"""Turns predictions into numbers, in the same way for every benchmark: coverage, units, means and their intervals.
+
+The interval of a mean is clustered by image, because the questions about one image are not independent.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from visualbert_core.tasks.base import Task
 
 @dataclass(frozen=True)
 class Metric:
-    """A mean over units in percent, with its 95 % interval clustered by image."""
+    """Holds the mean of a metric over n units, and its 95 % interval clustered by image; all three are in percent."""
 
     name: str
     value: float
@@ -27,10 +30,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a set of scores adds up to.
+    """Summarises a set of scores.
 
-    `metrics` is in the order in which the task yields them; `breakdown` is kind of group → group → metric →
-    (percent, number of units), kinds and groups sorted. A unit in several groups of a kind counts in each.
+    `metrics` keeps the order in which the task yields the metrics. `breakdown` is kind of group → group → metric →
+    (percent, number of units), with kinds and groups sorted. A unit in several groups of a kind counts in every group.
     """
 
     metrics: dict[str, Metric]
@@ -40,7 +43,8 @@ class Summary:
 def judge(task: Task, predictions: Iterable[Prediction]) -> list[Score]:
     """Score predictions that cover the split exactly.
 
-    Raises CoverageError if an example has none or two, or is unknown; InputError if an answer has the wrong form.
+    Raises CoverageError where an example has no prediction or two, or where a prediction is of an unknown example.
+    Raises InputError where an answer has the wrong form.
     """
     rows = list(predictions)
     coverage = check_coverage(task.expected(), (row.example_id for row in rows))
@@ -50,7 +54,7 @@ def judge(task: Task, predictions: Iterable[Prediction]) -> list[Score]:
 
 
 def summarize(scores: Iterable[Score]) -> Summary:
-    """Every metric with its interval, and every metric in every group."""
+    """Return every metric with its interval, and every metric in every group."""
     by_metric: defaultdict[str, list[Score]] = defaultdict(list)
     by_group: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
     for score in scores:

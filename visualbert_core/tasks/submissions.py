@@ -1,4 +1,7 @@
-"""How the task files read a leaderboard's file, as text or as JSON; one that they cannot is one InputError line."""
+"""Reads a leaderboard's file for the tasks, as text or as JSON. A file that cannot be read gives a one-line InputError.
+
+`reading` does the same for annotations, whose errors are AnnotationErrors.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ from visualbert_core.tasks.formats import HEAD, not_text
 
 
 def submission_text(path: Path, keep_mark: bool = False) -> str:
-    """A UTF-8 file as a whole, line ends as they are; a byte order mark, as spreadsheets write one, is dropped, unless
-    it is to be kept."""
+    """Return the text of a whole UTF-8 file; line ends stay as they are. Raises InputError.
+
+    A byte order mark is dropped, because spreadsheets write one. With `keep_mark`, it stays.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -26,16 +31,14 @@ def submission_text(path: Path, keep_mark: bool = False) -> str:
 
 
 def submission_records(path: Path) -> list[Any]:
-    """The JSON list that a file holds."""
+    """Return the elements of the JSON list in a file. Raises InputError."""
     try:
         records = json.loads(submission_text(path))
     except json.JSONDecodeError as error:
         at = f"line {error.lineno} column {error.colno}"
         raise InputError(f"{path}: not JSON at {at} ({error.msg}); truncated? write the file again") from None
     except (ValueError, RecursionError):
-        raise InputError(f"{path}: a number of thousands of digits, or lists in lists without end") from None
+        raise InputError(f"{path}: a number is too long, or lists are too deep; write the file again") from None
     if not isinstance(records, list):
-        raise InputError(
-            f"{path}: {type(records).__name__}, not a list of records; this is not the leaderboard's format"
-        )
+        raise InputError(f"{path}: {type(records).__name__}, not a list of records; write the leaderboard's format")
     return records

@@ -1,14 +1,16 @@
-"""VCR: choose one of four answers (Q→A), then one of four rationales for the right answer (QA→R).
+"""Owns VCR: a model chooses one of four answers (Q→A), then one of four rationales for the right answer (QA→R).
 
 Paper: Zellers et al. 2019, arXiv:1811.10830. File: {split}.jsonl. Official programs: `eval_q2ar.py` for the score and
-`eval_for_leaderboard.py` for the submission, github.com/rowanz/r2c at 77813d9e. Every labelled record gives two
-examples; the rationale's context is the question followed by the *right* answer, whatever was answered, and Q→AR counts
-the records where both are right. The test set has no public labels: there a rationale is asked after each of the four
-answers, because the organisers pick the block of the right one. Boxes are no business of this file: they belong to the
-features.
+`eval_for_leaderboard.py` for the submission, github.com/rowanz/r2c at 77813d9e.
 
-eval_q2ar.py takes two arrays and pairs their rows with the file's by order, without an id; that is not offered here,
-as a shuffled array has a score, too. Nor does it forgive anything that a lenient reading could: it asserts the counts.
+A labelled record gives two examples. The context of the rationale is the question followed by the *right* answer, also
+where the model chose another answer. Q→AR counts the records where both choices are right. The test set has no public
+labels. There, each record gives four examples for the rationale, one after each answer, because the organisers score
+the block of the right answer. Boxes are not read here; they belong to the features.
+
+eval_q2ar.py takes two arrays and pairs their rows with the records by order, without ids. That form is not offered
+here, because a shuffled array would get a score too. The program is not lenient in any way: it asserts the counts. So
+`lenient` changes nothing here.
 """
 
 from __future__ import annotations
@@ -35,39 +37,42 @@ from visualbert_core.tasks.submissions import submission_text
 SPLITS = ("val", "train", "test")
 UNLABELLED = ("test",)
 SIZES = {"val": 26_534, "train": 212_923, "test": 25_263}
-"""Records of each split as the paper gives them; less certain than the other benchmarks', as its files were not at hand
-to be counted."""
+"""Split → the number of its records, as the paper gives them.
+
+The files were not available for a count, so these numbers are less certain than the numbers of other benchmarks.
+"""
 CHOICES = 4
 PRINTED = {"q_to_a": "Answer acc", "qa_to_r": "Rationale acc", "q_to_ar": "Joint acc"}
-"""metric → the name under which eval_q2ar.py prints it."""
+"""Metric → the name that eval_q2ar.py prints for it."""
 PARTS = {"answer": "Q → A", "rationale": "QA → R"}
-"""Part of a record → its name for people."""
+"""Part of a record → its name in reports."""
 
 BLOCKS = {"answer": "answer"} | {f"rationale/{i}": f"rationale_conditioned_on_a{i}" for i in range(CHOICES)}
-"""Part of an example's id → the columns of the submission that hold its four scores, less their number."""
+"""Last part of an example's id → the name, without its number, of the four submission columns with its scores."""
 COLUMNS = ("annot_id", *(f"{block}_{i}" for block in BLOCKS.values() for i in range(CHOICES)))
+"""The columns of the submission, in order."""
 
 Tokens = tuple[Token, ...]
 
-# The official file (https://visualcommonsense.com/download), of which what is not named here is not read.
+# The official file is described at https://visualcommonsense.com/download. Keys that are not named here are not read.
 
 
 class Record(Struct):
-    """A line of the file."""
+    """Holds a line of the file."""
 
     annot_id: str
-    img_fn: str  # below the image folder
-    objects: tuple[str, ...]  # the class of each
+    img_fn: str  # path below the image folder
+    objects: tuple[str, ...]  # the class of each object
     question: Tokens
     answer_choices: tuple[Tokens, ...]
     rationale_choices: tuple[Tokens, ...]
-    img_id: Any = None  # of the image, as the two that follow it; files of one's own may lack them
+    img_id: Any = None  # A user's own files may lack this key and the next.
     metadata_fn: Any = None
     family: str | UnsetType = UNSET
 
 
 class LabelledRecord(Record, kw_only=True):
-    """A line of train or val."""
+    """Holds a line of train or val."""
 
     answer_label: int
     rationale_label: int
@@ -81,12 +86,12 @@ class _Item:
     answers: tuple[Tokens, ...]
     rationales: tuple[Tokens, ...]
     answer_label: int  # -1 on an unlabelled split
-    rationale_label: int  # likewise
+    rationale_label: int  # -1 on an unlabelled split
     groups: dict[str, tuple[str, ...]]
 
 
 class VcrTask(Task):
-    """One split of VCR. Answers are the index of a choice; scores are per record, under its annot_id."""
+    """Represents one split of VCR. An answer is the index of a choice. A unit is a record, named by its annot_id."""
 
     name, title = "vcr", "VCR"
     form = MultipleChoice
@@ -112,9 +117,11 @@ class VcrTask(Task):
         self.compare_size(records=len(self._items))
 
     def examples(self) -> Iterator[MultipleChoice]:
-        """Records in file order: "<annot_id>/answer", then "<annot_id>/rationale", whose context has the right answer.
+        """Yield the examples of each record in file order.
 
-        On an unlabelled split, after "<annot_id>/answer", "<annot_id>/rationale/0" to "/3": after each of the answers.
+        A labelled record gives "<annot_id>/answer" and "<annot_id>/rationale"; the context of the latter ends with the
+        right answer. An unlabelled record gives "<annot_id>/answer" and "<annot_id>/rationale/0" to "/3"; the context
+        of rationale i ends with answer i.
         """
         for annot_id, item in self._items.items():
             image_ids, mentioned = (item.image_id,), _mentioned(item)
@@ -129,13 +136,13 @@ class VcrTask(Task):
                 yield MultipleChoice(f"{annot_id}/{part}", image_ids, item.objects, context, choices, mentioned, label)
 
     def expected(self) -> dict[str, str]:
-        """The ids of `examples`, two or five a record → image id."""
+        """Return example id → image id. A record has two examples, or five on an unlabelled split."""
         return {f"{annot_id}/{part}": item.image_id for annot_id, item in self._items.items() for part in self._parts}
 
     def score(self, predictions: Mapping[str, Prediction]) -> Iterator[Score]:
-        """Every record's q_to_a, qa_to_r and q_to_ar.
+        """Yield q_to_a, qa_to_r and q_to_ar of every record.
 
-        Raises InputError if an answer is not 0, 1, 2 or 3, ConfigError on an unlabelled split.
+        Raises InputError where an answer is not 0, 1, 2 or 3, ConfigError on an unlabelled split.
         """
         self._need_labels()
         for annot_id, item in self._items.items():
@@ -146,27 +153,28 @@ class VcrTask(Task):
                 yield Score(annot_id, metric, float(value), item.image_id, item.groups, judged)
 
     def chance(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
-        """One of four, twice. Raises ConfigError on an unlabelled split."""
+        """Return the percent that random choices among four get. Raises ConfigError on an unlabelled split."""
         self._need_labels()
         return {"q_to_a": 100 / CHOICES, "qa_to_r": 100 / CHOICES, "q_to_ar": 100 / CHOICES**2}
 
     def gold(self, example_id: str) -> int:
-        """The index of the right choice. Raises ConfigError on an unlabelled split."""
+        """Return the index of the right choice. Raises ConfigError on an unlabelled split."""
         self._need_labels()
         annot_id, _, part = example_id.rpartition("/")
         item = self._items[annot_id]
         return item.answer_label if part == "answer" else item.rationale_label
 
     def official(self, scores: Sequence[Score]) -> dict[str, float]:
-        """As eval_q2ar.py prints it: fractions with three decimals under "Answer acc", "Rationale acc", "Joint acc"."""
+        """Return what eval_q2ar.py prints: "Answer acc", "Rationale acc" and "Joint acc" with three decimals."""
         values = {metric: [score.value for score in scores if score.metric == metric] for metric in PRINTED}
         return {name: float(f"{fsum(values[metric]) / len(values[metric]):.3f}") for metric, name in PRINTED.items()}
 
     def submission(self, predictions: Mapping[str, Prediction]) -> bytes:
-        """The leaderboard's CSV, a row a record, in the split's order: its id, and the `scores` of five predictions.
+        """Return the leaderboard's CSV, with one row per record in the order of the split.
 
-        Those are "<annot_id>/answer" and "<annot_id>/rationale/0" to "/3", which are the examples of an unlabelled
-        split. Raises InputError if one of them is missing or has no four finite scores.
+        A row holds the record's id and the `scores` of five predictions: "<annot_id>/answer" and
+        "<annot_id>/rationale/0" to "/3", the examples of an unlabelled split. Raises InputError where one of these
+        predictions is missing, or where its scores are not four finite numbers.
         """
         file = io.StringIO(newline="")
         writer = csv.writer(file, lineterminator="\n")
@@ -177,11 +185,12 @@ class VcrTask(Task):
         return file.getvalue().encode()
 
     def read_submission(self, path: Path, lenient: bool = False) -> list[Prediction]:
-        """Predictions of a leaderboard's CSV, whose columns may stand in any order; ties are the lowest index's.
+        """Read the predictions of a leaderboard's CSV, whose columns may stand in any order.
 
-        A row becomes the examples of its record. On a labelled split the rationale is taken from the block of the right
-        answer, as the leaderboard does; a row of an unknown id, where none is right, becomes "<annot_id>/answer" alone.
-        `lenient` changes nothing. Raises InputError naming file and line.
+        The answer is the choice with the highest score, and the lowest index wins a tie. A row gives the predictions
+        of its record. On a labelled split, the rationale comes from the block of the right answer, as on the
+        leaderboard. A row of an unknown id has no right answer, so it gives only "<annot_id>/answer". `lenient` changes
+        nothing. Raises InputError that names the file and the line.
         """
         found: list[Prediction] = []
         for where, row in _rows(path):
@@ -202,7 +211,7 @@ class VcrTask(Task):
     def _need_labels(self) -> None:
         if not self.labelled:
             raise ConfigError(
-                f"VCR {self.split} has no public labels, so it has no score: make the leaderboard's "
+                f"VCR {self.split} has no public labels, so it has no score; send the leaderboard its "
                 f"{self.submission_name} instead"
             )
 
@@ -211,7 +220,7 @@ def _four_scores(predictions: Mapping[str, Prediction], example_id: str) -> tupl
     if example_id not in predictions:
         raise InputError(
             f"no prediction of {example_id}; "
-            "a submission needs the answer, and the rationale for each of the four answers"
+            "predict the answer, and the rationale for each of the four answers, before writing a submission"
         )
     scores = tuple(predictions[example_id].scores)
     if len(scores) != CHOICES or not all(map(math.isfinite, scores)):
@@ -220,7 +229,7 @@ def _four_scores(predictions: Mapping[str, Prediction], example_id: str) -> tupl
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """(where, column → text) of each row below the header; blank lines are skipped."""
+    """Yield (where, column → text) of each row below the header. Blank lines are skipped."""
     lines = csv.reader(io.StringIO(submission_text(path), newline=""), strict=True)
     header: list[str] | None = None
     try:
@@ -231,21 +240,23 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
                 _check_header(header, where)
             elif cells:
                 if len(cells) != len(header):
-                    raise InputError(f"{where}: {len(cells)} cells for {len(header)} columns; truncated?")
+                    raise InputError(
+                        f"{where}: {len(cells)} cells for {len(header)} columns; truncated? write the file again"
+                    )
                 row = dict(zip(header, cells, strict=True))
                 if not row["annot_id"] or not row["annot_id"].isprintable():
-                    raise InputError(f"{where}: annot_id {row['annot_id']!r} is not the id of a record")
+                    raise InputError(f"{where}: annot_id {row['annot_id']!r} is not the id of a record; correct it")
                 yield where, row
     except csv.Error as error:
         raise InputError(f"{path} line {lines.line_num}: not CSV ({error}); write the file again") from None
     if header is None:
-        raise InputError(f"{path}: empty; its first line must name the {len(COLUMNS)} columns")
+        raise InputError(f"{path}: the file is empty; its first line must name the {len(COLUMNS)} columns")
 
 
 def _check_header(header: list[str], where: str) -> None:
     for column in COLUMNS:
         if header.count(column) != 1:
-            fault = "twice" if column in header else "lacking"
+            fault = "there twice" if column in header else "missing"
             raise InputError(f"{where}: column {column!r} is {fault}; the header must name {', '.join(COLUMNS[:3])}, …")
     if len(header) != len(COLUMNS):
         extra = next(column for column in header if column not in COLUMNS)
@@ -258,7 +269,7 @@ def _number(text: str, where: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise InputError(f"{where}: {text!r} is not a finite number")
+        raise InputError(f"{where}: {text!r} is not a finite number; correct the row")
     return number
 
 
@@ -275,8 +286,11 @@ def _judged(prediction: Prediction) -> JudgedAnswer:
 
 
 def _mentioned(item: _Item) -> tuple[int, ...]:
-    """Objects tagged anywhere in the record, ascending; "everyone" means all persons (R2C's rule). Without any: all
-    persons; without persons: all objects."""
+    """Return the indices of the objects that a tag anywhere in the record mentions, in ascending order.
+
+    By R2C's rules, "everyone" mentions all persons, and a record without a mention mentions all persons. A record
+    without persons then mentions all objects.
+    """
     persons = {index for index, name in enumerate(item.objects) if name == "person"}
     found: set[int] = set()
     for tokens in (item.question, *item.answers, *item.rationales):
@@ -306,7 +320,7 @@ def _read(path: Path, split: str, labelled: bool) -> dict[str, _Item]:
         check_split(where, f"img_id {img_id[:40]}", img_id.partition("-")[0], split, SIZES)
         if images.setdefault(img_id, img_fn) != img_fn:
             raise AnnotationError(
-                f"{where} ({annot_id}): img_id {img_id[:40]} is {img_fn} here and {images[img_id]} before; download "
+                f"{where} ({annot_id}): img_id {img_id[:40]} is {img_fn} here, but {images[img_id]} before; download "
                 "the file again"
             )
     if not items:
@@ -315,7 +329,7 @@ def _read(path: Path, split: str, labelled: bool) -> dict[str, _Item]:
 
 
 def _check_image(record: Record, first: Record, where: str) -> None:
-    """Refuse a record that says something else of its image than the first one does."""
+    """Raise AnnotationError where a record and the first record of its image disagree about the image."""
     of = f"the image {record.img_fn}"
     for key in ("img_id", "metadata_fn"):
         here, there = getattr(record, key), getattr(first, key)
@@ -345,7 +359,7 @@ def _image_id(img_fn: str, where: str) -> str:
     path = PurePosixPath(img_fn)
     if not path.name or path.is_absolute() or ".." in path.parts or not img_fn.isprintable():
         raise AnnotationError(f"{where}: 'img_fn' is {img_fn!r}, not a file below the image folder; correct the record")
-    return path.stem  # the name holds dots ("….avi@12.jpg" is one image): only the last suffix goes
+    return path.stem  # A name may hold dots, such as "….avi@12.jpg", so only the last suffix is dropped.
 
 
 def _choices(record: Record, key: str, where: str) -> tuple[Tokens, ...]:
@@ -364,7 +378,7 @@ def _label(record: Record, key: str, where: str) -> int:
 
 
 def _check_tags(texts: tuple[Tokens, ...], num_objects: int, where: str) -> None:
-    """Tags are indices of objects."""
+    """Raise AnnotationError where a tag is not the index of an object."""
     for token in chain.from_iterable(texts):
         if isinstance(token, tuple) and any(not 0 <= index < num_objects for index in token):
             raise AnnotationError(

@@ -1,13 +1,15 @@
-"""VQA v2: an open question about one image, judged against ten people's answers.
+"""Owns VQA v2: a model answers an open question about one image, and ten annotators' answers judge it.
 
-Paper: Goyal et al. 2017, arXiv:1612.00837. Official program: `VQAEval` (github.com/GT-Vision-Lab/VQA at a013f004); its
-score of a question lives in `metrics.accuracy`. Files, read under their official names:
-v2_OpenEnded_mscoco_*_questions.json; for train and val v2_mscoco_*_annotations.json, the test sets having no public
-answers, and v2_mscoco_*_complementary_pairs.json where it is there.
+Paper: Goyal et al. 2017, arXiv:1612.00837. Official program: `VQAEval` (github.com/GT-Vision-Lab/VQA at a013f004). Its
+score of a question is in `metrics.accuracy`.
 
-Complementary pairs are questions of the same words whose images, and so whose answers, differ. Their measure is that
-of Zhang et al. 2018, arXiv:1802.05766 (eval-acc.py of github.com/Cyanogenoid/vqa-counting at 4042b129): a pair is worth
-1 if both answers have full marks, else 0, and belongs to a group if both questions do.
+The files keep their official names. v2_OpenEnded_mscoco_*_questions.json holds the questions of a split. Train and val
+also have v2_mscoco_*_annotations.json; the test sets have no public answers. The file
+v2_mscoco_*_complementary_pairs.json is optional.
+
+A complementary pair holds two questions with the same words about two images, so that the answers differ. The measure
+comes from Zhang et al. 2018, arXiv:1802.05766 (eval-acc.py of github.com/Cyanogenoid/vqa-counting at 4042b129): a pair
+is worth 1 if both answers have full marks, and otherwise 0. A pair belongs to a group if both questions belong to it.
 """
 
 from __future__ import annotations
@@ -32,21 +34,25 @@ from visualbert_core.tasks.vqa_files import Labels, not_in, read_annotations, re
 SUBSETS = {"val": "val2014", "train": "train2014", "test": "test2015", "test-dev": "test-dev2015"}
 
 SIZES = {"val": 214_354, "train": 443_757, "test": 447_793, "test-dev": 107_394}
-"""Questions of each split, by visualqa.org; test-dev's less certain, as its file was not at hand to be counted."""
+"""Split → the number of its questions, by visualqa.org.
+
+The file of test-dev was not available for a count, so its number is less certain.
+"""
 
 
 class ResultRecord(Struct):
-    """One record of the list that EvalAI takes."""
+    """Holds a record of the list that EvalAI takes."""
 
     question_id: int
     answer: str
 
 
 class VqaTask(Task):
-    """One split of VQA v2. Answers are strings; the score is the soft accuracy of each question.
+    """Represents one split of VQA v2. An answer is a string. The score is the soft accuracy of each question.
 
-    The files are mapped into memory and read into columns. Opening train's 443,757 questions (made-up files of 392 MB,
-    100,000 different answers) takes four seconds on one core, and 290 MB at most beside the mapped file.
+    The files are mapped into memory and read into columns. Opening the 443,757 questions of train takes four seconds on
+    one core, and at most 290 MB beside the mapped files (measured on synthetic files of 392 MB with 100,000 different
+    answers).
     """
 
     name, title = "vqa", "VQA"
@@ -57,9 +63,13 @@ class VqaTask(Task):
         "official": "VQA v2 official (VQAEval, leave-one-out)",
         "always-normalise": "VQA v2 with both sides always normalised (lmms-eval, leave-one-out)",
     }
-    """VQAEval normalises where a question's ten answers differ, lmms-eval (vqav2_process_results, 75571cfe) everywhere;
-    its normaliser differs in one rule, on answers such as "1,,000". MMF (vqa_evalai_accuracy at b0ffc7fb) normalises
-    everywhere as well, but drops commas and question marks and splits off 's beforehand, which is not offered here."""
+    """The protocols differ in which answers they normalise.
+
+    VQAEval normalises only where a question's ten answers differ. lmms-eval (vqav2_process_results, 75571cfe)
+    normalises every answer; its normaliser differs from VQAEval's in one rule, on answers such as "1,,000". MMF
+    (vqa_evalai_accuracy at b0ffc7fb) normalises every answer too, but first it drops commas and question marks and
+    splits off 's. The rule of MMF is not offered here.
+    """
     sizes: ClassVar = {"questions": SIZES}
     guess = "the commonest answer of each question type"
     paper = Paper(
@@ -69,7 +79,7 @@ class VqaTask(Task):
     lenient = Lenient(duplicate="last", unknown="refuse")
 
     def read(self) -> None:
-        """Read the questions; then, if labelled, the annotations and, where they are there, complementary pairs."""
+        """Read the questions. For a labelled split, read the annotations, and the complementary pairs if they exist."""
         subset = SUBSETS[self.split]
         questions = _questions_file(self.folder, self.split)
         annotations = self.folder / f"v2_mscoco_{subset}_annotations.json"
@@ -81,19 +91,20 @@ class VqaTask(Task):
         self.compare_size(questions=len(self._questions.rows))
 
     def examples(self) -> Iterator[Question]:
-        """Questions in file order; `example_id` is the question_id as a string."""
+        """Yield the questions in file order. The `example_id` is the question_id as a string."""
         columns = self._questions
         for example_id, image_id, text in zip(columns.rows, columns.image_ids, columns.texts, strict=True):
             yield Question(example_id, (image_id,), text)
 
     def expected(self) -> dict[str, str]:
-        """question_id → image id."""
+        """Return question_id → image id."""
         return dict(zip(self._questions.rows, self._questions.image_ids, strict=True))
 
     def score(self, predictions: Mapping[str, Prediction]) -> Iterator[Score]:
-        """One "accuracy" a question; where the file of pairs is there, one "pair_accuracy" a pair.
+        """Yield "accuracy" of every question, then "pair_accuracy" of every pair if the file of pairs exists.
 
-        A pair is clustered by the image that it names first. Raises InputError if an answer is not a string.
+        The cluster of a pair is the image of its first question. Raises InputError where an answer is not a string,
+        ConfigError on an unlabelled split.
         """
         labels, questions = self._judged, self._questions
         values = labels.answers.values([_answer(predictions, example_id) for example_id in questions.rows]).tolist()
@@ -104,11 +115,15 @@ class VqaTask(Task):
             yield Score(example_id, "accuracy", value, image_id, groups, judged)
         for pair, value in zip(labels.pairs, self._pair_values(values), strict=True):
             first, second = (questions.rows[example_id] for example_id in pair)
+            # Sorting gives the shared groups a fixed order, because a set has none.
             shared = labels.groups[first].items() & labels.groups[second].items()
             yield Score("+".join(pair), "pair_accuracy", value, questions.image_ids[first], dict(sorted(shared)))
 
     def official(self, scores: Sequence[Score]) -> dict[str, Any]:
-        """What VQAEval reports: percent, two decimals, halves away from zero, summed in the annotations' order."""
+        """Return what VQAEval reports: percent with two decimals, where halves are rounded away from zero.
+
+        The sums follow the order of the annotations as VQAEval's do, because the order can change the last digit.
+        """
         by_id = {score.unit_id: score for score in scores if score.metric == "accuracy"}
         ordered = [by_id[example_id] for example_id in self._judged.order if example_id in by_id]
         report: dict[str, Any] = {"overall": official_percent(score.value for score in ordered)}
@@ -120,10 +135,10 @@ class VqaTask(Task):
         return report
 
     def chance(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
-        """The blind guesser: every question gets the commonest answer of its question type *on this split*.
+        """Return the percent of a blind guesser: it gives the commonest answer of each question type *on this split*.
 
-        The commonest is counted over `multiple_choice_answer` (where a record lacks it, its commonest raw answer). As
-        the gold answers of the split itself are looked at, a guesser trained elsewhere would get a little less.
+        The count uses `multiple_choice_answer`, or the commonest raw answer where a record lacks that key. The guesser
+        sees the gold answers of the split, so a guesser that was trained on another split would get a little less.
         """
         labels = self._judged
         types = [groups["question type"][0] for groups in labels.groups]
@@ -136,23 +151,23 @@ class VqaTask(Task):
         return {metric: 100 * sum(values) / len(values) for metric, values in units.items() if values}
 
     def gold(self, example_id: str) -> str:
-        """The annotators' commonest answer, as the file words it."""
+        """Return the commonest answer of the annotators, in the words of the file."""
         return self._judged.common[self._questions.rows[example_id]]
 
     def best(self, example_id: str) -> str:
-        """An annotator's answer that no other answer beats."""
+        """Return an annotator's answer with the highest score."""
         return self._judged.answers.best(self._questions.rows[example_id])
 
     def worst(self, example_id: str) -> str:
-        """A string that no annotator of the split wrote, worth nothing."""
+        """Return a string that no annotator of the split wrote, so its score is 0."""
         return self._nobodys_answer
 
     def submission(self, predictions: Mapping[str, Prediction]) -> bytes:
-        """EvalAI's file: a JSON list of {"question_id": int, "answer": str} in the order of the questions.
+        """Return EvalAI's file: a JSON list of {"question_id": int, "answer": str} in the order of the questions.
 
-        EvalAI takes one file for test-dev and test-standard, and wants every question of test2015 in it. That of split
-        "test-dev" therefore has the questions of test2015, whose file must lie beside, with "" for those not asked.
-        Raises InputError where it does not.
+        EvalAI takes one file for test-dev and test-standard, and requires every question of test2015 in it. So the
+        submission of "test-dev" has all questions of test2015, with "" for the questions that are not in test-dev. For
+        that, the file of test2015 must lie in the same folder. Raises InputError where it does not.
         """
         asked = self._questions.rows
         order = self._test_questions() if self.split == "test-dev" else asked
@@ -165,9 +180,9 @@ class VqaTask(Task):
         path = _questions_file(self.folder, "test")
         if not path.exists():
             raise InputError(
-                f"no submission of test-dev alone: EvalAI wants all {SIZES['test']:,} questions of test2015 in its "
-                f"test-dev phase, too; run the split test and submit that, or put {path.name} into {self.folder} and "
-                "run the same line again"
+                f"no submission of test-dev alone: EvalAI requires all {SIZES['test']:,} questions of test2015 in its "
+                f"test-dev phase too; run the split test and submit its file, or put {path.name} into {self.folder} "
+                "and run the same line again"
             )
         whole, asked = read_questions(path, SUBSETS["test"]), self._questions
         for (example_id, row), text in zip(asked.rows.items(), asked.texts, strict=True):
@@ -176,20 +191,21 @@ class VqaTask(Task):
                 raise not_in(self.files[0], example_id, path)
             if (whole.image_ids[there], whole.texts[there]) != (asked.image_ids[row], text):
                 raise AnnotationError(
-                    f"{self.files[0]}: question_id {example_id} has another image or other words than in {path.name}; "
+                    f"{self.files[0]}: question_id {example_id} has another image or other words in {path.name}; "
                     "take both files from one release"
                 )
         if self.subset is None and len(whole.rows) != SIZES["test"]:
             raise InputError(
-                f"no submission: EvalAI wants all {SIZES['test']:,} questions of test2015, {path} has "
+                f"no submission: EvalAI requires all {SIZES['test']:,} questions of test2015, but {path} has "
                 f"{len(whole.rows):,}; download it again and run the same line again"
             )
         return whole.rows
 
     def read_submission(self, path: Path, lenient: bool = False) -> list[Prediction]:
-        """Any system's file in that form; further keys of a record are not read.
+        """Read any system's file in EvalAI's form. Further keys of a record are not read.
 
-        VQAEval asserts on an id that is a string and breaks on an answer that is none, so `lenient` changes nothing.
+        VQAEval is not lenient with a record: an id that is a string fails an assertion, and an answer that is not a
+        string raises an error. So `lenient` changes nothing. Raises InputError that names the file and the record.
         """
         image_ids = self.expected()
         try:
@@ -204,8 +220,8 @@ class VqaTask(Task):
     def _judged(self) -> Labels:
         if self._labels is None:
             raise ConfigError(
-                f"{self.name} {self.split}: this split has no public labels, so nothing can be scored here; make a "
-                "submission file and hand it in"
+                f"{self.name} {self.split}: this split has no public labels, so it has no score here; send the "
+                f"leaderboard its {self.submission_name} instead"
             )
         return self._labels
 

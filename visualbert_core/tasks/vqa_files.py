@@ -1,8 +1,8 @@
-"""VQA v2's files: questions, annotations and complementary pairs under their official names, read into columns.
+"""Reads the files of VQA v2 into columns: questions, annotations and complementary pairs.
 
-Layouts: https://visualqa.org/download.html and the official reader (github.com/GT-Vision-Lab/VQA at a013f004), which
-takes two files as one split whatever they say of themselves. Here files that contradict each other, or that are of
-another split than their names say, are refused: they have a score, too.
+Layouts: https://visualqa.org/download.html and the official reader (github.com/GT-Vision-Lab/VQA at a013f004). The
+official reader joins any two files, and would score files that do not belong together. So this reader refuses files
+that contradict each other, and files of another split than their names say.
 """
 
 from __future__ import annotations
@@ -20,76 +20,77 @@ from visualbert_core.io.documents import brief
 from visualbert_core.metrics.accuracy import AnswerTable
 from visualbert_core.tasks.reading import read_list, typed, untyped
 
-_SUBTYPES = ("val2014", "train2014", "test2015", "test-dev2015", "test2014")  # test2014 is of the first version
+# test2014 is of the first version of VQA.
+_SUBTYPES = ("val2014", "train2014", "test2015", "test-dev2015", "test2014")
 
 Groups = dict[str, tuple[str, ...]]
 
-# The official files (https://visualqa.org/download.html), of which what is not named here is not read. Questions and
-# annotations are lists under "questions" and "annotations", beside keys such as those of `_heads`. The file of pairs is
-# a list of [question_id, question_id].
+# The official files are described at https://visualqa.org/download.html. Keys that are not named here are not read. The
+# file of questions holds a list under "questions". The file of annotations holds a list under "annotations". `_heads`
+# names some of their other keys. The file of pairs is a list of [question_id, question_id].
 
 
 class QuestionRecord(Struct):
-    """One of a file's "questions"."""
+    """Holds an element of the list "questions"."""
 
     question_id: int
-    image_id: int  # COCO's number
+    image_id: int  # the number of the image in COCO
     question: str
 
 
 class Annotator(Struct):
-    """One of the ten answers to a question; the official records have "answer_confidence", too."""
+    """Holds one of the ten answers to a question. The official records also have "answer_confidence"."""
 
     answer: str
     answer_id: Any = None  # 1 to 10
 
 
 class AnnotationRecord(Struct):
-    """One of a file's "annotations"."""
+    """Holds an element of the list "annotations"."""
 
     question_id: int
     answers: list[Annotator]
     answer_type: str  # "yes/no", "number" or "other"
-    question_type: str  # the words that the question begins with
-    image_id: int | float | str | None = None  # compared only, so files of one's own may lack it
+    question_type: str  # the first words of the question
+    image_id: int | float | str | None = None  # It is only compared, so a user's own files may lack it.
     multiple_choice_answer: str | UnsetType = UNSET  # the commonest answer
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Columns, one row a question, in file order."""
+    """Holds the questions as columns, with one row per question in file order."""
 
-    subset: Any  # what the file calls it, where it does
+    subset: Any  # "data_subtype" of the file; None where it has no such key
     rows: dict[str, int]  # example_id → row
     image_ids: list[str]
     texts: list[str]
-    images: dict[Any, str]  # the number of an image → its id, one string object an image
+    images: dict[Any, str]  # The number of an image → its id. All questions about an image share one string object.
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Columns, one row a question, in the order of the questions."""
+    """Holds the labels as columns, with one row per question in the order of the questions."""
 
     answers: AnswerTable
-    common: list[str]
+    common: list[str]  # the commonest answers
     groups: list[Groups]  # one "answer type" and one "question type"
     order: list[str]  # the example ids in the order of the annotations
-    pairs: list[tuple[str, str]]  # example ids; empty where the file is not there
+    pairs: list[tuple[str, str]]  # example ids; empty where the file of pairs does not exist
 
 
 def read_questions(path: Path, subset: str) -> Questions:
-    """Read the questions of the images of `subset`. Raises AnnotationError."""
+    """Read the file of questions about the images of `subset`. Raises AnnotationError."""
     head, elements = read_list(path, "questions")
     _check_head(path, head, subset)
     questions = Questions(head.get("data_subtype"), {}, [], [], {})
     folder, images = subset.replace("-dev", ""), questions.images
-    texts: dict[str, str] = {}  # and one a wording: complementary pairs share theirs
+    texts: dict[str, str] = {}  # Equal questions share one string object, to save memory: pairs have equal questions.
     for record, _ in typed(path, "questions", elements, QuestionRecord):
         example_id, image_id, text = str(record.question_id), record.image_id, record.question
         if example_id in questions.rows:
             raise _twice(path, example_id)
         if image_id not in images:
-            images[image_id] = f"COCO_{folder}_{image_id:012d}"
+            images[image_id] = f"COCO_{folder}_{image_id:012d}"  # COCO's file name, without its suffix
         questions.rows[example_id] = len(questions.rows)
         questions.image_ids.append(images[image_id])
         questions.texts.append(texts.setdefault(text, text))
@@ -99,29 +100,33 @@ def read_questions(path: Path, subset: str) -> Questions:
 
 
 def _check_head(path: Path, head: Mapping[str, Any], subset: str) -> None:
-    """Refuse a file that says that it is of another split, of other images, or of multiple choice. What no official
-    file says is somebody's own."""
+    """Raise AnnotationError where a file says that it is of another split, of other images, or of multiple choice.
+
+    A value that no official file has belongs to the user's own set, so it passes.
+    """
     for key, (own, others) in _heads(subset).items():
         if head.get(key) in others:
             raise AnnotationError(
-                f"{path}: {key!r} is {head[key]!r}, in a file that is to be {own!r}; put the files of one split "
-                "together under their own names"
+                f"{path}: {key!r} is {head[key]!r}, but the file should be {own!r}; put the files of one split "
+                "together under their official names"
             )
 
 
 def _check_subsets(path: Path, judged: object, questions_path: Path, asked: object) -> None:
-    """Refuse annotations that name another split of somebody's own than the questions do. An official name passes: a
-    part of an official split may have a name of its own in one of its files only."""
+    """Raise AnnotationError where questions and annotations of the user's own set name different splits.
+
+    A pair with an official name passes: a part of an official split may have a new name in only one of its files.
+    """
     if judged != asked and not any(name is None or name in _SUBTYPES for name in (judged, asked)):
         raise AnnotationError(
-            f"{path}: 'data_subtype' is {brief(judged)}, in {questions_path.name} it is {brief(asked)}; put the files "
-            "of one split together"
+            f"{path}: 'data_subtype' is {brief(judged)}, but in {questions_path.name} it is {brief(asked)}; put the "
+            "files of one split together"
         )
 
 
 def _heads(subset: str) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Key → what the file should say, and what official files of another kind say there."""
-    own = {subset, subset.replace("-dev", "")}  # test-dev's images are those of test
+    """Return key → (the right value, the values that official files of another kind have)."""
+    own = {subset, subset.replace("-dev", "")}  # test-dev shares its images with test, so both names are right.
     return {
         "data_subtype": (subset, tuple(name for name in _SUBTYPES if name not in own)),
         "data_type": ("mscoco", ("abstract_v002",)),
@@ -130,11 +135,14 @@ def _heads(subset: str) -> dict[str, tuple[str, tuple[str, ...]]]:
 
 
 def read_annotations(path: Path, questions_path: Path, questions: Questions, labels: Labels, subset: str) -> None:
-    """Fill the rows of `labels`: each question must have exactly one annotation, in any order. Raises
-    AnnotationError."""
+    """Fill the rows of `labels` from the file of annotations.
+
+    Raises AnnotationError where a question does not have exactly one annotation. Their order does not matter.
+    """
     rows = questions.rows
-    answers: dict[str, str] = {}  # one string object a commonest answer
-    groups: dict[tuple[str, str], Groups] = {}  # one dictionary a combination
+    # Equal values share one object, which saves memory on hundreds of thousands of questions.
+    answers: dict[str, str] = {}  # commonest answer → itself
+    groups: dict[tuple[str, str], Groups] = {}  # (answer type, question type) → the groups
     head, elements = read_list(path, "annotations")
     _check_head(path, head, subset)
     _check_subsets(path, head.get("data_subtype"), questions_path, questions.subset)
@@ -149,7 +157,9 @@ def read_annotations(path: Path, questions_path: Path, questions: Questions, lab
             raise AnnotationError(f"{path} question_id {example_id}: no answers; this is not the official format")
         said = [annotator.answer for annotator in record.answers]
         if not labels.answers.take_ten(row, said, [annotator.answer_id for annotator in record.answers]):
-            labels.answers[row] = untyped(element, str(path))["answers"]  # VQAEval compares whole records
+            # VQAEval's leave-one-out compares whole records. Where the ids do not tell the annotators apart, records
+            # may be equal, so they are kept with all their keys.
+            labels.answers[row] = untyped(element, str(path))["answers"]
         if questions.images.get(record.image_id) is not questions.image_ids[row]:
             where = f"{path} question_id {example_id}"
             _refuse_image(record.image_id, questions.image_ids[row], where, questions_path)
@@ -168,17 +178,23 @@ def read_annotations(path: Path, questions_path: Path, questions: Questions, lab
 
 
 def _refuse_image(given: object, image: str, where: str, questions_path: Path) -> None:
-    """Say where the two files disagree on the image of a question; an annotation that names none says nothing."""
+    """Raise AnnotationError where the two files name different images for a question.
+
+    An annotation without an image passes.
+    """
     asked = int(image.rpartition("_")[2])
     if given is not None and str(given) != str(asked):
         raise AnnotationError(
-            f"{where}: 'image_id' is {given!r}, in {questions_path.name} it is {asked}; take both from one release"
+            f"{where}: 'image_id' is {given!r}, but in {questions_path.name} it is {asked}; take both from one release"
         )
 
 
 def read_pairs(path: Path, questions_path: Path, rows: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Read the pairs in file order, each once. All their questions must be there, in a slice of the benchmark, too: a
-    pair that is silently left out would change the score."""
+    """Read the pairs in file order; each pair is kept once.
+
+    Raises AnnotationError where a question of a pair is missing, also in a slice of the benchmark: leaving out a pair
+    silently would change the score.
+    """
     pairs: dict[frozenset[str], tuple[str, str]] = {}
     for index, (ids, _) in enumerate(typed(path, None, read_list(path)[1], list[int])):
         if len(ids) != 2 or ids[0] == ids[1]:
@@ -193,7 +209,7 @@ def read_pairs(path: Path, questions_path: Path, rows: Mapping[str, int]) -> lis
 
 
 def not_in(path: Path, question_id: object, other: Path) -> AnnotationError:
-    """Say that a question of one file is not in the other."""
+    """Return the error for a question of one file that the other file lacks."""
     return AnnotationError(
         f"{path}: question_id {question_id} is not in {other.name}; take both files from one release, or cut both"
     )
