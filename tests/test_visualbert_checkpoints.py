@@ -390,7 +390,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     [
         ({"bert.surplus": torch.ones(1)}, None, r"not a checkpoint of the authors' VisualBERT: unknown bert\.surplus"),
         ({"bert.bert.surplus": torch.ones(1)}, None, r"unknown visual_bert\.surplus"),
-        ({"bert.classifier.weight": torch.ones(5, 16)}, None, r"head of 5 classes does not tell its task, .*--task"),
+        ({"bert.classifier.weight": torch.ones(5, 16)}, None, r"head of 5 classes does not tell its task: .*--task"),
         ({"bert.classifier.weight": None, "bert.classifier.bias": None}, None, r"head of 0 classes"),
         ({"bert.bert.pooler.dense.bias": None}, None, r"missing visual_bert\.pooler\.dense\.bias"),
         ({"bert.bert.embeddings.projection.weight": None}, None, r"visual_projection\.weight is missing"),
