@@ -260,7 +260,7 @@ def test_a_cache_of_ones_own(cache: Path, tmp_path: Path) -> None:
     load = ours.VisualBertForQuestionAnswering.from_pretrained
     found = load(HUB_ID, cache_dir=tmp_path / "own", revision=COMMIT)
     assert same(found.state_dict(), network.state_dict())
-    with pytest.raises(CheckpointError, match=f"{HUB_ID}: no such folder, and not to be had from the Hub"):
+    with pytest.raises(CheckpointError, match=f"{HUB_ID}: no such folder, and cannot be downloaded from the Hub"):
         load(HUB_ID)
 
 
@@ -296,7 +296,7 @@ def test_only_what_is_read_is_downloaded(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        (HUB_ID, "not to be had from the Hub"),
+        (HUB_ID, "cannot be downloaded from the Hub"),
         ("no/such/folder", r"no such folder, and not a Hub id \(name/name\)"),
         ("/absent", "not a Hub id"),
         ("../absent", "not a Hub id"),

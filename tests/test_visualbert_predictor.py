@@ -335,7 +335,7 @@ def moved(before: VisualBertPredictor, after: VisualBertPredictor) -> set[str]:
         ({"recipe": "hf-doc"}, "recipe: unknown name 'hf-doc'; did you mean 'hf-docs'"),
         ({"fix_quirks": 1}, "fix_quirks: 1 has the wrong type"),
         ({"recipe": "hf-docs", "fix_quirks": True}, "fix_quirks: belongs to recipe original, not to hf-docs"),
-        ({"task": "vcr"}, "trained for vcr, which asks MultipleChoice; asked a Statement"),
+        ({"task": "vcr"}, "trained for vcr, so it answers MultipleChoice and not Statement"),
         ([], "must be an object"),
     ],
 )
@@ -506,7 +506,7 @@ def test_what_is_not_a_checkpoint_of_the_task(tmp_path: Path) -> None:
         open_cpu(folder, "nlvr2")
     with pytest.raises(CheckpointError, match=r"cls\.weight \[5, 16\] instead of \[1, 16\]"):
         open_cpu(folder, "vcr")
-    with pytest.raises(CheckpointError, match=r"VisualBERT answers .*; asked a int"):
+    with pytest.raises(CheckpointError, match=r"VisualBERT answers .* and not int"):
         VisualBertPredictor.from_pretrained(folder, int, device="cpu")  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="no such checkpoint folder"):
         open_cpu(tmp_path / "absent", "vqa")

@@ -208,7 +208,7 @@ def _aligned(
     row_of = {unit_id: row for row, unit_id in enumerate(one.unit_ids)}
     rows = [row for row, unit_id in enumerate(other.unit_ids) if unit_id in row_of]
     if not rows:
-        raise NotComparableError(f"the runs have no unit of {metric} in common")
+        raise NotComparableError(f"the runs have no unit of {metric} in common: compare runs of one split")
     return _taken(one, [row_of[other.unit_ids[row]] for row in rows]), _taken(other, rows)
 
 

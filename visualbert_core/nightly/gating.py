@@ -112,6 +112,7 @@ class _NothingToCompareError(Exception):
 
 
 def _compare(config: NightlyConfig, cell: CellResult, baseline: Row | None) -> Comparison:
+    """Compare a cell with its baseline. Raise _NothingToCompareError if one of the two has no score."""
     if cell.run is None:
         raise _NothingToCompareError(f"no score tonight: {cell.shown.error}")
     if baseline is None:
@@ -135,6 +136,7 @@ def _watched(
     history: History,
     night: str,
 ) -> list[Watched]:
+    """Return the watched metrics of a cell: those of its `drops`, or else the headline with the drop of the gate."""
     headline = cell.shown.task.headline if cell.shown.task else "score"
     against = baseline.night if baseline else None
     found = []

@@ -113,6 +113,7 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
 
 
 def _check_cell(where: str, cell: CellConfig, corpora: Collection[str]) -> None:
+    """Raise ConfigError if the task, a metric or the corpus of a cell is unknown."""
     try:
         metrics = find_task(cell.task).metrics
     except ConfigError as error:
@@ -125,6 +126,7 @@ def _check_cell(where: str, cell: CellConfig, corpora: Collection[str]) -> None:
 
 
 def _night(path: Path, config: NightlyConfig) -> str:
+    """Return the name of the night: the configured one, or today's date in UTC."""
     night = config.night or datetime.now(UTC).date().isoformat()
     named = {"night": night, "gate.baseline": config.gate.baseline if config.gate else None}
     for key, name in named.items():
@@ -144,13 +146,13 @@ def run_matrix(config: NightlyConfig) -> Night:
     codes: list[int] = []
     with Pool(config.pool) as pool:
         opened = {name: _open(config, name, pool, codes) for name in config.corpora}
-        tonight = [_run_cell(config, cell, opened[cell.corpus], pool, codes) for cell in config.cells]
-    cells = tuple(cell.shown for cell in tonight)
-    complaints = {} if config.limit is not None else {cell.name: list(missed(cell)) for cell in tonight}
+        results = [_run_cell(config, cell, opened[cell.corpus], pool, codes) for cell in config.cells]
+    cells = tuple(cell.shown for cell in results)
+    complaints = {} if config.limit is not None else {cell.name: list(missed(cell)) for cell in results}
     for line in (line for lines in complaints.values() for line in lines):
         _LOG.error(line)
         codes.append(REGRESSION)
-    judged = _judge(config, tonight, complaints, codes) if _gated(config) else None
+    judged = _judge(config, results, complaints, codes) if _gated(config) else None
     report = config.out / "report.html"
     smoke = "" if config.limit is None else f" (smoke night: {config.limit} images and examples)"
     info = ReportInfo(
@@ -159,9 +161,9 @@ def run_matrix(config: NightlyConfig) -> Night:
         examples=config.examples,
         gpu_hour=config.gpu_hour,
     )
-    write_report(report, info, cells, for_page(config, tonight, judged) if judged else None)
+    write_report(report, info, cells, for_page(config, results, judged) if judged else None)
     if config.limit is None:
-        _track(config, tonight, judged, report, codes)
+        _track(config, results, judged, report, codes)
     # Exit codes rise from the worst failure (1 crash) to the mildest (5 cannot tell), so the lowest one counts.
     return Night(info, cells, report, runs_folder(config), min(codes, default=0), judged)
 
@@ -173,6 +175,7 @@ def _gated(config: NightlyConfig) -> bool:
 def _judge(
     config: NightlyConfig, cells: Sequence[CellResult], missed: Mapping[str, Sequence[str]], codes: list[int]
 ) -> GateResult | None:
+    """Judge the night, log every verdict that is not `pass`, and add the exit code of the gate to `codes`."""
     try:
         judged = judge_cells(config, str(config.night), cells, missed)
     except FAILURES as error:
@@ -227,6 +230,7 @@ class _OpenCorpus:
 
 
 def _open(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> _OpenCorpus:
+    """Open a corpus: extract its features if it has a detector, otherwise list its images."""
     corpus, since, start = config.corpora[name], time.time(), time.monotonic()
     try:
         if corpus.detector is None:
@@ -266,6 +270,7 @@ def _extract_config(config: NightlyConfig, name: str, detector: Path) -> Extract
 
 
 def _run_cell(config: NightlyConfig, cell: CellConfig, corpus: _OpenCorpus, pool: Pool, codes: list[int]) -> CellResult:
+    """Evaluate a cell, and its wrong-image baseline if the matrix has one. A failure becomes part of the result."""
     title, places = f"{cell.model.name} on {cell.task} {cell.split}", _places(config)
     if corpus.error is not None:
         shown = ReportCell(title, None, None, {}, None, error=f"corpus {cell.corpus}: {corpus.error}", places=places)
@@ -319,6 +324,7 @@ def _evaluate(
 
 
 def _note(title: str, error: Exception, codes: list[int]) -> str:
+    """Log a failure and add its exit code to `codes`. Return its message. Raise errors that end the whole night."""
     # The job was told to stop, or the cluster is gone. No other cell can run, and a verdict over missing cells would
     # be wrong.
     if isinstance(error, (UnfinishedError, ClusterError)):

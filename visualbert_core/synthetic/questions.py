@@ -32,6 +32,8 @@ _TRIES = 60
 
 @dataclass(frozen=True)
 class VqaItem:
+    """A question, its answer, and their types as the official annotations name them."""
+
     question: str
     answer: str
     question_type: str
@@ -99,6 +101,7 @@ def _count(rng: Rng, things: Things) -> VqaItem:
 
 
 def _beside(rng: Rng, things: Things) -> VqaItem | None:
+    """Ask whether one thing is left of, right of, above or below a second one. None if they are nearly level."""
     pair = _two_references(rng, things)
     if pair is None:
         return None
@@ -114,6 +117,7 @@ def _beside(rng: Rng, things: Things) -> VqaItem | None:
 
 
 def _same(rng: Rng, things: Things) -> VqaItem | None:
+    """Ask whether two things share colour, shape or size."""
     name, patterns = (("color", ("shape",)), ("shape", ("color",)), ("size", ("shape", "color")))[rng.integers(3)]
     wanted = bool(rng.random() < 0.5)
     for _ in range(_TRIES):
@@ -160,6 +164,8 @@ PAIRS = 4
 
 @dataclass(frozen=True)
 class Nlvr2Item:
+    """A sentence and whether it is true, for each pair of a set."""
+
     sentence: str
     labels: tuple[bool, ...]  # one per pair
     family: str

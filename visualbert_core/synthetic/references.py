@@ -159,6 +159,8 @@ _VCR: dict[str, Callable[[Rng, Things], Asked | None]] = {
 
 @dataclass(frozen=True)
 class CaptionPhrase:
+    """The words of a phrase, the indices of the things that it names, and its kind."""
+
     words: str
     things: tuple[int, ...]
     kind: str

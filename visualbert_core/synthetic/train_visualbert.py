@@ -164,6 +164,7 @@ def _scaling(feature_size: int) -> tuple[Tensor, Tensor]:
 
 
 def _cosine(step: int, steps: int) -> float:
+    """Return the factor of the learning rate: linear warm-up, then a cosine down to 2 %."""
     if step < WARMUP:
         return (step + 1) / WARMUP
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(steps - WARMUP, 1)))

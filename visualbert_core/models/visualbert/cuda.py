@@ -71,6 +71,8 @@ class VariableLength:
 
 @dataclass(frozen=True)
 class _Sizes:
+    """The rounded sizes of a batch, for which one recording is made."""
+
     sequences: int
     tokens: int
     reads: int
@@ -88,6 +90,7 @@ class _Inputs:
     read_ends: Tensor  # int32 [B + 1]
 
     def fill(self, hidden: Tensor, packed: Packed) -> None:
+        """Copy a batch into the tensors. A recording keeps their addresses, so they are never replaced."""
         self.hidden[: len(hidden)].copy_(hidden)
         self.reads[: len(packed.reads)].copy_(packed.reads)
         _fill(self.token_ends, packed.lengths)

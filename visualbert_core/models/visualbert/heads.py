@@ -306,6 +306,8 @@ class LanguageModelHead(nn.Module):
 
 
 class LanguageModelTransform(nn.Module):
+    """The dense layer of the masked-language head, with activation and LayerNorm."""
+
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)

@@ -295,6 +295,8 @@ def _dense(*layers: nn.Module, dtype: torch.dtype, act: str | None = None) -> De
 
 @dataclass(frozen=True, eq=False)
 class _PlainDense:
+    """A product with the weights in torch's layout, followed by an activation."""
+
     weight: Tensor
     bias: Tensor
     act: str | None

@@ -160,6 +160,7 @@ def _check_words(config: VisualBertConfig, input_ids: Tensor | None, inputs_embe
 
 
 def _check_mask(name: str, mask: Tensor | None, **axes: int) -> None:
+    """Raise ValueError unless the mask has these axes, is not additive, and leaves a token in every text."""
     if mask is None:
         return
     require_shape(name, mask, **axes)

@@ -225,6 +225,7 @@ class InputEncoder:
         return np.repeat(np.arange(len(lengths)) if self._original else np.ones(len(lengths), np.int64), lengths)
 
     def _features(self, image: Regions) -> np.ndarray:
+        """Return the features of an image, with the box numbers appended if `box_geometry` is set: float [R, D]."""
         if not self._box_geometry:
             return image.features
         # Examples of one image follow each other, and `Encoded` promises that they share one array.

@@ -153,6 +153,8 @@ class ResidualOutput(nn.Module):
 
 
 class Attention(nn.Module):
+    """The first half of a layer: attention and its residual."""
+
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
         self.self = SelfAttention(config)
@@ -164,6 +166,8 @@ class Attention(nn.Module):
 
 
 class Intermediate(nn.Module):
+    """The dense layer that widens the states, with the activation."""
+
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
@@ -174,6 +178,8 @@ class Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
+    """One encoder layer of BERT (Devlin et al. 2019). LayerNorm comes after each residual."""
+
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
         self.attention = Attention(config)
@@ -186,6 +192,8 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
+    """The stack of layers."""
+
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
         self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
@@ -205,6 +213,8 @@ class Encoder(nn.Module):
 
 
 class Pooler(nn.Module):
+    """A dense layer and tanh over the state of [CLS]: float [B, hidden]."""
+
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)

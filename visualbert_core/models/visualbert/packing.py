@@ -140,6 +140,7 @@ def _flat(values: Iterable[Iterable[int]]) -> Tensor:
 
 
 def _padded(sequences: Sequence[Encoded]) -> dict[str, Tensor]:
+    """Return the tensors of `collate` for sequences without a choice axis."""
     texts, images = [len(s.input_ids) for s in sequences], [len(s.rows) for s in sequences]
     arrays = {
         "input_ids": _rows([s.input_ids for s in sequences], texts),

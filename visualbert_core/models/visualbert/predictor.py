@@ -62,7 +62,8 @@ class VisualBertPredictor:
         sidecar = CheckpointMetadata.from_folder(folder)
         if sidecar.form not in (None, form):
             raise CheckpointError(
-                f"{folder}: trained for {sidecar.task}, which asks {_called(sidecar.form)}; asked a {_called(form)}"
+                f"{folder}: trained for {sidecar.task}, so it answers {_called(sidecar.form)} and not {_called(form)}: "
+                "give a checkpoint of this task"
             )
         config = VisualBertConfig.from_folder(folder)
         if form is Statement and config.num_labels != 2:
@@ -100,7 +101,7 @@ class VisualBertPredictor:
         """
         if form not in NETWORKS:
             raise CheckpointError(
-                f"{folder}: VisualBERT answers {', '.join(map(_called, NETWORKS))}; asked a {_called(form)}"
+                f"{folder}: VisualBERT answers {', '.join(map(_called, NETWORKS))} and not {_called(form)}"
             )
         if precision not in PRECISIONS:
             raise ConfigError(f"unknown precision {precision!r}: VisualBERT computes in {' or '.join(PRECISIONS)}")
@@ -156,6 +157,7 @@ class VisualBertPredictor:
     def _decoded(
         self, example: Example, regions: tuple[Regions, ...], logits: np.ndarray
     ) -> tuple[Prediction, np.ndarray] | Failure:
+        """Return the answer to one example and the logits that decide it, or a `Failure` if these are not finite."""
         deciding = self._deciding(example, regions, logits)
         # The answer is the largest logit. NaN anywhere makes the maximum NaN, so one check of the maximum is enough. An
         # image without regions has no logits and is answered with no box.
@@ -199,6 +201,7 @@ _DECODERS: dict[type[Example], Callable[..., Answer]] = {
 
 
 def _encoder(folder: Path, config: VisualBertConfig, sidecar: CheckpointMetadata) -> InputEncoder:
+    """Open the vocabulary of a folder. Raise CheckpointError if it does not fit the word table of the weights."""
     encoder = InputEncoder(
         folder / VOCAB_FILE,
         num_positions=config.max_position_embeddings,

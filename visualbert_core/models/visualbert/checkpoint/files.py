@@ -57,7 +57,7 @@ def _snapshot(hub_id: str, revision: str | None, cache_dir: str | Path | None, p
         return Path(snapshot_download(hub_id, revision=revision, cache_dir=cache_dir, allow_patterns=patterns))
     except Exception as error:  # noqa: BLE001  (the errors of its HTTP library have no common, lasting base)
         why = first_line(error)
-        raise CheckpointError(f"{hub_id}: no such folder, and not to be had from the Hub ({why})") from None
+        raise CheckpointError(f"{hub_id}: no such folder, and cannot be downloaded from the Hub ({why})") from None
 
 
 def weights_file(folder: str | Path) -> Path:
