@@ -62,7 +62,7 @@ def test_a_folder_that_is_no_world_is_left_alone(tmp_path: Path) -> None:
     """A folder of the user's own files is refused and not changed."""
     (tmp_path / "synthetic").mkdir()
     (tmp_path / "synthetic" / "mine.txt").touch()
-    with pytest.raises(ConfigError, match="synthetic is there and is no synthetic world: choose another `out`"):
+    with pytest.raises(ConfigError, match="synthetic exists and holds no synthetic data: choose another `out`"):
         make_synthetic(tmp_path / "synthetic", TINY)
     assert [path.name for path in (tmp_path / "synthetic").iterdir()] == ["mine.txt"]
 

@@ -337,7 +337,7 @@ def moved(before: VisualBertPredictor, after: VisualBertPredictor) -> set[str]:
         ({"recipe": "hf-doc"}, "recipe: unknown name 'hf-doc'; did you mean 'hf-docs'"),
         ({"fix_quirks": 1}, "fix_quirks: 1 has the wrong type"),
         ({"recipe": "hf-docs", "fix_quirks": True}, "fix_quirks: belongs to recipe original, not to hf-docs"),
-        ({"task": "vcr"}, "trained for vcr, which asks MultipleChoice; asked a Statement"),
+        ({"task": "vcr"}, "trained for vcr, so it answers MultipleChoice and not Statement"),
         ([], "must be an object"),
     ],
 )
@@ -358,8 +358,8 @@ def test_answers_in_the_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answers", "says"),
     [
-        (None, r"no answers: neither answers\.txt nor names in id2label of config\.json"),
-        (("<unk>", "yes"), r"answers\.txt: 2 answers, config\.json has 5 labels"),
+        (None, r"the answers are missing: add answers\.txt, or name them in id2label of config\.json"),
+        (("<unk>", "yes"), r"answers\.txt: 2 answers, but config\.json has 5 labels"),
         (("", "0", "blue", "red", "yes"), r"answers\.txt: line 1 must be <unk>, got ''"),
     ],
 )
@@ -387,8 +387,8 @@ def test_lists_as_other_editors_save_them(tmp_path: Path, name: str, end: bytes,
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda lines: lines[:-1], r"vocab\.txt: 22 word pieces, config\.json has vocab_size 23"),
-        (lambda lines: [*lines, "surplus"], r"vocab\.txt: 24 word pieces, config\.json has vocab_size 23"),
+        (lambda lines: lines[:-1], r"vocab\.txt: 22 word pieces, but config\.json has vocab_size 23"),
+        (lambda lines: [*lines, "surplus"], r"vocab\.txt: 24 word pieces, but config\.json has vocab_size 23"),
         (lambda lines: [*lines[:-1], lines[4]], r"vocab\.txt: line 23 is '.*', as is line 5"),
         (lambda lines: [*lines, lines[4]], r"vocab\.txt: line 24 is '.*', as is line 5"),
         (lambda lines: [*lines[:7], "", "", *lines[7:]], r"vocab\.txt: line 9 is '', as is line 8"),
@@ -411,7 +411,7 @@ def test_a_padded_word_table(tmp_path: Path, caplog: pytest.LogCaptureFixture, r
     folder = write(tmp_path / "padded", "nlvr2", vocab_size=rows)
     open_cpu(folder, "nlvr2").predict(batch("nlvr2"))
     assert f"vocab.txt: 23 word pieces, padded to {rows} rows in the weights" in caplog.text
-    with pytest.raises(CheckpointError, match=r"23 word pieces, config\.json has vocab_size 65"):
+    with pytest.raises(CheckpointError, match=r"23 word pieces, but config\.json has vocab_size 65"):
         open_cpu(write(tmp_path / "other", "nlvr2", vocab_size=65), "nlvr2")
 
 
@@ -510,12 +510,12 @@ def test_what_is_not_a_checkpoint_of_the_task(tmp_path: Path) -> None:
         open_cpu(folder, "nlvr2")
     with pytest.raises(CheckpointError, match=r"cls\.weight \[5, 16\] instead of \[1, 16\]"):
         open_cpu(folder, "vcr")
-    with pytest.raises(CheckpointError, match=r"VisualBERT answers .*; asked a int"):
+    with pytest.raises(CheckpointError, match=r"VisualBERT answers .* and not int"):
         VisualBertPredictor.from_pretrained(folder, int, device="cpu")  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="no such checkpoint folder"):
         open_cpu(tmp_path / "absent", "vqa")
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in (*VOCAB, "surplus")))
-    with pytest.raises(CheckpointError, match=r"vocab\.txt: 24 word pieces, config\.json has vocab_size 23"):
+    with pytest.raises(CheckpointError, match=r"vocab\.txt: 24 word pieces, but config\.json has vocab_size 23"):
         open_cpu(folder, "vqa")
 
 

@@ -1,12 +1,12 @@
-"""Runs beside runs: what changed, how surely, on which examples, because of what, and whether that is a regression.
+"""Compares runs: what changed, how certain that is, on which examples, why, and whether it is a regression.
 
     compare.py      two run folders → the change of every metric, overall and by group
     flips.py        the examples that got worse or better
-    attribution.py  the ingredient that a change came from
+    attribution.py  the ingredient that caused a change
     gate.py         pass, fail or cannot tell
-    history.py      what every night came to
+    history.py      the results of every night
 
-Needs NumPy and no torch, Ray, Pillow or page. `report/` shows what this finds.
+This package needs NumPy, but no torch, Ray, Pillow or template engine. `report/` shows what it finds.
 """
 
 INGREDIENT = None

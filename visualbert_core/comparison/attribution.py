@@ -1,8 +1,9 @@
-"""Because of what a score changed: its change split among the ingredients in which two runs differ.
+"""Finds why a score changed: splits the change among the ingredients in which two runs differ.
 
-Answers come from model, features, code, library versions and settings; what they are worth from annotations and
-scorer. Stored predictions can be judged anew, so the two kinds are told apart by swapping the judge; within a kind a
-change belongs to the one ingredient that differs, or to several together, which only another evaluation could separate.
+There are two kinds of ingredient. Model, features, code, library versions and settings make the answers. Annotations
+and scorer, together the judge, give the answers their values. Stored predictions can be scored again, so swapping the
+judge separates the two kinds. Within a kind, the change belongs to the one ingredient that differs. If several differ,
+only another evaluation can separate them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ NOTHING = "nothing that is recorded"
 
 @dataclass(frozen=True)
 class Cause:
-    """Points of a change, None where they cannot be told from another cause's; `lines` say what differs."""
+    """The points that some ingredients caused. None if they cannot be separated from another cause.
+
+    `how` says how the points were found. `lines` say what differs.
+    """
 
     ingredients: tuple[str, ...]
     points: float | None
@@ -33,7 +37,7 @@ class Cause:
 
 
 class Swap(Protocol):
-    """Headline scores, percent: as they were, and with the judge swapped; None where it is not at hand."""
+    """Headline scores in percent, as stored and with the judge swapped. None if the other judge is not available."""
 
     @property
     def before(self) -> float: ...
@@ -46,7 +50,11 @@ class Swap(Protocol):
 def causes(
     swap: Swap, answers_changed: bool, differs: Mapping[str, Sequence[str]], reads_pixels: bool = False
 ) -> Iterator[Cause]:
-    """Yield the causes whose points, where all are known, add up to after - before; none where the runs are equal."""
+    """Yield the causes of a change. Yield none if the runs are equal.
+
+    If all points are known, they add up to after - before. `differs` maps each ingredient that differs to lines that
+    say how.
+    """
     total = swap.after - swap.before
     judging = {name: lines for name, lines in differs.items() if name in JUDGING}
     making = dict(_making(differs, reads_pixels)) if answers_changed else {}
@@ -64,7 +72,10 @@ _TOGETHER = "they differ together: to tell them apart, evaluate once more with o
 def _told_apart(
     swap: Swap, total: float, making: Mapping[str, Sequence[str]], judging: Mapping[str, Sequence[str]]
 ) -> Iterator[Cause]:
-    """Swap the judge: of the earlier predictions, of the later ones, or both ways and take the mean."""
+    """Separate answers from judge by scoring stored predictions under the other judge.
+
+    If both runs can be scored under the other judge, the share of the judge is the mean of the two results.
+    """
     shares = []
     if (value := swap.before_judged_as_after()) is not None:
         shares.append(value - swap.before)
@@ -81,9 +92,11 @@ def _told_apart(
 
 
 def _making(differs: Mapping[str, Sequence[str]], reads_pixels: bool) -> Iterator[tuple[str, Sequence[str]]]:
-    """Yield the ingredients that can have changed an answer, with the lines that can. The code that makes features acts
-    through a store, whose manifest is compared; without a store it decodes the images. A model's folder may be called
-    anything. How a task asks is the scorer's code.
+    """Yield the ingredients that can have changed an answer, with the lines that say what differs in them.
+
+    Three lines cannot change an answer. The name of a model's folder and the shard size never do. The feature code acts
+    through the store, and the manifest of the store is compared already. Without a store this code decodes the images,
+    so then it counts. The code with which a task asks its questions belongs to the scorer.
     """
     idle = (
         ("spec.model:", "spec.shard_size:") if reads_pixels else ("code.features:", "spec.model:", "spec.shard_size:")
@@ -101,15 +114,15 @@ def _cause(differs: Mapping[str, Sequence[str]], points: float | None, how: str)
 
 
 Scorer = tuple[str, str, str | None]
-"""What judges, but for the annotations: protocol, code of this package, code of a task from outside it."""
+"""The judge without the annotations: protocol, code digest of this package, code digest of a task from outside it."""
 
 
 def scorer_of(provenance: Mapping[str, Any]) -> Scorer:
-    """Return what judged a run."""
+    """Return the scorer that judged a run."""
     code = provenance["code"]
     return provenance["protocol"], code["scores"], code.get("task")
 
 
 def scorer_at_hand(task: Task) -> Scorer:
-    """Return what would judge now."""
+    """Return the scorer that this installation would use for `task`."""
     return task.protocol, code_digests()["scores"], outside_code(type(task)).get("task")

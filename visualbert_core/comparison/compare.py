@@ -1,8 +1,9 @@
-"""Two run folders → what changed, how surely, on which examples, and because of what.
+"""Two run folders → what changed, how certain that is, on which examples, and why.
 
-Runs are compared unit by unit under one set of annotations. Where theirs differ, stored predictions are scored again
-under one of them, if its folder is given: then what is left is the predictions' change, and the rest the annotations'.
-What cannot be told apart is named together. Percent and points throughout; nothing here imports torch or ray.
+Runs are compared unit by unit under one set of annotations. If their annotations differ, the stored predictions of both
+are scored again under one of them, if the caller gives its folder. The change that remains comes from the predictions.
+The rest comes from the annotations. Causes that cannot be separated are named together. All scores are in percent, and
+all differences in points. Nothing here imports torch or Ray.
 """
 
 from __future__ import annotations
@@ -28,18 +29,19 @@ from visualbert_core.schema import Prediction
 from visualbert_core.tasks import Task, judge
 
 SHOWN = 100
-"""Flips listed each way."""
+"""The largest number of flips listed as worse, and as better."""
 
 Tasks = Mapping[str, Task]
-"""Digest of annotations → the task opened over them."""
+"""Digest of annotations → the task opened with them."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One metric over the units that both runs have, overall or in a group: percent, and points after - before.
+    """The change of one metric over the units that both runs have, overall or in a group.
 
-    `low` and `high` bound the difference with 95 %, None with a single image. `p` is two-sided, `p_drop` that of no
-    drop; `p_holm` is `p` corrected for all groups of the metric. `spread` is the standard error if nothing changed.
+    `before` and `after` are percent; `difference` is after - before in points. `low` and `high` are its 95 % interval,
+    None if there is only one image. `p` is two-sided. `p_drop` is one-sided: the p-value of "there is no drop".
+    `p_holm` is `p` corrected for all groups of the metric. `spread` is the standard error under "nothing changed".
     """
 
     before: float
@@ -58,7 +60,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All there is to say about two runs; `document` is it as JSON."""
+    """The result of comparing two runs. `basis` says how the scores came about, and `differs` lists the ingredients."""
 
     before: dict[str, Any]
     after: dict[str, Any]
@@ -74,24 +76,27 @@ class Comparison:
     differs: dict[str, list[str]]
 
     def document(self) -> dict[str, Any]:
-        """JSON values only."""
+        """Return the comparison as JSON values."""
         return asdict(self)
 
 
 class Side:
-    """One of two runs, read as far as it is needed."""
+    """One of the two runs. Its files are read on first use."""
 
     def __init__(self, run: Run) -> None:
-        """Raises InputError where the run has no score."""
+        """Take `run`. Raise InputError if it has no score."""
         if run.scores is None:
-            raise InputError(f"{run.folder} has no score ({run.record['status']}): only complete runs are compared")
+            raise InputError(
+                f"{run.folder} has no score ({run.record['status']}): only complete runs can be compared; give "
+                "a run with a score"
+            )
         self.run, self.scores = run, run.scores
         self.provenance: dict[str, Any] = run.record["provenance"]
         self.annotations: str = self.provenance["annotations"]
 
     @cached_property
     def units(self) -> dict[str, UnitScores]:
-        """As the run scored them."""
+        """Return the values of all units, as the run scored them."""
         return read_units(self.run.folder)
 
     @cached_property
@@ -109,22 +114,24 @@ class Side:
         }
 
     def rescored(self, task: Task) -> dict[str, UnitScores]:
-        """The stored predictions under other annotations. Raises CoverageError where those ask other questions."""
+        """Score the stored predictions under other annotations. Raise CoverageError if these ask other questions."""
         return by_metric(judge(task, self.predictions.values()))
 
 
 def compare(before: Run, after: Run, tasks: Tasks | None = None, force: bool = False, shown: int = SHOWN) -> Comparison:
-    """What changed from one run to another of the same task and split.
+    """Compare two runs of the same task and split.
 
-    `tasks` are the annotations at hand, by digest; with those of either run, both are scored under them where theirs
-    differ. `force` compares what cannot be compared, on the units whose ids both have, and says so.
-    Raises NotComparableError naming what differs, InputError for a run that has no score or is damaged.
+    `tasks` are the annotations that the caller has, by digest. If the annotations of the runs differ, both runs are
+    scored under one of these. With `force`, runs with different questions are compared too, on the units whose ids both
+    have; a warning says so. Raise NotComparableError naming what differs. Raise InputError if a run has no score or is
+    damaged.
     """
     a, b, tasks = Side(before), Side(after), tasks or {}
     _check_questions(a, b, force)
     if foreign := tasks.keys() - {a.annotations, b.annotations}:
         raise InputError(
-            f"the annotations given are those of neither run: their digest is {', '.join(sorted(foreign))}"
+            f"the annotations given belong to neither run: their digest is {', '.join(sorted(foreign))}; give those of "
+            f"{a.run.folder} or {b.run.folder}"
         )
     own, basis, warnings = _under_one(a, b, tasks, force)
     aligned = {metric: _aligned(*own, metric) for metric in own[1] if metric in own[0]}
@@ -153,20 +160,20 @@ def compare(before: Run, after: Run, tasks: Tasks | None = None, force: bool = F
 
 
 def _check_questions(a: Side, b: Side, force: bool) -> None:
-    """The same questions were asked of both, or the owner wants to compare them all the same."""
+    """Raise NotComparableError if the task differs, or if the split differs and `force` is not set."""
     for name in ("task", "split"):
         one, other = a.scores[name], b.scores[name]
         if one != other and (name == "task" or not force):
             raise NotComparableError(
                 f"{a.run.folder} and {b.run.folder} are not comparable: {name}: {one} → {other}"
-                + ("" if name == "task" else " (--force compares the units that both have)")
+                + ("; give two runs of one task" if name == "task" else "; --force compares the units that both have")
             )
 
 
 def _under_one(
     a: Side, b: Side, tasks: Tasks, force: bool
 ) -> tuple[tuple[dict[str, UnitScores], dict[str, UnitScores]], str, list[str]]:
-    """The units of both under one set of annotations, how they came about, and what must be said with it."""
+    """Return the units of both runs under one set of annotations, how they came about, and warnings."""
     if a.annotations == b.annotations and a.provenance["protocol"] == b.provenance["protocol"]:
         return (a.units, b.units), "scores as stored", []
     for side, name in ((b, "after"), (a, "before")):
@@ -175,14 +182,17 @@ def _under_one(
                 under = a.rescored(tasks[side.annotations]), b.rescored(tasks[side.annotations])
             except CoverageError as error:
                 if not force:
-                    raise NotComparableError(f"other annotations ask other questions: {error}") from None
+                    raise NotComparableError(
+                        f"the annotations of the two runs ask different questions: {error}; --force compares the units "
+                        "that both have"
+                    ) from None
                 break
             return under, f"both scored under the annotations of `{name}`, as theirs differ", []
     differing = changed(a.provenance, b.provenance)
     lines = differing.get("annotations", []) + differing.get("scorer", [])
     if not force:
         raise NotComparableError(
-            f"{a.run.folder} and {b.run.folder} are not comparable: {'; '.join(lines)}; give --annotations of either "
+            f"{a.run.folder} and {b.run.folder} are not comparable: {'; '.join(lines)}; give --annotations of one run "
             "to score both under them, or --force"
         )
     return (a.units, b.units), "scores as stored, though judged differently", [f"not comparable: {'; '.join(lines)}"]
@@ -191,14 +201,14 @@ def _under_one(
 def _aligned(
     first: Mapping[str, UnitScores], second: Mapping[str, UnitScores], metric: str
 ) -> tuple[UnitScores, UnitScores]:
-    """The units that both have, in the second's order, with the second's groups."""
+    """Return the units that both runs have, in the order and with the groups of the second run."""
     one, other = first[metric], second[metric]
     if one.unit_ids == other.unit_ids:
         return one, other
     row_of = {unit_id: row for row, unit_id in enumerate(one.unit_ids)}
     rows = [row for row, unit_id in enumerate(other.unit_ids) if unit_id in row_of]
     if not rows:
-        raise NotComparableError(f"the runs have no unit of {metric} in common")
+        raise NotComparableError(f"the runs have no unit of {metric} in common: compare runs of one split")
     return _taken(one, [row_of[other.unit_ids[row]] for row in rows]), _taken(other, rows)
 
 
@@ -217,6 +227,7 @@ def _change(before: UnitScores, after: UnitScores) -> Change:
 
 
 def _from(before: np.ndarray, after: np.ndarray, result: Paired) -> Change:
+    # An interval clustered by image needs two images; `paired` returns NaN for one. JSON has no NaN.
     one_image = math.isnan(result.low)
     return Change(
         before=100 * float(np.mean(before)),
@@ -234,7 +245,10 @@ def _from(before: np.ndarray, after: np.ndarray, result: Paired) -> Change:
 
 
 def _groups(aligned: Mapping[str, tuple[UnitScores, UnitScores]]) -> dict[str, dict[str, dict[str, Change]]]:
-    """Every metric in every group, kinds and groups sorted; p corrected for all groups of a metric."""
+    """Return every metric in every group. Kinds and groups are sorted, and `p_holm` covers all groups of a metric.
+
+    Many groups are tested at once, so Holm's correction keeps the chance of one false alarm among them in bounds.
+    """
     found: dict[str, dict[str, dict[str, Change]]] = {}
     for metric, (before, after) in aligned.items():
         images = np.unique(np.asarray(after.clusters), return_inverse=True)[1]
@@ -259,7 +273,7 @@ def _rows_of(groups: Sequence[Groups]) -> dict[tuple[str, str], list[int]]:
 
 @dataclass(frozen=True)
 class _Stored:
-    """See `attribution.Swap`: scores of either run's predictions under either's annotations and scorer."""
+    """Implements `attribution.Swap` with the stored predictions of both runs."""
 
     a: Side
     b: Side
@@ -281,7 +295,11 @@ class _Stored:
         return self._swapped(self.b, self.a)
 
     def _swapped(self, predictions: Side, judge_of: Side) -> float | None:
-        """Only the scorer in this checkout is at hand: where the judge's was another, nothing can be said."""
+        """Score `predictions` as the other run was judged, in percent.
+
+        Only the scorer of this installation can run. Return None if the other run was judged by a different scorer, or
+        if its annotations are not given or ask other questions.
+        """
         task = self.tasks.get(judge_of.annotations)
         if task is None or scorer_of(judge_of.provenance) != scorer_at_hand(task):
             return None
@@ -292,11 +310,11 @@ class _Stored:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# for people
+# the text for a terminal
 
 
 def describe(comparison: Comparison) -> Iterator[str]:
-    """The lines of a comparison."""
+    """Yield the lines that show a comparison in a terminal."""
     yield f"{comparison.before['folder']} → {comparison.after['folder']}"
     yield comparison.basis
     yield from (f"WARNING: {warning}" for warning in comparison.warnings)

@@ -1,4 +1,4 @@
-"""The examples on which two runs differ: which units got worse or better, and how sure the model was each time."""
+"""Finds the examples on which two runs differ: which units got worse or better, and how confident the model was."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ Predictions = Mapping[str, Prediction]
 
 @dataclass(frozen=True)
 class Flip:
-    """One unit before and after. `change` is that of the confidence in the right thing: a confidence counts as it is
-    where the unit was right and against it where it was wrong, so that sure-and-right to sure-and-wrong is -2."""
+    """One unit before and after.
+
+    `change` is the change of the confidence in the right answer. A confidence counts positive if the unit was right and
+    negative if it was wrong. So a change from confident and right to confident and wrong is -2.
+    """
 
     unit_id: str
     example_id: str
     part: int | None
-    """Of a grounding which phrase."""
+    """The number of the phrase, if the example is a grounding."""
     value_before: float
     value_after: float
     answer_before: Any
@@ -40,8 +43,10 @@ class Flip:
 
 @dataclass(frozen=True)
 class Flips:
-    """Units of a metric whose value fell or rose: how many, and the first of them, largest change of confidence
-    first."""
+    """The units of a metric whose value fell or rose.
+
+    The counts are complete. The lists hold only the units with the largest changes of confidence, largest first.
+    """
 
     worse_count: int
     better_count: int
@@ -50,15 +55,19 @@ class Flips:
 
 
 def changed_answers(before: Predictions, after: Predictions) -> list[str]:
-    """Ids of the examples that both runs answer, and differently."""
+    """Return the ids of the examples that both runs answer, with different answers."""
     return [name for name, p in after.items() if name in before and before[name].answer != p.answer]
 
 
 def flips(before: UnitScores, after: UnitScores, shown: int) -> Flips | None:
-    """The units of a metric that flipped, `before` and `after` being the same ones in the same order; None for metrics
-    that judge no single answer, such as NLVR2's consistency."""
+    """Return the units of a metric that flipped, at most `shown` each way.
+
+    `before` and `after` hold the same units in the same order. Return None for a metric that judges no single answer,
+    such as the consistency of NLVR2.
+    """
     if not any(after.judged):
         return None
+    # Rounded, so that a difference in the last digits of float64 is not a flip.
     moved = np.round(after.values - before.values, 9)
     found = [_flip(before, after, row) for row in np.flatnonzero(moved).tolist()]
     found.sort(key=lambda flip: (-abs(flip.change), flip.unit_id))
@@ -87,7 +96,10 @@ def _flip(before: UnitScores, after: UnitScores, row: int) -> Flip:
 
 
 def _sureness(confidence: float | None, value: float) -> float:
-    """From -1, sure and wrong, to 1, sure and right; an answer without a confidence counts as sure."""
+    """Return the signed confidence: 1 is confident and right, -1 is confident and wrong.
+
+    An answer without a confidence counts as fully confident.
+    """
     return (1.0 if confidence is None else confidence) * (2 * value - 1)
 
 

@@ -1,11 +1,12 @@
-"""Did it get worse? A verdict a watched metric, and one for the night.
+"""Decides whether a night got worse: one verdict for each watched metric, and one for the night.
 
-    fail          a drop that reruns of the same thing would show with a probability under `false_alarms`, over all
-                  metrics of the night together (Holm's correction of one-sided p)
-    pass          no such drop, and the test could have seen one that matters; or nothing changed at all
-    cannot tell   no such drop, but one that matters could have escaped; or there was nothing to compare with
+    fail          there is a drop. Without a real change, such a drop would occur on some metric of the night with a
+                  probability below `false_alarms` (one-sided p with Holm's correction; Holm 1979)
+    pass          there is no such drop, and the test would have found one that matters; or nothing changed at all
+    cannot tell   there is no such drop, but the test could have missed one that matters; or there is nothing to compare
 
-The noise of reruns, where a cell's history holds enough of them, widens the test (`statistics.excess_noise`).
+Reruns of the same thing differ by noise. If the history of a cell holds enough reruns, their noise widens the test
+(`statistics.excess_noise`).
 """
 
 from __future__ import annotations
@@ -26,23 +27,30 @@ EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 4, "cannot tell": 5}
 
 @dataclass(frozen=True)
 class Watched:
-    """A metric of a cell, what it is compared with and how it changed; `change` is None where `reason` says why."""
+    """A watched metric of a cell, the night it is compared with, and its change.
+
+    If there is no change to judge, `change` is None and `reason` says why.
+    """
 
     cell: str
     metric: str
     drop: float
-    """Points that matter."""
+    """The smallest drop that matters, in points."""
     compared_with: str | None = None
     change: Change | None = None
     noise: float = 0.0
-    """Points, of reruns."""
+    """The noise of reruns, as a standard deviation in points."""
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class Check:
-    """The verdict on one metric. `p` is that of no drop with noise, `p_holm` corrected for the night; `visible` is the
-    smallest drop, in points, that would have been found with the power asked for, None where none would."""
+    """The verdict on one metric.
+
+    `p` is the one-sided p-value of "there is no drop", with the noise of reruns. `p_holm` is `p` corrected for all
+    metrics of the night. `visible` is the smallest drop, in points, that the test finds with the configured power. None
+    if it finds no drop of any size.
+    """
 
     watched: Watched
     verdict: Verdict
@@ -58,7 +66,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Gate:
-    """A night's verdict and how it came about; `missed` are scores under their floors and the like."""
+    """The verdict on a night and its reasons. `missed` holds a line for each score outside its bounds."""
 
     night: str
     verdict: Verdict
@@ -70,22 +78,23 @@ class Gate:
         return EXIT_CODES[self.verdict]
 
     def cell_verdict(self, cell: str) -> Verdict:
-        """The worst of a cell's."""
+        """Return the worst verdict among the metrics of a cell."""
         return _worst([check.verdict for check in self.checks if check.watched.cell == cell])
 
     def document(self) -> dict[str, Any]:
-        """JSON values only."""
+        """Return the gate as JSON values."""
         return asdict(self)
 
 
 def judge_night(night: str, config: GateConfig, watched: Sequence[Watched], missed: Sequence[str] = ()) -> Gate:
-    """Judge all metrics of a night together: the more there are, the more each must show."""
+    """Judge all metrics of a night together. The more metrics there are, the more evidence each drop needs."""
     p = {
         index: p_drop_with_noise(change.difference / 100, change.spread / 100, each.noise / 100, change.p_drop)
         for index, each in enumerate(watched)
         if (change := each.change) is not None
     }
     corrected = dict(zip(p, holm(list(p.values())), strict=True))
+    # Holm's first and strictest step is Bonferroni's. A drop that passes this step is found in any case.
     alpha = config.false_alarms / max(1, len(p))
     checks = []
     for index, each in enumerate(watched):
@@ -108,7 +117,7 @@ def _check(each: Watched, change: Change, config: GateConfig, alpha: float, p: f
         return Check(each, "pass", f"not one of {change.n:,} units changed", *numbers)
     could = f"a drop of {visible:.2f} points" if visible < inf else "a drop of any size"
     if visible > each.drop:
-        return Check(each, "cannot tell", f"{moved}, but {could} might escape, and {each.drop:g} matters", *numbers)
+        return Check(each, "cannot tell", f"{moved}, but {could} might stay unseen; {each.drop:g} matters", *numbers)
     return Check(each, "pass", f"{moved}; {could} would have shown", *numbers)
 
 

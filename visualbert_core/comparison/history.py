@@ -1,9 +1,9 @@
-"""What every night came to: one small JSON file a night and cell, from which trends, noise and baselines are read.
+"""The results of every night: one small JSON file for each night and cell. Trends, noise and baselines come from them.
 
     OUT/history/NAME/NIGHT/CELL.json
 
-A file appears whole or not at all; the same night again writes the same file. Nights follow each other in the order of
-their names, which dates do.
+A file appears whole or not at all. Running a night again writes the same file. Nights are ordered by their names, so
+names that are dates are in the right order.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from visualbert_core.metrics.statistics import excess_noise
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Seconds of a stage, the items that were computed in them (none where all was there already), and the GPUs that
-    its workers held."""
+    """The seconds of a stage, the number of items computed in this time, and the GPUs that its workers held.
+
+    The number is 0 if every item was there already.
+    """
 
     items: int
     seconds: float
@@ -32,7 +34,7 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One cell of one night."""
+    """The results of one cell on one night."""
 
     night: str
     cell: str
@@ -41,46 +43,49 @@ class Row:
     """The run folder, relative to OUT."""
     headline: str
     scores: Mapping[str, float]
-    """metric → percent."""
+    """Metric → percent."""
     intervals: Mapping[str, list[float | None]]
     units: Mapping[str, int]
     ingredients: Mapping[str, str]
-    """Ingredient → digest: two nights with another one were made of something else."""
+    """Ingredient → digest. Equal digests mean equal ingredients."""
     compared_with: str | None = None
-    """The night."""
+    """The earlier night that this one was compared with."""
     rerun: bool = False
-    """Whether that night was made of the same in everything."""
+    """True if no ingredient differs from that earlier night."""
     changes: Mapping[str, list[float]] = field(default_factory=dict)
-    """metric → [difference, spread] to that night, in points."""
+    """Metric → [difference, spread] to that earlier night, in points."""
     corpus: str = ""
     extraction: Timing | None = None
     evaluation: Timing | None = None
 
 
 class History:
-    """All nights of one matrix."""
+    """The rows of all nights of one matrix."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def add(self, row: Row) -> None:
-        """Publish a row."""
+        """Write a row to its file, whole or not at all."""
         publish(self._path(row.night, row.cell), (json.dumps(asdict(row), indent=1, sort_keys=True) + "\n").encode())
 
     def rows(self, cell: str, before: str | None = None) -> list[Row]:
-        """A cell's rows, first night first; only nights before that one. Raises InputError naming a damaged file."""
+        """Return the rows of a cell, first night first, and only those before the night `before` if it is given.
+
+        Raise InputError naming a damaged file.
+        """
         nights = sorted(path.name for path in self.root.glob("*") if path.is_dir())
         paths = [self._path(night, cell) for night in nights if before is None or night < before]
         return [_read(path) for path in paths if path.exists()]
 
     def baseline(self, cell: str, before: str, fixed: str | None) -> Row | None:
-        """What a night is compared with: that of a fixed night, or the last one that did not fail."""
+        """Return the row to compare with: that of the night `fixed`, or else the last one before that did not fail."""
         rows = self.rows(cell, before)
         good = (row for row in reversed(rows) if (row.night == fixed if fixed else row.verdict != "fail"))
         return next(good, None)
 
     def noise(self, cell: str, metric: str, before: str) -> float:
-        """Points by which reruns of this cell scatter beyond their changed answers."""
+        """Return the noise of reruns of this cell in points, beyond what their changed answers explain."""
         changes = [row.changes[metric] for row in self.rows(cell, before) if row.rerun and metric in row.changes]
         return 100 * excess_noise([d / 100 for d, _ in changes], [spread / 100 for _, spread in changes])
 
@@ -94,4 +99,4 @@ def _read(path: Path) -> Row:
         timings = {name: values[name] and Timing(**values[name]) for name in ("extraction", "evaluation")}
         return Row(**values | timings)
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a row of the history ({error}): restore or delete it") from None
+        raise InputError(f"{path} is not a row of the history ({error}): restore it or delete it") from None

@@ -1,6 +1,7 @@
-"""Models: examples and what is read of their images in, predictions out. One file or folder is one family.
+"""Models turn examples and the regions or pixels of their images into predictions.
 
-`base` is the contract, `registry` finds the family of a checkpoint folder.
+`base` holds the contract that every model keeps. `registry` finds the family of a checkpoint folder. Each family is one
+file or one folder.
 """
 
 from visualbert_core.models.base import METADATA_FILE, NOT_FINITE, GivesLogits, Model, ReadsPixels, ReadsRegions

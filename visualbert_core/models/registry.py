@@ -1,4 +1,7 @@
-"""Finds the family of a checkpoint by the `model_type` of its `config.json`, as transformers names it."""
+"""Finds the family of a checkpoint by the `model_type` in its `config.json`.
+
+Hugging Face transformers writes this key, so its checkpoint folders are recognised as they are.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ from visualbert_core.schema import Example
 CONFIG_FILE = "config.json"
 
 FAMILIES = {"visual_bert": "visualbert_core.models.visualbert.predictor:VisualBertPredictor"}
-"""`model_type` → module:class. The class opens a folder by `from_pretrained(folder, form, device, precision)`. A family
-is imported when it is first asked for."""
+"""`model_type` → module:class. The class opens a folder with `from_pretrained(folder, form, device, precision)`. A
+family is imported on first use."""
 
 ENTRY_POINTS = "visualbert_core.models"
-"""The group of entry points by which an installed package adds families: `model_type = "module:class"`. Every process
-of a job finds them so, workers on other machines too."""
+"""The entry-point group with which an installed package adds a family: `model_type = "module:class"`. Entry points
+reach every process of a job, including workers on other machines. A call in the main process would not."""
 
 
 def load_model(
@@ -29,8 +32,8 @@ def load_model(
 ) -> Model[Any]:
     """Open a checkpoint folder to answer examples of one form, such as `schema.Question`.
 
-    `device` defaults to CUDA where there is one; `precision` is float32 or bfloat16. Raises CheckpointError where the
-    folder is incomplete, or holds a network that does not answer this form; ConfigError for an unknown precision.
+    `device` defaults to CUDA if a GPU is present. `precision` is float32 or bfloat16. Raises CheckpointError if the
+    folder is incomplete or its network does not answer this form. Raises ConfigError for an unknown precision.
     """
     family = _family(Path(folder))
     module, _, name = family.partition(":")
@@ -43,7 +46,7 @@ def load_model(
 
 
 def _family(folder: Path) -> str:
-    """Return the module:class for the `model_type` of a folder. Raises CheckpointError where it names none."""
+    """Return the module:class for the `model_type` of a folder. Raise CheckpointError if no family has that type."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such checkpoint folder")
     path = folder / CONFIG_FILE

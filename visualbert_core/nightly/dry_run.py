@@ -1,7 +1,8 @@
-"""What a night would do: images to extract, examples to predict, and about how long that takes. Computes nothing.
+"""Says what a night would do: the images to extract, the examples to predict, and the approximate time.
 
-Times are those of the last night in the history that computed anything of the same cell or corpus, item for item; on
-another machine or pool they are another's. The start of the workers is in them, so small nights overstate large ones.
+Computes nothing. The time per item comes from the last night in the history that computed items of the same cell or
+corpus. It holds only for the same machine and the same pool. It includes the start of the workers, so the estimate
+after a small night is too long.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from visualbert_core.nightly.gating import history_of
 from visualbert_core.tasks import open_task
 
 Counts = tuple[int, int]
-"""Items in all, items done."""
+"""(items in all, items done)."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A corpus or a cell: items in all and still to do, None with a `note` where that cannot be known yet; `seconds`
-    is None where nothing like it was ever timed."""
+    """What is to do for a corpus or a cell: the number of items in all, and of items still to do.
+
+    Both are None if they cannot be known yet; `note` then says why. `seconds` is None if no earlier night timed it.
+    """
 
     name: str
     unit: str
@@ -47,7 +50,7 @@ class Step:
 
 
 def plan_night(config: NightlyConfig, runs: Path) -> Iterator[Step]:
-    """The steps in their order; `runs` is tonight's folder of run folders."""
+    """Yield the steps of a night in their order. `runs` is the folder that holds the run folders of this night."""
     for name in (name for name, corpus in config.corpora.items() if corpus.detector):
         yield _step(f"features of {name}", "images", partial(_images, config, name), _extraction(config, name))
     for cell in config.cells:
@@ -93,7 +96,10 @@ def _examples(config: NightlyConfig, cell: CellConfig, run: Path) -> Counts:
 
 
 def _done(folder: Location) -> int:
-    """Items of a finished folder; an unfinished one counts as nothing, though its shards will be used."""
+    """Return the number of items of a finished folder.
+
+    An unfinished folder counts as 0, although its finished shards will be used: only the manifest has the total.
+    """
     try:
         manifest = ShardFolder(folder).read_manifest()
     except StoreError:

@@ -1,7 +1,9 @@
-"""Tonight against an earlier night: compare each cell, judge them together, write the verdict, and enter the history.
+"""Compares a night with an earlier one: compares each cell, judges all together, writes the verdict and the history.
 
-<run folder>/comparison.json    what changed, on which examples, because of what (comparison.compare)
-runs/NAME/NIGHT/gate.json  junit.xml  summary.md    the verdict, for programs, for CI and for people
+<run folder>/comparison.json    what changed, on which examples, and why (comparison.compare)
+runs/NAME/NIGHT/gate.json       the verdict for programs
+runs/NAME/NIGHT/junit.xml       the verdict for CI
+runs/NAME/NIGHT/summary.md      the verdict for readers
 history/NAME/NIGHT/CELL.json    a row of the history
 """
 
@@ -28,7 +30,7 @@ from visualbert_core.report.gate_section import CellNight, GatedNight
 
 @dataclass(frozen=True)
 class CellResult:
-    """One cell of the matrix as it came out."""
+    """The result of one cell of the matrix."""
 
     config: CellConfig
     shown: ReportCell
@@ -37,34 +39,37 @@ class CellResult:
 
     @property
     def name(self) -> str:
-        """Of the cell, the same every night: that of its run folder."""
+        """Return the name of the cell, which is that of its run folder. It is the same every night."""
         return run_name(self.config.model, self.config.task, self.config.split)
 
     @property
     def run(self) -> Run | None:
-        """With a score, or None."""
+        """Return the run if it has a score, otherwise None."""
         run = self.shown.run
         return run if run is not None and run.scores is not None else None
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """A night's verdict, and the comparison of each cell that had one."""
+    """The verdict on a night, and the comparison of each cell that could be compared."""
 
     gate: Gate
     comparisons: Mapping[str, Comparison]
 
 
 def history_of(config: NightlyConfig) -> History:
-    """The history that a matrix reads and writes."""
+    """Return the history that a matrix reads and writes."""
     return History(config.out / "history" / config.name)
 
 
 def judge_cells(
     config: NightlyConfig, night: str, cells: Sequence[CellResult], missed: Mapping[str, Sequence[str]]
 ) -> GateResult:
-    """Compare, judge, write. `missed` are each cell's scores out of their bounds: such a cell failed, whatever else it
-    shows, and is no baseline for a later night. Raises InputError where the history is damaged."""
+    """Compare and judge all cells of a night, write the verdict, and add the night to the history.
+
+    `missed` maps a cell to lines about its scores outside their bounds. Such a cell has failed, whatever its comparison
+    says, and no later night uses it as a baseline. Raise InputError if the history is damaged.
+    """
     assert config.gate is not None
     history = history_of(config)
     baselines = {cell.name: history.baseline(cell.name, night, config.gate.baseline) for cell in cells}
@@ -93,7 +98,7 @@ def judge_cells(
 
 
 def for_page(config: NightlyConfig, cells: Sequence[CellResult], judged: GateResult) -> GatedNight:
-    """What the page shows of a judged night: verdict, comparisons, and the nights up to this one."""
+    """Return what the page shows of a judged night: verdict, comparisons, and the history up to this night."""
     history = history_of(config)
     shown = []
     for cell in cells:
@@ -103,19 +108,21 @@ def for_page(config: NightlyConfig, cells: Sequence[CellResult], judged: GateRes
 
 
 class _NothingToCompareError(Exception):
-    """The message is the reason why a cell cannot tell."""
+    """A cell has nothing to compare. The message is the reason for its verdict "cannot tell"."""
 
 
 def _compare(config: NightlyConfig, cell: CellResult, baseline: Row | None) -> Comparison:
+    """Compare a cell with its baseline. Raise _NothingToCompareError if one of the two has no score."""
     if cell.run is None:
         raise _NothingToCompareError(f"no score tonight: {cell.shown.error}")
     if baseline is None:
         fixed = config.gate.baseline if config.gate else None
         raise _NothingToCompareError(
-            f"night {fixed} has no score of this cell" if fixed else "no earlier night; the next can use this one"
+            f"night {fixed} has no score of this cell" if fixed else "no earlier night; the next night can use this one"
         )
     assert cell.shown.task is not None
-    # Of last night's annotations only the digest is known; tonight's can judge last night's predictions.
+    # The history has only the digest of the earlier annotations. If they differ, the annotations of this night judge
+    # the predictions of both nights.
     tasks = {cell.run.record["provenance"]["annotations"]: cell.shown.task}
     return compare(read_run(config.out / baseline.run), cell.run, tasks)
 
@@ -129,6 +136,7 @@ def _watched(
     history: History,
     night: str,
 ) -> list[Watched]:
+    """Return the watched metrics of a cell: those of its `drops`, or else the headline with the drop of the gate."""
     headline = cell.shown.task.headline if cell.shown.task else "score"
     against = baseline.night if baseline else None
     found = []

@@ -1,9 +1,9 @@
-"""The matrix: corpora, then models × tasks × splits over them. Extract what is missing → evaluate → gate → report →
-exit code.
+"""Runs a matrix: corpora, and models × tasks × splits over them.
 
-One failing corpus or cell does not stop the others; it is named in the report and makes the exit code non-zero.
-Everything lands under the configuration's `out`: features/, runs/, report.html, with a gate history/ (see `gating`)
-and, for the demo, world/. A smoke night has an `out` of its own, so that nothing of it can be taken for more.
+Owns the order of a night: extract missing features → evaluate → gate → report → exit code. If one corpus or cell fails,
+the others still run. The report names the failure, and the exit code is not 0. All files are written under `out` of the
+configuration: features/, runs/, report.html, history/ if there is a gate (see `gating`), and synthetic/ for the demo. A
+smoke night writes under OUT/smoke, so that its results cannot be mistaken for those of a full night.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ INGREDIENT = None
 
 _LOG = logging.getLogger(__name__)
 REGRESSION = 4
-FAILURES = (VisualBertCoreError, OSError)  # what ends a corpus or a cell, and not the night
+FAILURES = (VisualBertCoreError, OSError)  # they end a corpus or a cell, but not the night
 
 
 @dataclass(frozen=True)
 class Night:
-    """What a matrix came to."""
+    """The results of one run of a matrix."""
 
     info: ReportInfo
     cells: tuple[ReportCell, ...]
@@ -72,20 +72,21 @@ class Night:
     runs: Path
     exit_code: int
     judged: GateResult | None = None
-    """Where the matrix has a gate."""
+    """The verdict. None if the matrix has no gate."""
 
 
 def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
-    """The configuration of a YAML file with some top-level keys replaced; paths become absolute, for every node alike.
-    Models and detectors are relative to the file's folder, `out` and `data` to the working folder.
+    """Read the configuration of a YAML file. `overrides` replaces top-level keys.
 
-    Raises ConfigError, before anything is computed, for an unknown key, task, metric or corpus, and for a name that is
-    no folder's, or two cells'.
+    Paths become absolute, because workers on other nodes have other working folders. Models and detectors are relative
+    to the folder of the file; `out` and `data` are relative to the working folder. Raise ConfigError for an unknown
+    key, task, metric or corpus, for a name that cannot name a folder, and for two cells with the same run folder. All
+    this is checked before anything is computed.
     """
     values = read_yaml(path)
     config = from_mapping(NightlyConfig, values | overrides if isinstance(values, dict) else values, str(path))
     if not config.cells:
-        raise ConfigError(f"{path}: cells: the matrix is empty")
+        raise ConfigError(f"{path}: cells: the matrix is empty: add a cell")
     config = dataclasses.replace(config, night=_night(path, config))
     check_trackers(config.trackers, str(path))
     config = _absolute_weights(config, path.absolute().parent)
@@ -99,8 +100,8 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
         name = run_name(cell.model, cell.task, cell.split)
         if (first := folders.setdefault(name, number)) != number:
             raise ConfigError(
-                f"{path}: cells[{first}] and cells[{number}] would share the run folder {name}: give one's checkpoint "
-                "another name, or a matrix of another `name`"
+                f"{path}: cells[{first}] and cells[{number}] would share the run folder {name}: rename one of the two "
+                "checkpoint folders, or move one cell to a matrix with another `name`"
             )
     return dataclasses.replace(
         config,
@@ -112,6 +113,7 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
 
 
 def _check_cell(where: str, cell: CellConfig, corpora: Collection[str]) -> None:
+    """Raise ConfigError if the task, a metric or the corpus of a cell is unknown."""
     try:
         metrics = find_task(cell.task).metrics
     except ConfigError as error:
@@ -124,6 +126,7 @@ def _check_cell(where: str, cell: CellConfig, corpora: Collection[str]) -> None:
 
 
 def _night(path: Path, config: NightlyConfig) -> str:
+    """Return the name of the night: the configured one, or today's date in UTC."""
     night = config.night or datetime.now(UTC).date().isoformat()
     named = {"night": night, "gate.baseline": config.gate.baseline if config.gate else None}
     for key, name in named.items():
@@ -133,23 +136,23 @@ def _night(path: Path, config: NightlyConfig) -> str:
 
 
 def runs_folder(config: NightlyConfig) -> Path:
-    """Where tonight's run folders lie: with a gate every night has its own."""
+    """Return the folder that holds the run folders of this night. With a gate, every night has a folder of its own."""
     runs = config.out / "runs" / config.name
     return runs / str(config.night) if _gated(config) else runs
 
 
 def run_matrix(config: NightlyConfig) -> Night:
-    """Run the whole matrix; the report is written whatever failed."""
+    """Run the whole matrix. The report is written even if corpora or cells failed."""
     codes: list[int] = []
     with Pool(config.pool) as pool:
         opened = {name: _open(config, name, pool, codes) for name in config.corpora}
-        tonight = [_run_cell(config, cell, opened[cell.corpus], pool, codes) for cell in config.cells]
-    cells = tuple(cell.shown for cell in tonight)
-    complaints = {} if config.limit is not None else {cell.name: list(missed(cell)) for cell in tonight}
+        results = [_run_cell(config, cell, opened[cell.corpus], pool, codes) for cell in config.cells]
+    cells = tuple(cell.shown for cell in results)
+    complaints = {} if config.limit is not None else {cell.name: list(missed(cell)) for cell in results}
     for line in (line for lines in complaints.values() for line in lines):
         _LOG.error(line)
         codes.append(REGRESSION)
-    judged = _judge(config, tonight, complaints, codes) if _gated(config) else None
+    judged = _judge(config, results, complaints, codes) if _gated(config) else None
     report = config.out / "report.html"
     smoke = "" if config.limit is None else f" (smoke night: {config.limit} images and examples)"
     info = ReportInfo(
@@ -158,10 +161,10 @@ def run_matrix(config: NightlyConfig) -> Night:
         examples=config.examples,
         gpu_hour=config.gpu_hour,
     )
-    write_report(report, info, cells, for_page(config, tonight, judged) if judged else None)
+    write_report(report, info, cells, for_page(config, results, judged) if judged else None)
     if config.limit is None:
-        _track(config, tonight, judged, report, codes)
-    # Codes rise from the most basic trouble (1 crash) to the least (5 cannot tell): the lowest is the night's.
+        _track(config, results, judged, report, codes)
+    # Exit codes rise from the worst failure (1 crash) to the mildest (5 cannot tell), so the lowest one counts.
     return Night(info, cells, report, runs_folder(config), min(codes, default=0), judged)
 
 
@@ -172,6 +175,7 @@ def _gated(config: NightlyConfig) -> bool:
 def _judge(
     config: NightlyConfig, cells: Sequence[CellResult], missed: Mapping[str, Sequence[str]], codes: list[int]
 ) -> GateResult | None:
+    """Judge the night, log every verdict that is not `pass`, and add the exit code of the gate to `codes`."""
     try:
         judged = judge_cells(config, str(config.night), cells, missed)
     except FAILURES as error:
@@ -194,11 +198,11 @@ def _track(
         try:
             track(tracker, night)
         except TrackerError as error:
-            _note("the night is complete, but a tracker did not take it", error, codes)
+            _note("the night is complete, but a tracker did not accept it", error, codes)
 
 
 def missed(cell: CellResult) -> Iterator[str]:
-    """A line for every score of a cell under its floor and every wrong-image score out of its range."""
+    """Yield a line for every score of a cell below its floor, and for every wrong-image score outside its range."""
     shown, floors = cell.shown, {metric: (floor, 100.0) for metric, floor in cell.config.floors.items()}
     yield from _outside(shown.title, floors, shown.run)
     yield from _outside(f"{shown.title} (wrong image)", cell.config.wrong_image, shown.baseline)
@@ -208,24 +212,25 @@ def _outside(title: str, bounds: Mapping[str, tuple[float, ...]], run: Run | Non
     scores = run.scores["scores"] if run is not None and run.scores is not None else {}
     for metric, (low, high) in bounds.items():
         if metric not in scores:
-            yield f"{title}: no {metric} to hold against [{low}, {high}]"
+            yield f"{title}: {metric} has no score, so it is not known to be in [{low}, {high}]"
         elif not low <= scores[metric] <= high:
             yield f"{title}: {metric} is {scores[metric]:.2f}, out of [{low}, {high}]"
 
 
 @dataclass
 class _OpenCorpus:
-    """A corpus of the matrix as its cells read it. Exactly one of `store`, `source` and `error` is there."""
+    """A corpus of the matrix as its cells read it. Exactly one of `store`, `source` and `error` is set."""
 
     store: FeatureStore | None = None
     source: ImageSource | None = None
     error: Exception | None = None
     extraction: Timing | None = None
     listed: Corpus | None = None
-    """Its images for the pictures of the page; listed for the first cell that needs them."""
+    """The images of the corpus, for the pictures of the page. The first cell that needs them lists them."""
 
 
 def _open(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> _OpenCorpus:
+    """Open a corpus: extract its features if it has a detector, otherwise list its images."""
     corpus, since, start = config.corpora[name], time.time(), time.monotonic()
     try:
         if corpus.detector is None:
@@ -239,7 +244,10 @@ def _open(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> _Op
 
 
 def _timing(folder: Location, since: float, start: float, pool: Pool) -> Timing:
-    """The seconds since `start`, and the items of the shards that were written in them."""
+    """Return the seconds since `start`, and the number of items in the shards that were written since `since`.
+
+    A resumed night finds shards of an earlier run in the folder. Only the age of a marker tells them apart.
+    """
     shards = ShardFolder(folder)
     fresh = [m for m in shards.read_manifest().shards if shards.marker_path(m.shard_id).stat().st_mtime >= since]
     items = sum(marker.rows + marker.failed for marker in fresh)
@@ -262,6 +270,7 @@ def _extract_config(config: NightlyConfig, name: str, detector: Path) -> Extract
 
 
 def _run_cell(config: NightlyConfig, cell: CellConfig, corpus: _OpenCorpus, pool: Pool, codes: list[int]) -> CellResult:
+    """Evaluate a cell, and its wrong-image baseline if the matrix has one. A failure becomes part of the result."""
     title, places = f"{cell.model.name} on {cell.task} {cell.split}", _places(config)
     if corpus.error is not None:
         shown = ReportCell(title, None, None, {}, None, error=f"corpus {cell.corpus}: {corpus.error}", places=places)
@@ -290,7 +299,7 @@ def _run_cell(config: NightlyConfig, cell: CellConfig, corpus: _OpenCorpus, pool
 
 
 def _places(config: NightlyConfig) -> Places:
-    """The words for this machine's folders: the same for a matrix wherever it runs."""
+    """Return the words that replace folder names of this machine, so a report is the same on every machine."""
     models = [("MODELS", cell.model.parent) for cell in config.cells]
     detectors = [("DETECTORS", corpus.detector.parent) for corpus in config.corpora.values() if corpus.detector]
     elsewhere = [cell.annotations for cell in config.cells]
@@ -302,7 +311,10 @@ def _places(config: NightlyConfig) -> Places:
 def _evaluate(
     title: str, config: EvaluateConfig, task: Task, source: ImageSource | None, pool: Pool, codes: list[int]
 ) -> tuple[Run | None, str | None]:
-    """The run, and why it has no score if it has none; an incomplete run is shown as far as it got."""
+    """Evaluate a cell. Return the run, or None if there is none, and the reason if it has no score.
+
+    An incomplete run is returned too, so that the page shows how far it came.
+    """
     try:
         return evaluate(config, pool, task=task, source=source), None
     except CoverageError as error:
@@ -312,7 +324,9 @@ def _evaluate(
 
 
 def _note(title: str, error: Exception, codes: list[int]) -> str:
-    # Nothing more is to be begun, or can be, and no verdict spoken over what is missing.
+    """Log a failure and add its exit code to `codes`. Return its message. Raise errors that end the whole night."""
+    # The job was told to stop, or the cluster is gone. No other cell can run, and a verdict over missing cells would
+    # be wrong.
     if isinstance(error, (UnfinishedError, ClusterError)):
         raise error
     codes.append(error.exit_code if isinstance(error, VisualBertCoreError) else 1)
@@ -348,7 +362,7 @@ def _absolute_corpus(corpus: CorpusConfig, data: Path) -> CorpusConfig:
 
 def _absolute_weights(config: NightlyConfig, folder: Path) -> NightlyConfig:
     def absolute(path: Path) -> Path:
-        return Path(os.path.normpath(folder / path))  # without the ".." of jobs/, which a page would show
+        return Path(os.path.normpath(folder / path))  # without "..", which the page would show
 
     corpora = {
         name: dataclasses.replace(corpus, detector=absolute(corpus.detector)) if corpus.detector else corpus

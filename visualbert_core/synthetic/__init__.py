@@ -1,16 +1,18 @@
-"""The embedded synthetic world: small scenes of coloured shapes, the four benchmarks asked about them, tiny weights.
+"""The synthetic data: small scenes of coloured shapes, the four benchmarks over these scenes, and tiny weights.
 
-It lets a fresh clone run the whole job for real, without a download. Its scores say that the pipeline works, not how
-good VisualBERT is on the real sets.
+With it a fresh clone runs the whole job without a download. The scores show that the pipeline works. They do not show
+how good VisualBERT is on the real benchmarks.
 
-    scenes.py     what is in a scene and how it is drawn
-    language.py   the words: references, counts, the vocabulary
-    questions.py  what VQA and NLVR2 ask about scenes
-    references.py what VCR and Flickr30K Entities ask about scenes
-    files.py      the validation world on disk, in the official file layouts
-    train.py      python -m visualbert_core.synthetic.train: the weights, from nothing
-    demo.yaml     the matrix of `visualbert demo`
-    weights/      the weights that this recipe made: detector/ and visualbert-<task>/
+    scenes.py            what is in a scene, and how it is drawn
+    language.py          the words: descriptions, numbers, the vocabulary
+    questions.py         what VQA and NLVR2 ask about scenes
+    references.py        what VCR and Flickr30K Entities ask about scenes
+    files.py             the validation files, in the official layouts
+    train.py             python -m visualbert_core.synthetic.train: trains the weights from random ones
+    train_detector.py    the training of the detector
+    train_visualbert.py  the training of VisualBERT
+    demo.yaml            the matrix of `visualbert demo`
+    weights/             the weights that train.py made: detector/ and visualbert-<task>/
 """
 
 from pathlib import Path
@@ -20,4 +22,4 @@ INGREDIENT = None
 DEMO = Path(__file__).with_name("demo.yaml")
 """The matrix of `visualbert demo`."""
 WEIGHTS = Path(__file__).with_name("weights")
-"""detector/ and visualbert-<task>/."""
+"""The folder of detector/ and visualbert-<task>/."""

@@ -1,4 +1,4 @@
-"""The validation world on disk: pictures and annotations in the four benchmarks' official file layouts.
+"""Writes the synthetic scenes and their annotations in the official file layouts of the four benchmarks.
 
     <root>/vqa/        v2_OpenEnded_mscoco_val2014_questions.json, v2_mscoco_val2014_annotations.json, val2014/*.jpg
     <root>/vcr/        val.jsonl, vcr1images/world/*.jpg with *.json beside
@@ -7,7 +7,7 @@
     <root>/SYNTHETIC.json  seed and counts, written last
 
 The readers in `tasks/` do not know that the files are synthetic. The only addition to the official records is an
-optional `family` in VCR and NLVR2, by which scores are broken down.
+optional `family` in VCR and NLVR2. Reports break down scores by family.
 """
 
 from __future__ import annotations
@@ -33,26 +33,30 @@ from visualbert_core.synthetic import references as refer
 from visualbert_core.synthetic.scenes import SIZE, Things, encode, make_scene
 
 VALIDATION = 1
-"""Second number of a validation scene's seed; training scenes have another."""
+"""The second number in the seed of a validation scene. Training scenes have a different one, so no scene is in both."""
 VQA_QUESTIONS, VCR_ITEMS, NLVR2_SENTENCES, FLICKR_CAPTIONS = 4, 2, 2, 5
 WRONG_ANNOTATOR = 0.03
+"""The probability that one of ten VQA annotators gives a wrong answer."""
 
 
 def make_synthetic(root: Path, config: SyntheticConfig) -> Path:
-    """Write the world of `config` under `root` unless it is there; all of it or nothing appears. Another world there
-    makes room; raises ConfigError where it is anything else, UnfinishedError after a signal."""
+    """Write the synthetic data of `config` under `root`, unless it is there already.
+
+    The folder appears whole or not at all. Synthetic data of another configuration is replaced. Raise ConfigError if
+    `root` holds anything else, and UnfinishedError after a signal.
+    """
     about = {"made_by": "visualbert_core.synthetic.files", "version": 1} | asdict(config)
     marker = root / "SYNTHETIC.json"
     DraftFolder.clear(root)
     if _is_there(marker, about):
         return root
     if root.exists() and not marker.exists():
-        raise ConfigError(f"{root} is there and is no synthetic world: choose another `out`, or move it away")
+        raise ConfigError(f"{root} exists and holds no synthetic data: choose another `out`, or move the folder away")
     root.parent.mkdir(parents=True, exist_ok=True)
-    with stopping("while the world was drawn"), DraftFolder(root) as draft:
-        _draw_world(draft.folder, config)
+    with stopping("while the synthetic scenes were drawn"), DraftFolder(root) as draft:
+        _write_files(draft.folder, config)
         (draft.folder / "SYNTHETIC.json").write_text(json.dumps(about, indent=2) + "\n")
-        if not _is_there(marker, about):  # as another run may have drawn it meanwhile
+        if not _is_there(marker, about):  # another run may have published the same data in the meantime
             shutil.rmtree(root, ignore_errors=True)
             draft.publish()
     return root
@@ -62,7 +66,7 @@ def _is_there(marker: Path, about: dict[str, Any]) -> bool:
     return marker.exists() and bool(json.loads(marker.read_text()) == about)
 
 
-def _draw_world(root: Path, config: SyntheticConfig) -> None:
+def _write_files(root: Path, config: SyntheticConfig) -> None:
     with helpers() as pool:
         for part, (write, count) in enumerate(
             (
@@ -77,7 +81,7 @@ def _draw_world(root: Path, config: SyntheticConfig) -> None:
 
 
 class _Painter:
-    """Draws the pictures of one benchmark into files, in parallel, and says what is in them."""
+    """Draws the images of one benchmark into files, in parallel, and returns the things in them."""
 
     def __init__(self, pool: ProcessPoolExecutor, seed: int, part: int) -> None:
         self.pool, self.seed, self.part = pool, seed, part
@@ -126,7 +130,7 @@ def _distinct_questions(rng: np.random.Generator, things: Things) -> list[ask.Vq
 
 
 def _vqa_annotation(rng: np.random.Generator, item: ask.VqaItem) -> dict[str, Any]:
-    """Ten annotators, each of them wrong now and then, as people are."""
+    """Return the answers of ten annotators. Each is wrong with probability WRONG_ANNOTATOR, as real annotators are."""
     alternatives = [a for a in ask.ANSWERS[1:] if a != item.answer]
     said = [str(rng.choice(alternatives)) if rng.random() < WRONG_ANNOTATOR else item.answer for _ in range(10)]
     return {
@@ -248,7 +252,7 @@ def _write_flickr(root: Path, painter: _Painter, rng: np.random.Generator, count
 
 
 def _sentence(caption: refer.Caption, chains: dict[tuple[int, ...], int]) -> str:
-    """`[/EN#chain/type words]` marks a phrase; phrases that mean the same things share a chain."""
+    """Return a caption with `[/EN#chain/type words]` around each phrase. Phrases for the same things share a chain."""
     parts = []
     for part in caption:
         if isinstance(part, str):
@@ -260,7 +264,10 @@ def _sentence(caption: refer.Caption, chains: dict[tuple[int, ...], int]) -> str
 
 
 def _annotation(image_id: str, things: Things, chains: dict[tuple[int, ...], int]) -> str:
-    """One object a thing, with the name of every chain that it belongs to. Boxes are 1-based inclusive, as official."""
+    """Return the XML of an image: one object for each thing, with the name of every chain that it belongs to.
+
+    Boxes are 1-based and include their last pixel, as in the official files.
+    """
     objects = []
     for index, thing in enumerate(things):
         names = [f"<name>{chain}</name>" for members, chain in chains.items() if index in members]

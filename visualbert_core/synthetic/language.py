@@ -1,6 +1,7 @@
-"""The words of the world: descriptions of things, numbers, directions, and the vocabulary that covers them all.
+"""The words about the synthetic scenes: descriptions of things, numbers, directions, and the vocabulary.
 
-A `Description` says some of size, color and shape ("the small red ball", "a red thing") and can be matched with things.
+A `Description` names some of size, colour and shape ("the small red ball", "a red thing"). It can be matched with the
+things of a scene.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from visualbert_core.synthetic.scenes import COLORS, RADII, SHAPES, Thing
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 DIRECTIONS = {"leftmost": (0, 1), "rightmost": (0, -1), "topmost": (1, 1), "bottommost": (1, -1)}
-"""word → (axis of the centre, sign that makes the extreme one smallest)."""
+"""Word → (axis of the centre, sign). The farthest thing has the smallest sign × coordinate."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """Some of the attributes of a thing; None leaves one open."""
+    """Some of the attributes of a thing. None allows any value."""
 
     size: str | None = None
     color: str | None = None
@@ -31,7 +32,7 @@ class Description:
         )
 
     def find(self, things: Sequence[Thing]) -> list[int]:
-        """Indices of the things it fits."""
+        """Return the indices of the things that the description fits."""
         return [i for i, thing in enumerate(things) if self.matches(thing)]
 
     def words(self, plural: bool = False) -> str:
@@ -45,14 +46,17 @@ PATTERNS = ("shape", "color", "color shape", "size shape", "size color", "size c
 
 
 def describe(thing: Thing, pattern: str) -> Description:
-    """The description of a thing that names the attributes in `pattern`."""
+    """Return the description of a thing that names the attributes in `pattern`."""
     return Description(**{name: getattr(thing, name) for name in pattern.split()})
 
 
 def unique_description(
     rng: np.random.Generator, things: Sequence[Thing], index: int, patterns: Sequence[str]
 ) -> Description | None:
-    """A description, of one of the patterns in random order, that fits only thing `index`; None if there is none."""
+    """Return a description that fits only the thing `index`; None if there is none.
+
+    The patterns are tried in random order.
+    """
     for pattern in rng.permutation(patterns):
         description = describe(things[index], str(pattern))
         if description.find(things) == [index]:
@@ -61,14 +65,14 @@ def unique_description(
 
 
 def any_description(rng: np.random.Generator, things: Sequence[Thing]) -> Description:
-    """A description made of attributes that occur in the scenes, though perhaps not together."""
+    """Return a description whose attributes occur among the things, but perhaps not on one thing."""
     pattern = str(rng.choice(PATTERNS))
     parts = {name: getattr(things[int(rng.integers(len(things)))], name) for name in pattern.split()}
     return Description(**parts)
 
 
 def extreme(things: Sequence[Thing], indices: Sequence[int], direction: str, margin: float = 8.0) -> int | None:
-    """The index of the thing farthest in `direction`; None if the runner-up is closer than `margin` pixels."""
+    """Return the index of the thing farthest in `direction`; None if the next one is closer than `margin` pixels."""
     axis, sign = DIRECTIONS[direction]
     ranked = sorted(indices, key=lambda i: sign * things[i].center[axis])
     if len(ranked) > 1 and abs(things[ranked[0]].center[axis] - things[ranked[1]].center[axis]) < margin:
@@ -85,7 +89,10 @@ three four five six . , ? above below 0 1 2 3 4 5 6 yes
 
 
 def vocabulary() -> list[str]:
-    """A WordPiece vocabulary: BERT's special tokens, words of the world, and letters for any other, such as "does"."""
+    """Return the WordPiece vocabulary: the special tokens of BERT, the words of all texts, and single letters.
+
+    The letters cover any other word, such as "does".
+    """
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     plurals = [Description(shape=shape).words(plural=True) for shape in SHAPES]

@@ -1,8 +1,8 @@
-"""What VQA and NLVR2 ask about scenes. The generators serve training and the validation files alike.
+"""Generates the VQA questions and NLVR2 sentences about scenes, for training and for the validation files.
 
-Guessing from the text alone is made useless where that is possible: an NLVR2 sentence is kept only if it is true of two
-of its four pairs, and yes/no questions are balanced. Two families are known to be hard for the small model and kept in
-small number: comparing two named things (VQA `is the`, `are the`).
+The text alone should give no answer away. So an NLVR2 sentence is kept only if it is true for two of its four pairs, as
+in NLVR2 (Suhr et al. 2019, arXiv:1811.00491), and yes/no questions are balanced. Two VQA families compare two named
+things (`is the`, `are the`). They are hard for the small model, so they have small weights.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ _TRIES = 60
 
 @dataclass(frozen=True)
 class VqaItem:
+    """A question, its answer, and their types as the official annotations name them."""
+
     question: str
     answer: str
     question_type: str
@@ -39,11 +41,11 @@ class VqaItem:
 
 
 ANSWERS = ("<unk>", "yes", "no", *COLORS, *SHAPES, *RADII, *(str(n) for n in range(7)))
-"""The answer list of the world's VQA checkpoint; as in the published one, index 0 is never answered."""
+"""The answers of the synthetic VQA checkpoint. As in the published checkpoint, index 0 is never answered."""
 
 
 def vqa_item(rng: Rng, things: Things) -> VqaItem:
-    """One question about a scene."""
+    """Return one question about a scene, of a family drawn by its weight."""
     families = list(_VQA)
     weights = np.array([weight for _, weight in _VQA.values()])
     for _ in range(_TRIES):
@@ -51,7 +53,7 @@ def vqa_item(rng: Rng, things: Things) -> VqaItem:
         item = _VQA[family][0](rng, things)
         if item is not None:
             return item
-    raise AssertionError("counting is always possible")
+    raise AssertionError("no question found, although counting is always possible")
 
 
 def _attribute(name: str, patterns: tuple[str, ...]) -> Callable[[Rng, Things], VqaItem | None]:
@@ -80,7 +82,7 @@ def _extreme_attribute(name: str) -> Callable[[Rng, Things], VqaItem | None]:
 
 
 def _exists(rng: Rng, things: Things) -> VqaItem | None:
-    wanted = bool(rng.random() < 0.5)
+    wanted = bool(rng.random() < 0.5)  # the answer is drawn first, so that yes and no are equally common
     for _ in range(_TRIES):
         description = any_description(rng, things)
         if rng.random() < 0.3:
@@ -99,6 +101,7 @@ def _count(rng: Rng, things: Things) -> VqaItem:
 
 
 def _beside(rng: Rng, things: Things) -> VqaItem | None:
+    """Ask whether one thing is left of, right of, above or below a second one. None if they are nearly level."""
     pair = _two_references(rng, things)
     if pair is None:
         return None
@@ -114,6 +117,7 @@ def _beside(rng: Rng, things: Things) -> VqaItem | None:
 
 
 def _same(rng: Rng, things: Things) -> VqaItem | None:
+    """Ask whether two things share colour, shape or size."""
     name, patterns = (("color", ("shape",)), ("shape", ("color",)), ("size", ("shape", "color")))[rng.integers(3)]
     wanted = bool(rng.random() < 0.5)
     for _ in range(_TRIES):
@@ -155,11 +159,13 @@ _VQA: dict[str, tuple[Callable[[Rng, Things], VqaItem | None], float]] = {
 # NLVR2
 
 PAIRS = 4
-"""Pairs that share a sentence, as in NLVR2's sets."""
+"""The number of image pairs that share a sentence, as in the sets of NLVR2."""
 
 
 @dataclass(frozen=True)
 class Nlvr2Item:
+    """A sentence and whether it is true, for each pair of a set."""
+
     sentence: str
     labels: tuple[bool, ...]  # one per pair
     family: str
@@ -169,7 +175,7 @@ Claim = tuple[str, Callable[[Things, Things], bool]]
 
 
 def nlvr2_item(rng: Rng, pairs: Sequence[tuple[Things, Things]]) -> Nlvr2Item | None:
-    """A sentence that is true of exactly half of the pairs; None if none was found."""
+    """Return a sentence that is true for exactly half of the pairs; None if none was found."""
     family = str(rng.choice(list(_NLVR2)))
     everything = [thing for left, right in pairs for thing in (*left, *right)]
     for _ in range(_TRIES):

@@ -1,7 +1,8 @@
-"""What VCR and Flickr30K Entities ask about scenes: objects that are pointed at, and phrases that point at objects.
+"""Generates the VCR items and Flickr30K Entities captions about scenes.
 
-VCR's four choices are four objects or a grid of attributes, and a rationale speaks of objects that the answer says
-nothing of, so that the text alone gives nothing away. A caption's phrase fits exactly the things it names.
+In VCR the text refers to objects by their number. The text alone should not give the answer away. So the four choices
+are four objects, four colours, or two sizes times two colours. A rationale is about objects that the answer does not
+mention. In a caption, each phrase fits exactly the things that it names.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ _TRIES = 60
 
 @dataclass(frozen=True)
 class VcrItem:
-    """Token lists mix words with objects `(i,)`, 0-based; labels index the choices."""
+    """One question with four answers and four rationales.
+
+    Token lists mix words with objects `(i,)`, counted from 0. A label is the index of the right choice.
+    """
 
     question: tuple[Token, ...]
     answers: tuple[tuple[Token, ...], ...]
@@ -47,7 +51,7 @@ CHOICES = 4
 
 
 def vcr_item(rng: Rng, things: Things) -> VcrItem:
-    """One item about a scene of at least three things."""
+    """Return one item about a scene of at least three things."""
     for _ in range(_TRIES * 10):
         family = str(rng.choice(list(_VCR)))
         asked = _VCR[family](rng, things)
@@ -56,14 +60,15 @@ def vcr_item(rng: Rng, things: Things) -> VcrItem:
         question, answers, label, told = asked
         rationales, rationale_label = _rationales(rng, things, told)
         return VcrItem(question, answers, label, rationales, rationale_label, family)
-    raise AssertionError("the color of a thing can always be asked")
+    raise AssertionError("no item found, although the color of a thing can always be asked")
 
 
 Asked = tuple[tuple[Token, ...], tuple[tuple[Token, ...], ...], int, set[int]]
+"""(question, answers, index of the right answer, objects that the right answer is about)."""
 
 
 def _look(rng: Rng, things: Things) -> Asked:
-    """Four looks of one object: two sizes by two colours, so that no choice stands out in the text."""
+    """Ask how one object looks: two sizes times two colours, so that no choice stands out in the text."""
     target = int(rng.integers(len(things)))
     other = str(rng.choice([c for c in COLORS if c != things[target].color]))
     looks = [(size, color) for size in RADII for color in (things[target].color, other)]
@@ -80,7 +85,7 @@ def _color(rng: Rng, things: Things) -> Asked:
 
 
 def _which(rng: Rng, things: Things) -> Asked | None:
-    """Which of four objects has a colour that only one of them has?"""
+    """Ask which of four objects has a colour that only one of the four has."""
     if len(things) < CHOICES:
         return None
     candidates = [int(i) for i in rng.choice(len(things), size=CHOICES, replace=False)]
@@ -112,7 +117,7 @@ def _odd_size(rng: Rng, things: Things) -> Asked | None:
 
 
 def _objects(rng: Rng, question: tuple[Token, ...], candidates: Sequence[int]) -> Asked:
-    """Objects as choices; the first of `candidates` is the right one."""
+    """Return a question with objects as choices. The first of `candidates` is the right one."""
     return _shuffled(rng, question, [((i,), ".") for i in candidates], 0, {candidates[0]})
 
 
@@ -124,7 +129,10 @@ def _shuffled(
 
 
 def _rationales(rng: Rng, things: Things, told: set[int]) -> tuple[tuple[tuple[Token, ...], ...], int]:
-    """Evidence about objects that the answer tells nothing of: a true and a false size by a true and a false colour."""
+    """Return four rationales about objects that the answer does not mention, and the index of the right one.
+
+    They combine the true and the false size of one object with the true and a false colour of one object.
+    """
     free = [i for i in range(len(things)) if i not in told]
     sized, colored = int(rng.choice(free)), int(rng.choice(free))
     other = str(rng.choice([c for c in COLORS if c != things[colored].color]))
@@ -151,17 +159,19 @@ _VCR: dict[str, Callable[[Rng, Things], Asked | None]] = {
 
 @dataclass(frozen=True)
 class CaptionPhrase:
+    """The words of a phrase, the indices of the things that it names, and its kind."""
+
     words: str
     things: tuple[int, ...]
     kind: str
 
 
 Caption = tuple[str | CaptionPhrase, ...]
-"""Words and phrases in order."""
+"""The words and phrases of a caption, in order."""
 
 
 def caption(rng: Rng, things: Things) -> Caption:
-    """One caption with one to three phrases, each fitting exactly the things it names."""
+    """Return one caption with one to three phrases. Each phrase fits exactly the things that it names."""
     for _ in range(_TRIES):
         made = _CAPTIONS[rng.integers(len(_CAPTIONS))](rng, things)
         texts = [part.words for part in made or () if isinstance(part, CaptionPhrase)]
@@ -201,7 +211,7 @@ def _extreme_caption(rng: Rng, things: Things) -> Caption | None:
 
 
 def _beside_caption(rng: Rng, things: Things) -> Caption | None:
-    """Two things of one look; the caption means the one on the named side of a third."""
+    """Return a caption about one of two things of the same look: the one on a named side of a third thing."""
     anchor = int(rng.integers(len(things)))
     reference = unique_description(rng, things, anchor, PATTERNS)
     twins = describe(things[int(rng.integers(len(things)))], str(rng.choice(["shape", "color"])))

@@ -1,6 +1,6 @@
-"""Scenes: two to six coloured shapes on a noisy background, 224 × 224 pixels, drawn from a seed.
+"""Draws scenes from a seed: two to six coloured shapes on a noisy background, 224 × 224 pixels.
 
-A scene draws its things from few colours and shapes, so that repeats, and therefore counting and comparing, are common.
+A scene uses only three to five colours and shapes, so repeats are common. Questions that count or compare need repeats.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SUPERSAMPLE = 3
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape. `box` is the tight xyxy box of its mask in pixels, right and bottom exclusive."""
+    """One shape. `box` is the tight xyxy box of its mask in pixels, without the right and bottom edge."""
 
     shape: str
     color: str
@@ -48,14 +48,14 @@ Things = Sequence[Thing]
 
 @dataclass(frozen=True)
 class Scene:
-    """Things and the picture of them, uint8 [224, 224, 3] RGB."""
+    """The things and the image that shows them: uint8 [224, 224, 3], RGB."""
 
     things: tuple[Thing, ...]
     pixels: np.ndarray
 
 
 def make_scene(seed: tuple[int, ...], min_things: int = 2, max_things: int = 6) -> Scene:
-    """Draw the scene that belongs to `seed`; the same seed gives the same scene."""
+    """Draw the scene of a seed. The same seed always gives the same scene."""
     rng = np.random.default_rng(seed)
     canvas = _background(rng)
     colors = rng.choice(list(COLORS), size=rng.integers(3, 6), replace=False)
@@ -69,20 +69,20 @@ def make_scene(seed: tuple[int, ...], min_things: int = 2, max_things: int = 6) 
 
 
 def encode(pixels: np.ndarray, fmt: str) -> bytes:
-    """The picture as file bytes; `fmt` is JPEG (quality 85) or PNG."""
+    """Return the bytes of an image file. `fmt` is JPEG (quality 85) or PNG."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, fmt, **({"quality": 85} if fmt == "JPEG" else {}))
     return buffer.getvalue()
 
 
 def through_jpeg(scene: Scene) -> Scene:
-    """The scene as its JPEG file would give it back."""
+    """Return the scene with the pixels that a reader of its JPEG file would see."""
     pixels = np.array(Image.open(io.BytesIO(encode(scene.pixels, "JPEG"))))
     return Scene(scene.things, pixels)
 
 
 def _place(rng: np.random.Generator, count: int) -> list[tuple[float, float, str, float]]:
-    """Centres, sizes and radii of things that do not touch; fewer than `count` if there is no room."""
+    """Return (centre x, centre y, size, radius) of things that do not touch; fewer than `count` if there is no room."""
     placed: list[tuple[float, float, str, float]] = []
     for _ in range(200):
         if len(placed) == count:
@@ -112,7 +112,7 @@ def _background(rng: np.random.Generator) -> np.ndarray:
 def _paint(
     canvas: np.ndarray, rng: np.random.Generator, shape: str, color: str, cx: float, cy: float, radius: float
 ) -> tuple[float, float, float, float]:
-    """Draw one thing with shading and a soft shadow; returns the box of its mask."""
+    """Draw one thing with shading and a soft shadow onto the canvas. Return the box of its mask."""
     half = int(radius) + 9
     left, top = round(cx) - half, round(cy) - half
     mask = _mask(shape, cx - left, cy - top, radius, float(rng.uniform(-0.3, 0.3)), 2 * half)
@@ -148,7 +148,10 @@ def _finish(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _mask(shape: str, cx: float, cy: float, radius: float, angle: float, side: int) -> np.ndarray:
-    """float32 [side, side] coverage of the shape, box-filtered from a threefold larger drawing."""
+    """Return how much of each pixel the shape covers: float32 [side, side].
+
+    Pillow draws without anti-aliasing, so the shape is drawn three times as large and box-filtered.
+    """
     image = Image.new("L", (side * _SUPERSAMPLE, side * _SUPERSAMPLE))
     _DRAW[shape](ImageDraw.Draw(image), cx * _SUPERSAMPLE, cy * _SUPERSAMPLE, radius * _SUPERSAMPLE, angle)
     return np.asarray(image.reduce(_SUPERSAMPLE), np.float32) / 255
@@ -162,7 +165,7 @@ def _disc(draw: ImageDraw.ImageDraw, x: float, y: float, r: float, fill: int = 2
 
 
 def _polygon(points: list[tuple[float, float]]) -> Draw:
-    """A drawer of a polygon given in units of the radius, y down."""
+    """Return a function that draws a polygon. Its points are in units of the radius, with y pointing down."""
 
     def draw_polygon(draw: ImageDraw.ImageDraw, x: float, y: float, r: float, angle: float) -> None:
         c, s = math.cos(angle), math.sin(angle)
@@ -197,7 +200,7 @@ def _heart_points() -> list[tuple[float, float]]:
     return list(zip(wide, tall, strict=True))
 
 
-_A = 0.34  # half the width of a cross's arm
+_A = 0.34  # half the width of an arm of the cross
 _CROSS_TOP = [(-1, _A), (-1, -_A), (-_A, -_A), (-_A, -1), (_A, -1), (_A, -_A)]
 _DRAW: dict[str, Draw] = {
     "ball": _ball,

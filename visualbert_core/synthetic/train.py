@@ -1,11 +1,11 @@
-"""The world's weights from nothing, on a CPU:
+"""Trains the weights of the demo from random ones, on a CPU:
 
     python -m visualbert_core.synthetic.train --out visualbert_core/synthetic/weights
 
-Draws 10,000 training scenes, trains the detector, extracts their regions, trains one VisualBERT trunk with four heads,
-and writes five checkpoint folders in float16, each with a card. The scores on the cards are those of the validation
-files (`synthetic.files`), which share no scene with the training, read and evaluated as `make demo` does. Finished
-stages are kept in --work, so a stopped run goes on where it was.
+Draws 10,000 training scenes, trains the detector, extracts the regions of the scenes, and trains one VisualBERT trunk
+with four heads. Then it writes five checkpoint folders in float16, each with a README.md that shows its scores. The
+scores are measured on the validation files (`synthetic.files`), as in `make demo`. These files share no scene with the
+training. Finished stages are kept in --work, so a stopped run continues after the last of them.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ VALIDATION_FILES: dict[str, tuple[str, str, str, Literal["none", "beside"]]] = {
     "nlvr2": ("dev", "nlvr2", "nlvr2/images/dev", "none"),
     "flickr30k_entities": ("val", "flickr30k", "flickr30k/images", "none"),
 }
-"""task → split, annotations, images, boxes, as in demo.yaml."""
+"""Task → (split, annotations, images, boxes), as in demo.yaml."""
 RECIPES = {
     "detector": f"{DETECTOR_STEPS} steps of {train_detector.BATCH} scenes out of {SCENES:,}, AdamW, one-cycle",
-    "visualbert": f"{VISUALBERT_STEPS:,} steps, one trunk with four heads, questions made on the fly from {SCENES:,} "
-    "scenes, AdamW, cosine",
+    "visualbert": f"{VISUALBERT_STEPS:,} steps, one trunk with four heads, questions generated during training from "
+    f"{SCENES:,} scenes, AdamW, cosine",
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint folders")
-    parser.add_argument("--work", type=Path, default=Path("build/synthetic"), help="where finished stages are kept")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True, help="folder in which the checkpoint folders are written")
+    parser.add_argument("--work", type=Path, default=Path("build/synthetic"), help="folder that keeps finished stages")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch; another number gives other weights")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def main() -> int:
 
 
 class Progress:
-    """Prints a line every few seconds: step, rate, time left."""
+    """Prints a line every ten seconds: step, rate, time left."""
 
     def __init__(self, label: str) -> None:
         self.label, self.start, self.printed = label, time.monotonic(), 0.0
@@ -101,7 +101,10 @@ class Progress:
 
 
 def _stage(path: Path, make: Callable[[], T]) -> T:
-    """The pickled result of a finished stage, or its result now; only ever our own files."""
+    """Return the stored result of a stage, or compute and store it.
+
+    The result is a pickle, and loading a pickle runs code. So `path` must be a file that this program wrote.
+    """
     if path.exists():
         return pickle.loads(path.read_bytes())  # type: ignore[no-any-return]
     started = time.process_time()
@@ -115,11 +118,11 @@ def _write_detector(folder: Path, state: dict[str, torch.Tensor]) -> Torchvision
     model = build(train_detector.CONFIG)
     model.load_state_dict(state)
     TorchvisionRCNN(model, train_detector.CONFIG, "", "cpu").save_pretrained(folder, torch.float16)
-    detector = TorchvisionRCNN.from_pretrained(folder, "cpu")  # rounded to float16, as everybody will use it
+    detector = TorchvisionRCNN.from_pretrained(folder, "cpu")  # read again, to score the weights rounded to float16
     held_out = train_detector.make_scenes(SEED, train_detector.HELD_OUT, HELD_OUT_SCENES)
     heading = f"{HELD_OUT_SCENES} held-out scenes; things found with the right class at IoU 0.5, in percent:"
     scores = train_detector.found_share(detector, held_out)
-    _card(folder, "Faster R-CNN of the embedded world", RECIPES["detector"], heading, scores)
+    _card(folder, "Faster R-CNN for the synthetic scenes", RECIPES["detector"], heading, scores)
     return detector
 
 
@@ -138,18 +141,18 @@ def _write_visualberts(out: Path, models: dict[str, nn.Module], space: str) -> N
 
 
 def _score_visualberts(out: Path) -> None:
-    """Evaluate the checkpoints on the validation files and write their cards."""
+    """Evaluate the checkpoints on the validation files, and write the README.md of each."""
     with tempfile.TemporaryDirectory() as folder, Pool(PoolConfig(inline=True)) as pool:
         work = Path(folder)
-        world = make_synthetic(work / "synthetic", SyntheticConfig())
+        data = make_synthetic(work / "synthetic", SyntheticConfig())
         for task, (split, annotations, images, boxes) in VALIDATION_FILES.items():
             model = out / f"visualbert-{task.removesuffix('_entities')}"
-            corpus = ExtractConfig(images=world / images, detector=out / "detector", out=work, corpus=task, boxes=boxes)
+            corpus = ExtractConfig(images=data / images, detector=out / "detector", out=work, corpus=task, boxes=boxes)
             store = extract(corpus, pool)
             cell = EvaluateConfig(
                 task=task,
                 split=split,
-                annotations=world / annotations,
+                annotations=data / annotations,
                 features=store.folder,
                 model=model,
                 out=work / "runs",
@@ -157,15 +160,16 @@ def _score_visualberts(out: Path) -> None:
             scores = evaluate(cell, pool).scores
             assert scores is not None
             heading = f"Validation files ({scores['n']} examples, {scores['protocol']}), in percent:"
-            _card(model, f"VisualBERT of the embedded world: {task}", RECIPES["visualbert"], heading, scores["scores"])
+            title = f"VisualBERT for the synthetic scenes: {task}"
+            _card(model, title, RECIPES["visualbert"], heading, scores["scores"])
 
 
 def _card(folder: Path, title: str, recipe: str, heading: str, scores: dict[str, Any]) -> None:
-    """README.md of a checkpoint."""
+    """Write the README.md of a checkpoint folder."""
     lines = [
         f"# {title}",
         "",
-        "Synthetic scenes and tiny weights: its scores say that the pipeline works, not how good the model family is.",
+        "Synthetic scenes and tiny weights: the scores show that the pipeline works, not how good such models are.",
         "",
         f"- made by: `python -m visualbert_core.synthetic.train --out visualbert_core/synthetic/weights`, seed {SEED}",
         f"- recipe: {recipe}",

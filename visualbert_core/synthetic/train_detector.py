@@ -1,7 +1,8 @@
-"""The world's detector from nothing: training scenes, the network, and how good it is on unseen scenes.
+"""Trains the detector of the demo from random weights, and measures it on unseen scenes.
 
-A class is a shape in a colour (64 and the background), which puts the colour into the fc7 region feature without an
-attribute head. About 1,800 steps of batch 8; the recipe is part of `python -m visualbert_core.synthetic.train`.
+Owns the training scenes, the configuration and the training loop. The network is a small Faster R-CNN (Ren et al. 2015,
+arXiv:1506.01497). A class is a pair of shape and colour, 64 in all, and the background. So the region feature (fc7)
+contains the colour without an attribute head. `python -m visualbert_core.synthetic.train` runs this training.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from visualbert_core.engine.processes import helpers, stopping
 from visualbert_core.synthetic.scenes import COLORS, SHAPES, SIZE, Scene, Thing, make_scene, through_jpeg
 
 TRAIN, HELD_OUT = 0, 2
-"""Second number of a scene's seed; the validation files have 1 (`files.VALIDATION`), so no set shares a scene."""
+"""The second number in the seed of a scene. The validation files have 1 (`files.VALIDATION`). So no two sets share a
+scene."""
 
 LABELS = ("background", *(f"{color} {shape}" for shape in SHAPES for color in COLORS))
 CONFIG = DetectorConfig(
@@ -36,12 +38,15 @@ Report = Callable[[int, int, str], None]
 
 
 def label_of(thing: Thing) -> int:
-    """The detector class of a thing."""
+    """Return the detector class of a thing."""
     return LABELS.index(f"{thing.color} {thing.shape}")
 
 
 def make_scenes(seed: int, part: int, count: int, min_things: int = 2) -> list[Scene]:
-    """Scenes 0 … count-1 of a part, as JPEG files would give them, drawn in parallel."""
+    """Draw scenes 0 … count - 1 of a part, in parallel, with the pixels that JPEG files would hold.
+
+    The demo reads JPEG files, so training sees the same artefacts.
+    """
     draw = partial(_draw, seed, part, min_things)
     with stopping("while scenes were drawn"), helpers() as pool:
         return list(pool.map(draw, range(count), chunksize=64))
@@ -52,7 +57,7 @@ def _draw(seed: int, part: int, min_things: int, index: int) -> Scene:
 
 
 def train_detector(scenes: Sequence[Scene], seed: int, steps: int, report: Report) -> FasterRCNN:
-    """Train from random weights; deterministic for a seed and a thread count."""
+    """Train from random weights. The result depends only on the scenes, the seed, the steps and the thread count."""
     torch.manual_seed(seed)
     model = build(CONFIG).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -83,7 +88,7 @@ def _targets(batch: Sequence[tuple[Scene, bool]]) -> tuple[list[torch.Tensor], l
         pixels = scene.pixels[:, ::-1] if flip else scene.pixels
         boxes = np.array([t.box for t in scene.things], np.float32)
         if flip:
-            boxes[:, [0, 2]] = SIZE - boxes[:, [2, 0]]
+            boxes[:, [0, 2]] = SIZE - boxes[:, [2, 0]]  # the right edge becomes the left one
         images.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255)
         labels = torch.tensor([label_of(t) for t in scene.things])
         targets.append({"boxes": torch.from_numpy(boxes), "labels": labels})
@@ -91,7 +96,7 @@ def _targets(batch: Sequence[tuple[Scene, bool]]) -> tuple[list[torch.Tensor], l
 
 
 def found_share(detector: TorchvisionRCNN, scenes: Sequence[Scene]) -> dict[str, Any]:
-    """Things found (IoU ≥ 0.5) with the right class, in percent, and regions per scene."""
+    """Return the percentage of things found with the right class (IoU ≥ 0.5), and the regions per scene."""
     found = things = regions = 0
     for start in range(0, len(scenes), 16):
         chunk = scenes[start : start + 16]

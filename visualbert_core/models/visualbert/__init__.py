@@ -1,11 +1,21 @@
-"""VisualBERT: text and regions in, the four tasks' answers out, numerically equal to Hugging Face transformers.
+"""VisualBERT (Li et al. 2019, arXiv:1908.03557): reads text and regions, and answers the four tasks of the paper.
+
+Given the same tensors, its numbers equal those of Hugging Face transformers.
 
     encoder = InputEncoder("checkpoint/vocab.txt")
     tensors = collate([encoder.encode(example, regions) for example, regions in batch])
     loss = VisualBertForQuestionAnswering(config)(**tensors, labels=targets).loss
 
-`config` is the shape, `modeling` the trunk, `heads` the tasks and pre-training, `arguments` what a forward accepts,
-`checkpoint` the files, `inputs` the authors' layouts, `predictor` all of it behind the `Model` contract.
+    config.py         the sizes of a network
+    modeling.py       the trunk
+    heads.py          the heads of the four tasks and of pre-training
+    input_checks.py   the checks of the tensors that callers pass
+    inputs.py         text and regions → tokens, in the authors' layout
+    packing.py        encoded sequences → the tensors of a batch
+    inference.py      the fast network for answers; cuda.py holds its GPU parts
+    checkpoint/       checkpoint folders
+    published.py      the feature spaces of the published checkpoints
+    predictor.py      the `Model` contract over all of these
 """
 
 from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata

@@ -1,8 +1,8 @@
-"""What shapes a VisualBERT network: the keys and defaults of the `config.json` that Hugging Face transformers writes.
+"""The sizes of a VisualBERT network, as `config.json` holds them.
 
-Owns reading, checking and writing that file (VisualBERT, Li et al. 2019, https://arxiv.org/abs/1908.03557; key names
-and defaults: transformers `VisualBertConfig`). Keys that do not shape the network are ignored on reading, because
-transformers writes many.
+Owns reading, checking and writing that file. The network is VisualBERT (Li et al. 2019,
+https://arxiv.org/abs/1908.03557). Key names and defaults are those of transformers `VisualBertConfig`. transformers
+also writes many keys that do not shape the network. Reading ignores them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ ACTIVATIONS = ("gelu", "gelu_new", "relu")
 
 @dataclass(frozen=True)
 class VisualBertConfig:
-    """Sizes of a VisualBERT. Raises ValueError naming the key when a value makes no sense.
+    """The sizes of a VisualBERT. Raises ValueError naming the key if a value makes no sense.
 
-    `id2label` are the answers in order of their index; None stands for the nameless LABEL_0, LABEL_1, ….
-    `pad_token_id` only says which word vector starts at zero and stays there (BERT's real padding is 0, the default
-    of transformers is 1): set it to 0 when training from scratch.
+    `id2label` holds the answers in order of their index. None stands for the default names LABEL_0, LABEL_1, ….
+    `pad_token_id` says which word vector starts at zero and stays zero. It has no other effect. The default of
+    transformers is 1, but the padding token of BERT is 0. Set it to 0 to train from scratch.
     """
 
     vocab_size: int = 30522
@@ -50,7 +50,8 @@ class VisualBertConfig:
     def __post_init__(self) -> None:
         for name in _SIZES:
             _require(_is_whole(getattr(self, name)) and getattr(self, name) > 0, self, name, "a positive whole number")
-            # Weights refute the other sizes, but not all networks have one of this.
+            # A wrong size shows when the weights are compared with it. A wrong number of labels may not: some heads
+            # have no tensor of that size, and their label list would fill the memory.
             most = _MOST_LABELS if name == "num_labels" else 2**31
             _require(getattr(self, name) <= most, self, name, f"at most {most:,}")
         for name in ("bypass_transformer", "special_visual_initialize"):
@@ -70,7 +71,7 @@ class VisualBertConfig:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> VisualBertConfig:
-        """Read `config.json`. Raises CheckpointError naming the file and the key."""
+        """Read `config.json`. Raise CheckpointError naming the file and the key if it is missing or wrong."""
         path = Path(folder) / CONFIG_FILE
         found = read_json(path, CheckpointError)
         if not isinstance(found, dict) or found.get("model_type") != MODEL_TYPE:
@@ -82,7 +83,7 @@ class VisualBertConfig:
             raise CheckpointError(f"{path}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys as transformers writes them; it derives the number of labels from `id2label`."""
+        """Return the keys as transformers writes them. transformers counts the labels in `id2label`."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("num_labels", "id2label")}
         labels = self.id2label or tuple(f"LABEL_{i}" for i in range(self.num_labels))
         return {
@@ -108,7 +109,7 @@ _SIZES = (
 
 
 def _known(found: dict[str, Any]) -> dict[str, Any]:
-    """The keys of `found` that shape the network, with the labels as an ordered tuple."""
+    """Return the keys of `found` that shape the network, with the labels as an ordered tuple."""
     known = {f.name: found[f.name] for f in fields(VisualBertConfig) if f.name in found}
     if (labels := known.pop("id2label", None)) is not None:
         known["id2label"], known["num_labels"] = _ordered(labels)
@@ -116,7 +117,7 @@ def _known(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ordered(labels: Any) -> tuple[tuple[str, ...] | None, int]:
-    """Labels by index, or None if they are the nameless LABEL_i that transformers writes by default; their number."""
+    """Return the labels by index, and their number. Return None for the default names LABEL_i of transformers."""
     try:
         by_index = {int(index): str(label) for index, label in labels.items()}
         names = tuple(by_index[i] for i in range(len(labels)))

@@ -1,9 +1,9 @@
-"""What a GPU needs to be kept busy: attention by variable length, and the whole encoder replayed as one CUDA graph.
+"""Keeps a GPU busy: attention over sequences of variable length, and the whole encoder replayed as one CUDA graph.
 
-A batch of packed questions is a few hundred small kernels, which take longer to launch one by one than to run. A graph
-launches them together but is good for one set of sizes only, so sizes are rounded up to a bucket: rows behind the last
-token are computed and never read. (CUDA graphs: https://docs.pytorch.org/docs/stable/notes/cuda.html; FlashAttention's
-variable-length form: Dao 2023, arXiv:2307.08691.)
+A batch of packed questions is a few hundred small kernels. Launching them one by one takes longer than running them. A
+CUDA graph launches all of them together (https://docs.pytorch.org/docs/stable/notes/cuda.html). But a graph fits only
+the sizes it was recorded with. So sizes are rounded up to a bucket, and a batch fills the first rows of its bucket. The
+other rows are computed and never read. Attention is FlashAttention's variable-length form (Dao 2023, arXiv:2307.08691).
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from visualbert_core.models.visualbert.packing import Packed
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Encode = Callable[[Tensor, Attend, Tensor, Attend], Tensor]
-"""hidden [N, H], attention of all tokens, reads [R], attention of the reads → states [R, H]."""
+"""(hidden [N, H], attention of all tokens, reads [R], attention of the read tokens) → states [R, H]."""
 MakeAttend = Callable[[Tensor, Tensor, int, int], Attend]
 Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 
-# Left alone, torch 2.15 takes cuDNN where the GPU, cuDNN's version and the longest sequence allow it: the kernel would
-# depend on what shares a batch. Only of FlashAttention it is known that it reads nothing behind the last end.
+# By default torch 2.15 takes cuDNN if the GPU, the cuDNN version and the longest sequence allow it. The kernel would
+# then depend on the other sequences of a batch. FlashAttention is also the only kernel that is known to read nothing
+# after the last end.
 _FLASH_FIRST = [
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.CUDNN_ATTENTION,
@@ -37,14 +38,20 @@ _FLASH_FIRST = [
 
 
 def has_variable_length(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
-    """Whether FlashAttention has a kernel: for 16 bits, heads of 8, 16, … 256 and NVIDIA's Ampere or newer."""
+    """Return whether FlashAttention has a kernel for bfloat16 here.
+
+    It needs a head size of 8, 16, … 256, and an NVIDIA GPU of the Ampere generation or newer.
+    """
     fits = dtype is torch.bfloat16 and head_size % 8 == 0 and head_size <= 256
     return fits and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @dataclass(frozen=True, eq=False)
 class VariableLength:
-    """Attention of sequences end to end: `ends` are int32 [B + 1], 0 first, then the end of every sequence."""
+    """Attention within each of the sequences that lie end to end.
+
+    `query_ends` and `key_ends` are int32 [B + 1]: 0, then the end of every sequence.
+    """
 
     query_ends: Tensor
     key_ends: Tensor
@@ -52,7 +59,7 @@ class VariableLength:
     most_keys: int
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """bfloat16 queries [Q, heads, W], keys and values [N, heads, W] → [Q, heads * W]."""
+        """Attend: bfloat16 queries [Q, heads, W], keys and values [N, heads, W] → [Q, heads * W]."""
         from torch.nn.attention.varlen import varlen_attn
 
         ends = self.query_ends, self.key_ends
@@ -64,6 +71,8 @@ class VariableLength:
 
 @dataclass(frozen=True)
 class _Sizes:
+    """The rounded sizes of a batch, for which one recording is made."""
+
     sequences: int
     tokens: int
     reads: int
@@ -73,7 +82,7 @@ class _Sizes:
 
 @dataclass(frozen=True, eq=False)
 class _Inputs:
-    """Where a recording looks for a batch; what lies behind the batch's own part is computed and never read."""
+    """The tensors from which a recording takes its batch. Rows after the end of the batch are never read."""
 
     hidden: Tensor  # float32 [N, H]
     reads: Tensor  # long [R]
@@ -81,6 +90,7 @@ class _Inputs:
     read_ends: Tensor  # int32 [B + 1]
 
     def fill(self, hidden: Tensor, packed: Packed) -> None:
+        """Copy a batch into the tensors. A recording keeps their addresses, so they are never replaced."""
         self.hidden[: len(hidden)].copy_(hidden)
         self.reads[: len(packed.reads)].copy_(packed.reads)
         _fill(self.token_ends, packed.lengths)
@@ -89,7 +99,7 @@ class _Inputs:
 
 @dataclass(frozen=True, eq=False)
 class _Graph:
-    """One recording: fill the inputs, replay, take the states."""
+    """One recording. To use it, fill `inputs`, call `replay`, and read `states`."""
 
     inputs: _Inputs
     replay: Callable[[], None]
@@ -97,7 +107,7 @@ class _Graph:
 
 
 class GraphedEncoder:
-    """`encode`, recorded once for every bucket of sizes and replayed from then on."""
+    """Runs `encode` as a CUDA graph: records it once for each bucket of sizes, then replays it."""
 
     def __init__(self, encode: Encode, record: Record, make_attend: MakeAttend = VariableLength) -> None:
         self._encode = encode
@@ -106,7 +116,7 @@ class GraphedEncoder:
         self._graphs: dict[_Sizes, _Graph] = {}
 
     def __call__(self, hidden: Tensor, packed: Packed) -> Tensor:
-        """float32 [N, H] → [R, H]; the next call overwrites them."""
+        """Encode float32 [N, H] → [R, H]. The next call overwrites the result."""
         sizes = _Sizes(
             bucket(len(packed.lengths)),
             bucket(len(hidden)),
@@ -126,7 +136,8 @@ class GraphedEncoder:
         reads = torch.zeros(sizes.reads, dtype=torch.long, device=device)
         ends = [torch.zeros(sizes.sequences + 1, dtype=torch.int32, device=device) for _ in range(2)]
         inputs = _Inputs(hidden.new_zeros(sizes.tokens, hidden.shape[1]), reads, *ends)
-        inputs.fill(hidden, packed)  # so that the first runs, too, are of a real batch
+        # A recording first runs the encoder once. That run should see a real batch and not only zeros.
+        inputs.fill(hidden, packed)
         attend = self._make_attend(inputs.token_ends, inputs.token_ends, sizes.longest, sizes.longest)
         attend_reads = self._make_attend(inputs.read_ends, inputs.token_ends, sizes.most_reads, sizes.longest)
         replay, states = self._record(lambda: self._encode(inputs.hidden, attend, inputs.reads, attend_reads))
@@ -134,9 +145,9 @@ class GraphedEncoder:
 
 
 class Recorder:
-    """Records a function of static tensors as a CUDA graph; all recordings share one pool of memory."""
+    """Records a function of static tensors as a CUDA graph. All recordings of a `Recorder` share one memory pool."""
 
-    _one_at_a_time = threading.Lock()  # in a process: what torch asks of recordings
+    _one_at_a_time = threading.Lock()  # torch allows one recording at a time in a process
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -144,31 +155,32 @@ class Recorder:
         self._pool: Any = None
 
     def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """How to run it again, and the tensor in which its result then lies."""
-        # streams are the current device's unless told otherwise, and a recording on another's would be empty
+        """Record `function`. Return a call that runs it again, and the tensor that then holds its result."""
+        # A stream belongs to the current device by default. A recording on a stream of the wrong device would be empty.
         with self._one_at_a_time, torch.cuda.device(self._device):
-            # libraries set themselves up in a first run, which must not be recorded
+            # CUDA libraries set themselves up in the first run. A recording must not contain that.
             self._side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._side):
                 function()
             torch.cuda.current_stream().wait_stream(self._side)
             graph = torch.cuda.CUDAGraph()
-            # thread_local: other threads may go on using the GPU
+            # "thread_local" lets other threads use the GPU during the recording.
             with torch.cuda.graph(graph, self._pool, self._side, capture_error_mode="thread_local"):
                 result = function()
-        self._pool = self._pool or graph.pool()  # not before: the pool of a recording that ran out of memory is dead
+        # Keep the pool only after a recording has succeeded: the pool of one that ran out of memory cannot be used.
+        self._pool = self._pool or graph.pool()
         return graph.replay, result
 
 
 def bucket(size: int) -> int:
-    """The next of eight sizes per doubling: at most an eighth is computed for nothing."""
-    size = max(size, 1)  # no kernel starts over nothing
+    """Round `size` up to one of eight sizes per doubling. At most one eighth of the work is then wasted."""
+    size = max(size, 1)  # a kernel over zero rows cannot be launched
     step = 1 << max(0, (size - 1).bit_length() - 4)
     return -(-size // step) * step
 
 
 def _fill(ends: Tensor, lengths: Sequence[int]) -> None:
-    """Ends of the sequences; those that the bucket has too many are empty."""
+    """Write the ends of the sequences into `ends`. The bucket may have more sequences; these stay empty."""
     values = list(accumulate(lengths, initial=0))
     values += values[-1:] * (len(ends) - len(values))
     host = torch.tensor(values, dtype=torch.int32)

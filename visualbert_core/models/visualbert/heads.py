@@ -1,11 +1,16 @@
-"""The heads of VisualBERT, four tasks and pre-training, with the forward arguments of Hugging Face transformers.
+"""The heads of VisualBERT for the four tasks and for pre-training.
 
-Owns which state each task reads and its loss (VisualBERT, Li et al. 2019; transformers `modeling_visual_bert`).
-Given the same tensors logits and losses are those of transformers, with five deliberate differences: logits stay raw
-when labels are given (transformers returns log-softmax for question answering); multiple choice also takes features as
-[B, V, D], shared by the choices, and `image_text_alignment` as [B, C, V, A]; pre-training needs no masks for its
-labels, and `sentence_image_labels` alone give their loss (transformers: none); masks may be of any dtype; what
-transformers gets silently wrong, such as padding on the left of a question, is a ValueError (see `arguments`).
+Owns which state each head reads, and each loss (VisualBERT, Li et al. 2019; transformers `modeling_visual_bert`). The
+forward arguments are those of Hugging Face transformers. Given the same tensors, logits and losses are equal to those
+of transformers, with five deliberate differences:
+
+    raw logits        logits stay raw if labels are given; transformers returns their log-softmax for question answering
+    shared features   multiple choice also takes features as [B, V, D] and `image_text_alignment` as [B, C, V, A]
+    pre-training      labels need no masks, and `sentence_image_labels` alone give a loss; transformers gives none
+    masks             may have any dtype
+    wrong inputs      are a ValueError where transformers is silently wrong, as for padding on the left of a question
+                      (see `input_checks`)
+
 Shapes: B examples, C choices, T text tokens, V regions, K phrases.
 """
 
@@ -35,7 +40,7 @@ from visualbert_core.models.visualbert.modeling import ACTIVATION, VisualBertMod
 
 @dataclass(frozen=True)
 class HeadOutput:
-    """What a head answers; `loss` is None without labels, the last two unless asked for."""
+    """The output of a head. `loss` is None without labels. The last two fields are None unless the caller asks."""
 
     logits: Tensor
     loss: Tensor | None = None
@@ -45,7 +50,7 @@ class HeadOutput:
 
 @dataclass(frozen=True)
 class PreTrainingOutput:
-    """What the two pre-training heads answer; `loss` is None without labels, the last two unless asked for."""
+    """The output of the pre-training heads. `loss` is None without labels, the last two fields unless asked for."""
 
     prediction_logits: Tensor  # [B, T + V, vocab_size]
     seq_relationship_logits: Tensor  # [B, 2]
@@ -55,7 +60,7 @@ class PreTrainingOutput:
 
 
 class VisualBertForQuestionAnswering(Pretrained):
-    """Scores of `num_labels` answers, read off the last text token but one ([MASK] in the authors' layout)."""
+    """Scores `num_labels` answers from the state of the second-last text token ([MASK] in the authors' layout)."""
 
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__(config)
@@ -72,12 +77,14 @@ class VisualBertForQuestionAnswering(Pretrained):
         labels: Tensor | None = None,
         **inputs: Any,
     ) -> HeadOutput:
-        """Logits [B, num_labels]; `labels` are soft targets of that shape, the loss is KL divergence per example.
+        """Return logits [B, num_labels].
 
-        The other arguments are `VisualBertModel.forward`'s. `attention_mask` [B, T] is required, with two ones or more
-        and zeros on the right only, because it says which token is read. Raises ValueError for any other.
+        `labels` are soft targets of the same shape. The loss is the KL divergence, averaged over the examples.
+        `attention_mask` [B, T] is required, because it says which token the head reads: at least two ones in each row,
+        and zeros only on the right. Raise ValueError for any other mask. The other arguments are those of
+        `VisualBertModel.forward`.
         """
-        mask = require(attention_mask, "attention_mask", "the head reads the last text token but one")
+        mask = require(attention_mask, "attention_mask", "the head reads the second-last text token")
         require_shape("attention_mask", mask, B=None, T=None)
         require_text_first(mask)
         states = self.visual_bert(input_ids, mask, **inputs)
@@ -88,7 +95,7 @@ class VisualBertForQuestionAnswering(Pretrained):
 
 
 class VisualBertForVisualReasoning(Pretrained):
-    """Scores of `num_labels` classes (NLVR2: False, True), read off the pooled [CLS] state."""
+    """Scores `num_labels` classes (NLVR2: False, True) from the pooled [CLS] state."""
 
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__(config)
@@ -98,9 +105,9 @@ class VisualBertForVisualReasoning(Pretrained):
         initialize(self.cls, config)
 
     def forward(self, input_ids: Tensor | None = None, *, labels: Tensor | None = None, **inputs: Any) -> HeadOutput:
-        """Logits [B, num_labels]; `labels` long [B], the loss is cross-entropy.
+        """Return logits [B, num_labels].
 
-        The other arguments are `VisualBertModel.forward`'s.
+        `labels` are long [B]. The loss is cross-entropy. The other arguments are those of `VisualBertModel.forward`.
         """
         states = self.visual_bert(input_ids, **inputs)
         logits = self.cls(self.dropout(states.pooler_output))
@@ -109,7 +116,7 @@ class VisualBertForVisualReasoning(Pretrained):
 
 
 class VisualBertForMultipleChoice(Pretrained):
-    """One score per choice (VCR), read off the pooled [CLS] state of each choice's own sequence."""
+    """Scores each choice (VCR) from the pooled [CLS] state of its sequence. Every choice has a sequence."""
 
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__(config)
@@ -127,12 +134,13 @@ class VisualBertForMultipleChoice(Pretrained):
         labels: Tensor | None = None,
         **inputs: Any,
     ) -> HeadOutput:
-        """Logits [B, C]; `labels` long [B], the loss is cross-entropy over choices.
+        """Return logits [B, C].
 
-        The other arguments are `VisualBertModel.forward`'s with a choice axis second: `input_ids` [B, C, T],
-        `visual_embeds` [B, C, V, D]. `visual_embeds`, `visual_attention_mask` and `visual_token_type_ids` may do
-        without it: all choices then see the same regions. `image_text_alignment` may be [B, C, V, A] or, as in
-        transformers, [B * C, V, A].
+        `labels` are long [B]. The loss is cross-entropy over the choices. The other arguments are those of
+        `VisualBertModel.forward` with a choice axis in second place: `input_ids` [B, C, T], `visual_embeds`
+        [B, C, V, D]. `visual_embeds`, `visual_attention_mask` and `visual_token_type_ids` may leave this axis out. All
+        choices then see the same regions. `image_text_alignment` may be [B, C, V, A] or, as in transformers,
+        [B * C, V, A].
         """
         if inputs_embeds is None:
             words = require(input_ids, "input_ids", "they say how many choices there are")
@@ -162,10 +170,11 @@ TIED_DECODER = {
     "cls.predictions.decoder.weight": "visual_bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
+"""Copy → original, as transformers ties them."""
 
 
 class VisualBertForPreTraining(Pretrained):
-    """A word for every position, regions included, and whether the sentence belongs to the image."""
+    """Predicts a word for every position, regions included, and whether the sentence belongs to the image."""
 
     tied: ClassVar[Mapping[str, str]] = TIED_DECODER
 
@@ -184,13 +193,13 @@ class VisualBertForPreTraining(Pretrained):
         sentence_image_labels: Tensor | None = None,
         **inputs: Any,
     ) -> PreTrainingOutput:
-        """Logits over words [B, T + V, vocab_size] and over {the image's sentence, a random one} [B, 2].
+        """Return logits over words [B, T + V, vocab_size] and over {sentence of the image, random sentence} [B, 2].
 
-        `labels` long [B, T + V] are the masked words, -100 wherever nothing is asked, which includes the regions;
-        `sentence_image_labels` long [B] are 0 for the image's own sentence, 1 for a random one. The loss is the sum of
-        the cross-entropies of those that are given: of the words alone without `sentence_image_labels`, of the
-        sentences alone without `labels` (transformers returns no loss then). Other arguments are
-        `VisualBertModel.forward`'s. Raises ValueError for labels of another length than text and regions together.
+        `labels` long [B, T + V] are the masked words. They are -100 at every position without a target, so at all
+        regions. `sentence_image_labels` long [B] are 0 for the sentence of the image and 1 for a random one. The loss
+        is the sum of the cross-entropies of the labels that are given; either may be left out. transformers returns no
+        loss for `sentence_image_labels` alone. The other arguments are those of `VisualBertModel.forward`. Raise
+        ValueError if `labels` are not as long as text and regions together.
         """
         states = self.visual_bert(input_ids, **inputs)
         words, sentences = self.cls(states.last_hidden_state, states.pooler_output)
@@ -205,9 +214,10 @@ class VisualBertForPreTraining(Pretrained):
 
 
 class VisualBertForRegionToPhraseAlignment(Pretrained):
-    """A score per phrase and region (Flickr30K Entities): one attention head between their last states.
+    """Scores each region for each phrase (Flickr30K Entities) with one attention head over their last states.
 
-    The pre-training heads `cls.*` and `attention.value` take no part; they are here because checkpoints hold them.
+    The forward does not use the pre-training heads `cls.*` and `attention.value`. They exist because checkpoints hold
+    them.
     """
 
     tied: ClassVar[Mapping[str, str]] = TIED_DECODER
@@ -231,12 +241,13 @@ class VisualBertForRegionToPhraseAlignment(Pretrained):
         labels: Tensor | None = None,
         **inputs: Any,
     ) -> HeadOutput:
-        """Logits [B, K, V], the lowest finite number for masked regions; rows of padded phrases mean nothing.
+        """Return logits [B, K, V].
 
-        `region_to_phrase_position` long [B, K] is the text position that stands for each phrase, padded with -1;
-        `labels` float [B, K, V] are target distributions (all zero for a phrase without a matching region or a padded
-        one), the loss is KL divergence per example. The other arguments are `VisualBertModel.forward`'s. Raises
-        ValueError without positions or without both masks.
+        Masked regions get the lowest finite number. Rows of padded phrases have no meaning.
+        `region_to_phrase_position` long [B, K] is the text position that stands for each phrase, padded with -1.
+        `labels` float [B, K, V] are target distributions over the regions. They are all zero for a padded phrase and
+        for a phrase without a matching region. The loss is the KL divergence, averaged over the examples. The other
+        arguments are those of `VisualBertModel.forward`. Raise ValueError without positions or without both masks.
         """
         positions = require(region_to_phrase_position, "region_to_phrase_position", "it says where a phrase is")
         text_mask = require(attention_mask, "attention_mask", "it says where the regions start")
@@ -253,7 +264,7 @@ class VisualBertForRegionToPhraseAlignment(Pretrained):
 
 
 class RegionToPhraseAttention(nn.Module):
-    """Scaled dot products of phrases and regions in the width of one encoder head."""
+    """Scaled dot products of phrases and regions, in the width of one attention head of the encoder."""
 
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
@@ -269,7 +280,7 @@ class RegionToPhraseAttention(nn.Module):
 
 
 class PreTrainingHeads(nn.Module):
-    """Masked-language and sentence-image heads."""
+    """The masked-language head and the sentence-image head."""
 
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
@@ -281,19 +292,22 @@ class PreTrainingHeads(nn.Module):
 
 
 class LanguageModelHead(nn.Module):
-    """One more dense layer, then the word table as the decoder."""
+    """One dense layer, then a decoder that shares its weights with the word table."""
 
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
         self.transform = LanguageModelTransform(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # the decoder's own, tied: checkpoints hold both names
+        # The same tensor as `decoder.bias` (see TIED_DECODER). Both names exist because checkpoints hold both.
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.decoder(self.transform(hidden))  # type: ignore[no-any-return]
 
 
 class LanguageModelTransform(nn.Module):
+    """The dense layer of the masked-language head, with activation and LayerNorm."""
+
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
@@ -309,7 +323,7 @@ def _output(logits: Tensor, loss: Tensor | None, states: VisualBertOutput) -> He
 
 
 def _flat_choices(name: str, value: Tensor, examples: int, choices: int) -> Tensor:
-    """One row per choice; what describes the regions of an image may be shared by its choices."""
+    """Return one row per choice. A tensor about regions may lack the choice axis; its rows are then repeated."""
     axes = {"visual_embeds": "VD", "visual_attention_mask": "V", "visual_token_type_ids": "V"}.get(name)
     if axes is not None and value.dim() == 1 + len(axes):
         return value.unsqueeze(1).expand(-1, choices, *value.shape[1:]).flatten(0, 1)
@@ -323,5 +337,5 @@ def _cross_entropy(logits: Tensor, labels: Tensor, name: str = "labels") -> Tens
 
 def _divergence(logits: Tensor, targets: Tensor) -> Tensor:
     require_targets(targets, logits)
-    # float32 even under autocast, which on the CPU would round the log-probabilities to bfloat16.
+    # float32 even under autocast: on the CPU, autocast would round the log-probabilities to bfloat16.
     return functional.kl_div(logits.float().log_softmax(-1), targets, reduction="batchmean")

@@ -1,14 +1,15 @@
-"""A head's network made ready to answer: packed sequences in, logits out, without the work that no answer needs.
+"""The fast network for answers: packed sequences in, logits out.
 
-Owns what inference may do differently from `heads` without changing an answer (float32: to about 1e-6):
+Owns everything that inference does differently from `heads`. The answers stay the same; float32 logits differ by about
+1e-6. The differences are:
 
-    packed tokens             sequences lie end to end; nothing is computed for padding
-    the last layer            only for the tokens that the head reads: one a question, not fifty
-    one projection an image   its questions and choices share the projected regions
-    one product for q, k, v   and attention per group of sequences of one length, without a mask
-    prepared weights          oneDNN's own layout, with GELU in the product, on CPUs where that pays (`_onednn_pays`)
-    bfloat16                  on request: products and attention, while residuals, norms and heads stay float32
-    CUDA                      bfloat16 attends by variable length and replays a graph per size (see `cuda`)
+    packed tokens            sequences lie end to end, so nothing is computed for padding
+    last layer               computed only for the tokens that the head reads: one token of a question, not all fifty
+    one projection           the regions of an image are projected once for all its questions and choices
+    one product for q, k, v  and attention in groups of sequences of equal length, without a mask
+    prepared weights         in oneDNN's layout, with GELU inside the product, on CPUs where this is faster
+    bfloat16                 on request, for products and attention; residuals, norms and heads stay float32
+    CUDA                     bfloat16 uses attention of variable length and replays CUDA graphs (see `cuda`)
 
 Shapes: B sequences, N tokens, R read tokens, H hidden.
 """
@@ -41,12 +42,13 @@ Dense = Callable[[Tensor], Tensor]
 
 
 class InferenceNetwork:
-    """One of the four tasks' networks for inference; it keeps no autograd state and serves one call at a time."""
+    """The network of one task, for inference. It keeps no autograd state. Only one thread may call it at a time."""
 
     def __init__(self, network: Pretrained, precision: str = "float32", device: torch.device | None = None) -> None:
-        """`network` is a head of `heads`, whose encoder is not needed any more; `precision` is one of PRECISIONS.
+        """Prepare the weights of `network`, a head of `heads`. Its encoder is not needed afterwards.
 
-        bfloat16 is for GPUs and for CPUs with AVX512_BF16 or AMX: others compute it more slowly than float32.
+        `precision` is one of PRECISIONS (ValueError otherwise). bfloat16 is for GPUs and for CPUs with AVX512_BF16 or
+        AMX. Other CPUs compute it more slowly than float32.
         """
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -59,24 +61,26 @@ class InferenceNetwork:
         self._trunk = _Trunk(trunk, PRECISIONS[precision], self.device)
 
     def prepare(self, batch: Sequence[Encoded]) -> Packed:
-        """The batch on the CPU; needs no device, so that it can be done while another batch computes."""
+        """Pack a batch on the CPU. This needs no GPU, so a caller can do it while the previous batch computes."""
         return pack(batch, self._read)
 
     def __call__(self, packed: Packed) -> list[Tensor]:
-        """The logits of each sequence, float32 on the CPU, in the order of the batch.
+        """Return the logits of each sequence, float32 on the CPU, in the order of the batch.
 
-        [num_labels] for question answering and reasoning, [1] for a choice, [K, V] for phrases and regions.
+        Their shape is [num_labels] for question answering and visual reasoning, [1] for one choice, and [K, V] for
+        phrases and regions.
         """
         with torch.inference_mode(), whole_float32():
             found = self._head(self._trunk(packed.to(self.device)), packed)
-            flat = torch.cat([logits.flatten() for logits in found]).cpu()  # one copy, not one a sequence
+            # One copy from the GPU for the whole batch. A copy for each sequence would wait each time.
+            flat = torch.cat([logits.flatten() for logits in found]).cpu()
         sizes = [logits.numel() for logits in found]
         parts = [part.view_as(f) for part, f in zip(flat.split_with_sizes(sizes), found, strict=True)]
         return [parts[place] for place in _inverse(packed.order)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# heads: which positions of a sequence each reads, and the logits of each sequence from their states [R, H]
+# heads: the positions that each head reads, and the logits from the states [R, H] at these positions
 
 Read = Callable[[Encoded], Sequence[int]]
 Head = Callable[[Tensor, Packed], list[Tensor]]
@@ -109,7 +113,7 @@ def _aligner(network: Pretrained) -> Head:
     ask, answer = network.get_submodule("attention.query"), network.get_submodule("attention.key")
 
     def align(states: Tensor, packed: Packed) -> list[Tensor]:
-        """[K, V] a sequence, whose read states are those of its K phrases followed by those of its V regions."""
+        """Return [K, V] for each sequence. Its read states are those of K phrases, then those of V regions."""
         regions = [length - text for length, text in zip(packed.lengths, packed.text_lengths, strict=True)]
         queries, keys = (layer(states).split(packed.read_lengths) for layer in (ask, answer))
         return [
@@ -132,7 +136,7 @@ _HEADS: dict[type[Pretrained], tuple[Read, Callable[[Pretrained], Head]]] = {
 
 
 class _Trunk:
-    """Packed sequences → the last states that the head reads, float32 [R, H]."""
+    """Computes the last states that the head reads, float32 [R, H], from packed sequences."""
 
     def __init__(self, trunk: VisualBertModel, dtype: torch.dtype, device: torch.device) -> None:
         self._dtype = dtype
@@ -146,6 +150,7 @@ class _Trunk:
         self._layers = [_Layer(layer, act, dtype) for layer in layers[:-1]]
         self._last = _LastLayer(layers[-1], act, dtype)
         head_size = trunk.config.hidden_size // trunk.config.num_attention_heads
+        # With late fusion only the last layer sees the regions. `_encode`, which a graph records, does not apply.
         graphed = has_variable_length(device, dtype, head_size) and not self._late_fusion
         self._graphed = GraphedEncoder(self._encode, Recorder(device)) if graphed else None
 
@@ -170,13 +175,14 @@ class _Trunk:
         return hidden
 
     def _embed(self, packed: Packed) -> Tensor:
-        """All texts [T] followed by all regions [V]: float32 [T + V, H]."""
+        """Return the embeddings of all texts [T], then of all regions [V]: float32 [T + V, H]."""
         tables = self._embeddings
         text = tables.word_embeddings(packed.input_ids)
         text = text + tables.token_type_embeddings(packed.token_type_ids)
         text = text + tables.position_embeddings(packed.position_ids)
         regions = self._project(packed.features.to(self._dtype)).float()[packed.feature_rows]
         regions = regions + tables.visual_token_type_embeddings(packed.visual_types)
+        # All regions have visual position 0, as in `modeling`.
         regions = regions + tables.visual_position_embeddings.weight[0]
         if packed.mentions is not None:
             regions = regions + tables.mentions(packed.mentions)
@@ -200,7 +206,7 @@ class _Layer:
 
 
 class _LastLayer:
-    """The same for the tokens that are read, which look at all: float32 [N, H] → [R, H]."""
+    """The last encoder layer, for the read tokens only. They attend to all tokens: float32 [N, H] → [R, H]."""
 
     def __init__(self, layer: Layer, act: str, dtype: torch.dtype) -> None:
         attention = layer.attention.self
@@ -218,7 +224,7 @@ class _LastLayer:
 
 
 class _FeedForward:
-    """All that follows attention in a layer."""
+    """The part of a layer that follows attention."""
 
     def __init__(self, layer: Layer, act: str, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -229,7 +235,8 @@ class _FeedForward:
         self._narrow_norm = layer.output.LayerNorm
 
     def __call__(self, mixed: Tensor, residual: Tensor) -> Tensor:
-        # float32 + bfloat16 is float32: the residual is never rounded.
+        # float32 + bfloat16 gives float32, so the residual is never rounded. A bfloat16 residual gave three times the
+        # error in the logits when it was measured.
         hidden = self._mix_norm(residual + self._mix(mixed))
         return self._narrow_norm(hidden + self._narrow(self._widen(hidden.to(self._dtype))))  # type: ignore[no-any-return]
 
@@ -240,21 +247,22 @@ class _FeedForward:
 
 @dataclass(frozen=True)
 class Groups:
-    """Attention of sequences end to end, one call for the neighbours of one shape, without padding or mask.
+    """Attention within each of the sequences that lie end to end, without padding or mask.
 
-    A group is (sequences, queries of each, keys of each).
+    Neighbours of equal shape form a group, which takes one call. A group is (number of sequences, queries per sequence,
+    keys per sequence).
     """
 
     groups: tuple[tuple[int, int, int], ...]
 
     @classmethod
     def of(cls, queries: Sequence[int], keys: Sequence[int]) -> Groups:
-        """Of sequences with so many queries and keys."""
+        """Group the sequences that have these numbers of queries and keys."""
         runs = groupby(zip(queries, keys, strict=True))
         return cls(tuple((sum(1 for _ in run), *shape) for shape, run in runs))
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Queries [Q, heads, W], keys and values [N, heads, W] → [Q, heads * W]."""
+        """Attend: queries [Q, heads, W], keys and values [N, heads, W] → [Q, heads * W]."""
         mixed = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         asked = [count * queries for count, queries, _ in self.groups]
         known = [count * keys for count, _, keys in self.groups]
@@ -274,7 +282,7 @@ class Groups:
 
 
 def _dense(*layers: nn.Module, dtype: torch.dtype, act: str | None = None) -> Dense:
-    """One product for all `layers`, which take the same input, followed by an activation."""
+    """Join `layers`, which take the same input, into one product, followed by an activation."""
     linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
     weight, bias = (
         torch.cat(parts).to(dtype) if len(parts) > 1 else parts[0].to(dtype)
@@ -287,6 +295,8 @@ def _dense(*layers: nn.Module, dtype: torch.dtype, act: str | None = None) -> De
 
 @dataclass(frozen=True, eq=False)
 class _PlainDense:
+    """A product with the weights in torch's layout, followed by an activation."""
+
     weight: Tensor
     bias: Tensor
     act: str | None
@@ -297,10 +307,11 @@ class _PlainDense:
 
 
 class _OneDnnDense:
-    """Weights reordered once into oneDNN's own layout, the activation computed inside the product."""
+    """A product whose weights are reordered once into oneDNN's layout. It computes the activation inside."""
 
     def __init__(self, weight: Tensor, bias: Tensor, act: str | None) -> None:
-        rows = 1024  # what the layout is chosen for: a batch of about twenty questions; any other number is right too
+        # oneDNN chooses the layout for this number of rows, about twenty questions. Any number gives right results.
+        rows = 1024
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
         self._bias = bias
         self._act = _ONEDNN_ACTIVATION[act]
@@ -320,10 +331,11 @@ _ONEDNN_ACTIVATION = {
 
 
 def _onednn_pays(dtype: torch.dtype) -> bool:
-    """Whether packed weights are faster than torch's default here, and these private operators exist for such numbers.
+    """Return whether packed weights are faster here than torch's default, and torch has the operators for them.
 
-    With AVX-512 a prototype ran at twice MKL's rate on AMD, for whose CPUs MKL keeps its narrower code; with AVX2 alone
-    both libraries reach the same rate and oneDNN's GELU is the slower one.
+    The operators are private to torch and may disappear. On AMD CPUs torch uses MKL, which keeps to narrower vector
+    code there. With AVX-512 a prototype with oneDNN was twice as fast. With AVX2 alone both libraries are equally fast,
+    and oneDNN's GELU is slower.
     """
     operators = hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     fast = operators and "AVX512" in torch.backends.cpu.get_cpu_capability()
@@ -331,12 +343,16 @@ def _onednn_pays(dtype: torch.dtype) -> bool:
 
 
 def _onednn_has_bfloat16() -> bool:
-    """oneDNN asks the CPU itself, and may see less than torch does: `ONEDNN_MAX_CPU_ISA`, an AVX-512 in part."""
+    """Return whether oneDNN computes bfloat16 here.
+
+    oneDNN asks the CPU on its own and may see less than torch: if `ONEDNN_MAX_CPU_ISA` limits it, or if the CPU has
+    only a part of AVX-512.
+    """
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _inverse(order: Sequence[int]) -> list[int]:
-    """Where each place of the batch stands in the pack."""
+    """Return the place in the pack of each sequence of the batch."""
     places = [0] * len(order)
     for place, original in enumerate(order):
         places[original] = place

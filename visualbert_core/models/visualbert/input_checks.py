@@ -1,10 +1,10 @@
-"""What a VisualBERT forward accepts, said in one line where it does not.
+"""Checks the tensors that a caller passes to a VisualBERT forward, and names the first one that is wrong.
 
-Owns every check of the tensors that callers pass; each raises ValueError. Shapes and dtypes are always checked. Values
-(ids inside their tables, usable masks) only where the tensors are on the CPU: to look at them on a GPU would stall it,
-and an id outside its table ends there in CUDA's own assertion. Features are not searched for NaN anywhere: an example
-with NaN or infinity in any of its regions, masked ones included, gets NaN logits and its neighbours in the batch do
-not; evaluation counts it as a failure.
+Owns every such check. Each raises ValueError with one line. Shapes and dtypes are always checked. Values, such as ids
+inside their tables and usable masks, are checked on the CPU only: reading them on a GPU would stall it. There, an id
+outside its table ends in an assertion of CUDA. Features are never searched for NaN. An example with NaN or infinity in
+one of its regions, masked or not, gets NaN logits, and the other examples of the batch do not. Evaluation counts such
+an example as a failure.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from torch import Tensor
 from visualbert_core.models.visualbert.config import VisualBertConfig
 
 IGNORED = -100
-"""The label that takes no part in a cross-entropy, as in torch and transformers (the authors' code had -1)."""
+"""The label that a cross-entropy ignores, as in torch and transformers. The authors' code used -1."""
 
 
 def require(value: Tensor | None, name: str, why: str) -> Tensor:
-    """`value`, which the caller may have left out."""
+    """Return `value`. Raise ValueError if the caller left it out."""
     if value is None:
         raise ValueError(f"{name} is required: {why}")
     return value
 
 
 def require_shape(name: str, tensor: Tensor, **axes: int | None) -> None:
-    """The tensor has these named axes, None standing for any size: `require_shape("labels", labels, B=8, C=None)`."""
+    """Raise ValueError unless the tensor has these named axes, as in `require_shape("labels", labels, B=8, C=None)`.
+
+    None allows any size.
+    """
     sizes = list(tensor.shape)
     if len(sizes) != len(axes) or any(want not in (None, got) for want, got in zip(axes.values(), sizes, strict=True)):
         wanted = ", ".join(axis if size is None else f"{axis}={size}" for axis, size in axes.items())
@@ -34,7 +37,7 @@ def require_shape(name: str, tensor: Tensor, **axes: int | None) -> None:
 
 
 def require_ids(name: str, ids: Tensor, stop: int, least: int = 0, ignored: int | None = None) -> None:
-    """Whole numbers from `least` to `stop` - 1, or `ignored`."""
+    """Raise ValueError unless `ids` are whole numbers from `least` to `stop` - 1, or `ignored`."""
     if ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name} must be whole numbers (torch.long), got {ids.dtype}")
     if not visible(ids) or not ids.numel():
@@ -48,7 +51,10 @@ def require_ids(name: str, ids: Tensor, stop: int, least: int = 0, ignored: int 
 
 
 def require_classes(name: str, labels: Tensor, logits: Tensor) -> Tensor:
-    """The labels of a cross-entropy as long [N] for logits [N, classes]; -100 is ignored."""
+    """Return the labels of a cross-entropy as long [N], for logits [N, classes]. Label -100 is allowed.
+
+    Raise ValueError if their number or a value is wrong.
+    """
     if labels.numel() != logits.shape[0]:
         raise ValueError(f"{name} must hold {logits.shape[0]} labels, got {list(labels.shape)}")
     require_ids(name, labels, logits.shape[1], ignored=IGNORED)
@@ -56,21 +62,27 @@ def require_classes(name: str, labels: Tensor, logits: Tensor) -> Tensor:
 
 
 def require_targets(labels: Tensor, logits: Tensor) -> None:
-    """Soft targets: floats of the logits' shape, which must not be reached by broadcasting."""
+    """Raise ValueError unless `labels` are floats of exactly the shape of the logits.
+
+    The loss would broadcast other shapes without an error.
+    """
     if not labels.is_floating_point() or labels.shape != logits.shape:
         kind = f"{list(labels.shape)} of {labels.dtype}"
         raise ValueError(f"labels must be floating-point targets {list(logits.shape)}, got {kind}")
 
 
 def require_text_first(mask: Tensor) -> None:
-    """A text mask that says where the text ends: at least two tokens, padding on the right."""
+    """Raise ValueError unless a text mask has at least two tokens in each row, and padding on the right only.
+
+    transformers silently reads the wrong token if the padding is on the left.
+    """
     if not visible(mask):
         return
     kept = mask.bool()
     if (kept[:, 1:] & ~kept[:, :-1]).any():
         raise ValueError("attention_mask must have its zeros on the right: it says which token the head reads")
     if not kept[:, :2].all() or kept.shape[1] < 2:
-        raise ValueError("attention_mask must cover two tokens or more: the head reads the last but one")
+        raise ValueError("attention_mask must cover two tokens or more: the head reads the second-last token")
 
 
 def check_inputs(
@@ -85,7 +97,7 @@ def check_inputs(
     visual_token_type_ids: Tensor | None,
     image_text_alignment: Tensor | None,
 ) -> None:
-    """The arguments of `VisualBertModel.forward` fit each other and the network."""
+    """Raise ValueError unless the arguments of `VisualBertModel.forward` fit each other and the network."""
     examples, length = _check_words(config, input_ids, inputs_embeds)
     _check_mask("attention_mask", attention_mask, B=examples, T=length)
     for name, ids, stop in (
@@ -123,12 +135,12 @@ def check_inputs(
 
 
 def visible(tensor: Tensor) -> bool:
-    """Whether its values can be looked at without stalling a GPU or breaking a compiled graph."""
+    """Return whether reading the values neither stalls a GPU nor breaks a compiled graph."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _check_words(config: VisualBertConfig, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int, int]:
-    """Number of examples and of text tokens."""
+    """Check the words. Return the number of examples and the number of text tokens."""
     if inputs_embeds is not None and input_ids is None:
         require_shape("inputs_embeds", inputs_embeds, B=None, T=None, hidden=config.hidden_size)
         words = inputs_embeds
@@ -148,10 +160,12 @@ def _check_words(config: VisualBertConfig, input_ids: Tensor | None, inputs_embe
 
 
 def _check_mask(name: str, mask: Tensor | None, **axes: int) -> None:
+    """Raise ValueError unless the mask has these axes, is not additive, and leaves a token in every text."""
     if mask is None:
         return
     require_shape(name, mask, **axes)
-    # Masks to be added to the scores (0 and a large negative number) would be read the wrong way round.
+    # Some callers pass an additive mask: 0 for a token, a large negative number for padding. As a 1/0 mask it would
+    # mean the opposite.
     if visible(mask) and mask.dtype != torch.bool and mask.numel() and (mask < 0).any():
         raise ValueError(f"{name} must be 1 where there is something and 0 where there is not, got {mask.min():g}")
     if name == "attention_mask" and visible(mask) and not mask.bool().any(1).all():
@@ -159,5 +173,5 @@ def _check_mask(name: str, mask: Tensor | None, **axes: int) -> None:
 
 
 def _or_one(tensor: Tensor, examples: int) -> int:
-    """The first axis of a tensor that may be shared by all examples."""
+    """Return the allowed size of the first axis: 1 if all examples share one row, otherwise `examples`."""
     return 1 if tensor.dim() and tensor.shape[0] == 1 else examples

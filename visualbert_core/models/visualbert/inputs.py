@@ -1,20 +1,23 @@
-"""Text and regions → sequences of tokens, by default laid out as the authors trained: recipe "original".
+"""Text and regions → sequences of tokens, by default in the layout of the authors: recipe "original".
 
-Owns the token layout, the visual token types and the choice of regions of the four tasks, token for token as in the
-authors' code (https://github.com/uclanlp/visualbert, `dataloaders/`; VCR naming from https://github.com/rowanz/r2c).
-It differs from the examples in the transformers documentation, with which the published checkpoints lose accuracy:
+Owns the token layout, the visual token types and the choice of regions for the four tasks. All are token for token
+those of the authors' code (https://github.com/uclanlp/visualbert, `dataloaders/`; VCR names from
+https://github.com/rowanz/r2c). The examples in the transformers documentation use another layout. With that layout the
+published checkpoints lose accuracy (https://github.com/huggingface/transformers/issues/17360). The authors' layout is:
 
     VQA v2               [CLS] question ? [MASK] [SEP]     regions, type 0            the head reads [MASK]
     VCR                  [CLS] context [SEP] choice [SEP]  whole image + mentioned    four sequences; aligned; type 0
     NLVR2                [CLS] sentence [SEP]              left type 0, right type 1  one sequence
     Flickr30K Entities   [CLS] caption [SEP]               regions, type 0            a phrase is its last word piece
 
-Recipe "hf-docs" is what those examples show, for comparison only. It differs in this and in nothing else:
+Recipe "hf-docs" is the layout of those examples, for comparison only. It differs in these points only:
 
-    VQA v2               [CLS] raw question [SEP]          type 1                     read at the last piece, often "?"
+    VQA v2               [CLS] raw question [SEP]          type 1                     the head reads the last piece
     VCR                  tags by class name ("person")     type 1                     not aligned
     NLVR2                                                  left and right type 1
     Flickr30K Entities                                     type 1
+
+The last piece of a question is often "?".
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ RECIPES = ("original", "hf-docs")
 MAX_TOKENS = 128
 NLVR2_REGIONS_PER_IMAGE = 144
 GEOMETRY_SIZE = 6
-# R2C's names for people; 'Peyton' stands there twice, which `fix_quirks` undoes.
+# The names that R2C gives to people. 'Peyton' is there twice; `fix_quirks` removes one.
 NEUTRAL_NAMES = (
     *("Casey", "Riley", "Jessie", "Jackie", "Avery", "Jaime", "Peyton", "Kerry"),
     *("Jody", "Kendall", "Peyton", "Skyler", "Frankie", "Pat", "Quinn"),
@@ -52,39 +55,40 @@ NEUTRAL_NAMES = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """One sequence before it joins a batch: T tokens, V regions.
+    """One sequence before it joins a batch, with T tokens and V regions.
 
-    Sequences about one image hold the very same array in `images`, so that a batch needs to send and project it once.
+    Sequences about the same image share one array object in `images`. A batch then sends and projects it only once.
     """
 
     input_ids: list[int]  # T
     token_type_ids: list[int]  # T
-    images: tuple[np.ndarray, ...]  # per image, float [R, D]: all of its features
-    rows: np.ndarray  # int64 [V], rows of the images' features one after the other
+    images: tuple[np.ndarray, ...]  # for each image, all of its features: float [R, D]
+    rows: np.ndarray  # int64 [V], the rows in the concatenated features of the images
     visual_types: np.ndarray  # int64 [V]
-    mentions: tuple[tuple[int, ...], ...] | None = None  # VCR: per region, the text positions that name it
-    phrases: tuple[int, ...] | None = None  # Flickr30K Entities: per phrase, the text position it is queried at
+    mentions: tuple[tuple[int, ...], ...] | None = None  # VCR: for each region, the text positions that name it
+    phrases: tuple[int, ...] | None = None  # Flickr30K Entities: for each phrase, the text position of its query
 
     @property
     def features(self) -> np.ndarray:
-        """The sequence's regions: float [V, D], a copy."""
+        """Return a copy of the features of the regions: float [V, D]."""
         return np.asarray(np.concatenate(self.images)[self.rows])
 
 
 class InputEncoder:
-    """Encodes examples of every task with one vocabulary. Raises CheckpointError if `vocab` is not BERT's.
+    """Encodes examples of every task with one vocabulary. Raises CheckpointError if `vocab` is not a BERT vocabulary.
 
-    `max_length` is the longest text in tokens ([CLS] and [SEP] counted); `num_positions` the size of the position
-    table; with `box_geometry` every feature is followed by [x1/W, y1/H, x2/W, y2/H, w/W, h/H]. `recipe` is one of
-    RECIPES (ValueError otherwise; see the module).
+    `max_length` is the longest text in tokens, with [CLS] and [SEP]. `num_positions` is the size of the position table.
+    `box_geometry` appends [x1/W, y1/H, x2/W, y2/H, w/W, h/H] to every feature. `recipe` is one of RECIPES (ValueError
+    otherwise); the head of this file describes them.
 
-    Published weights were trained with four bugs of the authors' code, and "original" keeps them. `fix_quirks` is for
-    weights trained with it, and turns them off:
+    The authors' code has four bugs. The published weights were trained with them, so recipe "original" keeps them.
+    `fix_quirks` removes them. It is for weights that were trained without these bugs. It changes:
 
-        person names (VCR)     go on in a choice, so that no new person is "Casey" again; 14 names, 'Peyton' once
-        alignment (VCR)        holds the positions of all word pieces of a mention, not the number of its word
-        truncation (VCR)       takes from the end of the context, then from the end of the choice, not from its front
-        phrases (Flickr30K)    are queried where they stand, not at the first occurrence of the same words
+        person names (VCR)     the count of people goes on in a choice, so no new person is "Casey" again; 14 names
+        alignment (VCR)        a region is aligned with the positions of all word pieces of a mention, not with the
+                               number of its word
+        truncation (VCR)       cuts the end of the context, then the end of the choice, instead of its front
+        phrases (Flickr30K)    a phrase is queried at its own position, not at the first occurrence of the same words
     """
 
     def __init__(
@@ -113,12 +117,12 @@ class InputEncoder:
 
     @singledispatchmethod
     def encode(self, example: Example, regions: Sequence[Regions]) -> Encoded | tuple[Encoded, ...]:
-        """The sequence of an example and the regions of its images; for multiple choice, one sequence per choice."""
+        """Encode an example and the regions of its images. Multiple choice gives one sequence for each choice."""
         raise TypeError(f"no layout for {type(example).__name__}")
 
     @encode.register
     def question(self, example: Question, regions: Sequence[Regions]) -> Encoded:
-        """VQA v2. A question of more than 124 word pieces loses "? [MASK]", as it did in training."""
+        """Encode a VQA v2 question. One of more than 124 word pieces loses "? [MASK]", as in the authors' training."""
         if self._original:
             pieces = [*self._pieces.of(pythia_tokens(example.text)), *self._pieces["?"], self._mask]
         else:
@@ -127,16 +131,21 @@ class InputEncoder:
 
     @encode.register
     def statement(self, example: Statement, regions: Sequence[Regions]) -> Encoded:
-        """NLVR2. Of each image the first 144 regions are used; the type says which image a region is of."""
+        """Encode an NLVR2 statement with the first 144 regions of each image.
+
+        The authors' training has the same limit. The visual type says which image a region comes from.
+        """
         return self._single(self._pieces.of(example.text.split(" ")), regions, limit=NLVR2_REGIONS_PER_IMAGE)
 
     @encode.register
     def grounding(self, example: Grounding, regions: Sequence[Regions]) -> Encoded:
-        """Flickr30K Entities. A phrase is queried at the last word piece of its first occurrence in the caption: a
-        phrase that stands there twice is asked for twice at the same place, as the authors do (0.4 % of the phrases).
+        """Encode a Flickr30K Entities caption. A phrase is queried at the last word piece of its first occurrence.
+
+        So a phrase that occurs twice in a caption is queried twice at the same position, as in the authors' code. This
+        affects 0.4 % of the phrases.
         """
         ids: list[int] = []
-        ends = []  # per word, the position of its last piece once [CLS] stands in front
+        ends = []  # for each word, the position of its last piece; [CLS] is position 0
         for word in example.words:
             ids += self._pieces[word]
             ends.append(len(ids))
@@ -151,19 +160,21 @@ class InputEncoder:
 
     @encode.register
     def multiple_choice(self, example: MultipleChoice, regions: Sequence[Regions]) -> tuple[Encoded, ...]:
-        """VCR, question → answer and question + answer → rationale alike: one sequence per choice.
+        """Encode a VCR example as one sequence for each choice.
 
-        An object without a row in the store has no region. A region is aligned with the *word* indices that name it,
-        not with word pieces, so that positions drift behind a split word: a quirk the weights were trained with.
+        Question → answer and question + answer → rationale have the same layout. An object without a row in the store
+        gets no region. A region is aligned with the numbers of the *words* that name it, not with word pieces, so
+        positions are wrong after a split word. The published weights were trained with this bug.
         """
         image = regions[0]
+        # Row 0 is the whole image; object i has row i + 1.
         rows = [row for row in (0, *(i + 1 for i in sorted(example.mentioned))) if row < image.num_regions]
         images, types = (self._features(image),), self._visual_types(len(rows))
         names: dict[int, str] = {}
         whole = self._named(example.context, example.objects, names)
         sequences = []
         for choice in example.choices:
-            # A copy: no choice may learn the names that another one gave.
+            # A copy: the names that one choice introduces must not reach the next choice.
             context, text = self._cut(whole, self._named(choice, example.objects, dict(names)))
             ids, token_types = self._pair(context.ids, text.ids)
             mentions = self._mentions(context, text, rows) if self._original else None
@@ -171,17 +182,17 @@ class InputEncoder:
         return tuple(sequences)
 
     def _cut(self, context: _Text, choice: _Text) -> tuple[_Text, _Text]:
-        """What is left of two texts that share the limit."""
+        """Cut the two texts so that together they fit into the longest sequence."""
         room = self._max_length - 3
         if self._fix_quirks:
             choice = choice.cut(stop=room)
             return context.cut(stop=room - len(choice.ids)), choice
-        # The authors meant to shorten the context too; their code only ever takes from the front of the choice.
+        # The authors meant to shorten the context too, but their code only ever cuts the front of the choice.
         context = context.cut(stop=room)
         return context, choice.cut(start=max(0, len(context.ids) + len(choice.ids) - room))
 
     def _mentions(self, context: _Text, choice: _Text, rows: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-        """Per region, the positions its feature is aligned with."""
+        """Return for each region the text positions with which its feature is aligned."""
         find = _Text.piece_mentions if self._fix_quirks else _Text.word_mentions
         of_row = defaultdict(list)
         for index, position in find(context, 1) + find(choice, len(context.ids) + 2):
@@ -196,7 +207,7 @@ class InputEncoder:
         limit: int | None = None,
         phrases: tuple[int, ...] | None = None,
     ) -> Encoded:
-        """[CLS] pieces [SEP], cut at the end, with the first `limit` regions of each image."""
+        """Return [CLS] pieces [SEP], cut at the end, with the first `limit` regions of each image."""
         ids, token_types = self._pair(pieces[: self._max_length - 2], [])
         images = tuple(map(self._features, regions))
         starts = np.cumsum([0, *map(len, images)])
@@ -205,18 +216,19 @@ class InputEncoder:
         return Encoded(ids, token_types, images, np.concatenate(kept), types, phrases=phrases)
 
     def _pair(self, first: list[int], second: list[int]) -> tuple[list[int], list[int]]:
-        """[CLS] first [SEP] and, if there is anything in it, second [SEP]; with token types 0 and 1."""
+        """Return [CLS] first [SEP] with token type 0, then second [SEP] with type 1 unless `second` is empty."""
         tail = [*second, self._sep] if second else []
         return [self._cls, *first, self._sep, *tail], [0] * (len(first) + 2) + [1] * len(tail)
 
     def _visual_types(self, *lengths: int) -> np.ndarray:
-        """The types of the regions of images with so many: which image it is, but 1 everywhere in "hf-docs"."""
+        """Return the visual types of images with these numbers of regions: the image's number, or 1 in "hf-docs"."""
         return np.repeat(np.arange(len(lengths)) if self._original else np.ones(len(lengths), np.int64), lengths)
 
     def _features(self, image: Regions) -> np.ndarray:
+        """Return the features of an image, with the box numbers appended if `box_geometry` is set: float [R, D]."""
         if not self._box_geometry:
             return image.features
-        # Examples of an image follow each other: they are to share one array here too.
+        # Examples of one image follow each other, and `Encoded` promises that they share one array.
         last, features = self._last_features
         if last is not image:
             corners = image.boxes / np.array([image.width, image.height] * 2, dtype=np.float32)
@@ -226,12 +238,15 @@ class InputEncoder:
         return features
 
     def _named(self, tokens: Iterable[MixedToken], objects: Sequence[str], names: dict[int, str]) -> _Text:
-        """Spell out object tags: people get neutral names in order of first mention, other objects their class; in
-        "hf-docs" people too."""
+        """Spell out the object tags of a text, and enter the words chosen into `names`.
+
+        People get neutral names in the order of their first mention. Other objects get the name of their class. In
+        "hf-docs" people get the name of their class too.
+        """
         words: list[str] = []
         tags: list[tuple[int, int]] = []
-        # Trap: R2C restarts its count in every text, so a person first mentioned in a choice is again "Casey", even
-        # where the context has a Casey already.
+        # R2C restarts its count of people in every text. A person who first appears in a choice is "Casey", even if the
+        # context already has a Casey.
         people = sum(objects[index] == "person" for index in names) if self._fix_quirks else 0
         for token in tokens:
             if isinstance(token, str):
@@ -250,7 +265,7 @@ class InputEncoder:
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """Word pieces, the number of the word each comes from, and (object, word number) of every tag."""
+    """The word pieces of a text, the word number of each piece, and (object, word number) of every tag."""
 
     ids: list[int]
     word_of: list[int]
@@ -260,18 +275,21 @@ class _Text:
         return _Text(self.ids[start:stop], self.word_of[start:stop], self.tags)
 
     def word_mentions(self, offset: int) -> list[tuple[int, int]]:
-        """(object, word number + offset) of the tags of which a piece is left."""
+        """Return (object, word number + offset) for every tag with at least one piece left after the cut."""
         left = set(self.word_of)
         return [(index, number + offset) for index, number in self.tags if number in left]
 
     def piece_mentions(self, offset: int) -> list[tuple[int, int]]:
-        """(object, position + offset) of every piece that is left of a tag."""
+        """Return (object, position + offset) for every piece of a tag that is left after the cut."""
         places = list(enumerate(self.word_of, offset))
         return [(index, place) for index, tag in self.tags for place, number in places if number == tag]
 
 
 class _WordPieces(dict[str, tuple[int, ...]]):
-    """word → ids of its pieces, computed once a word: texts repeat few words (BERT splits on spaces first)."""
+    """Word → ids of its pieces. Each word is tokenised once, because texts repeat few words.
+
+    This is exact: BERT splits a text at spaces before it looks for pieces.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -297,7 +315,7 @@ class _WordPieces(dict[str, tuple[int, ...]]):
 
 
 def _vocabulary(path: Path) -> dict[str, int]:
-    """Word piece → its line, from 0. Blank lines at the end of the file do not count. Raises CheckpointError."""
+    """Read word piece → line number, from 0, without blank lines at the end. Raise CheckpointError if one repeats."""
     lines = [line.rstrip() for line in read_lines(path)]
     while lines and not lines[-1]:
         lines.pop()
@@ -308,8 +326,10 @@ def _vocabulary(path: Path) -> dict[str, int]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file in UTF-8, as any editor saves it: with or without a byte order mark, and with either
-    ending of lines. Raises CheckpointError naming a file that cannot be read."""
+    """Read the lines of a UTF-8 text file. Raise CheckpointError naming the file if it cannot be read.
+
+    Editors save such files with or without a byte order mark, and with either line ending. All are accepted.
+    """
     if lfs.is_pointer_file(path):
         raise CheckpointError(f"{path}: {lfs.REASON}")
     try:
@@ -319,7 +339,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def repeated(lines: Sequence[str]) -> str | None:
-    """What to say of lines of which one stands there twice."""
+    """Return a message about the first line that repeats an earlier line; None if all lines differ."""
     first: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         if (earlier := first.setdefault(line, number)) != number:
@@ -328,13 +348,13 @@ def repeated(lines: Sequence[str]) -> str | None:
 
 
 def pythia_tokens(question: str) -> list[str]:
-    """A question as Pythia's image database stores it: lower case, without "," and "?", split around non-words."""
+    """Split a question as Pythia's image database does: lower case, no "," or "?", split around non-word characters."""
     text = question.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     return [word for part in re.split(r"(\W+)", text) if (word := part.strip())]
 
 
 def _first_stop(words: Sequence[str], phrase: Sequence[str]) -> int:
-    """Index after the first occurrence of `phrase` in `words`."""
+    """Return the index after the first occurrence of `phrase` in `words`."""
     size = len(phrase)
     starts = (start for start in range(len(words)) if words[start : start + size] == phrase)
     return next(starts) + size

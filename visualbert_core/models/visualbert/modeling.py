@@ -1,8 +1,9 @@
-"""The VisualBERT trunk: text and regions in one sequence through one BERT encoder, in plain PyTorch.
+"""The VisualBERT trunk: one BERT encoder over text and regions in one sequence, in plain PyTorch.
 
-Owns the network up to the pooled [CLS] state and its initial weights (VisualBERT, Li et al. 2019,
-https://arxiv.org/abs/1908.03557). Parameters carry the names of Hugging Face transformers and the forward computes the
-same numbers, so either library loads what the other saved. Shapes: B sequences, T text tokens, V regions, L = T + V.
+Owns the network up to the pooled [CLS] state, and its initial weights (VisualBERT, Li et al. 2019,
+https://arxiv.org/abs/1908.03557). Parameters have the names of Hugging Face transformers, and the forward computes the
+same numbers. So each library can load the checkpoints of the other. Shapes: B sequences, T text tokens, V regions,
+L = T + V.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ Tensors = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class VisualBertOutput:
-    """States of the trunk; the last two are None unless asked for.
+    """The states of the trunk. The last two fields are None unless the caller asks for them.
 
-    With `bypass_transformer` the encoder's states and attentions are the text's alone, T wide; those of the additional
-    layer, L wide, come last.
+    With `bypass_transformer` the encoder sees the text alone, so its states and attentions have width T. The states and
+    attentions of the additional layer come last and have width L.
     """
 
     last_hidden_state: Tensor  # [B, L, hidden]
@@ -42,7 +43,11 @@ class VisualBertOutput:
 
 
 class Embeddings(nn.Module):
-    """Text: word + type + position. Region: projected feature + type + position 0 + mean position of its words."""
+    """Sums the embeddings of text and regions.
+
+    A text token is word + type + position. A region is projected feature + type + position 0 + the mean position of the
+    words that name it.
+    """
 
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
@@ -74,7 +79,7 @@ class Embeddings(nn.Module):
 
     @torch.no_grad()
     def copy_text_tables(self) -> None:
-        """Start the visual type and position tables as copies of the text's."""
+        """Start the visual type and position tables as copies of the text tables."""
         self.visual_token_type_embeddings.weight.copy_(self.token_type_embeddings.weight)
         self.visual_position_embeddings.weight.copy_(self.position_embeddings.weight)
 
@@ -90,21 +95,24 @@ class Embeddings(nn.Module):
     def _regions(self, features: Tensor, types: Tensor | None, alignment: Tensor | None) -> Tensor:
         if types is None:
             types = torch.ones(features.shape[:2], dtype=torch.long, device=features.device)
-        # Every region sits at visual position 0: regions are a set, and the published weights trained no other row.
+        # Every region has visual position 0, as in the authors' code: regions are a set, and no other row was trained.
         position = self.visual_position_embeddings.weight[0]
         embedded: Tensor = self.visual_projection(features)
         embedded = embedded + self.visual_token_type_embeddings(types) + position
         return embedded if alignment is None else embedded + self.mentions(alignment[:, : features.shape[1]])
 
     def mentions(self, alignment: Tensor) -> Tensor:
-        """Mean of the text positions [..., A] (-1 = none) that name each region: [..., hidden], 0 where unnamed."""
+        """Return the mean embedding [..., hidden] of the text positions [..., A] that name each region.
+
+        Positions are padded with -1. A region without a position gets 0.
+        """
         named = (alignment != -1).unsqueeze(-1)
         total = (self.position_embeddings(alignment.clamp(min=0)) * named).sum(-2)
         return total / named.sum(-2).clamp(min=1)  # type: ignore[no-any-return]
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention over keys that `mask` (bool [B, 1, 1, L]) allows."""
+    """Multi-head attention over the keys that `mask` (bool [B, 1, 1, L]) allows."""
 
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
@@ -118,7 +126,7 @@ class SelfAttention(nn.Module):
         query, key, value = (self._heads(layer(hidden)) for layer in (self.query, self.key, self.value))
         dropout = self.dropout if self.training else 0.0
         weights = None
-        if with_weights:  # the fused kernel does not return them
+        if with_weights:  # the fused kernel does not return weights
             scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
             weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
             weights = functional.dropout(weights, dropout, self.training)
@@ -132,7 +140,7 @@ class SelfAttention(nn.Module):
 
 
 class ResidualOutput(nn.Module):
-    """Dense, dropout, add the input, normalise: the end of both halves of a layer."""
+    """Dense, dropout, add the input, normalise. Both halves of a layer end with this."""
 
     def __init__(self, size: int, config: VisualBertConfig) -> None:
         super().__init__()
@@ -145,6 +153,8 @@ class ResidualOutput(nn.Module):
 
 
 class Attention(nn.Module):
+    """The first half of a layer: attention and its residual."""
+
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
         self.self = SelfAttention(config)
@@ -156,6 +166,8 @@ class Attention(nn.Module):
 
 
 class Intermediate(nn.Module):
+    """The dense layer that widens the states, with the activation."""
+
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
@@ -166,6 +178,8 @@ class Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
+    """One encoder layer of BERT (Devlin et al. 2019). LayerNorm comes after each residual."""
+
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
         self.attention = Attention(config)
@@ -178,12 +192,17 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
+    """The stack of layers."""
+
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
         self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
 
     def forward(self, hidden: Tensor, mask: Tensor, with_weights: bool) -> tuple[Tensors, Tensors]:
-        """States before, between and after the layers, and each layer's attention weights (empty if not asked for)."""
+        """Return the states before, between and after the layers, and the attention weights of each layer.
+
+        The attention weights are empty unless `with_weights` is set.
+        """
         states, attentions = [hidden], []
         for layer in self.layer:
             hidden, weights = layer(hidden, mask, with_weights)
@@ -194,6 +213,8 @@ class Encoder(nn.Module):
 
 
 class Pooler(nn.Module):
+    """A dense layer and tanh over the state of [CLS]: float [B, hidden]."""
+
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
@@ -203,7 +224,7 @@ class Pooler(nn.Module):
 
 
 class VisualBertModel(Pretrained):
-    """The trunk without a head; `VisualBertModel.from_pretrained(folder)` also reads it out of a head's checkpoint."""
+    """The trunk without a head. `VisualBertModel.from_pretrained(folder)` also reads the checkpoint of a head."""
 
     trunk = None
 
@@ -232,16 +253,19 @@ class VisualBertModel(Pretrained):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> VisualBertOutput:
-        """One pass over text followed by regions, or over text alone without `visual_embeds`.
+        """Encode the text followed by the regions, or the text alone without `visual_embeds`.
 
-        `input_ids`, `token_type_ids`, `position_ids`: long [B, T] (or `inputs_embeds` [B, T, hidden] in place of the
-        ids); `visual_embeds`: float [B, V, visual_embedding_dim]; `visual_token_type_ids`: long [B, V]; masks: [B, T]
-        and [B, V], anything but 0 is attended to, all of it by default; `image_text_alignment`: long [B, V, A], the
-        text positions that name each region, padded with -1.
+            input_ids, token_type_ids, position_ids   long [B, T]
+            inputs_embeds                             float [B, T, hidden], in place of `input_ids`
+            visual_embeds                             float [B, V, visual_embedding_dim]
+            visual_token_type_ids                     long [B, V]
+            attention_mask, visual_attention_mask     [B, T] and [B, V]; 0 hides a position; the default hides none
+            image_text_alignment                      long [B, V, A], the text positions that name each region, padded
+                                                      with -1
 
-        `visual_token_type_ids` defaults to ones, as in transformers; the authors' inputs hold zeros (NLVR2: 0 and 1 by
-        image), which is why `inputs.py` always passes them. Raises ValueError for arguments that do not fit the network
-        or each other (see `arguments`).
+        `visual_token_type_ids` defaults to ones, as in transformers. But the authors trained with zeros (NLVR2: 0 for
+        the left image, 1 for the right), so `inputs.py` always passes them. Raise ValueError if the arguments do not
+        fit the network or each other (see `input_checks`).
         """
         check_inputs(
             self.config,
@@ -272,9 +296,10 @@ class VisualBertModel(Pretrained):
         )
 
     def _late_fusion(self, embedded: Tensor, mask: Tensor, length: int, with_weights: bool) -> tuple[Tensors, Tensors]:
-        """Encode the text alone; it meets the embedded regions in one additional layer only, as in the authors' code.
+        """Encode the text alone, then join it with the embedded regions in one additional layer.
 
-        transformers has the parameters of this variant but fails in its forward.
+        This follows the authors' code. transformers has the parameters of this variant, but its forward fails
+        (https://github.com/huggingface/transformers/issues/15322).
         """
         states, attentions = self.encoder(embedded[:, :length], mask[..., :length], with_weights)
         joined = torch.cat((states[-1], embedded[:, length:]), dim=1)
@@ -283,7 +308,10 @@ class VisualBertModel(Pretrained):
 
 
 def initialize(network: nn.Module, config: VisualBertConfig) -> None:
-    """BERT's initial weights: normal matrices (the padding word's vector zero), zero biases; norms stay at one."""
+    """Set the initial weights of BERT, in place.
+
+    Matrices are normal, biases zero, and the vector of the padding word is zero. LayerNorm weights stay at one.
+    """
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=config.initializer_range)
@@ -294,7 +322,7 @@ def initialize(network: nn.Module, config: VisualBertConfig) -> None:
 
 
 def _key_mask(words: Tensor, text: Tensor | None, regions: Tensor | None, visual: Tensor | None) -> Tensor:
-    """Which of the L positions may be attended to: bool [B, 1, 1, L]."""
+    """Return which of the L positions attention may read: bool [B, 1, 1, L]."""
     mask = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device) if text is None else text.bool()
     if regions is not None:
         every = torch.ones(regions.shape[:2], dtype=torch.bool, device=words.device)

@@ -1,7 +1,8 @@
 """Encoded sequences → the tensors of a batch: padded for the networks of `heads`, or packed for `inference`.
 
-Owns both layouts of a batch. Padded, every sequence is as long as the longest and masks say what is real; that is what
-transformers and training take. Packed, sequences lie end to end and no number is computed for nothing.
+Owns both layouts of a batch. In a padded batch every sequence is as long as the longest, and masks say which positions
+are real. transformers and training take this layout. In a packed batch the sequences lie end to end, so nothing is
+computed for padding.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from visualbert_core.models.visualbert.inputs import Encoded
 
 
 def collate(batch: Sequence[Encoded | tuple[Encoded, ...]]) -> dict[str, Tensor]:
-    """Pad sequences of one task into the keyword tensors of its head's forward, on the CPU.
+    """Pad the sequences of one task. Return the keyword tensors for the forward of its head, on the CPU.
 
-    long [B, T] `input_ids`, `attention_mask`, `token_type_ids`; float32 [B, V, D] `visual_embeds`; long [B, V]
-    `visual_attention_mask`, `visual_token_type_ids`; and where the task has them long [B, V, A]
-    `image_text_alignment`, long [B, K] `region_to_phrase_position` (both padded with -1). Multiple choice has a choice
-    axis second in each. Raises ValueError where examples differ in number of choices or feature size.
+        input_ids, attention_mask, token_type_ids      long [B, T]
+        visual_embeds                                  float32 [B, V, D]
+        visual_attention_mask, visual_token_type_ids   long [B, V]
+        image_text_alignment                           long [B, V, A], padded with -1, for VCR
+        region_to_phrase_position                      long [B, K], padded with -1, for Flickr30K Entities
+
+    Multiple choice has a choice axis in second place in each tensor. Raise ValueError if the examples differ in number
+    of choices or in feature size.
     """
     choices = {len(item) for item in batch if isinstance(item, tuple)}
     if not choices:
@@ -37,28 +42,28 @@ def collate(batch: Sequence[Encoded | tuple[Encoded, ...]]) -> dict[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """B sequences end to end, sorted so that those of one shape are neighbours.
+    """B sequences end to end, sorted so that sequences of equal shape are neighbours.
 
-    N tokens, of which the texts have T and the regions V; U feature rows, those of each image once; R tokens of which
-    the head reads the last state.
+    They have N tokens: T of text and V regions. The images have U feature rows, each image once. The head reads the
+    last state of R tokens.
     """
 
     order: tuple[int, ...]  # [B] sequence b of the pack is sequence order[b] of the batch
-    lengths: tuple[int, ...]  # [B] tokens of each sequence, ascending; their sum is N
-    text_lengths: tuple[int, ...]  # [B] how many of them are text; their sum is T
-    read_lengths: tuple[int, ...]  # [B] how many of them the head reads; their sum is R
+    lengths: tuple[int, ...]  # [B] tokens of each sequence, ascending; the sum is N
+    text_lengths: tuple[int, ...]  # [B] text tokens of each sequence; the sum is T
+    read_lengths: tuple[int, ...]  # [B] tokens of each sequence that the head reads; the sum is R
     input_ids: Tensor  # long [T]
     token_type_ids: Tensor  # long [T]
     position_ids: Tensor  # long [T]
     features: Tensor  # float16 or float32 [U, D]
     feature_rows: Tensor  # long [V], into `features`
     visual_types: Tensor  # long [V]
-    mentions: Tensor | None  # long [V, A], text positions, padded with -1
-    source: Tensor  # long [N], the token's row in all texts [T] followed by all regions [V]
+    mentions: Tensor | None  # long [V, A], the text positions that name each region, padded with -1
+    source: Tensor  # long [N], the row of each token among all texts [T] followed by all regions [V]
     reads: Tensor  # long [R], into the tokens [N]
 
     def to(self, device: torch.device) -> Packed:
-        """The same on another device; to a GPU through pinned memory, without waiting for the copies."""
+        """Copy the tensors to `device`. A copy to a GPU uses pinned memory and does not wait."""
         moved: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
@@ -69,9 +74,9 @@ class Packed:
 
 
 def pack(sequences: Sequence[Encoded], read: Callable[[Encoded], Sequence[int]]) -> Packed:
-    """Lay sequences of one task end to end, on the CPU; `read` names the positions that its head reads.
+    """Lay the sequences of one task end to end, on the CPU. `read` returns the positions that the head reads.
 
-    Raises ValueError where features differ in size.
+    Raise ValueError if the features differ in size.
     """
     reads = [tuple(read(sequence)) for sequence in sequences]
     shape = [(len(s.input_ids) + len(s.rows), len(r)) for s, r in zip(sequences, reads, strict=True)]
@@ -102,7 +107,8 @@ def pack(sequences: Sequence[Encoded], read: Callable[[Encoded], Sequence[int]])
 
 
 def _shared(sequences: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
-    """The features of every image once, float [U, D]; and the row of each region among them, long [V]."""
+    """Return the features of every image once, float [U, D], and the row of each region in them, long [V]."""
+    # By identity: sequences about one image share the array object (see `Encoded`), and comparing arrays is slow.
     images = {id(image): image for sequence in sequences for image in sequence.images}
     sizes = {image.shape[1] for image in images.values()}
     if len(sizes) > 1:
@@ -117,7 +123,7 @@ def _shared(sequences: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _source(texts: Sequence[int], regions: Sequence[int]) -> np.ndarray:
-    """Where each token of the pack stands when all texts come first and all regions after them: long [N]."""
+    """Return the row of each token of the pack in the order of all texts, then all regions: long [N]."""
     first_region = sum(texts)
     parts = []
     for text_start, text, region_start, region in zip(_starts(texts), texts, _starts(regions), regions, strict=True):
@@ -134,6 +140,7 @@ def _flat(values: Iterable[Iterable[int]]) -> Tensor:
 
 
 def _padded(sequences: Sequence[Encoded]) -> dict[str, Tensor]:
+    """Return the tensors of `collate` for sequences without a choice axis."""
     texts, images = [len(s.input_ids) for s in sequences], [len(s.rows) for s in sequences]
     arrays = {
         "input_ids": _rows([s.input_ids for s in sequences], texts),
@@ -161,7 +168,7 @@ def _rows(values: Sequence[Iterable[int]], lengths: Sequence[int], fill: int = 0
 
 
 def _lengths(lengths: Sequence[int]) -> np.ndarray:
-    """1 where a padded row holds something: [B, longest]."""
+    """Return the mask [B, longest] of padded rows: 1 for a real position, 0 for padding."""
     return (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
 
 
@@ -176,7 +183,7 @@ def _regions(features: Sequence[np.ndarray], lengths: Sequence[int]) -> np.ndarr
 
 
 def _alignment(mentions: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """Per region, the text positions that name it, padded with -1: [V, A], A at least 1."""
+    """Return for each region the text positions that name it, padded with -1: [V, A], with A at least 1."""
     lengths = [len(positions) for positions in mentions]
     padded = np.full((len(mentions), max([1, *lengths])), -1, dtype=np.int64)
     for row, positions in zip(padded, mentions, strict=True):

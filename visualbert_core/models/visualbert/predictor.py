@@ -1,8 +1,9 @@
 """A VisualBERT checkpoint folder behind the `Model` contract: examples and their regions in, predictions out.
 
-Owns the decoding of each task's logits and the checks that a folder fits its task: `config.json`, weights, `vocab.txt`,
-the optional sidecar `visualbert_core.json`, and for VQA the answers in the order of the weights (`answers.txt` as
-published with Pythia, https://github.com/facebookresearch/mmf, or the names in `id2label`).
+Owns the decoding of the logits of each task, and the checks that a folder fits its task. A folder holds `config.json`,
+weights, `vocab.txt`, and optionally the metadata file `visualbert_core.json`. For VQA it also holds the answers in the
+order of the weights: `answers.txt` as published with Pythia (https://github.com/facebookresearch/mmf), or the names in
+`id2label`.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ from visualbert_core.schema import Example, Failure, Grounding, MultipleChoice, 
 
 ANSWERS_FILE = "answers.txt"
 UNKNOWN_ANSWER = "<unk>"
-_PADDED_TO = (64, 128)  # rows of a word table, of which GPUs multiply whole blocks
+_PADDED_TO = (64, 128)  # some tools pad the word table to a multiple of this, because GPUs multiply whole blocks
 _LOG = logging.getLogger(__name__)
 
 Answer = tuple[Any, tuple[float, ...]]
-"""A prediction's `answer` and `scores`."""
+"""The `answer` and the `scores` of a prediction."""
 
 
 NETWORKS: dict[type[Example], type[Pretrained]] = {
@@ -54,14 +55,15 @@ NETWORKS: dict[type[Example], type[Pretrained]] = {
 
 
 class VisualBertPredictor:
-    """Answers examples of one form. Threads may share it: one batch computes while others are prepared."""
+    """Answers examples of one form. Threads may share it: one batch computes while other threads prepare theirs."""
 
     def __init__(self, folder: Path, form: type[Example], device: torch.device, precision: str) -> None:
-        """Use `from_pretrained`."""
+        """Open a folder. Callers use `from_pretrained`, which checks the arguments first."""
         sidecar = CheckpointMetadata.from_folder(folder)
         if sidecar.form not in (None, form):
             raise CheckpointError(
-                f"{folder}: trained for {sidecar.task}, which asks {_called(sidecar.form)}; asked a {_called(form)}"
+                f"{folder}: trained for {sidecar.task}, so it answers {_called(sidecar.form)} and not {_called(form)}: "
+                "give a checkpoint of this task"
             )
         config = VisualBertConfig.from_folder(folder)
         if form is Statement and config.num_labels != 2:
@@ -72,7 +74,7 @@ class VisualBertPredictor:
         self._encoder = _encoder(folder, config, sidecar)
         self._network = InferenceNetwork(NETWORKS[form].from_pretrained(folder), precision, device)
         self._lock = threading.Lock()
-        # The numbers of box geometry are appended by the encoder, not stored.
+        # The encoder appends the numbers of the box geometry, so the store does not hold them.
         size = config.visual_embedding_dim - (GEOMETRY_SIZE if sidecar.box_geometry else 0)
         likely = published_space(folder, form, config) if sidecar.feature_space is None else None
         self.reads = ReadsRegions(size, sidecar.feature_space, likely)
@@ -92,14 +94,14 @@ class VisualBertPredictor:
     def from_pretrained(
         cls, folder: str | Path, form: type[Example], device: str | None = None, precision: str = "float32"
     ) -> VisualBertPredictor:
-        """Open a checkpoint folder for one form of example on `device` (default: CUDA where there is one).
+        """Open a checkpoint folder for one form of example on `device` (default: CUDA if a GPU is present).
 
-        `precision` is float32 or bfloat16 (see `inference`). Raises ConfigError for an unknown precision, and
-        CheckpointError, naming file and key, for a folder that is incomplete, damaged, or of another form.
+        `precision` is float32 or bfloat16 (see `inference`). Raise ConfigError for an unknown precision. Raise
+        CheckpointError naming file and key if the folder is incomplete or damaged, or answers another form.
         """
         if form not in NETWORKS:
             raise CheckpointError(
-                f"{folder}: VisualBERT answers {', '.join(map(_called, NETWORKS))}; asked a {_called(form)}"
+                f"{folder}: VisualBERT answers {', '.join(map(_called, NETWORKS))} and not {_called(form)}"
             )
         if precision not in PRECISIONS:
             raise ConfigError(f"unknown precision {precision!r}: VisualBERT computes in {' or '.join(PRECISIONS)}")
@@ -109,15 +111,15 @@ class VisualBertPredictor:
         return cls(Path(folder), form, on, precision)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What changes a prediction: class, task, recipe, precision and the digests of everything that was read."""
+        """Return what changes a prediction: class, recipe, precision, and the digest of every file that was read."""
         return dict(self._fingerprint)
 
     def predict(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> list[Prediction | Failure]:
-        """One prediction per example, in order; see `schema.Prediction` for the form of each task's answer.
+        """Answer every example, in order. `schema.Prediction` describes the answer of each form.
 
-        Ties go to the lowest index. Where no finite number stands behind an answer, because features or weights hold
-        NaN or infinity, that example has a `Failure` instead, and its batch mates answer as ever. Raises
-        CheckpointError where features are not `reads.size` numbers long.
+        Ties go to the lowest index. If features or weights hold NaN or infinity, the logits behind an answer may not be
+        finite. Such an example gets a `Failure`, and the other answers of the batch stay the same. Raise
+        CheckpointError if the features do not have `reads.size` numbers.
         """
         found = self.examine(batch)
         return [each if isinstance(each, Failure) else each[0] for each in found]
@@ -125,8 +127,11 @@ class VisualBertPredictor:
     def examine(
         self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]
     ) -> list[tuple[Prediction, np.ndarray] | Failure]:
-        """`predict`, each answer with the logits that it is the largest of: [answers], -inf for what is never answered,
-        [choices], [false, true], or [phrases, regions]."""
+        """Answer as `predict` does, and return with each answer the logits of which it is the largest.
+
+        They are [answers], [choices], [false, true] or [phrases, regions]. The logit of `<unk>`, which is never
+        answered, is -inf.
+        """
         for example, regions in batch:
             self._check(example, regions)
         if not batch:
@@ -144,13 +149,18 @@ class VisualBertPredictor:
             raise TypeError(f"{self._folder} answers a {_called(self._form)}, got a {_called(type(example))}")
         for image in regions:
             if (size := image.features.shape[1]) != self.reads.size:
-                raise CheckpointError(f"{self._folder} needs {self.reads.size}-d features, the store holds {size}-d")
+                raise CheckpointError(
+                    f"{self._folder} needs {self.reads.size}-d features, the store holds {size}-d: extract features "
+                    "with the detector that this checkpoint was trained with"
+                )
 
     def _decoded(
         self, example: Example, regions: tuple[Regions, ...], logits: np.ndarray
     ) -> tuple[Prediction, np.ndarray] | Failure:
+        """Return the answer to one example and the logits that decide it, or a `Failure` if these are not finite."""
         deciding = self._deciding(example, regions, logits)
-        # An answer is the largest: NaN anywhere makes that NaN. Without regions there is none, and none is answered.
+        # The answer is the largest logit. NaN anywhere makes the maximum NaN, so one check of the maximum is enough. An
+        # image without regions has no logits and is answered with no box.
         if deciding.size and not np.isfinite(deciding.max(-1)).all():
             return Failure(example.example_id, "predict", "NotFinite", NOT_FINITE)
         answer, scores = _DECODERS[self._form](self, example, regions, logits)
@@ -162,7 +172,7 @@ class VisualBertPredictor:
         return np.where(self._unanswerable, -np.inf, logits) if isinstance(example, Question) else logits
 
     def _choose_answer(self, example: Question, regions: tuple[Regions, ...], logits: np.ndarray) -> Answer:
-        # The authors' accuracy masks <unk> too, though their writer of test files does not.
+        # The authors' accuracy masks <unk> too. Their writer of test submissions does not.
         masked = self._deciding(example, regions, logits)
         best = int(masked.argmax())
         return self._answers[best], (float(_softmax(masked)[best]),)
@@ -191,6 +201,7 @@ _DECODERS: dict[type[Example], Callable[..., Answer]] = {
 
 
 def _encoder(folder: Path, config: VisualBertConfig, sidecar: CheckpointMetadata) -> InputEncoder:
+    """Open the vocabulary of a folder. Raise CheckpointError if it does not fit the word table of the weights."""
     encoder = InputEncoder(
         folder / VOCAB_FILE,
         num_positions=config.max_position_embeddings,
@@ -200,33 +211,39 @@ def _encoder(folder: Path, config: VisualBertConfig, sidecar: CheckpointMetadata
     )
     pieces, rows = encoder.vocab_size, config.vocab_size
     if pieces != rows and rows not in {pieces + -pieces % multiple for multiple in _PADDED_TO}:
-        raise CheckpointError(f"{folder / VOCAB_FILE}: {pieces} word pieces, {CONFIG_FILE} has vocab_size {rows}")
+        raise CheckpointError(
+            f"{folder / VOCAB_FILE}: {pieces} word pieces, but {CONFIG_FILE} has vocab_size {rows}: use the vocabulary "
+            "of this checkpoint"
+        )
     if pieces != rows:
         _LOG.warning("%s: %d word pieces, padded to %d rows in the weights", folder / VOCAB_FILE, pieces, rows)
     return encoder
 
 
 def _answers(folder: Path, config: VisualBertConfig) -> tuple[str, ...]:
-    """The answers in the order of the weights, from `answers.txt` or else `id2label`."""
+    """Return the answers in the order of the weights, from `answers.txt` or else from `id2label`."""
     path = folder / ANSWERS_FILE
     if not path.exists():
         if config.id2label is None:
             raise CheckpointError(
-                f"{folder}: no answers: neither {ANSWERS_FILE} nor names in id2label of {CONFIG_FILE} are there"
+                f"{folder}: the answers are missing: add {ANSWERS_FILE}, or name them in id2label of {CONFIG_FILE}"
             )
         if named_twice := repeated(config.id2label):
             raise CheckpointError(f"{folder / CONFIG_FILE}: id2label: {named_twice}, counted from 1")
         return config.id2label
     answers = tuple(read_lines(path))
-    # LXMERT's list has as many answers in another order: with it a good checkpoint scores nearly nothing.
+    # LXMERT's list has the same answers in another order, without <unk>. With it a good checkpoint scores almost 0.
     if answers[0] != UNKNOWN_ANSWER:
         raise CheckpointError(
-            f"{path}: line 1 must be {UNKNOWN_ANSWER}, got {brief(answers[0])}: another list of answers?"
+            f"{path}: line 1 must be {UNKNOWN_ANSWER}, got {brief(answers[0])}: use the list of this checkpoint"
         )
     if listed_twice := repeated(answers):
         raise CheckpointError(f"{path}: {listed_twice}: not the list that the weights were trained with")
     if len(answers) != config.num_labels:
-        raise CheckpointError(f"{path}: {len(answers)} answers, {CONFIG_FILE} has {config.num_labels} labels")
+        raise CheckpointError(
+            f"{path}: {len(answers)} answers, but {CONFIG_FILE} has {config.num_labels} labels: use the list of this "
+            "checkpoint"
+        )
     return answers
 
 
@@ -235,6 +252,6 @@ def _called(form: type[Example] | None) -> str:
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities over the last axis, which may be empty."""
+    """Return the probabilities over all values. There may be no values."""
     powers = np.exp(logits.astype(np.float64) - logits.max(initial=-np.inf))
     return np.asarray(powers / powers.sum())

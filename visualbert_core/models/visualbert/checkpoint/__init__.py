@@ -1,5 +1,8 @@
-"""Checkpoint folders: `config.json` and weights as transformers writes them (`files`, `pretrained`), and the sidecar
-`visualbert_core.json` with what those two cannot say (`sidecar`). The authors' own files are converted (`convert`):
+"""Checkpoint folders: reading and writing them.
+
+A folder holds `config.json` and weights as Hugging Face transformers writes them (`files`, `pretrained`). The metadata
+file `visualbert_core.json` holds what these two cannot say (`metadata`). `convert` makes such a folder of an original
+file of the authors:
 
     visualbert convert checkpoint IN.th OUT
 """

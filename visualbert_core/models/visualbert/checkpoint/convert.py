@@ -1,8 +1,9 @@
 """The authors' checkpoints (`vqa_fine_tuned.th`, …) → checkpoint folders.
 
-Owns the names that https://github.com/uclanlp/visualbert gives to parameters and what of a network its file betrays.
-Their VCR files also hold the detector that was trained with the network; no published conversion kept it, and without
-it the VCR weights have no features to read. Here it is written beside them, under its original names.
+Owns the parameter names of https://github.com/uclanlp/visualbert, and how the tensors of a file tell its sizes and its
+task. The VCR files also hold the detector that was trained with the network. The conversion of transformers drops it,
+and without it there are no features for the VCR weights to read. Here it is written to a file of its own, under its
+original names.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _EMBEDDINGS = {
     "position_embeddings_visual.": "visual_position_embeddings.",
     "projection.": "visual_projection.",
 }
-_HEAD_WIDTH = 64  # of every published BERT; no tensor says into how many heads a layer is cut
+_HEAD_WIDTH = 64  # the same in every published BERT; no tensor tells the number of attention heads
 
 
 def convert(
@@ -57,14 +58,14 @@ def convert(
     attention_heads: int | None = None,
     feature_space: str | None = None,
 ) -> str:
-    """Convert the file `source` into the new folder `target` and say in a few lines what was found.
+    """Convert the file `source` into the new folder `target`. Return a few lines that say what was found.
 
-    The task is told by the head's keys and shapes unless given; `attention_heads` is hidden_size / 64 unless given.
-    Raises CheckpointError where `target` is not empty or `source` is no VisualBERT of the authors'.
+    By default the keys and shapes of the head tell the task, and `attention_heads` is hidden_size / 64. Raise
+    CheckpointError if `target` is not empty or `source` is not a VisualBERT of the authors.
     """
     source, target = Path(source), Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target}: exists and is not empty")
+        raise CheckpointError(f"{target}: exists and is not empty: name a new folder")
     found, detector = original_names(read_weights(source), source)
     task = task or _task(found, source)
     network = NETWORKS[task].from_weights(_config(found, source, attention_heads), found, source)
@@ -86,7 +87,10 @@ def convert(
 
 
 def original_names(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The network under the names of transformers, and the detector under its own. Raises CheckpointError."""
+    """Split a file into the network, under the names of transformers, and the detector, under its original names.
+
+    Raise CheckpointError if a key belongs to neither.
+    """
     network, detector, unknown = {}, {}, []
     for key, value in state.items():
         prefix = next((prefix for prefix in _PREFIXES if key.startswith(prefix)), None)
@@ -111,17 +115,17 @@ def _task(found: dict[str, Tensor], path: Path) -> str:
         return "pretraining"
     classes = len(found["cls.weight"]) if "cls.weight" in found else 0
     if classes not in _CLASSES:
-        raise CheckpointError(f"{path}: a head of {classes} classes does not tell its task, name it with --task")
+        raise CheckpointError(f"{path}: a head of {classes} classes does not tell its task: name it with --task")
     return _CLASSES[classes]
 
 
 def _config(found: dict[str, Tensor], path: Path, attention_heads: int | None) -> VisualBertConfig:
-    """Sizes by the shapes of the tensors, the rest as all published checkpoints have it."""
+    """Read the sizes from the shapes of the tensors. The other values are the same in all published checkpoints."""
 
     def shape(key: str) -> tuple[int, int]:
         tensor = found.get(f"visual_bert.{key}.weight")
         if tensor is None or tensor.dim() != 2:
-            raise CheckpointError(f"{path}: visual_bert.{key}.weight is missing or no matrix")
+            raise CheckpointError(f"{path}: visual_bert.{key}.weight is missing or is not a matrix")
         return tensor.shape[0], tensor.shape[1]
 
     vocab, hidden = shape("embeddings.word_embeddings")

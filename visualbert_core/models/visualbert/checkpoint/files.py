@@ -1,7 +1,7 @@
-"""Where the weights are: a folder or a Hub id, in one file or in shards, as safetensors or as torch wrote them.
+"""Finds and reads the weight files of a checkpoint: a folder or a Hub id, one file or shards, safetensors or torch.
 
-Owns finding and reading weight files, never what their keys mean. An index may only name files that lie beside it, so
-that a downloaded checkpoint can as little reach outside as it can run code (`weights`).
+Owns the files, not the meaning of their keys. An index may name only files in its own folder, so a downloaded
+checkpoint cannot read outside its folder. It cannot run code either (see `io.weights`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SAFETENSORS_FILE = "model.safetensors"
 TORCH_FILE = "pytorch_model.bin"
 INDEX = ".index.json"
 WEIGHTS = (SAFETENSORS_FILE, SAFETENSORS_FILE + INDEX, TORCH_FILE, TORCH_FILE + INDEX)
-"""In order of preference."""
+"""The names of weight files, the preferred one first."""
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _CONVERT = "visualbert convert checkpoint IN OUT"
@@ -31,10 +31,11 @@ _BESIDE = (CONFIG_FILE, "visualbert_core.json", "vocab.txt", "tokenizer.json", "
 
 
 def checkpoint_folder(source: str | Path, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
-    """The folder `source`, or else the snapshot of the Hub id `source` ("name/name") in Hugging Face's cache.
+    """Return the folder `source`, or the snapshot of the Hub id `source` ("name/name") in Hugging Face's cache.
 
-    Of a Hub id only what a VisualBERT reads is downloaded, torch files only where there is no safetensors; under
-    HF_HUB_OFFLINE nothing is, and the cache must have it. Raises CheckpointError where there is neither.
+    Only the files that a VisualBERT reads are downloaded. Torch files are downloaded only if there is no safetensors
+    file. With HF_HUB_OFFLINE nothing is downloaded, and the cache must hold the files. Raise CheckpointError if there
+    is no such folder and no such snapshot.
     """
     if Path(source).is_dir():
         return Path(source)
@@ -45,7 +46,7 @@ def checkpoint_folder(source: str | Path, revision: str | None = None, cache_dir
     folder = _snapshot(str(source), revision, cache_dir, [*_BESIDE, "model*.safetensors", WEIGHTS[1]])
     if any((folder / name).is_file() for name in WEIGHTS[:2]):
         return folder
-    # By its commit: the branch may have moved since.
+    # folder.name is the commit. By the branch name, the second download could get a newer commit than the first.
     return _snapshot(str(source), folder.name, cache_dir, ["pytorch_model*.bin", WEIGHTS[3]])
 
 
@@ -56,11 +57,11 @@ def _snapshot(hub_id: str, revision: str | None, cache_dir: str | Path | None, p
         return Path(snapshot_download(hub_id, revision=revision, cache_dir=cache_dir, allow_patterns=patterns))
     except Exception as error:  # noqa: BLE001  (the errors of its HTTP library have no common, lasting base)
         why = first_line(error)
-        raise CheckpointError(f"{hub_id}: no such folder, and not to be had from the Hub ({why})") from None
+        raise CheckpointError(f"{hub_id}: no such folder, and cannot be downloaded from the Hub ({why})") from None
 
 
 def weights_file(folder: str | Path) -> Path:
-    """The file with the weights or the index of its shards. Raises CheckpointError if there is none."""
+    """Return the file with the weights, or the index of their shards. Raise CheckpointError if there is neither."""
     for name in WEIGHTS:
         if (Path(folder) / name).is_file():
             return Path(folder) / name
@@ -68,7 +69,7 @@ def weights_file(folder: str | Path) -> Path:
 
 
 def weights_digest(folder: str | Path) -> str:
-    """xxh3-128 of the weights' bytes, for provenance; shards give one digest together."""
+    """Return the xxh3-128 digest of the bytes of the weights, for provenance. Shards give one digest together."""
     path = weights_file(folder)
     if path.name.endswith(INDEX):
         return digest_files(sorted({path.parent / name for name in _shards(path).values()}))
@@ -76,9 +77,10 @@ def weights_digest(folder: str | Path) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a weights file, or of all shards of an index, floating ones as float32 in memory of their own.
+    """Read every tensor of a weights file, or of all shards of an index.
 
-    Raises CheckpointError.
+    Floating-point tensors become float32 and are copied into memory. Raise CheckpointError if a file is damaged or a
+    shard contradicts the index.
     """
     if not path.name.endswith(INDEX):
         return _read(path)
@@ -88,13 +90,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         held = _read(path.parent / name)
         listed = {key for key, shard in shard_of.items() if shard == name}
         if differing := sorted(held.keys() ^ listed):
-            raise CheckpointError(f"{path.parent / name}: {path.name} says otherwise of {shown(differing)}")
+            raise CheckpointError(
+                f"{path.parent / name}: the shard and {path.name} do not list the same weights: {shown(differing)}; "
+                "download both again"
+            )
         found |= held
     return found
 
 
 def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor that `read_weights` would read, without reading any. Raises CheckpointError."""
+    """Return the shape of every tensor that `read_weights` would read, without reading the tensors.
+
+    Raise CheckpointError if a file is damaged.
+    """
     if not path.name.endswith(INDEX):
         return shapes(path)
     files = sorted(set(_shards(path).values()))
@@ -102,20 +110,23 @@ def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def shown(names: list[str], limit: int = 6) -> str:
-    """A list of names in one line."""
+    """Join names into one line, at most `limit` of them."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
 
 
 def _shards(index: Path) -> Mapping[str, str]:
-    """The `weight_map` of an index: key → name of a file in the same folder."""
+    """Read the `weight_map` of an index: key → name of a file in the same folder.
+
+    Raise CheckpointError if it names anything else, or if a file is missing.
+    """
     found = read_json(index, CheckpointError)
     weight_map = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map must map every weight to its file")
     suffix = Path(index.name.removesuffix(INDEX)).suffix
     for name in weight_map.values():
-        # A plain name, so that an index cannot lead out of its folder; links are fine, the Hub's cache is made of them.
+        # A plain name cannot lead out of the folder of the index. Symbolic links are allowed: the Hub's cache has them.
         if not isinstance(name, str) or not re.fullmatch(rf"\w[\w.-]*{re.escape(suffix)}", name, re.ASCII):
             raise CheckpointError(f"{index}: a shard must be the plain name of a {suffix} file, got {name!r}")
         if not (index.parent / name).is_file():
@@ -127,7 +138,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     found = load(path)
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise CheckpointError(f"{path}: must hold named tensors and nothing else")
-    # copy: both readers map the file, and weights must survive its replacement.
+    # Both readers map the file into memory. A copy keeps the weights valid if the file is replaced later.
     return {
         key: value.to(torch.float32, copy=True) if value.is_floating_point() else value for key, value in found.items()
     }

@@ -1,4 +1,8 @@
-"""The sidecar `visualbert_core.json`: what a checkpoint folder's configuration and weights cannot say."""
+"""The metadata file `visualbert_core.json` of a checkpoint folder.
+
+Owns what `config.json` and the weights cannot say: task, input recipe and feature space. The file is this project's own
+and optional. transformers ignores it.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +23,16 @@ FORMS: dict[str, type[Example]] = {
     "nlvr2": Statement,
     "flickr30k_entities": Grounding,
 }
-"""The benchmarks of the paper → the form of example that their checkpoints answer."""
+"""Benchmark of the paper → the form of example that its checkpoints answer."""
 
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """What a network was trained for. None: not said. `recipe` names the input layout and `fix_quirks` says whether it
-    is without the authors' bugs (see `inputs.py`)."""
+    """What a network was trained for. None means that the file does not say.
+
+    `recipe` names the input layout. `fix_quirks` says that the network was trained without the bugs of the authors'
+    code (see `inputs.py`). `box_geometry` says that box numbers are appended to every feature.
+    """
 
     task: str | None = None
     recipe: str = "original"
@@ -35,7 +42,10 @@ class CheckpointMetadata:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> CheckpointMetadata:
-        """Read the sidecar; the defaults if there is none. Raises CheckpointError naming the file and the key."""
+        """Read the metadata file; return the defaults if there is none.
+
+        Raise CheckpointError naming the file and the key if a key is unknown or a value is wrong.
+        """
         path = Path(folder) / METADATA_FILE
         if not path.exists():
             return cls()
@@ -60,12 +70,11 @@ class CheckpointMetadata:
 
     @property
     def form(self) -> type[Example] | None:
-        """The form of example that the network answers; None where `task` is not said, or is a benchmark of
-        somebody's own."""
+        """Return the form of example that the network answers; None if `task` is not given or not of the paper."""
         return None if self.task is None else FORMS.get(self.task)
 
     def save(self, folder: str | Path) -> None:
-        """Write the sidecar into `folder`."""
+        """Write the metadata file into `folder`."""
         (Path(folder) / METADATA_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 

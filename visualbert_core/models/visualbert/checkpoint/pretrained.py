@@ -1,9 +1,9 @@
-"""Networks that are read from and written to checkpoint folders.
+"""The base class of networks that are read from and written to checkpoint folders.
 
-Owns which key of a file lands in which parameter. Published files differ in four harmless ways that are accepted: an
-extra `position_ids` buffer, absent copies of tied weights, an absent `visual_bert.` prefix, half precision. Every other
-difference is a CheckpointError, because a head that silently keeps its random weights still prints a score; the one
-exception is a head that the caller declares to be new.
+Owns which key of a file becomes which parameter. Published files differ in four harmless ways, which are accepted: an
+extra `position_ids` buffer, missing copies of tied weights, a missing `visual_bert.` prefix, half precision. Every
+other difference is a CheckpointError. transformers only warns about a missing weight, and a head with random weights
+still prints a score. The one exception is a head that the caller declares to be new.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Pretrained(nn.Module):
     """A network that can be read from and written to a checkpoint folder."""
 
     trunk: ClassVar[str | None] = "visual_bert"
-    """Attribute of a head that holds the trunk; None for the trunk itself."""
+    """The attribute of a head that holds the trunk. None for the trunk itself."""
     tied: ClassVar[Mapping[str, str]] = {}
-    """Parameters that are other names of another parameter: copy → original."""
+    """Tied parameters, copy → original. Both names hold the same tensor."""
 
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
@@ -58,12 +58,12 @@ class Pretrained(nn.Module):
         revision: str | None = None,
         cache_dir: str | Path | None = None,
     ) -> Self:
-        """The network of a checkpoint folder or Hub id in float32 on the CPU, in eval mode.
+        """Read the network of a checkpoint folder or Hub id. It is float32, on the CPU, and in eval mode.
 
-        `config` replaces the checkpoint's. With `new_head` only the trunk must be there: parameters of the head that
-        are absent or of another shape start as fresh ones, and other heads in the file are left out; `logging` lists
-        both at INFO. `revision` and `cache_dir` are Hugging Face's. Raises CheckpointError naming the file and the
-        keys or shapes that do not fit.
+        `config` replaces the configuration of the checkpoint. With `new_head` the file must hold only the trunk.
+        Parameters of the head that are missing or have another shape get initial weights. Weights of other heads are
+        not used. A log record at INFO lists both. `revision` and `cache_dir` have the meaning that Hugging Face gives
+        them. Raise CheckpointError naming the file and the keys or shapes that do not fit.
         """
         folder = checkpoint_folder(source, revision, cache_dir)
         path, config = weights_file(folder), config or VisualBertConfig.from_folder(folder)
@@ -74,7 +74,10 @@ class Pretrained(nn.Module):
     def from_weights(
         cls, config: VisualBertConfig, found: dict[str, Tensor], path: Path, new_head: bool = False
     ) -> Self:
-        """The network with the tensors `found` under the names of this file format, `path` being their origin."""
+        """Build the network with the tensors `found`, which have the names of this file format and come from `path`.
+
+        Raise CheckpointError as `from_pretrained` does, and ValueError for a `new_head` on a trunk.
+        """
         if new_head and cls.trunk is None:
             raise ValueError(f"{cls.__name__} has no head that could be new")
         cls._check_sizes(config, {key: tuple(value.shape) for key, value in found.items()}, path)
@@ -89,14 +92,14 @@ class Pretrained(nn.Module):
         return model.eval()
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write `config.json` and `model.safetensors` so that this library and transformers load them."""
+        """Write `config.json` and `model.safetensors`. Both this library and transformers can load them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {"architectures": [type(self).__name__], **self.config.to_dict()}
         config["dtype"] = str(dtype).removeprefix("torch.")
         state = self.state_dict()
         kept = {key: state[key].to("cpu", dtype).contiguous() for key in state if key not in self.tied}
-        # A reader may hold the old file mapped into memory: replace it, never write into it.
+        # A reader may have the old file mapped into memory. Replacing the file is safe; writing into it is not.
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             written = Path(temporary) / SAFETENSORS_FILE
             save_file(kept, written, metadata={"format": "pt"})
@@ -111,7 +114,10 @@ class Pretrained(nn.Module):
 
     @classmethod
     def _check_sizes(cls, config: VisualBertConfig, shapes: Shapes, path: Path) -> None:
-        """Compare the sizes of the trunk with the weights', before a network of any size is made of them."""
+        """Compare the sizes of the trunk with the shapes of the weights. Raise CheckpointError if they differ.
+
+        This comes before the network is built, because a wrong size in `config.json` could fill the memory.
+        """
         found = cls._renamed(shapes)
         trunk = "" if cls.trunk is None else f"{cls.trunk}."
         expected = {f"{trunk}{key}.weight": shape for key, shape in _tables(config).items()}
@@ -127,12 +133,15 @@ class Pretrained(nn.Module):
             raise CheckpointError(f"{path}: has only {layers} encoder layers, {stated}")
 
     def _fitted(self, found: dict[str, Tensor], path: Path, new_head: bool) -> dict[str, Tensor]:
-        """`found` under this network's names, of the right shapes, and complete but for a new head."""
+        """Return `found` under the names of this network, with the right shapes. Only a new head may be incomplete.
+
+        Raise CheckpointError for a key that is missing or unknown, and for a wrong shape.
+        """
         found = self._renamed({key: found[key] for key in found if not key.endswith("position_ids")})
         if integers := without_numbers(found):
             raise CheckpointError(
-                f"{path}: weights must be floating-point numbers, these are not: {shown(integers)} (quantised? use the "
-                "checkpoint from before)"
+                f"{path}: weights must be floating-point numbers, these are not: {shown(integers)} (if the checkpoint "
+                "is quantised, use the one from before quantisation)"
             )
         for copy, original in self.tied.items():
             if original not in found:
@@ -158,7 +167,7 @@ class Pretrained(nn.Module):
         return found
 
     def _without_head(self, found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The trunk, and of the head what fits."""
+        """Return the tensors of the trunk, and those of the head that fit. Log the others."""
         fits = {key for key in found if key in expected and found[key].shape == expected[key].shape}
         left = {key: value for key, value in found.items() if self._in_trunk(key) or key in fits}
         fresh, dropped = sorted(expected.keys() - left.keys()), sorted(found.keys() - left.keys())
@@ -170,7 +179,11 @@ class Pretrained(nn.Module):
 
     @classmethod
     def _renamed(cls, found: Mapping[str, T]) -> dict[str, T]:
-        """Add or remove the trunk's prefix: a trunk is read out of a head's file, a head accepts a file without it."""
+        """Add or remove the prefix of the trunk.
+
+        A trunk is read from the file of a head by removing it. A head accepts a file without it, as transformers writes
+        for a bare trunk.
+        """
         prefix = "visual_bert."
         if cls.trunk is None:
             inside = {key.removeprefix(prefix): found[key] for key in found if key.startswith(prefix)}
@@ -182,7 +195,7 @@ class Pretrained(nn.Module):
 
 
 def _tables(config: VisualBertConfig) -> dict[str, tuple[int, int]]:
-    """The matrices of a trunk that tell its sizes."""
+    """Return the expected shapes of the matrices that tell the sizes of a trunk."""
     hidden = config.hidden_size
     return {
         "embeddings.word_embeddings": (config.vocab_size, hidden),
