@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 
 import yaml
 from conftest import ROOT
@@ -51,6 +52,13 @@ def test_pre_commit_runs_what_make_check_runs() -> None:
     commands = [line.strip().replace("$(BIN)", ".venv/bin") for line in check[1].splitlines()]
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     assert [hook["entry"] for hook in hooks] == commands
+
+
+def test_every_data_file_of_the_wheel_exists() -> None:
+    """Each pattern of package-data finds files, so that the wheel holds the demo's matrix and weights."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        patterns = tomllib.load(file)["tool"]["setuptools"]["package-data"]["visualbert_core"]
+    assert not [pattern for pattern in patterns if not any((ROOT / "visualbert_core").glob(pattern))]
 
 
 def test_the_pages_detector_is_one() -> None:
