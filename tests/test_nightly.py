@@ -323,8 +323,8 @@ def test_a_smoke_night_leaves_no_trace(five: Nights) -> None:
     ("gate", "message"),
     [
         ({"false_alarm": 0.01}, "did you mean 'false_alarms'"),
-        ({"false_alarms": 0}, "not between 0 and 1"),
-        ({"drop": -1}, "not a positive number"),
+        ({"false_alarms": 0}, "must be between 0 and 1"),
+        ({"drop": -1}, "must be above 0 points"),
         ({"drop": "much"}, "expected float"),
     ],
 )
@@ -394,7 +394,7 @@ def test_what_cannot_end_well_does_not_begin(tmp_path: Path) -> None:
         "'../x' cannot name a folder": {"name": "../x"},
         "name is empty: it must be a name": {"name": ""},
         "'/x' cannot name a folder": {"corpora": corpora | {"/x": corpora["vqa-val2014"]}},
-        r"out is an address \(s3://\): only a folder on a disk": {"out": "s3://bucket/x"},
+        r"out is an address \(s3://\): use a folder on a disk": {"out": "s3://bucket/x"},
     }
     for says, changes in wrong.items():
         with pytest.raises(ConfigError, match=says):

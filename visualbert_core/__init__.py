@@ -5,12 +5,12 @@
             boxes +       feature      NLVR2      and peers   predictions   recall,      HTML page,
             vectors       store        Flickr30K               in Parquet   error bars   gate
 
-Every stage is a folder or a file of that name. Two of them run on GPUs (detector, evaluation) and have the same shape:
-a plan of shards → a pool of Ray actors → one immutable Parquet part per shard → a manifest written last.
-That shape is written once, in `engine/`. Everything else is plain Python without Ray.
+Every stage is a folder of that name. Two stages run on GPUs (detector, evaluation). Both have the same shape: a plan of
+shards → a pool of Ray actors → one immutable Parquet part per shard → a manifest, which is written last. That shape is
+written once, in `engine/`. All other code is plain Python without Ray.
 
-The names of `__all__` are the public API, which the commands of `visualbert` call. Each is imported when it is first
-asked for, so that `import visualbert_core` is quick and needs no GPU stack.
+The names of `__all__` are the public API. The commands of `visualbert` call the same functions. A name is imported at
+its first use, so that `import visualbert_core` is quick and imports neither torch nor Ray.
 """
 
 from __future__ import annotations

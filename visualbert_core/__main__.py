@@ -1,4 +1,4 @@
-"""`python -m visualbert_core …` is `visualbert …`, for where the program is not on the path."""
+"""`python -m visualbert_core …` does what `visualbert …` does, also where that program is not on the PATH."""
 
 from visualbert_core.cli import entry
 

@@ -1,7 +1,7 @@
-"""`visualbert …`: every job of the project as a subcommand, found here by its name.
+"""The program `visualbert`: every job of the project is a subcommand, which this file finds by its name.
 
-Each command is a file of `commands/`, which is imported when it is asked for, so that `--help` needs no GPU stack.
-Flags and help come from the declarations there and in `config.py`, through tyro.
+Each command is a file of `commands/`. It is imported when it is asked for, so that `--help` imports neither torch nor
+Ray. tyro (github.com/brentyi/tyro) makes flags and help from the dataclasses there and in `config.py`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ COMMANDS = {
     "import-annotations": ("import_annotations", "a Hugging Face dataset → a benchmark's official files"),
     "convert": ("convert", "detector, checkpoint: published weights → a folder"),
 }
-"""Name → the module of `commands/`, and what the command does."""
+"""Name of a command → its module in `commands/`, and what the command does."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that the arguments name, by default those of the process; returns its exit code.
+    """Run the command that the arguments name (default: the arguments of the process), and return its exit code.
 
-    Raises ConfigError for an unknown command, and for flags that the command does not have or cannot read.
+    Raise ConfigError for an unknown command, and for flags that the command does not have or cannot read.
     """
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ("",)
     if name in ("", "-h", "--help"):
@@ -67,5 +67,5 @@ def _overview() -> None:
 
 
 def entry() -> NoReturn:
-    """The installed program."""
+    """Run the program `visualbert`, and exit with the code of its command."""
     end(main)

@@ -1,6 +1,7 @@
-"""Every job's configuration: frozen dataclasses with all the defaults, and the one way from YAML or JSON to them.
+"""The configuration of every job: frozen dataclasses with all defaults, and the reader that fills them from YAML.
 
-An unknown key is an error that names the nearest known one; a wrong type is an error that names the key.
+An unknown key is an error that names the nearest known key. A wrong type is an error that names the key. The docstring
+of a field is also the help of its flag (see `commands.declarations`).
 """
 
 from __future__ import annotations
@@ -28,26 +29,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class PoolConfig:
-    """The actors that share the work of a stage."""
+    """The actors that compute the shards of a stage."""
 
     workers: int | None = None
-    """Actors at most; default: as many as have room on GPUs, or on CPUs where there are no GPUs, as nodes come and go.
-    Actors for which there is no place yet wait for one, and are what makes an autoscaling cluster grow: there, say how
-    many."""
+    """Largest number of actors. Default: as many as fit on the GPUs, or on the CPUs where there are no GPUs, as nodes
+    come and go. Set it on an autoscaling cluster: such a cluster grows only for actors that wait for a node."""
     gpus_per_worker: float | None = None
-    """GPUs of one actor, also a part of one; default: 1 where there are GPUs, else 0."""
+    """GPUs of one actor; a fraction is allowed. Default: 1 where there are GPUs, else 0."""
     threads_per_worker: int = 1
-    """CPU threads of one actor's network. With another number the last bits of what it computes may differ, which is
-    why it follows neither from the machine nor from the number of actors: on CPUs, take more actors first."""
+    """CPU threads of one actor's network. Another number may change the last bits of a result, so the default is the
+    same on every machine. On CPUs, add actors before threads."""
     inline: bool = False
-    """Run in this process, without Ray: nothing survives a process that dies, and nothing is timed."""
+    """Run in this process, without Ray. Then nothing replaces a process that dies, and no time limit is kept."""
     max_hours: float | None = None
-    """Start no shard later than this; those that run are committed, the job exits 6 and the same line resumes."""
+    """Hours after which no shard is started. Running shards are committed, then the job exits with code 6; the same
+    line resumes it."""
     shard_timeout: float | None = None
-    """Seconds after which a shard counts as hung and its worker is replaced; default: 20 times what shards of its size
-    take, at least 10 minutes, and no limit before the first one has finished."""
+    """Seconds after which a shard counts as hung and its worker is replaced. Default: 20 times the usual time of a
+    shard of its size, at least 10 minutes; no limit before the first shard has finished."""
     start_timeout: float = 1800.0
-    """Seconds without any worker after which the job gives up: no node may have what a worker needs."""
+    """Seconds without any worker after which the job gives up. Perhaps no node has what a worker needs."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -56,25 +57,25 @@ class PoolConfig:
 
 
 def check_values(config: Any) -> None:
-    """Raises ConfigError naming the key of a number that is none (NaN, infinity), of a text or path with a NUL, or of
-    an empty text. Flags and Python can say them as well as a file; NaN is neither under a bound nor over it, and an
-    empty text is what a shell makes of a variable that is not set."""
+    """Raise ConfigError naming the key of a number that is NaN or infinite, of a text or path with a NUL, of an empty
+    text, or of an address where only a disk will do. NaN passes every range check. A shell makes an empty text of an
+    unset variable."""
     for name, hint in typing.get_type_hints(type(config)).items():
         for key, value in _parts(config, name):
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{key} is {value}: it must be a finite number")
             if isinstance(value, str | Path | UPath) and "\0" in str(value):
-                raise ConfigError(f"{key} is {str(value)!r}: no name or path holds a NUL")
+                raise ConfigError(f"{key} is {str(value)!r}: a name or path cannot hold a NUL")
             if isinstance(value, str) and not value.strip():
                 raise ConfigError(f"{key} is empty: it must be a name")
             if isinstance(value, Path | UPath) and (found := ADDRESS.match(str(value))):
                 if UPath not in get_args(hint):
-                    raise ConfigError(f"{key} is an address ({found[1]}://): only a folder on a disk can be used there")
-                location(value)  # which refuses one that has been a Path
+                    raise ConfigError(f"{key} is an address ({found[1]}://): use a folder on a disk")
+                location(value)  # raises for an address that has been a pathlib.Path
 
 
 def check_range(config: object, least: float | None, most: float | None, *names: str) -> None:
-    """Raises ConfigError naming the key of a number, of a mapping or tuple too, that is out of [least, most]."""
+    """Raise ConfigError naming the key of a number outside [least, most], also inside a mapping or tuple."""
     for name in names:
         for key, value in _parts(config, name):
             if value is not None and least is not None and not value >= least:
@@ -84,7 +85,7 @@ def check_range(config: object, least: float | None, most: float | None, *names:
 
 
 def _parts(config: object, name: str) -> Iterator[tuple[str, Any]]:
-    """The value of a field, or each that a mapping or tuple in it holds, with its key."""
+    """Yield (key, value) for a field, or for each value that a mapping or tuple in the field holds."""
     value = getattr(config, name)
     for key, part in value.items() if isinstance(value, Mapping) else [("", value)]:
         for one in part if isinstance(part, tuple) else (part,):
@@ -100,22 +101,22 @@ class ExtractConfig:
     detector: Path
     """Detector folder."""
     out: Location
-    """Root of the feature stores, a folder or s3:// address; this one becomes OUT/CORPUS/FINGERPRINT."""
+    """Root of the feature stores, a folder or s3:// address. The new store is OUT/CORPUS/FINGERPRINT."""
     corpus: str | None = None
-    """Name of the corpus; default: the name of the images folder, list or tar."""
+    """Name of the corpus. Default: the name of the images folder, list or tar."""
     boxes: Literal["none", "beside"] = "none"
-    """`beside`: take the boxes from NAME.json beside NAME.jpg, as VCR ships them, instead of detecting."""
+    """`beside`: detect nothing, and take the boxes from NAME.json beside NAME.jpg, as VCR ships them."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What the detector's network computes in. bfloat16 is for GPUs and for CPUs with AVX512_BF16 or AMX; its features
-    are others, in a store of their own."""
+    """Number format in which the detector's network computes. bfloat16 is for GPUs, and for CPUs with AVX512_BF16 or
+    AMX. It gives other features, which go into another store."""
     batch_size: int = 8
     """Images that the detector's network computes at once."""
     shard_size: int = 1024
     """Images per shard."""
     limit: int | None = None
-    """Only the first N images; the store then holds no more than these."""
+    """Extract only the first N images. The store then holds only these."""
     max_failures: int | None = None
-    """Exit 3 where more images than these are quarantined; default: any number, said with the result."""
+    """Exit with code 3 where more images than this fail. Default: any number may fail, and the result says how many."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -130,23 +131,23 @@ class DriftConfig:
     """The drift check before an extraction. See `features.drift`."""
 
     canary: int | None = None
-    """First extract this many images anew that a store has, and stop where they come out otherwise."""
+    """First extract this many images of a store again, and stop where their features differ."""
     canary_store: Location | None = None
-    """The store of the canary; default: the one that this run resumes."""
+    """The store that --canary compares with. Default: the store that this run resumes."""
 
     def __post_init__(self) -> None:
         check_values(self)
         check_range(self, 1, None, "canary")
         if self.canary_store is not None and self.canary is None:
-            raise ConfigError("canary_store needs to be told how many images of it to extract: add --canary N")
+            raise ConfigError("canary_store does not say how many of its images to extract: add --canary N")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """One model × task × split over what the model reads → run folder. See `commands.evaluate`."""
+    """One model × task × split over features or images → run folder. See `commands.evaluate`."""
 
     task: str
-    """The benchmark: a name of this package (a wrong one lists them), or module:Class for one of your own."""
+    """The benchmark: a name of this package (a wrong name lists them all), or module:Class for a task of your own."""
     split: str
     """val, dev, test1, …"""
     annotations: Path
@@ -154,43 +155,43 @@ class EvaluateConfig:
     model: Path
     """Checkpoint folder."""
     out: Path
-    """Runs folder; this run becomes OUT/MODEL__TASK__SPLIT."""
+    """Folder of all runs. The folder of this run is OUT/MODEL__TASK__SPLIT."""
     features: Location | None = None
     """Feature store, for a model that reads regions: a folder with a manifest.json, or its s3:// address."""
     images: Location | None = None
     """Corpus, for a model that reads pixels: a folder, a pattern, a list of files, a .tar, tables, or an s3:// address
     (see `corpus`)."""
     visual: Literal["own", "wrong-image"] = "own"
-    """`wrong-image`: ask every example about another image, to see what the text alone answers."""
+    """`wrong-image`: ask every example about another image. The score shows what the text alone answers."""
     allow_feature_space_mismatch: bool = False
-    """Evaluate over features of another space than the checkpoint's all the same; every score then says so."""
+    """Evaluate although the features are of another space than the checkpoint. Every score then says so."""
     feature_space: str | None = None
-    """The space of the features that the checkpoint was trained on, where it does not say so itself. Contradicting it
-    is an error."""
+    """The feature space that the checkpoint was trained on, for a checkpoint that does not name it. A name other than
+    the one in the checkpoint is an error."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is for GPUs and for CPUs with AVX512_BF16 or AMX; others are slower with it than with float32."""
+    """bfloat16 is for GPUs, and for CPUs with AVX512_BF16 or AMX. On other CPUs bfloat16 is slower than float32."""
     batch_size: int = 64
     """Examples that the model answers at once."""
     shard_size: int = 256
-    """Images per shard, about."""
+    """Images per shard, approximately."""
     limit: int | None = None
-    """Predict only N examples whose images are there, drawn by a hash of their ids; there is no score then."""
+    """Predict only N examples whose images are there, drawn by a hash of their ids. Then there is no score."""
 
     def __post_init__(self) -> None:
         check_values(self)
         if (self.features is None) == (self.images is None):
-            raise ConfigError("give features (a store) or images (a corpus), whichever the model reads, and not both")
+            raise ConfigError("give either features (a store) or images (a corpus), whichever the model reads")
         check_range(self, 1, None, "batch_size", "shard_size", "limit")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
-    """One image corpus of a matrix, and the detector that makes features of it."""
+    """One corpus of a matrix, and the detector that extracts its features."""
 
     images: Location
-    """Relative to the matrix's data folder."""
+    """Relative to `data` of the matrix."""
     detector: Path | None = None
-    """Detector folder, relative to the YAML file's; without one, the models of the corpus read its pixels."""
+    """Detector folder, relative to the folder of the YAML file. Without a detector, the models read pixels."""
     boxes: Literal["none", "beside"] = "none"
     precision: Literal["float32", "bfloat16"] = "float32"
     batch_size: int = 8
@@ -200,7 +201,7 @@ class CorpusConfig:
         check_values(self)
         check_range(self, 1, None, "batch_size", "shard_size")
         if self.detector is None and self.boxes != "none":
-            raise ConfigError(f"boxes: {self.boxes} is for a detector, and this corpus has none: add detector")
+            raise ConfigError(f"boxes: {self.boxes} needs a detector, and this corpus has none: add detector")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,27 +209,27 @@ class CellConfig:
     """One row of a matrix: model × task × split over a corpus."""
 
     task: str
-    """As for one evaluation."""
+    """This field, and each below without a docstring, means what it means in EvaluateConfig."""
     split: str
     annotations: Path
-    """Relative to the matrix's data folder."""
+    """Relative to `data` of the matrix."""
     corpus: str
+    """Name of one of the matrix's corpora."""
     model: Path
-    """Checkpoint folder, relative to the YAML file's."""
+    """Checkpoint folder, relative to the folder of the YAML file."""
     allow_feature_space_mismatch: bool = False
     feature_space: str | None = None
-    """As for one evaluation: where the checkpoint does not say it."""
     precision: Literal["float32", "bfloat16"] = "float32"
     batch_size: int = 64
     shard_size: int = 256
-    """Images per shard, about."""
     floors: dict[str, float] = field(default_factory=dict)
-    """metric → percent that it must reach; below, the job ends with exit code 4."""
+    """metric → percent that it must reach. With a lower score the job exits with code 4."""
     wrong_image: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """metric → [low, high] percent for the wrong-image baseline: above, the text gives the answers away."""
+    """metric → [low, high] percent for the wrong-image baseline. A higher score shows that the text gives the answers
+    away."""
     drops: dict[str, float] = field(default_factory=dict)
-    """The metrics that the gate watches → points of a drop that it must be able to see; default: the headline metric
-    and the gate's `drop`."""
+    """metric that the gate watches → the drop, in points, that it must be able to find. Default: the headline metric
+    and `drop` of the gate."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -239,22 +240,22 @@ class CellConfig:
                 raise ConfigError(f"wrong_image.{metric}: expected [low, high], found {list(bounds)}")
         for metric, drop in self.drops.items():
             if drop == 0:
-                raise ConfigError(f"drops.{metric}: 0 is not a positive number of points")
+                raise ConfigError(f"drops.{metric} is 0: it must be above 0 points")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticConfig:
-    """The embedded synthetic world, made under OUT/synthetic when it is not there yet. See `synthetic.files`."""
+    """The synthetic data, which a job makes under OUT/synthetic where they are missing. See `synthetic.files`."""
 
     seed: int = 2026
     vqa_images: int = 150
-    """Four questions each."""
+    """Images of VQA, with four questions each."""
     vcr_images: int = 140
-    """Two items each."""
+    """Images of VCR, with two items each."""
     nlvr2_sets: int = 64
-    """Four pairs of images and two sentences each."""
+    """Sets of NLVR2, with four pairs of images and two sentences each."""
     flickr_images: int = 120
-    """Five captions each."""
+    """Images of Flickr30K Entities, with five captions each."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -264,23 +265,23 @@ class SyntheticConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig:
-    """When a night got worse. See `comparison.gate`."""
+    """The rules that say whether a night got worse. See `comparison.gate`."""
 
     false_alarms: float = 0.01
-    """Chance that a night on which nothing changed fails, over all cells together."""
+    """Probability that a night on which nothing changed fails, over all cells together."""
     power: float = 0.8
-    """Chance with which a drop that matters is found."""
+    """Probability with which the gate must find a drop that matters."""
     drop: float = 1.0
-    """Points: the drop that matters. A cell too small to show it with that power "cannot tell"."""
+    """The drop that matters, in points. A cell that is too small to find it with that power "cannot tell"."""
     baseline: str | None = None
-    """Night to compare with; default: the last one on which the cell did not fail. A fixed one shows slow drifts."""
+    """Night to compare with. Default: the last night on which the cell did not fail. A fixed night shows slow drift."""
 
     def __post_init__(self) -> None:
         for name in ("false_alarms", "power"):
             if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not between 0 and 1")
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must be between 0 and 1")
         if not 0 < self.drop <= 100:
-            raise ConfigError(f"drop: {self.drop} is not a positive number of points, 100 at most")
+            raise ConfigError(f"drop is {self.drop}: it must be above 0 points and at most 100")
         check_values(self)
 
 
@@ -290,28 +291,28 @@ class NightlyConfig:
 
     name: str
     out: Path
-    """Everything is written here: features/, runs/, report.html."""
+    """Folder for all results: features/, runs/, report.html."""
     corpora: dict[str, CorpusConfig]
     cells: tuple[CellConfig, ...]
     data: Path = Path()
-    """What relative images and annotations folders are relative to."""
+    """Folder to which relative paths of images and annotations are relative."""
     synthetic: SyntheticConfig | None = None
-    """Make the embedded world and use it as `data`."""
+    """Make the synthetic data and use them as `data`."""
     wrong_image_baseline: bool = False
-    """Also evaluate every cell over other images."""
+    """Also evaluate every cell with wrong images."""
     examples: int = 10
-    """Example pictures a cell in the report."""
+    """Number of drawn examples per cell in the report."""
     gate: GateConfig | None = None
-    """Compare each night with an earlier one. Runs then lie in runs/NAME/NIGHT/, and every night enters history/NAME/;
-    without a gate the matrix is a single evaluation."""
+    """Compare each night with an earlier one. Runs then lie in runs/NAME/NIGHT/, and every night enters history/NAME/.
+    Without a gate the matrix is a single evaluation."""
     night: str | None = None
-    """Name of this night; nights follow each other in the order of their names. Default: the date, UTC."""
+    """Name of this night. The names give the order of the nights. Default: the date, UTC."""
     limit: int | None = None
-    """A smoke night: N images a corpus, N examples a cell, under OUT/smoke; no scores, no gate, no history."""
+    """A smoke night: N images per corpus and N examples per cell, under OUT/smoke; no scores, no gate, no history."""
     gpu_hour: float | None = None
-    """Price of a GPU for an hour, in a currency of yours; the page of a night then says what each cell cost."""
+    """Price of one GPU for an hour, in any currency. The page of a night then shows the cost of each cell."""
     trackers: tuple[str, ...] = ()
-    """Where finished nights are sent as well: mlflow, wandb, tensorboard. See `report.trackers`."""
+    """Trackers that also receive each finished night: mlflow, wandb, tensorboard. See `report.trackers`."""
     pool: PoolConfig = field(default_factory=PoolConfig)
 
     def __post_init__(self) -> None:
@@ -322,11 +323,8 @@ class NightlyConfig:
         check_range(self, 0, None, "examples", "gpu_hour")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def from_mapping(cls: type[T], values: Any, where: str) -> T:
-    """Build the dataclass `cls` from parsed YAML or JSON; every ConfigError starts with `where` and names the key."""
+    """Build the dataclass `cls` from parsed YAML or JSON. Raise ConfigError beginning with `where` and the key."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: expected a mapping of {cls.__name__} keys, found {type(values).__name__}")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -345,22 +343,23 @@ def from_mapping(cls: type[T], values: Any, where: str) -> T:
 
 
 def folder_name(name: str) -> str:
-    """`name` itself. Raises ConfigError for one that cannot name a folder below another."""
+    """Return `name`. Raise ConfigError where it cannot be the name of a folder."""
     if not re.fullmatch(r"\w[^/]*", name) or printable(name) != name:
         raise ConfigError(
-            f"{brief(name)} cannot name a folder: begin with a letter or digit, without slashes and control characters"
+            f"{brief(name)} cannot name a folder: begin with a letter or digit, use no slash and no control character"
         )
     return name
 
 
 def run_name(model: Path, task: str, split: str) -> str:
-    """Name an evaluation, the same every night: its run folder, its cell and its history. Of a task that is named
-    module:Class it holds the class, as a folder's name holds no colon everywhere."""
+    """Return the name of an evaluation, which its run folder, its cell and its history share on every night.
+
+    For a task named module:Class the name holds the class alone, because some file systems allow no colon."""
     return f"{model.name}__{task.rpartition(':')[2]}__{split}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` or `; known: a, b` for an error message."""
+    """Return `; did you mean 'x'?` or `; known: a, b`, for the end of an error message."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
@@ -388,8 +387,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(_expect(list, value, where)))
     if origin is dict:
         named = {str(k): _convert(args[1], v, f"{where}.{k}") for k, v in _expect(dict, value, where).items()}
-        if len(named) < len(value):  # YAML tells 1 from "1"
-            raise ConfigError(f"{where}: two of its keys are spelt alike: {', '.join(map(brief, value))}")
+        if len(named) < len(value):  # in YAML 1 and "1" are two keys
+            raise ConfigError(f"{where}: two keys are spelt alike: {', '.join(map(brief, value))}: rename one")
         return named
     if hint is Path:
         return Path(_expect(str, value, where)).expanduser()
@@ -406,7 +405,7 @@ def _location(text: str, where: str) -> Location:
 
 
 def _expect(kind: type[T], value: Any, where: str) -> T:
-    # bool is an int to isinstance, but `workers: true` is a mistake
+    # isinstance(True, int) holds, but `workers: true` is a mistake.
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"{where}: expected {kind.__name__}, found {brief(value)}")
     return value

@@ -1,28 +1,27 @@
-"""Every error a user can cause, and the exit code each ends the job with.
+"""The errors that end a job, and the exit code of each.
 
     VisualBertCoreError                 exit 1
-    ├── InputError                      exit 2   bad configuration or bad input: fix it, run the same line again
-    │   ├── ConfigError                          unknown key, wrong type, missing file named by the configuration
+    ├── InputError                      exit 2   bad configuration or input: correct it and run the same line again
+    │   ├── ConfigError                          an unknown key, a wrong type, or a name of something that is missing
     │   ├── AnnotationError                      an annotation file that is missing, truncated or malformed
-    │   ├── CheckpointError                      weights or config.json that do not fit
+    │   ├── CheckpointError                      weights or a config.json that do not fit
     │   ├── StoreError                           a feature store that is unfinished, damaged or of another space
     │   └── DriftError                           a detector that does not give a store's features (--canary)
-    ├── CoverageError                   exit 3   examples without a prediction: no score; no image with features, or
-    │                                            more failed ones than allowed
-    ├── ClusterError                    exit 1   what computes is not there: Ray does not start, or a cluster does not
-    │                                            answer or refuses; nothing was computed with it
-    ├── ShardError                      exit 1   a shard that could not be computed; the finished ones are kept
-    ├── TrackerError                    exit 1   a finished night that could not be sent to a tracker
-    ├── NotComparableError              exit 5   two runs of different questions: their difference says nothing
-    └── UnfinishedError                 exit 6   the job was told to stop before it was done; the same line resumes
+    ├── CoverageError                   exit 3   examples have no prediction; or no image has features; or more images
+    │                                            failed than --max-failures allows
+    ├── ClusterError                    exit 1   Ray does not start, or the cluster does not answer or refuses the job
+    ├── ShardError                      exit 1   a shard could not be computed; the finished shards are kept
+    ├── TrackerError                    exit 1   a finished night could not be sent to a tracker
+    ├── NotComparableError              exit 5   two runs answer different questions
+    └── UnfinishedError                 exit 6   the job was told to stop before it was done; the same line resumes it
 
-A message is one line: what is wrong, where (file, line, id), what to do. Failures of a single image or example are not
-exceptions but rows (`schema.Failure`): they are counted, reported, and never scored around.
+A message is one line: what is wrong, where (file, line, id), what to do. The failure of a single image or example is
+not an exception. It is a row (`schema.Failure`), which is counted and reported. No score ignores it.
 
-Exit codes of every job (`end` applies them):
-0 ok · 1 crash · 2 bad configuration or input · 3 incomplete: examples without a prediction (no score), no image with
-features, or more failures than --max-failures · 4 regression · 5 cannot tell · 6 stopped in time, by a signal or
---max-hours.
+The exit codes of every job (`end` applies them):
+0 ok · 1 crash · 2 bad configuration or input · 3 incomplete: examples without a prediction (then there is no score), no
+image with features, or more failures than --max-failures · 4 regression · 5 cannot tell · 6 stopped in time, by a
+signal or --max-hours.
 """
 
 from __future__ import annotations
@@ -40,17 +39,17 @@ from visualbert_core.printable import guard, log_to_stderr, printable
 INGREDIENT = None
 
 LONGEST = 800
-"""Characters of a message that `end` prints."""
+"""The number of characters of a message that `end` prints."""
 
 
 class VisualBertCoreError(Exception):
-    """Root of the tree; `exit_code` is what a job returns when this error ends it."""
+    """The root of the tree. A job that this error ends returns `exit_code`."""
 
     exit_code = 1
 
 
 class InputError(VisualBertCoreError):
-    """The caller gave something that cannot be used."""
+    """The user or the caller gave something that cannot be used."""
 
     exit_code = 2
 
@@ -60,7 +59,7 @@ class ConfigError(InputError):
 
 
 class AnnotationError(InputError):
-    """An annotation file is missing, truncated or malformed; the message names file and record."""
+    """An annotation file is missing, truncated or malformed. The message names the file and the record."""
 
 
 class CheckpointError(InputError):
@@ -68,67 +67,70 @@ class CheckpointError(InputError):
 
 
 class StoreError(InputError):
-    """A feature store is unfinished, damaged, or lacks what is asked of it."""
+    """A feature store is unfinished or damaged, or does not hold what is asked for."""
 
 
 class DriftError(InputError):
-    """Images extracted anew do not have the features that a store holds of them."""
+    """Images that were extracted again have other features than the store holds."""
 
 
 class CoverageError(VisualBertCoreError):
-    """Predictions do not cover the split, or an extraction left nothing or more failures than allowed."""
+    """Predictions do not cover the split; or an extraction has no features, or more failures than allowed."""
 
     exit_code = 3
 
 
 class NotComparableError(VisualBertCoreError):
-    """Two runs were asked or judged differently, so their difference would say nothing about either."""
+    """Two runs were asked or judged differently, so their difference says nothing about either run."""
 
     exit_code = 5
 
 
 class TrackerError(VisualBertCoreError):
-    """An experiment tracker did not take a night, which is complete on disk."""
+    """An experiment tracker did not accept a night. The night is complete on disk."""
 
 
 class ClusterError(VisualBertCoreError):
-    """Ray does not start, the cluster of RAY_ADDRESS does not answer or refuses, or a process that helps was ended."""
+    """Ray does not start, the cluster of RAY_ADDRESS does not answer or refuses, or a helper process was ended."""
 
 
 class ShardError(VisualBertCoreError):
-    """A shard failed on every attempt; everything committed before it is kept."""
+    """A shard failed on every attempt. The committed shards are kept."""
 
 
 class UnfinishedError(VisualBertCoreError):
-    """A signal came, or the hours were over: running shards were committed, the others are left for the next run."""
+    """A signal came, or `max_hours` is over. The running shards were committed; the next run computes the others."""
 
     exit_code = 6
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, for a message of one line; its class where it has no text."""
+    """Return the first line of an error's text, or the name of its class where it has no text."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def end(job: Callable[[], int]) -> NoReturn:
-    """Run a job's main function and exit with its code; an error of the tree above is one line on stderr, and so is a
-    file that the system does not hand out or take (exit 1). Where whoever reads stdout leaves early, as `| head` does,
-    nothing is said. What is printed from here on is guarded, and the log is shown (`printable.py`)."""
+    """Run a job's main function and exit with its code.
+
+    An error of the tree above becomes one line on stderr. An OSError does too, with exit code 1. A reader of stdout
+    that leaves early, as `| head` does, causes no message. From here on output is guarded and the log is shown (see
+    `printable.py`).
+    """
     guard()
     log_to_stderr()
     leave(_code(job))
 
 
 def leave(code: int) -> NoReturn:
-    """End this process with `code` and nothing else's.
+    """End this process with `code`, after running the functions that `atexit` holds.
 
-    What asked to be run at the end is run. The interpreter is not taken down after it: there, threads of Arrow, gRPC
-    and others outlive what they use and have crashed processes whose work was done (apache/arrow#39503 and #50428), so
-    that a night that passed would end with exit code 139.
+    The interpreter is not finalised. During finalisation, threads of Arrow, gRPC and others outlive what they use.
+    They have crashed processes whose work was done (apache/arrow#39503 and #50428), so that a night that passed would
+    end with exit code 139.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # of stdout `_code` has told
+        with suppress(OSError):  # `_code` has already reported a failure of stdout
             stream.flush()
     os._exit(code)
 
@@ -136,23 +138,23 @@ def leave(code: int) -> NoReturn:
 def _code(job: Callable[[], int]) -> int:
     try:
         code = job()
-        sys.stdout.flush()  # while its failure can still be answered
+        sys.stdout.flush()  # here, where a failure can still change the exit code
     except VisualBertCoreError as error:
-        message = printable(str(error))  # it may quote a value of any length from a file
+        message = printable(str(error))  # it may quote a value from a file, which may be of any length
         sys.stderr.write(f"error: {message if len(message) <= LONGEST else message[:LONGEST] + ' …'}\n")
         return error.exit_code
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 1
-        sys.stderr.write(f"error: {printable(str(error))}: mend it and run the same line again\n")
+        sys.stderr.write(f"error: {printable(str(error))}: correct this and run the same line again\n")
         return 1
     return code
 
 
 def _nobody_reads() -> bool:
-    """Whether stdout has lost its reader. It then leads nowhere from here on, or flushing it again would fail again."""
+    """Return whether stdout has lost its reader. If so, point stdout to /dev/null, so that a later flush succeeds."""
     stdout = select.poll()
-    stdout.register(sys.stdout, 0)  # a pipe without a reader is said to be one whatever is asked
+    stdout.register(sys.stdout, 0)  # no events: poll(2) reports a pipe without a reader (POLLERR) in any case
     if left := bool(stdout.poll(0)):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return left

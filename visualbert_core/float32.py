@@ -1,4 +1,7 @@
-"""The guard of float32: products are computed in all of their 24 bits, whatever the process was told before."""
+"""The precision of float32 products: all 24 bits of the significand, whatever precision the process had set before.
+
+The switch is torch.set_float32_matmul_precision. Its values "high" and "medium" let a GPU compute in TF32 or bfloat16.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ INGREDIENT = "features"
 
 @contextmanager
 def whole_float32() -> Iterator[None]:
-    """Compute products of float32 in float32.
+    """Compute matrix products of float32 in float32 inside the context, and restore the setting afterwards.
 
-    NVIDIA's container images, and whoever lowers torch's precision, would have them rounded to TF32's ten bits or
-    bfloat16's seven, and no fingerprint would say so.
+    NVIDIA's container images lower this precision, and other code in the process may do so too. Factors are then
+    rounded to the 10 bits of TF32 or the 7 bits of bfloat16, and no fingerprint records it.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

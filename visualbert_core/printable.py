@@ -1,9 +1,10 @@
-"""Text that others wrote, made safe to print: ids, answers, question types and file names are whatever a file holds.
+"""Text from files, made safe to print: an id, an answer, a question type or a file name may hold any character.
 
-A terminal obeys what it prints. An escape sequence in an id can clear the screen, rename the window or hide a line, and
-a newline in it can forge one (CWE-150). So results for people are printed by `say`, results for programs by `say_json`,
-and what is said on the way (progress, warnings, what failed) is a record of `logging`, of which `log_to_stderr` makes a
-line. What libraries print (warnings, logging, a traceback) has lines of its own: `guard` takes the rest of it.
+A terminal obeys control characters. An escape sequence in an id can clear the screen, rename the window or hide a line,
+and a newline in an id can forge a line (CWE-150). So there are three ways to print, each of which escapes them: `say`
+prints results for people, `say_json` prints results for programs, and `log_to_stderr` prints the records of `logging`
+(progress, warnings, failures). Libraries print warnings, logs and tracebacks of several lines. `guard` escapes the
+control characters in these, and keeps their lines.
 """
 
 from __future__ import annotations
@@ -18,32 +19,35 @@ from typing import Any, TextIO, cast
 
 INGREDIENT = None
 
-# C0 and C1 controls, what turns the direction of writing, line separators, and halves of characters
+# C0 and C1 controls, marks that change the direction of writing, line separators, and surrogates
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-# Of what a library prints, its lines and columns are its own; a bar begins its line anew.
+# Text of a library keeps its newlines and tabs, and a carriage return at its start, with which a progress bar begins.
 _OBEYED_IN_LINES = re.compile(rf"(?![\n\t]|\A\r){_OBEYED.pattern}")
 
 
 def printable(text: str) -> str:
-    """`text` as one line in which each character that a terminal would obey is written as an escape, such as \\x1b."""
+    """Return `text` as one line, in which each control character is written as an escape such as \\x1b."""
     return _OBEYED.sub(_escaped, text)
 
 
 def say(*texts: object, sep: str = " ", to: TextIO | None = None) -> None:
-    """Print one line, to stdout where `to` names no other stream; no text can leave its place between the `sep`."""
+    """Print `texts` as one line, with `sep` between them, to the stream `to` (default: stdout)."""
     print(*(printable(str(text)) for text in texts), sep=sep, file=to)
 
 
 def say_json(value: Any, indent: int | None = None) -> None:
-    """Print a JSON document in ASCII, to stdout. Raises ValueError for NaN and infinity, which JSON has not."""
-    # json.dumps escapes every control character but DEL
+    """Print a JSON document in ASCII to stdout. Raise ValueError for NaN and infinity, which JSON does not have."""
+    # json.dumps escapes every control character except DEL.
     text = json.dumps(value, allow_nan=False, indent=indent).replace("\x7f", "\\u007f")
     sys.stdout.write(text + "\n")
 
 
 class _OneLine(logging.Handler):
-    """Writes a record as one line to what is stderr at that moment: a bar of rich's takes its place while it is drawn,
-    and shows the line above itself."""
+    """Writes a record as one line to the current sys.stderr.
+
+    The stream is looked up for each record, because a progress bar of rich replaces sys.stderr while the bar is drawn
+    and then shows the line above the bar.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         say(_PREFIXES.get(record.levelno, "") + record.getMessage(), to=sys.stderr)
@@ -55,16 +59,17 @@ _HANDLER = _OneLine()
 
 
 def log_to_stderr() -> None:
-    """Show this package's log from now on, progress too. For programs: who imports the package configures `logging`."""
+    """Show this package's log, with progress, from now on. Only programs call this: a user of the library configures
+    `logging`."""
     logger = logging.getLogger("visualbert_core")
     logger.setLevel(logging.INFO)
-    logger.addHandler(_HANDLER)  # the same one again changes nothing
+    logger.addHandler(_HANDLER)  # adding the same handler twice changes nothing
 
 
 def guard() -> None:
-    """From now on no escape sequence reaches this process's stdout and stderr, and no character ends it that their
-    encoding lacks."""
-    os.environ.setdefault("PYTHON_COLORS", "0")  # from 3.13 on Python colours a traceback on a terminal
+    """Escape the control characters, and the characters that the encoding lacks, in all later output of this
+    process."""
+    os.environ.setdefault("PYTHON_COLORS", "0")  # since 3.13 Python colours a traceback, with escape sequences
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -72,12 +77,12 @@ def guard() -> None:
 
 
 def unguarded(stream: TextIO) -> TextIO:
-    """The stream behind the guard, for what writes escape sequences of its own, as a progress bar does."""
+    """Return the stream behind the guard, for a writer that needs escape sequences, such as a progress bar."""
     return stream.stream if isinstance(stream, _Guarded) else stream
 
 
 class _Guarded:
-    """A stream that escapes what is written to it; all else is the stream's."""
+    """A stream that escapes what is written to it. Every other attribute is the one of the stream behind it."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream

@@ -1,13 +1,15 @@
 """What a result was made of: digests of files, values and code, library versions, and how two runs differ.
 
-Owns the one hash of the project (xxh3-128 in hex: integrity and identity, not security) and the one wording for
-"these two are not comparable, because …". Imports nothing heavy: versions come from package metadata, torch stays out.
+Owns the one hash of the project and the one wording for a difference between two runs. The hash is xxh3-128 in hex
+(github.com/Cyan4973/xxHash). It serves integrity and identity, not security. The versions come from the metadata of the
+packages, so that this file imports neither torch nor Ray.
 
-A package or module declares beside its code which number that code can change first, and what lies below it inherits:
+A package or module declares beside its code the first stage whose result that code can change. The modules of a package
+inherit its declaration.
 
-    INGREDIENT = "features"       of an image: detector, images, corpus, …
-    INGREDIENT = "predictions"    made from given features; the default, declared in visualbert_core/__init__.py
-    INGREDIENT = "scores"         of given predictions: tasks, metrics
+    INGREDIENT = "features"       the features of an image: detector, corpus, …
+    INGREDIENT = "predictions"    the predictions over given features: the default, from visualbert_core/__init__.py
+    INGREDIENT = "scores"         the scores of given predictions: tasks, metrics
     INGREDIENT = None             no number: report, nightly, synthetic, …
 """
 
@@ -42,11 +44,11 @@ INGREDIENTS = {
     "versions": ("versions",),
     "settings": ("spec",),
 }
-"""What a run is made of, for people → the parts of its provenance."""
+"""Name of an ingredient of a run, as shown to users → its keys in the provenance."""
 
 
 def digest_file(path: str | Path) -> str:
-    """xxh3-128 of a file's bytes. Raises OSError."""
+    """Return the xxh3-128 of a file's bytes. Raise OSError where the file cannot be read."""
     state = xxhash.xxh3_128()
     with Path(path).open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -55,26 +57,30 @@ def digest_file(path: str | Path) -> str:
 
 
 def digest_bytes(data: bytes) -> str:
-    """The same of bytes in memory."""
+    """Return the xxh3-128 of bytes in memory."""
     return xxhash.xxh3_128_hexdigest(data)
 
 
 def digest_files(paths: Iterable[str | Path]) -> str:
-    """One digest over several files' names and bytes; neither their order nor their folders matter."""
+    """Return one digest over the names and bytes of several files. Their order and their folders do not matter."""
     return digest_json(sorted([Path(path).name, digest_file(path)] for path in paths))
 
 
 def digest_json(value: Any) -> str:
-    """xxh3-128 of a JSON value, whatever the order of its keys. Raises TypeError or ValueError where it is not JSON."""
+    """Return the xxh3-128 of a JSON value. The order of keys does not matter.
+
+    Raise TypeError or ValueError where the value is not JSON.
+    """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 @cache
 def code_digests() -> dict[str, str]:
-    """A digest of the Python sources of each declared ingredient: features, predictions, scores.
+    """Return a digest of the Python sources of each declared ingredient: features, predictions, scores.
 
-    Comments, docstrings, layout, and where a file lies do not count: a digest changes where what is computed may have.
+    Comments, docstrings, layout and the path of a file do not count. So a digest changes only with code that may change
+    a result.
     """
     package = Path(__file__).parent
     modules = {path: ast.parse(path.read_bytes()) for path in sorted(package.rglob("*.py"))}
@@ -87,21 +93,22 @@ def code_digests() -> dict[str, str]:
 
 
 def outside_code(kind: type) -> dict[str, str]:
-    """Return {"task": a digest} of the sources of a class that come from outside this package; empty where none do.
+    """Return {"task": digest} over the sources of a class that lie outside this package; {} where there are none.
 
-    Raises ConfigError for a class without a source file, as one typed into a console: its runs could not be told apart.
+    Raise ConfigError for a class without a source file, such as one typed into a console. Without a digest, runs of two
+    versions of the class would look alike.
     """
     modules = {base.__module__ for base in kind.__mro__}
     outside = [name for name in modules if name.partition(".")[0] not in {_PACKAGE, *sys.stdlib_module_names}]
     files = [getattr(sys.modules[name], "__file__", None) for name in outside]
     if None in files:
-        raise ConfigError(f"{kind.__name__} has no source file, by which its runs are told apart: write it into one")
+        raise ConfigError(f"{kind.__name__} has no source file, whose digest a run records: write the class to a file")
     digests = [digest_json(_essence(ast.parse(Path(str(file)).read_bytes()))) for file in files]
     return {"task": digest_json(sorted(digests))} if digests else {}
 
 
 def _ingredient(path: Path, modules: Mapping[Path, ast.Module]) -> str | None:
-    """What a module declares, or else the nearest package around it."""
+    """Return the declaration of a module, or that of the nearest package around it where the module has none."""
     for file in (path, *(folder / "__init__.py" for folder in path.parents)):
         for statement in modules[file].body if file in modules else ():
             match statement:
@@ -111,25 +118,28 @@ def _ingredient(path: Path, modules: Mapping[Path, ast.Module]) -> str | None:
 
 
 def _essence(node: Any) -> Any:
-    """A syntax tree as JSON, the same in every version of Python; the own package's modules are not told apart."""
+    """Return a syntax tree as JSON, the same in every version of Python.
+
+    An import from this package does not name its module, so that moving a file changes no digest.
+    """
     if isinstance(node, list):
         return [_essence(item) for item in node if not _is_text(item)]
     if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("visualbert_core."):
         node = ast.ImportFrom(module="visualbert_core", names=node.names, level=0)
     if isinstance(node, ast.AST):
-        # Newer versions of Python add fields, which are empty for code that older ones can read.
+        # Newer versions of Python add fields. They are empty for code that older versions can parse.
         fields = {name: value for name, value in ast.iter_fields(node) if value is not None and value != []}
         return [type(node).__name__, {name: _essence(value) for name, value in fields.items()}]
     return repr(node)
 
 
 def _is_text(node: Any) -> bool:
-    """Whether a statement is a docstring, of a module, class, function or attribute."""
+    """Return whether a statement is the docstring of a module, class, function or attribute."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of every library that can change a number; "absent" where one is not installed."""
+    """Return the versions of Python and of each library that can change a number, or "absent" if not installed."""
     return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
 
 
@@ -141,7 +151,7 @@ def _version(name: str) -> str:
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """One line for each ingredient in which two provenance dictionaries differ: `versions.torch: 2.11.0 → 2.12.0`."""
+    """Return a line for each key in which two provenance mappings differ, as `versions.torch: 2.11.0 → 2.12.0`."""
     before, after = dict(_leaves(a)), dict(_leaves(b))
     names = sorted(before.keys() | after.keys())
     pairs = ((name, before.get(name, "(absent)"), after.get(name, "(absent)")) for name in names)
@@ -149,7 +159,8 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[str]]:
-    """`differences` of two runs' provenance by ingredient, those without any left out; the same order always."""
+    """Group the `differences` of two runs by ingredient, in the order of INGREDIENTS, without ingredients that are
+    equal."""
     lines = differences(a, b)
     found = {
         name: [line for line in lines if any(re.match(rf"{re.escape(part)}[.:]", line) for part in parts)]

@@ -1,8 +1,9 @@
-"""The rows that cross a stage: their Python form, their Arrow schema, and its version.
+"""The rows that pass from one stage to the next: their Python classes, their Arrow schemas, and the schemas' version.
 
 Boxes are float32 xyxy in pixels of the original image. Shapes: R regions, D feature size.
-An `Example` is what a benchmark asks; a `Prediction` is what a model answers; a `Score` is what one answer is worth.
-Examples come in the four forms that VisualBERT has heads for; a task maps its official records onto one of them.
+An `Example` is what a benchmark asks. A `Prediction` is what a model answers. A `Score` is what one unit is worth.
+An example has one of the four forms for which VisualBERT has heads (Li et al. 2019, arXiv:1908.03557). A task turns its
+official records into one of these forms.
 """
 
 from __future__ import annotations
@@ -21,17 +22,20 @@ SCHEMA_VERSION = 2
 
 
 LARGEST_IMAGE = 1 << 29
-"""Bytes; what has more is not read. The largest that is decoded has six bytes for each of Pillow's most pixels."""
+"""Bytes of the largest image file that is read: six for each of Pillow's MAX_IMAGE_PIXELS, the most that is decoded."""
 
 
 @dataclass(frozen=True, slots=True)  # there are millions of them
 class Image:
-    """One image of a corpus: a file, or `size` bytes of one from byte `start` on (a member of a tar), or `row` of a
-    table (see `tables`), in its `column` where it has images in several.
+    """One image of a corpus.
 
-    `image_id` is its name without the suffix; `boxes_path` is a VCR-style metadata JSON whose boxes are to be used
-    instead of the detector's own. `data` are its bytes, where they have been read already; `trouble` says why there are
-    none, where that is known: "is a link to nothing"."""
+    The image is the whole file at `path`; or, for a member of a tar, its `size` bytes from byte `start` on; or the cell
+    at `row` and `column` of a table (see `corpus.tables`). `column` is None where a table has one column of images.
+
+    `image_id` is the name of the image without its suffix. `boxes_path` names a metadata JSON of VCR's format, whose
+    boxes are used in place of detected ones. `data` holds the bytes where they have been read already. `trouble` says
+    why the bytes cannot be read, where that is known, such as "is a link to nothing".
+    """
 
     image_id: str
     path: str
@@ -46,16 +50,16 @@ class Image:
 
 @dataclass(frozen=True)
 class GivenObjects:
-    """Objects that somebody marked in one image, with their classes and outlines. The first is the whole image."""
+    """Objects that annotators marked in one image, with classes and outlines. The first object is the whole image."""
 
     boxes: np.ndarray  # float32 [R, 4] xyxy, original pixels
     labels: np.ndarray  # int16 [R], detector classes
-    outlines: tuple[tuple[np.ndarray, ...], ...]  # R times the polygons float64 [N, 2] xy of an object, original pixels
+    outlines: tuple[tuple[np.ndarray, ...], ...]  # for each of R objects its polygons, float64 [N, 2] xy
 
 
 @dataclass(frozen=True)
 class Regions:
-    """The detector's answer for one image, and one row of the feature store."""
+    """The regions of one image: the answer of a detector, and one row of the feature store."""
 
     image_id: str
     width: int
@@ -65,7 +69,7 @@ class Regions:
     scores: np.ndarray  # float32 [R]
     features: np.ndarray  # float16 [R, D]
     image_digest: str  # xxh3-128 of the file's bytes
-    attributes: np.ndarray | None = None  # int16 [R]; of detectors that name attributes ("red")
+    attributes: np.ndarray | None = None  # int16 [R]; None where the detector names no attributes ("red")
     attribute_scores: np.ndarray | None = None  # float32 [R]
 
     @property
@@ -92,7 +96,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class LabelNames:
-    """What a detector's labels and attributes are called, by number; empty where nobody has said."""
+    """The names of a detector's labels and attributes, by number. Empty where the names are not known."""
 
     labels: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
@@ -107,7 +111,7 @@ REGIONS_SCHEMA = pa.schema(
         pa.field("boxes", pa.binary(), nullable=False),
         pa.field("labels", pa.binary(), nullable=False),
         pa.field("scores", pa.binary(), nullable=False),
-        pa.field("attributes", pa.binary()),  # null where the detector names none
+        pa.field("attributes", pa.binary()),  # null where the detector names no attributes
         pa.field("attribute_scores", pa.binary()),
         pa.field("image_digest", pa.string(), nullable=False),
         pa.field("features", pa.binary(), nullable=False),
@@ -117,7 +121,7 @@ REGIONS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Failure:
-    """One image or example that could not be processed. `stage` is decode, features, images, predict or worker."""
+    """An image or example that could not be processed. `stage` is decode, features, images, predict or worker."""
 
     item_id: str
     stage: str
@@ -143,16 +147,16 @@ class Question:
 
 
 Token = tuple[int, ...] | str
-"""A word, or the objects (0-based indices) that a tag such as [0, 2] refers to."""
+"""A word, or the 0-based indices of the objects that a tag such as [0, 2] refers to."""
 
 
 @dataclass(frozen=True)
 class MultipleChoice:
-    """A context and its choices, both mixing words with object tags (VCR).
+    """A context and its choices. Both mix words with object tags (VCR).
 
-    `mentioned` are the objects whose regions the model may see: the union over question, answers and rationales
-    of the item, so that the choice of regions does not give the answer away. Region 0 of the store's row is the whole
-    image; object i is region i + 1.
+    `mentioned` holds the objects whose regions the model may see: the objects that question, answers or rationales of
+    the item mention. The union is taken, so that the choice of regions does not give the answer away. In the store,
+    region 0 is the whole image and object i is region i + 1.
     """
 
     example_id: str
@@ -162,12 +166,12 @@ class MultipleChoice:
     choices: tuple[tuple[Token, ...], ...]
     mentioned: tuple[int, ...]
     part: str = ""
-    """What of its item is asked, for people: "Q → A"."""
+    """The part of the item that is asked, as reports show it: "Q → A"."""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A sentence that is true or false of an ordered pair of images (NLVR2): left, right."""
+    """A sentence that is true or false for an ordered pair of images, left and right (NLVR2)."""
 
     example_id: str
     image_ids: tuple[str, str]
@@ -176,7 +180,7 @@ class Statement:
 
 @dataclass(frozen=True)
 class Phrase:
-    """Words [start, stop) of a caption, to be located in the image."""
+    """The words [start, stop) of a caption, which the model locates in the image."""
 
     start: int
     stop: int
@@ -185,7 +189,7 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Grounding:
-    """A caption (split on spaces) with the phrases to locate in one image (Flickr30K Entities)."""
+    """A caption, split on spaces, and the phrases to locate in one image (Flickr30K Entities)."""
 
     example_id: str
     image_ids: tuple[str]
@@ -201,16 +205,16 @@ Example = Question | MultipleChoice | Statement | Grounding
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One model answer.
+    """The answer of a model to one example.
 
-    `answer` is the benchmark's own form: an answer string (VQA), the index of a choice (VCR), "True" or "False"
-    (NLVR2), or per phrase the ranked boxes [[x1, y1, x2, y2], …] (Flickr30K Entities). `scores` are the confidences
-    behind it: [probability of the answer] (VQA), one per choice (VCR), [p(False), p(True)] (NLVR2),
-    the top-1 probability of each phrase (Flickr30K Entities).
+    `answer` has the form of the benchmark: an answer string (VQA), the index of a choice (VCR), "True" or "False"
+    (NLVR2), or for each phrase its ranked boxes [[x1, y1, x2, y2], …] (Flickr30K Entities). `scores` holds the
+    confidences: [probability of the answer] (VQA), one for each choice (VCR), [p(False), p(True)] (NLVR2), or the
+    probability of the first box of each phrase (Flickr30K Entities).
     """
 
     example_id: str
-    image_id: str  # the first image; statistics cluster by it
+    image_id: str  # the first image of the example; statistics cluster by it
     answer: Any
     scores: tuple[float, ...]
 
@@ -227,8 +231,11 @@ PREDICTION_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class JudgedAnswer:
-    """The one answer that a unit judges, of the example `example_id`; of a grounding that to the phrase `part`, whose
-    first box it is (None: no box). `confidence` is the model's, None where the predictions hold none."""
+    """The one answer that a unit judges, to the example `example_id`.
+
+    For a grounding, `part` is the number of the phrase and `answer` is its first box, or None where it has no box.
+    `confidence` is the confidence of the model, or None where the predictions hold none.
+    """
 
     example_id: str
     answer: Any
@@ -238,13 +245,12 @@ class JudgedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What one scored unit is worth to one metric: a question, an item, a pair group, a phrase.
+    """The value of one scored unit for one metric. A unit is a question, an item, a group of pairs, or a phrase.
 
-    `value` is in [0, 1]; a metric is the mean over its units, in percent. `cluster` names the image the unit belongs
-    to (confidence intervals treat units of one image as dependent). `groups` places the unit in breakdowns, e.g.
-    {"answer type": ("number",)}; a unit may sit in several groups of one kind. `judged` is None where the unit judges
-    several answers, such as a group of statements, or candidates behind the first: it then says nothing about one
-    example, and appears in no gallery.
+    `value` is in [0, 1]. A metric is the mean over its units, in percent. `cluster` names the image of the unit:
+    confidence intervals treat the units of one image as dependent. `groups` places the unit in breakdowns, such as
+    {"answer type": ("number",)}. A unit may be in several groups of one kind. `judged` is None where the unit judges
+    several answers, such as a group of statements, or candidates after the first. Such a unit appears in no gallery.
     """
 
     unit_id: str
