@@ -242,7 +242,8 @@ def test_a_signal_lets_running_shards_finish(job: Job, pool: PoolConfig) -> None
     6, and the next run does the rest."""
     job.shards = plan([str(number) for number in range(60)], "test", 1)
     handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(UnfinishedError, match=r"stopped \(SIGTERM\): \d+ of \d+ shards are left; the same") as raised:
+    reason = r"stopped \(SIGTERM\): \d+ of \d+ shards are left; run the same"
+    with pytest.raises(UnfinishedError, match=reason) as raised:
         job.run(Signals, pool)
     assert raised.value.exit_code == 6
     assert signal.getsignal(signal.SIGTERM) == handler
@@ -266,7 +267,7 @@ def test_a_signal_between_two_stages_ends_the_job(job: Job, pool: PoolConfig) ->
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(10)  # the signal must end this sleep
 
-    with pytest.raises(UnfinishedError, match=r"stopped \(SIGTERM\); the same line again"):
+    with pytest.raises(UnfinishedError, match=r"stopped \(SIGTERM\); run the same line again"):
         stages()
     assert signal.getsignal(signal.SIGTERM) == handler
     assert job.folder.pending(job.shards) == []
@@ -331,7 +332,7 @@ def test_a_worker_without_room_is_not_starting(
     monkeypatch.setattr(scheduler, "LOG_SECONDS", 2.0)
     others = ray.remote(num_cpus=ray.cluster_resources()["CPU"])(WorkerProcess).remote()
     ray.get(others.__ray_ready__.remote())
-    reason = r"no worker has started in \d+ s: each needs 1 CPU, .* room for \d+ such workers, which others take"
+    reason = r"no worker has started in \d+ s: each needs 1 CPU, .* room for \d+ such workers, which other jobs use"
     with pytest.raises(ShardError, match=reason):
         job.run(Clerk, PoolConfig(workers=1, start_timeout=8))
     said = caplog.text

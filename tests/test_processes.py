@@ -103,10 +103,8 @@ def test_a_signal_is_exit_6_and_leaves_nothing(
     process, found = drawing
     (os.killpg if all_of_them else os.kill)(process.pid, number)
     _, said = process.communicate(timeout=120)
-    assert (
-        said
-        == f"error: stopped ({number.name}) while the synthetic scenes were drawn; the same line again begins it anew\n"
-    )
+    what = "while the synthetic scenes were drawn; run the same line again to restart it"
+    assert said == f"error: stopped ({number.name}) {what}\n"
     assert process.returncode == 6
     assert not alive(found)
     assert list(tmp_path.iterdir()) == []

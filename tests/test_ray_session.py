@@ -111,8 +111,8 @@ def test_who_is_refused_is_told_so(tmp_path: Path) -> None:
     stranger = environment(tmp_path)
     cases = {
         "there is none here": {},
-        "another cluster's": {"RAY_AUTH_TOKEN": FOREIGN},
-        "RAY_AUTH_MODE=disabled keeps it": {"RAY_AUTH_MODE": "disabled"},
+        "which is not its own": {"RAY_AUTH_TOKEN": FOREIGN},
+        "RAY_AUTH_MODE=disabled keeps the token": {"RAY_AUTH_MODE": "disabled"},
     }
     with head(variables, token) as running:
         for words, more in cases.items():
@@ -124,7 +124,7 @@ def test_who_is_refused_is_told_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("address", "words"),
-    [("127.0.0.1:{}", "no Ray cluster answers at"), ("http://127.0.0.1:{}", "is it HOST:PORT of a head")],
+    [("127.0.0.1:{}", "no Ray cluster answers at"), ("http://127.0.0.1:{}", "name the HOST:PORT of a head")],
 )
 def test_a_cluster_that_is_not_there_is_one_line(address: str, words: str, tmp_path: Path) -> None:
     """A missing cluster is one error line within seconds, where Ray itself tries for minutes. The dashboard's address
@@ -190,8 +190,8 @@ def test_a_long_tmpdir_is_gone_around(tmp_path: Path) -> None:
     done = run(sys.executable, "-c", COMPUTE, env=environment(tmp_path, TMPDIR=str(long)))
     assert done.returncode == 0, done.stderr
     assert done.stderr == (
-        "WARNING: TMPDIR is too long a path for Ray's sockets: Ray keeps its files in "
-        f"{SHORT}; RAY_TMPDIR names another short folder\n"
+        "WARNING: TMPDIR is too long a path for Ray's sockets, so Ray keeps its files in "
+        f"{SHORT}: set RAY_TMPDIR to use another short folder\n"
     )
 
 

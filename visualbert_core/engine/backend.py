@@ -1,4 +1,8 @@
-"""The contract between the scheduler and whatever runs actors: Ray (`cluster.py`), this process, or a stand-in."""
+"""The contract between the scheduler and a backend, which runs actors.
+
+`pool.py` has two backends, on Ray and in this process, and the tests have a stand-in. The scheduler knows nothing else
+of actors.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from visualbert_core.engine.shards import Marker, Shard
 
 
 class LostError(Exception):
-    """An actor is gone or unusable. `blameless` where that had nothing to do with what it was doing: its node went."""
+    """An actor ended or is unusable. `blameless` says that its shard was not the cause, because its node was lost."""
 
     def __init__(self, message: str, blameless: bool = False) -> None:
         super().__init__(message)
@@ -16,36 +20,39 @@ class LostError(Exception):
 
 
 class Backend(Protocol):
-    """Where actors live. It hands out handles of actors and of calls; a call is hashable."""
+    """Starts actors and sends them shards. It returns handles of actors and of calls. A call is hashable."""
 
     @property
     def size(self) -> int:
-        """How many actors there may be at once; changes as nodes come and go."""
+        """Return how many actors there may be at once. The number changes as nodes come and go."""
 
     @property
     def gpus(self) -> float:
-        """GPUs of an actor."""
+        """Return how many GPUs one actor reserves."""
 
     def room(self) -> str:
-        """What an actor needs, and for how many the nodes have room, in words."""
+        """Say in words what an actor needs, and for how many actors the nodes have room."""
 
     def unplaced(self, booting: int) -> int:
-        """How many of `booting` actors that are not ready have room on no node; the processes of the rest start."""
+        """Return how many of the `booting` actors no node has room for. The processes of the others are starting."""
 
     def boot(self) -> tuple[Any, Any]:
-        """Start an actor; returns it and the call whose result (None) says that it is ready."""
+        """Start an actor. Return it, and a call that ends (with None) when the actor is ready."""
 
     def submit(self, actor: Any, shard: Shard) -> Any:
-        """Start a shard on an actor; returns the call whose result is the shard's marker."""
+        """Start a shard on an actor. Return the call, whose result is the marker of the shard."""
 
     def wait(self, calls: list[Any]) -> Any | None:
-        """One of the calls that has ended; None if none does within half a second."""
+        """Return one of the calls that has ended, or None where no call ends within half a second."""
 
     def result(self, call: Any) -> Marker | None:
-        """Return what an ended call gave. Raises LostError where its actor ended, else what the worker raised."""
+        """Return the result of an ended call.
+
+        Raise LostError where the actor ended, and the error of the worker where the worker raised one.
+        """
 
     def release(self, actor: Any) -> None:
-        """Take back an actor that has nothing to do, for the next stage."""
+        """Keep an idle actor for the next stage."""
 
     def discard(self, actor: Any) -> None:
-        """End an actor, dead or alive."""
+        """End an actor, whether it still runs or not."""

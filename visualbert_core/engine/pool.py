@@ -1,10 +1,10 @@
-"""A pool of workers over shards, on this machine or a Ray cluster; only this file and `session.py` import Ray.
+"""A pool of workers that compute shards on this machine or on a Ray cluster (docs.ray.io).
 
-Owns where workers run: how many, what each reserves, and what tells a job to stop before its end.
-Workers are plain Ray actors that pull shards, two in flight each, so that decoding and writing hide behind the GPU (a
-worker locks its model). Ray's own restarts are off: any system error ends that actor, and `scheduler.py` decides
-what follows. Safety does not come from either but from `shards.py`: a shard that runs twice writes the same bytes
-under the same name.
+Owns where workers run, how many there are, what each worker reserves, and what stops a job before its end.
+A worker is a plain Ray actor. It computes two shards at a time, so that one shard decodes or writes while the other
+uses the GPU; the worker locks its model. Ray's restarts are off: a system error ends the actor, and `scheduler.py`
+decides what follows. Correctness does not depend on either file but on `shards.py`: a shard that runs twice writes the
+same bytes under the same name. In the engine, only this file and `ray_session.py` import Ray.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ __all__ = ["LOCAL_ENVIRONMENT", "Pool", "read_parquet", "start_ray"]
 
 _LOG = logging.getLogger(__name__)
 
-NODES_SECONDS = 5.0  # between two looks at which nodes there are, and at what waits for them
-UNPLACED_SECONDS = 1.0
-TAG_SAFE = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")  # what stands in a metric's tag as it is
+NODES_SECONDS = 5.0  # between two queries for the nodes of the cluster
+UNPLACED_SECONDS = 1.0  # between two queries for the actors that wait for a node
+TAG_SAFE = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")  # characters that a tag may hold as is
 
 AnyShard = TypeVar("AnyShard", bound=Shard)
 
 
 class Pool:
-    """Runs shards on workers; one pool serves all stages of a job.
+    """Runs shards on workers. One pool serves all stages of a job.
 
         with Pool(PoolConfig(workers=4)) as pool:
             pool.run(make_worker, shards, "features of coco")
 
-    Ray starts when there is something to run, at most once, and is shut down at the end where it was started here. The
-    actors stay for the next stage, because importing torch takes them seconds. Inside, stdout is stderr, as Ray prints
-    the deaths of workers there: print results afterwards.
+    Ray starts at the first stage that has shards to run. A Ray that the pool started is shut down at the end. The
+    actors stay for the next stage, because an actor needs seconds to import torch. Inside the context stdout goes to
+    stderr, because Ray prints the deaths of workers to stdout: print results afterwards.
 
-    SIGTERM and SIGINT, and the end of `max_hours`, let the running shards be committed and then end the job with
-    UnfinishedError, between two stages at once; a second signal acts as it would without a pool.
+    SIGTERM, SIGINT and the end of `max_hours` let the running shards be committed, and then end the job with
+    UnfinishedError. Between two stages they end it at once. A second signal acts as it would without a pool.
     """
 
     def __init__(self, config: PoolConfig | None = None) -> None:
@@ -62,7 +62,7 @@ class Pool:
         self._began = time.monotonic()
         self._signal: str | None = None
         self._before: dict[signal.Signals, Any] = {}
-        self._idle = True  # between two stages
+        self._idle = True  # no stage is running
 
     def __enter__(self) -> Self:
         if not self.config.inline:
@@ -76,28 +76,28 @@ class Pool:
 
     @property
     def gpus(self) -> float:
-        """GPUs that the workers hold; none before they start, nor in this process."""
+        """Return how many GPUs the workers reserve: 0 before they start, and 0 in this process."""
         return self._actors.gpus * self._actors.size if self._actors else 0.0
 
     def run(self, make_worker: Callable[[], Worker[AnyShard]], shards: Sequence[AnyShard], label: str) -> list[Marker]:
-        """Run every shard; returns when each is committed, with their markers in no particular order.
+        """Run every shard, and return their markers, in no particular order, when each shard is committed.
 
-        `make_worker` is called once in each worker process and must be picklable. Progress is logged.
+        `make_worker` is called once in each worker process and must be picklable. Progress is logged under `label`.
 
-        Raises InputError at once, as it is, where a worker raises one; ShardError naming a shard that failed on every
-        attempt, after all others are committed, or as soon as nothing gets finished any more; UnfinishedError after a
-        signal or `max_hours`.
+        Raise InputError at once where a worker raises it. Raise ShardError where a shard failed on every attempt: after
+        all others are committed, or as soon as no shard is finished any more. Raise UnfinishedError after a signal or
+        `max_hours`.
         """
         if not shards:
             return []
         if reason := self._reason():
-            raise UnfinishedError(f"stopped ({reason}): {label} is left; the same line again does it")
+            raise UnfinishedError(f"stopped ({reason}): {label} is left; run the same line again to compute it")
         self._idle = False
         try:
             if self._actors is None:
                 self._actors = self._start()
                 if self._signal is None:
-                    self._listen()  # again, as ray.init installs handlers of its own
+                    self._listen()  # again, because ray.init replaces the handlers
             actors = self._actors.serving(make_worker)
             total = sum(len(shard.items) for shard in shards)
             with Progress(label, total, actors.publish) as progress:
@@ -112,7 +112,8 @@ class Pool:
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        """To signals; in the main thread, where Python lets us."""
+        """Handle signals inside the context. In another thread do nothing: Python allows handlers in the main thread
+        only."""
         if threading.current_thread() is threading.main_thread():
             self._before = {n: signal.getsignal(n) or signal.SIG_DFL for n in (signal.SIGTERM, signal.SIGINT)}
         self._listen()
@@ -133,17 +134,17 @@ class Pool:
         self._signal = signal.Signals(number).name
         self._restore_signals()
         if self._idle:
-            raise UnfinishedError(f"stopped ({self._signal}); the same line again goes on from here")
+            raise UnfinishedError(f"stopped ({self._signal}); run the same line again to go on from here")
 
     def _reason(self) -> str | None:
-        """Why nothing more may be started, if so."""
+        """Return why no further shard may be started, or None where it may."""
         hours = self.config.max_hours
         over = hours is not None and time.monotonic() - self._began > hours * 3600
         return self._signal or (f"{hours:g} hours are over" if over else None)
 
 
 def read_parquet(paths: Sequence[str], decode: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    """A `ray.data.Dataset` over Parquet files, each batch (column → array) through `decode`; Ray starts if need be."""
+    """Return a `ray.data.Dataset` over Parquet files, whose batches (column → array) `decode` maps. Start Ray."""
     start_ray()
     import ray.data
 
@@ -151,23 +152,23 @@ def read_parquet(paths: Sequence[str], decode: Callable[[dict[str, Any]], dict[s
 
 
 class _Actors(Backend, Protocol):
-    """Where workers live, for one stage after the other."""
+    """A backend that serves the stages of a job in turn."""
 
     gpus: float
-    """Held by all of them together."""
+    """GPUs that one actor reserves."""
 
     def serving(self, make_worker: Callable[[], Worker[Any]]) -> Self:
-        """Itself, from now on with these workers."""
+        """Use `make_worker` for all later actors, and return self."""
 
     def publish(self, stage: str, figures: Figures) -> None:
-        """Take the figures of a stage to whoever watches. See `progress.py`."""
+        """Export the figures of a stage. See `progress.py`."""
 
     def close(self) -> None:
-        """End what is left."""
+        """End the actors that are left."""
 
 
 class _Inline:
-    """One worker in this process; a call runs when its result is asked for."""
+    """One worker in this process. A call runs when its result is asked for."""
 
     size = 1
     gpus = 0.0
@@ -238,10 +239,10 @@ class _RayActors:
             exit_stack.callback(ray.shutdown)
         total = self.ray.cluster_resources()
         gpus, cpus = total.get("GPU", 0), int(total.get("CPU", 0))
-        # A cluster without either is a head that waits for its workers: those will have GPUs.
+        # A cluster with neither GPUs nor CPUs is a head that waits for its nodes. Those are expected to have GPUs.
         self.gpus = float(gpus > 0 or not cpus) if config.gpus_per_worker is None else config.gpus_per_worker
         if not self.gpus and config.gpus_per_worker is None and os.environ.get("RAY_ADDRESS"):
-            _LOG.warning("the cluster has no GPU now, so CPUs compute; gpus_per_worker 1 waits for GPUs")
+            _LOG.warning("the cluster has no GPU now, so CPUs compute; set gpus_per_worker 1 to wait for GPUs")
         self.workers, self.looked, self.places = config.workers, -NODES_SECONDS, 0
         self.asked, self.demanded = -NODES_SECONDS, 0
         self.threads = config.threads_per_worker
@@ -263,7 +264,7 @@ class _RayActors:
         return self.workers or max(1, self._places())
 
     def _places(self) -> int:
-        """For how many workers the nodes have room, but for what others use of them."""
+        """Return how many workers fit on the nodes, without counting what other jobs use."""
         if time.monotonic() - self.looked > NODES_SECONDS:
             self.looked = time.monotonic()
             nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
@@ -272,7 +273,7 @@ class _RayActors:
 
     def room(self) -> str:
         places = self._places()
-        others = ", which others take" if places else ""
+        others = ", which other jobs use" if places else ""
         need = f"{self.gpus:g} GPU" if self.gpus else f"{self.cpus:g} CPU"
         return f"each needs {need}, and the cluster's nodes have room for {places} such workers{others}"
 
@@ -284,9 +285,9 @@ class _RayActors:
         return min(booting, self.demanded)
 
     def _demanded(self) -> int:
-        """Workers of this size for which nodes have nothing free. Those whose process has been started are not among
-        them; those of another job are, where they are alike."""
-        # Needs no dashboard, which ray.util.state does; an actor's own state does not tell the two apart.
+        """Return how many workers of this size wait for a node. Workers whose process has been started do not count.
+        Workers of another job count where they have the same size."""
+        # ray.util.state would need the dashboard, and its states do not tell a waiting actor from a starting one.
         from ray.autoscaler.v2.sdk import get_cluster_status
 
         try:
@@ -333,7 +334,8 @@ class _RayActors:
         return answer
 
     def _node_lost(self, error: Exception) -> bool:
-        """Ray says "unavailable" of an actor until it knows that the node is gone."""
+        """Return whether an actor ended with its node. Until Ray knows that the node is lost, it calls the actor
+        "unavailable"."""
         gone = (self.ray.exceptions.ActorUnavailableError, self.ray.exceptions.NodeDiedError)
         return isinstance(error, gone) or "node has died" in str(error)
 
@@ -349,7 +351,7 @@ class _RayActors:
 
 
 def tag(text: str) -> str:
-    """`text` as the value of a metric's tag: Ray takes ASCII alone, so the rest is written as in a URL, é as %C3%A9."""
+    """Return `text` as a metric's tag. Ray allows ASCII only, so é becomes %C3%A9, as in a URL."""
     return urllib.parse.quote(text, safe=TAG_SAFE, errors="surrogatepass")
 
 
@@ -358,19 +360,24 @@ def _alike(bundle: dict[str, float], size: dict[str, float]) -> bool:
 
 
 def _workers_of(node: dict[str, float], gpus: float, cpus: int) -> int:
-    """For how many workers of so many GPUs, or else CPUs, a node has room. A worker's part lies on one GPU."""
+    """Return how many workers fit on a node, each with `gpus` GPUs, or with `cpus` CPUs where `gpus` is 0.
+
+    A worker's fraction of a GPU lies on one GPU: two GPUs have room for four workers of 0.4 GPU, not for five.
+    """
     if not gpus:
         return int(node.get("CPU", 0) // cpus)
     return int(node.get("GPU", 0) / gpus) if gpus >= 1 else int(node.get("GPU", 0)) * int(1 / gpus)
 
 
 def _death_message(error: Exception) -> str:
-    """The cause stands in the last of many lines, before general advice."""
+    """Return the cause of an actor's death: Ray puts it into the last of many lines, before general advice."""
     last = str(error).strip().splitlines()[-1]
     return f"{type(error).__name__}: {last.split(' Some common causes')[0]}"
 
 
 def _cpu_share(cpus: float, threads: int) -> float:
-    """What a CPU worker reserves: its threads, or less where there are more workers than that leaves room for. Rounded
-    down, as Ray would round three thirds of two CPUs up to more than two."""
+    """Return the CPUs that a CPU worker reserves: its threads, or its share where there are more workers than fit.
+
+    The share is rounded down to thousandths. Ray would round it up, and three thirds of two CPUs would exceed two CPUs.
+    """
     return min(float(threads), math.floor(cpus * 1000) / 1000)

@@ -1,7 +1,7 @@
-"""Processes of this machine that help for a while, outside the pool of workers: they end when their parent does.
+"""Helper processes on this machine, outside the pool of workers, and folders that are being written.
 
-Owns what would be left behind otherwise. A child of a process that is killed goes on by itself, and so does a folder
-that was being written: `DraftFolder` is one that the next run knows to be nobody's.
+Owns what a killed process would leave behind. A child process would go on without its parent, so a helper ends with its
+parent. A folder would stay half written, so `DraftFolder` marks it, and the next run removes it.
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ from typing import Any, Self
 from visualbert_core.errors import ClusterError, UnfinishedError
 
 LOCK = ".lock"
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # a file system without any
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # the file system has no locks
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
 def helpers() -> Iterator[ProcessPoolExecutor]:
-    """A process for each CPU. None outlives this one, however it ends; a signal to all of them is this one's alone.
+    """Give a pool of helper processes, one for each CPU.
 
-    Raises ClusterError where one of them is ended by something else.
+    No helper outlives this process, however this process ends. Helpers ignore signals: this process handles them.
+    Raise ClusterError where something else ends a helper.
     """
     pool = ProcessPoolExecutor(os.cpu_count(), initializer=_follow_parent)
     try:
         yield pool
     except BrokenProcessPool as error:
         raise ClusterError(
-            "a process that helped was ended from outside, as where memory is short: run the same line again"
+            "a helper process was ended from outside, perhaps because memory was short: run the same line again"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _follow_parent() -> None:
-    """In a child: leave signals to the parent, and end with it."""
+    """Prepare a helper: ignore signals, and end when the parent ends."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -58,15 +59,18 @@ def _follow_parent() -> None:
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    # Ready as soon as the parent is gone, on every system. A sibling that was forked later holds it open, and the last
-    # one is held by nobody: they end one after the other.
+    # The sentinel is ready when the parent is gone, on every system. A sibling that was forked later holds the sentinel
+    # open. No process holds that of the last sibling, so the siblings end one after the other.
     wait([parent.sentinel])
     os._exit(1)
 
 
 @contextmanager
 def stopping(what: str) -> Iterator[None]:
-    """SIGTERM and SIGINT raise UnfinishedError in the main thread; a second one acts as it would without this."""
+    """Raise UnfinishedError in the main thread at SIGTERM or SIGINT. A second signal acts as it would without this.
+
+    `what` completes the message "stopped (SIGTERM) …".
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -79,10 +83,10 @@ def stopping(what: str) -> Iterator[None]:
     owner = os.getpid()
 
     def stop(number: int, _: object) -> None:
-        if os.getpid() != owner:  # a child that has just been forked
+        if os.getpid() != owner:  # a child that has just been forked still has this handler
             return
         restore()
-        raise UnfinishedError(f"stopped ({signal.Signals(number).name}) {what}; the same line again begins it anew")
+        raise UnfinishedError(f"stopped ({signal.Signals(number).name}) {what}; run the same line again to restart it")
 
     for number in SIGNALS:
         signal.signal(number, stop)
@@ -93,10 +97,10 @@ def stopping(what: str) -> Iterator[None]:
 
 
 class DraftFolder:
-    """A folder beside `target` that is to become it; gone afterwards unless it was published.
+    """A folder beside `target` that becomes `target` when it is published. Otherwise it is removed.
 
-    Its writer holds a lock that ends with its process and that children do not inherit. So `clear` takes away what a
-    process that is gone has left, and nothing else.
+    Its writer holds a POSIX lock (fcntl(2)), which ends with the process and which children do not inherit. So `clear`
+    removes only drafts of processes that have ended.
     """
 
     def __init__(self, target: Path) -> None:
@@ -109,12 +113,12 @@ class DraftFolder:
             try:
                 self.lock = _lock(self.place)
                 break
-            except (BlockingIOError, FileNotFoundError):  # whoever clears was here in between
+            except (BlockingIOError, FileNotFoundError):  # another process cleared the folder before it was locked
                 continue
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
-                break  # nobody clears there either
+                break  # without locks no process clears drafts either
         self.folder = self.place / self.target.name
         self.folder.mkdir()
         return self
@@ -125,12 +129,12 @@ class DraftFolder:
             os.close(self.lock)
 
     def publish(self) -> None:
-        """It becomes the target, which must not be there."""
+        """Rename the draft to the target, which must not exist."""
         self.folder.rename(self.target)
 
     @staticmethod
     def clear(target: Path) -> None:
-        """Remove the drafts of `target` whose writers are gone."""
+        """Remove the drafts of `target` whose writers have ended."""
         for place in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
             with suppress(OSError):
                 lock = _lock(place)
@@ -145,10 +149,15 @@ def _prefix(target: Path) -> str:
 
 
 def _lock(place: Path) -> int:
-    """The open lock of a draft. Raises BlockingIOError or FileNotFoundError where it is another process's."""
+    """Lock a draft and return the open lock file.
+
+    Raise BlockingIOError where another process holds the lock, and FileNotFoundError where another process has removed
+    the draft.
+    """
     lock = os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The lock may be on a file that another process removed between open and lockf.
         if not os.path.samestat(os.fstat(lock), (place / LOCK).stat()):
             raise FileNotFoundError(place / LOCK)
     except OSError:
@@ -158,7 +167,7 @@ def _lock(place: Path) -> int:
 
 
 def _remove(place: Path, tries: int = 50) -> None:
-    """Children of a killed writer may need a moment to notice, and end what they were writing."""
+    """Remove a draft. Try for five seconds, because children of a killed writer write until they notice its end."""
     for _ in range(tries):
         shutil.rmtree(place, ignore_errors=True)
         if not place.exists():

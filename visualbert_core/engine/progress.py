@@ -1,20 +1,21 @@
-"""What a running stage says of itself: a bar in a terminal, otherwise a log line a minute; figures for Prometheus.
+"""The progress of a running stage: a bar in a terminal, elsewhere a log line every minute, and figures for Prometheus.
 
-Counts nothing itself: items done and failed are the sum of committed markers, shards and workers are what the
-scheduler reports.
+This file counts nothing itself. The numbers of items come from the committed markers. The numbers of shards and workers
+come from the scheduler.
 
-Ray exports the figures at every node's metrics port with `ray_` before the name. All are gauges that the driver sets,
-so that they outlive the workers, with the stage ("features of coco") as a tag:
+Ray exports the figures at the metrics port of every node, with `ray_` before each name. All figures are gauges
+(prometheus.io/docs/concepts/metric_types), which the driver sets, so that they outlive the workers. The stage
+("features of coco") is a tag.
 
     visualbert_items{stage, state=done|failed|left}     visualbert_items_per_second{stage}
     visualbert_shards{stage, state=waiting|running|suspect|given_up|done}     visualbert_seconds_left{stage}
-    visualbert_workers{stage, state=ready|starting|unplaced}     visualbert_worker_gpus{stage}: what one worker reserves
+    visualbert_workers{stage, state=ready|starting|unplaced}     visualbert_worker_gpus{stage}: GPUs of one worker
 
-A worker is unplaced while no node has room for it, and starting from then on until its model is loaded. Ray refuses
-tags beyond ASCII: in a stage, what is not printable ASCII, and the percent sign, is written as in a URL ("features of
+A worker is unplaced while no node has room for it. Then it is starting until its model is loaded. Ray allows only ASCII
+in tags, so the stage is written as in a URL where a character is the percent sign or not printable ASCII ("features of
 caf%C3%A9").
 
-How busy each GPU is, Ray measures itself: `ray_node_gpus_utilization`.
+Ray itself measures how busy each GPU is: `ray_node_gpus_utilization`.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ LOG_SECONDS = 60.0
 METRIC_SECONDS = 5.0
 
 Figures = dict[tuple[str, str], float]
-"""(metric, state) → value; the state is "" where a metric has none."""
+"""(metric, state) → value. The state is "" for a metric without states."""
 
 
 @dataclass(frozen=True)
 class Shards:
-    """How many shards are where. A suspect was in flight when a worker died, or is a trial of some of its items."""
+    """How many shards are in each state. A suspect was running when its worker died, or is a trial of such a shard."""
 
     waiting: int
     running: int
@@ -55,7 +56,7 @@ class Shards:
 
 @dataclass(frozen=True)
 class Workers:
-    """How many workers there are, and what each reserves of a GPU."""
+    """How many workers are in each state, and how many GPUs one worker reserves."""
 
     ready: int
     starting: int
@@ -64,7 +65,7 @@ class Workers:
 
 
 class Progress:
-    """Shown on stderr while it is entered; `publish` gets the figures every few seconds."""
+    """Shows a stage on stderr inside its context, and passes the figures to `publish` every few seconds."""
 
     def __init__(self, label: str, total: int, publish: Callable[[str, Figures], None] = lambda *_: None) -> None:
         self.label, self.total, self.publish = label, total, publish
@@ -85,17 +86,18 @@ class Progress:
         self._publish()
 
     def ready(self) -> None:
-        """Until the first item is done the clock starts anew, so that rates leave out how long workers took to boot."""
+        """Restart the clock when a worker is ready, until the first item is done. So rates exclude the start of
+        workers."""
         if not self.done:
             self.began = time.monotonic()
 
     def add(self, marker: Marker) -> None:
-        """A shard has been committed."""
+        """Count the items of a committed shard."""
         self.failed += marker.failed
         self.done += marker.rows + marker.failed
 
     def show(self, shards: Shards, workers: Workers) -> None:
-        """To be called often."""
+        """Update the bar, and write a log line and the figures where they are due. Call it often."""
         self.shards, self.workers = shards, workers
         now = time.monotonic()
         if not self.bar.disable:
@@ -106,7 +108,7 @@ class Progress:
             self._publish()
 
     def note(self, line: str) -> None:
-        """Log what somebody may have to act on."""
+        """Log a warning, on which the user may have to act."""
         _LOG.warning("%s: %s", self.label, line)
 
     def _rate(self) -> float:
@@ -149,8 +151,8 @@ class Progress:
 
 
 def _bar() -> Bar:
-    """What is drawn in a terminal, and nowhere else."""
-    # Not at the top: workers import this file, too.
+    """Return the bar, which draws in a terminal only."""
+    # Imported here, because workers import this file too and draw nothing.
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 

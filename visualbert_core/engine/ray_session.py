@@ -1,6 +1,6 @@
-"""The Ray of this process: the cluster of RAY_ADDRESS, or one of its own on this machine.
+"""The Ray session of this process: on the cluster of RAY_ADDRESS, or on this machine alone (docs.ray.io).
 
-Owns how Ray is found, which token it is shown, and what a person reads where it does not start or is not let in.
+Owns how Ray is found, which token is sent to it, and what the user reads where Ray does not start or refuses the job.
 """
 
 from __future__ import annotations
@@ -17,25 +17,27 @@ from visualbert_core.errors import ClusterError, first_line
 
 _LOG = logging.getLogger(__name__)
 
-OBJECT_STORE = 256 << 20  # bytes; nothing but shards and markers passes through it
+OBJECT_STORE = 256 << 20  # bytes; only shards and markers pass through it
 LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_TOKEN": secrets.token_hex(32),  # or Ray writes one into the home folder
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # read when ray is imported; Ray's only way to bind to loopback alone
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),  # without it Ray writes a token into the home folder
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # read at `import ray`; the only switch that makes Ray listen on loopback
 }
-STARTS = 2  # attempts; a machine that is busy may not be so half a minute later, which is what Ray gives one
-SHORT = "/tmp/ray"  # Ray's own default; its get_default_ray_temp_dir tells another one while TMPDIR is set
-ANSWER_SECONDS = 15.0  # until a head that is starting must have answered
+STARTS = 2  # attempts; Ray allows half a minute for a start, after which a busy machine may be idle again
+SHORT = "/tmp/ray"  # Ray's default; ray's get_default_ray_temp_dir returns another folder while TMPDIR is set
+ANSWER_SECONDS = 15.0  # for a head that is still starting
 TOKEN_PLACES = "RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
 
 
 def start_ray() -> bool:
-    """Attach to the cluster of RAY_ADDRESS (`ray job submit` sets it) or start Ray on this machine, for it alone.
-    False where Ray already runs in this process. Raises ClusterError where there is none to be had."""
+    """Join the cluster of RAY_ADDRESS (`ray job submit` sets it), or start Ray on this machine alone.
+
+    Return False where Ray already runs in this process. Raise ClusterError where Ray does not start or refuses the job.
+    """
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         for name, value in LOCAL_ENVIRONMENT.items():
-            os.environ[name] = os.environ.get(name) or value  # an empty token is none
+            os.environ[name] = os.environ.get(name) or value  # an empty variable counts as unset
     import ray
 
     if ray.is_initialized():
@@ -47,12 +49,12 @@ def start_ray() -> bool:
     return True
 
 
-# a Ray of our own ----------------------------------------------------------------------------------------------------
+# Ray on this machine -------------------------------------------------------------------------------------------------
 
 
 def _start(ray: Any) -> None:
-    # Errors only: a local Ray warns that it uses a token, and setting RAY_AUTH_MODE here would be too late where ray is
-    # imported already. "local", because a bare ray.init() joins whatever cluster of this user it finds.
+    # logging.ERROR, because a local Ray warns that it uses a token. Setting RAY_AUTH_MODE would be too late here where
+    # ray is imported already. "local", because a bare ray.init() joins any cluster of this user that it finds.
     options: dict[str, Any] = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
     options |= {"log_to_driver": False, "logging_level": logging.ERROR}
     failed = 0
@@ -60,14 +62,15 @@ def _start(ray: Any) -> None:
         try:
             ray.init(**options)
             return
-        except Exception as error:  # Ray raises a bare one where a node is not up in time
+        except Exception as error:  # Ray raises a bare Exception where a node does not start in time
             _end_what_started(ray, error)
             reason = first_line(error).rstrip(".")
+            # A Unix socket's path has at most 107 bytes (unix(7)), and Ray puts its sockets below the temporary folder.
             if "AF_UNIX" in reason and "_temp_dir" not in options:
                 options["_temp_dir"] = SHORT
                 _LOG.warning(
-                    "%s is too long a path for Ray's sockets: Ray keeps its files in %s; RAY_TMPDIR names another "
-                    "short folder",
+                    "%s is too long a path for Ray's sockets, so Ray keeps its files in %s: set RAY_TMPDIR to use "
+                    "another short folder",
                     _variable(),
                     SHORT,
                 )
@@ -76,18 +79,18 @@ def _start(ray: Any) -> None:
             if failed == STARTS:
                 raise ClusterError(
                     f"Ray did not start in {STARTS} attempts: {reason}: run the same line again when this machine has "
-                    "CPU and memory to spare, or give Ray another short and writable folder with RAY_TMPDIR"
+                    "CPU and memory to spare, or set RAY_TMPDIR to a short path that Ray can write"
                 ) from error
             _LOG.warning("Ray did not start (%s): trying once more", reason)
 
 
 def _variable() -> str:
-    """Which one names the folder that Ray took."""
+    """Return the name of the variable from which Ray took its folder."""
     return "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
 
 
 def _end_what_started(ray: Any, error: Exception) -> None:
-    """Processes of a node that never came up: Ray forgets them, and they would take the next attempt's CPU."""
+    """End the processes of a node that did not start. Ray forgets them, and they would slow down the next attempt."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         node = frame.f_locals.get("self")
         if isinstance(node, ray._private.node.Node) and hasattr(node, "all_processes"):
@@ -95,7 +98,7 @@ def _end_what_started(ray: Any, error: Exception) -> None:
             return
 
 
-# a cluster that runs --------------------------------------------------------------------------------------------------
+# Ray on a cluster ----------------------------------------------------------------------------------------------------
 
 
 def _join(ray: Any, address: str) -> None:
@@ -107,13 +110,13 @@ def _join(ray: Any, address: str) -> None:
     except (ConnectionError, ValueError, ray.exceptions.AuthenticationError) as error:
         reason = first_line(error).rstrip(".")
         raise ClusterError(
-            f"{address} (RAY_ADDRESS) does not let this job join: {reason}: is it HOST:PORT of a head, of this Ray "
-            f"version ({ray.__version__})? Without RAY_ADDRESS, this machine computes"
+            f"{address} (RAY_ADDRESS) does not let this job join: {reason}: name the HOST:PORT of a head with this Ray "
+            f"version ({ray.__version__}), or unset RAY_ADDRESS to compute on this machine"
         ) from error
 
 
 def _place(address: str) -> tuple[str, int] | None:
-    """Host and port; None for what only Ray can look up, as "auto"."""
+    """Return host and port, or None for an address that only Ray can resolve, such as "auto"."""
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdigit():
         return None
@@ -121,7 +124,10 @@ def _place(address: str) -> tuple[str, int] | None:
 
 
 def _wait_for(address: str, place: tuple[str, int]) -> None:
-    """Until something listens there: Ray itself would try for minutes, and say nothing."""
+    """Wait until the port accepts connections. Ray itself would try for minutes without a message.
+
+    Raise ClusterError after ANSWER_SECONDS.
+    """
     end = time.monotonic() + ANSWER_SECONDS
     while True:
         try:
@@ -130,42 +136,43 @@ def _wait_for(address: str, place: tuple[str, int]) -> None:
         except OSError as error:
             if time.monotonic() > end:
                 raise ClusterError(
-                    f"no Ray cluster answers at {address} (RAY_ADDRESS): {error}: start it, name the HOST:PORT of one "
-                    "that runs, or unset RAY_ADDRESS to compute on this machine"
+                    f"no Ray cluster answers at {address} (RAY_ADDRESS): {error}: start it, name the HOST:PORT of a "
+                    "running cluster, or unset RAY_ADDRESS to compute on this machine"
                 ) from error
             time.sleep(0.5)
 
 
 def _show_token(ray: Any, address: str) -> None:
-    """Have Ray send the token that is here, where the cluster asks for one.
+    """Make Ray send this machine's token, if the cluster asks for a token.
 
-    `ray start` turns tokens on wherever it finds one, but a driver with RAY_ADDRESS is not told. Never sent where it is
-    not asked for: a driver that demands tokens itself would refuse the cluster's own processes.
+    `ray start` demands tokens where it finds one, but nothing tells a driver with RAY_ADDRESS. A cluster that asks for
+    no token gets none: a driver that uses tokens also demands them, and would refuse the processes of that cluster.
+    Raise ClusterError where there is no token here, or the cluster refuses it.
     """
     if not _refused(address):
         return
     loader, mode = ray._raylet.AuthenticationTokenLoader.instance(), os.environ.get("RAY_AUTH_MODE")
     if mode is not None and mode.lower() != "token":
         raise ClusterError(
-            f"the cluster at {address} (RAY_ADDRESS) refuses whoever shows no token, and RAY_AUTH_MODE={mode} keeps it "
-            "from being sent: unset RAY_AUTH_MODE, or set it to token"
+            f"the cluster at {address} (RAY_ADDRESS) refuses jobs without a token, and RAY_AUTH_MODE={mode} keeps the "
+            "token from being sent: unset RAY_AUTH_MODE, or set it to token"
         )
     if not loader.has_token(ignore_auth_mode=True):
         raise ClusterError(
-            f"the cluster at {address} (RAY_ADDRESS) refuses whoever shows no token, and there is none here: copy its "
-            f"own (`ray get-auth-token` on the head prints it) into {TOKEN_PLACES}"
+            f"the cluster at {address} (RAY_ADDRESS) refuses jobs without a token, and there is none here: copy its "
+            f"token (`ray get-auth-token` on the head prints it) into {TOKEN_PLACES}"
         )
     os.environ["RAY_AUTH_MODE"] = "token"
-    ray._raylet.Config.initialize("")  # Ray has read the variable when it was imported
+    ray._raylet.Config.initialize("")  # again, because `import ray` has already read the variable
     if _refused(address, loader.get_token_for_http_header()):
         raise ClusterError(
-            f"the cluster at {address} (RAY_ADDRESS) refuses the token that is here: it is another cluster's; copy its "
-            f"own (`ray get-auth-token` on the head prints it) into {TOKEN_PLACES}"
+            f"the cluster at {address} (RAY_ADDRESS) refuses the token of this machine, which is not its own: copy its "
+            f"token (`ray get-auth-token` on the head prints it) into {TOKEN_PLACES}"
         )
 
 
 def _refused(address: str, headers: dict[str, str] | None = None) -> bool:
-    """Whether the head turns away a question that comes with these headers; Ray would ask 20 times and not say so."""
+    """Return whether the head refuses a request with these headers. Ray itself would ask 20 times without a message."""
     import grpc
 
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:

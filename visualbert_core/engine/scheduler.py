@@ -1,11 +1,11 @@
 """The scheduler: the loop that keeps a pool of actors busy until every shard is committed.
 
-Owns what happens when something fails: which shard is tried again, which actor is replaced, which of them is to blame,
-and when to stop. It knows nothing of Ray: actors are whatever keeps the contract `Backend` (`backend.py`). How a shard
-that ends its actors is searched for the guilty items stands in `bisection.py`. What a run has learned about such items
-is not kept: when the driver is killed, the next run begins its bisections anew.
+Owns what happens after a failure: which shard is tried again, which actor is replaced, whether the shard or the actor
+was the cause, and when to stop. It knows nothing of Ray. It reaches actors through the contract `Backend`
+(`backend.py`). `bisection.py` finds the guilty items of a shard that ends its actors. A bisection is not stored: when
+the driver is killed, the next run begins it anew.
 
-The states of a shard, which is carried by one `Attempt`:
+The states of a shard, which one `Attempt` holds:
 
                 dispatch          result
     queued ───────────────▶ running ────▶ committed
@@ -19,14 +19,15 @@ The states of a shard, which is carried by one `Attempt`:
                                                     └─────────────────── bisected
                                             every trial is answered
 
-- A shard waits 2 s after its first error and 20 s after its second. A suspect that has waited is a suspect again.
-- A death counts against a shard that was alone on its actor, or that hung on it. It does not count where the actor had
-  not yet finished anything while others had, nor where the node was lost (for the first nine times).
-- A trial of a bisection is an attempt of its own. It begins as a suspect. It is answered by a result, by an error (its
-  process has survived) or by the third death of its only item; with several items it is cut again at its first death.
-- A shard is given up at its third error, after ten deaths in a row in its trials, when two bisections have found no
-  guilty item, where one item ends its actors and no actor has ever finished anything, and where it still ends actors
-  although all its items are quarantined.
+- A shard waits 2 s after its first error and 20 s after its second error. A suspect that has waited is a suspect again.
+- A death counts for a shard that was alone on its actor, or that hung there. It does not count where the actor had
+  finished nothing yet while other actors had. The first nine losses of a node do not count either.
+- A trial of a bisection is a separate attempt. It begins as a suspect. A result answers it, and so does an error, which
+  its process has survived. A trial of one item is answered at its third death. A trial of several items is cut again at
+  its first death.
+- A shard is given up in five cases: at its third error; after ten deaths in a row in its trials; when two bisections
+  found no guilty item; when one item ends its actors and no actor has ever finished anything; when the shard still ends
+  actors although all its items are quarantined.
 """
 
 from __future__ import annotations
@@ -47,54 +48,54 @@ from visualbert_core.engine.shards import Marker, Shard
 from visualbert_core.errors import InputError, ShardError, UnfinishedError
 
 IN_FLIGHT = 2  # shards per actor
-MAX_LOST_NODES = 10  # nodes that may be lost under a shard alone; the tenth counts as its death
-RETRY_WAITS = (2.0, 20.0)  # seconds until a shard that raised is tried again; then it is given up
-MAX_FAILED_STARTS = 5  # actors in a row, for each place, that ended without having finished anything
-START_WAIT, MAX_START_WAIT = 1.0, 60.0  # seconds until the next is started after the first of them, doubling up to this
-MAX_FRUITLESS_BISECTIONS = 2  # of one shard
-MAX_GIVEN_UP = 3  # shards in a row that were given up without another being finished: they are not the cause
-MAX_ERRORS_IN_A_ROW = 10  # attempts that raised: no further shard is begun before those have been tried again
-CONTROL_ITEMS = 16  # items, known to be harmless, that a fresh actor must survive before it is given a suspect
-HANG_FACTOR, MIN_HANG, MIN_TRIAL_HANG = 20, 600.0, 60.0  # a shard hangs after 20 times the usual, at least 600 s
+MAX_LOST_NODES = 10  # nodes lost while they computed only this shard; the tenth counts as a death
+RETRY_WAITS = (2.0, 20.0)  # seconds before the second and the third attempt of a shard that raised an error
+MAX_FAILED_STARTS = 5  # actors in a row, for each place, that ended before they finished anything
+START_WAIT, MAX_START_WAIT = 1.0, 60.0  # seconds before the next start after a failed start; doubles up to the maximum
+MAX_FRUITLESS_BISECTIONS = 2  # bisections of one shard without a guilty item
+MAX_GIVEN_UP = 3  # shards given up in a row, with none finished in between: the cause is not in the shards
+MAX_ERRORS_IN_A_ROW = 10  # attempts that raised; then no new shard begins before these have been tried again
+CONTROL_ITEMS = 16  # harmless items that a new actor must survive before it is given a suspect
+HANG_FACTOR, MIN_HANG, MIN_TRIAL_HANG = 20, 600.0, 60.0  # a shard hangs after 20 times the usual time, at least 600 s
 
 
 @dataclass(eq=False)
 class Attempt:
-    """A shard or a trial on its way, and what has happened to it."""
+    """A shard or a trial that is not finished, and what has happened to it."""
 
     shard: Shard
-    whole: Attempt | None = None  # the attempt of the shard that this is a trial of
-    control: bool = False  # harmless items, to see whether an actor works
-    suspect: bool = False  # was in flight when an actor ended; runs alone from then on
+    whole: Attempt | None = None  # for a trial: the attempt of its shard
+    control: bool = False  # a trial of harmless items, which shows whether an actor works
+    suspect: bool = False  # an actor ended while it computed this, so it runs alone from then on
     deaths: int = 0
     lost_nodes: int = 0
     errors: int = 0
-    bisection: Bisection | None = None  # of a whole shard
-    fruitless_bisections: int = 0  # those that found every item harmless
+    bisection: Bisection | None = None  # None for a trial
+    fruitless_bisections: int = 0  # bisections that found every item harmless
     cause: Exception | None = None
     started_at: float = 0.0  # when it was given to an actor
-    due_at: float = 0.0  # when its waiting ends
+    due_at: float = 0.0  # when its wait ends
 
 
 @dataclass(eq=False)
 class Actor:
-    """An actor and what it is doing."""
+    """An actor and the attempts that it computes."""
 
     handle: Any
     ready: bool = False
-    proven: bool = False  # it has finished something
-    finished_at: float = 0.0  # when it last ended a shard
+    proven: bool = False  # it has finished something, so it works
+    finished_at: float = 0.0  # when its last attempt ended
     in_flight: list[Attempt] = field(default_factory=list)
 
 
 class Scheduler:
-    """Runs every shard; actors that are idle or never start do not hold it up.
+    """Runs every shard. It waits neither for actors that never start nor for idle ones.
 
-    A shard that raises is tried again after a while, twice. When an actor ends, each shard in flight on it is a suspect
-    and runs alone from then on. A suspect that ends two actors, or hangs, is bisected, and then runs without its guilty
-    items. So that a broken GPU does not quarantine good images, suspects are given only to actors that have finished
-    something: a shard, or a control of harmless items. Shards that are given up are raised as one ShardError after
-    everything else is committed.
+    A shard that raises an error is tried again twice, after a wait. When an actor ends, each shard in flight on it
+    becomes a suspect and runs alone from then on. A suspect that ends two actors, or hangs, is bisected. It then runs
+    without its guilty items. A broken GPU must not quarantine good images, so suspects go only to actors that have
+    finished something: a shard, or a control of harmless items. One ShardError reports the shards that were given up,
+    after all other shards are committed.
     """
 
     def __init__(
@@ -116,15 +117,15 @@ class Scheduler:
         self.markers: list[Marker] = []
         self.control: Shard | None = None
         self.total, self.done = len(shards), 0
-        self.paces: deque[float] = deque(maxlen=99)  # seconds per item of the last shards
-        self.failed_starts = self.given_up_in_a_row = self.errors_in_a_row = 0  # actors, shards and attempts in a row
+        self.paces: deque[float] = deque(maxlen=99)  # seconds per item, of the last shards
+        self.failed_starts = self.given_up_in_a_row = self.errors_in_a_row = 0  # actors, shards, attempts in a row
         self.ready_at = self.noted_at = self.start_at = time.monotonic()
 
     def run(self) -> list[Marker]:
-        """Return the markers, in no particular order.
+        """Run every shard, and return their markers in no particular order.
 
-        Raises InputError as soon as a worker does, UnfinishedError where `stop` gave a reason, ShardError at the end or
-        as soon as nothing gets done any more.
+        Raise InputError as soon as a worker raises it, and UnfinishedError where `stop` returned a reason. Raise
+        ShardError for shards that were given up: at the end, or as soon as no shard is finished any more.
         """
         try:
             while (reason := self.stop()) is None and self._outstanding():
@@ -148,16 +149,16 @@ class Scheduler:
         return sum(len(actor.in_flight) for actor in self.actors)
 
     def _drain(self, reason: str) -> None:
-        """Wait until the running shards are committed; nothing new is started."""
-        self.progress.note(f"stopping ({reason}): {self._running()} running shards are finished, the others are left")
+        """Wait until the running shards are committed, and start no others."""
+        self.progress.note(f"stopping ({reason}): waiting for {self._running()} running shards, the others are left")
         while self._running():
             self._step()
         if left := self.total - self.done:
             raise UnfinishedError(
-                f"stopped ({reason}): {left} of {self.total} shards are left; the same line again does them"
+                f"stopped ({reason}): {left} of {self.total} shards are left; run the same line again to compute them"
             )
 
-    # who works ------------------------------------------------------------------------------------------------------
+    # which actor computes what --------------------------------------------------------------------------------------
 
     def _start_actors(self) -> None:
         now = time.monotonic()
@@ -175,12 +176,12 @@ class Scheduler:
             self.progress.note(f"waiting for a worker: {self._why_none_is_ready()}")
 
     def _why_none_is_ready(self) -> str:
-        """Say why no worker is ready: those that have room are starting, or there is no room."""
+        """Say why no worker is ready: the workers are starting, or the nodes have no room for them."""
         unplaced = self.backend.unplaced(len(self.actors))
         if starting := len(self.actors) - unplaced:
             others = f", {unplaced} without room" if unplaced else ""
             return f"{starting} starting (a process that imports its libraries and loads its model){others}"
-        return self.backend.room() if self.actors else "the last one ended, the next is about to be started"
+        return self.backend.room() if self.actors else "the last worker ended, the next one starts soon"
 
     def _requeue(self) -> None:
         now = time.monotonic()
@@ -189,7 +190,7 @@ class Scheduler:
             if attempt.suspect:
                 self.suspects.append(attempt)
             else:
-                self.queue.appendleft(attempt)  # before others: it may be all of them
+                self.queue.appendleft(attempt)  # first, because its cause may stop all shards
 
     def _dispatch(self) -> None:
         for depth in range(IN_FLIGHT):
@@ -199,7 +200,7 @@ class Scheduler:
                     self._give_work(actor)
 
     def _give_work(self, actor: Actor) -> None:
-        """Give an actor one attempt, new shards first. A suspect runs alone, so that only it can be to blame."""
+        """Give an actor one attempt, first from the queue. A suspect runs alone, so that only it can be guilty."""
         if self.queue and (self.queue[0].errors or self.errors_in_a_row < MAX_ERRORS_IN_A_ROW or not self.waiting):
             attempt = self.queue.popleft()
         elif self.suspects and not actor.in_flight:
@@ -213,7 +214,7 @@ class Scheduler:
         actor.in_flight.append(attempt)
         self.calls[self.backend.submit(actor.handle, attempt.shard)] = (actor, attempt)
 
-    # what comes back ------------------------------------------------------------------------------------------------
+    # results and errors ---------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
         if not self.calls:
@@ -267,8 +268,8 @@ class Scheduler:
         attempt.cause = error
         self.errors_in_a_row += 1
         if attempt.control:
-            actor.proven = True  # it raised, so it did not end its process
-        elif attempt.whole is not None:  # the same; the whole shard will raise, too
+            actor.proven = True  # the process raised an error, so it survived
+        elif attempt.whole is not None:  # its process survived too; the whole shard will raise the error again
             self._on_answer(attempt.whole)
         elif attempt.errors >= len(RETRY_WAITS):
             self._give_up(attempt)
@@ -281,20 +282,21 @@ class Scheduler:
         self.given_up.append(attempt)
         self.given_up_in_a_row += 1
         if self.given_up_in_a_row >= MAX_GIVEN_UP:
-            raise ShardError(self._summary() + "; the run was stopped, as none was finished in between")
+            raise ShardError(self._summary() + "; the run was stopped, because no shard was finished in between")
 
     def _end_hung_actors(self) -> None:
         now = time.monotonic()
         for actor, attempt in list(self.calls.values()):
             if attempt is None or actor not in self.actors:
                 continue
-            # Those in flight on an actor share it, and what waits for the one before it does not hang.
+            # Attempts in flight on one actor share it, so each has more time. An attempt may also wait for the one
+            # before it, so its time begins when that one ended.
             limit = self._limit(attempt) * len(actor.in_flight)
             if now - max(attempt.started_at, actor.finished_at) > limit:
                 self._on_actor_death(actor, LostError(f"the worker did not end in {limit:.0f} s"), hung=attempt)
 
     def _limit(self, attempt: Attempt) -> float:
-        """Seconds that a shard may take; a trial its share of them."""
+        """Return how many seconds a shard may take. A trial may take its share of them, at least MIN_TRIAL_HANG."""
         items = len(attempt.shard.items)
         limit = self.config.shard_timeout
         if limit is None:
@@ -303,17 +305,20 @@ class Scheduler:
             return limit
         return max(min(limit, MIN_TRIAL_HANG), limit * len(attempt.shard.touched) / items)
 
-    # who is to blame ------------------------------------------------------------------------------------------------
+    # deaths of actors -----------------------------------------------------------------------------------------------
 
     def _on_actor_death(self, actor: Actor, error: Exception, hung: Attempt | None = None) -> None:
-        """Forget an actor; the loop starts another. If its other call had ended, doing it again is harmless."""
+        """Remove an actor, and decide what follows for its attempts. The loop then starts another actor.
+
+        A second call of this actor may have ended already. Its shard runs again, which is harmless.
+        """
         self.backend.discard(actor.handle)
         self.actors.remove(actor)
         self.calls = {call: task for call, task in self.calls.items() if task[0] is not actor}
         blameless = isinstance(error, LostError) and error.blameless
         accused = actor.in_flight[0] if len(actor.in_flight) == 1 else hung
-        # A lost node ends several actors at once, and a suspect is expected to end its own: neither says anything about
-        # the next actors. The end of an actor that had finished something does not either.
+        # Three deaths are no failed starts, because they say nothing about the next actor: of an actor that had
+        # finished something, of the actors of a lost node, and of an actor that computed a suspect.
         if not (actor.proven or blameless or (accused is not None and accused.suspect)):
             self.start_at = time.monotonic() + min(MAX_START_WAIT, START_WAIT * 2**self.failed_starts)
             self.failed_starts += 1
@@ -335,7 +340,7 @@ class Scheduler:
             raise ShardError(reason) from error
 
     def _retry_or_bisect(self, attempt: Attempt, error: Exception) -> None:
-        """Decide what follows for an attempt that has ended an actor alone."""
+        """Decide what follows for an attempt that ended an actor while it was alone there."""
         whole = attempt.whole or attempt
         bisection = whole.bisection = whole.bisection or Bisection(whole.shard)
         if bisection.abandoned:
@@ -353,7 +358,7 @@ class Scheduler:
                 self._give_up(whole)
 
     def _on_answer(self, whole: Attempt) -> None:
-        """Count a trial of a shard that is over; after the last one the shard runs without its guilty items."""
+        """Count an answered trial of a shard. After the last trial the shard runs again, without its guilty items."""
         bisection = whole.bisection
         assert bisection is not None
         if not bisection.on_answer():

@@ -1,9 +1,9 @@
-"""Plan → part → commit → manifest: how work is cut, and when a piece of it counts as done.
+"""Plan → part → marker → manifest: how items are cut into shards, and when a shard counts as done.
 
-Owns the exactly-once protocol of both GPU stages, without Ray and without torch. A shard is named after its content,
-so any worker of any run writes the same bytes under the same name: retries, zombies and overlapping runs are harmless,
-and no lease is needed. A part is built in memory and published in one step; a marker beside it, written last, means
-"done"; the manifest, written when every shard has its marker, is the only thing readers believe.
+Owns the exactly-once protocol of both GPU stages, without Ray and without torch. The name of a shard is a hash of its
+content, so any worker of any run writes the same bytes under the same name. Retries, zombies and overlapping runs are
+harmless, and no lease is needed. A part is built in memory and published in one step. Its marker is written after it
+and means "done". The manifest is written when every shard has its marker. Readers open only what the manifest names.
 
     <root>/parts/<shard>.parquet   failures/<shard>.parquet   shards/<shard>.json   manifest.json
 """
@@ -30,20 +30,19 @@ from visualbert_core.io import storage
 from visualbert_core.io.locations import Location, location
 from visualbert_core.schema import Failure
 
-LOST = "every worker process that had it alone died or hung"
-ABANDONED = 3600.0  # seconds without a write to a draft
+LOST = "every worker process that had it alone died or hung"  # is stored in failure rows
+ABANDONED = 3600.0  # seconds without a write, after which a draft is removed
 _CHUNK = 1 << 24  # bytes
 _AGAIN = "delete it and run the line again that wrote it"
 
-# ---------------------------------------------------------------------------------------------------------------------
-# plan
+# plan -----------------------------------------------------------------------------------------------------------------
 
 T = TypeVar("T")
 
 
 class LazyTuple(Sequence[T]):
-    """A tuple that is made anew whenever it is looked into, so that a plan of millions of items holds none of them.
-    Equal to the tuple, and pickled as it."""
+    """A tuple that is made at every access, so that a plan of millions of items holds no items itself. It equals that
+    tuple and is pickled as that tuple."""
 
     def __init__(self, length: int, make: Callable[[], tuple[T, ...]]) -> None:
         self._length, self._make = length, make
@@ -76,25 +75,25 @@ class LazyTuple(Sequence[T]):
 
 @dataclass(frozen=True)
 class Shard:
-    """One unit of work. Subclass it to let what a worker needs travel with the shard."""
+    """The items that one call of a worker computes. A subclass adds what its worker needs besides."""
 
     shard_id: str
     items: Sequence[str]
-    """A tuple, or its `LazyTuple`."""
+    """A tuple or a `LazyTuple`."""
     quarantined: tuple[str, ...] = field(default=(), kw_only=True)
-    """Items that no worker may touch, since they end its process; `lost` has their rows. In the order of `items`."""
+    """Items that no worker may touch, since they end its process; in the order of `items`. `lost` gives their rows."""
     trial: bool = field(default=False, kw_only=True)
-    """Only to see whether the process survives: to be computed, but `ShardFolder.commit` publishes nothing."""
+    """Whether this only shows if the process survives. `ShardFolder.commit` then publishes nothing."""
 
     @property
     def touched(self) -> tuple[str, ...]:
-        """The items that are left to compute."""
+        """Return the items to compute: those that are not quarantined."""
         lost = set(self.quarantined)
         return tuple(item for item in self.items if item not in lost)
 
     def lost(self) -> dict[str, Failure]:
-        """item → failure row of each quarantined item: the same on every run, whatever it was that the process died
-        of and however often."""
+        """Return item → failure row for each quarantined item. The row does not say why the process died or how often,
+        so that it is the same in every run."""
         return {item: Failure(item, "worker", "WorkerLost", LOST) for item in self.quarantined}
 
 
@@ -104,13 +103,13 @@ AnyShard = TypeVar("AnyShard", bound=Shard)
 def plan(items: Mapping[str, str] | Iterable[str], salt: str, target: int) -> list[Shard]:
     """Cut `items` into shards of about `target` keys, never more than 1.5 × target.
 
-    A mapping gives item → key (example → image): items of one key share a shard. Inside a shard items ascend by
-    (key, item). A key's shard depends on the key's hash alone, so another item changes the shard it falls into (or
-    splits it) and moves nothing else; and plans over the same keys nest, whatever their salt. The id of a shard is
-    the hash of `salt` and its items.
+    A mapping gives item → key (example → image). Items of one key share a shard. Inside a shard items ascend by
+    (key, item). The hash of a key alone chooses its shard. So a new item changes or splits the shard that it falls
+    into, and moves no other item. Of two plans over the same keys, the shards of the finer plan lie inside the shards
+    of the coarser one, whatever the salts. The id of a shard is the hash of `salt` and its items.
 
-    A plan over a sequence holds four bytes an item beside the sequence itself, from which shards take their items when
-    they are looked at. Raises InputError naming an item that comes twice.
+    A plan over a sequence holds four bytes an item and the sequence itself, from which a shard takes its items when
+    they are accessed. Raise InputError naming an item that comes twice.
     """
     by_key: dict[str, list[str]] = {}
     if isinstance(items, Mapping):
@@ -131,10 +130,12 @@ def _take(keys: Sequence[str], places: np.ndarray) -> tuple[str, ...]:
 
 
 def _buckets(keys: Sequence[str], cap: int) -> Iterator[list[tuple[str, int]]]:
-    """Of each bucket the keys, ascending, with their places in `keys`.
+    """Yield for each bucket its keys, ascending, with their places in `keys`.
 
-    Halves by successive bits of the keys' hashes until a bucket fits. Cutting sorted ids by position or at hashed cut
-    points with a cap would not do: one more id could shift every cut behind it."""
+    Each bucket is halved by the next bit of the keys' hashes until it has at most `cap` keys, as in extendible hashing
+    (Fagin et al. 1979). Cuts of the sorted ids, by position or at hashed points, would not do: one more id could shift
+    every cut behind it.
+    """
     hashes = np.fromiter((xxhash.xxh3_64_intdigest(key.encode()) for key in keys), np.uint64, len(keys))
     order = np.argsort(hashes).astype(np.uint32)
     hashes.sort()
@@ -153,13 +154,12 @@ def _buckets(keys: Sequence[str], cap: int) -> Iterator[list[tuple[str, int]]]:
             yield bucket
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# part → marker → manifest
+# part → marker → manifest ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Part:
-    """A finished shard, still in memory: a Parquet file of `rows` rows and, where items failed, one of `failed`."""
+    """A finished shard in memory: a Parquet file of `rows` rows, and one of `failed` rows where items failed."""
 
     data: bytes
     rows: int
@@ -181,7 +181,7 @@ class FileDigest:
 
 @dataclass(frozen=True)
 class Marker:
-    """What is known of a committed shard."""
+    """The record of a committed shard: its numbers of rows and failures, and the digests of its files."""
 
     shard_id: str
     rows: int
@@ -191,14 +191,14 @@ class Marker:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Marker:
-        """The inverse of `dataclasses.asdict`. Raises KeyError or TypeError where the record is another's."""
+        """Invert `dataclasses.asdict`. Raise KeyError or TypeError where the record is not one of a marker."""
         failures = record["failures"] and FileDigest(**record["failures"])
         return cls(record["shard_id"], record["rows"], record["failed"], FileDigest(**record["part"]), failures)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished folder: what it is `about`, and its shards in plan order."""
+    """The record of a finished folder: a description in `about`, and the markers of its shards in plan order."""
 
     about: dict[str, Any]
     shards: tuple[Marker, ...]
@@ -213,10 +213,7 @@ class Manifest:
 
 
 class ShardFolder:
-    """The parts, markers and manifest below one folder, on a disk or in an object store (see `storage.py`).
-
-    Needs a file system whose rename is atomic, or an object store.
-    """
+    """The parts, markers and manifest below one folder, in an object store or on a disk with an atomic rename."""
 
     def __init__(self, root: str | Location) -> None:
         self.root = location(root)
@@ -232,17 +229,17 @@ class ShardFolder:
         return self.root / "shards" / f"{shard_id}.json"
 
     def pending(self, shards: Sequence[AnyShard]) -> list[AnyShard]:
-        """The shards without a marker, or whose files are not of the size that it says; in plan order."""
+        """Return the shards that are not done, in plan order: no marker, or files of another size than it says."""
         return [shard for shard, marker in zip(shards, self._markers(shards), strict=True) if marker is None]
 
     def committed(self, shards: Sequence[Shard]) -> list[Marker]:
-        """The markers of the shards that are done, in the order of `shards`."""
+        """Return the markers of the shards that are done, in the order of `shards`."""
         return [marker for marker in self._markers(shards) if marker is not None]
 
     def commit(self, shard: Shard, part: Part) -> Marker:
-        """Publish `part`, then its marker; of a trial neither. Idempotent.
+        """Publish `part`, then its marker, and return the marker. Publish nothing for a trial. Idempotent.
 
-        Raises ShardError unless rows + failures cover the items.
+        Raise ShardError unless rows + failures equals the number of items.
         """
         if part.rows + part.failed != len(shard.items):
             raise ShardError(
@@ -259,10 +256,10 @@ class ShardFolder:
         return marker
 
     def finish(self, shards: Sequence[Shard], about: Mapping[str, Any]) -> Manifest:
-        """Write the manifest over exactly these shards; writing the same again changes nothing. Drafts that writers
-        left who were killed more than an hour ago are removed; a younger one may be another run's.
+        """Write the manifest over exactly these shards. Writing the same manifest again changes nothing.
 
-        Raises ShardError where one of them is not done.
+        Remove the drafts of killed writers that are more than an hour old. A younger draft may belong to a running job.
+        Raise ShardError where a shard is not done.
         """
         markers = self._markers(shards)
         done = tuple(marker for marker in markers if marker is not None)
@@ -281,11 +278,8 @@ class ShardFolder:
         return manifest
 
     def read_manifest(self, verify: bool = False) -> Manifest:
-        """The manifest, after checking its own hash, that every file it names has its size and, with `verify`, that
-        every file is what was written.
-
-        Raises StoreError where the folder is unfinished, or naming the first file that is not as it was written.
-        """
+        """Return the manifest, after checking its hash, the size of every file that it names and, with `verify`, the
+        hash of every file. Raise StoreError where the folder is unfinished, or naming the first file that differs."""
         try:
             data = self.manifest_path.read_bytes()
         except FileNotFoundError as error:
@@ -296,7 +290,7 @@ class ShardFolder:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StoreError(f"{self.manifest_path} is not a manifest: {_AGAIN}") from error
         if data != _signed(record):
-            raise StoreError(f"{self.manifest_path} is damaged (its hash is not its own): {_AGAIN}")
+            raise StoreError(f"{self.manifest_path} is damaged (its content does not have its hash): {_AGAIN}")
         self._check_sizes(manifest)
         if verify:
             self.verify(manifest)
@@ -310,7 +304,7 @@ class ShardFolder:
         return f"{self.root} is unfinished (it has no manifest.json): run the line again that writes it"
 
     def verify(self, manifest: Manifest) -> None:
-        """Read every file that the manifest names. Raises StoreError naming the first that is not as it was written."""
+        """Read every file that the manifest names. Raise StoreError naming the first that is not as it was written."""
         for marker in manifest.shards:
             path = self.marker_path(marker.shard_id)
             try:
@@ -318,14 +312,14 @@ class ShardFolder:
             except FileNotFoundError as error:
                 raise StoreError(f"{path} is missing: run the same line again") from error
             if data != _json(asdict(marker)):
-                raise StoreError(f"{path} is damaged (it is not what the manifest says): {_AGAIN}")
+                raise StoreError(f"{path} is damaged (its content is not what the manifest says): {_AGAIN}")
         for path, blob in self._files(manifest.shards):
             state = xxhash.xxh3_128()
             with path.open("rb") as file:
                 while chunk := file.read(_CHUNK):
                     state.update(chunk)
             if state.hexdigest() != blob.xxh3_128:
-                raise StoreError(f"{path} is damaged (its hash is not the manifest's): {_AGAIN}")
+                raise StoreError(f"{path} is damaged (its hash is not the one in the manifest): {_AGAIN}")
 
     def _sweep(self) -> None:
         if not isinstance(self.root, Path):
@@ -348,7 +342,7 @@ class ShardFolder:
         return self._each(self._done, shards)
 
     def _each(self, function: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
-        """Ask `function` of each item: on a disk one after the other, as threads take longer than the answers."""
+        """Apply `function` to each item: in threads for an object store, in a loop for a disk, where that is faster."""
         return list(map(function, items)) if isinstance(self.root, Path) else storage.gather(function, items)
 
     def _done(self, shard: Shard) -> Marker | None:
@@ -367,8 +361,10 @@ class ShardFolder:
 
 
 def publish(path: Location, data: bytes) -> None:
-    """Write a file whole or not at all: a temporary file in its folder, fsync, rename, fsync of the folder; in an
-    object store one PUT. Raises OSError naming the file."""
+    """Write a file whole or not at all. Raise OSError naming the file.
+
+    On a disk: write a temporary file in its folder, fsync it, rename it, fsync the folder. In an object store: one PUT.
+    """
     with storage.naming(path):
         if not isinstance(path, Path):
             path.write_bytes(data)
@@ -391,7 +387,7 @@ def publish(path: Location, data: bytes) -> None:
 
 
 def _signed(record: Mapping[str, Any]) -> bytes:
-    """A manifest's bytes, with the hash of all the rest of it inside."""
+    """Return the bytes of a manifest. Its field xxh3_128 is the hash of its other fields."""
     rest = {name: value for name, value in record.items() if name != "xxh3_128"}
     signed = {**rest, "xxh3_128": xxhash.xxh3_128_hexdigest(_json(rest))}
     return json.dumps(signed, indent=1, sort_keys=True, ensure_ascii=False).encode()
