@@ -90,7 +90,7 @@ def test_an_address_that_has_been_a_path_is_refused() -> None:
     """A pathlib.Path drops a slash of an address, so a store would go to a local folder `s3:`; such a path is
     refused."""
     for question in (location, list_images, FeatureStore.open, ShardFolder):
-        with pytest.raises(ConfigError, match=r"^s3:/bucket/a lacks a slash of s3://, as a pathlib\.Path drops one"):
+        with pytest.raises(ConfigError, match=r"^s3:/bucket/a lacks a slash of s3://, which a pathlib\.Path drops"):
             question(Path("s3://bucket/a"))
 
 
@@ -109,13 +109,13 @@ def test_flags_take_addresses_where_a_bucket_will_do() -> None:
 
 def test_only_object_stores_are_taken() -> None:
     """A file system whose readers can see half a file is refused by name."""
-    with pytest.raises(ConfigError, match=r"^sftp:// is none of s3"):
+    with pytest.raises(ConfigError, match=r"^sftp:// is not one of s3"):
         location("sftp://host/file")
 
 
 def test_options_of_an_address_are_refused() -> None:
     """The options of a UPath are refused, because an image's address is a text and would lose them."""
-    with pytest.raises(ConfigError, match=r"^s3://bucket/a: options \(anon\) are not carried"):
+    with pytest.raises(ConfigError, match=r"^s3://bucket/a: storage options \(anon\) have no effect"):
         location(UPath("s3://bucket/a", anon=True))
 
 

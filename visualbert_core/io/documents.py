@@ -1,9 +1,9 @@
-"""JSON and YAML that people and programs wrote: read strictly, so that what a job does is what its files say.
+"""The strict reader of JSON and YAML: configurations, `config.json`, sidecars, indices, run documents.
 
-One reader for every such file: configurations, `config.json`, sidecars, indices, run documents. The formats, and the
-libraries that read them, accept more than can be meant: of a key that stands twice one value is lost in silence; NaN
-passes every bound; a file of brackets alone overflows the stack, or a handful of YAML's aliases the memory. Here each
-of these is an error of one line with the key, and for a key that stands twice both lines.
+The formats (RFC 8259, YAML 1.1) and the libraries that read them accept more than a file can mean. A key that stands
+twice loses one value in silence. NaN passes every range check. A file of brackets overflows the stack, and a few YAML
+aliases fill the memory. Here each of these is an error of one line, which names the key. For a key that stands twice it
+names both lines.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.io import lfs
 
 DEEPEST = 64
-"""Lists and mappings inside each other."""
+"""The greatest depth of nested lists and mappings."""
 LARGEST = 2**63
-"""Beyond it no integer fits the 64 bits of what the files are for."""
+"""Integers are smaller than this in magnitude: they must fit into 64 bits."""
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
@@ -34,12 +34,13 @@ _BRIEF.maxlevel, _BRIEF.maxlong = 2, 40
 
 
 def brief(value: object) -> str:
-    """How an error quotes a value of a file: on one line, and short however large the value is."""
+    """Return a value of a file as an error message quotes it: on one line, and short for a large value too."""
     return _BRIEF.repr(value)
 
 
 def read_json(path: Path, error: type[InputError] = ConfigError) -> Any:
-    """The parsed file. Raises `error` with the path, and with line or key, where it is missing or not strict JSON."""
+    """Read and parse a file. Raise `error` with the path, and the line or key, where it is missing or not strict
+    JSON."""
     data = _read(path, error)
     try:
         return parse_json(data)
@@ -48,7 +49,7 @@ def read_json(path: Path, error: type[InputError] = ConfigError) -> Any:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The value of a JSON text. Raises ValueError, whose text is one line, for what is not strict JSON."""
+    """Return the value of a JSON text. Raise ValueError, with a message of one line, where it is not strict JSON."""
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
         value = json.loads(text, object_pairs_hook=_without_repetition, parse_constant=_no_number)
@@ -58,14 +59,15 @@ def parse_json(data: bytes | str) -> Any:
         raise ValueError(_too_deep()) from None
     except _RepeatedKeyError as error:
         raise ValueError(_repetition(text, str(error))) from None
-    except ValueError as error:  # Python converts no integer of thousands of digits
+    except ValueError as error:  # Python refuses to convert an integer of thousands of digits (CVE-2020-10735)
         raise ValueError(f"not valid JSON: {_reason(error)}") from None
     _check(value)
     return value
 
 
 def read_yaml(path: Path) -> Any:
-    """The parsed file. Raises ConfigError with path, line or key where it is missing or is not strict YAML."""
+    """Read and parse a file. Raise ConfigError with the path, and the line or key, where it is missing or not strict
+    YAML."""
     data = _read(path, ConfigError)
     try:
         value = _parse_yaml(data.decode("utf-8"))
@@ -84,7 +86,7 @@ def _read(path: Path, error: type[InputError]) -> bytes:
         data = path.read_bytes()
     except OSError as reason:
         raise error(f"{path}: {reason.strerror}") from reason
-    except ValueError as reason:  # a NUL in the name
+    except ValueError as reason:  # the name holds a NUL
         raise error(f"{str(path)!r}: {reason}") from None
     if lfs.is_pointer(data):
         raise error(f"{path}: {lfs.REASON}")
@@ -96,7 +98,7 @@ def _read(path: Path, error: type[InputError]) -> bytes:
 
 
 class _RepeatedKeyError(Exception):
-    """Its text is the key."""
+    """A key stands twice in a JSON object. The text of the error is the key."""
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -107,8 +109,10 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _repetition(text: str, key: str) -> str:
-    """What to say of a JSON key that stands twice. Where it stands is had from the YAML reader, because JSON is YAML
-    for nearly all texts and only that reader tells lines."""
+    """Return the error message for a JSON key that stands twice.
+
+    The json module does not give the lines of keys. The YAML reader does, and it reads nearly every JSON text.
+    """
     try:
         _parse_yaml(text)
     except ValueError as error:
@@ -119,8 +123,11 @@ def _repetition(text: str, key: str) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Blames the line of a scalar that Python cannot make a value of: a 13th month, an integer of a million digits.
-    Stops at brackets that lie too deep, of which PyYAML would read thousands in minutes."""
+    """PyYAML's loader of plain values, with two further checks.
+
+    A scalar that Python cannot convert is an error with its line: a 13th month, an integer of a million digits.
+    Brackets that are nested too deep are an error at once, because PyYAML needs minutes for thousands of them.
+    """
 
     def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:
         if self.flow_level > DEEPEST:
@@ -149,10 +156,12 @@ def _parse_yaml(text: str) -> Any:
 
 
 def _check_nodes(loader: _StrictLoader, root: yaml.Node) -> None:
-    """Raises ValueError naming key and lines of a key that stands twice in a mapping, or of a number in another base.
-    What `<<` merges into a mapping may be said anew in it: that is what it is for."""
+    """Raise ValueError naming key and lines of a key that stands twice in a mapping, or of a number in another base.
+
+    A mapping may repeat a key that `<<` merges into it: it then overrides the merged value.
+    """
     waiting: list[tuple[str, yaml.Node]] = [("", root)]
-    seen: set[int] = set()  # an alias is the very node that it names
+    seen: set[int] = set()  # ids of nodes; an alias is the same node object as its anchor
     while waiting:
         place, node = waiting.pop()
         if id(node) in seen:
@@ -167,7 +176,7 @@ def _check_nodes(loader: _StrictLoader, root: yaml.Node) -> None:
 
 
 def _keys_of(loader: _StrictLoader, place: str, mapping: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node]]:
-    """Every value of a mapping with its key, and every key that is a scalar."""
+    """Yield every value of a mapping, and every key that is a scalar, with the path of the key."""
     lines: dict[Hashable, int] = {}
     for key, value in mapping.value:
         inside = _joined(place, key.value if isinstance(key, yaml.ScalarNode) else "?")
@@ -178,7 +187,7 @@ def _keys_of(loader: _StrictLoader, place: str, mapping: yaml.MappingNode) -> It
             continue
         name, line = loader.construct_object(key, deep=True), key.start_mark.line + 1
         if not isinstance(name, Hashable):
-            continue  # no key, which the loader says itself
+            continue  # a list as a key: the loader reports it later
         if name in lines:
             first = lines[name]
             where = f"twice in line {line}" if first == line else f"in line {first} and again in line {line}"
@@ -195,23 +204,23 @@ def _joined(place: str, key: object) -> str:
 
 
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def _refuse_base(loader: _StrictLoader, place: str, node: yaml.ScalarNode) -> None:
-    """Raises ValueError for a number that people write in tens, or mean as a time or a ratio, and YAML 1.1 reads
-    otherwise: `1:30` is 90 to it, `010` is 8. Its `0x` and `0b` say what they are."""
+    """Raise ValueError for a number that looks decimal, or like a time or a ratio, and that YAML 1.1 reads in another
+    base: it reads `1:30` as 90 and `010` as 8. The prefixes `0x` and `0b` are clear, so they are allowed."""
     if node.tag not in _NUMBERS:
         return
     value, text = loader.construct_object(node), node.value.replace("_", "")
     base = 60 if ":" in text else 8 if re.fullmatch(r"[-+]?0[0-7]+", text) and int(text) != value else None
     if base is not None:
-        where = f"{node.value} in line {node.start_mark.line + 1} is {value} to YAML (base {base})"
-        raise ValueError(f"{place}: {where}: write the number that is meant, or put it in quotes")
+        where = f"YAML reads {node.value} in line {node.start_mark.line + 1} as {value} (base {base})"
+        raise ValueError(f"{place}: {where}: write the number in base 10, or put it in quotes")
 
 
 def _check(value: Any) -> None:
-    """Raises ValueError naming the key of a value that no file can mean."""
+    """Raise ValueError naming the key of a number that is NaN, infinite or too large, or of a surrogate in a text."""
     for place, each in _walk(value):
         wrong = _wrong(each)
         if wrong:
@@ -220,17 +229,19 @@ def _check(value: Any) -> None:
 
 def _wrong(value: object) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
-        return f"{value} is no number that can be meant"
+        return f"{value} is not a finite number"
     if isinstance(value, int) and abs(value) >= LARGEST:
-        return f"an integer of {int(value.bit_length() * math.log10(2)) + 1:,} digits is more than can be meant"
+        return f"an integer of {int(value.bit_length() * math.log10(2)) + 1:,} digits does not fit into 64 bits"
     if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
         return f"{value!a} holds half a character"
     return None
 
 
 def _walk(root: Any) -> Iterator[tuple[str, Any]]:
-    """Every value with its key, each container once, however often aliases name it. Raises ValueError where containers
-    lie too deep."""
+    """Yield every value with its key. Visit each container once, also where several aliases name it.
+
+    Raise ValueError where containers are nested too deep.
+    """
     waiting: list[tuple[str, Any, int]] = [("", root, 0)]
     seen: set[int] = set()
     while waiting:
@@ -250,7 +261,7 @@ def _walk(root: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _too_deep() -> str:
-    return f"lists or mappings lie more than {DEEPEST} deep inside each other"
+    return f"lists or mappings are nested more than {DEEPEST} deep"
 
 
 def _reason(error: Exception) -> str:

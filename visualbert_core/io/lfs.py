@@ -1,7 +1,7 @@
 """Git LFS pointers: the three lines of text that a clone without `git lfs pull` holds in place of a large file.
 
-Every reader of a file meets them (weights, images, annotations, stores), so what recognises one and what to say of it
-stand here. Format: the specification of Git LFS, docs/spec.md of github.com/git-lfs/git-lfs.
+Owns how a pointer is recognised and what an error says about it. Every reader of files needs this: of weights, images,
+annotations and stores. The format is specified in docs/spec.md of github.com/git-lfs/git-lfs.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _FIRST_LINE = b"version https://git-lfs.github.com/spec/v1"
 
 
 def is_pointer(data: bytes) -> bool:
-    """Whether a file with these bytes, or that begins with them, is a pointer."""
+    """Return whether a file that begins with `data` is a pointer."""
     return data.startswith(_FIRST_LINE)
 
 
 def is_pointer_file(path: Path | UPath) -> bool:
-    """Whether the file is a pointer; False for one that cannot be read, or is none."""
+    """Return whether the file is a pointer. Return False where it cannot be read."""
     try:
-        if not path.is_file():  # a pipe would wait for its writer
+        if not path.is_file():  # opening a pipe would wait for its writer
             return False
-        with path.open("rb", buffering=len(_FIRST_LINE)) as file:  # an object store is asked for no more
+        with path.open("rb", buffering=len(_FIRST_LINE)) as file:  # so that an object store sends only these bytes
             return is_pointer(file.read(len(_FIRST_LINE)))
     except OSError:
         return False

@@ -1,8 +1,10 @@
-"""Sets of files whose names count them, and whether such a set is whole: half of one looks like a smaller corpus.
+"""Sets of numbered files, and whether a set is whole: half of a set would look like a smaller corpus.
 
-`train-00000-of-00002.parquet`, with or without a hash before the suffix, is the Hub's; `train.tsv.0` that of `split`
-and of published features; `dev-00000.parquet` and `00000.tar` that of many writers (img2dataset, WebDataset). The first
-says how many there are. The others show a gap only: a last file that is missing leaves none.
+Three kinds of names are known:
+- `train-00000-of-00002.parquet`, with or without a hash before the suffix: the Hugging Face Hub
+- `train.tsv.0`: the program `split`, and published features
+- `dev-00000.parquet` and `00000.tar`: many programs, such as img2dataset and WebDataset
+The first kind says how many files there are. The other kinds show a gap, but not that the last file is missing.
 """
 
 from __future__ import annotations
@@ -24,24 +26,25 @@ _DATE = re.compile(r"(?:.*[._-])?\d{4}-\d\d(?:-\d\d)?\.\w+", re.A)
 
 @dataclass(frozen=True)
 class Gap:
-    """A set that is not whole."""
+    """A set of files that is not whole."""
 
     first: str
-    """The first file that is missing."""
+    """The name of the first file that is missing."""
     missing: int
+    """How many files are missing."""
     there: tuple[str, ...]
-    """The files that are there."""
+    """The names of the files that are there."""
     says_total: bool
-    """Whether the names say how many there are: then one that is asked for by itself is not all either."""
+    """Whether the names say how many files there are. If so, even a file that the user names alone is incomplete."""
 
 
 def counts(name: str) -> bool:
-    """Whether a file of this name may be one of a set."""
+    """Return whether a file of this name may be part of a set."""
     return _parts(name) is not None
 
 
 def gaps(names: Iterable[str]) -> list[Gap]:
-    """The sets among these names that are not whole, in the order of their first names."""
+    """Return the sets among these names that are not whole, in the order of their first names."""
     sets: dict[tuple[object, ...], list[re.Match[str]]] = {}
     for name in dict.fromkeys(names):
         if parts := _parts(name):
@@ -70,11 +73,11 @@ def _gap(there: Sequence[re.Match[str]]) -> Gap | None:
 
 
 def _all(parts: re.Match[str], numbers: set[int]) -> range:
-    """The numbers of a whole set, from 0 or 1; none where the names need not count files."""
+    """Return the numbers of the whole set, from 0 or 1. Return an empty range where the names may not count files."""
     if parts.re is _OF:
         first = int(0 not in numbers and int(parts["total"]) in numbers)
         return range(first, first + int(parts["total"]))
     if parts.re is _LAST:
         return range(max(numbers) + 1)
-    # `_36.tsv` is the number of boxes and `_2014` a year: only several names count.
+    # A single number may mean something else: `_36.tsv` is a number of boxes, `_2014` is a year.
     return range(min(numbers), max(numbers) + 1) if len(numbers) > 1 and min(numbers) < 2 else range(0)

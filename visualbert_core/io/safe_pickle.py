@@ -1,7 +1,8 @@
-"""Pickles of NumPy arrays from files that nobody vouches for, read without running what they say.
+"""Pickles of NumPy arrays from untrusted files, read without running code that they name.
 
-Owns the list of what such a pickle may name: the parts of arrays, dictionaries, strings and numbers. Published weights
-and other projects' features come as such files.
+Owns the list of the names that such a pickle may use: those of arrays, dictionaries, strings and numbers. Published
+weights and features of other projects are such files. The method is the one of "Restricting Globals" in the
+documentation of Python's pickle module.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ BROKEN = (
     *(pickle.UnpicklingError, EOFError, ImportError, AttributeError, IndexError, KeyError, TypeError, ValueError),
     *(MemoryError, OverflowError, RecursionError),
 )
-"""What a cut or garbled pickle may raise while it is read."""
+"""The errors that a truncated or damaged pickle may raise while it is read."""
 
 
 def load_arrays(file: IO[bytes], encoding: str = "ASCII") -> Any:
-    """What a pickle holds. `encoding` is that of strings that Python 2 wrote: latin1 where arrays are among them.
+    """Return the content of a pickle. `encoding` is for strings that Python 2 wrote; latin1 where these hold arrays.
 
-    Raises UnpicklingError naming anything that the file asks for and that is no part of an array, and any of BROKEN.
+    Raise UnpicklingError naming a class or function that is not part of an array, and any error of BROKEN.
     """
     return _Arrays(file, encoding=encoding).load()
 
@@ -37,13 +38,13 @@ class _Arrays(pickle.Unpickler):
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """How pickles below protocol 3 spell bytes."""
+    """Encode text as bytes. Pickles below protocol 3 store bytes as a call of _codecs.encode with latin1."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it asks for the codec {encoding}")
     return codecs.latin_1_encode(text)[0]
 
 
-# NumPy's own functions, had from what it would write: their modules are private and have moved.
+# The functions come from what NumPy itself writes into a pickle, because their modules are private and have moved.
 _KNOWN: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,

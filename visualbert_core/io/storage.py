@@ -1,7 +1,8 @@
-"""Reading and writing files, on a disk or in an object store (see `locations`), where the two differ by nature.
+"""Operations on files for which a disk and an object store differ (for both see `io.locations`).
 
-On a disk a name may lead to a pipe or a device, and a file is mapped into memory. In an object store every question
-waits for a network: many are asked at once, and pieces of files in one call.
+On a disk a name may lead to a pipe or a device, and a file is mapped into memory. In an object store every request
+waits for the network, so many requests are sent at once. The object stores are reached through fsspec
+(filesystem-spec.readthedocs.io).
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ _KINDS = {
 }
 _LEADS_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
-_REQUESTS = 16
+_REQUESTS = 16  # at once
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
 def size(path: Location) -> int | None:
-    """Bytes of a file; None where there is none."""
+    """Return the size of a file in bytes, or None where there is no file."""
     try:
         return path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
@@ -47,9 +48,10 @@ def size(path: Location) -> int | None:
 
 
 def kind(path: Path) -> str | None:
-    """What a name on a disk leads to that is no file: "a device", "a link to nothing"; None for a file. Opens nothing.
+    """Say what a name on a disk leads to, such as "a device" or "a link to nothing", or return None for a file.
 
-    Raises OSError where there is no such name, or the system does not say."""
+    Open nothing, because opening a pipe waits. Raise OSError where there is no such name, or the system does not say.
+    """
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -62,30 +64,32 @@ def kind(path: Path) -> str | None:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """A file on a disk, opened so that nothing waits for a writer, whatever has taken its place since `kind`."""
+    """Open a file on a disk. O_NONBLOCK keeps the call from waiting where a pipe has replaced the file since `kind`."""
     return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb")
 
 
 def gather(function: Callable[[Item], Answer], items: Iterable[Item]) -> list[Answer]:
-    """What `function` says of each, all asked at once: for questions over a network."""
+    """Return `function(item)` for each item, computed in threads. Use it for requests over a network."""
     with ThreadPoolExecutor(_REQUESTS) as threads:
         return list(threads.map(function, items))
 
 
 def listed(folder: UPath) -> Iterator[tuple[str, int]]:
-    """List the address of every file below `folder`, at any depth, and its size in bytes. There may be millions, so
-    these are texts: making a UPath takes 40 µs."""
+    """Yield the address and the size in bytes of every file below `folder`, at any depth.
+
+    An address is a text, because making a UPath takes 40 µs and there may be millions of files.
+    """
     for key, about in folder.fs.find(folder.path, detail=True).items():
         yield f"{folder.protocol}://{key}", int(about["size"] or 0)
 
 
 def opened(path: Location) -> Any:
-    """A file for Arrow, which reads pieces of it: the name of one on a disk, which it opens itself, else a file."""
+    """Return a file for Arrow: the name of a file on a disk, which Arrow opens itself, or an open file."""
     return str(path) if isinstance(path, Path) else path.open("rb")
 
 
 def view(path: Location) -> np.ndarray:
-    """All of a file as uint8, read-only: a memory map of a file on a disk, else a copy."""
+    """Return the bytes of a file as read-only uint8 [size]: a memory map of a file on a disk, otherwise a copy."""
     if not isinstance(path, Path):
         return np.frombuffer(path.read_bytes(), np.uint8)
     with path.open("rb") as file:
@@ -95,7 +99,10 @@ def view(path: Location) -> np.ndarray:
 
 
 def ranges(paths: Sequence[Location], starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
-    """Pieces of files of one object store, all asked for at once. Raises OSError."""
+    """Return the bytes [start, stop) of each file, all requested at once. The files lie in one object store.
+
+    Raise OSError naming a file.
+    """
     remote = [path for path in paths if isinstance(path, UPath)]
     with naming(remote[0]):
         keys = [path.path for path in remote]
@@ -105,14 +112,16 @@ def ranges(paths: Sequence[Location], starts: Sequence[int], stops: Sequence[int
 
 @contextmanager
 def naming(path: Location) -> Iterator[None]:
-    """An OSError from within names `path`: of a disk that is full the system does not say what was being written, and
-    a draft is not what anybody looks for."""
+    """Make an OSError from inside the context name `path`.
+
+    The error of a full disk names no file, and the error of a draft names the draft, which the user does not know.
+    """
     try:
         yield
     except OSError as error:
         if str(path) in str(error):
             raise
-        if error.errno is None:  # of an object store
+        if error.errno is None:  # an error of an object store, which has only a text
             error.args = (f"{path}: {error}",)
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error

@@ -1,7 +1,7 @@
-"""Files of named tensors from anyone: opened without running what they say, and compared with a config before use.
+"""Files of named tensors from untrusted sources: safetensors files and torch files, read without running their code.
 
-torch files are opened with `weights_only`, and both formats are mapped into memory, so that shapes cost no more than
-the head of a file. What the names mean belongs to whoever reads them.
+torch files are opened with `weights_only`. Both formats are mapped into memory, so that reading shapes reads only the
+head of a file. The formats: github.com/huggingface/safetensors, and torch.save. The callers know what the names mean.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _MALFORMED = (
     *(SafetensorError, pickle.UnpicklingError, OSError, EOFError, RuntimeError, ValueError, TypeError),
     *(AttributeError, LookupError, MemoryError),
 )
-"""What cut or garbled files raise."""
+"""The errors that truncated or damaged files raise."""
 
 
 def load(path: Path, read: Callable[[Path], Any] | None = None) -> Any:
-    """What a `.safetensors` or torch file holds, or what `read` makes of another kind. Raises CheckpointError."""
+    """Return the content of a `.safetensors` or torch file, or `read(path)`. Raise CheckpointError where that fails."""
     if lfs.is_pointer_file(path):
         raise CheckpointError(f"{path}: {lfs.REASON}")
     read = read or (load_file if path.suffix == ".safetensors" else _torch_load)
@@ -43,14 +43,14 @@ def load(path: Path, read: Callable[[Path], Any] | None = None) -> Any:
     except _MALFORMED as error:
         line = (str(error).splitlines() or [""])[0]
         raise CheckpointError(
-            f"{path}: cannot be read ({type(error).__name__}: {line}): no weights, or cut short; download it again"
+            f"{path}: cannot be read ({type(error).__name__}: {line}): not weights, or truncated: download it again"
         ) from None
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor → its shape, without reading any. What a torch file holds beside tensors is left out.
+    """Return tensor name → shape, without reading the tensors. Ignore other values of a torch file.
 
-    Raises CheckpointError.
+    Raise CheckpointError where the file cannot be read.
     """
     if path.suffix == ".safetensors":
         found: dict[str, tuple[int, ...]] = load(path, _header)
@@ -61,25 +61,25 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def blocks(names: Shapes, *prefixes: str) -> tuple[int, ...]:
-    """How many numbered parts, such as layers, each prefix has."""
+    """Return for each prefix how many numbered parts, such as layers, the names have below it."""
     return tuple(len({n[len(p) :].partition(".")[0] for n in names if n.startswith(p)}) for p in prefixes)
 
 
 def without_numbers(state: Mapping[str, Tensor]) -> list[str]:
-    """Tensors that hold no floating-point numbers, with what they hold: integers are no weights."""
+    """Return name and dtype of each tensor that is not floating-point, because integers are not weights."""
     wrong = [key for key in sorted(state) if not state[key].is_floating_point()]
     return [f"{key} {str(state[key].dtype).removeprefix('torch.')}" for key in wrong]
 
 
 @contextmanager
 def unbuilt() -> Iterator[None]:
-    """Modules made inside get neither memory nor random numbers: their weights are about to be replaced."""
+    """Make modules without memory and without random initialisation inside the context, for loaded weights."""
     with torch.device("meta"), _Uninitialized():
         yield
 
 
 class _Uninitialized(TorchFunctionMode):
-    """On the meta device torch initialises by way of its compiler, whose import takes seconds."""
+    """Skips the functions of torch.nn.init. On the meta device they import torch's compiler, which takes seconds."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -95,5 +95,5 @@ def _header(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _torch_load(path: Path) -> Any:
-    # Files from before torch 1.6, such as the authors', are no zip archives and cannot be mapped.
+    # Files from before torch 1.6, such as the ones of VisualBERT's authors, are not zip archives and cannot be mapped.
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
