@@ -1,4 +1,4 @@
-# `make demo` and `make test` set themselves up in .venv the first time; later calls go straight to their job.
+# The first `make demo` or `make test` installs the project into .venv. Later calls start at once.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready

@@ -271,8 +271,8 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert (done.returncode, len(FeatureStore.open(done.stdout.strip()))) == (0, 1)
     done = command("bua-tsv", REPORTS / "tsv/glued.tsv", "--out", tmp_path, "--space", "mine")
     assert done.stderr.endswith(
-        "\nWARNING: torn: 73: 11 fields instead of 6; an intact record of this image counts, one glued to it may be "
-        "lost\n"
+        "\nWARNING: torn: 73: 11 fields instead of 6; an intact record of this image is used, a record glued to it "
+        "may be lost\n"
         "4 images, 0 malformed, 1 torn beside intact ones\n"
     )
     done = command("bua-hdf5", REPORTS / "hdf5", "--out", tmp_path, "--space", "mine")

@@ -37,10 +37,10 @@ MISTAKES = {
     f"evaluate {ALL} --visual wrong_image": "--visual: unknown 'wrong_image'; did you mean 'wrong-image'?",
     "convert detector vg IN OUT": "NAME: unknown 'vg'; known: vg_c4, pythia_fpn, ",
     # words that are not flags
-    f"evaluate {ALL} --json yes": "'yes' is one word too many",
-    f"evaluate {ALL} --limit": "--limit has no value behind it",
+    f"evaluate {ALL} --json yes": "'yes' is one word too many: remove it",
+    f"evaluate {ALL} --limit": "--limit has no value: add one after it",
     "store verfy STORE": "unknown 'verfy'; did you mean 'verify'?",
-    "store": "visualbert store needs the name of what to do: ls, info, name, verify, canary",
+    "store": "visualbert store needs a subcommand: ls, info, name, verify, canary",
     "evalute": "unknown command 'evalute'; did you mean 'evaluate'?",
 }
 

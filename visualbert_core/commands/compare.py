@@ -1,4 +1,4 @@
-"""`visualbert compare`: two run folders → what changed, how surely, on which examples, because of what."""
+"""`visualbert compare`: two run folders → which scores changed, how significantly, on which examples, and why."""
 
 from __future__ import annotations
 
@@ -20,31 +20,32 @@ from visualbert_core.tasks import TASKS, Task, open_task
 class Command:
     """Compare two runs of one benchmark and split.
 
-    Runs over different annotations or splits are not compared (exit code 5), unless with the annotations of one of
-    them, under which both are then scored anew, or with --force. No model, no Ray, no torch.
+    Runs over different annotations or splits are not compared (exit code 5). With --annotations, both runs are scored
+    again by those annotations and then compared. With --force, they are compared as they are. This needs no model, no
+    Ray and no torch.
 
         visualbert compare RUN_A RUN_B
         visualbert compare RUN_A RUN_B --annotations DIR --annotations DIR --json
     """
 
     before: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_A")]
-    """Run folder."""
+    """The earlier run folder."""
     after: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_B")]
-    """Run folder."""
+    """The later run folder."""
     annotations: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(aliases=["-a"])] = ()
-    """Folder of official files that one of the runs was scored by. May be given for both, in any order."""
+    """Folder of the official files by which one of the runs was scored. Give it twice for both runs, in any order."""
     task: str | None = None
-    """For runs of a task of your own, beside --annotations: its module:Class. A run folder may come from anybody, so
-    the code that it names is not run unless you name it."""
+    """module:Class of a task of your own, beside --annotations. A run folder may be untrusted, so the code that it
+    names runs only if you name it too."""
     force: bool = False
-    """Compare what is not comparable, and say so."""
+    """Compare runs that are not comparable, and say so."""
     flips: int = SHOWN
-    """Flips to list each way."""
+    """How many flips to list in each direction."""
     json: bool = False
     """Print one JSON object."""
 
     def run(self) -> int:
-        """Compare, and print."""
+        """Compare the runs and print the comparison."""
         before, after = read_run(self.before), read_run(self.after)
         tasks = dict(self._opened(folder, after) for folder in self.annotations)
         comparison = compare(before, after, tasks, self.force, self.flips)
@@ -59,7 +60,7 @@ class Command:
         name, split = run.record["spec"]["task"], run.record["spec"]["split"]
         if name not in TASKS and name != self.task:
             raise ConfigError(
-                f"{run.folder} is of the task {name}, which is code outside this package: add --task {name}"
+                f"{run.folder} is a run of the task {name}, which is code outside this package: add --task {name}"
             )
         task = open_task(name, folder, split)
         return digest_files(task.annotation_files()), task

@@ -17,9 +17,9 @@ _Network = Literal["pretraining", "vqa", "vcr", "nlvr2", "flickr30k_entities"]
 
 @dataclass(frozen=True)
 class Detector:
-    """Make a detector folder of published weights.
+    """Make a detector folder from published weights.
 
-    A file that does not fit is refused, naming its keys.
+    A file that does not fit is an error, which names the keys that differ.
 
         visualbert convert detector vg_c4 pytorch_model.bin OUT
         visualbert convert detector pythia_fpn detectron_model.pth OUT
@@ -32,10 +32,10 @@ class Detector:
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IN")]
     """The published file, or the folder that holds it."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
-    """New folder: config.json, model.safetensors."""
+    """New folder, with config.json and model.safetensors."""
 
     def run(self) -> int:
-        """Convert, and say what was found."""
+        """Convert the file, and print what was found in it."""
         from visualbert_core.detector.convert import convert
 
         return _report(convert(self.name, self.source, self.out))
@@ -43,9 +43,9 @@ class Detector:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Make a checkpoint folder of a .th file of the authors.
+    """Make a checkpoint folder from a .th file of VisualBERT's authors.
 
-    The head tells the task. A detector in the file, as VCR's has one, is written beside the checkpoint.
+    The head in the file tells the task. The file for VCR also holds a detector, which is written beside the checkpoint.
 
         visualbert convert checkpoint vqa_fine_tuned.th OUT
     """
@@ -53,19 +53,19 @@ class Checkpoint:
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IN")]
     """A .th file of github.com/uclanlp/visualbert."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
-    """New folder: config.json, model.safetensors, visualbert_core.json."""
+    """New folder, with config.json, model.safetensors and visualbert_core.json."""
     task: _Network | None = None
-    """Where the head does not tell it."""
+    """The task, where the head does not tell it."""
     attention_heads: int | None = None
-    """Heads of a layer; default: hidden size / 64."""
+    """Attention heads of a layer. Default: hidden size / 64."""
     feature_space: str | None = None
-    """Name of the features that it was trained on, for visualbert_core.json."""
+    """Name of the feature space that it was trained on, for visualbert_core.json."""
 
     def __post_init__(self) -> None:
         check_values(self)
 
     def run(self) -> int:
-        """Convert, and say what was found."""
+        """Convert the file, and print what was found in it."""
         from visualbert_core.models.visualbert.checkpoint.convert import convert
 
         return _report(convert(self.source, self.out, self.task, self.attention_heads, self.feature_space))

@@ -1,7 +1,7 @@
-"""The declarations of the commands, as data: their subcommands and flags, which the reference and error messages list.
+"""The declarations of the commands as data: their subcommands and flags, for the reference pages and error messages.
 
-tyro makes the parser and `--help` of the same declarations (github.com/brentyi/tyro). Its help depends on the width of
-the terminal, so pages are made from here.
+tyro (github.com/brentyi/tyro) makes the parser and `--help` from the same declarations. Its help depends on the width
+of the terminal, so the reference pages are made from this file.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ Config = TypeVar("Config", bound="DataclassInstance")
 Flat = Annotated[T, tyro.conf.arg(name="")]
 """A configuration whose fields are flags of the command itself."""
 REGISTRY = ConstructorRegistry()
-"""How tyro reads what it does not know of itself."""
+"""Rules by which tyro reads further types."""
 _Positional = tyro.conf.Positional[str]
 _POSITIONAL = get_args(_Positional)[1]
 
 
 @REGISTRY.primitive_rule
 def _location(flag: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Location] | None:
-    """Read a location, which tyro would otherwise take for the first kind of its union: an address for a Path."""
+    """Return the rule that reads a location. Without it tyro would read an address as a Path."""
     if UPath not in get_args(flag.type):
         return None
     return PrimitiveConstructorSpec(
@@ -51,7 +51,7 @@ def _location(flag: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Location] | N
 
 
 def absolute_paths(config: Config) -> Config:
-    """Make the paths of a configuration absolute, as a worker's working folder is another one."""
+    """Make the paths of a configuration absolute, because a worker has another working folder."""
     values: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(config)}
     return replace(config, **{name: absolute(value) for name, value in values.items() if isinstance(value, Path)})
 
@@ -63,21 +63,21 @@ class Flag:
     names: tuple[str, ...]
     """`--number` and its short forms, or the name of a positional argument in capitals."""
     kind: str
-    """The type, such as `int`, or its choices; "" for a switch."""
+    """The type, such as `int`, or the choices; "" for a switch."""
     default: str | None
-    """As it would be typed; "" where there is none, None where the flag is required."""
+    """The default as a user would type it; "" where it is empty, and None for a required flag."""
     help: str
 
 
 def subcommands(command: Any) -> dict[str, Any]:
-    """List the declarations of a command by name: several where it is a union, as `store` is, else one named ""."""
+    """Return name → declaration for each subcommand. A command that is not a union, as `store` is, has one named ""."""
     if isinstance(command, UnionType):
         return {_dashed(each.__name__.lower()): each for each in get_args(command)}
     return {"": command}
 
 
 def flags(declaration: Any) -> Iterator[Flag]:
-    """List the flags of a declaration in their order, those of a `Flat` configuration at its place."""
+    """Yield the flags of a declaration in their order. A `Flat` configuration yields its flags at its place."""
     hints, sentences = typing.get_type_hints(declaration, include_extras=True), field_docstrings(declaration)
     for field in fields(declaration):
         hint, marks = _unwrapped(hints[field.name])
@@ -88,7 +88,7 @@ def flags(declaration: Any) -> Iterator[Flag]:
 
 
 def field_docstrings(declaration: Any) -> dict[str, str]:
-    """Read the string below each field, which Python itself does not keep."""
+    """Return field → docstring, read from the source, because Python does not keep these strings."""
     (body,) = (node for node in ast.parse(textwrap.dedent(inspect.getsource(declaration))).body)
     assert isinstance(body, ast.ClassDef)
     found = {}
@@ -106,7 +106,7 @@ def _flag(field: Field[Any], hint: Any, marks: list[Any], sentence: str) -> Flag
 
 
 def _unwrapped(hint: Any) -> tuple[Any, list[Any]]:
-    """Take a type out of its annotations."""
+    """Split an Annotated type into the type and its annotations."""
     return (get_args(hint)[0], list(hint.__metadata__)) if get_origin(hint) is Annotated else (hint, [])
 
 
@@ -114,7 +114,7 @@ def _kind(hint: Any) -> str:
     hint, _ = _unwrapped(hint)
     if hint is bool:
         return ""
-    if UPath in get_args(hint):  # a location: an address is a path, too
+    if UPath in get_args(hint):  # a location, which is Path | UPath
         return "path"
     if get_origin(hint) is Literal:
         return " | ".join(map(str, get_args(hint)))

@@ -1,4 +1,4 @@
-"""`visualbert demo`: the whole job over the embedded world, from images to a report."""
+"""`visualbert demo`: the whole job over the synthetic data, from images to a report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from visualbert_core.commands.nightly import run_and_show
 class Command:
     """Run the whole job over small synthetic scenes: draw images, extract features, evaluate four checkpoints, report.
 
-    Needs no download and no GPU. The same line again computes nothing. The matrix is
+    The demo needs no download and no GPU. The same line again computes nothing. Its matrix is
     visualbert_core/synthetic/demo.yaml.
 
         visualbert demo
@@ -23,7 +23,7 @@ class Command:
     """Folder for the scenes, the features, the runs and report.html."""
 
     def run(self) -> int:
-        """Run the packaged matrix."""
+        """Run the matrix of the package."""
         from visualbert_core.nightly.matrix import load_matrix
         from visualbert_core.synthetic import DEMO
 

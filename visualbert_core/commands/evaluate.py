@@ -1,4 +1,4 @@
-"""`visualbert evaluate`: one model × task × split over a feature store → run folder."""
+"""`visualbert evaluate`: one model × task × split over features or images → run folder."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _LOG = logging.getLogger(__name__)
 class Command:
     """Evaluate a checkpoint on one split of a benchmark.
 
-    Writes RUNS/MODEL__TASK__SPLIT/ with the predictions and, if they cover the split, scores.json and the leaderboard's
-    file (that alone where the split has no public labels). The same line again resumes; a finished run is not computed
-    again. Exit code 3: some examples have no prediction, so there is no score. 4: the invariance check found an answer
-    that changed. 6: stopped by SIGTERM or --max-hours before the end.
+    Writes RUNS/MODEL__TASK__SPLIT/ with the predictions. If they cover the split, it also holds scores.json and the
+    file for the leaderboard. A split without public labels has no scores.json. The same line again resumes; a finished
+    run is not computed again. Exit code 3: some examples have no prediction, so there is no score. 4: the invariance
+    check found an answer that changed. 6: SIGTERM or --max-hours stopped the job before the end.
 
         visualbert evaluate --task vqa --split val --annotations DIR --features STORE --model FOLDER --out RUNS
-        visualbert evaluate … --invariance-check       (does an answer depend on the batch? 64 examples, no run)
+        visualbert evaluate … --check-invariance       (does an answer depend on the batch? 64 examples, no run)
         ray job submit --working-dir . -- python jobs/evaluate.py --task … (the same)
     """
 
@@ -38,7 +38,7 @@ class Command:
     """Print one JSON object."""
 
     def run(self) -> int:
-        """Predict what is missing, then score."""
+        """Predict the examples without a prediction, then score, then print the scores."""
         from visualbert_core.engine.pool import Pool
         from visualbert_core.evaluation.run import evaluate
 
@@ -59,7 +59,7 @@ class Command:
         from visualbert_core.engine.pool import start_ray
         from visualbert_core.evaluation.invariance_check import REGRESSION, check_invariance, describe
 
-        start_ray()  # one for both of its pools
+        start_ray()  # here, so that the two pools of the check share one Ray
         check = check_invariance(evaluation, self.pool)
         if self.json:
             say_json(asdict(check))

@@ -16,9 +16,9 @@ _LOG = logging.getLogger(__name__)
 class Command:
     """Extract the region features of an image corpus into a feature store.
 
-    Writes STORE_ROOT/CORPUS/FINGERPRINT/ and prints that folder. The same line again resumes. Images without features
-    are counted and kept as rows of failures/. Exit code 2: --canary found other features. 3: no image has features, or
-    more than --max-failures have none. 6: stopped by SIGTERM or --max-hours before the end.
+    Writes STORE_ROOT/CORPUS/FINGERPRINT/ and prints that folder. The same line again resumes. Images that fail are
+    counted, and failures/ has a row for each. Exit code 2: --canary found other features. 3: no image has features, or
+    more than --max-failures images failed. 6: SIGTERM or --max-hours stopped the job before the end.
 
         visualbert extract --images DIR --detector FOLDER --out STORE_ROOT
         ray job submit --working-dir . -- python jobs/extract_features.py --images … (the same)
@@ -31,7 +31,7 @@ class Command:
     """Print one JSON object."""
 
     def run(self) -> int:
-        """Compare with a store where --canary asks for it, then extract what is missing."""
+        """Compare with a store if --canary asks for it, then extract the shards that are not done."""
         from visualbert_core.engine.pool import Pool
         from visualbert_core.features.drift import check_plan
         from visualbert_core.features.extract import plan_extraction, run_extraction

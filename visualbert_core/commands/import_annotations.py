@@ -10,27 +10,27 @@ from visualbert_core.printable import say
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Make a benchmark's official annotation files of a Hugging Face dataset, for every other command.
+    """Make a benchmark's official annotation files from a Hugging Face dataset. The other commands read these files.
 
-    visualbert_core/tasks/hub.py says which columns it takes for what. Prints the files that it wrote.
+    The names of the written files are printed. visualbert_core/tasks/hub.py says which columns it reads.
 
         visualbert import-annotations --task vqa --dataset lmms-lab/VQAv2 --dataset-split validation \\
             --split val --out annotations/vqa
     """
 
     task: str
-    """The benchmark (a name that cannot be imported lists those that can)."""
+    """The benchmark. A wrong name lists the benchmarks that can be imported."""
     dataset: str
-    """Folder or Hub id."""
+    """Folder of the dataset, or its id on the Hugging Face Hub."""
     split: str
-    """The benchmark's split: val, train, dev, test1, …"""
+    """The split of the benchmark: val, train, dev, test1, …"""
     out: Path
-    """Annotations folder to write into."""
+    """Folder for the annotation files."""
     dataset_split: str | None = None
-    """The dataset's own name for the split; default: the benchmark's."""
+    """The name of the split in the dataset. Default: the value of --split."""
 
     def run(self) -> int:
-        """Import."""
+        """Import the split, and print the names of the written files."""
         from visualbert_core.tasks.hub import import_annotations
 
         for path in import_annotations(self.task, self.dataset, self.dataset_split or self.split, self.split, self.out):

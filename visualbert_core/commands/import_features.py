@@ -26,7 +26,7 @@ class Command:
     """Import region features that others extracted.
 
     Writes STORE_ROOT/CORPUS/FINGERPRINT/ and prints that folder. The same line again resumes. Records that cannot be
-    read are counted and kept as rows of failures/.
+    read are counted, and failures/ has a row for each.
 
         visualbert import bua-tsv trainval_resnet101_faster_rcnn_genome_36.tsv --out STORE_ROOT --space vg_c4
     """
@@ -34,28 +34,29 @@ class Command:
     kind: tyro.conf.Positional[_Kind]
     """Layout of the source."""
     sources: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="SOURCE …")]
-    """Files or folders to read, or a pattern in quotes. Several are one corpus."""
+    """Files or folders to read, or a pattern in quotes. All of them together are one corpus."""
     out: Location
     """Root of the feature stores."""
     space: str
-    """Name of the feature space, which checkpoints are matched with."""
+    """Name of the feature space. A checkpoint is evaluated over features of its own space only."""
     corpus: str | None = None
-    """Name of the corpus; default: the source's name."""
+    """Name of the corpus. Default: the name of the source."""
     ids: str = "{}"
-    """Image id made of the source's own, e.g. COCO_val2014_{:0>12}."""
+    """Pattern that makes an image id from the id in the source, e.g. COCO_val2014_{:0>12}."""
     boxes: str = "xyxy"
-    """How the boxes are written: xyxy (in pixels), xywh, normalised, normalised-xywh, … They are then converted."""
+    """Box convention of the source: xyxy (in pixels), xywh, normalised, normalised-xywh, … Boxes are converted to
+    xyxy."""
     workers: int | None = None
-    """Ray actors; default: this process alone."""
+    """Number of Ray actors. Default: this process alone."""
 
     def __post_init__(self) -> None:
         check_values(self)
         if not self.sources:
-            raise ConfigError("name the files or folders to import behind the layout")
+            raise ConfigError("there is no source: name the files or folders to import after the layout")
         choose("convention of boxes", self.boxes, CONVENTIONS)
 
     def run(self) -> int:
-        """Convert every record."""
+        """Convert every record, warn of the malformed records, and print the folder of the store."""
         from visualbert_core.engine.pool import Pool
         from visualbert_core.features.importers.run import import_features
 
@@ -69,7 +70,7 @@ class Command:
         for failure in failures[:10]:
             _LOG.warning("malformed: %s: %s", failure.item_id, failure.message)
         for torn in done.torn[:10]:
-            counts = "an intact record of this image counts, one glued to it may be lost"
+            counts = "an intact record of this image is used, a record glued to it may be lost"
             _LOG.warning("torn: %s: %s; %s", torn.item_id, torn.message, counts)
         beside = f", {len(done.torn)} torn beside intact ones" if done.torn else ""
         _LOG.info("%d images, %d malformed%s", len(done.store), len(failures), beside)

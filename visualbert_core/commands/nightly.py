@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """Run a matrix: extract what is missing → evaluate → compare with an earlier night → report.
+    """Run a matrix: extract missing features → evaluate → compare with an earlier night → report.
 
-    The same line again resumes, and computes nothing that is already there. Where the file has a `gate`, every night is
-    a run of its own (--night, default: the date), compared with the last one that did not fail. Exit code 4: something
-    got worse. 5: one cannot tell. --out must be a folder that all nodes see.
+    The same line again resumes, and computes nothing that is already there. If the file has a `gate`, every night has
+    its own runs (--night names it, default: the date), and is compared with the last night that did not fail. Exit code
+    4: a score got worse. 5: the gate cannot tell. --out must be a folder that all nodes see.
 
         visualbert nightly my.yaml --out /shared/evaluation
-        visualbert nightly my.yaml --dry-run           (images, examples and time, and nothing done)
+        visualbert nightly my.yaml --dry-run           (print numbers of images and examples and the time, do nothing)
         visualbert nightly my.yaml --limit 20          (a smoke night: does everything run?)
         ray job submit --working-dir . -- python jobs/nightly.py my.yaml --out /shared/evaluation
     """
@@ -33,16 +33,16 @@ class Command:
     matrix: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MATRIX")]
     """YAML file such as jobs/nightly.yaml."""
     out: str | None = None
-    """In place of `out` of the YAML file."""
+    """Folder for all results. It replaces `out` of the YAML file."""
     night: str | None = None
-    """Name of this night; default: the date, UTC."""
+    """Name of this night. Default: the date, UTC."""
     limit: int | None = None
-    """A smoke night: this many images a corpus and examples a cell, no scores."""
+    """Run a smoke night: this many images per corpus and examples per cell, without scores."""
     dry_run: bool = False
-    """Print what would be done."""
+    """Print what the night would do, and do nothing."""
 
     def run(self) -> int:
-        """Run or plan the matrix."""
+        """Run the matrix, or print its plan."""
         from visualbert_core.nightly.dry_run import plan_night
         from visualbert_core.nightly.matrix import load_matrix, runs_folder
 
@@ -56,7 +56,7 @@ class Command:
 
 
 def run_night(config: NightlyConfig) -> Night:
-    """Run the matrix, over the synthetic data where it names them; they are made where they are not there yet."""
+    """Run the matrix. If it names the synthetic data, make them first where they are missing."""
     from visualbert_core.nightly.matrix import run_matrix
 
     if config.synthetic:
@@ -67,7 +67,7 @@ def run_night(config: NightlyConfig) -> Night:
 
 
 def run_and_show(config: NightlyConfig) -> int:
-    """Run the matrix and print its table and where everything lies; returns the exit code."""
+    """Run the matrix, print its table and the paths of its results, and return the exit code."""
     from rich.console import Console
 
     from visualbert_core.report.terminal import print_table

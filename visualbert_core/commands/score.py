@@ -17,17 +17,17 @@ from visualbert_core.tasks.reading import choose
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Score predictions: a leaderboard's file, of any system, or a run folder.
+    """Score the predictions of any system, from a leaderboard's file or a run folder.
 
-    Exit code 3: some examples have no prediction, several, or an answer of the wrong type, or ids are unknown. Then
-    there is no score, and a table on stderr says which.
+    Exit code 3: an example has no prediction, or several, or an answer of the wrong type; or an id is unknown. Then
+    there is no score, and a table on stderr lists these ids.
 
         visualbert score --task nlvr2 --split dev --annotations DIR --predictions predictions.csv
         visualbert score --task vqa --split val --annotations DIR --predictions RUNS/MODEL__vqa__val --json
     """
 
     task: str
-    """The benchmark: a name of this package (a wrong one lists them), or module:Class for one of your own."""
+    """The benchmark: a name of this package (a wrong name lists them all), or module:Class for a task of your own."""
     split: str
     """val, dev, test1, …"""
     annotations: Path
@@ -35,14 +35,14 @@ class Command:
     predictions: Path
     """Submission file or run folder."""
     protocol: str | None = None
-    """Where a benchmark has several; default: the official or usual one."""
+    """The scoring protocol, for a benchmark with several. Default: the official or usual protocol."""
     boxes: str | None = None
-    """How predicted boxes are written: xyxy, xywh, normalised, normalised-xywh, … They are then converted. Default:
-    xyxy, and a refusal where they look otherwise."""
+    """Convention of the predicted boxes: xyxy, xywh, normalised, normalised-xywh, … Boxes are converted to xyxy.
+    Default: xyxy, and an error where the boxes look otherwise."""
     allow_partial: bool = False
-    """Where predictions are missing, print the range that they leave."""
+    """If predictions are missing, print the range in which the score lies."""
     official_lenient: bool = False
-    """Accept what the official program accepts."""
+    """Accept every predictions file that the official program accepts."""
     json: bool = False
     """Print one JSON object."""
 
@@ -53,7 +53,7 @@ class Command:
             choose("convention of boxes", self.boxes, CONVENTIONS)
 
     def run(self) -> int:
-        """Read, check coverage, score."""
+        """Read the predictions, check their coverage, score them and print the scores."""
         mode: Mode = "partial" if self.allow_partial else "official" if self.official_lenient else "strict"
         task = open_task(self.task, self.annotations, self.split, self.protocol)
         digest = digest_files(task.annotation_files())

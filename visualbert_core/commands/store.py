@@ -1,4 +1,4 @@
-"""`visualbert store …`: what a feature store holds, whether it is whole, and whether a detector still gives it."""
+"""`visualbert store …`: list, describe and verify a feature store, and check that a detector still gives it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Store = Annotated[tyro.conf.Positional[Location], tyro.conf.arg(metavar="STORE")
 class Ls:
     """List the images of a store with their sizes and numbers of regions, or the regions of some images.
 
-    A line has its columns with tabs between.
+    Tabs separate the columns of a line.
 
         visualbert store ls STORE
         visualbert store ls STORE IMAGE …      (their regions: box, label, score, attribute, its score)
@@ -38,10 +38,10 @@ class Ls:
     images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE …")] = ()
     """List the regions of these images."""
     limit: int | None = None
-    """Only the first N."""
+    """List only the first N images."""
 
     def run(self) -> int:
-        """Print a line an image or a region, with tabs between the columns."""
+        """Print a line for each image or region."""
         store = FeatureStore.open(self.store)
         if self.limit is not None and self.limit < 0:
             raise ConfigError(f"--limit is {self.limit}: it must be at least 0")
@@ -70,25 +70,25 @@ class Info:
     """Folder or s3://… address of the store."""
 
     def run(self) -> int:
-        """Print the document."""
+        """Print the description of the store."""
         say_json(FeatureStore.open(self.store).info(), indent=1)
         return 0
 
 
 @dataclass(frozen=True)
 class Name:
-    """Say what the labels and attributes of an imported store are called.
+    """Give names to the labels and attributes of an imported store.
 
-    A file of names has one a line, that of number 0 first. Where a line has synonyms with commas between, as bottom-up
-    attention's objects_vocab.txt has them, the first counts.
+    A file of names has one name a line, and the first line names number 0. A line may hold synonyms, separated by
+    commas, as objects_vocab.txt of bottom-up attention does. Then the first synonym is the name.
     """
 
     store: Store
     """Folder of the store."""
     labels: Path
-    """Text file, a name a line."""
+    """Text file with the names of the labels."""
     attributes: Path | None = None
-    """The same for attributes."""
+    """Text file with the names of the attributes."""
 
     def run(self) -> int:
         """Write the names into the store."""
@@ -103,18 +103,18 @@ def _vocabulary(path: Path) -> tuple[str, ...]:
     try:
         return tuple(line.partition(",")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        raise InputError(f"{path} cannot be read: {error}: give a text file in UTF-8") from error
 
 
 @dataclass(frozen=True)
 class Verify:
-    """Read and hash every byte of a store."""
+    """Read a whole store and check that every file is as it was written."""
 
     store: Store
     """Folder or s3://… address of the store."""
 
     def run(self) -> int:
-        """Raises StoreError naming the first file that is not as it was written."""
+        """Verify every file. Raise StoreError naming the first file that is not as it was written."""
         store = FeatureStore.open(self.store, verify=True)
         say(f"{self.store}: {len(store)} images in {len(store.part_paths)} parts are as they were written")
         return 0
@@ -122,9 +122,9 @@ class Verify:
 
 @dataclass(frozen=True)
 class Canary:
-    """Extract some images of a store anew and compare: does this detector still give these features?
+    """Extract some images of a store again, and compare: does this detector still give these features?
 
-    Exit code 2: it does not.
+    Exit code 2: it gives other features.
 
         visualbert store canary STORE --images DIR --detector FOLDER
     """
@@ -132,16 +132,16 @@ class Canary:
     store: Store
     """Folder or s3://… address of the store."""
     images: Location
-    """The corpus of the store: folder, pattern, list, table or tar."""
+    """The corpus of the store: a folder, pattern, list, table or tar."""
     detector: Path
     """Detector folder."""
     number: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
-    """Images to extract anew."""
+    """How many images to extract again."""
 
     def run(self) -> int:
-        """Print how the features compare. Raises DriftError where they differ by more than rounding."""
+        """Print how the features compare. Raise DriftError where they differ by more than rounding."""
         from visualbert_core.engine.pool import Pool
-        from visualbert_core.features.drift import check_store  # with everything that a detector needs
+        from visualbert_core.features.drift import check_store  # here, because it imports torch
 
         with Pool(PoolConfig(inline=True)) as workers:
             check_store(self.store, self.images, self.detector, self.number, workers)

@@ -1,7 +1,7 @@
-"""What is wrong with the flags that somebody typed, in one line that says what to do.
+"""Errors in the flags that a user typed, as one line that says what to do.
 
-tyro tells it in a box of up to thirty lines. Its hook for other forms, `tyro._errors`, is not part of its public API:
-where a release lacks it, the box remains.
+tyro (github.com/brentyi/tyro) prints a box of up to thirty lines. This file replaces the box through `tyro._errors`,
+which is not part of tyro's public API. A release of tyro without it prints the box.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def complaints(command: Any, words: Sequence[str]) -> Iterator[None]:
 
 
 def _complaint(event: Any, command: Any, words: Sequence[str]) -> str:
-    """Say what is wrong. An unknown flag comes before a missing one: it is often that one, misspelt."""
+    """Return what is wrong. Report an unknown flag before a missing flag, because it is often that flag, misspelt."""
     if unknown := getattr(event, "tokens", None) or getattr(event, "unrecognized_tokens", None):
         return _unknown(unknown[0], command, words)
     match type(event).__name__:
@@ -41,11 +41,11 @@ def _complaint(event: Any, command: Any, words: Sequence[str]) -> str:
             names = [_name(each.arg) for each in event.missing_arguments]
             return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} missing"
         case "MissingSubcommand":
-            return f"{event.prog} needs the name of what to do: {', '.join(event.subcommand_spec.parser_from_name)}"
+            return f"{event.prog} needs a subcommand: {', '.join(event.subcommand_spec.parser_from_name)}"
         case "InvalidChoice":
             return f"{_name(event.argument)}: unknown {event.value!r}{nearest(event.value, event.choices)}"
         case "BadValue":
-            return f"{_name(event.argument)} has no value behind it"
+            return f"{_name(event.argument)} has no value: add one after it"
     argument = getattr(event, "argument", None)
     if argument is None:
         return f"these flags cannot be used: {getattr(event, 'message', type(event).__name__)}"
@@ -54,7 +54,7 @@ def _complaint(event: Any, command: Any, words: Sequence[str]) -> str:
 
 
 def _where(prog: str, command: Any, words: Sequence[str]) -> str:
-    """Name the subcommand, too, which tyro does for some mistakes."""
+    """Return the name of the program and its subcommand. tyro adds the subcommand for some mistakes only."""
     below = words[0] if words and words[0] in subcommands(command) else ""
     return prog if not below or prog.endswith(f" {below}") else f"{prog} {below}"
 
@@ -64,7 +64,7 @@ def _unknown(word: str, command: Any, words: Sequence[str]) -> str:
     if "" not in below and word == words[0]:
         return f"unknown {word!r}{nearest(word, below)}"
     if not word.startswith("-"):
-        return f"{word!r} is one word too many"
+        return f"{word!r} is one word too many: remove it"
     known = [name for each in below.values() for flag in flags(each) for name in flag.names]
     close = difflib.get_close_matches(word.partition("=")[0], known, n=1)
     return f"unknown flag {word!r}" + (f"; did you mean {close[0]}?" if close else "")
@@ -78,7 +78,7 @@ def _name(argument: Any) -> str:
 
 
 def _value(argument: Any, words: Sequence[str]) -> str:
-    """Find the value that a flag was given last."""
+    """Return the last value that the user gave to a flag."""
     value = ""
     for word, after in zip(words, [*words[1:], ""], strict=True):
         name, equals, attached = word.partition("=")
