@@ -42,8 +42,7 @@ class PoolConfig:
     inline: bool = False
     """Run in this process, without Ray. Then nothing replaces a process that dies, and no time limit is kept."""
     max_hours: float | None = None
-    """Hours after which no shard is started. Running shards are committed, then the job exits with code 6; the same
-    line resumes it."""
+    """Hours after which no shard is started. Running shards are committed, then the job exits with code 6."""
     shard_timeout: float | None = None
     """Seconds after which a shard counts as hung and its worker is replaced. Default: 20 times the usual time of a
     shard of its size, at least 10 minutes; no limit before the first shard has finished."""
@@ -166,8 +165,7 @@ class EvaluateConfig:
     allow_feature_space_mismatch: bool = False
     """Evaluate although the features are of another space than the checkpoint. Every score then says so."""
     feature_space: str | None = None
-    """The feature space that the checkpoint was trained on, for a checkpoint that does not name it. A name other than
-    the one in the checkpoint is an error."""
+    """The feature space of a checkpoint that does not name it. A name that contradicts the checkpoint is an error."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 is for GPUs, and for CPUs with AVX512_BF16 or AMX. On other CPUs bfloat16 is slower than float32."""
     batch_size: int = 64
@@ -225,11 +223,9 @@ class CellConfig:
     floors: dict[str, float] = field(default_factory=dict)
     """metric → percent that it must reach. With a lower score the job exits with code 4."""
     wrong_image: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """metric → [low, high] percent for the wrong-image baseline. A higher score shows that the text gives the answers
-    away."""
+    """metric → [low, high] percent for the wrong-image baseline. A higher score means that the text alone answers."""
     drops: dict[str, float] = field(default_factory=dict)
-    """metric that the gate watches → the drop, in points, that it must be able to find. Default: the headline metric
-    and `drop` of the gate."""
+    """metric to watch → drop in points that the gate must find. Default: the headline metric, and the gate's `drop`."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -352,9 +348,8 @@ def folder_name(name: str) -> str:
 
 
 def run_name(model: Path, task: str, split: str) -> str:
-    """Return the name of an evaluation, which its run folder, its cell and its history share on every night.
-
-    For a task named module:Class the name holds the class alone, because some file systems allow no colon."""
+    """Return the name of an evaluation, which its run folder, its cell and its history share on every night. For a task
+    named module:Class the name holds the class alone, because some file systems allow no colon."""
     return f"{model.name}__{task.rpartition(':')[2]}__{split}"
 
 
@@ -374,7 +369,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        if UPath in args:
+        if UPath in args:  # before the line below, which would take an address for a Path
             return _location(_expect(str, value, where), where)
         return _convert(next(a for a in args if a is not type(None)), value, where)
     if origin is Literal:

@@ -108,7 +108,7 @@ def outside_code(kind: type) -> dict[str, str]:
 
 
 def _ingredient(path: Path, modules: Mapping[Path, ast.Module]) -> str | None:
-    """Return the declaration of a module, or that of the nearest package around it where the module has none."""
+    """Return what a module declares or, where it declares nothing, what the nearest package around it declares."""
     for file in (path, *(folder / "__init__.py" for folder in path.parents)):
         for statement in modules[file].body if file in modules else ():
             match statement:

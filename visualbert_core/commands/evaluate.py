@@ -26,7 +26,7 @@ class Command:
     check found an answer that changed. 6: SIGTERM or --max-hours stopped the job before the end.
 
         visualbert evaluate --task vqa --split val --annotations DIR --features STORE --model FOLDER --out RUNS
-        visualbert evaluate … --check-invariance       (does an answer depend on the batch? 64 examples, no run)
+        visualbert evaluate … --invariance-check       (does an answer depend on the batch? 64 examples, no run)
         ray job submit --working-dir . -- python jobs/evaluate.py --task … (the same)
     """
 

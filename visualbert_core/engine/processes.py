@@ -60,7 +60,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     # The sentinel is ready when the parent is gone, on every system. A sibling that was forked later holds the sentinel
-    # open. No process holds that of the last sibling, so the siblings end one after the other.
+    # open. No process holds the sentinel of the last sibling, so the siblings end one after the other.
     wait([parent.sentinel])
     os._exit(1)
 

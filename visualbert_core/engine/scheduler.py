@@ -317,8 +317,8 @@ class Scheduler:
         self.calls = {call: task for call, task in self.calls.items() if task[0] is not actor}
         blameless = isinstance(error, LostError) and error.blameless
         accused = actor.in_flight[0] if len(actor.in_flight) == 1 else hung
-        # Three deaths are no failed starts, because they say nothing about the next actor: of an actor that had
-        # finished something, of the actors of a lost node, and of an actor that computed a suspect.
+        # A failed start predicts that the next actor fails too. Three kinds of death predict nothing: the actor had
+        # finished something before; its node was lost, which ends several actors at once; it computed a suspect.
         if not (actor.proven or blameless or (accused is not None and accused.suspect)):
             self.start_at = time.monotonic() + min(MAX_START_WAIT, START_WAIT * 2**self.failed_starts)
             self.failed_starts += 1
@@ -329,6 +329,7 @@ class Scheduler:
                 continue
             innocent = blameless and attempt.lost_nodes < MAX_LOST_NODES
             if attempt is accused and (actor.proven or self.control is None) and not innocent:
+                # A whole shard that hung is bisected at once: a second try would cost the whole time limit again.
                 attempt.deaths = max(attempt.deaths + 1, MAX_DEATHS_PER_SHARD if hung and attempt.whole is None else 0)
                 self._retry_or_bisect(attempt, error)
             else:

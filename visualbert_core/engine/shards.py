@@ -325,7 +325,7 @@ class ShardFolder:
         if not isinstance(self.root, Path):
             return  # an object store has no drafts
         for folder in ("", "parts", "failures", "shards"):
-            for draft in (self.root / folder).glob(".*.*." + "?" * 32):
+            for draft in (self.root / folder).glob(".*.*." + "?" * 32):  # the names that `publish` gives to drafts
                 with suppress(FileNotFoundError):
                     if time.time() - draft.stat().st_mtime > ABANDONED:
                         draft.unlink()
@@ -350,7 +350,7 @@ class ShardFolder:
             marker = Marker.from_record(json.loads(self.marker_path(shard.shard_id).read_bytes()))
             intact = all(storage.size(path) == blob.size for path, blob in self._files([marker]))
         except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
-            return None
+            return None  # a damaged marker counts as missing: the shard runs again and writes the same bytes
         return marker if intact and marker.rows + marker.failed == len(shard.items) else None
 
     def _files(self, markers: Iterable[Marker]) -> Iterator[tuple[Location, FileDigest]]:
