@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from visualbert_core.cli import main
-from visualbert_core.config import DriftConfig, EvaluateConfig, ExtractConfig, NightlyConfig, from_mapping
+from visualbert_core.config import DriftConfig, EvaluateConfig, ExtractConfig, NightlyConfig
+from visualbert_core.config_mapping import from_mapping
 from visualbert_core.errors import ConfigError
 from visualbert_core.io.documents import read_json, read_yaml
 from visualbert_core.io.locations import absolute

@@ -28,7 +28,7 @@ ORDER = (
     {"features"},
     {"tasks", "models", "detector"},
     {"corpus", "metrics", "engine"},
-    {"schema", "provenance", "float32"},
+    {"schema", "provenance", "float32", "config_mapping"},
     {"config"},
     {"io"},
     {"errors"},

@@ -65,7 +65,7 @@ def test_the_pages_detector_is_one() -> None:
     """The config.json on the page builds a detector of torchvision."""
     import json
 
-    from visualbert_core.config import from_mapping
+    from visualbert_core.config_mapping import from_mapping
 
     (text,) = re.findall(r"```json\s+(\{\"builder\".*?\})\s+```", FEATURES, re.DOTALL)
     model = build(from_mapping(DetectorConfig, json.loads(text), "features.md"))

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from visualbert_core.config import from_mapping
+from visualbert_core.config_mapping import from_mapping
 from visualbert_core.detector.inference import validate_precision
 from visualbert_core.errors import CheckpointError, ConfigError, InputError, first_line
 from visualbert_core.io.documents import brief, read_json

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from visualbert_core.config import from_mapping
+from visualbert_core.config_mapping import from_mapping
 from visualbert_core.detector.folder import load_weights
 from visualbert_core.detector.vg_c4 import Preprocessing, VgC4, VgC4Config
 from visualbert_core.detector.vg_c4_network import Architecture, VgC4Network

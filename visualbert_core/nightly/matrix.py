@@ -26,10 +26,10 @@ from visualbert_core.config import (
     EvaluateConfig,
     ExtractConfig,
     NightlyConfig,
-    from_mapping,
     nearest,
     run_name,
 )
+from visualbert_core.config_mapping import from_mapping
 from visualbert_core.corpus.listing import Corpus, list_images
 from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import ShardFolder
