@@ -134,7 +134,7 @@ def test_a_helper_that_is_ended_from_outside_is_one_line() -> None:
 
 
 def test_the_draft_of_a_run_that_goes_on_stays(tmp_path: Path) -> None:
-    """Of two drivers at once, neither deletes the other driver's draft, nor a folder that is not a draft."""
+    """With two drivers at once, neither deletes the other driver's draft, nor a folder that is not a draft."""
     (tmp_path / ".synthetic-mine").mkdir()
     code = "import sys; from pathlib import Path; from visualbert_core.engine.processes import Draft; "
     code += "draft = Draft(Path(sys.argv[1])).__enter__(); print(draft.place, flush=True); input()"

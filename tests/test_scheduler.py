@@ -130,7 +130,7 @@ def test_random_deaths_quarantine_nothing() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_lost_nodes_are_held_against_nobody(size: int) -> None:
+def test_a_lost_node_counts_against_no_shard(size: int) -> None:
     """Where every third call loses its node, the run takes longer and quarantines nothing."""
     for seed in range(50):
         assert Simulation(seed, size, spot=0.3).run() == set()

@@ -139,7 +139,7 @@ def test_many_questions_score_as_one_by_one(rows: list[tuple[list[dict[str, Any]
     assert table.values([answer for _, answer in rows]).tolist() == one_by_one
     best = table.values([table.best(row) for row in range(len(rows))])
     assert (best >= np.array(one_by_one) - 1e-12).all()  # the sum of equally many matches may differ in the last bit
-    assert not table.values([table.nobodys()] * len(rows)).any()
+    assert not table.values([table.unmatched_answer()] * len(rows)).any()
 
 
 @pytest.mark.parametrize(("runs", "percent"), golden("vqa_corner_cases.json")["rounding"])

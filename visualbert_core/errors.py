@@ -144,14 +144,14 @@ def _code(job: Callable[[], int]) -> int:
         sys.stderr.write(f"error: {message if len(message) <= LONGEST else message[:LONGEST] + ' …'}\n")
         return error.exit_code
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
+        if isinstance(error, BrokenPipeError) and _stdout_is_closed():
             return 1
         sys.stderr.write(f"error: {printable(str(error))}: correct this and run the same line again\n")
         return 1
     return code
 
 
-def _nobody_reads() -> bool:
+def _stdout_is_closed() -> bool:
     """Return whether stdout has lost its reader. If so, point stdout to /dev/null, so that a later flush succeeds."""
     stdout = select.poll()
     stdout.register(sys.stdout, 0)  # no events: poll(2) reports a pipe without a reader (POLLERR) in any case

@@ -7,7 +7,7 @@ region. Nothing is written to the folder of the store.
 Regions are matched by their boxes: greedily, the largest overlap first, and each region once. Overlaps that are equal
 to three digits are matched in the order of the regions, so that the copies of a repeated box are matched in order.
 
-The limits accept rounding, as between two CPUs or GPUs. With the detector of the synthetic world, weights that are off
+The limits accept rounding, as between two CPUs or GPUs. With the detector of the synthetic data, weights that are off
 by 0.1 % or rounded to bfloat16 pass. These changes fail: BGR in place of RGB, a side shorter by 2 %, suppression at 0.6
 in place of 0.7, refined boxes in place of proposals, and another mean of the pixels. A setting that changes no region
 of these images is not noticed.

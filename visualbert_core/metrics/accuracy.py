@@ -171,7 +171,7 @@ class AnswerTable:
         forms = [normalise(answer) for answer in answers]
         return max(answers, key=lambda answer: forms.count(normalise(answer)))
 
-    def nobodys(self) -> str:
+    def unmatched_answer(self) -> str:
         """Return a string that matches no annotator of any question, normalised or not."""
         taken = {*self._code_of.answers, *map(normalise, self._code_of.answers)}
         return next(answer for answer in ("wrong" * n for n in count(1)) if answer not in taken)

@@ -160,7 +160,7 @@ class VqaTask(Task):
 
     def worst(self, example_id: str) -> str:
         """Return a string that no annotator of the split wrote, so its score is 0."""
-        return self._nobodys_answer
+        return self._unmatched_answer
 
     def submission(self, predictions: Mapping[str, Prediction]) -> bytes:
         """Return EvalAI's file: a JSON list of {"question_id": int, "answer": str} in the order of the questions.
@@ -226,8 +226,8 @@ class VqaTask(Task):
         return self._labels
 
     @cached_property
-    def _nobodys_answer(self) -> str:
-        return self._judged.answers.nobodys()
+    def _unmatched_answer(self) -> str:
+        return self._judged.answers.unmatched_answer()
 
     def _pair_values(self, values: Sequence[float]) -> list[float]:
         rows = self._questions.rows
