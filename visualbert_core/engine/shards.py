@@ -105,7 +105,7 @@ def plan(items: Mapping[str, str] | Iterable[str], salt: str, target: int) -> li
 
     A mapping gives item → key (example → image). Items of one key share a shard. Inside a shard items ascend by
     (key, item). The hash of a key alone chooses its shard. So a new item changes or splits the shard that it falls
-    into, and moves no other item. Of two plans over the same keys, the shards of the finer plan lie inside the shards
+    into, and moves no other item. With two plans over the same keys, the shards of the finer plan lie inside the shards
     of the coarser one, whatever the salts. The id of a shard is the hash of `salt` and its items.
 
     A plan over a sequence holds four bytes an item and the sequence itself, from which a shard takes its items when
