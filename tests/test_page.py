@@ -223,7 +223,7 @@ def test_a_night_with_nothing_to_compare_with_says_so(night: Night) -> None:
         for name, reason in (("a", "no earlier night; the next can use this one"), ("b", "no score tonight"))
     )
     nights = CellNight("a", None, ()), CellNight("b", None, ())
-    gate = Gate("1", "cannot tell", checks, ("vqa: accuracy is 3.00, out of [85, 100]",))
+    gate = Gate("1", "cannot tell", checks, ("vqa: accuracy is 3.00, which is below 85",))
     first = render(night.info, [night.cells[0], failed], GatedNight(gate, nights))
     said = text_of(first)
     assert "Cannot tell whether it got worse" in said

@@ -6,6 +6,7 @@ No code of the package may assume regions, logits or a feature store. The stand-
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import Run, read_run
 from visualbert_core.models import load_model
 from visualbert_core.nightly.matrix import Night, load_matrix
-from visualbert_core.schema import Image, Question
+from visualbert_core.schema import Example, Image, Question
 from visualbert_core.tasks import open_task
 
 INLINE = PoolConfig(inline=True)
@@ -187,8 +188,61 @@ def test_naming_what_the_model_does_not_read(nights: Nights, small_night: SmallN
     with pytest.raises(CheckpointError, match=r"reads region features, .* is a corpus of images.*--features"):
         evaluated(vqa_config(nights, tmp_path, model=weights))
     for both in ({"features": store}, {"images": None}):
-        with pytest.raises(ConfigError, match=r"give features .* or images"):
+        with pytest.raises(ConfigError, match="give either features"):
             vqa_config(nights, tmp_path, **both)
+
+
+def test_one_matrix_mixes_regions_and_pixels(nights: Nights, tmp_path: Path) -> None:
+    """A cell over features and one over pixels end in scores side by side. A region model over a corpus without a
+    detector ends its own cell, with the line that says what it reads."""
+    weights = Path(__file__).parents[1] / "visualbert_core" / "synthetic" / "weights"
+    question = {"task": "vqa", "split": "val", "annotations": "vqa", "shard_size": 5}
+    statement = {"task": "nlvr2", "split": "dev", "annotations": "nlvr2", "shard_size": 5}
+    corpora = {
+        "regions": {"images": "vqa/val2014", "detector": str(weights / "detector"), "shard_size": 5},
+        "pixels": {"images": "vqa/val2014"},
+        "pairs": {"images": "nlvr2/images/dev"},
+    }
+    cells = [
+        question | {"corpus": "regions", "model": str(weights / "visualbert-vqa")},
+        question | {"corpus": "pixels", "model": str(nights.root / "brightness")},
+        statement | {"corpus": "pairs", "model": str(weights / "visualbert-nlvr2")},
+    ]
+    matrix = write_matrix(tmp_path, nights.world, corpora={}, cells=[], gate=None)
+    values = yaml.safe_load(matrix.read_text()) | {"corpora": corpora, "cells": cells}
+    matrix.write_text(yaml.safe_dump(values))
+    night = run_night(load_matrix(matrix, {}))
+    read, seen, wrong = night.cells
+    assert read.run is not None
+    assert seen.run is not None
+    assert read.run.scores is not None
+    assert seen.run.scores is not None
+    assert read.run.scores["scores"]["accuracy"] > seen.run.scores["scores"]["accuracy"]
+    assert "reads region features" in str(wrong.error)
+    assert night.exit_code == 2
+
+
+def test_changed_code_of_a_model_is_another_run(
+    nights: Nights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code of a model from outside is an ingredient: after it changed, the old score does not come back."""
+    source = (Path(__file__).parent / "pixel_model.py").read_text()
+    (tmp_path / "changing_model.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = vqa_config(nights, tmp_path / "runs")
+
+    def load(folder: Path, form: type[Example], device: str | None, precision: str) -> Any:
+        module = importlib.reload(importlib.import_module("changing_model"))
+        return module.BrightnessModel.from_pretrained(folder, form, device, precision)
+
+    with Pool(INLINE) as pool:
+        run = evaluate(config, pool, load)
+        assert "model" in run.record["provenance"]["code"]
+        (tmp_path / "changing_model.py").write_text(
+            source.replace('("yes", "no", "2", "red")', '("no", "yes", "2", "red")')
+        )
+        with pytest.raises(InputError, match=r"other ingredients \(code\.model"):
+            evaluate(config, pool, load)
 
 
 def test_an_image_that_does_not_decode_is_a_failure(nights: Nights, tmp_path: Path) -> None:

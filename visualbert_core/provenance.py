@@ -35,7 +35,7 @@ _PACKAGE = __name__.partition(".")[0]
 _PACKAGES = ("torch", "torchvision", "pyarrow", "ray", "numpy", "pillow", "tokenizers")
 
 INGREDIENTS = {
-    "model": ("model",),
+    "model": ("model", "code.model"),
     "features": ("features",),
     "images": ("images",),
     "annotations": ("annotations",),
@@ -92,19 +92,20 @@ def code_digests() -> dict[str, str]:
     return {ingredient: digest_json(sorted(digests)) for ingredient, digests in sources.items()}
 
 
-def outside_code(kind: type) -> dict[str, str]:
-    """Return {"task": digest} over the sources of a class that lie outside this package; {} where there are none.
+def outside_code(name: str, kind: type) -> dict[str, str]:
+    """Return {name: digest} over the sources of a class that lie outside this package; {} where there are none.
 
     Raise ConfigError for a class without a source file, such as one typed into a console. Without a digest, runs of two
     versions of the class would look alike.
     """
     modules = {base.__module__ for base in kind.__mro__}
-    outside = [name for name in modules if name.partition(".")[0] not in {_PACKAGE, *sys.stdlib_module_names}]
-    files = [getattr(sys.modules[name], "__file__", None) for name in outside]
+    outside = [each for each in modules if each.partition(".")[0] not in {_PACKAGE, *sys.stdlib_module_names}]
+    files = [getattr(sys.modules[each], "__file__", None) for each in outside]
     if None in files:
         raise ConfigError(f"{kind.__name__} has no source file, whose digest a run records: write the class to a file")
-    digests = [digest_json(_essence(ast.parse(Path(str(file)).read_bytes()))) for file in files]
-    return {"task": digest_json(sorted(digests))} if digests else {}
+    sources = [Path(str(file)) for file in files if str(file).endswith(".py")]  # a compiled base is a library's
+    digests = [digest_json(_essence(ast.parse(path.read_bytes()))) for path in sources]
+    return {name: digest_json(sorted(digests))} if digests else {}
 
 
 def _ingredient(path: Path, modules: Mapping[Path, ast.Module]) -> str | None:

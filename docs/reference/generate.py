@@ -1,8 +1,8 @@
-"""Write the reference of the commands and of the Python API beside this file, from their declarations.
+"""Write the reference of the commands, of a matrix and of the Python API beside this file, from their declarations.
 
     python docs/reference/generate.py
 
-A test compares both pages with the output of this file.
+A test compares the pages with the output of this file.
 """
 
 from __future__ import annotations
@@ -18,6 +18,17 @@ from typing import Any
 import visualbert_core
 from visualbert_core.cli import COMMANDS
 from visualbert_core.commands.declarations import Flag, field_docstrings, flags, subcommands
+from visualbert_core.config import CellConfig, CorpusConfig, GateConfig, NightlyConfig, PoolConfig, SyntheticConfig
+
+MATRIX = {
+    "The file": NightlyConfig,
+    "One of `corpora`": CorpusConfig,
+    "One of `cells`": CellConfig,
+    "`gate`": GateConfig,
+    "`synthetic`": SyntheticConfig,
+    "`pool`": PoolConfig,
+}
+"""Heading → the declaration of the keys below it."""
 
 NOTE = "<!-- Written by `python docs/reference/generate.py`. Change the declarations, and run it again. -->"
 
@@ -25,6 +36,11 @@ NOTE = "<!-- Written by `python docs/reference/generate.py`. Change the declarat
 def commands() -> str:
     """Describe every subcommand and flag, in the words of `--help`."""
     return _page(_commands())
+
+
+def matrix() -> str:
+    """Describe the keys of the YAML file that `visualbert nightly` takes."""
+    return _page(_matrix())
 
 
 def api() -> str:
@@ -52,6 +68,22 @@ def _commands() -> Iterator[str]:
             yield f"## {' '.join(filter(None, ('visualbert', name, below)))}"
             yield inspect.cleandoc(declaration.__doc__)
             yield _table(("flag", "type", "default", "meaning"), [_row(flag) for flag in flags(declaration)])
+
+
+def _matrix() -> Iterator[str]:
+    yield "# The keys of a matrix"
+    yield (
+        "`visualbert nightly FILE.yaml` reads these keys. An error names a key that is unknown or has a value of the "
+        "wrong type. [Nights](../nightly.md) explains the gate."
+    )
+    for heading, declaration in MATRIX.items():
+        yield f"## {heading}"
+        yield inspect.cleandoc(declaration.__doc__ or "")
+        (node,) = ast.parse(textwrap.dedent(inspect.getsource(declaration))).body
+        assert isinstance(node, ast.ClassDef)
+        sentences = field_docstrings(declaration)
+        rows = [_field(each, sentences) for each in node.body if isinstance(each, ast.AnnAssign)]
+        yield _table(("key", "type", "default", "meaning"), rows)
 
 
 def _row(flag: Flag) -> tuple[str, ...]:
@@ -110,4 +142,5 @@ def _code(text: str) -> str:
 if __name__ == "__main__":
     here = Path(__file__).parent
     (here / "commands.md").write_text(commands(), encoding="utf-8")
+    (here / "matrix.md").write_text(matrix(), encoding="utf-8")
     (here / "api.md").write_text(api(), encoding="utf-8")

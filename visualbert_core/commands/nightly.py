@@ -77,7 +77,8 @@ def run_and_show(config: NightlyConfig) -> int:
     say()
     say(f"Report:          {night.report}")
     say(f"Runs:            {night.runs}")
-    say(f"Feature stores:  {config.out / 'features'}")
+    if (stores := config.out / "features").exists():
+        say(f"Feature stores:  {stores}")
     if night.judged is not None:
         say(f"Gate:            {night.judged.gate.verdict}, see {night.runs / 'summary.md'}")
     return night.exit_code

@@ -125,4 +125,4 @@ def scorer_of(provenance: Mapping[str, Any]) -> Scorer:
 
 def scorer_at_hand(task: Task) -> Scorer:
     """Return the scorer that this installation would use for `task`."""
-    return task.protocol, code_digests()["scores"], outside_code(type(task)).get("task")
+    return task.protocol, code_digests()["scores"], outside_code("task", type(task)).get("task")

@@ -336,10 +336,15 @@ def describe(comparison: Comparison) -> Iterator[str]:
 _LINES = 8
 
 
+def p_value(p: float) -> str:
+    """Write a p-value: "< 0.0001" or "0.0312"."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
 def _line(name: str, change: Change) -> str:
     spread = "" if change.low is None else f"[{change.low:+.2f}, {change.high:+.2f}]"
     p = change.p if change.p_holm is None else change.p_holm
     return (
         f"{printable(name):<14} {change.before:7.2f} {change.after:7.2f} {change.difference:+7.2f}  {spread:<16} "
-        f"{'<0.0001' if p < 1e-4 else f'{p:.4f}':>7} {change.n:>9,}"
+        f"{p_value(p):>8} {change.n:>9,}"
     )

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from math import hypot, inf
 from typing import Any, Literal
 
-from visualbert_core.comparison.compare import Change
+from visualbert_core.comparison.compare import Change, p_value
 from visualbert_core.config import GateConfig
 from visualbert_core.metrics.statistics import holm, p_drop_with_noise, smallest_drop
 
@@ -110,7 +110,7 @@ def _check(each: Watched, change: Change, config: GateConfig, alpha: float, p: f
     spread = hypot(change.spread, each.noise) / 100
     visible = 100 * smallest_drop(spread, change.n, alpha, config.power)
     numbers = (p, p_holm, None if visible == inf else visible)
-    moved = f"{change.difference:+.2f} points, p {p_holm:.4f}"
+    moved = f"{change.difference:+.2f} points, p {p_value(p_holm)}"
     if p_holm < config.false_alarms and change.difference < 0:
         return Check(each, "fail", f"{moved} < {config.false_alarms}", *numbers)
     if change.images_changed == 0:

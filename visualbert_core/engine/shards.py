@@ -301,6 +301,8 @@ class ShardFolder:
             return f"{self.root} is not there: correct its name"
         if inside := sorted(path.parent.name for path in self.root.glob("*/manifest.json")):
             return f"{self.root} is the folder of {', '.join(inside[:3])}: name one of them"
+        if not any((self.root / name).exists() for name in ("parts", "shards", "failures")):
+            return f"{self.root} holds no shards: name the folder that has manifest.json"
         return f"{self.root} is unfinished (it has no manifest.json): run the line again that writes it"
 
     def verify(self, manifest: Manifest) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from visualbert_core.config import EvaluateConfig
 from visualbert_core.errors import CheckpointError
 from visualbert_core.evaluation.inputs import RegionSource, Source
-from visualbert_core.models import METADATA_FILE, Model, ReadsRegions
+from visualbert_core.models import METADATA_FILE, Model, ReadsPixels, ReadsRegions
 from visualbert_core.schema import Example
 
 
@@ -21,6 +21,20 @@ def check_form(model: Model[Any], form: type[Example], config: EvaluateConfig) -
         raise CheckpointError(
             f"{config.model} answers {answered}, but the examples of {config.task} are of the form {form.__name__}: "
             "name a model for this benchmark"
+        )
+
+
+def check_visual(model: Model[Any], config: EvaluateConfig) -> None:
+    """Raise CheckpointError where the configuration names a store and the model reads pixels, or the reverse."""
+    if isinstance(model.reads, ReadsPixels) and config.images is None:
+        raise CheckpointError(
+            f"{config.model} reads pixels, but {config.features} is a feature store: name the corpus of images "
+            "instead (--images; in a matrix, a corpus without a detector)"
+        )
+    if isinstance(model.reads, ReadsRegions) and config.features is None:
+        raise CheckpointError(
+            f"{config.model} reads region features, but {config.images} is a corpus of images: name a feature store "
+            "instead (--features; in a matrix, a corpus with a detector)"
         )
 
 

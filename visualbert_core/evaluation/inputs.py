@@ -16,12 +16,10 @@ from typing import Any, Protocol
 from visualbert_core.config import EvaluateConfig
 from visualbert_core.corpus.images import DecodeError, fetch, identify, read_image
 from visualbert_core.corpus.listing import Corpus, list_images
-from visualbert_core.errors import CheckpointError
 from visualbert_core.evaluation.batches import Asked, ExampleShard, ImageFile, batches
 from visualbert_core.features.importers.hdf5 import NO_SIZES
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.io.locations import Location
-from visualbert_core.models import Model, ReadsPixels
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import Example, Failure, Image, Pixels, Regions
 
@@ -76,24 +74,12 @@ class Source(Protocol):
         """Return the image files that a shard carries for its reader; none for a store, which the reader opens."""
 
 
-def open_source(config: EvaluateConfig, model: Model[Any]) -> Source:
-    """Open what the model reads: a store of features or a corpus of images.
-
-    Raises CheckpointError where the configuration names the other of the two.
-    """
-    if isinstance(model.reads, ReadsPixels):
-        if config.images is None:
-            raise CheckpointError(
-                f"{config.model} reads pixels, but {config.features} is a feature store: name the corpus of images "
-                "instead (--images; in a matrix, a corpus without a detector)"
-            )
-        return ImageSource(config.images)
-    if config.features is None:
-        raise CheckpointError(
-            f"{config.model} reads region features, but {config.images} is a corpus of images: name a feature store "
-            "instead (--features; in a matrix, a corpus with a detector)"
-        )
-    return RegionSource(config.features)
+def open_source(config: EvaluateConfig) -> Source:
+    """Open the store or the corpus that the configuration names. Whether the model reads it is `fit.check_visual`'s."""
+    if config.features is not None:
+        return RegionSource(config.features)
+    assert config.images is not None  # the configuration names one of them
+    return ImageSource(config.images)
 
 
 class RegionSource:

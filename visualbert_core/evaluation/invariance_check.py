@@ -23,7 +23,7 @@ from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import ShardFolder
 from visualbert_core.errors import CoverageError
 from visualbert_core.evaluation.batches import plan_examples, sample
-from visualbert_core.evaluation.fit import check_fit, check_form
+from visualbert_core.evaluation.fit import check_fit, check_form, check_visual
 from visualbert_core.evaluation.inputs import Joined, Source, open_source
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run_folder import run_folder
@@ -76,7 +76,8 @@ def check_invariance(
     task = open_task(config.task, config.annotations, config.split)
     model = load(config.model, task.form, "cpu", config.precision)
     check_form(model, task.form, config)
-    source = open_source(config, model)
+    check_visual(model, config)
+    source = open_source(config)
     check_fit(model, source, config)
     asked = sample(task.examples(), source, examples)
     source.identify(asked)

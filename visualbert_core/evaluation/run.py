@@ -17,7 +17,7 @@ from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import ShardFolder, publish
 from visualbert_core.errors import CoverageError, InputError
 from visualbert_core.evaluation.batches import plan_examples, sample, wrong_images
-from visualbert_core.evaluation.fit import check_fit, check_form
+from visualbert_core.evaluation.fit import check_fit, check_form, check_visual
 from visualbert_core.evaluation.inputs import Source, open_source
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run_folder import Run, claim, encode_json, is_finished, read_run, run_folder, write_json
@@ -59,7 +59,8 @@ def evaluate(
     # The driver only asks the model what it reads and answers, and for its fingerprint. That needs no GPU.
     model = load(config.model, task.form, "cpu", config.precision)
     check_form(model, task.form, config)
-    source = source or open_source(config, model)
+    check_visual(model, config)
+    source = source or open_source(config)
     warnings = check_fit(model, source, config)
     some = None if config.limit is None else sample(task.examples(), source, config.limit)
     made_of = source.identify(task.examples() if some is None else some)
@@ -110,7 +111,7 @@ def _provenance(config: EvaluateConfig, task: Task, model: Model[Any]) -> dict[s
         "annotations": digest_files(task.annotation_files()),
         "protocol": task.protocol,
         "model": model.fingerprint(),
-        "code": code_digests() | outside_code(type(task)),
+        "code": code_digests() | outside_code("task", type(task)) | outside_code("model", type(model)),
         "versions": versions(),
     }
 

@@ -55,5 +55,7 @@ def _family(folder: Path) -> str:
     families = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)} | FAMILIES
     if not isinstance(found, str) or found not in families:
         hint = nearest(found, families) if isinstance(found, str) else f"; known: {', '.join(families)}"
-        raise CheckpointError(f"{path}: model_type: no model of type {brief(found)} is known{hint}")
+        raise CheckpointError(
+            f"{path}: model_type: no model of type {brief(found)}, here or in an entry point {ENTRY_POINTS!r}{hint}"
+        )
     return families[found]

@@ -212,9 +212,10 @@ def _outside(title: str, bounds: Mapping[str, tuple[float, ...]], run: Run | Non
     scores = run.scores["scores"] if run is not None and run.scores is not None else {}
     for metric, (low, high) in bounds.items():
         if metric not in scores:
-            yield f"{title}: {metric} has no score, so it is not known to be in [{low}, {high}]"
+            yield f"{title}: {metric} has no score, so its bounds {low:g} and {high:g} cannot be checked"
         elif not low <= scores[metric] <= high:
-            yield f"{title}: {metric} is {scores[metric]:.2f}, out of [{low}, {high}]"
+            side = f"below {low:g}" if scores[metric] < low else f"above {high:g}"
+            yield f"{title}: {metric} is {scores[metric]:.2f}, which is {side}"
 
 
 @dataclass

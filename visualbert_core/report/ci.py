@@ -11,7 +11,7 @@ from io import BytesIO
 
 from junitparser import Error, Failure, JUnitXml, TestCase, TestSuite
 
-from visualbert_core.comparison.compare import Comparison
+from visualbert_core.comparison.compare import Comparison, p_value
 from visualbert_core.comparison.gate import Check, Gate
 from visualbert_core.printable import printable
 
@@ -75,7 +75,7 @@ def _row(check: Check) -> str:
     reach = "" if change.low is None else f" [{change.low:+.2f}, {change.high:+.2f}]"
     seen = "–" if check.visible is None else f"{check.visible:.2f}"
     columns += [f"{change.before:.2f}", f"{change.after:.2f}", f"{change.difference:+.2f}{reach}"]
-    columns += [f"{check.p_holm:.4f}", seen, _text(watched.compared_with or "–")]
+    columns += ["–" if check.p_holm is None else p_value(check.p_holm), seen, _text(watched.compared_with or "–")]
     return f"| {' | '.join(columns)} |"
 
 

@@ -96,8 +96,3 @@ def reach(change: Change) -> str:
     if change.low is None or change.high is None:
         return ""
     return f"[{points(change.low)}, {points(change.high)}]"
-
-
-def p_value(p: float) -> str:
-    """Write a p-value: "< 0.0001" or "0.0312"."""
-    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visualbert_core import __version__
+from visualbert_core.comparison.compare import p_value
 from visualbert_core.engine.shards import publish
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.flip_gallery import FlipGallery, flip_gallery
 from visualbert_core.report.forms import overlap, sentence
-from visualbert_core.report.gate_section import CellNight, GatedNight, Verdict, p_value, points, reach, verdict
+from visualbert_core.report.gate_section import CellNight, GatedNight, Verdict, points, reach, verdict
 from visualbert_core.report.pictures import colour_class
 from visualbert_core.report.scores import SYNTHETIC, guesses, has_wrong_image, label, papers, percent
 from visualbert_core.report.sections import Section, plural, section
