@@ -17,7 +17,7 @@ import torch
 from tolerances import SHALLOW, likely
 
 from visualbert_core.errors import CheckpointError
-from visualbert_core.models import NOT_FINITE, load_model
+from visualbert_core.models import NOT_FINITE, GivesAttentions, load_model
 from visualbert_core.models.visualbert import VisualBertConfig
 from visualbert_core.models.visualbert.checkpoint.metadata import FORMS, CheckpointMetadata
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
@@ -517,6 +517,27 @@ def test_what_is_not_a_checkpoint_of_the_task(tmp_path: Path) -> None:
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in (*VOCAB, "surplus")))
     with pytest.raises(CheckpointError, match=r"vocab\.txt: 24 word pieces, but config\.json has vocab_size 23"):
         open_cpu(folder, "vqa")
+
+
+@pytest.mark.parametrize("task", FORMS)
+def test_what_the_heads_attend_to(tmp_path: Path, task: str) -> None:
+    """Every sequence has attention over its own tokens and regions, equal to the head's own; rows sum to 1."""
+    folder, items = write(tmp_path, task), batch(task)[:2]
+    model = open_cpu(folder, task)
+    assert isinstance(model, GivesAttentions)
+    encoder = InputEncoder(folder / "vocab.txt", num_positions=48)
+    for (example, regions), found in zip(items, model.attend(items), strict=True):
+        encoded = encoder.encode(example, regions)
+        sequences = encoded if isinstance(encoded, tuple) else (encoded,)
+        for sequence, weights in zip(sequences, found, strict=True):
+            length = len(sequence.input_ids) + len(sequence.rows)
+            assert weights.shape[2:] == (length, length)
+            np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+        if len(sequences) == 1:
+            head = NETWORKS[FORMS[task]].from_pretrained(folder).eval()
+            with torch.inference_mode():
+                whole = head(**collate([encoded]), output_attentions=True).attentions
+            np.testing.assert_allclose(found[0], torch.cat(whole).numpy(), rtol=1e-4, atol=1e-6)
 
 
 def test_another_form_of_example(tmp_path: Path) -> None:

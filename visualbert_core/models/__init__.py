@@ -4,7 +4,24 @@
 file or one folder.
 """
 
-from visualbert_core.models.base import METADATA_FILE, NOT_FINITE, GivesLogits, Model, ReadsPixels, ReadsRegions
+from visualbert_core.models.base import (
+    METADATA_FILE,
+    NOT_FINITE,
+    GivesAttentions,
+    GivesLogits,
+    Model,
+    ReadsPixels,
+    ReadsRegions,
+)
 from visualbert_core.models.registry import load_model
 
-__all__ = ["METADATA_FILE", "NOT_FINITE", "GivesLogits", "Model", "ReadsPixels", "ReadsRegions", "load_model"]
+__all__ = [
+    "METADATA_FILE",
+    "NOT_FINITE",
+    "GivesAttentions",
+    "GivesLogits",
+    "Model",
+    "ReadsPixels",
+    "ReadsRegions",
+    "load_model",
+]

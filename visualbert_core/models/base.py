@@ -71,3 +71,14 @@ class GivesLogits(Protocol[Visual_contra]):
 
         The answer is the largest logit over the last axis.
         """
+
+
+@runtime_checkable
+class GivesAttentions(Protocol[Visual_contra]):
+    """A model that can also return what its heads attend to."""
+
+    def attend(self, batch: Sequence[tuple[Example, tuple[Visual_contra, ...]]]) -> Sequence[tuple[np.ndarray, ...]]:
+        """Return the attention weights of every example: float32 [layers, heads, L, L] for each of its sequences.
+
+        A row is a position that attends, a column a position that it attends to. A row sums to 1.
+        """

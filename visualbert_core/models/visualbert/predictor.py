@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from visualbert_core.errors import CheckpointError, ConfigError
+from visualbert_core.float32 import whole_float32
 from visualbert_core.io.documents import brief
 from visualbert_core.models.base import NOT_FINITE, ReadsRegions
 from visualbert_core.models.visualbert.checkpoint.files import weights_digest
@@ -31,7 +32,16 @@ from visualbert_core.models.visualbert.heads import (
     VisualBertForVisualReasoning,
 )
 from visualbert_core.models.visualbert.inference import PRECISIONS, InferenceNetwork
-from visualbert_core.models.visualbert.inputs import GEOMETRY_SIZE, VOCAB_FILE, InputEncoder, read_lines, repeated
+from visualbert_core.models.visualbert.inputs import (
+    GEOMETRY_SIZE,
+    VOCAB_FILE,
+    Encoded,
+    InputEncoder,
+    read_lines,
+    repeated,
+)
+from visualbert_core.models.visualbert.modeling import VisualBertModel
+from visualbert_core.models.visualbert.packing import collate
 from visualbert_core.models.visualbert.published import published_space
 from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import Example, Failure, Grounding, MultipleChoice, Prediction, Question, Regions, Statement
@@ -144,6 +154,25 @@ class VisualBertPredictor:
         rows = [torch.cat([next(logits) for _ in item]).numpy() for item in items]
         return [self._decoded(*item, row) for item, row in zip(batch, rows, strict=True)]
 
+    def attend(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> list[tuple[np.ndarray, ...]]:
+        """Return the attention weights of every example: float32 [layers, heads, L, L] for each of its sequences.
+
+        L is the tokens of the text, then the regions (see `inputs`). A MultipleChoice has one sequence for each choice,
+        every other form has one. The weights are those of the whole network in float32, which is read again for this:
+        the network that answers skips positions that no answer needs. Raise CheckpointError as `predict` does.
+        """
+        for example, regions in batch:
+            self._check(example, regions)
+        trunk = VisualBertModel.from_pretrained(self._folder).eval().to(self._network.device)
+        if trunk.config.bypass_transformer:
+            raise CheckpointError(f"{self._folder}: bypass_transformer: its layers attend over different lengths")
+        found = []
+        for example, regions in batch:
+            encoded = self._encoder.encode(example, regions)
+            sequences = encoded if isinstance(encoded, tuple) else (encoded,)
+            found.append(tuple(_attention(trunk, sequence) for sequence in sequences))
+        return found
+
     def _check(self, example: Example, regions: tuple[Regions, ...]) -> None:
         if not isinstance(example, self._form):
             raise TypeError(f"{self._folder} answers a {_called(self._form)}, got a {_called(type(example))}")
@@ -245,6 +274,16 @@ def _answers(folder: Path, config: VisualBertConfig) -> tuple[str, ...]:
             "checkpoint"
         )
     return answers
+
+
+def _attention(trunk: VisualBertModel, sequence: Encoded) -> np.ndarray:
+    inputs = collate([sequence])
+    inputs.pop("region_to_phrase_position", None)  # of the head, not of the trunk
+    with torch.inference_mode(), whole_float32():
+        output = trunk(
+            **{name: each.to(next(trunk.parameters()).device) for name, each in inputs.items()}, output_attentions=True
+        )
+    return torch.cat(output.attentions).float().cpu().numpy()
 
 
 def _called(form: type[Example] | None) -> str:
