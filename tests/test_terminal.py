@@ -25,7 +25,7 @@ from test_report import write_store
 from visualbert_core.comparison.gate import Check, Gate, Watched
 from visualbert_core.engine.progress import Progress
 from visualbert_core.evaluation.run_folder import read_run
-from visualbert_core.printable import guard, log_to_stderr, printable, say, say_json, unguarded
+from visualbert_core.printable import guard, log_to_stderr, logger, printable, say, say_json, unguarded
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.ci import junit, markdown
 from visualbert_core.report.terminal import print_table
@@ -286,3 +286,11 @@ def test_ci_gets_neither_sequences_nor_new_lines() -> None:
     assert OBEYED.findall(xml.decode()) == []
     case = ElementTree.fromstring(xml)[0][0]
     assert "\n" not in str(case.get("classname"))
+
+
+def test_a_users_handler_gets_printable_records(caplog: pytest.LogCaptureFixture) -> None:
+    """A handler of the user may write to a terminal, or encode strictly: its records are one printable line, too."""
+    with caplog.at_level("INFO", logger="visualbert_core"):
+        logger("visualbert_core.a_test").warning("image %s", "\x1b[2J\n\udce9")
+    (record,) = caplog.records
+    assert record.getMessage() == r"image \x1b[2J\n\udce9"

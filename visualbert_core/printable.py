@@ -42,8 +42,27 @@ def say_json(value: Any, indent: int | None = None) -> None:
     sys.stdout.write(text + "\n")
 
 
-class _OneLine(logging.Handler):
-    """Writes a record as one line to the current sys.stderr.
+class _OneLineRecords(logging.Filter):
+    """Makes a record one printable line before any handler gets it, since a user's handler may write to a terminal too,
+    or send it where a lone surrogate is an error."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = printable(record.getMessage()), None
+        return True
+
+
+_ONE_LINE = _OneLineRecords()
+
+
+def logger(name: str) -> logging.Logger:
+    """Return the logger of a module. Its records hold no control characters."""
+    found = logging.getLogger(name)
+    found.addFilter(_ONE_LINE)  # adding the same filter twice changes nothing
+    return found
+
+
+class _StderrHandler(logging.Handler):
+    """Writes a record to the current sys.stderr.
 
     The stream is looked up for each record, because a progress bar of rich replaces sys.stderr while the bar is drawn
     and then shows the line above the bar.
@@ -55,15 +74,15 @@ class _OneLine(logging.Handler):
 
 
 _PREFIXES = {logging.WARNING: "WARNING: ", logging.ERROR: "error: "}
-_HANDLER = _OneLine()
+_HANDLER = _StderrHandler()
 
 
 def log_to_stderr() -> None:
     """Show this package's log, with progress, from now on. Only programs call this: a user of the library configures
     `logging`."""
-    logger = logging.getLogger("visualbert_core")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(_HANDLER)  # adding the same handler twice changes nothing
+    package = logging.getLogger("visualbert_core")
+    package.setLevel(logging.INFO)
+    package.addHandler(_HANDLER)  # adding the same handler twice changes nothing
 
 
 def guard() -> None:

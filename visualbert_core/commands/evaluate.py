@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from visualbert_core.commands.declarations import Flat, absolute_paths
 from visualbert_core.config import EvaluateConfig, PoolConfig
-from visualbert_core.printable import say, say_json
+from visualbert_core.printable import logger, say, say_json
 
 if TYPE_CHECKING:
     from visualbert_core.evaluation.run_folder import Run
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

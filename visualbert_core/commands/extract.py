@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 
 from visualbert_core.commands.declarations import Flat
 from visualbert_core.config import DriftConfig, ExtractConfig, PoolConfig
-from visualbert_core.printable import say, say_json
+from visualbert_core.printable import logger, say, say_json
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

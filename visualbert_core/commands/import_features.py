@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,10 +12,10 @@ from visualbert_core.config import PoolConfig, check_values
 from visualbert_core.errors import ConfigError
 from visualbert_core.io.locations import Location
 from visualbert_core.metrics.boxes import CONVENTIONS
-from visualbert_core.printable import say
+from visualbert_core.printable import logger, say
 from visualbert_core.tasks.reading import choose
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 
 _Kind = Literal["bua-tsv", "lxmert-tsv", "mmf-npy", "mmf-lmdb", "milvlg-npz", "bua-hdf5"]
 

@@ -9,7 +9,6 @@ same bytes under the same name. In the engine, only this file and `ray_session.p
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import signal
@@ -29,10 +28,11 @@ from visualbert_core.engine.scheduler import IN_FLIGHT, Scheduler
 from visualbert_core.engine.shards import Marker, Shard
 from visualbert_core.engine.worker_process import Worker, WorkerProcess, set_threads, unusable
 from visualbert_core.errors import UnfinishedError, first_line
+from visualbert_core.printable import logger
 
 __all__ = ["LOCAL_ENVIRONMENT", "Pool", "read_parquet", "start_ray"]
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 
 NODES_SECONDS = 5.0  # between two queries for the nodes of the cluster
 UNPLACED_SECONDS = 1.0  # between two queries for the actors that wait for a node

@@ -20,7 +20,6 @@ Ray itself measures how busy each GPU is: `ray_node_gpus_utilization`.
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Callable
@@ -28,14 +27,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from visualbert_core.engine.shards import Marker
-from visualbert_core.printable import printable, unguarded
+from visualbert_core.printable import logger, printable, unguarded
 
 INGREDIENT = None
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 LOG_SECONDS = 60.0
 METRIC_SECONDS = 5.0
 

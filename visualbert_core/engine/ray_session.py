@@ -14,8 +14,9 @@ import traceback
 from typing import Any
 
 from visualbert_core.errors import ClusterError, first_line
+from visualbert_core.printable import logger
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 
 OBJECT_STORE = 256 << 20  # bytes; only shards and markers pass through it
 LOCAL_ENVIRONMENT = {

@@ -6,7 +6,6 @@ ingredients is refused. `run_folder` describes the folder.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from visualbert_core.evaluation.units import UNITS_FILE, by_metric, encode_units
 from visualbert_core.evaluation.worker import EvaluationWorker, LoadModel
 from visualbert_core.metrics.coverage import check_coverage
 from visualbert_core.models import Model, load_model
+from visualbert_core.printable import logger
 from visualbert_core.provenance import (
     code_digests,
     digest_bytes,
@@ -39,7 +39,7 @@ from visualbert_core.provenance import (
 from visualbert_core.schema import SCHEMA_VERSION, Example, Prediction
 from visualbert_core.tasks import Task, open_task
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 
 
 def evaluate(

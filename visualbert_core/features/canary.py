@@ -15,7 +15,6 @@ of these images is not noticed.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
@@ -29,11 +28,12 @@ from visualbert_core.engine.worker_process import Worker
 from visualbert_core.errors import DriftError, InputError
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.metrics.recall import box_iou
+from visualbert_core.printable import logger
 from visualbert_core.schema import Regions
 
 INGREDIENT = "features"
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 
 MATCH_IOU = 0.9
 """The smallest overlap (IoU) of two boxes that count as one region."""

@@ -9,7 +9,6 @@ smoke night writes under OUT/smoke, so that its results cannot be mistaken for t
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import re
 import time
@@ -49,6 +48,7 @@ from visualbert_core.features.store import FeatureStore
 from visualbert_core.io.documents import read_yaml
 from visualbert_core.io.locations import Location
 from visualbert_core.nightly.gating import CellResult, GateResult, for_page, judge_cells
+from visualbert_core.printable import logger
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.html import write_report
 from visualbert_core.report.places import ELSEWHERE, Places
@@ -57,7 +57,7 @@ from visualbert_core.tasks import Task, find_task, open_task
 
 INGREDIENT = None
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 REGRESSION = 4
 FAILURES = (VisualBertCoreError, OSError)  # they end a corpus or a cell, but not the night
 

@@ -8,7 +8,6 @@ order of the weights: `answers.txt` as published with Pythia (https://github.com
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,13 +42,14 @@ from visualbert_core.models.visualbert.inputs import (
 from visualbert_core.models.visualbert.modeling import VisualBertModel
 from visualbert_core.models.visualbert.packing import collate
 from visualbert_core.models.visualbert.published import published_space
+from visualbert_core.printable import logger
 from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import Example, Failure, Grounding, MultipleChoice, Prediction, Question, Regions, Statement
 
 ANSWERS_FILE = "answers.txt"
 UNKNOWN_ANSWER = "<unk>"
 _PADDED_TO = (64, 128)  # some tools pad the word table to a multiple of this, because GPUs multiply whole blocks
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 
 Answer = tuple[Any, tuple[float, ...]]
 """The `answer` and the `scores` of a prediction."""

@@ -9,7 +9,6 @@ still prints a score. The one exception is a head that the caller declares to be
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,8 +29,9 @@ from visualbert_core.models.visualbert.checkpoint.files import (
     weights_file,
 )
 from visualbert_core.models.visualbert.config import CONFIG_FILE, VisualBertConfig
+from visualbert_core.printable import logger
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 
 T = TypeVar("T")
 
