@@ -9,7 +9,7 @@ import dataclasses
 import importlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,15 @@ import numpy as np
 import pytest
 import yaml
 from conftest import SmallNight, run_here, small_matrix
-from pixel_model import install, write_checkpoint
+from pixel_model import BrightnessModel, install, write_checkpoint
 
 from visualbert_core.commands.nightly import run_night
 from visualbert_core.comparison.compare import compare
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.corpus.images import read_image
+from visualbert_core.engine import scheduler
 from visualbert_core.engine.pool import Pool
-from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
+from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError, ShardError
 from visualbert_core.evaluation import inputs
 from visualbert_core.evaluation.batches import plan_examples
 from visualbert_core.evaluation.inputs import ImageSource, PixelReader
@@ -33,9 +34,9 @@ from visualbert_core.evaluation.invariance_check import check_invariance, descri
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import Run, read_run
-from visualbert_core.models import load_model
+from visualbert_core.models import ReadsPixels, load_model
 from visualbert_core.nightly.matrix import Night, load_matrix
-from visualbert_core.schema import Example, Image, Question
+from visualbert_core.schema import Example, Image, Pixels, Prediction, Question
 from visualbert_core.tasks import open_task
 
 INLINE = PoolConfig(inline=True)
@@ -286,6 +287,66 @@ def test_a_family_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.Mo
         (folder / "config.json").write_text(json.dumps({"model_type": kind}))
         with pytest.raises(CheckpointError, match=said):
             load_model(folder, Question, "cpu")
+
+
+class Careless(BrightnessModel):
+    """Breaks the contract in one way."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__(0)
+        self.way = way
+        if way == "reads":
+            self.reads = ReadsPixels  # type: ignore[assignment]
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"weights": Path("x")} if self.way == "fingerprint" else {"way": self.way}
+
+    def predict(self, batch: Sequence[tuple[Example, tuple[Pixels, ...]]]) -> list[Prediction]:
+        if self.way == "draws":
+            for _, pictures in batch:
+                pictures[0].rgb[:] = 0
+        found = super().predict(batch)
+        changes: dict[str, Any] = {"ids": {"example_id": "x"}, "scores": {"scores": (0.1, 0.2, 0.7)}}.get(self.way, {})
+        if self.way == "boxes":
+            changes = {"answer": [[[0.1, 0.1, 0.9, 0.9]]]}
+            return [dataclasses.replace(p, answer=changes["answer"] * len(p.answer)) for p in found]
+        return [dataclasses.replace(p, **changes) for p in found]
+
+
+@pytest.mark.parametrize(
+    ("way", "error", "said"),
+    [
+        ("reads", CheckpointError, "`reads` must be"),
+        ("fingerprint", CheckpointError, "fingerprint must be JSON"),
+        ("ids", CheckpointError, "answered 'x', which is not an example of its batch"),
+        ("scores", CheckpointError, "gave 3 scores for .*; a Question has 1"),
+        ("draws", ShardError, "read-only"),
+        ("boxes", InputError, "no score: .*normalised"),
+    ],
+)
+def test_a_model_that_breaks_the_contract(
+    nights: Nights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, error: type[Exception], said: str
+) -> None:
+    """It gets one line that says how, and never a score."""
+    monkeypatch.setattr(scheduler, "RETRY_WAITS", (0.0, 0.0))
+    config = vqa_config(nights, tmp_path)
+    if way == "boxes":
+        images, annotations = nights.world / "flickr30k" / "images", nights.world / "flickr30k"
+        config = dataclasses.replace(config, task="flickr30k_entities", images=images, annotations=annotations)
+    with Pool(INLINE) as pool, pytest.raises(error, match=said):
+        evaluate(config, pool, lambda *_: Careless(way))
+
+
+def test_an_image_that_changes_while_a_run_reads_it(nights: Nights, tmp_path: Path) -> None:
+    """No shard is committed with another image than the run was claimed for, and running again is what helps."""
+    images = shutil.copytree(nights.world / "vqa" / "val2014", tmp_path / "val2014")
+    source, examples = ImageSource(images), list(open_task("vqa", nights.world / "vqa", "val").examples())
+    source.identify(examples)
+    (shard,) = plan_examples(examples, None, source.files, "salt", 100)
+    first, second, *_ = sorted(images.glob("*.*"))
+    shutil.copyfile(second, first)
+    with pytest.raises(InputError, match="has changed since the run began: run the same line again"):
+        list(PixelReader().read(shard, 7))
 
 
 def test_what_ends_a_process_is_not_read_again(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ import json
 import platform
 import re
 import sys
+import sysconfig
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -98,14 +99,20 @@ def outside_code(name: str, kind: type) -> dict[str, str]:
     Raise ConfigError for a class without a source file, such as one typed into a console. Without a digest, runs of two
     versions of the class would look alike.
     """
-    modules = {base.__module__ for base in kind.__mro__}
-    outside = [each for each in modules if each.partition(".")[0] not in {_PACKAGE, *sys.stdlib_module_names}]
-    files = [getattr(sys.modules[each], "__file__", None) for each in outside]
+    modules = {base.__module__ for base in kind.__mro__} - set(sys.builtin_module_names)
+    own = (str(Path(__file__).parent), sysconfig.get_path("stdlib"))
+    files = [getattr(sys.modules.get(each), "__file__", None) for each in modules]
+    # A file of the user may have the name of a module of Python, so the place decides.
+    files = [file for file in files if file is None or not _lies_in(Path(file), own)]
     if None in files:
         raise ConfigError(f"{kind.__name__} has no source file, whose digest a run records: write the class to a file")
     sources = [Path(str(file)) for file in files if str(file).endswith(".py")]  # a compiled base is a library's
     digests = [digest_json(_essence(ast.parse(path.read_bytes()))) for path in sources]
     return {name: digest_json(sorted(digests))} if digests else {}
+
+
+def _lies_in(file: Path, folders: tuple[str, ...]) -> bool:
+    return "site-packages" not in file.parts and any(file.is_relative_to(folder) for folder in folders)
 
 
 def _ingredient(path: Path, modules: Mapping[Path, ast.Module]) -> str | None:

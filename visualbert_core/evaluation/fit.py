@@ -25,7 +25,12 @@ def check_form(model: Model[Any], form: type[Example], config: EvaluateConfig) -
 
 
 def check_visual(model: Model[Any], config: EvaluateConfig) -> None:
-    """Raise CheckpointError where the configuration names a store and the model reads pixels, or the reverse."""
+    """Raise CheckpointError where the configuration names a store and the model reads pixels, or the reverse, and where
+    the model does not say what it reads."""
+    if not isinstance(model.reads, ReadsRegions | ReadsPixels):
+        raise CheckpointError(
+            f"{config.model}: its `reads` must be a ReadsRegions(…) or a ReadsPixels(), got {model.reads!r}"
+        )
     if isinstance(model.reads, ReadsPixels) and config.images is None:
         raise CheckpointError(
             f"{config.model} reads pixels, but {config.features} is a feature store: name the corpus of images "

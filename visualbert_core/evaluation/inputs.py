@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from visualbert_core.config import EvaluateConfig
 from visualbert_core.corpus.images import DecodeError, fetch, identify, read_image
 from visualbert_core.corpus.listing import Corpus, list_images
+from visualbert_core.errors import InputError
 from visualbert_core.evaluation.batches import Asked, ExampleShard, ImageFile, batches
 from visualbert_core.features.importers.hdf5 import NO_SIZES
 from visualbert_core.features.store import FeatureStore
@@ -251,7 +252,8 @@ def _decode(image: Image, digest: str | None) -> Pixels | Failure:
     except DecodeError as error:
         return Failure(image.image_id, "decode", type(error.__cause__ or error).__name__, str(error))
     if digest not in (None, found):
-        return Failure(image.image_id, "decode", "Changed", "its file has changed since the run began")
+        raise InputError(f"image {image.image_id!r} has changed since the run began: run the same line again")
+    rgb.setflags(write=False)  # all examples of an image share it
     return Pixels(image.image_id, rgb, found)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from visualbert_core.config import EvaluateConfig
 from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import ShardFolder, publish
-from visualbert_core.errors import CoverageError, InputError
+from visualbert_core.errors import CheckpointError, CoverageError, InputError
 from visualbert_core.evaluation.batches import plan_examples, sample, wrong_images
 from visualbert_core.evaluation.fit import check_fit, check_form, check_visual
 from visualbert_core.evaluation.inputs import Source, open_source
@@ -110,10 +110,19 @@ def _provenance(config: EvaluateConfig, task: Task, model: Model[Any]) -> dict[s
         "schema": SCHEMA_VERSION,
         "annotations": digest_files(task.annotation_files()),
         "protocol": task.protocol,
-        "model": model.fingerprint(),
+        "model": _fingerprint(config, model),
         "code": code_digests() | outside_code("task", type(task)) | outside_code("model", type(model)),
         "versions": versions(),
     }
+
+
+def _fingerprint(config: EvaluateConfig, model: Model[Any]) -> dict[str, Any]:
+    found = model.fingerprint()
+    try:
+        digest_json(found)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{config.model}: its fingerprint must be JSON values: {error}") from None
+    return found
 
 
 def _keep_sample(folder: Path, record: dict[str, Any], asked: Sequence[Example]) -> Run:
@@ -137,6 +146,9 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
         write_json(folder / "run.json", record | {"status": "incomplete"})
         reason = f"; e.g. {failures[0].item_id}: {failures[0].message}" if failures else ""
         raise CoverageError(f"{folder.name}: no score, {coverage.message()}{reason}")
+    if "images" in record["provenance"]:  # the boxes of a store are pixels; those of a model may be anything
+        predictions, said = _in_pixels(folder, task, predictions)
+        record["warnings"] = [*record["warnings"], *said]
     submission, fault = _submission(task, predictions)
     record |= {"status": "complete", "submission": None if submission is None else task.submission_name}
     record |= {} if task.subset is None else {"subset": task.subset}
@@ -160,6 +172,13 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
     for name, data in files.items():
         publish(folder / name, data)
     return Run(folder, record, scores)
+
+
+def _in_pixels(folder: Path, task: Task, predictions: list[Prediction]) -> tuple[list[Prediction], list[str]]:
+    try:
+        return task.in_pixels(predictions, None)
+    except InputError as error:
+        raise InputError(f"{folder}: no score: {error}") from None
 
 
 def _submission(task: Task, predictions: list[Prediction]) -> tuple[bytes | None, InputError | None]:

@@ -49,7 +49,11 @@ class Model(Protocol[Visual_contra]):
     """The forms of example that the model answers, such as `schema.Question`."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return everything that changes a prediction, as JSON values: weights digest, class, recipe, precision."""
+        """Return everything that changes a prediction, as JSON values: weights digest, class, recipe, precision.
+
+        A run adds the code of the files that define the class. Modules that these files import are not seen: name what
+        matters of them here.
+        """
 
     def predict(self, batch: Sequence[tuple[Example, tuple[Visual_contra, ...]]]) -> Sequence[Prediction | Failure]:
         """Answer every example, in order. Each example comes with the regions or pixels of its images, in order.
