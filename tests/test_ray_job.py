@@ -22,6 +22,7 @@ from PIL import Image as Pillow
 
 from visualbert_core.config import ExtractConfig, PoolConfig
 from visualbert_core.engine.pool import Pool
+from visualbert_core.engine.worker_process import WorkerProcess
 from visualbert_core.features.extract import extract
 
 pytestmark = pytest.mark.slow
@@ -50,7 +51,8 @@ def log_of(cluster: Head, submission: str) -> str:
 @contextmanager
 def paused_workers(cluster: Head) -> Iterator[None]:
     """Pause our actors (SIGSTOP) inside the `with` block."""
-    actors = [pid for pid in below(cluster.pid) if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::Host")]
+    title = b"ray::" + WorkerProcess.__name__.encode()
+    actors = [pid for pid in below(cluster.pid) if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(title)]
     assert len(actors) == 2
     for pid in actors:
         os.kill(pid, signal.SIGSTOP)
