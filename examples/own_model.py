@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from visualbert_core import EvaluateConfig, Pool, PoolConfig, evaluate
+from visualbert_core.config import AnsweringConfig
 from visualbert_core.models import ReadsRegions
 from visualbert_core.schema import Example, Prediction, Question, Regions
 
@@ -18,6 +19,7 @@ class AlwaysYes:
 
     reads = ReadsRegions(size=256, space="world-tiny-rcnn-fc7")  # or ReadsPixels(): then images=, not features=
     forms = frozenset({Question})
+    name, protocol = "AlwaysYes", ""
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what changes a prediction. It becomes part of the provenance of a run."""
@@ -27,7 +29,7 @@ class AlwaysYes:
         return [Prediction(example.example_id, example.image_ids[0], "yes", (1.0,)) for example, _ in batch]
 
 
-def load(folder: Path, form: type[Example], device: str | None, precision: str) -> Any:
+def load(folder: Path, form: type[Example], device: str | None, precision: str, answering: AnsweringConfig) -> Any:
     """Return the model. Every worker calls this once."""
     return AlwaysYes()
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from visualbert_core.config import AnsweringConfig
 from visualbert_core.models import ReadsPixels
 from visualbert_core.schema import Example, Grounding, MultipleChoice, Pixels, Prediction, Question, Statement
 
@@ -24,13 +25,15 @@ class BrightnessModel:
 
     reads = ReadsPixels()
     forms = FORMS
+    name = "Brightness"
+    protocol = ""
 
     def __init__(self, shift: int) -> None:
         self.shift = shift
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, form: type[Example], device: str | None, precision: str
+        cls, folder: str | Path, form: type[Example], device: str | None, precision: str, answering: AnsweringConfig
     ) -> BrightnessModel:
         return cls(json.loads((Path(folder) / "config.json").read_text())["shift"])
 

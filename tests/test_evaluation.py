@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT, SmallNight
 from rich.console import Console
 
-from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.config import AnsweringConfig, EvaluateConfig, PoolConfig
 from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import Part, ShardFolder, plan
 from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
@@ -332,7 +332,7 @@ class Doubtful:
 
     def __init__(self, model: Model[Regions]) -> None:
         self.model = model
-        self.reads, self.forms = model.reads, model.forms
+        self.reads, self.forms, self.name, self.protocol = model.reads, model.forms, "Doubtful", ""
         self.fingerprint = model.fingerprint
 
     def predict(self, batch: Any) -> list[Any]:
@@ -346,8 +346,8 @@ class Doubtful:
 def test_any_models_nan_is_a_failure(vqa: EvaluateConfig) -> None:
     """A NaN of any model is a failure, and the other answers of its batch stay."""
 
-    def load(folder: Path, form: type[Example], device: str | None, precision: str) -> Any:
-        return Doubtful(load_model(folder, form, device, precision))
+    def load(folder: Path, form: type[Example], device: str | None, precision: str, answering: AnsweringConfig) -> Any:
+        return Doubtful(load_model(folder, form, device, precision, answering))
 
     asked = [example.example_id for example in open_task("vqa", vqa.annotations, "val").examples()]
     bad = set(filter(doubted, asked))

@@ -15,7 +15,7 @@ from conftest import ROOT, SmallNight
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.evaluation.invariance_check import check_invariance, describe
 from visualbert_core.models import load_model
-from visualbert_core.schema import Example, Prediction
+from visualbert_core.schema import Prediction
 
 INLINE = PoolConfig(inline=True)
 CELLS = {
@@ -55,7 +55,7 @@ class Leaky:
 
     def __init__(self, model: Any, nudge: float) -> None:
         self.model, self.nudge = model, nudge
-        self.reads, self.forms = model.reads, model.forms
+        self.reads, self.forms, self.name, self.protocol = model.reads, model.forms, "Leaky", ""
 
     def examine(self, batch: Sequence[Any]) -> list[tuple[Prediction, np.ndarray]]:
         found = self.model.examine(batch)
@@ -68,8 +68,8 @@ class Leaky:
 def test_a_leak_is_found_and_sized(small_night: SmallNight, tmp_path: Path) -> None:
     """The check lists exactly the examples that a batch changes, with the gap between the two answers."""
 
-    def leaky(folder: Path, form: type[Example], device: str | None = None, precision: str = "float32") -> Any:
-        return Leaky(load_model(folder, form, device, precision), nudge=0.5)
+    def leaky(*opening: Any) -> Any:
+        return Leaky(load_model(*opening), nudge=0.5)
 
     found = check_invariance(config(small_night, "nlvr2", tmp_path), INLINE, examples=20, load=leaky)
     assert 1 <= len(found.changed) < 20

@@ -232,9 +232,9 @@ def test_changed_code_of_a_model_is_another_run(
     monkeypatch.syspath_prepend(tmp_path)
     config = vqa_config(nights, tmp_path / "runs")
 
-    def load(folder: Path, form: type[Example], device: str | None, precision: str) -> Any:
+    def load(*opening: Any) -> Any:
         module = importlib.reload(importlib.import_module("changing_model"))
-        return module.BrightnessModel.from_pretrained(folder, form, device, precision)
+        return module.BrightnessModel.from_pretrained(*opening)
 
     with Pool(INLINE) as pool:
         run = evaluate(config, pool, load)

@@ -144,6 +144,7 @@ def write_store(root: Path, image_ids: Sequence[str], bad: Sequence[str] = ()) -
 class Stand:
     """Answer right where the regions are of the example's own images, except for MISTAKES; answer wrong otherwise."""
 
+    name, protocol = "Stand", ""
     reads, forms = ReadsRegions(2, "test"), frozenset({Question, MultipleChoice, Statement, Grounding})
 
     def fingerprint(self) -> dict[str, Any]:

@@ -319,6 +319,8 @@ def made_run(folder: Path, task: Task, answers: Path, spec: Mapping[str, str] = 
     record = {
         "spec": {"task": task.name, "split": task.split, "model": "made-up", "visual": "own", **spec},
         "provenance": {"annotations": digest_files(task.annotation_files())},
+        "network": "Made-up",
+        "answering": "",
         "warnings": ["features of another space: a test"],
         "status": "complete",
     }
@@ -333,7 +335,8 @@ def test_a_run_scores_as_its_file(tmp_path: Path, name: str) -> None:
     task = opened(layout, tmp_path)
     of_file = scored(task, tmp_path, layout.text())
     of_run = document(task, made_run(tmp_path / "run", task, tmp_path / "predictions"))
-    assert of_run == of_file | {"model": "made-up", "visual": "own", "warnings": ["features of another space: a test"]}
+    said = {"model": "made-up", "visual": "own", "network": "Made-up", "answering": ""}
+    assert of_run == of_file | said | {"warnings": ["features of another space: a test"]}
 
 
 def test_a_wrong_image_run_is_called_one(tmp_path: Path) -> None:

@@ -139,6 +139,40 @@ class DriftConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnsweringConfig:
+    """How a model that writes text is asked, and how its text becomes an answer.
+
+    Without a value, a field is as the preset says; without a preset, as the model's family does by default. What is in
+    force is part of the printed protocol and of the model's fingerprint.
+    """
+
+    preset: Literal["hf-guide", "blip2-paper", "lavis"] | None = None
+    """A published way to ask, which the other fields change in single parts."""
+    prompt: str | None = None
+    """The text around the question or statement, which {} stands for: "Question: {} Answer:"."""
+    answer_by: Literal["generate", "likelihood"] | None = None
+    """`generate`: the model writes text. `likelihood`: the likeliest of the given answers counts."""
+    normalise: Literal["sum", "mean"] | None = None
+    """The likelihood of an answer: the sum or the mean over its tokens."""
+    post: Literal["raw", "first-line"] | None = None
+    """What becomes of a generated text: `raw` keeps it, `first-line` keeps its first line. Blanks at the ends go."""
+    beams: int | None = None
+    """Beams of the search; 1 is greedy."""
+    length_penalty: float | None = None
+    """Exponent of the length by which beams are compared."""
+    max_new_tokens: int | None = None
+    """Tokens after which a generated text is cut."""
+    strict_length: bool = False
+    """Refuse an example whose text is longer than the model can read, which otherwise is cut and counted."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        check_range(self, 1, None, "beams", "max_new_tokens")
+        if self.prompt is not None and self.prompt.count("{}") != 1:
+            raise ConfigError(f"prompt is {brief(self.prompt)}: it must hold {{}} once, in the place of the question")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """One model × task × split over features or images → run folder. See `commands.evaluate`."""
 
@@ -157,20 +191,23 @@ class EvaluateConfig:
     images: Location | None = None
     """Corpus, for a model that reads pixels: a folder, a pattern, a list of files, a .tar, tables, or an s3:// address
     (see `corpus`)."""
-    visual: Literal["own", "wrong-image"] = "own"
-    """`wrong-image`: ask every example about another image. The score shows what the text alone answers."""
+    visual: Literal["own", "wrong-image", "none"] = "own"
+    """`wrong-image`: ask every example about another image. `none`: show a grey image of the same size, to a model that
+    reads pixels. The scores show what the text alone answers."""
     allow_feature_space_mismatch: bool = False
     """Evaluate although the features are of another space than the checkpoint. Every score then says so."""
     feature_space: str | None = None
     """The feature space of a checkpoint that does not name it. A name that contradicts the checkpoint is an error."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is for GPUs, and for CPUs with AVX512_BF16 or AMX. On other CPUs bfloat16 is slower than float32."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """bfloat16 is for GPUs, and for CPUs with AVX512_BF16 or AMX. On other CPUs bfloat16 is slower than float32.
+    float16 is for models that transformers runs."""
     batch_size: int = 64
     """Examples that the model answers at once."""
     shard_size: int = 256
     """Images per shard, approximately."""
     limit: int | None = None
     """Predict only N examples whose images are there, drawn by a hash of their ids. Then there is no score."""
+    answering: AnsweringConfig = field(default_factory=AnsweringConfig)
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -214,7 +251,8 @@ class CellConfig:
     """Checkpoint folder, relative to the folder of the YAML file."""
     allow_feature_space_mismatch: bool = False
     feature_space: str | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    answering: AnsweringConfig = field(default_factory=AnsweringConfig)
     batch_size: int = 64
     shard_size: int = 256
     floors: dict[str, float] = field(default_factory=dict)

@@ -16,6 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 SCHEMA_VERSION = 2
+"""The version of the rows of a feature store and of units.parquet."""
+PREDICTION_VERSION = 3
+"""The version of the rows of predictions."""
 
 # ---------------------------------------------------------------------------------------------------------------------
 # images → regions
@@ -204,6 +207,17 @@ Example = Question | MultipleChoice | Statement | Grounding
 
 
 @dataclass(frozen=True, slots=True)
+class Generated:
+    """A text that a model wrote, without the prompt."""
+
+    text: str
+    parsed: bool = True
+    """Whether an answer was found in the text. The answer of an unparsed text counts as wrong."""
+    cut: bool = False
+    """Whether the text ended at the limit of its length and not by itself."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """The answer of a model to one example.
 
@@ -211,20 +225,34 @@ class Prediction:
     (NLVR2), or for each phrase its ranked boxes [[x1, y1, x2, y2], …] (Flickr30K Entities). `scores` holds the
     confidences: [probability of the answer] (VQA), one for each choice (VCR), [p(False), p(True)] (NLVR2), or the
     probability of the first box of each phrase (Flickr30K Entities).
+
+    `generated` holds the texts behind the answer: one for a question, one for each phrase of a grounding, none where
+    no text was written. `input_cut` says whether the model read a shortened text of the example.
     """
 
     example_id: str
     image_id: str  # the first image of the example; statistics cluster by it
     answer: Any
     scores: tuple[float, ...]
+    generated: tuple[Generated, ...] = ()
+    input_cut: bool = False
 
 
+_GENERATED = pa.struct(
+    [
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("parsed", pa.bool_(), nullable=False),
+        pa.field("cut", pa.bool_(), nullable=False),
+    ]
+)
 PREDICTION_SCHEMA = pa.schema(
     [
         pa.field("example_id", pa.string(), nullable=False),
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("answer", pa.string(), nullable=False),  # JSON
         pa.field("scores", pa.list_(pa.field("item", pa.float32(), nullable=False)), nullable=False),
+        pa.field("generated", pa.list_(pa.field("item", _GENERATED, nullable=False)), nullable=False),
+        pa.field("input_cut", pa.bool_(), nullable=False),
     ]
 )
 

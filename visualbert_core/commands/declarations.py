@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Config = TypeVar("Config", bound="DataclassInstance")
 
-Flat = Annotated[T, tyro.conf.arg(name="")]
-"""A configuration whose fields are flags of the command itself."""
+Flat = Annotated[T, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes]
+"""A configuration whose fields, and the fields of its configurations, are flags of the command itself."""
 REGISTRY = ConstructorRegistry()
 """Rules by which tyro reads further types."""
 _Positional = tyro.conf.Positional[str]

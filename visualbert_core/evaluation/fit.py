@@ -14,6 +14,15 @@ from visualbert_core.models import METADATA_FILE, Model, ReadsPixels, ReadsRegio
 from visualbert_core.schema import Example
 
 
+def check_contract(model: Model[Any], config: EvaluateConfig) -> None:
+    """Raise CheckpointError where a model from outside this package does not say its name or its protocol."""
+    for member in ("name", "protocol"):
+        if not isinstance(getattr(model, member, None), str):
+            raise CheckpointError(
+                f"{config.model}: {type(model).__name__}.{member} must be a string; see models/base.py"
+            )
+
+
 def check_form(model: Model[Any], form: type[Example], config: EvaluateConfig) -> None:
     """Raise CheckpointError where the model does not answer this form of example."""
     if form not in model.forms:
@@ -35,6 +44,11 @@ def check_visual(model: Model[Any], config: EvaluateConfig) -> None:
         raise CheckpointError(
             f"{config.model} reads pixels, but {config.features} is a feature store: name the corpus of images "
             "instead (--images; in a matrix, a corpus without a detector)"
+        )
+    if isinstance(model.reads, ReadsRegions) and config.visual == "none":
+        raise CheckpointError(
+            f"{config.model} reads region features, and there are none of a grey image: visual none is for models that "
+            "read pixels; use wrong-image"
         )
     if isinstance(model.reads, ReadsRegions) and config.features is None:
         raise CheckpointError(

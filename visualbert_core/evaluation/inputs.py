@@ -13,6 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
+
 from visualbert_core.config import EvaluateConfig
 from visualbert_core.corpus.images import DecodeError, fetch, identify, read_image
 from visualbert_core.corpus.listing import Corpus, list_images
@@ -28,6 +30,7 @@ Visual = Regions | Pixels
 Joined = tuple[Example, tuple[Any, ...]]
 """An example, and the regions or the pixels of its images in order."""
 
+GREY = 128  # the level of every pixel of the baseline without an image
 DECODERS = 4  # threads per shard
 BATCH_PIXELS = 1 << 26  # limit of one batch; a worker holds at most four such batches (800 MB), or four larger images
 _CHUNK = 256  # images whose bytes are in memory at a time, while they are identified
@@ -50,9 +53,8 @@ class Source(Protocol):
     def address(self) -> str:
         """Return where the source lies, for messages."""
 
-    @property
-    def reader(self) -> Callable[[], Reader]:
-        """Return the function that opens a reader. It can be sent to a worker."""
+    def reader(self, visual: str) -> Callable[[], Reader]:
+        """Return the function that opens a reader, which can be sent to a worker. `visual` is as in EvaluateConfig."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -90,7 +92,10 @@ class RegionSource:
         """Open the store. Raises StoreError where it is unfinished or damaged."""
         self.store = FeatureStore.open(folder)
         self.address = str(self.store.folder)
-        self.reader: Callable[[], Reader] = partial(RegionReader, folder)
+
+    def reader(self, visual: str) -> Callable[[], Reader]:
+        """Return the function that opens a reader of the store."""
+        return partial(RegionReader, self.store.folder)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -151,8 +156,11 @@ class ImageSource:
         """List the images of the corpus. Raises InputError where there is none."""
         self.images: Corpus = list_images(corpus)
         self.address = str(corpus)
-        self.reader: Callable[[], Reader] = PixelReader
         self._known: dict[str, tuple[str, tuple[int, int] | None]] = {}
+
+    def reader(self, visual: str) -> Callable[[], Reader]:
+        """Return the function that opens a reader of the images, or of grey images where `visual` is "none"."""
+        return partial(PixelReader, grey=visual == "none")
 
     def __contains__(self, image_id: object) -> bool:
         return image_id in self.images
@@ -189,8 +197,12 @@ class ImageSource:
 class PixelReader:
     """Decodes the images of a shard. All examples of an image in neighbouring batches share one decoded image.
 
-    Threads decode the images of the next batch while the model computes the current batch.
+    Threads decode the images of the next batch while the model computes the current batch. With `grey`, every image
+    that decodes becomes a grey image of its size.
     """
+
+    def __init__(self, grey: bool = False) -> None:
+        self.grey = grey
 
     def read(self, shard: ExampleShard, batch_size: int) -> Iterator[tuple[list[Joined], list[Failure]]]:
         """Yield batches as `Reader.read` declares. Memory holds the decoded images of at most two batches."""
@@ -206,7 +218,9 @@ class PixelReader:
             for number, batch in enumerate(cut):
                 near = list(dict.fromkeys(i for each in cut[number : number + 2] for _, ids in each for i in ids))
                 decoding = {
-                    i: decoding.get(i) or threads.submit(_decode, images[i], digests[i]) for i in near if i in images
+                    i: decoding.get(i) or threads.submit(_decode, images[i], digests[i], self.grey)
+                    for i in near
+                    if i in images
                 }
                 found = {i: decoding[i].result() for _, ids in batch for i in ids if i in decoding}
                 yield _join(batch, found)
@@ -246,13 +260,14 @@ def _join(batch: Sequence[Asked], found: Mapping[str, Pixels | Failure]) -> tupl
     return joined, failures
 
 
-def _decode(image: Image, digest: str | None) -> Pixels | Failure:
+def _decode(image: Image, digest: str | None, grey: bool) -> Pixels | Failure:
     try:
         rgb, found = read_image(image)
     except DecodeError as error:
         return Failure(image.image_id, "decode", type(error.__cause__ or error).__name__, str(error))
     if digest not in (None, found):
         raise InputError(f"image {image.image_id!r} has changed since the run began: run the same line again")
+    rgb = np.full_like(rgb, GREY) if grey else rgb
     rgb.setflags(write=False)  # all examples of an image share it
     return Pixels(image.image_id, rgb, found)
 

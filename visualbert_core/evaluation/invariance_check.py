@@ -23,7 +23,7 @@ from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import ShardFolder
 from visualbert_core.errors import CoverageError
 from visualbert_core.evaluation.batches import plan_examples, sample
-from visualbert_core.evaluation.fit import check_fit, check_form, check_visual
+from visualbert_core.evaluation.fit import check_contract, check_fit, check_form, check_visual
 from visualbert_core.evaluation.inputs import Joined, Source, open_source
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run_folder import run_folder
@@ -74,7 +74,8 @@ def check_invariance(
     Raises InputError for inputs that do not fit together, CoverageError where an example has no prediction.
     """
     task = open_task(config.task, config.annotations, config.split)
-    model = load(config.model, task.form, "cpu", config.precision)
+    model = load(config.model, task.form, "cpu", config.precision, config.answering)
+    check_contract(model, config)
     check_form(model, task.form, config)
     check_visual(model, config)
     source = open_source(config)
@@ -118,8 +119,9 @@ def _logits(
     The `scores` of a prediction are the logits, row by row; for a model without logits, they are the confidences.
     """
     shards, parts = plan_examples(asked, None, source.files, "invariance check", images), ShardFolder(folder)
-    inputs = (config.model, type(asked[0]), source.reader)
-    make_worker = partial(_LogitsWorker, *inputs, folder, config.batch_size, config.precision, load)
+    inputs = (config.model, type(asked[0]), source.reader(config.visual))
+    settings = (config.batch_size, config.precision, config.answering)
+    make_worker = partial(_LogitsWorker, *inputs, folder, *settings, load)
     with Pool(pool) as workers:
         workers.run(make_worker, shards, f"invariance check, batches of {config.batch_size}")
     parts.finish(shards, {"task": config.task})

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from visualbert_core.engine.shards import ShardFolder
-from visualbert_core.schema import PREDICTION_SCHEMA, SCHEMA_VERSION, Failure, Prediction
+from visualbert_core.schema import PREDICTION_SCHEMA, PREDICTION_VERSION, Failure, Generated, Prediction
 
 
 def encode(predictions: Sequence[Prediction]) -> bytes:
@@ -20,8 +21,10 @@ def encode(predictions: Sequence[Prediction]) -> bytes:
         "image_id": [p.image_id for p in predictions],
         "answer": [json.dumps(p.answer, separators=(",", ":")) for p in predictions],
         "scores": [list(p.scores) for p in predictions],
+        "generated": [[asdict(text) for text in p.generated] for p in predictions],
+        "input_cut": [p.input_cut for p in predictions],
     }
-    schema = PREDICTION_SCHEMA.with_metadata({"schema_version": str(SCHEMA_VERSION)})
+    schema = PREDICTION_SCHEMA.with_metadata({"schema_version": str(PREDICTION_VERSION)})
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns, schema), sink, compression="zstd", write_page_checksum=True)
     return bytes(sink.getvalue())
@@ -38,7 +41,9 @@ def read_predictions(folder: str | Path) -> tuple[list[Prediction], list[Failure
     for marker in shards.read_manifest(verify=True).shards:
         for row in pq.read_table(shards.part_path(marker.shard_id)).to_pylist():
             answer, scores = json.loads(row["answer"]), tuple(row["scores"])
-            predictions.append(Prediction(row["example_id"], row["image_id"], answer, scores))
+            generated = tuple(Generated(**text) for text in row["generated"])
+            example_id, image_id, cut = row["example_id"], row["image_id"], row["input_cut"]
+            predictions.append(Prediction(example_id, image_id, answer, scores, generated, cut))
         if marker.failures is not None:
             rows = pq.read_table(shards.failures_path(marker.shard_id)).to_pylist()
             failures += [Failure(**row) for row in rows]

@@ -7,16 +7,17 @@ ingredients is refused. `run_folder` describes the folder.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from visualbert_core.config import EvaluateConfig
+from visualbert_core.config import AnsweringConfig, EvaluateConfig
 from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import ShardFolder, publish
 from visualbert_core.errors import CheckpointError, CoverageError, InputError
 from visualbert_core.evaluation.batches import plan_examples, sample, wrong_images
-from visualbert_core.evaluation.fit import check_fit, check_form, check_visual
+from visualbert_core.evaluation.fit import check_contract, check_fit, check_form, check_visual
 from visualbert_core.evaluation.inputs import Source, open_source
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run_folder import Run, claim, encode_json, is_finished, read_run, run_folder, write_json
@@ -36,10 +37,12 @@ from visualbert_core.provenance import (
     outside_code,
     versions,
 )
-from visualbert_core.schema import SCHEMA_VERSION, Example, Prediction
+from visualbert_core.schema import PREDICTION_VERSION, Example, Prediction
 from visualbert_core.tasks import Task, open_task
 
 _LOG = logger(__name__)
+BASELINES = {"own": "", "wrong-image": " (wrong image)", "none": " (no image)"}
+"""What the examples are asked about → its name behind the name of a benchmark."""
 
 
 def evaluate(
@@ -57,7 +60,8 @@ def evaluate(
     """
     task = task or open_task(config.task, config.annotations, config.split)
     # The driver only asks the model what it reads and answers, and for its fingerprint. That needs no GPU.
-    model = load(config.model, task.form, "cpu", config.precision)
+    model = load(config.model, task.form, "cpu", config.precision, config.answering)
+    check_contract(model, config)
     check_form(model, task.form, config)
     check_visual(model, config)
     source = source or open_source(config)
@@ -69,7 +73,8 @@ def evaluate(
         _LOG.warning("%s: %s", config.model.name, warning)
     provenance = _provenance(config, task, model) | made_of
     folder = run_folder(config)
-    record = {"spec": _spec(config), "provenance": provenance, "status": "running", "warnings": warnings}
+    asking = {"network": model.name, "answering": model.protocol}
+    record = {"spec": _spec(config), **asking, "provenance": provenance, "status": "running", "warnings": warnings}
     claim(folder, record)
     if is_finished(folder):
         return read_run(folder)
@@ -78,9 +83,10 @@ def evaluate(
     donors = wrong_images(asked, source) if config.visual == "wrong-image" else None
     shards = plan_examples(asked, donors, source.files, digest_json(provenance), config.shard_size)
     predictions = ShardFolder(folder / "predictions")
-    inputs = (config.model, task.form, source.reader)
-    make_worker = partial(EvaluationWorker, *inputs, predictions.root, config.batch_size, config.precision, load)
-    label = f"{config.task} {config.split}" + (" (wrong image)" if donors is not None else "")
+    inputs = (config.model, task.form, source.reader(config.visual))
+    settings = (config.batch_size, config.precision, config.answering)
+    make_worker = partial(EvaluationWorker, *inputs, predictions.root, *settings, load)
+    label = f"{config.task} {config.split}{BASELINES[config.visual]}"
     pool.run(make_worker, predictions.pending(shards), label)
     predictions.finish(shards, {"task": config.task, "split": config.split})
     if some is not None:
@@ -96,6 +102,7 @@ def _spec(config: EvaluateConfig) -> dict[str, Any]:
         "split": config.split,
         "visual": config.visual,
         "allow_feature_space_mismatch": config.allow_feature_space_mismatch,
+        **_set(config.answering),
         "precision": config.precision,
         "batch_size": config.batch_size,
         "shard_size": config.shard_size,
@@ -104,10 +111,17 @@ def _spec(config: EvaluateConfig) -> dict[str, Any]:
     }
 
 
+def _set(answering: AnsweringConfig) -> dict[str, Any]:
+    """Return the fields that the user has set, as {"answering": …}; nothing where there is none."""
+    chosen = {each.name: getattr(answering, each.name) for each in fields(answering)}
+    chosen = {name: value for name, value in chosen.items() if value not in (None, False)}
+    return {"answering": chosen} if chosen else {}
+
+
 def _provenance(config: EvaluateConfig, task: Task, model: Model[Any]) -> dict[str, Any]:
     return {
         "spec": _spec(config),
-        "schema": SCHEMA_VERSION,
+        "schema": PREDICTION_VERSION,
         "annotations": digest_files(task.annotation_files()),
         "protocol": task.protocol,
         "model": _fingerprint(config, model),
@@ -159,7 +173,8 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
         raise InputError(f"{folder}: the predictions are complete, but {fault}")
     files, scores = ({} if submission is None else {task.submission_name: submission}), None
     if task.labelled:
-        origin = {"model": record["spec"]["model"], "visual": record["spec"]["visual"]}
+        origin = {key: record["spec"][key] for key in ("model", "visual")}
+        origin |= {key: record[key] for key in ("network", "answering")}
         answers = PredictionSet(folder, predictions, coverage, origin, tuple(record["warnings"]))
         units = list(task.score({p.example_id: p for p in predictions}))
         scores = score(task, answers, record["provenance"]["annotations"], units=units)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -42,7 +42,7 @@ class PredictionSet:
     predictions: list[Prediction]
     coverage: Coverage
     origin: Mapping[str, Any] = field(default_factory=dict)
-    """The keys that a run adds to the document: `model` and `visual`."""
+    """The keys that a run adds to the document: `model`, `visual`, `network` and `answering`."""
     warnings: tuple[str, ...] = ()
     """The warnings that stand with every score."""
 
@@ -110,6 +110,7 @@ def _from_run(task: Task, folder: Path, annotations_digest: str) -> PredictionSe
         spec, made_of, warnings = record["spec"], record["provenance"], record["warnings"]
         made_for = {"task": spec["task"], "split": spec["split"], "annotations": made_of["annotations"]}
         origin = {"model": spec["model"], "visual": spec["visual"]}
+        origin |= {key: record[key] for key in ("network", "answering")}
     except ConfigError as error:
         raise InputError(f"{folder} is not a run folder: {error}") from None
     except (LookupError, TypeError) as error:
@@ -176,6 +177,7 @@ def score(
         "n": left.expected,
         "partial": partial,
         **values,
+        **_written(by_id.values()),
         "coverage": answers.coverage.counts(),
         "warnings": warnings,
         "annotations_digest": annotations_digest,
@@ -193,6 +195,20 @@ def _scores(task: Task, predictions: Mapping[str, Prediction], units: Sequence[S
         "chance": task.chance(predictions),
         OFFICIAL if task.subset is None else OFFICIAL_FORM: task.official(scores),
         "breakdown": summary.breakdown,
+    }
+
+
+def _written(predictions: Collection[Prediction]) -> dict[str, Any]:
+    """Return how many generated texts held no answer or were cut, and how many examples the model read in part.
+
+    A key is absent where there is nothing to count.
+    """
+    texts = [text for row in predictions for text in row.generated]
+    unparsed, cut = sum(not text.parsed for text in texts), sum(text.cut for text in texts)
+    input_cut = sum(row.input_cut for row in predictions)
+    return {
+        **({"generated": {"texts": len(texts), "unparsed": unparsed, "cut": cut}} if texts else {}),
+        **({"input_cut": input_cut} if input_cut else {}),
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from visualbert_core.config import AnsweringConfig
 from visualbert_core.engine.shards import Marker, Part, ShardFolder
 from visualbert_core.engine.worker_process import halving_on_memory_error
 from visualbert_core.errors import CheckpointError
@@ -18,8 +19,8 @@ from visualbert_core.io.locations import Location
 from visualbert_core.models import NOT_FINITE, Model, load_model
 from visualbert_core.schema import Example, Failure, Grounding, MultipleChoice, Prediction, Statement
 
-LoadModel = Callable[[Path, type[Example], str | None, str], Model[Any]]
-"""A function of (folder, form of the examples, device, precision) that returns a model."""
+LoadModel = Callable[[Path, type[Example], str | None, str, AnsweringConfig], Model[Any]]
+"""A function of (folder, form of the examples, device, precision, answering) that returns a model."""
 
 
 class EvaluationWorker:
@@ -33,9 +34,10 @@ class EvaluationWorker:
         out: Location,
         batch_size: int,
         precision: str,
+        answering: AnsweringConfig,
         load: LoadModel = load_model,
     ) -> None:
-        self.model = load(model, form, None, precision)
+        self.model = load(model, form, None, precision, answering)
         self.reader = reader()
         self.folder = ShardFolder(out)
         self.batch_size = batch_size

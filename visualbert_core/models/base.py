@@ -7,15 +7,26 @@ what the model names. Nothing outside `models/` asks for the type of a model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from visualbert_core.config import AnsweringConfig
+from visualbert_core.errors import ConfigError
 from visualbert_core.schema import Example, Failure, Pixels, Prediction, Regions
 
 NOT_FINITE = "the model's scores hold NaN or infinity"
 """The message of the `Failure` that stands for an example whose scores are not finite."""
+
+
+def refuse_answering(folder: str | Path, answering: AnsweringConfig, *known: str) -> None:
+    """Raise ConfigError where `answering` sets a field that is not in `known`, as a model that writes no text does."""
+    for each in fields(answering):
+        if each.name not in known and getattr(answering, each.name) != each.default:
+            raise ConfigError(f"{folder}: {each.name}: this model has no such setting; leave it out")
+
 
 METADATA_FILE = "visualbert_core.json"
 """The file beside a checkpoint's weights that says what the other files cannot, such as the feature space."""
@@ -47,6 +58,12 @@ class Model(Protocol[Visual_contra]):
     reads: ReadsRegions | ReadsPixels
     forms: frozenset[type[Example]]
     """The forms of example that the model answers, such as `schema.Question`."""
+    name: str
+    """The name of the network as papers write it, such as "BLIP-2 ViT-g OPT-2.7B". Reports look for the published
+    numbers of this name."""
+    protocol: str
+    """How the model is asked and how its text becomes an answer, in one line: prompt, decoding, what is done to the
+    text. Reports print it under every score. Empty for a network whose head gives the answers."""
 
     def fingerprint(self) -> dict[str, Any]:
         """Return everything that changes a prediction, as JSON values: weights digest, class, recipe, precision.

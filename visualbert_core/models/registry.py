@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from visualbert_core.config import nearest
+from visualbert_core.config import AnsweringConfig, nearest
 from visualbert_core.errors import CheckpointError
 from visualbert_core.io.documents import brief, read_json
 from visualbert_core.models.base import Model
@@ -19,8 +19,8 @@ from visualbert_core.schema import Example
 CONFIG_FILE = "config.json"
 
 FAMILIES = {"visual_bert": "visualbert_core.models.visualbert.predictor:VisualBertPredictor"}
-"""`model_type` → module:class. The class opens a folder with `from_pretrained(folder, form, device, precision)`. A
-family is imported on first use."""
+"""`model_type` → module:class. The class opens a folder with the arguments of `load_model`, as its classmethod
+`from_pretrained`. A family is imported on first use."""
 
 ENTRY_POINTS = "visualbert_core.models"
 """The entry-point group with which an installed package adds a family: `model_type = "module:class"`. Entry points
@@ -28,12 +28,17 @@ reach every process of a job, including workers on other machines. A call in the
 
 
 def load_model(
-    folder: str | Path, form: type[Example], device: str | None = None, precision: str = "float32"
+    folder: str | Path,
+    form: type[Example],
+    device: str | None = None,
+    precision: str = "float32",
+    answering: AnsweringConfig = AnsweringConfig(),  # noqa: B008, frozen
 ) -> Model[Any]:
     """Open a checkpoint folder to answer examples of one form, such as `schema.Question`.
 
-    `device` defaults to CUDA if a GPU is present. `precision` is float32 or bfloat16. Raises CheckpointError if the
-    folder is incomplete or its network does not answer this form. Raises ConfigError for an unknown precision.
+    `device` defaults to CUDA if a GPU is present. `precision` is float32, bfloat16 or float16. `answering` is for
+    models that write text. Raises CheckpointError if the folder is incomplete or its network does not answer this form.
+    Raises ConfigError for a precision or an answering that the model does not know.
     """
     family = _family(Path(folder))
     module, _, name = family.partition(":")
@@ -41,7 +46,7 @@ def load_model(
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:  # ValueError: an empty name of a module
         raise CheckpointError(f"{folder}: its model is {family}, which cannot be imported: {error}") from None
-    model: Model[Any] = found.from_pretrained(folder, form, device, precision)
+    model: Model[Any] = found.from_pretrained(folder, form, device, precision, answering)
     return model
 
 

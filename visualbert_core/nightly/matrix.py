@@ -336,7 +336,7 @@ def _note(title: str, error: Exception, codes: list[int]) -> str:
 
 
 def _evaluate_config(
-    config: NightlyConfig, cell: CellConfig, store: FeatureStore | None, visual: Literal["own", "wrong-image"]
+    config: NightlyConfig, cell: CellConfig, store: FeatureStore | None, visual: Literal["own", "wrong-image", "none"]
 ) -> EvaluateConfig:
     return EvaluateConfig(
         task=cell.task,
@@ -350,6 +350,7 @@ def _evaluate_config(
         allow_feature_space_mismatch=cell.allow_feature_space_mismatch,
         feature_space=cell.feature_space,
         precision=cell.precision,
+        answering=cell.answering,
         batch_size=cell.batch_size,
         shard_size=cell.shard_size,
         limit=config.limit,

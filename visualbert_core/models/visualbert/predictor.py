@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from visualbert_core.config import AnsweringConfig
 from visualbert_core.errors import CheckpointError, ConfigError
 from visualbert_core.float32 import whole_float32
 from visualbert_core.io.documents import brief
-from visualbert_core.models.base import NOT_FINITE, ReadsRegions
+from visualbert_core.models.base import NOT_FINITE, ReadsRegions, refuse_answering
 from visualbert_core.models.visualbert.checkpoint.files import weights_digest
 from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
@@ -67,6 +68,9 @@ NETWORKS: dict[type[Example], type[Pretrained]] = {
 class VisualBertPredictor:
     """Answers examples of one form. Threads may share it: one batch computes while other threads prepare theirs."""
 
+    name = "VisualBERT"
+    protocol = ""
+
     def __init__(self, folder: Path, form: type[Example], device: torch.device, precision: str) -> None:
         """Open a folder. Callers use `from_pretrained`, which checks the arguments first."""
         sidecar = CheckpointMetadata.from_folder(folder)
@@ -102,7 +106,12 @@ class VisualBertPredictor:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, form: type[Example], device: str | None = None, precision: str = "float32"
+        cls,
+        folder: str | Path,
+        form: type[Example],
+        device: str | None = None,
+        precision: str = "float32",
+        answering: AnsweringConfig = AnsweringConfig(),  # noqa: B008, frozen
     ) -> VisualBertPredictor:
         """Open a checkpoint folder for one form of example on `device` (default: CUDA if a GPU is present).
 
@@ -115,6 +124,7 @@ class VisualBertPredictor:
             )
         if precision not in PRECISIONS:
             raise ConfigError(f"unknown precision {precision!r}: VisualBERT computes in {' or '.join(PRECISIONS)}")
+        refuse_answering(folder, answering)
         if not Path(folder).is_dir():
             raise CheckpointError(f"{folder}: no such checkpoint folder")
         on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
