@@ -148,10 +148,11 @@ def _is_text(node: Any) -> bool:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of each library that can change a number, or "absent" if not installed."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+    return {"python": platform.python_version()} | {name: installed_version(name) for name in _PACKAGES}
 
 
-def _version(name: str) -> str:
+def installed_version(name: str) -> str:
+    """Return the version of an installed library, or "absent"."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -18,7 +18,10 @@ from visualbert_core.schema import Example
 
 CONFIG_FILE = "config.json"
 
-FAMILIES = {"visual_bert": "visualbert_core.models.visualbert.predictor:VisualBertPredictor"}
+FAMILIES = {
+    "vilt": "visualbert_core.models.vilt.predictor:ViltPredictor",
+    "visual_bert": "visualbert_core.models.visualbert.predictor:VisualBertPredictor",
+}
 """`model_type` → module:class. The class opens a folder with the arguments of `load_model`, as its classmethod
 `from_pretrained`. A family is imported on first use."""
 

@@ -1,0 +1,103 @@
+"""Opens checkpoint folders that Hugging Face transformers reads, without running code that a folder holds.
+
+transformers is an extra of this package. Some of its defaults would change an answer silently: it computes in the
+number format of the file, and it makes up weights that a folder lacks (seen in 5.23). Here the format is always named,
+and a folder without a weight is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from visualbert_core.errors import CheckpointError, ConfigError, first_line
+from visualbert_core.io.documents import read_json
+from visualbert_core.provenance import digest_file, installed_version
+
+T = TypeVar("T")
+CONFIG_FILE = "config.json"
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LIBRARIES = ("transformers", "tokenizers", "torchvision", "pillow")
+"""The libraries that prepare text and images."""
+_READ = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin")
+"""Endings of the files that transformers may read."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the `config.json` of a folder.
+
+    Raise CheckpointError if the folder wants its own code to be run, and if transformers is not installed.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise CheckpointError(
+            f"{folder}: Hugging Face transformers runs this model and is not installed: pip install "
+            "'visualbert-core[transformers]'"
+        ) from None
+    logs: Any = transformers.logging
+    logs.set_verbosity_error()  # its INFO messages hold whole configurations
+    logs.disable_progress_bar()
+    config = read_json(folder / CONFIG_FILE, CheckpointError)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / CONFIG_FILE}: must be a JSON object")
+    if "auto_map" in config:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE}: auto_map: this checkpoint needs code from its folder to be run, which is never "
+            "done: name a checkpoint of a model type that transformers has"
+        )
+    return config
+
+
+def number_format(precision: str) -> torch.dtype:
+    """Return the dtype of a precision. Raise ConfigError where there is none of this name."""
+    if precision not in PRECISIONS:
+        raise ConfigError(f"unknown precision {precision!r}: transformers computes in {', '.join(PRECISIONS)}")
+    return PRECISIONS[precision]
+
+
+def opened(folder: Path, what: str, read: Callable[[], T]) -> T:
+    """Return what `read` reads of a folder. Raise CheckpointError, with `what` it is, where transformers raises."""
+    try:
+        return read()
+    except CheckpointError:
+        raise
+    except Exception as error:  # noqa: BLE001  (its loaders raise errors of many libraries without a common base)
+        raise CheckpointError(
+            f"{folder}: {what} cannot be read ({type(error).__name__}: {first_line(error)})"
+        ) from None
+
+
+def load_network(kind: Any, folder: Path, precision: str, device: torch.device, **settings: Any) -> Any:
+    """Return a network of the class `kind` with the weights of a folder, in evaluation mode.
+
+    Raise CheckpointError where the folder lacks a weight of the network, or holds one of another shape.
+    """
+    dtype = number_format(precision)
+
+    def read() -> Any:
+        network, found = kind.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True, **settings
+        )
+        lacking = sorted(found["missing_keys"]) + sorted(str(each[0]) for each in found["mismatched_keys"])
+        if lacking:
+            more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+            raise CheckpointError(
+                f"{folder}: the weights lack {', '.join(lacking[:3])}{more}: it is not a checkpoint of {kind.__name__}"
+            )
+        return network
+
+    network = opened(folder, "the network", read)
+    return network.eval().requires_grad_(False).to(device)
+
+
+def folder_fingerprint(folder: Path) -> dict[str, Any]:
+    """Return the digests of all files that transformers may read, and the versions of the libraries that read them."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in _READ and path.is_file())
+    return {
+        "files": {path.name: digest_file(path) for path in files},
+        "libraries": {name: installed_version(name) for name in LIBRARIES},
+    }
