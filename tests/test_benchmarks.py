@@ -35,6 +35,14 @@ def test_throughput_compares_equal_logits() -> None:
     assert len(re.findall(r"^transformers", printed, re.MULTILINE)) == 3 * 2
 
 
+def test_vilt_compares_equal_logits() -> None:
+    """ViLT gives transformers' logits in float32 for images of one size and of several, shown with one layer."""
+    printed = run_within("vilt_throughput.py", "--layers", "1", "--images", "1", "--rounds", "1")
+    differences = re.findall(r"^\w+ sizes? .*× +(\S+)$", printed, re.MULTILINE)
+    assert len(differences) == 2
+    assert all(float(difference) < relative(SHALLOW) * 4 for difference in differences)
+
+
 def test_feature_store_compares_equal_features() -> None:
     """Each installed container returns the features that were written, and has a row in the table."""
     printed = run("feature_store.py", "--images", "3", "--rounds", "1", "--cold", "1")

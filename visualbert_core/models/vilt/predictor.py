@@ -179,8 +179,8 @@ class ViltPredictor:
 
     def _embedded(self, image: Pixels) -> Tensor | str:
         """Return the embedded image [1 + patches, hidden], or why the image processor refuses the image."""
-        try:
-            prepared = self._image_processor(image.rgb, return_tensors="np", input_data_format="channels_last")
+        try:  # with a copy, because torch warns of arrays that cannot be written
+            prepared = self._image_processor(image.rgb.copy(), return_tensors="np", input_data_format="channels_last")
         except ValueError as error:
             # It rounds the sides down to whole patches. One side of an image of 20:1 becomes 0.
             return f"{image.width}×{image.height} pixels are too thin for ViLT ({error})"
