@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from visualbert_core.errors import AnnotationError, ConfigError, InputError, VisualBertCoreError
 from visualbert_core.schema import Phrase, Prediction
 from visualbert_core.tasks import judge, summarize
-from visualbert_core.tasks.flickr30k_entities import RECALLS, Flickr30kEntitiesTask
+from visualbert_core.tasks.flickr30k_entities import RECALLS, UNRANKED, Flickr30kEntitiesTask
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "flickr_protocols.json").read_text())
 
@@ -190,9 +190,25 @@ def test_raw_coordinates(task: Flickr30kEntitiesTask) -> None:
 
 def test_phrase_without_candidates_is_a_miss(task: Flickr30kEntitiesTask) -> None:
     """An empty ranking is wrong at every k, and its chance is 0."""
-    predictions = predict([[], [[50, 50, 90, 90]]])
+    predictions = predict([[], [[50, 50, 90, 90], [50, 50, 90, 90]]])
     assert summarize(judge(task, predictions)).metrics["upper_bound"].value == 50.0
     assert task.chance({"77/1": predictions[0]})["recall@1"] == 50.0
+
+
+def test_one_box_a_phrase_is_no_ranking(task: Flickr30kEntitiesTask) -> None:
+    """Predictions with at most one box for each phrase get recall@1 and pointing only, with the reason, and no chance.
+    A second box brings the other metrics back and leaves recall@1 as it was."""
+    wrong, right = [0.0, 60.0, 5.0, 70.0], [50.0, 50.0, 90.0, 90.0]
+    one, two = predict([[right], []]), predict([[right, wrong], []])
+    alone, ranked = (summarize(judge(task, rows)).metrics for rows in (one, two))
+    assert list(alone) == ["recall@1", "pointing"]
+    assert list(ranked) == [*RECALLS, "pointing"]
+    assert all(alone[metric].value == ranked[metric].value == 50.0 for metric in alone)
+    assert (task.chance({"77/1": one[0]}), task.in_pixels(one, None)[1]) == ({}, [UNRANKED])
+    assert task.in_pixels(two, None)[1] == []
+    assert {key.partition("_")[0] for key in task.official(judge(task, one))} == {"Recall@1"}
+    plummer = Flickr30kEntitiesTask(task.folder, task.split, "plummer")
+    assert plummer.official(judge(plummer, one)) == {"Accuracy": 0.0}  # its gold box is around both
 
 
 def test_chance_is_a_random_order_of_the_candidates(task: Flickr30kEntitiesTask) -> None:
@@ -289,11 +305,14 @@ def test_best_and_worst_bound_every_answer(made_up: Path, tmp_path: Path) -> Non
         rows = task.read_submission(saved(tmp_path / "p.json", GOLDEN["predictions"]))
         lists = [task.best, None, task.worst]
         best, real, worst = (
-            [score.value for score in judge(task, rows if answer is None else answered(task, answer))]
+            {(s.unit_id, s.metric): s.value for s in judge(task, rows if answer is None else answered(task, answer))}
             for answer in lists
         )
-        assert all(high >= value >= low for high, value, low in zip(best, real, worst, strict=True))
-        assert (set(best), set(worst)) == ({1.0}, {0.0})
+        # Neither the best nor the worst answer has a second box, so the metrics of a ranking have no bound.
+        assert {metric for _, metric in real.keys() - best.keys()} == {"recall@5", "recall@10", "upper_bound"}
+        assert best.keys() == worst.keys()
+        assert all(best[unit] >= real[unit] >= worst[unit] for unit in best)
+        assert (set(best.values()), set(worst.values())) == ({1.0}, {0.0})
 
 
 def answered(task: Flickr30kEntitiesTask, answer: Any) -> list[Prediction]:

@@ -18,13 +18,16 @@ does not say how it counts. Shifting jittered gold boxes by one pixel moved reca
 0.2 to 0.3 points.
 
 One metric is not official: `pointing` asks whether the centre of the top-1 box is inside a gold box of the protocol.
+
+A model that writes a box gives at most one candidate for each phrase. Its recall at 5 and 10 and its upper bound would
+repeat recall@1, as if there were a ranking. So they have no value, and neither has chance.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -49,13 +52,17 @@ PHRASES = {"test": 14_481, "val": 14_433, "train": 427_226}
 for test and val."""
 RECALLS: dict[str, int | None] = {"recall@1": 1, "recall@5": 5, "recall@10": 10, "upper_bound": None}
 """Metric → the number of candidates that it looks at; None means all of them."""
+UNRANKED = (
+    "no phrase has a second box, so there is no ranking: recall@5, recall@10, upper_bound and chance are not given"
+)
+"""The warning for predictions with at most one box for each phrase."""
 
 
 class Flickr30kEntitiesTask(Task):
     """Represents one split of Flickr30K Entities.
 
     An answer holds, for each phrase, *all* candidate boxes of the image, best first. It must hold all of them, because
-    `upper_bound` and `chance` measure the candidates.
+    `upper_bound` and `chance` measure the candidates. A model that writes its boxes gives one, or none.
 
     A phrase without candidates is a miss; MDETR's evaluator asserts that there are candidates. An inverted box is a
     miss, and so is a box without area.
@@ -120,13 +127,14 @@ class Flickr30kEntitiesTask(Task):
     def score(self, predictions: Mapping[str, Prediction]) -> Iterator[Score]:
         """Yield recall@1, recall@5, recall@10, upper_bound and pointing of every phrase.
 
-        The unit is "<example_id>/<phrase index>". Raises InputError where an answer does not hold one list of finite
-        boxes for each phrase.
+        Yield only recall@1 and pointing where no phrase has a second box. The unit is "<example_id>/<phrase index>".
+        Raises InputError where an answer does not hold one list of finite boxes for each phrase.
         """
+        recalls = RECALLS if _ranks(predictions.values()) else {self.headline: 1}
         for example_id, item in self._items.items():
             for index, (ranked, gold) in enumerate(self._phrases(predictions[example_id], item)):
                 overlap = overlaps(ranked, gold, self._inclusive)
-                values = {metric: recall(overlap, k) for metric, k in RECALLS.items()}
+                values = {metric: recall(overlap, k) for metric, k in recalls.items()}
                 values["pointing"] = float(points(ranked[:1], gold).any())
                 groups = {"phrase type": item.mentions[index].types}
                 sure = predictions[example_id].scores
@@ -140,8 +148,11 @@ class Flickr30kEntitiesTask(Task):
     def chance(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
         """Return the expected scores of the same candidates in random order.
 
-        The upper bound does not depend on the order, so it has no chance.
+        The upper bound does not depend on the order, so it has no chance. No metric has a chance where no phrase has a
+        second box.
         """
+        if not _ranks(predictions.values()):
+            return {}
         totals: defaultdict[str, float] = defaultdict(float)
         count = 0
         for example_id, item in self._items.items():
@@ -166,7 +177,7 @@ class Flickr30kEntitiesTask(Task):
         """Return what MDETR's `FlickrEvaluator` returns: fractions under "Recall@1_all", …, "Upper_bound_<category>".
 
         Under plummer, return what pl-clc's `evalAllCuesFlickr30K` prints: "Accuracy" and "Upper Bound" with six
-        decimals.
+        decimals. Metrics without scores are left out.
         """
         printed: dict[str, float] = {}
         for metric, k in RECALLS.items():
@@ -180,7 +191,7 @@ class Flickr30kEntitiesTask(Task):
         if self.protocol_key != "plummer":
             return printed
         names = {"Accuracy": "Recall@1_all", "Upper Bound": "Upper_bound_all"}
-        return {name: float(f"{printed[key]:f}") for name, key in names.items()}
+        return {name: float(f"{printed[key]:f}") for name, key in names.items() if key in printed}
 
     def submission(self, predictions: Mapping[str, Prediction]) -> bytes:
         """Return a file in MDETR's form, one caption per line, in the order of the split. No server takes this file.
@@ -219,7 +230,7 @@ class Flickr30kEntitiesTask(Task):
     def in_pixels(
         self, predictions: Sequence[Prediction], convention: str | None, believe: bool = False
     ) -> tuple[list[Prediction], list[str]]:
-        """Return the predictions with boxes in pixels, and warnings about boxes that can only miss.
+        """Return the predictions with boxes in pixels, and warnings about boxes that can only miss or have no ranking.
 
         The boxes are read by `convention`; None means undeclared. Raises InputError where the boxes look like another
         convention. With `believe`, boxes that are undeclared or declared as pixels ("xyxy") give a warning instead.
@@ -236,6 +247,7 @@ class Flickr30kEntitiesTask(Task):
             if not believe or convention not in (None, "xyxy"):
                 raise
             said = [f"read as left, top, right, bottom in pixels nevertheless: {error}"]
+        said += [] if _ranks(prediction for prediction, _ in known) else [UNRANKED]
         if convention in (None, "xyxy"):
             return list(predictions), said
         return [self._converted(prediction, convention) for prediction in predictions], said
@@ -259,6 +271,12 @@ class Flickr30kEntitiesTask(Task):
         """Yield, for each phrase, its ranked candidates [N, 4] and its gold boxes [M, 4]."""
         where = f"prediction of {prediction.example_id}"
         return zip(ranked_boxes(prediction.answer, len(item.boxes), where), self._gold(item), strict=True)
+
+
+def _ranks(predictions: Iterable[Prediction]) -> bool:
+    """Return whether some phrase has two boxes or more. Answers of a wrong form have no ranking."""
+    answers = (p.answer for p in predictions if isinstance(p.answer, (list, tuple)))
+    return any(isinstance(boxes, (list, tuple)) and len(boxes) > 1 for answer in answers for boxes in answer)
 
 
 def _area(box: Sequence[float]) -> float:
