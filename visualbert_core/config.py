@@ -154,6 +154,9 @@ class AnsweringConfig:
     """`generate`: the model writes text. `likelihood`: the likeliest of the given answers counts."""
     normalise: Literal["sum", "mean"] | None = None
     """The likelihood of an answer: the sum or the mean over its tokens."""
+    people: Literal["named", "drawn"] | None = None
+    """How VCR says who is meant: `named` gives people neutral names; `drawn` also draws the boxes of the objects on the
+    image, in colours that the prompt tells. The boxes lie in NAME.json beside NAME.jpg, as VCR ships them."""
     post: Literal["raw", "first-line"] | None = None
     """What becomes of a generated text: `raw` keeps it, `first-line` keeps its first line. Blanks at the ends go."""
     beams: int | None = None

@@ -87,6 +87,7 @@ class Pixels:
     image_id: str
     rgb: np.ndarray  # uint8 [H, W, 3]
     image_digest: str  # xxh3-128 of the file's bytes
+    boxes: np.ndarray | None = None  # float32 [R, 4] xyxy; None where the model asks for none (`ReadsPixels.boxes`)
 
     @property
     def width(self) -> int:

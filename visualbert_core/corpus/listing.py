@@ -93,6 +93,17 @@ class Corpus(Mapping[str, Image]):
         """Return whether every image is a link to nothing."""
         return all(place.where.trouble == LEADS_NOWHERE for place in self._places)
 
+    def with_boxes(self) -> Self:
+        """Return the same images with the paths of the JSON files beside them.
+
+        Raise InputError where an image is not a file on a disk.
+        """
+        boxed = copy(self)
+        boxed._boxes = "beside"
+        for place in self._places:
+            _with_boxes(boxed._image("", place.first))
+        return boxed
+
     def first(self, count: int | None) -> Self:
         """Return a corpus of the first `count` images, or of all images for None."""
         some = copy(self)

@@ -10,20 +10,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from visualbert_core.config import EvaluateConfig
-from visualbert_core.corpus.images import DecodeError, fetch, identify, read_image
+from visualbert_core.corpus.images import DecodeError, fetch, identify, read_boxes, read_image
 from visualbert_core.corpus.listing import Corpus, list_images
 from visualbert_core.errors import InputError
 from visualbert_core.evaluation.batches import Asked, ExampleShard, ImageFile, batches
 from visualbert_core.features.importers.hdf5 import NO_SIZES
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.io.locations import Location
-from visualbert_core.provenance import digest_json
+from visualbert_core.models import Model, ReadsPixels
+from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import Example, Failure, Image, Pixels, Regions
 
 Visual = Regions | Pixels
@@ -77,12 +80,18 @@ class Source(Protocol):
         """Return the image files that a shard carries for its reader; none for a store, which the reader opens."""
 
 
-def open_source(config: EvaluateConfig) -> Source:
-    """Open the store or the corpus that the configuration names. Whether the model reads it is `fit.check_visual`'s."""
+def open_source(config: EvaluateConfig, model: Model[Any], opened: Source | None = None) -> Source:
+    """Open the store or the corpus that the configuration names, with the boxes that the model asks for.
+
+    Whether the model reads it is `fit.check_visual`'s. `opened` is the source where the caller has opened it. A
+    baseline has no boxes: those of an image say something about it, and are not true of its replacement.
+    """
     if config.features is not None:
-        return RegionSource(config.features)
+        return opened or RegionSource(config.features)
     assert config.images is not None  # the configuration names one of them
-    return ImageSource(config.images)
+    source = opened or ImageSource(config.images)
+    boxed = isinstance(model.reads, ReadsPixels) and model.reads.boxes == "beside" and config.visual == "own"
+    return source.with_boxes() if boxed and isinstance(source, ImageSource) else source
 
 
 class RegionSource:
@@ -157,6 +166,16 @@ class ImageSource:
         self.images: Corpus = list_images(corpus)
         self.address = str(corpus)
         self._known: dict[str, tuple[str, tuple[int, int] | None]] = {}
+        self._boxed = False
+
+    def with_boxes(self) -> ImageSource:
+        """Return the same images, which also give the boxes in the JSON files beside them.
+
+        Raises InputError where an image is not a file on a disk.
+        """
+        boxed = copy(self)
+        boxed.images, boxed._boxed = self.images.with_boxes(), True
+        return boxed
 
     def reader(self, visual: str) -> Callable[[], Reader]:
         """Return the function that opens a reader of the images, or of grey images where `visual` is "none"."""
@@ -169,10 +188,10 @@ class ImageSource:
         return len(self.images)
 
     def identify(self, examples: Iterable[Example]) -> dict[str, Any]:
-        """Return the number and the digest of the images of these examples. Raises OSError for an unreachable image.
+        """Return the number and the digest of the images of these examples, and of their boxes where they are read.
 
         This reads the bytes of every image once, before the first answer. The content of the images, not their names,
-        decides whether a run is finished, resumed or refused.
+        decides whether a run is finished, resumed or refused. Raises OSError for an unreachable image.
         """
         wanted = sorted({i for example in examples for i in example.image_ids if i in self.images})
         unknown = [image_id for image_id in wanted if image_id not in self._known]
@@ -181,7 +200,8 @@ class ImageSource:
                 chunk = fetch([self.images[image_id] for image_id in unknown[start : start + _CHUNK]])
                 self._known |= zip((i.image_id for i in chunk), threads.map(_identified, chunk), strict=True)
         digests = [[image_id, self._known[image_id][0]] for image_id in wanted]
-        return {"images": {"count": len(wanted), "digest": digest_json(digests)}}
+        boxes = {"boxes": digest_json([_boxes_digest(self.images[i]) for i in wanted])} if self._boxed else {}
+        return {"images": {"count": len(wanted), "digest": digest_json(digests), **boxes}}
 
     def sizes(self, image_ids: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         """Return image id → (width, height), from the headers of the images that have been identified."""
@@ -263,13 +283,21 @@ def _join(batch: Sequence[Asked], found: Mapping[str, Pixels | Failure]) -> tupl
 def _decode(image: Image, digest: str | None, grey: bool) -> Pixels | Failure:
     try:
         rgb, found = read_image(image)
+        boxes = None if image.boxes_path is None else read_boxes(image.boxes_path)
     except DecodeError as error:
         return Failure(image.image_id, "decode", type(error.__cause__ or error).__name__, str(error))
     if digest not in (None, found):
         raise InputError(f"image {image.image_id!r} has changed since the run began: run the same line again")
     rgb = np.full_like(rgb, GREY) if grey else rgb
     rgb.setflags(write=False)  # all examples of an image share it
-    return Pixels(image.image_id, rgb, found)
+    return Pixels(image.image_id, rgb, found, boxes)
+
+
+def _boxes_digest(image: Image) -> str | None:
+    """Return the digest of the JSON file beside an image; None where there is no file, which `_decode` says later."""
+    assert image.boxes_path is not None
+    path = Path(image.boxes_path)
+    return digest_file(path) if path.is_file() else None
 
 
 def _identified(image: Image) -> tuple[str, tuple[int, int] | None]:

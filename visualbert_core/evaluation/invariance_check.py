@@ -78,7 +78,7 @@ def check_invariance(
     check_contract(model, config)
     check_form(model, task.form, config)
     check_visual(model, config)
-    source = open_source(config)
+    source = open_source(config, model)
     check_fit(model, source, config)
     asked = sample(task.examples(), source, examples)
     source.identify(asked)

@@ -64,7 +64,7 @@ def evaluate(
     check_contract(model, config)
     check_form(model, task.form, config)
     check_visual(model, config)
-    source = source or open_source(config)
+    source = open_source(config, model, source)
     warnings = check_fit(model, source, config)
     some = None if config.limit is None else sample(task.examples(), source, config.limit)
     made_of = source.identify(task.examples() if some is None else some)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -47,6 +47,10 @@ class ReadsRegions:
 @dataclass(frozen=True)
 class ReadsPixels:
     """A model that reads the images themselves (`schema.Pixels`)."""
+
+    boxes: Literal["none", "beside"] = "none"
+    """`beside`: the model also needs the boxes in NAME.json beside NAME.jpg, as VCR ships them. Row 0 is the whole
+    image. Images of a baseline come without boxes."""
 
 
 Visual_contra = TypeVar("Visual_contra", bound=Regions | Pixels, contravariant=True)

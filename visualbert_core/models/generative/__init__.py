@@ -1,0 +1,1 @@
+"""Generative vision-language models: what they are asked, and how their texts and likelihoods become answers."""

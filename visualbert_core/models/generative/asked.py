@@ -1,0 +1,34 @@
+"""What a generative model is asked about one example, and what it gives back.
+
+The file of each form of example makes `Asked` and reads `Outcome`. These files know no network, so they run without
+torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A prompt about some images. With continuations, the model scores each of them; without, it writes a text."""
+
+    prompt: str
+    images: tuple[np.ndarray, ...]  # uint8 [H, W, 3], RGB
+    continuations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the model gave for one `Asked`: a text, or the log-likelihood of each continuation."""
+
+    text: str = ""
+    """The text without the prompt. Tokens that mark places, such as <loc0012>, are in it."""
+    cut: bool = False
+    """Whether the text ended at the limit of its length and not by itself."""
+    log_likelihoods: tuple[float, ...] = ()
+    """For each continuation, the sum of the log-likelihoods of its tokens."""
+    tokens: tuple[int, ...] = ()
+    """For each continuation, the number of its tokens."""
