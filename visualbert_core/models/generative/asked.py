@@ -7,6 +7,7 @@ torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -32,3 +33,16 @@ class Outcome:
     """For each continuation, the sum of the log-likelihoods of its tokens."""
     tokens: tuple[int, ...] = ()
     """For each continuation, the number of its tokens."""
+
+    def probabilities(self, normalise: Literal["sum", "mean"]) -> tuple[float, ...]:
+        """Return the probability of each continuation among all of them, from the sum or the mean over its tokens.
+
+        The values are float32, as predictions keep them, so that an answer and the stored numbers agree.
+        """
+        if not self.log_likelihoods:
+            return ()
+        values = np.array(self.log_likelihoods)
+        if normalise == "mean":
+            values = values / np.maximum(self.tokens, 1)
+        odds = np.exp(values - values.max())
+        return tuple((odds / odds.sum()).astype(np.float32).tolist())

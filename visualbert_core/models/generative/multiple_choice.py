@@ -18,7 +18,6 @@ would tell where people were. The text stays the same, so that the score shows w
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ import numpy as np
 
 from visualbert_core.errors import InputError
 from visualbert_core.models.generative.asked import Asked, Outcome
+from visualbert_core.models.generative.sentences import sentence
 from visualbert_core.schema import Generated, MultipleChoice, Pixels, Token
 
 PERSON = "person"
@@ -54,9 +54,6 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 """The colours of boxes, people first. Where an item mentions more objects, the others have no box."""
 OPACITY = 0.15  # of the fill, as in MERLOT
 LINE = 7 / 800  # MERLOT's line of 7 pixels as a part of the shorter side, which is about 800 in VCR
-
-_NO_SPACE_BEFORE = re.compile(r" +([.,?!;:]|n't\b|['’](?:s|t|re|m|ll|ve|d)\b)")
-_SPLIT_CLITIC = re.compile(r" +(['’]) +(s|t|re|m|ll|ve|d)\b")  # VCR splits some of them twice: Casey ' s
 
 
 @dataclass(frozen=True)
@@ -93,14 +90,9 @@ def read(
 ) -> tuple[int, tuple[float, ...], tuple[Generated, ...]]:
     """Return the index of the likeliest choice, a probability for each choice, and no text.
 
-    The lowest index wins a tie. The probabilities are float32, as predictions keep them, so that the answer and the
-    leaderboard's file agree.
+    The lowest index wins a tie.
     """
-    values = np.array(outcomes[0].log_likelihoods)
-    if settings.normalise == "mean":
-        values = values / np.maximum(outcomes[0].tokens, 1)
-    odds = np.exp(values - values.max())
-    scores = tuple((odds / odds.sum()).astype(np.float32).tolist())
+    scores = outcomes[0].probabilities(settings.normalise)
     return max(range(len(scores)), key=scores.__getitem__), scores, ()
 
 
@@ -138,9 +130,9 @@ def _legend(names: Mapping[int, str], colours: Mapping[int, str]) -> Iterator[st
 
 
 def _sentence(tokens: Iterable[Token], names: Mapping[int, str]) -> str:
-    """Return a text with names in place of object tags, and without the spaces that VCR puts around its tokens."""
+    """Return a text with names in place of object tags."""
     words = (token if isinstance(token, str) else _listed(names[index] for index in token) for token in tokens)
-    return _NO_SPACE_BEFORE.sub(r"\1", _SPLIT_CLITIC.sub(r"\1\2", " ".join(words)))
+    return sentence(words)
 
 
 def _listed(words: Iterable[str]) -> str:
