@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
+from conftest import SmallNight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visualbert_core.config import AnsweringConfig, EvaluateConfig, PoolConfig, SyntheticConfig
 from visualbert_core.engine.pool import Pool
-from visualbert_core.errors import ConfigError, InputError
+from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
+from visualbert_core.evaluation import inputs
 from visualbert_core.evaluation.run import evaluate
+from visualbert_core.evaluation.run_folder import Run
+from visualbert_core.features.store import FeatureStore
+from visualbert_core.metrics.recall import overlaps
 from visualbert_core.models import ReadsPixels
 from visualbert_core.models.generative import grounding
 from visualbert_core.models.generative.asked import Outcome
@@ -381,3 +387,86 @@ def test_recall_at_1_of_written_boxes(flickr: Path, tmp_path: Path, name: str) -
     assert run.scores["chance"] == {}
     assert 0 < written["unparsed"] < written["texts"] == run.scores["units"]["recall@1"]
     assert run.scores["scores"]["recall@1"] == pytest.approx(100 * (1 - written["unparsed"] / written["texts"]))
+
+
+class Pointer(Writer):
+    """Stands in for a network that scores regions: the likelihood of a region is its overlap with the gold boxes."""
+
+    reads = ReadsPixels(boxes="store")
+    name = "Pointer"
+    shown: list[tuple[str, Pixels]]
+
+    def _answer(self, example: Example, pictures: tuple[Pixels, ...]) -> Prediction:
+        assert isinstance(example, Grounding)
+        assert pictures[0].boxes is not None
+        self.shown.append((example.image_ids[0], pictures[0]))
+        asked = grounding.ask(example, pictures, self.own)
+        assert {len(each.continuations) for each in asked} == {len(pictures[0].boxes)}
+        outcomes = []
+        for gold in self.gold[example.example_id]:
+            known = overlaps(pictures[0].boxes.astype(float), np.array(gold), False)
+            sums = tuple(known.reshape(len(pictures[0].boxes), -1).max(axis=1).tolist())
+            outcomes.append(Outcome(log_likelihoods=sums, tokens=(1,) * len(sums)))
+        answer, scores, generated = grounding.read(example, pictures, outcomes, self.own)
+        return Prediction(example.example_id, example.image_ids[0], answer, scores, generated)
+
+
+def pointed(small_night: SmallNight, out: Path, **changes: Any) -> tuple[Run, Pointer]:
+    """Evaluate the stand-in over the images and the store of the small night."""
+    world = small_night.out / "synthetic" / "flickr30k"
+    (store,) = (small_night.out / "features").glob("flickr*/*")
+    task = open_task("flickr30k_entities", world, "val")
+    model = Pointer(asking("paligemma", by="likelihood"), {name: task.gold(name) for name in task.expected()})
+    model.shown = []
+    places = {"annotations": world, "images": world / "images", "features": store, "model": out / "model", "out": out}
+    config = EvaluateConfig(**{"task": "flickr30k_entities", "split": "val"} | places | changes)
+    with Pool(PoolConfig(inline=True)) as pool:
+        return evaluate(config, pool, lambda *_: model), model
+
+
+def test_regions_of_a_store_are_ranked(small_night: SmallNight, tmp_path: Path) -> None:
+    """A model that scores the regions of a store gets every metric. One that knows the right region has recall@1 equal
+    to the upper bound, and the provenance names images and features."""
+    run, model = pointed(small_night, tmp_path)
+    assert run.scores is not None
+    scores = run.scores["scores"]
+    assert list(scores) == ["recall@1", "recall@5", "recall@10", "upper_bound", "pointing"]
+    assert scores["recall@1"] == scores["upper_bound"] > run.scores["chance"]["recall@1"] > 0
+    assert run.scores["warnings"] == []
+    assert {"images", "features"} <= run.record["provenance"].keys()
+    (store,) = (small_night.out / "features").glob("flickr*/*")
+    regions = FeatureStore.open(store)
+    assert all(np.array_equal(shown.boxes, regions.fetch(shown.image_id).boxes) for _, shown in model.shown)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("visual", ["wrong-image", "none"])
+def test_regions_are_those_of_the_shown_image(small_night: SmallNight, tmp_path: Path, visual: str) -> None:
+    """With a wrong image, the regions are those of the wrong image. With a grey one, they are those of the example's:
+    the score then shows what text and boxes answer."""
+    _, model = pointed(small_night, tmp_path, visual=visual)
+    (store,) = (small_night.out / "features").glob("flickr*/*")
+    regions = FeatureStore.open(store)
+    for own, shown in model.shown:
+        assert (own == shown.image_id) == (visual == "none")
+        assert np.array_equal(shown.boxes, regions.fetch(shown.image_id).boxes)  # type: ignore[arg-type]
+        assert (shown.rgb == inputs.GREY).all() == (visual == "none")
+
+
+def test_regions_need_a_store_of_the_same_images(
+    small_night: SmallNight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a store, with a store of other images, or with one whose images have another size, there is one line."""
+    with pytest.raises(CheckpointError, match="chooses among the regions of a feature store: name the store beside"):
+        pointed(small_night, tmp_path, features=None)
+    (other,) = (small_night.out / "features").glob("vqa*/*")
+    with pytest.raises(CoverageError, match="the store has no regions of it"):
+        pointed(small_night, tmp_path / "other", features=other)
+    decode = inputs._decode
+
+    def halved(*given: Any) -> Any:
+        found = decode(*given)
+        return replace(found, rgb=found.rgb[::2, ::2])
+
+    monkeypatch.setattr(inputs, "_decode", halved)
+    with pytest.raises(InputError, match=r"has 1\d\d × 1\d\d pixels, but 2\d\d × 2\d\d in .*: name the images that"):
+        pointed(small_night, tmp_path / "halved")

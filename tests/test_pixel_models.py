@@ -188,9 +188,12 @@ def test_naming_what_the_model_does_not_read(nights: Nights, small_night: SmallN
     weights = Path(__file__).parents[1] / "visualbert_core" / "synthetic" / "weights" / "visualbert-vqa"
     with pytest.raises(CheckpointError, match=r"reads region features, .* is a corpus of images.*--features"):
         evaluated(vqa_config(nights, tmp_path, model=weights))
-    for both in ({"features": store}, {"images": None}):
-        with pytest.raises(ConfigError, match="give either features"):
-            vqa_config(nights, tmp_path, **both)
+    with pytest.raises(CheckpointError, match="reads pixels only: leave out features"):
+        evaluated(vqa_config(nights, tmp_path, features=store))
+    with pytest.raises(CheckpointError, match="reads region features only: leave out images"):
+        evaluated(vqa_config(nights, tmp_path, features=store, model=weights))
+    with pytest.raises(ConfigError, match="give either features"):
+        vqa_config(nights, tmp_path, images=None)
 
 
 def test_one_matrix_mixes_regions_and_pixels(nights: Nights, tmp_path: Path) -> None:

@@ -192,7 +192,8 @@ class EvaluateConfig:
     out: Path
     """Folder of all runs. The folder of this run is OUT/MODEL__TASK__SPLIT."""
     features: Location | None = None
-    """Feature store, for a model that reads regions: a folder with a manifest.json, or its s3:// address."""
+    """Feature store, for a model that reads regions, or reads pixels and chooses among regions: a folder with a
+    manifest.json, or its s3:// address."""
     images: Location | None = None
     """Corpus, for a model that reads pixels: a folder, a pattern, a list of files, a .tar, tables, or an s3:// address
     (see `corpus`)."""
@@ -216,7 +217,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
-        if (self.features is None) == (self.images is None):
+        if self.features is None and self.images is None:
             raise ConfigError("give either features (a store) or images (a corpus), whichever the model reads")
         check_range(self, 1, None, "batch_size", "shard_size", "limit")
 

@@ -34,8 +34,8 @@ def check_form(model: Model[Any], form: type[Example], config: EvaluateConfig) -
 
 
 def check_visual(model: Model[Any], config: EvaluateConfig) -> None:
-    """Raise CheckpointError where the configuration names a store and the model reads pixels, or the reverse, and where
-    the model does not say what it reads."""
+    """Raise CheckpointError where the configuration does not name exactly what the model reads: a store, a corpus of
+    images, or both; and where the model does not say what it reads."""
     if not isinstance(model.reads, ReadsRegions | ReadsPixels):
         raise CheckpointError(
             f"{config.model}: its `reads` must be a ReadsRegions(…) or a ReadsPixels(), got {model.reads!r}"
@@ -55,6 +55,15 @@ def check_visual(model: Model[Any], config: EvaluateConfig) -> None:
             f"{config.model} reads region features, but {config.images} is a corpus of images: name a feature store "
             "instead (--features; in a matrix, a corpus with a detector)"
         )
+    chooses = isinstance(model.reads, ReadsPixels) and model.reads.boxes == "store"
+    if chooses and config.features is None:
+        raise CheckpointError(
+            f"{config.model} chooses among the regions of a feature store: name the store beside the images "
+            "(--features)"
+        )
+    if not chooses and config.features is not None and config.images is not None:
+        read, other = ("pixels", "features") if isinstance(model.reads, ReadsPixels) else ("region features", "images")
+        raise CheckpointError(f"{config.model} reads {read} only: leave out {other}")
 
 
 def check_fit(model: Model[Any], source: Source, config: EvaluateConfig) -> list[str]:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,15 +84,19 @@ class Source(Protocol):
 def open_source(config: EvaluateConfig, model: Model[Any], opened: Source | None = None) -> Source:
     """Open the store or the corpus that the configuration names, with the boxes that the model asks for.
 
-    Whether the model reads it is `fit.check_visual`'s. `opened` is the source where the caller has opened it. A
-    baseline has no boxes: those of an image say something about it, and are not true of its replacement.
+    Whether the model reads it is `fit.check_visual`'s. `opened` is the source where the caller has opened it.
     """
-    if config.features is not None:
+    if config.images is None:
+        assert config.features is not None  # the configuration names one of them
         return opened or RegionSource(config.features)
-    assert config.images is not None  # the configuration names one of them
     source = opened or ImageSource(config.images)
-    boxed = isinstance(model.reads, ReadsPixels) and model.reads.boxes == "beside" and config.visual == "own"
-    return source.with_boxes() if boxed and isinstance(source, ImageSource) else source
+    if not isinstance(source, ImageSource) or not isinstance(model.reads, ReadsPixels):
+        return source
+    if model.reads.boxes == "store" and config.features is not None:
+        return source.with_regions(FeatureStore.open(config.features))
+    # Boxes beside an image are those of its example. They are not true of a replacement, and would tell where things
+    # are, so a baseline has none.
+    return source.with_boxes() if model.reads.boxes == "beside" and config.visual == "own" else source
 
 
 class RegionSource:
@@ -109,7 +114,7 @@ class RegionSource:
     @property
     def notes(self) -> tuple[str, ...]:
         """Return a warning where the features were imported without the sizes of their images."""
-        if NO_SIZES not in self.store.fingerprint.get("notes", ()):
+        if not _lacks_sizes(self.store):
             return ()
         return ("features imported without the sizes of the images: not compared with the sizes in the annotations",)
 
@@ -121,7 +126,7 @@ class RegionSource:
 
     def identify(self, examples: Iterable[Example]) -> dict[str, Any]:
         """Return the store's fingerprint and the digest of its manifest."""
-        return {"features": {"detector": self.store.fingerprint, "manifest": self.store.manifest_digest()}}
+        return _identity(self.store)
 
     def sizes(self, image_ids: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         """Return image id → (width, height) of the images whose size the store knows."""
@@ -167,6 +172,13 @@ class ImageSource:
         self.address = str(corpus)
         self._known: dict[str, tuple[str, tuple[int, int] | None]] = {}
         self._boxed = False
+        self._store: FeatureStore | None = None
+
+    def with_regions(self, store: FeatureStore) -> ImageSource:
+        """Return the images that the store has too. Each comes with the boxes of its regions."""
+        chosen = copy(self)
+        chosen._store = store
+        return chosen
 
     def with_boxes(self) -> ImageSource:
         """Return the same images, which also give the boxes in the JSON files beside them.
@@ -179,10 +191,10 @@ class ImageSource:
 
     def reader(self, visual: str) -> Callable[[], Reader]:
         """Return the function that opens a reader of the images, or of grey images where `visual` is "none"."""
-        return partial(PixelReader, grey=visual == "none")
+        return partial(PixelReader, visual == "none", None if self._store is None else self._store.folder)
 
     def __contains__(self, image_id: object) -> bool:
-        return image_id in self.images
+        return image_id in self.images and (self._store is None or image_id in self._store)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -201,7 +213,8 @@ class ImageSource:
                 self._known |= zip((i.image_id for i in chunk), threads.map(_identified, chunk), strict=True)
         digests = [[image_id, self._known[image_id][0]] for image_id in wanted]
         boxes = {"boxes": digest_json([_boxes_digest(self.images[i]) for i in wanted])} if self._boxed else {}
-        return {"images": {"count": len(wanted), "digest": digest_json(digests), **boxes}}
+        found = {"images": {"count": len(wanted), "digest": digest_json(digests), **boxes}}
+        return found if self._store is None else found | _identity(self._store)
 
     def sizes(self, image_ids: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         """Return image id → (width, height), from the headers of the images that have been identified."""
@@ -218,11 +231,13 @@ class PixelReader:
     """Decodes the images of a shard. All examples of an image in neighbouring batches share one decoded image.
 
     Threads decode the images of the next batch while the model computes the current batch. With `grey`, every image
-    that decodes becomes a grey image of its size.
+    that decodes becomes a grey image of its size. With `regions`, a feature store, every image has the boxes of its
+    regions.
     """
 
-    def __init__(self, grey: bool = False) -> None:
+    def __init__(self, grey: bool = False, regions: Location | None = None) -> None:
         self.grey = grey
+        self.store = None if regions is None else FeatureStore.open(regions)
 
     def read(self, shard: ExampleShard, batch_size: int) -> Iterator[tuple[list[Joined], list[Failure]]]:
         """Yield batches as `Reader.read` declares. Memory holds the decoded images of at most two batches."""
@@ -243,7 +258,7 @@ class PixelReader:
                     if i in images
                 }
                 found = {i: decoding[i].result() for _, ids in batch for i in ids if i in decoding}
-                yield _join(batch, found)
+                yield _join(batch, found if self.store is None else _with_regions(found, self.store))
 
 
 def _bounded(batch: Sequence[Asked], pixels: Mapping[str, int]) -> Iterator[list[Asked]]:
@@ -291,6 +306,39 @@ def _decode(image: Image, digest: str | None, grey: bool) -> Pixels | Failure:
     rgb = np.full_like(rgb, GREY) if grey else rgb
     rgb.setflags(write=False)  # all examples of an image share it
     return Pixels(image.image_id, rgb, found, boxes)
+
+
+def _with_regions(found: Mapping[str, Pixels | Failure], store: FeatureStore) -> dict[str, Pixels | Failure]:
+    """Give the images the boxes of their regions. An image that the store lacks becomes a failure.
+
+    Raises InputError where the store has an image of another size, whose boxes would be wrong.
+    """
+    there = [image_id for image_id in found if image_id in store]
+    regions = dict(zip(there, store.fetch_many(there), strict=True))
+    joined: dict[str, Pixels | Failure] = {}
+    for image_id, pixels in found.items():
+        if isinstance(pixels, Failure):
+            joined[image_id] = pixels
+        elif image_id not in regions:
+            joined[image_id] = Failure(image_id, "features", "NoFeatures", "the store has no regions of it")
+        else:
+            seen, known = (pixels.width, pixels.height), (regions[image_id].width, regions[image_id].height)
+            if seen != known and not _lacks_sizes(store):
+                raise InputError(
+                    f"image {image_id!r} has {seen[0]} × {seen[1]} pixels, but {known[0]} × {known[1]} in "
+                    f"{store.folder}: name the images that its features were extracted from"
+                )
+            joined[image_id] = replace(pixels, boxes=regions[image_id].boxes)
+    return joined
+
+
+def _identity(store: FeatureStore) -> dict[str, Any]:
+    return {"features": {"detector": store.fingerprint, "manifest": store.manifest_digest()}}
+
+
+def _lacks_sizes(store: FeatureStore) -> bool:
+    """Return whether the features were imported without the sizes of their images."""
+    return NO_SIZES in store.fingerprint.get("notes", ())
 
 
 def _boxes_digest(image: Image) -> str | None:

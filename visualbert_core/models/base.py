@@ -48,9 +48,10 @@ class ReadsRegions:
 class ReadsPixels:
     """A model that reads the images themselves (`schema.Pixels`)."""
 
-    boxes: Literal["none", "beside"] = "none"
-    """`beside`: the model also needs the boxes in NAME.json beside NAME.jpg, as VCR ships them. Row 0 is the whole
-    image. Images of a baseline come without boxes."""
+    boxes: Literal["none", "beside", "store"] = "none"
+    """The boxes that the model needs with each image. `beside`: those in NAME.json beside NAME.jpg, as VCR ships them;
+    row 0 is the whole image; images of a baseline come without them. `store`: the regions that a feature store has of
+    the image that is shown."""
 
 
 Visual_contra = TypeVar("Visual_contra", bound=Regions | Pixels, contravariant=True)

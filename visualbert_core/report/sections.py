@@ -270,7 +270,7 @@ def command(cell: ReportCell, run: Run) -> str:
 def _read(cell: ReportCell, run: Run) -> dict[str, str]:
     """Return the flag for what the model read: a feature store or a corpus of images."""
     if "images" in run.record["provenance"]:
-        return {"images": "IMAGES"}
+        return {"images": "IMAGES"} | ({"features": "FEATURES"} if "features" in run.record["provenance"] else {})
     return {"features": cell.places.hide(str(cell.store.folder)) if cell.store else "FEATURES"}
 
 
