@@ -157,6 +157,8 @@ class AnsweringConfig:
     people: Literal["named", "drawn"] | None = None
     """How VCR says who is meant: `named` gives people neutral names; `drawn` also draws the boxes of the objects on the
     image, in colours that the prompt tells. The boxes lie in NAME.json beside NAME.jpg, as VCR ships them."""
+    pair: Literal["two", "stitched"] | None = None
+    """How NLVR2 shows its two images: `two` images in the prompt, or `stitched` into one picture."""
     box_format: Literal["qwen-vl", "qwen2.5-vl", "qwen3-vl", "paligemma", "florence-2", "kosmos-2"] | None = None
     """How the model writes a box. Default: as its family was trained."""
     post: Literal["raw", "first-line"] | None = None

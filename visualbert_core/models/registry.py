@@ -25,6 +25,9 @@ FAMILIES = {
 """`model_type` → module:class. The class opens a folder with the arguments of `load_model`, as its classmethod
 `from_pretrained`. A family is imported on first use."""
 
+GENERATIVE = "visualbert_core.models.generative.model:GenerativeModel"
+"""The family of every other model type of transformers' AutoModelForImageTextToText."""
+
 ENTRY_POINTS = "visualbert_core.models"
 """The entry-point group with which an installed package adds a family: `model_type = "module:class"`. Entry points
 reach every process of a job, including workers on other machines. A call in the main process would not."""
@@ -61,9 +64,23 @@ def _family(folder: Path) -> str:
     config = read_json(path, CheckpointError)
     found = config.get("model_type") if isinstance(config, dict) else None
     families = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)} | FAMILIES
-    if not isinstance(found, str) or found not in families:
-        hint = nearest(found, families) if isinstance(found, str) else f"; known: {', '.join(families)}"
-        raise CheckpointError(
-            f"{path}: model_type: no model of type {brief(found)}, here or in an entry point {ENTRY_POINTS!r}{hint}"
-        )
-    return families[found]
+    if isinstance(found, str) and found in families:
+        return families[found]
+    writers = _writers()
+    if found in writers:
+        return GENERATIVE
+    hint = nearest(found, [*families, *writers]) if isinstance(found, str) else f"; known: {', '.join(families)}"
+    raise CheckpointError(
+        f"{path}: model_type: no model of type {brief(found)}, here, in transformers' AutoModelForImageTextToText or in "
+        f"an entry point {ENTRY_POINTS!r}{hint}"
+    )
+
+
+def _writers() -> frozenset[str]:
+    """Return the model types that read images and write text, as the installed transformers knows them."""
+    try:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as names
+    except ImportError:
+        return frozenset()
+    # An encoder with a decoder has no prompt, so it answers no question.
+    return frozenset(names) - {"vision-encoder-decoder"}

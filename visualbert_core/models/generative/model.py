@@ -1,0 +1,214 @@
+"""A generative vision-language model behind the `Model` contract: any model type of transformers' Auto class.
+
+What is particular to a form of example lies in `question`, `statement`, `multiple_choice` and `grounding`. They make
+prompts and read what comes back, and know no network.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from visualbert_core.config import AnsweringConfig
+from visualbert_core.errors import CheckpointError, ConfigError
+from visualbert_core.models.base import NOT_FINITE, ReadsPixels
+from visualbert_core.models.generative import grounding, multiple_choice, question, statement
+from visualbert_core.models.generative.asked import Asked, Outcome
+from visualbert_core.models.generative.box_formats import Resize
+from visualbert_core.models.generative.inputs import Tensors
+from visualbert_core.models.generative.names import network_name
+from visualbert_core.models.generative.network import GenerativeNetwork
+from visualbert_core.models.generative.protocol import resolve
+from visualbert_core.models.transformers_folder import folder_fingerprint, number_format, read_config
+from visualbert_core.schema import Example, Failure, Grounding, MultipleChoice, Pixels, Prediction, Question, Statement
+
+FORMS = {Question: question, Statement: statement, MultipleChoice: multiple_choice, Grounding: grounding}
+BOX_FORMATS = {
+    "florence2": "florence-2",
+    "kosmos-2": "kosmos-2",
+    "paligemma": "paligemma",
+    "qwen2_5_vl": "qwen2.5-vl",
+    "qwen3_vl": "qwen3-vl",
+}
+"""`model_type` → the format of boxes that the family was trained to write."""
+SEVERAL_IMAGES = ("paligemma",)
+"""Model types without a chat template that read several images."""
+_GREY = np.full((64, 96, 3), 128, np.uint8)
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """Everything that is asked about one example."""
+
+    example: Example
+    pictures: tuple[Pixels, ...]
+    asked: list[Asked]
+    prompts: list[Tensors]
+
+
+class GenerativeModel:
+    """Answers examples of one form. Threads may share it."""
+
+    def __init__(
+        self, folder: Path, form: type[Example], device: torch.device, precision: str, answering: AnsweringConfig
+    ) -> None:
+        """Open a folder. Callers use `from_pretrained`, which checks the arguments first."""
+        config = read_config(folder)
+        self._network = GenerativeNetwork(folder, precision, device)
+        self._inputs = self._network.inputs
+        model_type = str(config["model_type"])
+        t5 = self._network.encoder_decoder
+        self._protocol = resolve(form, model_type, self._inputs.chat, t5, answering)
+        self._settings = self._form_settings(folder, form, model_type, answering)
+        self._form, self.forms = form, frozenset({form})
+        self._ask: Callable[..., list[Asked]] = FORMS[form].ask
+        self._read: Callable[..., Any] = FORMS[form].read
+        self.reads = ReadsPixels(_boxes(self._settings))
+        self.name = network_name(config)
+        self.protocol = str(self._protocol) if form is Question else self._settings.protocol
+        images = (_GREY,) * (2 if form is Statement and self._settings.pair == "two" else 1)
+        self._inputs.check_image(Asked(self._protocol.ask("what is this?"), images))
+        self._lock = threading.Lock()
+        self._fingerprint = {
+            "class": "GenerativeModel",
+            "precision": precision,
+            "protocol": self.protocol,
+            "decoding": self._protocol.decoding.settings(),
+            "special_tokens": self._network.special_tokens(),
+            "strict_length": answering.strict_length,
+            "padding": "right" if t5 else "left",
+            "image_processor": _image_processor(self._inputs.processor.image_processor),
+            **folder_fingerprint(folder),
+        }
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        form: type[Example],
+        device: str | None = None,
+        precision: str = "float32",
+        answering: AnsweringConfig = AnsweringConfig(),  # noqa: B008, frozen
+    ) -> GenerativeModel:
+        """Open a checkpoint folder for one form of example on `device` (default: CUDA if a GPU is present).
+
+        The weights are read at the first batch. `precision` is float32, bfloat16 or float16, whatever the weights were
+        saved in. Raise ConfigError for another precision, and for settings of `answering` that do not fit the form.
+        Raise CheckpointError if the folder is incomplete, wants its own code to be run, or shows no image.
+        """
+        number_format(precision)
+        if form not in FORMS:
+            known = ", ".join(each.__name__ for each in FORMS)
+            raise CheckpointError(f"{folder}: a generative model answers {known} and not {form.__name__}")
+        on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(Path(folder), form, on, precision, answering)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what changes a prediction: protocol, decoding, precision, every file of the folder, libraries."""
+        return dict(self._fingerprint)
+
+    def predict(self, batch: Sequence[tuple[Example, tuple[Pixels, ...]]]) -> list[Prediction | Failure]:
+        """Answer every example, in order. `schema.Prediction` describes the answer of each form.
+
+        A prompt that is longer than the positions of the network gives a `Failure`, and so do likelihoods that are not
+        finite.
+        """
+        failures: dict[str, Failure] = {}
+        askings = []
+        for example, pictures in batch:
+            asked = self._ask(example, pictures, self._settings)
+            asking = _Asking(example, pictures, asked, [self._inputs.one(each) for each in asked])
+            if too_long := self._too_long(asking):
+                failures[example.example_id] = Failure(example.example_id, "predict", "PromptTooLong", too_long)
+            else:
+                askings.append(asking)
+        with self._lock:
+            outcomes = iter(self._outcomes(askings))
+        found = {
+            asking.example.example_id: self._prediction(asking, [next(outcomes) for _ in asking.asked])
+            for asking in askings
+        }
+        return [failures.get(each.example_id) or found[each.example_id] for each, _ in batch]
+
+    def _outcomes(self, askings: Sequence[_Asking]) -> list[tuple[Outcome, float | None]]:
+        asked = [each for asking in askings for each in asking.asked]
+        prompts = [each for asking in askings for each in asking.prompts]
+        if not asked:
+            return []
+        if any(each.continuations for each in asked):
+            return [(outcome, None) for outcome in self._network.score(prompts, asked)]
+        return self._network.write(prompts, self._protocol.decoding)
+
+    def _prediction(self, asking: _Asking, outcomes: Sequence[tuple[Outcome, float | None]]) -> Prediction | Failure:
+        example = asking.example
+        texts = [outcome for outcome, _ in outcomes]
+        answer, scores, generated = self._read(example, asking.pictures, texts, self._settings)
+        sure = outcomes[0][1] if outcomes else None
+        if isinstance(example, Question) and sure is not None:
+            scores = (sure,)
+        likelihoods = [value for text in texts for value in text.log_likelihoods]
+        if not np.isfinite([*scores, *likelihoods]).all():
+            return Failure(example.example_id, "predict", "NotFinite", NOT_FINITE)
+        return Prediction(example.example_id, example.image_ids[0], answer, tuple(scores), generated)
+
+    def _too_long(self, asking: _Asking) -> str | None:
+        """Return why a prompt does not fit into the network. A cut prompt would lose its question, so none is cut."""
+        positions = self._network.positions
+        if positions is None:
+            return None
+        for asked, prompt in zip(asking.asked, asking.prompts, strict=True):
+            longest = max((len(self._inputs.continuation(prompt, text)) for text in asked.continuations), default=0)
+            length = prompt["input_ids"].shape[1] + (longest or self._protocol.decoding.max_new_tokens)
+            if length > positions:
+                return f"its prompt and answer have up to {length} tokens, and the network reads {positions}"
+        return None
+
+    def _form_settings(self, folder: Path, form: type[Example], model_type: str, answering: AnsweringConfig) -> Any:
+        """Return the settings of the form's file."""
+        protocol = self._protocol
+        if form is Question:
+            return protocol
+        if form is MultipleChoice:
+            return multiple_choice.Settings(protocol.prompt, protocol.normalise, answering.people or "named")
+        if form is Statement:
+            pair = answering.pair or "two"
+            if pair == "two" and not (self._inputs.chat or model_type in SEVERAL_IMAGES):
+                raise CheckpointError(
+                    f"{folder}: a {model_type} was trained on one image at a time, and a Statement has two: set pair "
+                    "stitched to show both in one picture"
+                )
+            return statement.Settings(protocol, pair)
+        style = answering.box_format or BOX_FORMATS.get(model_type)
+        if style is None:
+            raise ConfigError(
+                f"{folder}: how a {model_type} writes a box is not known here: name its format with box_format"
+            )
+        resize = _resize(self._inputs.processor.image_processor)
+        return grounding.Settings(style, answering.prompt, protocol.answer_by, protocol.normalise, resize)
+
+
+def _boxes(settings: Any) -> Any:
+    if isinstance(settings, multiple_choice.Settings) and settings.people == "drawn":
+        return "beside"
+    return "store" if isinstance(settings, grounding.Settings) and settings.by == "likelihood" else "none"
+
+
+def _resize(image_processor: Any) -> Resize | None:
+    """Return how an image processor of Qwen resizes; None for another image processor."""
+    patch, merged = (getattr(image_processor, name, None) for name in ("patch_size", "merge_size"))
+    size = getattr(image_processor, "size", None)
+    if not isinstance(patch, int) or not isinstance(merged, int) or size is None:
+        return None
+    return Resize(patch * merged, int(size["shortest_edge"]), int(size["longest_edge"]))
+
+
+def _image_processor(image_processor: Any) -> dict[str, Any]:
+    """Return the class and the sizes of an image processor. Its pixels differ between the backends of transformers."""
+    size = getattr(image_processor, "size", None)
+    return {"class": type(image_processor).__name__, "size": dict(size) if size is not None else None}

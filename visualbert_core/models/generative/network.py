@@ -1,0 +1,197 @@
+"""A generative vision-language model of transformers with two verbs: write a text, or score given texts.
+
+Every model type that AutoModelForImageTextToText knows can be opened. A folder's own generation settings never decide:
+its `generation_config.json` may hold sampling, a penalty or a ban on repetition, which transformers applies silently,
+and BLIP-2 takes those of its language model and not its own. Only the numbers of special tokens are taken from there.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visualbert_core.errors import CheckpointError
+from visualbert_core.float32 import whole_float32
+from visualbert_core.models.generative.asked import Asked, Outcome
+from visualbert_core.models.generative.inputs import Inputs, Tensors, passes
+from visualbert_core.models.generative.protocol import Decoding
+from visualbert_core.models.transformers_folder import load_network, opened
+
+IGNORED = -100
+_SPECIAL = ("bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_bos_token_id")
+
+
+class GenerativeNetwork:
+    """The configuration and the processor of a folder. The weights are read at the first batch.
+
+    A driver that only asks what a model is does not read 15 GB.
+    """
+
+    def __init__(self, folder: Path, precision: str, device: torch.device) -> None:
+        """Open a folder. Raise CheckpointError where its configuration or its processor cannot be read."""
+        from transformers import AutoConfig
+
+        read = AutoConfig.from_pretrained
+        self.config = opened(
+            folder, "config.json", lambda: read(folder, local_files_only=True, trust_remote_code=False)
+        )
+        text = self.config.get_text_config()
+        self.encoder_decoder = bool(text.is_encoder_decoder or self.config.is_encoder_decoder)
+        self.inputs = Inputs(folder, self.config, self.encoder_decoder)
+        self.positions: int | None = None if self.encoder_decoder else getattr(text, "max_position_embeddings", None)
+        self._folder, self._precision, self._device = folder, precision, device
+        self._loaded: Any = None
+
+    @torch.inference_mode()
+    def write(self, prompts: Sequence[Tensors], decoding: Decoding) -> list[tuple[Outcome, float | None]]:
+        """Return the text of each prompt, and its probability where the search is greedy."""
+        found: dict[int, tuple[Outcome, float | None]] = {}
+        for rows in passes(prompts):
+            batch = self._on_device(self.inputs.collated([prompts[row] for row in rows]))
+            found |= zip(rows, self._written(batch, decoding), strict=True)
+        return [found[row] for row in range(len(prompts))]
+
+    @torch.inference_mode()
+    def score(self, prompts: Sequence[Tensors], asked: Sequence[Asked]) -> list[Outcome]:
+        """Return the log-likelihood of each continuation of each prompt."""
+        rows: list[tuple[int, list[int]]] = []
+        for number, (prompt, each) in enumerate(zip(prompts, asked, strict=True)):
+            rows += [(number, self.inputs.continuation(prompt, text)) for text in each.continuations]
+        values = (self._translated if self.encoder_decoder else self._continued)(prompts, rows)
+        outcomes = []
+        for number, _ in enumerate(asked):
+            own = [(value, len(ids)) for value, (of, ids) in zip(values, rows, strict=True) if of == number]
+            sums, tokens = zip(*own, strict=True)
+            outcomes.append(Outcome(log_likelihoods=sums, tokens=tokens))
+        return outcomes
+
+    def special_tokens(self) -> dict[str, Any]:
+        """Return the numbers of the tokens that begin, end and pad a text, of the folder's generation settings.
+
+        A model may have several tokens that end a text. The tokenizer knows only one of them.
+        """
+        from transformers import GenerationConfig
+
+        path = self._folder / "generation_config.json"
+        held: Any = self.config.get_text_config()
+        if path.is_file():
+            held = opened(self._folder, path.name, lambda: GenerationConfig.from_pretrained(self._folder))
+        found = {name: getattr(held, name, None) for name in _SPECIAL}
+        ends = found["eos_token_id"] if isinstance(found["eos_token_id"], list) else [found["eos_token_id"]]
+        ends = sorted({end for end in (*ends, self.inputs.tokenizer.eos_token_id) if end is not None})
+        if self.encoder_decoder and found["decoder_start_token_id"] is None:
+            found["decoder_start_token_id"] = getattr(self.config.get_text_config(), "decoder_start_token_id", None)
+        if not ends:
+            raise CheckpointError(
+                f"{self._folder}: neither the tokenizer nor generation_config.json names an end token"
+            )
+        return found | {"eos_token_id": ends, "pad_token_id": self.inputs.pad}
+
+    @property
+    def _network(self) -> Any:
+        if self._loaded is None:
+            from transformers import AutoModelForImageTextToText
+
+            settings = {"trust_remote_code": False}
+            try:
+                self._loaded = load_network(
+                    AutoModelForImageTextToText, self._folder, self._precision, self._device, **settings
+                )
+            except torch.OutOfMemoryError:
+                raise CheckpointError(
+                    f"{self._folder}: the weights do not fit into the memory of {self._device} in {self._precision}: "
+                    "use bfloat16 or a larger device; one model takes one device"
+                ) from None
+        return self._loaded
+
+    def _on_device(self, batch: Tensors) -> Tensors:
+        dtype = self._network.dtype
+        return {
+            name: each.to(self._device, dtype if each.is_floating_point() else None) for name, each in batch.items()
+        }
+
+    def _written(self, batch: Tensors, decoding: Decoding) -> list[tuple[Outcome, float | None]]:
+        import transformers
+
+        special, new_settings = self.special_tokens(), transformers.GenerationConfig
+        settings: Any = new_settings(**special, **decoding.settings())  # type: ignore[no-untyped-call]
+        network = self._network
+        for module in network.modules():
+            if hasattr(module, "generation_config"):
+                module.generation_config = settings
+        surest = _Surest()
+        extra = {"logits_processor": transformers.LogitsProcessorList([surest])} if decoding.beams == 1 else {}
+        with whole_float32():
+            tokens = network.generate(**batch, generation_config=settings, **extra)
+        # The first token of an encoder-decoder's output is the start token.
+        start = 1 if self.encoder_decoder else batch["input_ids"].shape[1]
+        written = tokens[:, start:].tolist()
+        outcomes: list[tuple[Outcome, float | None]] = []
+        for row, ids in enumerate(written):
+            length = next((at for at, token in enumerate(ids) if token in special["eos_token_id"]), len(ids))
+            text = self.inputs.tokenizer.decode(ids[:length], skip_special_tokens=False)
+            ended = length < len(ids) or len(ids) < decoding.max_new_tokens
+            outcomes.append((Outcome(self._plain(text), cut=not ended), surest.probability(row, length + ended)))
+        return outcomes
+
+    def _plain(self, text: str) -> str:
+        """Return a text without the special tokens that mean nothing. Tokens that mark places stay."""
+        tokenizer = self.inputs.tokenizer
+        for token in {tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token} - {None}:
+            text = text.replace(token, "")
+        return text
+
+    def _continued(self, prompts: Sequence[Tensors], rows: Sequence[tuple[int, list[int]]]) -> list[float]:
+        extended = [self.inputs.extended(prompts[number], ids) for number, ids in rows]
+        found: dict[int, float] = {}
+        for group in passes(extended):
+            batch = self._on_device(self.inputs.collated([extended[row] for row in group]))
+            kept = max(len(rows[row][1]) for row in group) + 1
+            few = "logits_to_keep" in inspect.signature(self._network.forward).parameters
+            with whole_float32():
+                logits = self._network(**batch, **({"logits_to_keep": kept} if few else {})).logits
+            for row, values in zip(group, logits[:, -kept:].float(), strict=True):
+                ids = rows[row][1]
+                found[row] = _likelihood(values[-len(ids) - 1 : -1], ids)
+        return [found[row] for row in range(len(rows))]
+
+    def _translated(self, prompts: Sequence[Tensors], rows: Sequence[tuple[int, list[int]]]) -> list[float]:
+        found: dict[int, float] = {}
+        sources = [prompts[number] for number, _ in rows]
+        for group in passes(sources):
+            batch = self._on_device(self.inputs.collated([sources[row] for row in group]))
+            longest = max(len(rows[row][1]) for row in group)
+            padded = [rows[row][1] + [IGNORED] * (longest - len(rows[row][1])) for row in group]
+            with whole_float32():
+                logits = self._network(**batch, labels=torch.tensor(padded, device=self._device)).logits
+            for row, values in zip(group, logits.float(), strict=True):
+                found[row] = _likelihood(values[: len(rows[row][1])], rows[row][1])
+        return [found[row] for row in range(len(rows))]
+
+
+class _Surest:
+    """Keeps the log-probability of the likeliest token of each step, which is the token that a greedy search takes."""
+
+    def __init__(self) -> None:
+        self._steps: list[list[float]] = []
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        self._steps.append((scores.amax(-1) - scores.logsumexp(-1)).tolist())
+        return scores
+
+    def probability(self, row: int, length: int) -> float | None:
+        """Return the probability of the first `length` tokens of a row; None where the search was not greedy."""
+        if not self._steps:
+            return None
+        return float(torch.tensor([step[row] for step in self._steps[:length]], dtype=torch.float64).sum().exp())
+
+
+def _likelihood(logits: Tensor, ids: Sequence[int]) -> float:
+    """Return the log-likelihood of the tokens `ids`, of which each row of logits [tokens, vocabulary] gives one."""
+    chosen = logits.log_softmax(-1).gather(1, torch.tensor(ids, device=logits.device)[:, None])
+    return float(chosen.double().sum())
