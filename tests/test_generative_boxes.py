@@ -301,6 +301,18 @@ def test_pixels_of_a_resized_image_need_the_resize() -> None:
         Settings("qwen2.5-vl")
 
 
+def test_settings_of_the_user() -> None:
+    """A family has its own format unless the user names one, only Qwen2.5-VL's needs the resize, and an unknown family
+    is one line."""
+    assert grounding.settings_of(AnsweringConfig(), "paligemma", QWEN) == asking("paligemma")
+    assert grounding.settings_of(AnsweringConfig(), "qwen2_5_vl", QWEN) == asking("qwen2.5-vl")
+    chosen = AnsweringConfig(box_format="qwen3-vl", answer_by="likelihood", normalise="sum", prompt="{}?")
+    own = asking("qwen3-vl", by="likelihood", normalise="sum", prompt="{}?")
+    assert grounding.settings_of(chosen, "llava", None) == own
+    with pytest.raises(ConfigError, match=r"no box format is known for models of type llava: .* \(qwen-vl, qwen2.5-vl"):
+        grounding.settings_of(AnsweringConfig(), "llava", None)
+
+
 def test_regions_by_likelihood_are_a_ranking() -> None:
     """Every region is a continuation in the format of the family. The answer holds all regions of each phrase, the
     likeliest first: means −2, −1 and −3 give the order 1, 0, 2, and the probability 1 / (1 + e^−1 + e^−2)."""

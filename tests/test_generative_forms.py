@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from visualbert_core.config import EvaluateConfig, PoolConfig, SyntheticConfig
+from visualbert_core.config import AnsweringConfig, EvaluateConfig, PoolConfig, SyntheticConfig
 from visualbert_core.engine.pool import Pool
-from visualbert_core.errors import CoverageError, InputError
+from visualbert_core.errors import ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import Run
@@ -124,6 +124,15 @@ def test_protocol_says_how_choices_are_asked() -> None:
     """Prompt, normalisation and people are in the printed protocol."""
     assert NAMED.protocol == '"{}", choice-mean, people named'
     assert Settings("Q: {}", "sum", "drawn").protocol == '"Q: {}", choice-sum, people drawn'
+
+
+def test_settings_of_the_user() -> None:
+    """What the user does not set is "{}", the mean, and names. Written answers are refused in one line."""
+    assert multiple_choice.settings_of(AnsweringConfig()) == NAMED
+    chosen = AnsweringConfig(prompt="Q: {}", normalise="sum", people="drawn", answer_by="likelihood")
+    assert multiple_choice.settings_of(chosen) == Settings("Q: {}", "sum", "drawn")
+    with pytest.raises(ConfigError, match="answer_by generate: a written answer gives no score"):
+        multiple_choice.settings_of(AnsweringConfig(answer_by="generate"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

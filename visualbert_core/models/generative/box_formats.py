@@ -12,6 +12,8 @@ Sources: `eval_mm/evaluate_grounding.py` of github.com/QwenLM/Qwen-VL at 10cb904
 and Qwen3-VL; the PaliGemma configurations of github.com/google-research/big_vision; the processors of Florence-2 and
 Kosmos-2 in transformers, which the tests compare with.
 
+Qwen-VL's program writes at most 28 tokens, and the documentation of Florence-2 in transformers 1,024.
+
 A text is read strictly: the first box in it counts, and only if its numbers are in range and its sides are positive.
 Nothing is guessed from other text. Every text is read without an error.
 """
@@ -71,6 +73,8 @@ class BoxFormat:
     """Return the box for numbers."""
     text: str
     """The beginning of an answer, with a %-format for each number. {phrase} stands for the phrase."""
+    new_tokens: int
+    """The tokens after which a text is cut, where the user does not say: enough for the box and what surrounds it."""
     caption: bool = False
     """Whether one prompt asks for all phrases of a caption."""
     so_far: bool = False
@@ -164,6 +168,7 @@ FORMATS = {
         numbers=_scaled(999),
         box=_parts(999),
         text="(%d,%d),(%d,%d)",
+        new_tokens=28,
     ),
     "qwen2.5-vl": BoxFormat(
         prompt=_JSON_PROMPT,
@@ -172,6 +177,7 @@ FORMATS = {
         numbers=_to_pixels,
         box=_of_pixels,
         text='```json\n[\n\t{"bbox_2d": [%d, %d, %d, %d]',
+        new_tokens=128,
         resized=True,
     ),
     "qwen3-vl": BoxFormat(
@@ -182,6 +188,7 @@ FORMATS = {
         numbers=_scaled(1000),
         box=_parts(1000),
         text='```json\n[\n\t{"bbox_2d": [%d, %d, %d, %d]',
+        new_tokens=128,
     ),
     "paligemma": BoxFormat(
         prompt="detect {}",
@@ -190,6 +197,7 @@ FORMATS = {
         numbers=_to_paligemma,
         box=_of_paligemma,
         text="<loc%04d><loc%04d><loc%04d><loc%04d>",
+        new_tokens=32,
     ),
     "florence-2": BoxFormat(
         prompt="<CAPTION_TO_PHRASE_GROUNDING>{}",
@@ -198,6 +206,7 @@ FORMATS = {
         numbers=_to_florence,
         box=_of_florence,
         text="{phrase}<loc_%d><loc_%d><loc_%d><loc_%d>",
+        new_tokens=1024,
         caption=True,
     ),
     "kosmos-2": BoxFormat(
@@ -207,6 +216,7 @@ FORMATS = {
         numbers=_to_kosmos,
         box=_of_kosmos,
         text="<object><patch_index_%04d><patch_index_%04d></object>",
+        new_tokens=32,
         so_far=True,
     ),
 }

@@ -21,9 +21,10 @@ from typing import Literal
 
 import numpy as np
 
+from visualbert_core.config import AnsweringConfig
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.models.generative.asked import Asked, Outcome
-from visualbert_core.models.generative.box_formats import FORMATS, Box, BoxFormat, Resize, Size
+from visualbert_core.models.generative.box_formats import FAMILIES, FORMATS, Box, BoxFormat, Resize, Size
 from visualbert_core.models.generative.sentences import sentence
 from visualbert_core.schema import Generated, Grounding, Phrase, Pixels
 
@@ -62,6 +63,22 @@ class Settings:
         """Return the size of the image as the model sees it, where the format counts its pixels."""
         size = picture.width, picture.height
         return size if self.resize is None else self.resize.of(size)
+
+
+def settings_of(answering: AnsweringConfig, model_type: str, resize: Resize | None) -> Settings:
+    """Return the settings that the user has chosen, with the box format of the family as the default.
+
+    `resize` is None where the image processor does not resize as Qwen's do. Raise ConfigError where the family has no
+    format.
+    """
+    name = answering.box_format or FAMILIES.get(model_type)
+    if name is None:
+        raise ConfigError(
+            f"no box format is known for models of type {model_type}: name the one that it was trained with as "
+            f"box_format ({', '.join(FORMATS)})"
+        )
+    by, normalise = answering.answer_by or "generate", answering.normalise or "mean"
+    return Settings(name, answering.prompt, by, normalise, resize if FORMATS[name].resized else None)
 
 
 def ask(example: Grounding, pictures: Sequence[Pixels], settings: Settings) -> list[Asked]:

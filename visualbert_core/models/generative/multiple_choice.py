@@ -25,7 +25,8 @@ from typing import Literal
 
 import numpy as np
 
-from visualbert_core.errors import InputError
+from visualbert_core.config import AnsweringConfig
+from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.models.generative.asked import Asked, Outcome
 from visualbert_core.models.generative.sentences import sentence
 from visualbert_core.schema import Generated, MultipleChoice, Pixels, Token
@@ -68,6 +69,16 @@ class Settings:
     def protocol(self) -> str:
         """Return the settings as reports print them."""
         return f'"{self.prompt}", choice-{self.normalise}, people {self.people}'
+
+
+def settings_of(answering: AnsweringConfig) -> Settings:
+    """Return the settings that the user has chosen. Raise ConfigError where the answers shall be written."""
+    if answering.answer_by == "generate":
+        raise ConfigError(
+            "answer_by generate: a written answer gives no score for each of the four choices, which VCR's leaderboard "
+            "needs; leave it out"
+        )
+    return Settings(answering.prompt or "{}", answering.normalise or "mean", answering.people or "named")
 
 
 def ask(example: MultipleChoice, pictures: Sequence[Pixels], settings: Settings) -> list[Asked]:
