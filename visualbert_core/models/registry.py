@@ -71,16 +71,17 @@ def _family(folder: Path) -> str:
         return GENERATIVE
     hint = nearest(found, [*families, *writers]) if isinstance(found, str) else f"; known: {', '.join(families)}"
     raise CheckpointError(
-        f"{path}: model_type: no model of type {brief(found)}, here, in transformers' AutoModelForImageTextToText or in "
-        f"an entry point {ENTRY_POINTS!r}{hint}"
+        f"{path}: model_type: no model of type {brief(found)}, here, in AutoModelForImageTextToText of transformers "
+        f"or in an entry point {ENTRY_POINTS!r}{hint}"
     )
 
 
 def _writers() -> frozenset[str]:
     """Return the model types that read images and write text, as the installed transformers knows them."""
     try:
-        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as names
+        from transformers.models.auto import modeling_auto
     except ImportError:
         return frozenset()
+    names = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     # An encoder with a decoder has no prompt, so it answers no question.
     return frozenset(names) - {"vision-encoder-decoder"}

@@ -65,12 +65,13 @@ class Inputs:
 
         A prompt without image tokens gives answers that ignore the image, and no error.
         """
-        found = opened(self.folder, "a prompt with an image", lambda: self.one(asked))
+        what = "a prompt with an image" + ("" if self.chat else ", without a chat template (chat_template.jinja),")
+        found = opened(self.folder, what, lambda: self.one(asked))
         if self._image_token is None:
             return
         count, images = int((found["input_ids"] == self._image_token).sum()), len(asked.images)
         if count < images:
-            chat = "it has no chat template (chat_template.jinja)" if not self.chat else "its chat template has none"
+            chat = "its chat template has none" if self.chat else "it has no chat template (chat_template.jinja)"
             hint = "num_query_tokens is missing in its processor_config.json" if self._queries else chat
             raise CheckpointError(
                 f"{self.folder}: the processor puts {count} image tokens into a prompt of {images} images, so the "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,19 @@ import numpy as np
 import torch
 
 from visualbert_core.config import AnsweringConfig
-from visualbert_core.errors import CheckpointError, ConfigError
+from visualbert_core.errors import CheckpointError
 from visualbert_core.models.base import NOT_FINITE, ReadsPixels
 from visualbert_core.models.generative import grounding, multiple_choice, question, statement
 from visualbert_core.models.generative.asked import Asked, Outcome
-from visualbert_core.models.generative.box_formats import Resize
+from visualbert_core.models.generative.box_formats import FORMATS, Resize
 from visualbert_core.models.generative.inputs import Tensors
 from visualbert_core.models.generative.names import network_name
 from visualbert_core.models.generative.network import GenerativeNetwork
-from visualbert_core.models.generative.protocol import resolve
+from visualbert_core.models.generative.protocol import Decoding, Protocol, resolve
 from visualbert_core.models.transformers_folder import folder_fingerprint, number_format, read_config
 from visualbert_core.schema import Example, Failure, Grounding, MultipleChoice, Pixels, Prediction, Question, Statement
 
-FORMS = {Question: question, Statement: statement, MultipleChoice: multiple_choice, Grounding: grounding}
-BOX_FORMATS = {
-    "florence2": "florence-2",
-    "kosmos-2": "kosmos-2",
-    "paligemma": "paligemma",
-    "qwen2_5_vl": "qwen2.5-vl",
-    "qwen3_vl": "qwen3-vl",
-}
-"""`model_type` → the format of boxes that the family was trained to write."""
+FILES = {Question: question, Statement: statement, MultipleChoice: multiple_choice, Grounding: grounding}
 SEVERAL_IMAGES = ("paligemma",)
 """Model types without a chat template that read several images."""
 _GREY = np.full((64, 96, 3), 128, np.uint8)
@@ -66,12 +58,15 @@ class GenerativeModel:
         t5 = self._network.encoder_decoder
         self._protocol = resolve(form, model_type, self._inputs.chat, t5, answering)
         self._settings = self._form_settings(folder, form, model_type, answering)
+        self._decoding = _decoding(self._protocol, self._settings, answering)
         self._form, self.forms = form, frozenset({form})
-        self._ask: Callable[..., list[Asked]] = FORMS[form].ask
-        self._read: Callable[..., Any] = FORMS[form].read
+        self._ask: Callable[..., list[Asked]] = FILES[form].ask
+        self._read: Callable[..., Any] = FILES[form].read
         self.reads = ReadsPixels(_boxes(self._settings))
         self.name = network_name(config)
         self.protocol = str(self._protocol) if form is Question else self._settings.protocol
+        if isinstance(self._settings, grounding.Settings) and self._settings.by == "generate":
+            self.protocol += f", {self._decoding}"
         images = (_GREY,) * (2 if form is Statement and self._settings.pair == "two" else 1)
         self._inputs.check_image(Asked(self._protocol.ask("what is this?"), images))
         self._lock = threading.Lock()
@@ -79,7 +74,7 @@ class GenerativeModel:
             "class": "GenerativeModel",
             "precision": precision,
             "protocol": self.protocol,
-            "decoding": self._protocol.decoding.settings(),
+            "decoding": self._decoding.settings(),
             "special_tokens": self._network.special_tokens(),
             "strict_length": answering.strict_length,
             "padding": "right" if t5 else "left",
@@ -103,8 +98,8 @@ class GenerativeModel:
         Raise CheckpointError if the folder is incomplete, wants its own code to be run, or shows no image.
         """
         number_format(precision)
-        if form not in FORMS:
-            known = ", ".join(each.__name__ for each in FORMS)
+        if form not in FILES:
+            known = ", ".join(each.__name__ for each in FILES)
             raise CheckpointError(f"{folder}: a generative model answers {known} and not {form.__name__}")
         on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(Path(folder), form, on, precision, answering)
@@ -143,7 +138,7 @@ class GenerativeModel:
             return []
         if any(each.continuations for each in asked):
             return [(outcome, None) for outcome in self._network.score(prompts, asked)]
-        return self._network.write(prompts, self._protocol.decoding)
+        return self._network.write(prompts, self._decoding)
 
     def _prediction(self, asking: _Asking, outcomes: Sequence[tuple[Outcome, float | None]]) -> Prediction | Failure:
         example = asking.example
@@ -164,7 +159,7 @@ class GenerativeModel:
             return None
         for asked, prompt in zip(asking.asked, asking.prompts, strict=True):
             longest = max((len(self._inputs.continuation(prompt, text)) for text in asked.continuations), default=0)
-            length = prompt["input_ids"].shape[1] + (longest or self._protocol.decoding.max_new_tokens)
+            length = prompt["input_ids"].shape[1] + (longest or self._decoding.max_new_tokens)
             if length > positions:
                 return f"its prompt and answer have up to {length} tokens, and the network reads {positions}"
         return None
@@ -175,7 +170,7 @@ class GenerativeModel:
         if form is Question:
             return protocol
         if form is MultipleChoice:
-            return multiple_choice.Settings(protocol.prompt, protocol.normalise, answering.people or "named")
+            return multiple_choice.settings_of(answering)
         if form is Statement:
             pair = answering.pair or "two"
             if pair == "two" and not (self._inputs.chat or model_type in SEVERAL_IMAGES):
@@ -184,13 +179,15 @@ class GenerativeModel:
                     "stitched to show both in one picture"
                 )
             return statement.Settings(protocol, pair)
-        style = answering.box_format or BOX_FORMATS.get(model_type)
-        if style is None:
-            raise ConfigError(
-                f"{folder}: how a {model_type} writes a box is not known here: name its format with box_format"
-            )
         resize = _resize(self._inputs.processor.image_processor)
-        return grounding.Settings(style, answering.prompt, protocol.answer_by, protocol.normalise, resize)
+        return grounding.settings_of(answering, model_type, resize)
+
+
+def _decoding(protocol: Protocol, settings: Any, answering: AnsweringConfig) -> Decoding:
+    """Return how texts are written. A format of boxes needs as many tokens as its boxes are long."""
+    if isinstance(settings, grounding.Settings) and answering.max_new_tokens is None:
+        return replace(protocol.decoding, max_new_tokens=FORMATS[settings.format].new_tokens)
+    return protocol.decoding
 
 
 def _boxes(settings: Any) -> Any:

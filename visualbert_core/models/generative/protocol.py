@@ -1,6 +1,7 @@
 """How a generative model is asked and how its text becomes an answer: presets, defaults, and the printed line.
 
-Scores of one checkpoint under two protocols differ by points, so reports print the protocol under each score. Sources of the presets:
+Scores of one checkpoint under two protocols differ by points, so reports print the protocol under each score.
+Sources of the presets:
 
 hf-guide      the guide "Visual Question Answering" of Hugging Face's documentation: greedy, ten new tokens
 blip2-paper   Li et al. 2023, arXiv:2301.12597, section 4.1: five beams, length penalty -1; OPT and FlanT5 have

@@ -1,0 +1,443 @@
+"""Generative models: their texts are those of transformers, and nothing but the protocol and the image decides them.
+
+The models are tiny and have random weights. Five families stand for all: BLIP-2 with OPT and with T5, LLaVA, Qwen2.5-VL
+and PaliGemma.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import SmallNight
+from generative_folders import WRITERS, write_blip2, write_llava
+from PIL import Image
+
+from visualbert_core.config import AnsweringConfig, EvaluateConfig, PoolConfig
+from visualbert_core.engine.pool import Pool
+from visualbert_core.engine.shards import ShardFolder
+from visualbert_core.errors import CheckpointError, ConfigError, InputError
+from visualbert_core.evaluation.predictions import read_predictions
+from visualbert_core.evaluation.run import evaluate
+from visualbert_core.models import load_model
+from visualbert_core.models.generative.asked import Asked
+from visualbert_core.models.generative.model import GenerativeModel
+from visualbert_core.models.generative.names import network_name
+from visualbert_core.models.generative.protocol import cleaned
+from visualbert_core.schema import (
+    Example,
+    Failure,
+    Grounding,
+    MultipleChoice,
+    Phrase,
+    Pixels,
+    Prediction,
+    Question,
+    Statement,
+)
+
+FAMILIES = tuple(WRITERS)
+SHAPES = ((32, 48), (48, 32), (64, 64), (40, 90))
+TEXTS = ("what is this?", "is it red?", "what is the cat left of ?", "is the dog on the left ?")
+NEW = 10
+GREEDY = AnsweringConfig(max_new_tokens=NEW)
+
+
+def image(number: int) -> Pixels:
+    rng = np.random.default_rng(number)
+    return Pixels(f"image{number}", rng.integers(0, 256, (*SHAPES[number % 4], 3), dtype=np.uint8), "")
+
+
+IMAGES = [image(number) for number in range(4)]
+QUESTIONS: list[tuple[Example, tuple[Pixels, ...]]] = [
+    (Question(f"q{number}", (IMAGES[number % 4].image_id,), TEXTS[number // 3 % 4]), (IMAGES[number % 4],))
+    for number in range(12)
+]
+STATEMENTS: list[tuple[Example, tuple[Pixels, ...]]] = [
+    (Statement(f"s{number}", ("a", "b"), TEXTS[number % 4]), (IMAGES[number % 4], IMAGES[(number + 1) % 4]))
+    for number in range(8)
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    root = tmp_path_factory.mktemp("generative")
+    return {name: write(root / name) for name, write in WRITERS.items()}
+
+
+def opened(folder: Path, form: type[Example] = Question, **answering: Any) -> GenerativeModel:
+    model = load_model(folder, form, "cpu", "float32", AnsweringConfig(**answering))
+    assert isinstance(model, GenerativeModel)
+    return model
+
+
+def pair(name: str) -> dict[str, Any]:
+    return {"pair": "stitched"} if name.startswith("blip2") else {}
+
+
+def predictions(model: GenerativeModel, batch: Any) -> list[Prediction]:
+    found = model.predict(batch)
+    assert all(isinstance(each, Prediction) for each in found)
+    return found  # type: ignore[return-value]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the two verbs
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_texts_alone_are_those_of_batches(folders: Mapping[str, Path], name: str) -> None:
+    """Each question has the same text alone and among twelve of other lengths and other images; the texts differ."""
+    model = opened(folders[name], max_new_tokens=NEW)
+    together = predictions(model, QUESTIONS)
+    alone = [predictions(model, [each])[0] for each in QUESTIONS]
+    assert [p.generated for p in together] == [p.generated for p in alone]
+    assert len({p.generated[0].text for p in together}) > 4
+    np.testing.assert_allclose([p.scores for p in together], [p.scores for p in alone], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_texts_are_those_of_transformers(folders: Mapping[str, Path], name: str) -> None:
+    """A question alone gets the text that the folder's processor and `generate` give, and its probability is that of
+    transformers' scores."""
+    model = opened(folders[name], max_new_tokens=NEW)
+    processor = transformers.AutoProcessor.from_pretrained(folders[name])
+    network = transformers.AutoModelForImageTextToText.from_pretrained(folders[name], dtype=torch.float32).eval()
+    for example, (picture,) in QUESTIONS[:3]:
+        prompt = model._protocol.ask(example.text)  # type: ignore[union-attr]
+        if model._inputs.chat:
+            content = [{"type": "image"}, {"type": "text", "text": prompt}]
+            prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        inputs = processor(images=Image.fromarray(picture.rgb), text=prompt, return_tensors="pt")
+        inputs.pop("labels", None)
+        kept = {"output_scores": True, "return_dict_in_generate": True}
+        with torch.inference_mode():
+            found = network.generate(**inputs, max_new_tokens=NEW, do_sample=False, **kept)
+        ids = found.sequences[0][1 if "t5" in name else inputs.input_ids.shape[1] :]
+        text = processor.tokenizer.decode(ids).replace("</s>", "").replace("<pad>", "").replace("<s>", "")
+        (prediction,) = predictions(model, [(example, (picture,))])
+        assert prediction.generated[0].text == text
+        steps = [row[0].log_softmax(-1)[token] for row, token in zip(found.scores, ids, strict=True)]
+        np.testing.assert_allclose(prediction.scores, [float(torch.stack(steps).sum().exp())], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_likelihood_in_one_pass_is_that_of_steps(folders: Mapping[str, Path], name: str) -> None:
+    """The log-likelihood of a continuation is the sum over its tokens, each read from a text that ends before it."""
+    model = opened(folders[name], max_new_tokens=NEW)
+    asked = Asked("what is this?", (IMAGES[0].rgb,), ("True", "the red cat", "no"))
+    prompt = model._inputs.one(asked)
+    (outcome,) = model._network.score([prompt], [asked])
+    assert outcome.tokens == (1, 3, 1)
+    network: Any = model._network._network
+    for text, value in zip(asked.continuations, outcome.log_likelihoods, strict=True):
+        ids = model._inputs.continuation(prompt, text)
+        steps = []
+        for at, token in enumerate(ids):
+            with torch.inference_mode():
+                if model._network.encoder_decoder:
+                    begun = torch.tensor([[0, *ids[:at]]])
+                    logits = network(**prompt, decoder_input_ids=begun).logits
+                else:
+                    logits = network(**model._inputs.extended(prompt, ids[:at])).logits
+            steps.append(float(logits[0, -1].log_softmax(-1)[token]))
+        np.testing.assert_allclose(value, sum(steps), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_likelihoods_alone_are_those_of_batches(folders: Mapping[str, Path], name: str) -> None:
+    """NLVR2 has the same answers and probabilities alone and in a batch, and they add up to one."""
+    model = opened(folders[name], Statement, **pair(name))
+    together = predictions(model, STATEMENTS)
+    alone = [predictions(model, [each])[0] for each in STATEMENTS]
+    assert [p.answer for p in together] == [p.answer for p in alone]
+    np.testing.assert_allclose([p.scores for p in together], [p.scores for p in alone], atol=1e-5)
+    np.testing.assert_allclose([sum(p.scores) for p in together], 1, atol=1e-6)
+    assert all(p.answer == ("True" if p.scores[1] > p.scores[0] else "False") for p in together)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_image_decides(folders: Mapping[str, Path], name: str) -> None:
+    """The same words about another image have other likelihoods; for a pair the order of the images matters."""
+    model = opened(folders[name], Statement, **pair(name))
+    example, (left, right) = STATEMENTS[0]
+    straight, turned = (predictions(model, [(example, pair)])[0] for pair in ((left, right), (right, left)))
+    assert straight.scores != turned.scores
+
+
+def test_settings_of_the_folder_never_win(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    """Sampling, a repetition penalty, a ban on repetition and beams in generation_config.json change no text, also not
+    those that BLIP-2 would take from its language model."""
+    settings = {"do_sample": True, "temperature": 3.0, "top_k": 3, "repetition_penalty": 9.0, "num_beams": 3}
+    settings |= {"no_repeat_ngram_size": 1, "max_new_tokens": 3, "min_new_tokens": 2, "length_penalty": 5.0}
+    for name in ("blip2-opt", "llava"):
+        plain = predictions(opened(folders[name], max_new_tokens=NEW), QUESTIONS)
+        changed = shutil.copytree(folders[name], tmp_path / name)
+        path = changed / "generation_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+        found = predictions(opened(changed, max_new_tokens=NEW), QUESTIONS)
+        assert [p.generated for p in found] == [p.generated for p in plain]
+
+
+def test_every_end_token_ends_a_text(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    """An end token that only generation_config.json names ends a text, too; a text that ended is not cut."""
+    model = opened(folders["llava"], max_new_tokens=NEW)
+    texts = [p.generated[0] for p in predictions(model, QUESTIONS)]
+    assert any(text.cut for text in texts)
+    changed = shutil.copytree(folders["llava"], tmp_path / "ends")
+    path = changed / "generation_config.json"
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps(held | {"eos_token_id": [2, *range(9, 30)]}))
+    more = [p.generated[0] for p in predictions(opened(changed, max_new_tokens=NEW), QUESTIONS)]
+    assert sum(text.cut for text in more) < sum(text.cut for text in texts)
+    assert all(len(short.text) <= len(long.text) for short, long in zip(more, texts, strict=True))
+
+
+def test_beams_find_likelier_texts(folders: Mapping[str, Path]) -> None:
+    """Five beams give other texts than greedy search for some questions, and no confidence."""
+    greedy = predictions(opened(folders["llava"], max_new_tokens=5), QUESTIONS)
+    beams = predictions(opened(folders["llava"], max_new_tokens=5, beams=5), QUESTIONS)
+    assert [p.answer for p in greedy] != [p.answer for p in beams]
+    assert all(p.scores == () for p in beams)
+
+
+def test_precision_is_the_one_asked_for(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    """A folder saved in float16 computes in float32 when asked, and the likelihoods of both precisions are close."""
+    network = transformers.AutoModelForImageTextToText.from_pretrained(folders["llava"], dtype=torch.float16)
+    half = shutil.copytree(folders["llava"], tmp_path / "half")
+    network.save_pretrained(half)
+    model = opened(half, Statement)
+    full = predictions(model, STATEMENTS)
+    assert model._network._network.dtype == torch.float32
+    low = load_model(half, Statement, "cpu", "bfloat16")
+    np.testing.assert_allclose([p.scores for p in low.predict(STATEMENTS)], [p.scores for p in full], atol=0.1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# protocols
+
+
+def test_three_protocols_of_blip2(folders: Mapping[str, Path]) -> None:
+    """The guide's, the paper's and LAVIS's protocol have three names and three fingerprints, and OPT and T5 have the
+    prompts and penalties of their sources."""
+    found = {
+        (name, preset): opened(folders[name], preset=preset)
+        for name in ("blip2-opt", "blip2-t5")
+        for preset in ("hf-guide", "blip2-paper", "lavis")
+    }
+    assert {key: model.protocol for key, model in found.items()} == {
+        ("blip2-opt", "hf-guide"): 'hf-guide: "Question: {} Answer:", generate, greedy, at most 10 new tokens, raw',
+        ("blip2-opt", "blip2-paper"): 'blip2-paper: "Question: {} Answer:", generate, 5 beams, length penalty -1, '
+        "at most 10 new tokens, raw",
+        ("blip2-opt", "lavis"): 'lavis: "Question: {} Short answer:", question cleaned as in LAVIS, generate, 5 beams, '
+        "length penalty 0, at least 1 and at most 10 new tokens, raw",
+        ("blip2-t5", "hf-guide"): 'hf-guide: "Question: {} Answer:", generate, greedy, at most 10 new tokens, raw',
+        ("blip2-t5", "blip2-paper"): 'blip2-paper: "Question: {} Short answer:", generate, 5 beams, length penalty -1, '
+        "at most 10 new tokens, raw",
+        ("blip2-t5", "lavis"): 'lavis: "Question: {} Short answer:", question cleaned as in LAVIS, generate, 5 beams, '
+        "length penalty -1, at least 1 and at most 10 new tokens, raw",
+    }
+    prints = [json.dumps(found["blip2-opt", preset].fingerprint()) for preset in ("hf-guide", "blip2-paper", "lavis")]
+    assert len(set(prints)) == 3
+
+
+def test_a_changed_preset_is_another_protocol(folders: Mapping[str, Path]) -> None:
+    """A setting over a preset changes the printed name, so that no published number stands beside it."""
+    changed = opened(folders["blip2-opt"], preset="blip2-paper", beams=3).protocol
+    assert changed.startswith('blip2-paper, changed: "Question: {} Answer:", generate, 3 beams')
+    assert opened(folders["blip2-opt"], preset="blip2-paper", beams=5).protocol.startswith('blip2-paper: "')
+
+
+def test_questions_are_cleaned_as_lavis_does() -> None:
+    """Lower case, the marks of LAVIS's list removed, at most 50 words."""
+    assert cleaned('What (is) "THIS": a cat?!') == "what is this a cat?"
+    assert len(cleaned("word " * 60).split()) == 50
+
+
+def test_first_line_and_raw(folders: Mapping[str, Path]) -> None:
+    """`first-line` keeps what comes before the line break, and `raw` keeps all."""
+    model = opened(folders["llava"], post="first-line")
+    assert model._protocol.answer(" yes\nbecause ") == "yes"
+    assert opened(folders["llava"], post="raw")._protocol.answer(" yes\nbecause ") == "yes\nbecause"
+
+
+def test_an_empty_text_is_unparsed(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    """A model that ends its text at once has answered: the answer is empty, unparsed and not cut."""
+    changed = shutil.copytree(folders["llava"], tmp_path / "silent")
+    path = changed / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": list(range(2, 100))}))
+    found = predictions(opened(changed), QUESTIONS)
+    assert {(p.answer, p.generated[0].parsed, p.generated[0].cut) for p in found} == {("", False, False)}
+
+
+def test_names_of_networks() -> None:
+    """The sizes in config.json name the published BLIP-2 networks; another network has its model type."""
+
+    def blip2(vision: int, **text: Any) -> str:
+        return network_name({"model_type": "blip-2", "vision_config": {"hidden_size": vision}, "text_config": text})
+
+    assert blip2(1408, model_type="opt", hidden_size=2560) == "BLIP-2 ViT-g OPT-2.7B"
+    assert blip2(1408, model_type="t5", d_model=2048) == "BLIP-2 ViT-g FlanT5-XL"
+    assert blip2(1408, model_type="t5", d_model=4096) == "BLIP-2 ViT-g FlanT5-XXL"
+    assert blip2(1024, model_type="opt", hidden_size=2560) == "BLIP-2 ViT-L OPT-2.7B"
+    assert blip2(32, model_type="opt", hidden_size=2560) == "blip-2"
+    assert network_name({"model_type": "llava"}) == "llava"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the other forms
+
+
+def test_choices_and_boxes(folders: Mapping[str, Path]) -> None:
+    """VCR has four probabilities; a phrase has a box or an unparsed text."""
+    choices = (("the", "cat"), ("the", "dog", "is", "red"), ((0,), "is", "left"), ("no",))
+    item = MultipleChoice("m", ("image0",), ("person",), ("what", "is", (0,)), choices, (0,))
+    for name in ("llava", "blip2-t5"):
+        (found,) = predictions(opened(folders[name], MultipleChoice), [(item, (IMAGES[0],))])
+        assert len(found.scores) == 4
+        assert found.answer == int(np.argmax(found.scores))
+    caption = Grounding("g", ("image0",), ("the", "cat", "and", "the", "dog"), (Phrase(0, 2, "the cat"),))
+    model = opened(folders["paligemma"], Grounding)
+    assert model.protocol == '"detect {}", paligemma boxes, one box a phrase, greedy, at most 32 new tokens'
+    (found,) = predictions(model, [(caption, (IMAGES[0],))])
+    assert len(found.generated) == 1
+    assert found.generated[0].parsed == bool(found.answer[0])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# evaluation
+
+
+def vqa_config(night: SmallNight, model: Path, out: Path, **changes: Any) -> EvaluateConfig:
+    world = night.out / "synthetic"
+    settings: dict[str, Any] = {"task": "vqa", "split": "val", "annotations": world / "vqa", "model": model, "out": out}
+    settings |= {"images": world / "vqa" / "val2014", "batch_size": 7, "shard_size": 5, "answering": GREEDY}
+    return EvaluateConfig(**(settings | changes))
+
+
+def evaluated(config: EvaluateConfig) -> Path:
+    with Pool(PoolConfig(inline=True)) as pool:
+        return evaluate(config, pool).folder
+
+
+def test_a_resumed_run_is_byte_identical(small_night: SmallNight, folders: Mapping[str, Path], tmp_path: Path) -> None:
+    """A run that lost a marker and the manifest ends with the bytes of a run that was never interrupted; scores.json
+    counts the texts and names the protocol."""
+    whole = evaluated(vqa_config(small_night, folders["llava"], tmp_path / "whole"))
+    cut = evaluated(vqa_config(small_night, folders["llava"], tmp_path / "cut"))
+    shards = ShardFolder(cut / "predictions")
+    first = shards.read_manifest().shards[0]
+    for path in (Path(str(shards.marker_path(first.shard_id))), cut / "predictions" / "manifest.json"):
+        path.unlink()
+    (cut / "scores.json").unlink()
+    evaluated(vqa_config(small_night, folders["llava"], tmp_path / "cut"))
+
+    def parts(root: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.parquet")}
+
+    assert parts(cut / "predictions") == parts(whole / "predictions")
+    scores = json.loads((cut / "scores.json").read_text())
+    assert scores["generated"]["texts"] == scores["n"]
+    assert "generate, greedy, at most 10 new tokens" in scores["answering"]
+    found, _ = read_predictions(cut / "predictions")
+    assert all(len(p.generated) == 1 for p in found)
+
+
+def test_another_prompt_is_another_run(small_night: SmallNight, folders: Mapping[str, Path], tmp_path: Path) -> None:
+    """A folder that holds a run of one prompt refuses a run of another prompt."""
+    evaluated(vqa_config(small_night, folders["llava"], tmp_path))
+    other = AnsweringConfig(max_new_tokens=NEW, prompt="Question: {} Answer:")
+    with pytest.raises(InputError, match="other ingredients"):
+        evaluated(vqa_config(small_night, folders["llava"], tmp_path, answering=other))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# faulty folders and settings
+
+
+def test_an_ignored_image_is_refused(tmp_path: Path) -> None:
+    """A BLIP-2 processor that puts no image tokens into the prompt, and one that puts too few, are one line each."""
+    with pytest.raises(CheckpointError, match=r"puts 0 image tokens into a prompt of 1 images.*num_query_tokens"):
+        opened(write_blip2(tmp_path / "none", queries=None))
+    with pytest.raises(CheckpointError, match=r"puts 3 image tokens.*num_query_tokens 4"):
+        opened(write_blip2(tmp_path / "few", queries=3))
+
+
+def test_a_chat_model_without_template_is_refused(tmp_path: Path) -> None:
+    """A LLaVA folder without its chat template would ignore the image, and is refused."""
+    with pytest.raises(CheckpointError, match=r"without a chat template \(chat_template.jinja\), cannot be read"):
+        opened(write_llava(tmp_path / "llava", chat=False))
+
+
+def changed_config(folder: Path, to: Path, **changes: Any) -> Path:
+    copied = shutil.copytree(folder, to)
+    path = copied / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return copied
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"auto_map": {"AutoModel": "mine.py"}}, "needs code from its folder to be run, which is never done"),
+        ({"model_type": "lava"}, "no model of type 'lava'.*did you mean 'llava'"),
+        ({"model_type": "vision-encoder-decoder"}, "no model of type 'vision-encoder-decoder'"),
+    ],
+)
+def test_faulty_configurations_are_refused(
+    folders: Mapping[str, Path], tmp_path: Path, changes: Any, words: str
+) -> None:
+    """Remote code and unknown model types are one line."""
+    with pytest.raises(CheckpointError, match=words):
+        opened(changed_config(folders["llava"], tmp_path / "changed", **changes))
+
+
+@pytest.mark.parametrize("name", ["processor_config.json", "tokenizer.json", "model.safetensors"])
+def test_missing_files_are_named(folders: Mapping[str, Path], tmp_path: Path, name: str) -> None:
+    """A folder without one of its files is refused in one line that names the folder, at the first batch at latest."""
+    broken = shutil.copytree(folders["llava"], tmp_path / "broken")
+    (broken / name).unlink()
+    with pytest.raises(CheckpointError, match="broken") as caught:
+        opened(broken).predict(QUESTIONS[:1])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "answering", "error", "words"),
+    [
+        ("blip2-opt", Statement, {}, CheckpointError, "was trained on one image at a time.*set pair stitched"),
+        ("blip2-opt", Statement, {"preset": "lavis"}, ConfigError, "preset lavis is for questions"),
+        ("blip2-opt", Grounding, {}, ConfigError, "no box format is known for models of type blip-2"),
+        ("llava", Statement, {"answer_by": "generate"}, ConfigError, "a Statement is answered by likelihood"),
+        ("llava", MultipleChoice, {"answer_by": "generate"}, ConfigError, "answer_by generate"),
+        ("llava", Question, {"answer_by": "likelihood"}, ConfigError, "a Question is answered by generate"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    folders: Mapping[str, Path], name: str, form: Any, answering: Any, error: Any, words: str
+) -> None:
+    """Settings that the form or the model does not have are one line that says what to do."""
+    with pytest.raises(error, match=words):
+        opened(folders[name], form, **answering)
+
+
+def test_a_prompt_needs_a_place_for_the_question() -> None:
+    """A prompt without {} would ask every question in the same words."""
+    with pytest.raises(ConfigError, match=r"must hold \{\} once"):
+        AnsweringConfig(prompt="What is this?")
+
+
+def test_a_prompt_longer_than_the_positions_fails_alone(folders: Mapping[str, Path]) -> None:
+    """A prompt that does not fit into the network is a failure row; the others of its batch are answered."""
+    long = Question("long", ("image0",), "red " * 60)
+    found = opened(folders["blip2-opt"], max_new_tokens=NEW).predict([*QUESTIONS[:1], (long, (IMAGES[0],))])
+    assert isinstance(found[0], Prediction)
+    assert isinstance(found[1], Failure)
+    assert "the network reads 64" in found[1].message
