@@ -1,7 +1,7 @@
 """Compare generation with transformers' own batched `generate`: texts a second, ratio, equal texts.
 
-    python benchmarks/generation.py                                          # one CPU thread, LLaVA and Qwen2.5-VL shapes
-    python benchmarks/generation.py --width 32 --layers 2 --rounds 1         # a smoke test
+    python benchmarks/generation.py                                 # one CPU thread, like LLaVA and Qwen2.5-VL
+    python benchmarks/generation.py --width 32 --layers 2 --rounds 1   # a smoke test
 
 Both sides have the same random weights, images, prompts and settings: greedy, 10 new tokens, left padding. The time is
 from pixels and words to text. transformers gets the whole batch at once and pads as its processor does. Both take turns
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -41,8 +42,9 @@ Batch = Sequence[tuple[Question, tuple[Pixels, ...]]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=256, help="hidden size of encoder and language model")
+    parser.add_argument("--width", type=int, default=256, help="hidden size of both networks")
     parser.add_argument("--layers", type=int, default=6, help="layers of each of the two")
+    parser.add_argument("--side", type=int, default=96, help="pixels of a side of LLaVA's image, in patches of 8")
     parser.add_argument("--questions", type=int, default=16, help="questions in a batch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -53,7 +55,11 @@ def main() -> None:
     TEXT.update(hidden_size=args.width, num_hidden_layers=args.layers, intermediate_size=4 * args.width)
     print(f"{platform.machine()}, {args.device}, {args.threads} threads, {args.precision}")
     print(f"{'family':<12} {'transformers':>14} {'visualbert_core':>16} {'ratio':>7}  equal texts")
-    for name, write in {"llava": write_llava, "qwen2.5-vl": write_qwen}.items():
+    makers = {
+        "llava": partial(write_llava, side=args.side),
+        "qwen2.5-vl": partial(write_qwen, pixels=(4 * args.side) ** 2),
+    }
+    for name, write in makers.items():
         with tempfile.TemporaryDirectory() as root:
             folder = write(Path(root) / name)
             answering = AnsweringConfig(max_new_tokens=NEW, post="raw")

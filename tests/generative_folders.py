@@ -33,7 +33,7 @@ CHAT = (
     "{% for m in messages %}USER: {% for c in m['content'] %}{% if c['type'] == 'image' %}IMAGE {% else %}"
     "{{ c['text'] }}{% endif %}{% endfor %}{% endfor %} ASSISTANT:"
 )
-TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+TEXT: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 SPREAD = {"initializer_range": 0.4}
 
 
@@ -88,20 +88,20 @@ def write_blip2(folder: Path, t5: bool = False, queries: int | None = 4, **chang
     return _saved(folder, transformers.Blip2ForConditionalGeneration(config), processor)
 
 
-def write_llava(folder: Path, chat: bool = True) -> Path:
-    """Write a LLaVA: a CLIP encoder and a Llama."""
+def write_llava(folder: Path, chat: bool = True, side: int = 32) -> Path:
+    """Write a LLaVA: a CLIP encoder and a Llama. An image becomes `side` × `side` pixels, in patches of 8."""
     torch.manual_seed(0)
     words = tokenizer()
     config = transformers.LlavaConfig(
-        vision_config=transformers.CLIPVisionConfig(image_size=32, patch_size=8, **TEXT, initializer_range=0.4),
+        vision_config=transformers.CLIPVisionConfig(image_size=side, patch_size=8, **TEXT, initializer_range=0.4),
         text_config=transformers.LlamaConfig(
             vocab_size=len(words), **TEXT, **SPREAD, bos_token_id=1, eos_token_id=2, pad_token_id=0
         ),
         image_token_index=words.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1,
     )
-    side = {"height": 32, "width": 32}
-    images = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=side)
+    crop = {"height": side, "width": side}
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": side}, crop_size=crop)
     processor = transformers.LlavaProcessor(
         images,
         words,
@@ -113,8 +113,8 @@ def write_llava(folder: Path, chat: bool = True) -> Path:
     return _saved(folder, transformers.LlavaForConditionalGeneration(config), processor)
 
 
-def write_qwen(folder: Path) -> Path:
-    """Write a Qwen2.5-VL, which reads an image in as many patches as it has."""
+def write_qwen(folder: Path, pixels: int = 112 * 112) -> Path:
+    """Write a Qwen2.5-VL, which reads an image of up to `pixels` pixels in as many patches as it has."""
     torch.manual_seed(0)
     words = tokenizer()
     number = words.convert_tokens_to_ids
@@ -128,12 +128,16 @@ def write_qwen(folder: Path) -> Path:
             "bos_token_id": 1,
             "eos_token_id": 2,
             "pad_token_id": 0,
-            "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2], "rope_type": "default"},
+            "rope_scaling": {
+                "type": "mrope",
+                "mrope_section": [part * TEXT["hidden_size"] // 32 for part in (1, 1, 2)],
+                "rope_type": "default",
+            },
         },
         vision_config={
             "depth": 2,
-            "hidden_size": 32,
-            "out_hidden_size": 32,
+            "hidden_size": TEXT["hidden_size"],
+            "out_hidden_size": TEXT["hidden_size"],
             "num_heads": 4,
             "intermediate_size": 64,
             "fullatt_block_indexes": [1],
@@ -143,7 +147,7 @@ def write_qwen(folder: Path) -> Path:
         vision_start_token_id=number("<|vision_start|>"),
         vision_end_token_id=number("<|vision_end|>"),
     )
-    images = transformers.Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=112 * 112)
+    images = transformers.Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=pixels)
     videos = transformers.Qwen2VLVideoProcessor()
     template = CHAT.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
     processor = transformers.Qwen2_5_VLProcessor(images, words, videos, chat_template=template)

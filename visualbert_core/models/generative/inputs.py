@@ -23,8 +23,9 @@ from visualbert_core.models.generative.asked import Asked
 from visualbert_core.models.transformers_folder import opened
 
 Tensors = dict[str, Tensor]
-SIMILAR = 1 / 8
-"""The largest share by which the longest prompt of a pass is longer than the shortest."""
+SIMILAR = 1 / 2
+"""The largest share by which the longest prompt of a pass is longer than the shortest. Each pass reads all weights for
+every new token, so a little padding costs less than a further pass."""
 _BEHIND = {"attention_mask": 1}
 """Values of tensors behind the prompt, where a continuation follows; 0 for all others."""
 _PALIGEMMA = {"token_type_ids": 1}
