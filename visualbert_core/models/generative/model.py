@@ -138,7 +138,7 @@ class GenerativeModel:
             return []
         if any(each.continuations for each in asked):
             return [(outcome, None) for outcome in self._network.score(prompts, asked)]
-        return self._network.write(prompts, self._decoding)
+        return self._network.write(prompts, asked, self._decoding)
 
     def _prediction(self, asking: _Asking, outcomes: Sequence[tuple[Outcome, float | None]]) -> Prediction | Failure:
         example = asking.example

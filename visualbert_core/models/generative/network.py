@@ -8,7 +8,8 @@ and BLIP-2 takes those of its language model and not its own. Only the numbers o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from visualbert_core.float32 import whole_float32
 from visualbert_core.models.generative.asked import Asked, Outcome
 from visualbert_core.models.generative.inputs import Inputs, Tensors, passes
 from visualbert_core.models.generative.protocol import Decoding
+from visualbert_core.models.generative.shared_images import SharedImages
 from visualbert_core.models.transformers_folder import load_network, opened
 
 IGNORED = -100
@@ -46,14 +48,18 @@ class GenerativeNetwork:
         self.positions: int | None = None if self.encoder_decoder else getattr(text, "max_position_embeddings", None)
         self._folder, self._precision, self._device = folder, precision, device
         self._loaded: Any = None
+        self._images = SharedImages()
 
     @torch.inference_mode()
-    def write(self, prompts: Sequence[Tensors], decoding: Decoding) -> list[tuple[Outcome, float | None]]:
+    def write(
+        self, prompts: Sequence[Tensors], asked: Sequence[Asked], decoding: Decoding
+    ) -> list[tuple[Outcome, float | None]]:
         """Return the text of each prompt, and its probability where the search is greedy."""
         found: dict[int, tuple[Outcome, float | None]] = {}
         for rows in passes(prompts):
             batch = self._on_device(self.inputs.collated([prompts[row] for row in rows]))
-            found |= zip(rows, self._written(batch, decoding), strict=True)
+            with self._sharing(prompts, rows, [_shown(each) for each in asked]):
+                found |= zip(rows, self._written(batch, decoding), strict=True)
         return [found[row] for row in range(len(prompts))]
 
     @torch.inference_mode()
@@ -62,7 +68,8 @@ class GenerativeNetwork:
         rows: list[tuple[int, list[int]]] = []
         for number, (prompt, each) in enumerate(zip(prompts, asked, strict=True)):
             rows += [(number, self.inputs.continuation(prompt, text)) for text in each.continuations]
-        values = (self._translated if self.encoder_decoder else self._continued)(prompts, rows)
+        shown = [_shown(asked[number]) for number, _ in rows]
+        values = (self._translated if self.encoder_decoder else self._continued)(prompts, rows, shown)
         outcomes = []
         for number, _ in enumerate(asked):
             own = [(value, len(ids)) for value, (of, ids) in zip(values, rows, strict=True) if of == number]
@@ -107,7 +114,17 @@ class GenerativeNetwork:
                     f"{self._folder}: the weights do not fit into the memory of {self._device} in {self._precision}: "
                     "use bfloat16 or a larger device; one model takes one device"
                 ) from None
+            self._images.attach(self._loaded)
         return self._loaded
+
+    def _sharing(
+        self, prompts: Sequence[Tensors], rows: Sequence[int], shown: Sequence[Hashable]
+    ) -> AbstractContextManager[None]:
+        """Return the context in which the rows of a pass share their images."""
+        sizes = {
+            tuple(len(prompts[row][name]) for row in rows) for name, each in prompts[rows[0]].items() if each.ndim > 1
+        }
+        return self._images.shared([shown[row] for row in rows], sizes)
 
     def _on_device(self, batch: Tensors) -> Tensors:
         dtype = self._network.dtype
@@ -146,28 +163,32 @@ class GenerativeNetwork:
             text = text.replace(token, "")
         return text
 
-    def _continued(self, prompts: Sequence[Tensors], rows: Sequence[tuple[int, list[int]]]) -> list[float]:
+    def _continued(
+        self, prompts: Sequence[Tensors], rows: Sequence[tuple[int, list[int]]], shown: Sequence[Hashable]
+    ) -> list[float]:
         extended = [self.inputs.extended(prompts[number], ids) for number, ids in rows]
         found: dict[int, float] = {}
         for group in passes(extended):
             batch = self._on_device(self.inputs.collated([extended[row] for row in group]))
             kept = max(len(rows[row][1]) for row in group) + 1
             few = "logits_to_keep" in inspect.signature(self._network.forward).parameters
-            with whole_float32():
+            with whole_float32(), self._sharing(extended, group, shown):
                 logits = self._network(**batch, **({"logits_to_keep": kept} if few else {})).logits
             for row, values in zip(group, logits[:, -kept:].float(), strict=True):
                 ids = rows[row][1]
                 found[row] = _likelihood(values[-len(ids) - 1 : -1], ids)
         return [found[row] for row in range(len(rows))]
 
-    def _translated(self, prompts: Sequence[Tensors], rows: Sequence[tuple[int, list[int]]]) -> list[float]:
+    def _translated(
+        self, prompts: Sequence[Tensors], rows: Sequence[tuple[int, list[int]]], shown: Sequence[Hashable]
+    ) -> list[float]:
         found: dict[int, float] = {}
         sources = [prompts[number] for number, _ in rows]
         for group in passes(sources):
             batch = self._on_device(self.inputs.collated([sources[row] for row in group]))
             longest = max(len(rows[row][1]) for row in group)
             padded = [rows[row][1] + [IGNORED] * (longest - len(rows[row][1])) for row in group]
-            with whole_float32():
+            with whole_float32(), self._sharing(sources, group, shown):
                 logits = self._network(**batch, labels=torch.tensor(padded, device=self._device)).logits
             for row, values in zip(group, logits.float(), strict=True):
                 found[row] = _likelihood(values[: len(rows[row][1])], rows[row][1])
@@ -189,6 +210,11 @@ class _Surest:
         if not self._steps:
             return None
         return float(torch.tensor([step[row] for step in self._steps[:length]], dtype=torch.float64).sum().exp())
+
+
+def _shown(asked: Asked) -> Hashable:
+    """Return what is equal for prompts that show the same images."""
+    return tuple(map(id, asked.images))
 
 
 def _likelihood(logits: Tensor, ids: Sequence[int]) -> float:
