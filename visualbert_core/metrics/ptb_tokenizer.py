@@ -201,7 +201,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
 )
 _RULES = tuple(re.compile(f"({token})(?:{behind})") for token, behind in _PATTERNS)
 # Almost all tokens are words between spaces, which no rule joins with what is around them.
-_WORD = re.compile("[A-Za-z]+(?= |$)")
+_WORD = re.compile("[A-Za-z]+(?=[ \n])")
 _SPLIT_WORDS = frozenset(first + then for first, then in _IN_TWO.items())
 
 
@@ -214,7 +214,7 @@ def tokenize(captions: Sequence[str]) -> list[str]:
     line break, all further captions would belong to the wrong images. A token may hold a no-break space: "2 1/2".
     """
     lines = [_OUTSIDE.sub("\ud83d", _NEW_LINE.sub(" ", caption)) for caption in captions]
-    return [_tokens(line, _start(after)) for line, after in zip(lines, [*lines[1:], ""], strict=True)]
+    return [_tokens(line, _start(after)) for line, after in zip(lines, [*lines, ""][1:], strict=True)]
 
 
 def _start(line: str) -> str:
