@@ -1,4 +1,4 @@
-"""Models that read pixels: two nights of a stand-in over all four benchmarks, without a detector and without a store.
+"""Models that read pixels: two nights of a stand-in over all benchmarks, without a detector and without a store.
 
 No code of the package may assume regions, logits or a feature store. The stand-in (`pixel_model.py`) has none of them.
 """
@@ -40,7 +40,7 @@ from visualbert_core.schema import Example, Image, Pixels, Prediction, Question
 from visualbert_core.tasks import open_task
 
 INLINE = PoolConfig(inline=True)
-TASKS = ("vqa", "vcr", "nlvr2", "flickr30k_entities")
+TASKS = ("vqa", "vcr", "nlvr2", "flickr30k_entities", "captions")
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ def write_matrix(root: Path, world: Path, **changes: Any) -> Path:
     for corpus in matrix["corpora"].values():
         corpus.pop("detector")
         corpus.pop("boxes", None)
+    (located,) = (cell for cell in matrix["cells"] if cell["task"] == "flickr30k_entities")
+    matrix["cells"].append(located | {"task": "captions"})  # its Sentences/ are references, too
     for cell in matrix["cells"]:
         cell["model"] = str(root / "brightness")
         cell["drops"] = {}
@@ -114,7 +116,7 @@ def evaluated(config: EvaluateConfig) -> Run:
 
 
 def test_every_benchmark_is_scored_without_features(nights: Nights) -> None:
-    """All four forms get complete scores and a wrong-image baseline without a store, and the provenance names the
+    """All forms get complete scores and a wrong-image baseline without a store, and the provenance names the
     images."""
     assert not (nights.root / "out" / "features").exists()
     for task in TASKS:
