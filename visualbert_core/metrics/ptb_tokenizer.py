@@ -21,8 +21,6 @@ stay. "!!" and "?!" are tokens of their own, so they stay too."""
 # characters
 
 _NEW_LINE = re.compile("\r\n|[\n\r\v\f\u2028\u2029]")
-# The program reads UTF-16. The two halves of a character outside the basic plane, such as an emoji, are no token.
-_OUTSIDE = re.compile("[\U00010000-\U0010ffff]")
 
 # Marks and signs that stand within words. Ranges are those of the program, which knows Unicode as of 2012.
 _MARKS = (
@@ -41,12 +39,14 @@ _SIGNS = (
     "\u2074-\u208e\u20a4\u2100-\u214f\u2155-\u215e\u2190-\u2bff\u3001\u3002\u3012\u30fb\uff01-\uff0f\uff1a-\uff20"
     "\uff3b-\uff40\uff5b-\uff65\uffe0\uffe1\uffe5\uffe6"
 )
-# Python's \w has numbers such as "½" and "²" beside letters and digits. They are signs here.
-_NUMBERS = (
-    "\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u209f\u2150-\u218b\u2460-\u24ff\u2776-\u2793\u2cfd\u3007\u3021-\u3029"
+# Python's \w has numbers such as "½" and "²" beside letters and digits. They are signs here. The program reads UTF-16,
+# so a character outside the basic plane, such as an emoji, is two halves of no kind.
+_NO_LETTERS = (
+    "\u00b2\u00b3\u00b9\u00bc-\u00be\u09f4-\u09f9\u0bf0-\u0bf2\u0f2a-\u0f33\u1369-\u137c\u2070\u2074-\u207e\u2080-\u208e"
+    "\u2150-\u218b\u2460-\u24ff\u2776-\u2793\u2cfd\u3007\u3021-\u3029\U00010000-\U0010ffff"
 )
-_L = rf"(?:(?![{_NUMBERS}])[^\W\d_]|[{_MARKS}\u00ad])"  # a letter; a soft hyphen does not break a word
-_LD = rf"(?:(?![{_NUMBERS}])[^\W_]|[{_MARKS}\u00ad])"  # a letter or a digit
+_L = rf"(?:(?![{_NO_LETTERS}])[^\W\d_]|[{_MARKS}\u00ad])"  # a letter; a soft hyphen does not break a word
+_LD = rf"(?:(?![{_NO_LETTERS}])[^\W_]|[{_MARKS}\u00ad])"  # a letter or a digit
 _APOSTROPHE = "['\u0092\u2019]"
 
 _QUOTE = "['\u0092\u2019`\u0091\u2018\u201b]"
@@ -136,7 +136,7 @@ _ADDRESS = r"[^\s\"<>|()]"
 _DOMAIN = r"(?:[^\s\"'<>|!(){},-_$`\u00b0]+\.)+(?:com|net|org|edu)"
 _PART = rf"(?:[dDoOlL]{_QUOTE}(?={_LD}{_LD}))?{_LD}+"  # "o'clock" and "d'Artagnan" stay whole
 _SLASHED = "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
-_NEXT_SENTENCE = rf"\s+(?:(?:{_any(_SENTENCE_STARTS)}|{_any(_SENTENCE_STARTS.upper())})(?=\s|$)|{_TAG})"
+_NEXT_SENTENCE = rf"\s+(?:(?:{_any(_SENTENCE_STARTS)}|{_any(_SENTENCE_STARTS.upper())}|{_TAG})(?=\s|$))"
 _JOINED = r"[A-Za-z0-9][A-Za-z0-9.,\u00ad]*(?:-(?:[A-Za-z](?:\.[A-Za-z])+\.|[A-Za-z0-9\u00ad]+))+"
 _DOTTED = rf"{_L}{_LD}*(?:[.!?]{_L}{_LD}*)*"
 _FACE = "[-^x=~<>']"
@@ -187,7 +187,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     (r"[CcFf]#|[Cc]\+\+", ""),
     (rf"(?i:https?)://{_ADDRESS}+[^\s\"<>|.!?(){{}},-]", ""),
     (rf"(?:(?i:www)\.(?:[^\s\"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}|{_DOMAIN})(?:/{_ADDRESS}+[^\s\"<>|.!?(){{}},-])?", ""),
-    (r"<?[a-zA-Z0-9][^\s\"<>|()]*@(?:[^\s\"<>|().]+\.)*[^\s\"<>|().]+>?", ""),
+    (r"<?[a-zA-Z0-9][^\s\"<>|(){}]*@(?:[^\s\"<>|().]+\.)*[^\s\"<>|().]+>?", ""),
     (r"@[A-Za-z_][A-Za-z_0-9]*", ""),
     (rf"#{_L}+", ""),
     (r"@@+|##+|__+|\*+|\\\*|<<|>>|[?!]+", ""),
@@ -213,13 +213,17 @@ def tokenize(captions: Sequence[str]) -> list[str]:
     A line break within a caption is a space. The official program does the same with a line feed only: after another
     line break, all further captions would belong to the wrong images. A token may hold a no-break space: "2 1/2".
     """
-    lines = [_OUTSIDE.sub("\ud83d", _NEW_LINE.sub(" ", caption)) for caption in captions]
-    return [_tokens(line, _start(after)) for line, after in zip(lines, [*lines, ""][1:], strict=True)]
+    lines = [_NEW_LINE.sub(" ", caption) for caption in captions]
+    tokens, after = [], ""
+    for line in reversed(lines):
+        tokens.append(_tokens(line, after))
+        after = _start(line) if line.strip() else f"\n{after}"
+    return tokens[::-1]
 
 
 def _start(line: str) -> str:
-    """Return the part of the next caption that can count. Equal parts are frequent, so that the cache is useful."""
-    first = re.match(rf"\s*(?:[A-Z][A-Za-z]*\.?(?=\s|$)|{_TAG}|\d)", line)
+    """Return the start of a caption, as far as it can count for the one before."""
+    first = re.match(rf"\s*(?:(?:[A-Z][A-Za-z]*\.?|{_TAG})(?=\s|$)|\d)", line)
     return first[0] if first else ""
 
 
