@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -59,12 +60,9 @@ def bleu_counts(candidate: Tokens, references: Sequence[Tokens]) -> np.ndarray:
     They are the n-grams of the candidate that a reference has, for n from 1 to 4; all its n-grams, for n from 1 to 4;
     its words; and the words of the reference with the closest length, or of the shorter one where two are as close.
     """
-    best: Ngrams = Counter()
-    for reference in references:
-        best |= reference.ngrams
     matches = [0] * LONGEST
-    for ngram, count in (candidate.ngrams & best).items():
-        matches[len(ngram) - 1] += count
+    for ngram, count in candidate.ngrams.items():
+        matches[len(ngram) - 1] += min(count, max(each.ngrams.get(ngram, 0) for each in references))
     guesses = [max(0, candidate.length - n) for n in range(LONGEST)]
     closest = min((abs(each.length - candidate.length), each.length) for each in references)[1]
     return np.array([*matches, *guesses, candidate.length, closest], np.float64)
@@ -121,10 +119,9 @@ class Cider:
 
     def __init__(self, references: Sequence[Sequence[Tokens]]) -> None:
         """Count in how many of the images each n-gram is mentioned. `references` has the captions of each image."""
-        self._images = Counter(
-            ngram for captions in references for ngram in {ngram for each in captions for ngram in each.ngrams}
-        )
-        self._log_images = math.log(len(references))
+        images = Counter(chain.from_iterable(set().union(*(each.ngrams for each in found)) for found in references))
+        self._unseen = math.log(len(references))
+        self._weight = {ngram: self._unseen - math.log(count) for ngram, count in images.items()}
 
     def scores(self, candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
         """Return CIDEr-D of each image, float64 in [0, 10]. With a single image, each score is 0."""
@@ -147,7 +144,7 @@ class Cider:
         """Weigh each n-gram by its count and by the logarithm of the share of images that mention it."""
         weights, squares = {}, [0.0] * LONGEST
         for ngram, count in tokens.ngrams.items():
-            weight = count * (self._log_images - math.log(max(1, self._images[ngram])))
+            weight = count * self._weight.get(ngram, self._unseen)
             weights[ngram] = weight
             squares[len(ngram) - 1] += weight**2
         return _Weighed(weights, tuple(map(math.sqrt, squares)), max(0, tokens.length - 1))

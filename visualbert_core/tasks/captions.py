@@ -3,9 +3,9 @@
 Official program: coco-caption (Chen et al. 2015, arXiv:1504.00325; PyPI pycocoevalcap 1.2). Tests compare tokens and
 scores with its output. METEOR and SPICE are not here: they are Java programs, and SPICE downloads models.
 
-The headline is CIDEr-D, which is shown times 100 as in the literature: an image gets at most 1,000, and people about
-100. It weighs words by the references of the very set that is scored. So a score of a part of a set does not compare
-with a score of the whole, and a breakdown keeps the weights of the whole. The interval also takes the weights as given.
+The headline is CIDEr-D, which is shown times 100 as in the literature, so an image gets at most 1,000. It weighs words by
+the references of the very set that is scored. So a score of a part of a set does not compare with a score of the whole,
+and a breakdown keeps the weights of the whole. The interval also takes the weights as given.
 
 coco-caption scores images in the order of the annotations, and so does this file. The order decides one thing: a
 caption that ends in a single letter and a full stop (see `metrics.ptb_tokenizer`).
@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
 
+import numpy as np
 from msgspec import Struct
 
 from visualbert_core.errors import AnnotationError, ConfigError, InputError
@@ -155,16 +156,15 @@ class CaptionsTask(Task):
     ) -> Iterator[Score]:
         """Yield the scores of one candidate for each image, in the order of the split."""
         ciders = Cider(references).scores(candidates, references).tolist()
+        counts = np.array([bleu_counts(*each) for each in zip(candidates, references, strict=True)])
+        sums = {n: counts[:, [*range(n), *range(LONGEST, LONGEST + n), -2, -1]] for n in range(1, LONGEST + 1)}
+        bleus = {n: FUNCTIONS["bleu"](found)[0].tolist() for n, found in sums.items()}
         for row, (example_id, image) in enumerate(self._images.items()):
-            candidate, given = candidates[row], references[row]
             unit = partial(Score, example_id, cluster=image.image_id, groups=image.groups)
             yield unit("cider", ciders[row] / CIDER_BEST, judged=judged[row] if judged else None)
-            counts = bleu_counts(candidate, given)
-            for longest in range(1, LONGEST + 1):
-                own = counts[[*range(longest), *range(LONGEST, LONGEST + longest), -2, -1]]
-                sums = Counts("bleu", tuple(own.tolist()))
-                yield unit(f"bleu-{longest}", float(FUNCTIONS["bleu"](own)[0]), counts=sums)
-            yield unit("rouge-l", rouge_l(candidate, given))
+            for n in sums:
+                yield unit(f"bleu-{n}", bleus[n][row], counts=Counts("bleu", tuple(sums[n][row].tolist())))
+            yield unit("rouge-l", rouge_l(candidates[row], references[row]))
 
     @cached_property
     def _references(self) -> dict[str, list[Tokens]]:
