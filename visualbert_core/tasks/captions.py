@@ -3,9 +3,9 @@
 Official program: coco-caption (Chen et al. 2015, arXiv:1504.00325; PyPI pycocoevalcap 1.2). Tests compare tokens and
 scores with its output. METEOR and SPICE are not here: they are Java programs, and SPICE downloads models.
 
-The headline is CIDEr-D, which is shown times 100 as in the literature, so an image gets at most 1,000. It weighs words by
-the references of the very set that is scored. So a score of a part of a set does not compare with a score of the whole,
-and a breakdown keeps the weights of the whole. The interval also takes the weights as given.
+The headline is CIDEr-D, which is shown times 100 as in the literature, so an image gets at most 1,000. It weighs words
+by the references of the very set that is scored. So a score of a part of a set does not compare with a score of the
+whole, and a breakdown keeps the weights of the whole. The interval also takes the weights as given.
 
 coco-caption scores images in the order of the annotations, and so does this file. The order decides one thing: a
 caption that ends in a single letter and a full stop (see `metrics.ptb_tokenizer`).
