@@ -48,7 +48,6 @@ _NO_LETTERS = (
 _L = rf"(?:(?![{_NO_LETTERS}])[^\W\d_]|[{_MARKS}\u00ad])"  # a letter; a soft hyphen does not break a word
 _LD = rf"(?:(?![{_NO_LETTERS}])[^\W_]|[{_MARKS}\u00ad])"  # a letter or a digit
 _APOSTROPHE = "['\u0092\u2019]"
-
 _QUOTE = "['\u0092\u2019`\u0091\u2018\u201b]"
 _HYPHEN = "[-_\u058a\u2010\u2011]"
 _SPACE = "[ \t\u00a0\u2000-\u200a\u3000]"
