@@ -15,9 +15,18 @@ from typing import Any
 
 from visualbert_core.config import AnsweringConfig
 from visualbert_core.models import ReadsPixels
-from visualbert_core.schema import Example, Grounding, MultipleChoice, Pixels, Prediction, Question, Statement
+from visualbert_core.schema import (
+    Captioning,
+    Example,
+    Grounding,
+    MultipleChoice,
+    Pixels,
+    Prediction,
+    Question,
+    Statement,
+)
 
-FORMS = frozenset({Question, MultipleChoice, Statement, Grounding})
+FORMS = frozenset({Question, MultipleChoice, Statement, Grounding, Captioning})
 
 
 class BrightnessModel:
@@ -53,6 +62,8 @@ class BrightnessModel:
             answer, scores = level % len(example.choices), (0.25,) * len(example.choices)
         elif isinstance(example, Statement):
             answer, scores = str(level % 2 == 0), (0.5, 0.5)
+        elif isinstance(example, Captioning):
+            answer = f"there is a {('red', 'blue', 'green', 'large')[level % 4]} thing next to a small square ."
         else:
             width, height = pictures[0].width, pictures[0].height
             left = (level % 3) * width / 6

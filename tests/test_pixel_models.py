@@ -1,4 +1,4 @@
-"""Models that read pixels: two nights of a stand-in over all four benchmarks, without a detector and without a store.
+"""Models that read pixels: two nights of a stand-in over all benchmarks, without a detector and without a store.
 
 No code of the package may assume regions, logits or a feature store. The stand-in (`pixel_model.py`) has none of them.
 """
@@ -34,13 +34,14 @@ from visualbert_core.evaluation.invariance_check import check_invariance, descri
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import Run, read_run
+from visualbert_core.evaluation.units import read_units
 from visualbert_core.models import ReadsPixels, load_model
 from visualbert_core.nightly.matrix import Night, load_matrix
 from visualbert_core.schema import Example, Image, Pixels, Prediction, Question
 from visualbert_core.tasks import open_task
 
 INLINE = PoolConfig(inline=True)
-TASKS = ("vqa", "vcr", "nlvr2", "flickr30k_entities")
+TASKS = ("vqa", "vcr", "nlvr2", "flickr30k_entities", "captions")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ def write_matrix(root: Path, world: Path, **changes: Any) -> Path:
     for corpus in matrix["corpora"].values():
         corpus.pop("detector")
         corpus.pop("boxes", None)
+    (located,) = (cell for cell in matrix["cells"] if cell["task"] == "flickr30k_entities")
+    matrix["cells"].append(located | {"task": "captions"})  # its Sentences/ are references, too
     for cell in matrix["cells"]:
         cell["model"] = str(root / "brightness")
         cell["drops"] = {}
@@ -114,7 +117,7 @@ def evaluated(config: EvaluateConfig) -> Run:
 
 
 def test_every_benchmark_is_scored_without_features(nights: Nights) -> None:
-    """All four forms get complete scores and a wrong-image baseline without a store, and the provenance names the
+    """All forms get complete scores and a wrong-image baseline without a store, and the provenance names the
     images."""
     assert not (nights.root / "out" / "features").exists()
     for task in TASKS:
@@ -148,6 +151,34 @@ def test_two_nights_are_gated_and_compared(nights: Nights) -> None:
     flips = compare(nights.run("1-first", "vqa"), nights.run("2-shifted", "vqa")).flips["accuracy"]
     assert flips.worse_count + flips.better_count > 0
     assert all(flip.confidence_after is not None for flip in (*flips.worse, *flips.better))
+
+
+def test_captions_are_compared_in_their_own_scale(nights: Nights) -> None:
+    """The change of CIDEr and of BLEU is that of the two scores, with an interval around it. Flips show CIDEr-D from 0
+    to 10, and the gate says which drop it would have seen."""
+    runs = [nights.run(night, "captions") for night in ("1-first", "2-shifted")]
+    before, after = (run.scores for run in runs)
+    assert before is not None
+    assert after is not None
+    found = compare(*runs)
+    for metric, change in found.metrics.items():
+        assert (change.before, change.after) == pytest.approx((before["scores"][metric], after["scores"][metric]))
+        assert change.difference == pytest.approx(change.after - change.before, abs=0.01)
+        assert change.low is not None
+        assert change.high is not None
+        assert change.low < change.difference < change.high
+        assert change.scale == (1000 if metric == "cider" else 100)
+        assert (change.step < 1) == (metric != "rouge-l")
+    flip = max(found.flips["cider"].better, key=lambda flip: flip.value_after)
+    units = dict(
+        zip(*(getattr(read_units(runs[1].folder)["cider"], name) for name in ("unit_ids", "values")), strict=True)
+    )
+    assert flip.value_after == pytest.approx(10 * units[flip.unit_id])
+    judged = nights.second.judged
+    assert judged is not None
+    (check,) = (check for check in judged.gate.checks if check.watched.metric == "cider")
+    assert check.visible is not None
+    assert 0 < check.visible < 1000
 
 
 def test_the_page_shows_examples_and_flips(nights: Nights) -> None:

@@ -17,12 +17,15 @@ from visualbert_core.errors import AnnotationError, ConfigError, CoverageError
 from visualbert_core.schema import Prediction, Score
 from visualbert_core.tasks import TASKS, Task, find_task, judge, open_task, summarize
 
-SPLITS = {"vqa": "val", "vcr": "val", "nlvr2": "dev", "flickr30k_entities": "test"}
+SPLITS = {"vqa": "val", "vcr": "val", "nlvr2": "dev", "flickr30k_entities": "test", "captions": "test"}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Write two or three records for each of the four benchmarks, in one folder; their file names differ."""
+    """Write two or three records for each benchmark, in one folder.
+
+    Only Flickr30K Entities and captions share files.
+    """
     answers = [{"answer": "red", "answer_id": i} for i in range(10)]
     kinds = {"question_type": "what", "answer_type": "other", "answers": answers}
     questions = [{"question_id": i, "image_id": i, "question": "What?"} for i in (1, 2)]
@@ -75,7 +78,10 @@ def test_task_keeps_the_contract(folder: Path, name: str) -> None:
     assert {example.example_id: example.image_ids[0] for example in examples} == task.expected()
     assert [example.example_id for example in examples] == list(task.expected())
     summary = summarize(judge(task, gold(task)))
-    assert {metric.value for metric in summary.metrics.values()} == {100.0}
+    if name == "captions":  # people disagree: the captions of one are not worth 100 % to the others
+        assert round(summary.metrics["bleu-1"].value) == 100
+    else:
+        assert {metric.value for metric in summary.metrics.values()} == {100.0}
     assert task.headline in summary.metrics
     assert task.chance({row.example_id: row for row in gold(task)}).keys() <= summary.metrics.keys()
     assert (task.name, task.split) == (name, SPLITS[name])
@@ -161,7 +167,7 @@ def test_paper_numbers_name_scored_metrics(folder: Path) -> None:
     """Every published number belongs to a metric of the task and names its table."""
     for name in TASKS:
         task = open_task(name, folder, SPLITS[name])
-        assert "table" in task.paper.table
+        assert "table" in task.paper.table or not task.paper.percent
         for metrics in task.paper.percent.values():
             assert metrics.keys() <= set(task.metrics)
             assert all(0 < value < 100 for value in metrics.values())

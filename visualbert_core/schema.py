@@ -2,8 +2,8 @@
 
 Boxes are float32 xyxy in pixels of the original image. Shapes: R regions, D feature size.
 An `Example` is what a benchmark asks. A `Prediction` is what a model answers. A `Score` is what one unit is worth.
-An example has one of the four forms for which VisualBERT has heads (Li et al. 2019, arXiv:1908.03557). A task turns its
-official records into one of these forms.
+VisualBERT has heads for four of the forms of example (Li et al. 2019, arXiv:1908.03557). A captioner answers the fifth.
+A task turns its official records into one of these forms.
 """
 
 from __future__ import annotations
@@ -201,7 +201,15 @@ class Grounding:
     phrases: tuple[Phrase, ...]
 
 
-Example = Question | MultipleChoice | Statement | Grounding
+@dataclass(frozen=True)
+class Captioning:
+    """An image that the model describes in one sentence (COCO captions, Flickr30k, NoCaps)."""
+
+    example_id: str
+    image_ids: tuple[str]
+
+
+Example = Question | MultipleChoice | Statement | Grounding | Captioning
 
 # ---------------------------------------------------------------------------------------------------------------------
 # models → metrics: what is answered
@@ -223,9 +231,9 @@ class Prediction:
     """The answer of a model to one example.
 
     `answer` has the form of the benchmark: an answer string (VQA), the index of a choice (VCR), "True" or "False"
-    (NLVR2), or for each phrase its ranked boxes [[x1, y1, x2, y2], …] (Flickr30K Entities). `scores` holds the
-    confidences: [probability of the answer] (VQA), one for each choice (VCR), [p(False), p(True)] (NLVR2), or the
-    probability of the first box of each phrase (Flickr30K Entities).
+    (NLVR2), for each phrase its ranked boxes [[x1, y1, x2, y2], …] (Flickr30K Entities), or a caption. `scores` holds
+    the confidences: [probability of the answer] (VQA, captions), one for each choice (VCR), [p(False), p(True)]
+    (NLVR2), or the probability of the first box of each phrase (Flickr30K Entities).
 
     `generated` holds the texts behind the answer: one for a question, one for each phrase of a grounding, none where
     no text was written. `input_cut` says whether the model read a shortened text of the example.
@@ -273,13 +281,23 @@ class JudgedAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """The value of one scored unit for one metric. A unit is a question, an item, a group of pairs, or a phrase.
+class Counts:
+    """The numbers of one unit whose sums over all units make a metric: `metrics.sums.FUNCTIONS[function]` of them."""
 
-    `value` is in [0, 1]. A metric is the mean over its units, in percent. `cluster` names the image of the unit:
-    confidence intervals treat the units of one image as dependent. `groups` places the unit in breakdowns, such as
-    {"answer type": ("number",)}. A unit may be in several groups of one kind. `judged` is None where the unit judges
-    several answers, such as a group of statements, or candidates after the first. Such a unit appears in no gallery.
+    function: str
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The value of one scored unit for one metric.
+
+    A unit is a question, an item, a group of pairs, a phrase or an image. `value` is in [0, 1]. A metric is the mean
+    over its units, in percent. Where units have `counts`, the metric is the function of their sums instead, and `value`
+    is that function of this unit alone. `cluster` names the image of the unit: confidence intervals treat the units of
+    one image as dependent. `groups` places the unit in breakdowns, such as {"answer type": ("number",)}. A unit may be
+    in several groups of one kind. `judged` is None where the unit judges several answers, such as a group of
+    statements, or candidates after the first. Such a unit appears in no gallery.
     """
 
     unit_id: str
@@ -288,3 +306,4 @@ class Score:
     cluster: str
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     judged: JudgedAnswer | None = None
+    counts: Counts | None = None

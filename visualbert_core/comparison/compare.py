@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,12 +21,14 @@ from visualbert_core.comparison.flips import Flips, changed_answers, flips
 from visualbert_core.errors import CoverageError, InputError, NotComparableError
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run_folder import Run
-from visualbert_core.evaluation.units import Groups, UnitScores, by_metric, read_units
-from visualbert_core.metrics.statistics import Paired, holm, paired
+from visualbert_core.evaluation.units import Groups, UnitScores, Values, by_metric, read_units
+from visualbert_core.metrics.statistics import Paired, holm, paired, paired_differences, usual_step
+from visualbert_core.metrics.sums import linear_differences
 from visualbert_core.printable import printable
 from visualbert_core.provenance import changed
 from visualbert_core.schema import Prediction
 from visualbert_core.tasks import Task, judge
+from visualbert_core.tasks.scoring import PERCENT
 
 SHOWN = 100
 """The largest number of flips listed as worse, and as better."""
@@ -39,9 +41,11 @@ Tasks = Mapping[str, Task]
 class Change:
     """The change of one metric over the units that both runs have, overall or in a group.
 
-    `before` and `after` are percent; `difference` is after - before in points. `low` and `high` are its 95 % interval,
-    None if there is only one image. `p` is two-sided. `p_drop` is one-sided: the p-value of "there is no drop".
-    `p_holm` is `p` corrected for all groups of the metric. `spread` is the standard error under "nothing changed".
+    `before` and `after` are percent, or in the metric's own `scale`, which is what the value 1 is shown as.
+    `difference` is after - before in points. `low` and `high` are its 95 % interval, None if there is only one image.
+    `p` is two-sided. `p_drop` is one-sided: the p-value of "there is no drop". `p_holm` is `p` corrected for all groups
+    of the metric. `spread` is the standard error under "nothing changed". `step` is how far a unit that changed moved,
+    as a share of the scale; it is 1 for units that are right or wrong.
     """
 
     before: float
@@ -56,6 +60,8 @@ class Change:
     images: int
     images_changed: int
     p_holm: float | None = None
+    scale: float = PERCENT
+    step: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,11 @@ def compare(before: Run, after: Run, tasks: Tasks | None = None, force: bool = F
         )
     own, basis, warnings = _under_one(a, b, tasks, force)
     aligned = {metric: _aligned(*own, metric) for metric in own[1] if metric in own[0]}
-    metrics = {metric: _change(*pair) for metric, pair in aligned.items()}
+    scales: Mapping[str, float] = b.scores.get("scales", {})
+    metrics = {
+        metric: _change(first.worth, second.worth, second.clusters, scales.get(metric))
+        for metric, (first, second) in aligned.items()
+    }
     differs = changed(a.provenance, b.provenance)
     answers = changed_answers(a.predictions, b.predictions)
     headline, reads_pixels = b.scores["headline"], "images" in b.provenance
@@ -146,13 +156,13 @@ def compare(before: Run, after: Run, tasks: Tasks | None = None, force: bool = F
         basis=basis,
         warnings=tuple(warnings),
         metrics=metrics,
-        groups=_groups(aligned),
+        groups=_groups(aligned, scales),
         examples=len(b.predictions),
         answers_changed=len(answers),
         flips={
             metric: found
             for metric, (first, second) in aligned.items()
-            if (found := flips(first, second, shown)) is not None
+            if (found := flips(first, second, shown, scales.get(metric))) is not None
         },
         causes=tuple(causes(_Stored(a, b, tasks, headline), bool(answers), differs, reads_pixels)),
         differs=differs,
@@ -209,42 +219,45 @@ def _aligned(
     rows = [row for row, unit_id in enumerate(other.unit_ids) if unit_id in row_of]
     if not rows:
         raise NotComparableError(f"the runs have no unit of {metric} in common: compare runs of one split")
-    return _taken(one, [row_of[other.unit_ids[row]] for row in rows]), _taken(other, rows)
+    return one.take([row_of[other.unit_ids[row]] for row in rows]), other.take(rows)
 
 
-def _taken(units: UnitScores, rows: Sequence[int]) -> UnitScores:
-    return UnitScores(
-        [units.unit_ids[row] for row in rows],
-        units.values[list(rows)],
-        [units.clusters[row] for row in rows],
-        [units.groups[row] for row in rows],
-        [units.judged[row] for row in rows],
-    )
-
-
-def _change(before: UnitScores, after: UnitScores) -> Change:
-    return _from(before.values, after.values, paired(before.values, after.values, after.clusters))
-
-
-def _from(before: np.ndarray, after: np.ndarray, result: Paired) -> Change:
+def _change(before: Values, after: Values, clusters: Sequence[str] | np.ndarray, scale: float | None) -> Change:
+    """Compare the units of two runs. `scale` is None for a metric in percent."""
+    result = _paired(before, after, clusters, graded=scale is not None)
+    shown = PERCENT if scale is None else scale
     # An interval clustered by image needs two images; `paired` returns NaN for one. JSON has no NaN.
     one_image = math.isnan(result.low)
     return Change(
-        before=100 * float(np.mean(before)),
-        after=100 * float(np.mean(after)),
-        difference=100 * result.difference.value,
-        low=None if one_image else 100 * result.low,
-        high=None if one_image else 100 * result.high,
+        before=shown * before.value,
+        after=shown * after.value,
+        difference=shown * result.difference.value,
+        low=None if one_image else shown * result.low,
+        high=None if one_image else shown * result.high,
         p=result.p,
         p_drop=result.p_drop,
-        spread=100 * result.spread,
+        spread=shown * result.spread,
         n=result.difference.n,
         images=result.difference.clusters,
         images_changed=result.changed,
+        scale=shown,
+        step=result.step,
     )
 
 
-def _groups(aligned: Mapping[str, tuple[UnitScores, UnitScores]]) -> dict[str, dict[str, dict[str, Change]]]:
+def _paired(before: Values, after: Values, clusters: Sequence[str] | np.ndarray, graded: bool) -> Paired:
+    if before.counts is not None and after.counts is not None and after.function is not None:
+        shares = linear_differences(after.function, before.counts, after.counts)
+    elif graded:
+        shares = after.values - before.values
+    else:
+        return paired(before.values, after.values, clusters)
+    return replace(paired_differences(shares, clusters), step=usual_step(shares))
+
+
+def _groups(
+    aligned: Mapping[str, tuple[UnitScores, UnitScores]], scales: Mapping[str, float]
+) -> dict[str, dict[str, dict[str, Change]]]:
     """Return every metric in every group. Kinds and groups are sorted, and `p_holm` covers all groups of a metric.
 
     Many groups are tested at once, so Holm's correction keeps the chance of one false alarm among them in bounds.
@@ -252,10 +265,10 @@ def _groups(aligned: Mapping[str, tuple[UnitScores, UnitScores]]) -> dict[str, d
     found: dict[str, dict[str, dict[str, Change]]] = {}
     for metric, (before, after) in aligned.items():
         images = np.unique(np.asarray(after.clusters), return_inverse=True)[1]
-        changes = {}
-        for name, rows in _rows_of(after.groups).items():
-            first, second = before.values[rows], after.values[rows]
-            changes[name] = _from(first, second, paired(first, second, images[rows]))
+        changes = {
+            name: _change(before.worth.take(rows), after.worth.take(rows), images[rows], scales.get(metric))
+            for name, rows in _rows_of(after.groups).items()
+        }
         corrected = holm([change.p for change in changes.values()])
         for ((kind, group), change), p in zip(changes.items(), corrected, strict=True):
             found.setdefault(kind, {}).setdefault(group, {})[metric] = Change(**vars(change) | {"p_holm": p})
@@ -304,7 +317,7 @@ class _Stored:
         if task is None or scorer_of(judge_of.provenance) != scorer_at_hand(task):
             return None
         try:
-            return 100 * float(np.mean(predictions.rescored(task)[self.headline].values))
+            return task.scales.get(self.headline, PERCENT) * predictions.rescored(task)[self.headline].worth.value
         except CoverageError:
             return None
 

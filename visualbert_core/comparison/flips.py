@@ -16,10 +16,11 @@ Predictions = Mapping[str, Prediction]
 
 @dataclass(frozen=True)
 class Flip:
-    """One unit before and after.
+    """One unit before and after. Its values are in [0, 1], or for CIDEr in [0, 10].
 
     `change` is the change of the confidence in the right answer. A confidence counts positive if the unit was right and
-    negative if it was wrong. So a change from confident and right to confident and wrong is -2.
+    negative if it was wrong. So a change from confident and right to confident and wrong is -2. An answer that gets a
+    grade, such as a caption, is neither right nor wrong: `change` is then the change of the grade.
     """
 
     unit_id: str
@@ -59,39 +60,44 @@ def changed_answers(before: Predictions, after: Predictions) -> list[str]:
     return [name for name, p in after.items() if name in before and before[name].answer != p.answer]
 
 
-def flips(before: UnitScores, after: UnitScores, shown: int) -> Flips | None:
+def flips(before: UnitScores, after: UnitScores, shown: int, scale: float | None = None) -> Flips | None:
     """Return the units of a metric that flipped, at most `shown` each way.
 
-    `before` and `after` hold the same units in the same order. Return None for a metric that judges no single answer,
-    such as the consistency of NLVR2.
+    `before` and `after` hold the same units in the same order. `scale` is None for a metric in percent. Return None for
+    a metric that judges no single answer, such as the consistency of NLVR2.
     """
     if not any(after.judged):
         return None
     # Rounded, so that a difference in the last digits of float64 is not a flip.
     moved = np.round(after.values - before.values, 9)
-    found = [_flip(before, after, row) for row in np.flatnonzero(moved).tolist()]
+    found = [_flip(before, after, row, scale) for row in np.flatnonzero(moved).tolist()]
     found.sort(key=lambda flip: (-abs(flip.change), flip.unit_id))
     worse = [flip for flip in found if flip.value_after < flip.value_before]
     better = [flip for flip in found if flip.value_after > flip.value_before]
     return Flips(len(worse), len(better), tuple(worse[:shown]), tuple(better[:shown]))
 
 
-def _flip(before: UnitScores, after: UnitScores, row: int) -> Flip:
+def _flip(before: UnitScores, after: UnitScores, row: int, scale: float | None) -> Flip:
     first, second = before.judged[row], after.judged[row]
     assert first is not None
     assert second is not None
     values = float(before.values[row]), float(after.values[row])
+    factor = 1.0 if scale is None else scale / 100
+    if scale is None:
+        change = _sureness(second.confidence, values[1]) - _sureness(first.confidence, values[0])
+    else:
+        change = factor * (values[1] - values[0])
     return Flip(
         unit_id=after.unit_ids[row],
         example_id=second.example_id,
         part=second.part,
-        value_before=values[0],
-        value_after=values[1],
+        value_before=values[0] * factor,
+        value_after=values[1] * factor,
         answer_before=first.answer,
         answer_after=second.answer,
         confidence_before=first.confidence,
         confidence_after=second.confidence,
-        change=_sureness(second.confidence, values[1]) - _sureness(first.confidence, values[0]),
+        change=change,
     )
 
 

@@ -107,8 +107,8 @@ def judge_night(night: str, config: GateConfig, watched: Sequence[Watched], miss
 
 
 def _check(each: Watched, change: Change, config: GateConfig, alpha: float, p: float, p_holm: float) -> Check:
-    spread = hypot(change.spread, each.noise) / 100
-    visible = 100 * smallest_drop(spread, change.n, alpha, config.power)
+    spread = hypot(change.spread, each.noise) / change.scale
+    visible = change.scale * smallest_drop(spread, change.n, alpha, config.power, change.step)
     numbers = (p, p_holm, None if visible == inf else visible)
     moved = f"{change.difference:+.2f} points, p {p_value(p_holm)}"
     if p_holm < config.false_alarms and change.difference < 0:

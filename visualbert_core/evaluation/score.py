@@ -165,6 +165,8 @@ def score(
         values = _ranges(task, by_id, left.missing) if partial else _scores(task, by_id, units)
     except InputError as error:
         raise CoverageError(f"{answers.source}: no score, {error}") from None
+    if not partial:
+        warnings += task.remarks(by_id)
     if answers.origin.get("visual", "own") == "own":  # With a wrong image, a score under chance is not a fault.
         warnings += _under_chance(values)
     return {
@@ -186,13 +188,16 @@ def score(
 
 def _scores(task: Task, predictions: Mapping[str, Prediction], units: Sequence[Score] | None) -> dict[str, Any]:
     scores = list(task.score(predictions)) if units is None else units
-    summary = summarize(scores)
+    summary = summarize(scores, task.scales)
     metrics = summary.metrics
     return {
         "scores": {name: m.value for name, m in metrics.items()},
         "intervals": {name: [_number(m.low), _number(m.high)] for name, m in metrics.items()},
         "units": {name: m.n for name, m in metrics.items()},
         "chance": task.chance(predictions),
+        **({"scales": dict(task.scales)} if task.scales else {}),
+        **({"person": person} if (person := task.person()) else {}),
+        **({"beside": beside} if (beside := task.beside(predictions)) else {}),
         OFFICIAL if task.subset is None else OFFICIAL_FORM: task.official(scores),
         "breakdown": summary.breakdown,
     }
@@ -231,7 +236,8 @@ def _ranges(task: Task, predictions: Mapping[str, Prediction], missing: Iterable
 
     def percent(answer: Callable[[str], Any]) -> dict[str, float]:
         filled = {name: Prediction(name, images[name], answer(name), ()) for name in missing}
-        return {name: m.value for name, m in summarize(task.score({**predictions, **filled})).metrics.items()}
+        metrics = summarize(task.score({**predictions, **filled}), task.scales).metrics
+        return {name: m.value for name, m in metrics.items()}
 
     low, high = percent(task.worst), percent(task.best)
     return {"ranges": {name: [low[name], high[name]] for name in low}}
@@ -289,12 +295,18 @@ def describe(document: Mapping[str, Any], paper: Mapping[str, float]) -> Iterato
     if document["partial"]:
         yield from _partial(document)
         return
-    yield from ("", f"{'metric':<14} {'score':>6}  {'95 % interval':<16} {'n':>9}  {'paper':>6}")
+    person = document.get("person", {})
+    yield ""
+    yield f"{'metric':<14} {'score':>6}  {'95 % interval':<16} {'n':>9}  {'paper':>6}" + f"  {'person':>6}" * bool(
+        person
+    )
     for name, value in document["scores"].items():
         low, high = document["intervals"][name]
         spread = "" if low is None else f"[{low:.2f}, {high:.2f}]"
         published = f"{paper[name]:.2f}" if name in paper else "–"
-        yield f"{name:<14} {value:6.2f}  {spread:<16} {document['units'][name]:>9,}  {published:>6}"
+        line = f"{name:<14} {value:6.2f}  {spread:<16} {document['units'][name]:>9,}  {published:>6}"
+        yield line + (f"  {person[name]:6.2f}" if name in person else "")
+    yield from (f"{name}: {value:,.4g}" for name, value in document.get("beside", {}).items())
     official = OFFICIAL in document
     yield from ("", "in the official form:" if official else "no official score; in the official form:")
     values = document[OFFICIAL if official else OFFICIAL_FORM]

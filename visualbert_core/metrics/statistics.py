@@ -97,6 +97,8 @@ class Paired:
     """The standard error of the difference where the true difference is 0."""
     changed: int
     """The number of clusters whose sum changed."""
+    step: float = 1.0
+    """How far a unit that changes moves, as `smallest_drop` takes it."""
 
 
 def paired(before: np.ndarray, after: np.ndarray, clusters: Sequence[str] | np.ndarray) -> Paired:
@@ -105,7 +107,11 @@ def paired(before: np.ndarray, after: np.ndarray, clusters: Sequence[str] | np.n
     Equal runs have difference 0 and p = 1. The interval is the normal one. It is too narrow for fewer than about thirty
     clusters, where p is still right. For a single cluster it is (nan, nan).
     """
-    values = np.asarray(after, np.float64) - np.asarray(before, np.float64)
+    return paired_differences(np.asarray(after, np.float64) - np.asarray(before, np.float64), clusters)
+
+
+def paired_differences(values: np.ndarray, clusters: Sequence[str] | np.ndarray) -> Paired:
+    """Compare two runs as `paired` does, by the differences of their units: float64 [n]."""
     difference = clustered_mean(values, clusters)
     sums, _ = _totals(values, clusters)
     low = high = nan
@@ -164,18 +170,31 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def smallest_drop(spread: float, n: int, alpha: float, power: float = 0.8) -> float:
+def usual_step(values: np.ndarray) -> float:
+    """Return how far a unit that changes moves, for units that are not just right or wrong: at most 1.
+
+    `values` are the differences of the units. Where each unit moves by s, n s² of squares come with a drop of n s. So
+    the step is the sum of squares divided by the sum of sizes. It is 1 where nothing changed.
+    """
+    sizes = np.abs(values)
+    return min(1.0, fsum(sizes**2) / total) if (total := fsum(sizes)) else 1.0
+
+
+def smallest_drop(spread: float, n: int, alpha: float, power: float = 0.8, step: float = 1.0) -> float:
     """Return the drop that a one-sided test at `alpha` finds with probability `power`.
 
-    `spread` is the standard error without a drop, `n` the number of units. The drop is infinite where the test would
-    not even find the loss of everything. Two equal runs do not mean that one changed answer would be found: with
-    α = 1 % it takes c² = 10 changed answers (c is defined below).
+    `spread` is the standard error without a drop, `n` the number of units. A unit that changes moves by `step`,
+    which is 1 for units that are right or wrong. The drop is infinite where the test would not even find the loss of
+    everything. Two equal runs do not mean that one changed answer would be found: with α = 1 % it takes c² = 10 changed
+    answers (c is defined below).
     """
     # A drop δ needs δn units that were right and are now wrong. A unit that is alone in its image adds 1 to the sum of
-    # squares. So δ is the positive root of δ² = c² (spread² + δ / n), with c = z(1 - α) + z(power).
+    # squares. So δ is the positive root of δ² = c² (spread² + δ / n), with c = z(1 - α) + z(power). With a smaller
+    # step, the same drop needs more units, but each adds only the square of the step.
     normal = NormalDist()
     c2 = (normal.inv_cdf(1 - alpha) + normal.inv_cdf(power)) ** 2
-    drop = (c2 / n + sqrt((c2 / n) ** 2 + 4 * c2 * spread**2)) / 2
+    of_units = c2 * step / n
+    drop = (of_units + sqrt(of_units**2 + 4 * c2 * spread**2)) / 2
     return drop if drop <= 1 else inf
 
 

@@ -54,6 +54,7 @@ from visualbert_core.report.html import write_report
 from visualbert_core.report.places import ELSEWHERE, Places
 from visualbert_core.report.trackers import TrackedNight, check_trackers, track
 from visualbert_core.tasks import Task, find_task, open_task
+from visualbert_core.tasks.scoring import PERCENT
 
 INGREDIENT = None
 
@@ -113,14 +114,18 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
 
 
 def _check_cell(where: str, cell: CellConfig, corpora: Collection[str]) -> None:
-    """Raise ConfigError if the task, a metric or the corpus of a cell is unknown."""
+    """Raise ConfigError if the task, a metric or the corpus of a cell is unknown, or a bound is above its metric."""
     try:
-        metrics = find_task(cell.task).metrics
+        task = find_task(cell.task)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    for metric in (*cell.floors, *cell.wrong_image, *cell.drops):
-        if metric not in metrics:
-            raise ConfigError(f"{where}: {cell.task} has no metric {metric!r}{nearest(metric, metrics)}")
+    for name in ("floors", "wrong_image", "drops"):
+        for metric, found in getattr(cell, name).items():
+            if metric not in task.metrics:
+                raise ConfigError(f"{where}: {cell.task} has no metric {metric!r}{nearest(metric, task.metrics)}")
+            values, most = found if isinstance(found, tuple) else (found,), task.scales.get(metric, PERCENT)
+            if max(values) > most:
+                raise ConfigError(f"{where}: {name}.{metric} is {max(values)}: it must be at most {most:g}")
     if cell.corpus not in corpora:
         raise ConfigError(f"{where}: unknown corpus {cell.corpus!r}{nearest(cell.corpus, corpora)}")
 
@@ -203,7 +208,8 @@ def _track(
 
 def missed(cell: CellResult) -> Iterator[str]:
     """Yield a line for every score of a cell below its floor, and for every wrong-image score outside its range."""
-    shown, floors = cell.shown, {metric: (floor, 100.0) for metric, floor in cell.config.floors.items()}
+    shown, scales = cell.shown, cell.shown.task.scales if cell.shown.task else {}
+    floors = {metric: (floor, scales.get(metric, PERCENT)) for metric, floor in cell.config.floors.items()}
     yield from _outside(shown.title, floors, shown.run)
     yield from _outside(f"{shown.title} (wrong image)", cell.config.wrong_image, shown.baseline)
 

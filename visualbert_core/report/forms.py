@@ -17,6 +17,7 @@ from visualbert_core.metrics.recall import IOU_THRESHOLD, box_iou
 from visualbert_core.report import ReportCell
 from visualbert_core.report.pictures import Box, colour_class
 from visualbert_core.schema import (
+    Captioning,
     Example,
     Grounding,
     MultipleChoice,
@@ -99,11 +100,15 @@ def right_boxes(gold: Sequence[Sequence[Any]], phrase: int | None) -> list[Any]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# questions and statements
+# questions, statements and captions
 
 
 def _text(example: Question | Statement, _: int | None) -> tuple[Piece, ...]:
     return (Piece(example.text, space=""),)
+
+
+def _described(*_: Any) -> tuple[Piece, ...]:
+    return (Piece("Describe the picture.", space=""),)
 
 
 def _region_boxes(_: Any, regions: Regions | None, *__: Any) -> list[Box]:
@@ -192,4 +197,5 @@ FORMS: Mapping[type, Form] = {
     Statement: Form("statement", _text, _region_boxes, lambda *_: [], flip_regions=True),
     MultipleChoice: Form("multiple_choice", _context, _object_boxes, _object_boxes),
     Grounding: Form("grounding", _caption, _phrase_boxes, _flipped_boxes),
+    Captioning: Form("captioning", _described, _region_boxes, lambda *_: []),
 }

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.schema import (
+    Captioning,
     Example,
     Grounding,
     JudgedAnswer,
@@ -67,6 +68,8 @@ class Task(ABC):
     such as the file of VQA's complementary pairs."""
     metric_labels: ClassVar[Mapping[str, str]] = {}
     """Metric → its name in reports. A metric that is not listed keeps its own name."""
+    scales: ClassVar[Mapping[str, float]] = {}
+    """Metric → what its value 1 is shown as, for a metric that is not shown in percent: CIDEr goes to 1,000."""
     protocols: ClassVar[Mapping[str, str]]
     """Short name, as `--protocol` takes it → full name, which names the official program. The first is the default."""
     sizes: ClassVar[Mapping[str, Mapping[str, int]]] = {}
@@ -152,6 +155,18 @@ class Task(ABC):
     def chance(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
         """Return metric → the percent that guessing gets; a metric for which guessing is not defined is left out."""
         return {}
+
+    def person(self) -> dict[str, float]:
+        """Return metric → what a person gets, as the score is shown; empty where the annotations do not tell."""
+        return {}
+
+    def beside(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
+        """Return numbers that stand beside the scores because a score alone may mislead, by their names in words."""
+        return {}
+
+    def remarks(self, predictions: Mapping[str, Prediction]) -> list[str]:
+        """Return warnings about the predictions of a whole split, which stand with its scores."""
+        return []
 
     def best(self, example_id: str) -> Any:
         """Return an answer that gets the highest possible value of every metric."""
@@ -248,12 +263,12 @@ class Task(ABC):
     def judged(self, example: Example, prediction: Prediction) -> JudgedAnswer:
         """Return a prediction's answer and the model's confidence in it, for `Score.judged`.
 
-        Raises InputError where the answer does not fit the example's form. A `Question` needs a string, a
-        `MultipleChoice` the index of a choice, a `Statement` "True" or "False".
+        Raises InputError where the answer does not fit the example's form. A `Question` and a `Captioning` need a
+        string, a `MultipleChoice` the index of a choice, a `Statement` "True" or "False".
         """
         answer, scores = prediction.answer, prediction.scores
         match example:
-            case Question() if isinstance(answer, str):
+            case Question() | Captioning() if isinstance(answer, str):
                 at = 0
             case MultipleChoice() if type(answer) is int and 0 <= answer < len(example.choices):
                 at = answer

@@ -100,6 +100,13 @@ def read_image(root: Path, image_id: str) -> Image:
     return Image(tuple(captions), boxes.size)
 
 
+def read_captions(root: Path, image_id: str) -> tuple[str, ...]:
+    """Return the captions of an image without their tags. Empty lines are skipped, as in the official parser."""
+    path = root / "Sentences" / f"{image_id}.txt"
+    lines = [line for line in read_text(path).split("\n") if line]
+    return tuple(" ".join(_parse(line, f"{path} sentence {number}")[0]) for number, line in enumerate(lines))
+
+
 def _parse(line: str, where: str) -> tuple[tuple[str, ...], list[Mention]]:
     """Return the words and the mentions of a line such as "[/EN#1/people Two guys] wait .".
 

@@ -19,6 +19,7 @@ TASKS = {
     "vcr": "visualbert_core.tasks.vcr:VcrTask",
     "nlvr2": "visualbert_core.tasks.nlvr2:Nlvr2Task",
     "flickr30k_entities": "visualbert_core.tasks.flickr30k_entities:Flickr30kEntitiesTask",
+    "captions": "visualbert_core.tasks.captions:CaptionsTask",
 }
 
 # `Task` declares these class attributes without a default. Python checks abstract methods, but not these.

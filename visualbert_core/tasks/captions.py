@@ -1,0 +1,257 @@
+"""Owns caption benchmarks: a model describes an image in one sentence, and people's captions judge it.
+
+Official program: coco-caption (Chen et al. 2015, arXiv:1504.00325; PyPI pycocoevalcap 1.2). Tests compare tokens and
+scores with its output. METEOR and SPICE are not here: they are Java programs, and SPICE downloads models.
+
+The headline is CIDEr-D, which is shown times 100 as in the literature, so an image gets at most 1,000. It weighs words
+by the references of the very set that is scored. So a score of a part of a set does not compare with a score of the
+whole, and a breakdown keeps the weights of the whole. The interval also takes the weights as given.
+
+coco-caption scores images in the order of the annotations, and so does this file. The order decides one thing: a
+caption that ends in a single letter and a full stop (see `metrics.ptb_tokenizer`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any, ClassVar
+
+import numpy as np
+from msgspec import Struct
+
+from visualbert_core.errors import AnnotationError, ConfigError, InputError
+from visualbert_core.metrics.captions import CIDER_BEST, LONGEST, Cider, Tokens, bleu_counts, caption, rouge_l
+from visualbert_core.metrics.ptb_tokenizer import tokenize
+from visualbert_core.metrics.sums import FUNCTIONS
+from visualbert_core.schema import Captioning, Counts, JudgedAnswer, Prediction, Score
+from visualbert_core.tasks.base import Task
+from visualbert_core.tasks.captions_files import (
+    TOKEN_FILE,
+    Images,
+    read_coco,
+    read_karpathy,
+    read_sentences,
+    read_tokens,
+)
+from visualbert_core.tasks.reading import read_list, typed
+from visualbert_core.tasks.scoring import summarize
+
+NOCAPS = "nocaps_val_4500_captions.json"
+KARPATHY = {"coco": "dataset_coco.json", "flickr30k": "dataset_flickr30k.json"}
+SIZES = {
+    "val2014": 40_504,
+    "train2014": 82_783,
+    "val2017": 5_000,
+    "train2017": 118_287,
+    "coco-test": 5_000,
+    "coco-val": 5_000,
+    "coco-train": 82_783,
+    "coco-restval": 30_504,
+    "flickr30k-test": 1_000,
+    "flickr30k-val": 1_014,
+    "flickr30k-train": 29_000,
+    "nocaps-val": 4_500,
+    "test": 1_000,
+    "val": 1_000,
+    "train": 29_783,
+}
+"""Split → the number of its images. The last three are of Flickr30K Entities.
+
+val2014 and its like are COCO's own. coco-… and flickr30k-… are Karpathy's.
+"""
+OFFICIAL_NAMES = {"cider": "CIDEr", **{f"bleu-{n}": f"Bleu_{n}" for n in range(1, LONGEST + 1)}, "rouge-l": "ROUGE_L"}
+"""Metric → its name in coco-caption."""
+
+
+class ResultRecord(Struct):
+    """Holds a record of COCO's result form."""
+
+    image_id: int | str
+    caption: str
+
+
+class CaptionsTask(Task):
+    """Represents one split of a caption benchmark. An answer is a caption.
+
+    test, val and train are splits of the user's own set, captions_{split}.json in COCO's form, or of Flickr30k, where
+    {split}.txt lists image ids. The captions of Flickr30k come from results_20130124.token where it is there, and
+    otherwise from Sentences/ of Flickr30K Entities, which are tokenised already. The protocol's name says so.
+    """
+
+    name, title = "captions", "Captions"
+    form = Captioning
+    splits = SIZES
+    metrics = tuple(OFFICIAL_NAMES)
+    metric_labels: ClassVar = {
+        "cider": "CIDEr-D",
+        "rouge-l": "ROUGE-L",
+        **{f"bleu-{n}": f"BLEU-{n}" for n in range(1, LONGEST + 1)},
+    }
+    scales: ClassVar = {"cider": 100 * CIDER_BEST}
+    protocols: ClassVar = {"coco-caption": "coco-caption (PTB tokenizer 3.4.1, BLEU, ROUGE-L, CIDEr-D of this set)"}
+    sizes: ClassVar = {"images": SIZES}
+    guess = "a person's caption of another image"
+    submission_name = "captions.json"
+
+    def read(self) -> None:
+        """Read the images of the split and their references."""
+        images, note = self._read_images()
+        self._images: Images = images
+        self.compare_size(images=len(images))
+        self.protocol += note
+
+    def _read_images(self) -> tuple[Images, str]:
+        """Return the images, and what the protocol's name says of the references. Sets `files`."""
+        data_set, _, part = self.split.partition("-")
+        if part and data_set in KARPATHY:
+            self.files = (self.folder / KARPATHY[data_set],)
+            return read_karpathy(self.files[0], part), ""
+        ids = self.folder / f"{self.split}.txt"
+        coco = self.folder / (NOCAPS if data_set == "nocaps" else f"captions_{self.split}.json")
+        if self.split not in ("test", "val", "train") or not ids.exists():
+            self.files = (coco,)
+            return read_coco(coco), ""
+        if coco.exists():
+            raise AnnotationError(
+                f"{self.folder}: {coco.name} and {ids.name} are two data sets; put each into a folder of its own"
+            )
+        if (tokens := self.folder / TOKEN_FILE).exists():
+            self.files = (ids, tokens)
+            return read_tokens(tokens, ids), ""
+        found = read_sentences(self.folder, ids)
+        self.files = (ids, *(self.folder / "Sentences" / f"{name}.txt" for name in found))
+        return found, "; references of Sentences/, tokenised before"
+
+    def examples(self) -> Iterator[Captioning]:
+        """Yield the images in file order. The `example_id` is the id in result files, as a string."""
+        for example_id, image in self._images.items():
+            yield Captioning(example_id, (image.image_id,))
+
+    def expected(self) -> dict[str, str]:
+        """Return id in result files → image id."""
+        return {example_id: image.image_id for example_id, image in self._images.items()}
+
+    def references(self, example_id: str) -> tuple[str, ...]:
+        """Return people's captions of an image, in file order."""
+        return self._images[example_id].captions
+
+    def score(self, predictions: Mapping[str, Prediction]) -> Iterator[Score]:
+        """Yield CIDEr-D, BLEU-1 to BLEU-4 and ROUGE-L of every image. Raises InputError where an answer is no string.
+
+        The value of BLEU is that of the image alone; its counts make the BLEU of the set.
+        """
+        judged = [self.judged(example, predictions[example.example_id]) for example in self.examples()]
+        candidates = _tokens([each.answer for each in judged])
+        yield from self._judge(candidates, list(self._references.values()), judged)
+
+    def _judge(
+        self,
+        candidates: Sequence[Tokens],
+        references: Sequence[Sequence[Tokens]],
+        judged: Sequence[JudgedAnswer] | None = None,
+    ) -> Iterator[Score]:
+        """Yield the scores of one candidate for each image, in the order of the split."""
+        ciders = Cider(references).scores(candidates, references).tolist()
+        counts = np.array([bleu_counts(*each) for each in zip(candidates, references, strict=True)])
+        sums = {n: counts[:, [*range(n), *range(LONGEST, LONGEST + n), -2, -1]] for n in range(1, LONGEST + 1)}
+        bleus = {n: FUNCTIONS["bleu"](found)[0].tolist() for n, found in sums.items()}
+        for row, (example_id, image) in enumerate(self._images.items()):
+            unit = partial(Score, example_id, cluster=image.image_id, groups=image.groups)
+            yield unit("cider", ciders[row] / CIDER_BEST, judged=judged[row] if judged else None)
+            for n in sums:
+                yield unit(f"bleu-{n}", bleus[n][row], counts=Counts("bleu", tuple(sums[n][row].tolist())))
+            yield unit("rouge-l", rouge_l(candidates[row], references[row]))
+
+    @cached_property
+    def _references(self) -> dict[str, list[Tokens]]:
+        texts = iter(_tokens([text for image in self._images.values() for text in image.captions]))
+        return {name: [next(texts) for _ in image.captions] for name, image in self._images.items()}
+
+    def official(self, scores: Sequence[Score]) -> dict[str, Any]:
+        """Return the corpus scores with the names of coco-caption: BLEU and ROUGE-L in [0, 1], CIDEr in [0, 10]."""
+        metrics = summarize(scores, self.scales).metrics
+        return {OFFICIAL_NAMES[name]: metric.value / 100 for name, metric in metrics.items()}
+
+    def chance(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
+        """Return what a person's caption of another image gets: the first reference of the image half a set away."""
+        firsts = [captions[0] for captions in self._references.values()]
+        if len(firsts) < 2:
+            return {}
+        half = len(firsts) // 2
+        return self._shown(self._judge(firsts[half:] + firsts[:half], list(self._references.values())))
+
+    def person(self) -> dict[str, float]:
+        """Return what a person gets: each reference of an image is judged by the others, and the mean is taken.
+
+        In turn, the first, the second, … reference of every image is left out. So a person has one reference less than
+        a model. There are as many turns as the image with the fewest references allows. Nothing is returned where an
+        image has a single reference.
+        """
+        every = list(self._references.values())
+        turns = min(map(len, every))
+        if turns < 2:
+            return {}
+        found = [
+            self._shown(self._judge([refs[turn] for refs in every], [refs[:turn] + refs[turn + 1 :] for refs in every]))
+            for turn in range(turns)
+        ]
+        return {metric: fmean(values[metric] for values in found) for metric in found[0]}
+
+    def _shown(self, scores: Iterator[Score]) -> dict[str, float]:
+        return {name: metric.value for name, metric in summarize(scores, self.scales).metrics.items()}
+
+    def beside(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
+        """Return the mean number of words and how many captions differ: a short or general caption may score well."""
+        captions = tokenize([predictions[name].answer for name in self._images])
+        return {
+            "words per caption": fmean(len(text.split()) for text in captions),
+            "distinct captions": len(set(captions)),
+        }
+
+    def remarks(self, predictions: Mapping[str, Prediction]) -> list[str]:
+        """Return warnings of a set with a single image, and of empty captions."""
+        empty = sum(not text for text in tokenize([predictions[name].answer for name in self._images]))
+        single = "the set has one image: no word tells it from others, so CIDEr is 0 whatever the caption"
+        some = f"{empty:,} of {len(self._images):,} captions have no word: each gets 0"
+        return [single] * (len(self._images) == 1) + [some] * (empty > 0)
+
+    def gold(self, example_id: str) -> str:
+        """Return the first person's caption."""
+        return self._images[example_id].captions[0]
+
+    def worst(self, example_id: str) -> Any:
+        """Raise ConfigError: no caption is the worst, because a longer one lowers the BLEU of the set further."""
+        raise ConfigError(
+            "captions: missing captions have no worst or best answer, so there is no range; caption every image and "
+            "leave out --allow-partial"
+        )
+
+    def submission(self, predictions: Mapping[str, Prediction]) -> bytes:
+        """Return a file in COCO's result form, in the order of the split."""
+        records = [
+            {"image_id": image.result_id, "caption": predictions[name].answer} for name, image in self._images.items()
+        ]
+        return json.dumps(records, ensure_ascii=False).encode()
+
+    def read_submission(self, path: Path, lenient: bool = False) -> list[Prediction]:
+        """Read any system's file in COCO's result form. Further keys of a record are not read.
+
+        coco-caption accepts no faulty file silently, so `lenient` changes nothing. Raises InputError that names the
+        file and the record.
+        """
+        image_ids = self.expected()
+        try:
+            return [
+                Prediction(example_id := str(record.image_id), image_ids.get(example_id, ""), record.caption, ())
+                for record, _ in typed(path, None, read_list(path)[1], ResultRecord)
+            ]
+        except AnnotationError as error:
+            raise InputError(str(error)) from None
+
+
+def _tokens(texts: Sequence[str]) -> list[Tokens]:
+    return [caption(text) for text in tokenize(texts)]
