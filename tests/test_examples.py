@@ -21,7 +21,7 @@ def places(small_night: SmallNight, tmp_path: Path) -> dict[str, str]:
     (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
     return {
         "IMAGES": str(world / "vqa" / "val2014"),
-        "IMAGE_ID": "COCO_val2014_000000000001",
+        "IMAGE": str(world / "vqa" / "val2014" / "COCO_val2014_000000000001.jpg"),
         "DETECTOR": str(WEIGHTS / "detector"),
         "STORE_ROOT": str(tmp_path / "features"),
         "STORE": str(store),
@@ -40,7 +40,7 @@ def places(small_night: SmallNight, tmp_path: Path) -> dict[str, str]:
 SAYS = {
     "extract": "12 images",
     "read_store": "regions of all images:",
-    "ask": "%)",
+    "ask": "% ",
     "evaluate": "accuracy ",
     "score_a_file": "VQA v2 official",
     "compare": "accuracy ",
