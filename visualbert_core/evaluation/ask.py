@@ -36,6 +36,8 @@ from visualbert_core.schema import (
 )
 from visualbert_core.tasks.base import TRUTH_VALUES
 
+INGREDIENT = None
+
 _LOG = logger(__name__)
 
 Picture = str | Path | Pillow.Image
