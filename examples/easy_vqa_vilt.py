@@ -26,7 +26,7 @@ if __name__ == "__main__":
     (out / "vocab.txt").write_text("\n".join([*PADDING, *words]) + "\n")
     tokenizer = BertTokenizerFast(str(out / "vocab.txt"), model_max_length=40)
     processor = ViltProcessor(ViltImageProcessor(size={"shortest_edge": 64}, size_divisor=8), tokenizer)
-    sizes = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 384}
+    sizes = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 192}
     shapes = {"image_size": 64, "patch_size": 8, "vocab_size": len(tokenizer), "max_position_embeddings": 40}
     torch.manual_seed(SEED)
     model = ViltForQuestionAnswering(ViltConfig(**sizes, **shapes, **vilt.answer_labels(vilt.answer_list(questions))))
