@@ -14,9 +14,10 @@ import pytest
 import tiny_guide_models as tiny
 import torch
 from conftest import ROOT, SmallNight, run_here
+from PIL import Image as Pillow
 from transformers import ViltForQuestionAnswering, ViltProcessor
 
-from visualbert_core import open_task
+from visualbert_core import ask, open_task
 from visualbert_core.errors import InputError
 from visualbert_core.models.vilt.fine_tune import (
     FineTuning,
@@ -153,6 +154,27 @@ def test_questions_that_cannot_be_learnt_are_refused(vilt: Path, questions: list
         fine_tune(model, processor, [], FineTuning(steps=1))
     with pytest.raises(InputError, match="'what color is the square\\?': the model has no answer 'red'"):
         fine_tune(model, processor, questions, FineTuning(steps=1))
+
+
+def test_a_fine_tuned_vilt_is_asked_and_evaluated(vilt: Path, small_night: SmallNight, tmp_path: Path) -> None:
+    """The first half of the guide runs: the new checkpoint opens in transformers and here, answers a question that it
+    was trained on, and is evaluated; `ask` gives the scores that the guide computes by hand."""
+    world = small_night.out / "synthetic" / "vqa"
+    done = run_here(EXAMPLES / "guide_vilt.py", vilt, world, world / "val2014", tmp_path)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "vilt-guide__vqa__val" / "scores.json").read_text())["scores"]
+    assert str(scores) in done.stdout
+
+    folder, image = tmp_path / "vilt-guide", world / "val2014" / "COCO_val2014_000000000001.jpg"
+    model, processor = ViltForQuestionAnswering.from_pretrained(folder), ViltProcessor.from_pretrained(folder)
+    question = "how many circles are there?"
+    with Pillow.open(image) as picture, torch.no_grad():
+        logits = model(**processor(picture.convert("RGB"), question, return_tensors="pt")).logits[0]
+    scored = zip(logits.sigmoid().tolist(), model.config.id2label.values(), strict=True)
+    theirs = sorted(scored, reverse=True)[:3]
+    ours = ask(folder, image, question, top_k=3)
+    assert [each.answer for each in ours] == [answer for _, answer in theirs]
+    assert [each.score for each in ours] == pytest.approx([score for score, _ in theirs], abs=1e-5)
 
 
 def test_blip2_answers_as_the_guide_asks(tmp_path: Path, small_night: SmallNight) -> None:
