@@ -124,6 +124,7 @@ def test_the_command_prints_a_line_for_each_answer(image: Path, capsys: pytest.C
 
 
 IMAGE = {"image": "IMAGE"}
+PNG = ROOT / "docs" / "report.png"
 REFUSED = {
     "no such image": ({"image": "nowhere.jpg", "detector": DETECTOR}, r"nowhere\.jpg: no such image"),
     "no image": ({"image": ROOT / "README.md", "detector": DETECTOR}, r"cannot be read: README\.md is not an image"),
@@ -136,7 +137,10 @@ REFUSED = {
     "no answers": ({**IMAGE, "top_k": 0, "detector": DETECTOR}, "top_k is 0: it must be at least 1"),
     "no images": ({"image": (), "detector": DETECTOR}, "no images: give one"),
     "three images": ({"image": ("a", "b", "c"), "detector": DETECTOR}, "3 images: give one"),
-    "a pair": ({"image": ("a", "b"), "detector": DETECTOR}, "answers Question and not Statement"),
+    "a pair": (
+        {"image": (ROOT / "docs" / "report.png",) * 2, "detector": DETECTOR},
+        "answers Question and not Statement",
+    ),
     "no model": ({**IMAGE, "model": "nothing"}, "nothing: no such checkpoint folder"),
     "a prompt": (
         {**IMAGE, "detector": DETECTOR, "answering": visualbert_core.config.AnsweringConfig(prompt="Q: {}")},

@@ -18,6 +18,7 @@ from PIL import Image as Pillow
 from transformers import ViltForQuestionAnswering, ViltProcessor
 
 from visualbert_core import ask, open_task
+from visualbert_core.config import AnsweringConfig
 from visualbert_core.errors import InputError
 from visualbert_core.models.vilt.fine_tune import (
     FineTuning,
@@ -156,9 +157,11 @@ def test_questions_that_cannot_be_learnt_are_refused(vilt: Path, questions: list
         fine_tune(model, processor, questions, FineTuning(steps=1))
 
 
-def test_a_fine_tuned_vilt_is_asked_and_evaluated(vilt: Path, small_night: SmallNight, tmp_path: Path) -> None:
+def test_a_fine_tuned_vilt_is_asked_and_evaluated(
+    vilt: Path, small_night: SmallNight, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The first half of the guide runs: the new checkpoint opens in transformers and here, answers a question that it
-    was trained on, and is evaluated; `ask` gives the scores that the guide computes by hand."""
+    was trained on, and is evaluated. `ask` gives the scores that the guide computes by hand, and says what it cut."""
     world = small_night.out / "synthetic" / "vqa"
     done = run_here(EXAMPLES / "guide_vilt.py", vilt, world, world / "val2014", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -175,6 +178,11 @@ def test_a_fine_tuned_vilt_is_asked_and_evaluated(vilt: Path, small_night: Small
     ours = ask(folder, image, question, top_k=3)
     assert [each.answer for each in ours] == [answer for _, answer in theirs]
     assert [each.score for each in ours] == pytest.approx([score for score, _ in theirs], abs=1e-5)
+
+    assert ask(folder, image, "is there a red circle? " * 20)
+    assert "the text is longer than the model can read: its end was cut off" in caplog.text
+    with pytest.raises(InputError, match=r"its text has .* word pieces, and ViLT reads 40"):
+        ask(folder, image, "is there a red circle? " * 20, answering=AnsweringConfig(strict_length=True))
 
 
 def test_blip2_answers_as_the_guide_asks(tmp_path: Path, small_night: SmallNight) -> None:

@@ -16,11 +16,11 @@ from visualbert_core.config import AnsweringConfig
 from visualbert_core.corpus.images import DecodeError, read_image, to_pixels
 from visualbert_core.detector import Detector, load_detector
 from visualbert_core.errors import CheckpointError, ConfigError, InputError
-from visualbert_core.evaluation.fit import check_regions
+from visualbert_core.evaluation.fit import InSpace, check_regions
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.features.worker import to_regions
 from visualbert_core.io.locations import Location
-from visualbert_core.models import Model, RanksAnswers, ReadsPixels, load_model
+from visualbert_core.models import Model, RanksAnswers, ReadsPixels, ReadsRegions, load_model
 from visualbert_core.printable import logger
 from visualbert_core.provenance import digest_bytes
 from visualbert_core.schema import (
@@ -67,14 +67,16 @@ def ask(
     """
     pictures = (image,) if isinstance(image, Picture) else tuple(image)
     form = _check(pictures, question, top_k)
+    # Images are decoded before the model is opened, which may take minutes.
+    shown = pictures if features is not None else tuple(_pixels(picture) for picture in pictures)
     folder = Path(model) if isinstance(model, str | Path) else None
     called = folder or Path(type(model).__name__)
     if folder is None and (precision, answering) != ("float32", AnsweringConfig()):
         raise ConfigError(f"{called} is open: give precision and answering to load_model instead")
     opened = load_model(folder, form, None, precision, answering) if folder else cast(Model[Any], model)
     if form not in opened.forms:
-        raise CheckpointError(f"{called} does not answer a {form.__name__}, which is what {len(pictures)} images ask")
-    visual = _visual(opened, called, pictures, detector, features)
+        raise CheckpointError(f"{called} does not answer a {form.__name__}: one image asks a Question, two a Statement")
+    visual = _visual(opened, called, shown, detector, features)
     ids = tuple(f"image {number}" for number in range(1, len(pictures) + 1))
     example = Statement("1", ids, question) if form is Statement else Question("1", ids, question)  # type: ignore[arg-type]
     return _answers(opened, example, visual, top_k)
@@ -96,34 +98,36 @@ def _check(pictures: Sequence[Picture], question: str, top_k: int) -> type[Examp
 def _visual(
     model: Model[Any],
     called: Path,
-    pictures: Sequence[Picture],
+    shown: tuple[Any, ...],
     detector: str | Path | Detector | None,
     features: str | Location | FeatureStore | None,
 ) -> tuple[Any, ...]:
-    """Return the pixels or the regions of the images, as the model reads them."""
+    """Return what the model reads of the images: their pixels, or their regions.
+
+    `shown` holds the pixels, or the ids of the images in the store.
+    """
     if isinstance(model.reads, ReadsPixels):
         if detector is not None or features is not None:
             raise CheckpointError(f"{called} reads the image itself: leave out the detector and the store")
-        return tuple(_pixels(picture) for picture in pictures)
+        return shown
     if (detector is None) == (features is None):
         raise CheckpointError(
             f"{called} reads region features: name either the detector that finds them (--detector), or a store that "
             "has them (--features)"
         )
-    given = _opened(detector, features)
-    for warning in check_regions(model.reads, called, given, f"{detector or features}"):
-        _LOG.warning("%s: %s", called.name, warning)
-    if isinstance(given, FeatureStore):
-        return tuple(given.fetch_many([str(picture) for picture in pictures]))
-    return tuple(_regions(given, _pixels(picture)) for picture in pictures)
-
-
-def _opened(
-    detector: str | Path | Detector | None, features: str | Location | FeatureStore | None
-) -> Detector | FeatureStore:
     if features is not None:
-        return features if isinstance(features, FeatureStore) else FeatureStore.open(features)
-    return load_detector(detector) if isinstance(detector, str | Path) else cast(Detector, detector)
+        store = features if isinstance(features, FeatureStore) else FeatureStore.open(features)
+        _check_fit(model.reads, called, store, str(store.folder))
+        return tuple(store.fetch_many(map(str, shown)))
+    finder = load_detector(detector) if isinstance(detector, str | Path) else cast(Detector, detector)
+    where = str(detector) if isinstance(detector, str | Path) else f"the detector {type(detector).__name__}"
+    _check_fit(model.reads, called, finder, where)
+    return tuple(_regions(finder, pixels) for pixels in shown)
+
+
+def _check_fit(reads: ReadsRegions, model: Path, features: InSpace, where: str) -> None:
+    for warning in check_regions(reads, model, features, where):
+        _LOG.warning("%s: %s", model.name, warning)
 
 
 def _pixels(picture: Picture) -> Pixels:
