@@ -186,7 +186,8 @@ def test_a_fine_tuned_vilt_is_asked_and_evaluated(
 
 
 def test_blip2_answers_as_the_guide_asks(tmp_path: Path, small_night: SmallNight) -> None:
-    """The second half of the guide runs, its answers follow the image, and an ignored image is refused."""
+    """The second half of the guide runs, its answers follow the image, and an ignored image is refused. `ask` gives the
+    same texts."""
     images = sorted((small_night.out / "synthetic" / "vqa" / "val2014").iterdir())[:3]
     model, text = tiny.write_blip2(tmp_path / "blip2"), "how many circles are there?"
     done = [run_here(EXAMPLES / "guide_blip2.py", model, image, text) for image in images]
@@ -197,6 +198,10 @@ def test_blip2_answers_as_the_guide_asks(tmp_path: Path, small_night: SmallNight
     blind = tiny.write_blip2(tmp_path / "blind", query_tokens=None)
     with pytest.raises(SystemExit, match="its processor writes 0 image tokens, its model reads 3"):
         run_script(EXAMPLES / "guide_blip2.py", blind, images[0], text)
+    pytest.importorskip("visualbert_core.models.generative")
+    guide = AnsweringConfig(preset="hf-guide")
+    ours = [ask(model, image, text, answering=guide) for image in images]
+    assert [f"BLIP-2: {each.answer}\n" for (each,) in ours] == [each.stdout for each in done]
 
 
 def run_script(script: Path, *arguments: object) -> None:

@@ -57,5 +57,5 @@ class Command:
             say_json({"model": str(self.model), "images": self.image, "question": self.question, "answers": ranked})
             return 0
         for each in answers:
-            say(each.answer if each.score is None else f"{each.score:.4f}  {each.answer}")
+            say(each.answer if each.score is None else f"{each.score:<9.3g} {each.answer}")
         return 0

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,9 +105,11 @@ def fine_tune(model: Any, processor: Any, questions: Sequence[LabelledQuestion],
 
 def encode(model: Any, processor: Any, questions: Sequence[LabelledQuestion]) -> dict[str, Tensor]:
     """Return the tensors of a batch, with `labels` float32 [B, answers]."""
-    pixels = [_pixels(question.image) for question in questions]
+    pixels = [read_image(question.image)[0] for question in questions]
     text = {"padding": True, "truncation": True, "max_length": model.config.max_position_embeddings}
-    tensors = processor(pixels, [question.text for question in questions], return_tensors="pt", **text)
+    # Without the format, an image of three rows would be taken for one with its colours in front.
+    form = {"input_data_format": "channels_last", "return_tensors": "pt"}
+    tensors = processor(pixels, [question.text for question in questions], **form, **text)
     labels = torch.zeros(len(questions), model.config.num_labels)
     for row, question in zip(labels, questions, strict=True):
         for answer, weight in question.weights.items():
@@ -148,7 +149,3 @@ def _rate(step: int, settings: FineTuning) -> float:
     if step < settings.warmup:
         return (step + 1) / settings.warmup
     return max(0.0, (settings.steps - step) / max(1, settings.steps - settings.warmup))
-
-
-def _pixels(image: Image) -> np.ndarray:
-    return read_image(image)[0]
