@@ -198,7 +198,6 @@ def test_blip2_answers_as_the_guide_asks(tmp_path: Path, small_night: SmallNight
     blind = tiny.write_blip2(tmp_path / "blind", query_tokens=None)
     with pytest.raises(SystemExit, match="its processor writes 0 image tokens, its model reads 3"):
         run_script(EXAMPLES / "guide_blip2.py", blind, images[0], text)
-    pytest.importorskip("visualbert_core.models.generative")
     guide = AnsweringConfig(preset="hf-guide")
     ours = [ask(model, image, text, answering=guide) for image in images]
     assert [f"BLIP-2: {each.answer}\n" for (each,) in ours] == [each.stdout for each in done]
