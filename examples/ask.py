@@ -1,19 +1,13 @@
-"""Ask VisualBERT one question about one image of a feature store.
+"""Ask VisualBERT a question about an image, whose regions a detector finds. Print the best three answers.
 
-python examples/ask.py MODEL STORE IMAGE_ID "how many circles are there?"
+python examples/ask.py MODEL DETECTOR IMAGE "how many circles are there?"
 """
 
 import sys
-from pathlib import Path
 
-from visualbert_core import FeatureStore, load_model
-from visualbert_core.schema import Failure, Question
+from visualbert_core import ask
 
 if __name__ == "__main__":
-    model_folder, store_folder, image_id, text = sys.argv[1:]
-    model = load_model(model_folder, Question, device="cpu")
-    regions = FeatureStore.open(Path(store_folder)).fetch(image_id)
-    (prediction,) = model.predict([(Question("1", (image_id,), text), (regions,))])
-    if isinstance(prediction, Failure):
-        sys.exit(prediction.message)
-    print(f"{prediction.answer} ({prediction.scores[0]:.0%})")
+    model, detector, image, question = sys.argv[1:]  # a model that reads pixels needs no detector
+    for each in ask(model, image, question, top_k=3, detector=detector):
+        print(f"{each.score:.0%} {each.answer}")

@@ -196,7 +196,7 @@ def test_features_of_another_size_are_refused(vqa: EvaluateConfig, tmp_path: Pat
     model = shutil.copytree(vqa.model, tmp_path / "plain")
     sidecar = model / "visualbert_core.json"
     sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"box_geometry": False}))
-    with pytest.raises(CheckpointError, match=r"needs 262-d region features, .* holds 256-d"):
+    with pytest.raises(CheckpointError, match=r"needs 262-d region features, .* has 256-d"):
         run(dataclasses.replace(vqa, model=model))
 
 

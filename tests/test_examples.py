@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import ast
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SmallNight
+import tiny_guide_models
+from conftest import ROOT, SmallNight, run_here
 from own_tasks import open_questions
 
 EXAMPLES = ROOT / "examples"
 WEIGHTS = ROOT / "visualbert_core" / "synthetic" / "weights"
 
 
+@pytest.fixture(scope="module")
+def of_the_guide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return the folders that the scripts of the guide read: two tiny checkpoints, and easy-VQA as official files."""
+    root = tmp_path_factory.mktemp("guide")
+    tiny_guide_models.write_vilt(root / "vilt")
+    tiny_guide_models.write_blip2(root / "blip2")
+    run_here(EXAMPLES / "easy_vqa_data.py", root / "easy-vqa")
+    return {"CHECKPOINT": str(root / "vilt"), "BLIP2": str(root / "blip2"), "EASY_VQA": str(root / "easy-vqa")}
+
+
 @pytest.fixture
-def places(small_night: SmallNight, tmp_path: Path) -> dict[str, str]:
+def places(small_night: SmallNight, of_the_guide: dict[str, str], tmp_path: Path) -> dict[str, str]:
     """Return the paths that stand for the capital words of the scripts' command lines."""
     world, runs = small_night.out / "synthetic", small_night.out / "runs" / "demo"
     (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
-    return {
+    return of_the_guide | {
+        "OUT": str(tmp_path / "out"),
+        "FOLDER": str(tmp_path / "folder"),
+        "STEPS": "2",
         "IMAGES": str(world / "vqa" / "val2014"),
-        "IMAGE_ID": "COCO_val2014_000000000001",
+        "IMAGE": str(world / "vqa" / "val2014" / "COCO_val2014_000000000001.jpg"),
         "DETECTOR": str(WEIGHTS / "detector"),
         "STORE_ROOT": str(tmp_path / "features"),
         "STORE": str(store),
@@ -40,12 +55,16 @@ def places(small_night: SmallNight, tmp_path: Path) -> dict[str, str]:
 SAYS = {
     "extract": "12 images",
     "read_store": "regions of all images:",
-    "ask": "%)",
+    "ask": "% ",
     "evaluate": "accuracy ",
     "score_a_file": "VQA v2 official",
     "compare": "accuracy ",
     "own_model": "{'accuracy': ",
     "own_task": "exact match ",
+    "guide_vilt": "{'accuracy': ",
+    "guide_blip2": "BLIP-2: ",
+    "easy_vqa_data": "visualbert evaluate --task vqa",
+    "easy_vqa_vilt": " parameters",
 }
 
 
@@ -57,7 +76,8 @@ def test_an_example_runs_as_its_first_lines_say(
     benchmark."""
     text = path.read_text()
     assert len(text.splitlines()) <= (70 if path.stem == "own_task" else 50)
-    (line,) = [line.strip() for line in text.splitlines() if line.strip().startswith("python examples/")]
+    said = ast.get_docstring(ast.parse(text)) or ""
+    (line,) = [line for line in said.splitlines() if line.startswith("python examples/")]
     command, _, quoted = line.partition(' "')
     words = [places.get(word, word) for word in command.split()[2:]] + ([quoted.rstrip('"')] if quoted else [])
     assert command.split()[1] == f"examples/{path.name}"

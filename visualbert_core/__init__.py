@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig
     from visualbert_core.detector import load_detector
     from visualbert_core.engine.pool import Pool
+    from visualbert_core.evaluation.ask import ask
     from visualbert_core.evaluation.run import evaluate
     from visualbert_core.evaluation.run_folder import read_run
     from visualbert_core.evaluation.score import read_prediction_set, score
@@ -42,6 +43,7 @@ __all__ = [
     "Pool",
     "PoolConfig",
     "Task",
+    "ask",
     "compare",
     "evaluate",
     "extract",
@@ -60,6 +62,7 @@ _MODULES = {
     "Pool": "engine.pool",
     "PoolConfig": "config",
     "Task": "tasks",
+    "ask": "evaluation.ask",
     "compare": "comparison.compare",
     "evaluate": "evaluation.run",
     "extract": "features.extract",

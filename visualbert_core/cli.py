@@ -28,6 +28,7 @@ COMMANDS = {
     "import": ("import_features", "features that others extracted → feature store"),
     "store": ("store", "ls, info, name, verify, canary: look into a feature store"),
     "evaluate": ("evaluate", "a checkpoint on one split of a benchmark → run folder"),
+    "ask": ("ask", "a question about one image → the answers of a model"),
     "score": ("score", "predictions of any system → the official score"),
     "compare": ("compare", "two run folders → what changed, and because of what"),
     "nightly": ("nightly", "a matrix of models × tasks × splits → report, gate, history"),

@@ -247,6 +247,17 @@ class Prediction:
     input_cut: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class RankedAnswer:
+    """One of the answers that a model gives to a question, with the model's score for it.
+
+    The score of a classifier is a probability. It is None where a model writes a text without a score.
+    """
+
+    answer: str
+    score: float | None
+
+
 _GENERATED = pa.struct(
     [
         pa.field("text", pa.string(), nullable=False),

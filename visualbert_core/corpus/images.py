@@ -156,8 +156,13 @@ def read_image(image: Image) -> tuple[np.ndarray, str]:
     if lfs.is_pointer(data):
         raise DecodeError(f"{name(image)} is {lfs.REASON}")
     with _blame(name(image)):
-        pixels = np.array(_rgb(_open(BytesIO(data))))
+        pixels = to_pixels(_open(BytesIO(data)))
     return pixels, xxhash.xxh3_128_hexdigest(data)
+
+
+def to_pixels(picture: Pillow.Image) -> np.ndarray:
+    """Return the pixels of a Pillow image, uint8 [H, W, 3] RGB. Raise DecodeError for samples of 32 bits."""
+    return np.array(_rgb(picture))
 
 
 def read_boxes(path: str | Path) -> np.ndarray:

@@ -5,7 +5,8 @@ This file owns the errors and the warnings about the form of the examples, the s
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from visualbert_core.config import EvaluateConfig
 from visualbert_core.errors import CheckpointError
@@ -74,34 +75,55 @@ def check_fit(model: Model[Any], source: Source, config: EvaluateConfig) -> list
     """
     if not isinstance(model.reads, ReadsRegions) or not isinstance(source, RegionSource):
         return []
-    store, reads = source.store, model.reads
-    if reads.size != store.feature_size:
+    where, named, allowed = str(config.features), config.feature_space, config.allow_feature_space_mismatch
+    return check_regions(model.reads, config.model, source.store, where, named, allowed)
+
+
+class InSpace(Protocol):
+    """A feature store or a detector."""
+
+    feature_size: int
+
+    @property
+    def space(self) -> str:
+        """Return the name of the feature space."""
+
+
+def check_regions(
+    reads: ReadsRegions, model: Path, features: InSpace, where: str, named: str | None = None, allowed: bool = False
+) -> list[str]:
+    """Return the warnings about the features that a store or a detector gives to a model. `where` names them.
+
+    `named` is the space that the caller says the model needs. Raises CheckpointError for features of another size, and
+    for features of another space unless that is `allowed`.
+    """
+    if reads.size != features.feature_size:
         raise CheckpointError(
-            f"{config.model} needs {reads.size}-d region features, but {config.features} holds "
-            f"{store.feature_size}-d features: extract them with the detector that the checkpoint was trained on"
+            f"{model} needs {reads.size}-d region features, but {where} has {features.feature_size}-d features: "
+            "extract them with the detector that the checkpoint was trained on"
         )
-    space = _space(reads, config)
+    space = _space(reads, model, named)
     if space is None:
-        return [_unnamed(reads, store.space)]
-    if space == store.space:
+        return [_unnamed(reads, features.space)]
+    if space == features.space:
         return []
-    if not config.allow_feature_space_mismatch:
+    if not allowed:
         raise CheckpointError(
-            f"{config.model} was trained on features of {space!r}, but {config.features} holds features of "
-            f"{store.space!r}, which differ although their size is equal: extract features of {space!r} (or force it "
-            "with allow_feature_space_mismatch)"
+            f"{model} was trained on features of {space!r}, but {where} has features of {features.space!r}, which "
+            f"differ although their size is equal: extract features of {space!r} (or force it with "
+            "allow_feature_space_mismatch)"
         )
-    return [f"features of another space: the checkpoint was trained on {space!r}, but these are {store.space!r}"]
+    return [f"features of another space: the checkpoint was trained on {space!r}, but these are {features.space!r}"]
 
 
-def _space(reads: ReadsRegions, config: EvaluateConfig) -> str | None:
+def _space(reads: ReadsRegions, model: Path, named: str | None) -> str | None:
     """Return the space that the checkpoint or else the caller names. Raises CheckpointError where they disagree."""
-    if None not in (reads.space, config.feature_space) and reads.space != config.feature_space:
+    if None not in (reads.space, named) and reads.space != named:
         raise CheckpointError(
-            f"{config.model / METADATA_FILE} says that the checkpoint was trained on features of "
-            f"{reads.space!r}, but feature_space says {config.feature_space!r}: correct one of them"
+            f"{model / METADATA_FILE} says that the checkpoint was trained on features of {reads.space!r}, but "
+            f"feature_space says {named!r}: correct one of them"
         )
-    return reads.space or config.feature_space
+    return reads.space or named
 
 
 def _unnamed(reads: ReadsRegions, found: str) -> str:

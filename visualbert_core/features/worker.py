@@ -83,7 +83,7 @@ class _Loaded:
 
     def row(self) -> Callable[[Detection], Outcome]:
         """Return a function that turns a detection of this image into its outcome, and does not hold the pixels."""
-        return partial(_row, self.image.image_id, (self.pixels.shape[0], self.pixels.shape[1]), self.digest)
+        return partial(to_regions, self.image.image_id, (self.pixels.shape[0], self.pixels.shape[1]), self.digest)
 
 
 class Clock:
@@ -260,8 +260,11 @@ def _id(outcome: Outcome) -> str:
     return outcome.image_id if isinstance(outcome, Regions) else outcome.item_id
 
 
-def _row(image_id: str, shape: tuple[int, int], digest: str, detection: Detection) -> Outcome:
-    """Turn a detection into a row of the store, or into a failure where a number of it is not finite."""
+def to_regions(image_id: str, shape: tuple[int, int], digest: str, detection: Detection) -> Outcome:
+    """Turn the detection of an image of this shape (H, W) into a row of a store.
+
+    Return a failure where a number of it is not finite.
+    """
     for name in ("features", "boxes", "scores"):
         if not np.isfinite(getattr(detection, name)).all():
             return Failure(image_id, "features", "NotFinite", f"the detector's {name} hold NaN or infinity")

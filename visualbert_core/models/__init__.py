@@ -10,6 +10,7 @@ from visualbert_core.models.base import (
     GivesAttentions,
     GivesLogits,
     Model,
+    RanksAnswers,
     ReadsPixels,
     ReadsRegions,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "GivesAttentions",
     "GivesLogits",
     "Model",
+    "RanksAnswers",
     "ReadsPixels",
     "ReadsRegions",
     "load_model",

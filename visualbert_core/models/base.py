@@ -15,7 +15,7 @@ import numpy as np
 
 from visualbert_core.config import AnsweringConfig
 from visualbert_core.errors import ConfigError
-from visualbert_core.schema import Example, Failure, Pixels, Prediction, Regions
+from visualbert_core.schema import Example, Failure, Pixels, Prediction, RankedAnswer, Regions
 
 NOT_FINITE = "the model's scores hold NaN or infinity"
 """The message of the `Failure` that stands for an example whose scores are not finite."""
@@ -96,6 +96,17 @@ class GivesLogits(Protocol[Visual_contra]):
         """Answer as `predict` does, and return the logits with each answer.
 
         The answer is the largest logit over the last axis.
+        """
+
+
+@runtime_checkable
+class RanksAnswers(GivesLogits[Visual_contra], Protocol[Visual_contra]):
+    """A model that can also name the answers to a question that come after its best one. `ask` shows them."""
+
+    def rank(self, logits: np.ndarray, count: int) -> tuple[RankedAnswer, ...]:
+        """Return the `count` best answers to one `Question`, best first; fewer where the model has fewer.
+
+        `logits` come from `examine`. The first answer is the one that `predict` gives.
         """
 
 

@@ -31,7 +31,7 @@ from visualbert_core.models.transformers_folder import (
     read_config,
 )
 from visualbert_core.models.vilt.network import TextAndImage, ViltTrunk
-from visualbert_core.schema import Example, Failure, Pixels, Prediction, Question, Statement
+from visualbert_core.schema import Example, Failure, Pixels, Prediction, Question, RankedAnswer, Statement
 
 CLASSES = {Question: "ViltForQuestionAnswering", Statement: "ViltForImagesAndTextClassification"}
 """Form of example → the class of transformers that answers it."""
@@ -122,6 +122,11 @@ class ViltPredictor:
             for index, (example, _) in enumerate(batch)
         ]
 
+    def rank(self, logits: np.ndarray, count: int) -> tuple[RankedAnswer, ...]:
+        """Return the `count` best answers to a question with their sigmoids, from the logits of `examine`."""
+        order = np.argsort(-logits, kind="stable")[:count]
+        return tuple(RankedAnswer(self._answers[number], _sigmoid(logits[number])) for number in order)
+
     def attend(self, batch: Sequence[tuple[Example, tuple[Pixels, ...]]]) -> list[tuple[np.ndarray, ...]]:
         """Return the attention weights of every example: float32 [layers, heads, L, L] for each of its sequences.
 
@@ -198,8 +203,12 @@ class ViltPredictor:
             powers = np.exp(values - values.max())
             answer, scores = TRUTH[best], tuple((powers / powers.sum()).tolist())
         else:
-            answer, scores = self._answers[best], (float(1 / (1 + np.exp(-values[best]))),)
+            answer, scores = self._answers[best], (_sigmoid(values[best]),)
         return Prediction(example.example_id, example.image_ids[0], answer, scores, input_cut=cut), logits
+
+
+def _sigmoid(logit: float) -> float:
+    return float(1 / (1 + np.exp(-np.float64(logit))))
 
 
 def _check(folder: Path, config: dict[str, Any], form: type[Example]) -> None:

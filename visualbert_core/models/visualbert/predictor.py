@@ -45,7 +45,17 @@ from visualbert_core.models.visualbert.packing import collate
 from visualbert_core.models.visualbert.published import published_space
 from visualbert_core.printable import logger
 from visualbert_core.provenance import digest_file, digest_json
-from visualbert_core.schema import Example, Failure, Grounding, MultipleChoice, Prediction, Question, Regions, Statement
+from visualbert_core.schema import (
+    Example,
+    Failure,
+    Grounding,
+    MultipleChoice,
+    Prediction,
+    Question,
+    RankedAnswer,
+    Regions,
+    Statement,
+)
 
 ANSWERS_FILE = "answers.txt"
 UNKNOWN_ANSWER = "<unk>"
@@ -163,6 +173,15 @@ class VisualBertPredictor:
             logits = iter(self._network(packed))
         rows = [torch.cat([next(logits) for _ in item]).numpy() for item in items]
         return [self._decoded(*item, row) for item, row in zip(batch, rows, strict=True)]
+
+    def rank(self, logits: np.ndarray, count: int) -> tuple[RankedAnswer, ...]:
+        """Return the `count` likeliest answers to a question with their probabilities, from the logits of `examine`.
+
+        `<unk>` is never one of them.
+        """
+        probabilities = _softmax(logits)
+        order = [number for number in np.argsort(-logits, kind="stable") if not self._unanswerable[number]]
+        return tuple(RankedAnswer(self._answers[number], float(probabilities[number])) for number in order[:count])
 
     def attend(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> list[tuple[np.ndarray, ...]]:
         """Return the attention weights of every example: float32 [layers, heads, L, L] for each of its sequences.
