@@ -66,7 +66,7 @@ def test_the_whole_split_is_official(tmp_path: Path, monkeypatch: pytest.MonkeyP
     numbers."""
     layout = LAYOUTS[name]
     small = open_task(name, layout.write(tmp_path), layout.split)
-    assert small.paper_numbers() == {}
+    assert small.published_here() == ()
     if name == "flickr30k_entities":
         monkeypatch.setitem(flickr30k_entities.SIZES, layout.split, 2)
         assert open_task(name, tmp_path, layout.split).subset == (
@@ -79,12 +79,12 @@ def test_the_whole_split_is_official(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setitem(SIZES[name], layout.split, len(layout.rows))
     task = open_task(name, tmp_path, layout.split)
     assert (task.subset, task.protocol) == (None, task.protocols[task.protocol_key])
-    assert dict(task.paper_numbers()) == dict(task.paper.percent.get(layout.split, {}))
+    assert task.published_here() == tuple(each for each in task.published if each.split == layout.split)
     (tmp_path / "predictions").write_text(layout.text())
     document = score(task, read_prediction_set(task, tmp_path / "predictions", ""), "")
     assert "subset" not in document
     assert document["official"]
-    assert "in the official form:" in list(describe(document, {}))
+    assert "in the official form:" in list(describe(document, task))
 
 
 def test_nlvr2_dev_of_its_full_size_is_official(tmp_path: Path) -> None:

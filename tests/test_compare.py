@@ -14,8 +14,9 @@ import pytest
 from conftest import SmallNight
 
 from visualbert_core.comparison.attribution import NOTHING, causes
-from visualbert_core.comparison.compare import compare, describe
+from visualbert_core.comparison.compare import compare
 from visualbert_core.comparison.flips import flips
+from visualbert_core.comparison.text import describe
 from visualbert_core.errors import InputError, NotComparableError
 from visualbert_core.evaluation.run_folder import Run, read_run
 from visualbert_core.evaluation.units import UnitScores, by_metric, encode_units, read_units

@@ -191,7 +191,7 @@ def scored(task: Task, folder: Path, mode: Mode) -> dict[str, Any]:
     answers.coverage.table()
     document = score(task, answers, "", mode)
     json.dumps(document, allow_nan=False)
-    "\n".join(describe(document, {}))
+    "\n".join(describe(document, task))
     return document
 
 

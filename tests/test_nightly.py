@@ -24,7 +24,8 @@ from visualbert_core.comparison.history import History
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.evaluation.run_folder import claim
 from visualbert_core.nightly.dry_run import plan_night
-from visualbert_core.nightly.matrix import Night, load_matrix, runs_folder
+from visualbert_core.nightly.matrix import Night, load_matrix
+from visualbert_core.nightly.stages import runs_folder
 
 WEIGHTS = ROOT / "visualbert_core" / "synthetic" / "weights"
 CELL = "visualbert-vqa__vqa__val"

@@ -13,6 +13,7 @@ import re
 import shlex
 from base64 import b64decode
 from collections.abc import Sequence
+from copy import copy
 from html.parser import HTMLParser
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -266,13 +267,23 @@ def test_row_holds_interval_chance_and_n(cell: Any) -> None:
     assert (row["chance"], row["n"]) == ("100.0", "12")
 
 
+def named(cell: ReportCell, network: str, answering: str = "") -> ReportCell:
+    """Return the cell as the run of another network."""
+    scores = cell.run.scores | {"network": network, "answering": answering}  # type: ignore[union-attr, operator]
+    return dataclasses.replace(cell, run=dataclasses.replace(cell.run, scores=scores))
+
+
 def test_paper_is_quoted_beside_real_scores_only(cell: Any) -> None:
-    """The published recall@1 on val is shown for the whole official split, and replaced by a warning for a part of it.
-    A page of synthetic data never shows it."""
-    grounding = cell("flickr30k_entities")
-    whole = {key: value for key, value in grounding.run.scores.items() if key != "subset"}
-    official = dataclasses.replace(grounding, run=dataclasses.replace(grounding.run, scores=whole))
+    """The published recall@1 on val is shown for the whole official split and the same network, asked in the same way.
+    It is replaced by a warning for a part of the split. A page of synthetic data never shows it."""
+    grounding = named(cell("flickr30k_entities"), "VisualBERT")
+    official = dataclasses.replace(grounding, task=copy(grounding.task))
+    official.task.subset = None  # type: ignore[union-attr]
     assert Page(render(REAL, [official])).scores()[0]["paper"] == "70.4"
+    assert "arXiv:1908.03557, table 4" in render(REAL, [official])
+    for other in (named(official, "ViLT-B/32"), named(official, "VisualBERT", "Where is {}?")):
+        assert Page(render(REAL, [other])).scores()[0]["paper"] == "–"
+        assert "arXiv" not in render(REAL, [other])
     assert SYNTHETIC not in render(REAL, [official])
     part = render(REAL, [grounding])
     assert Page(part).scores()[0]["paper"] == "–"

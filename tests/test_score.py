@@ -134,24 +134,31 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
 
 
 def test_text_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The text has interval, n and the paper's number where there is one, no interval for a single set, and a table per
-    breakdown."""
+    """The text has interval and n, no interval for a single set, and a table per breakdown. The network behind a file
+    is not known, so published numbers are listed below with network and protocol, and none stands beside a score."""
     layout = LAYOUTS["nlvr2"]
     monkeypatch.setitem(nlvr2.SIZES, "dev", len(layout.rows))
     task = opened(layout, tmp_path)
-    text = list(describe(scored(task, tmp_path, layout.text()), task.paper_numbers()))
+    text = list(describe(scored(task, tmp_path, layout.text()), task))
     assert text[:2] == ["NLVR2 official (metrics.py)", "nlvr2 dev, 4 examples"]
-    assert "accuracy        75.00  [1.50, 100.00]           4   67.40" in text
+    assert "accuracy        75.00  [1.50, 100.00]           4       –" in text
     assert "consistency     66.67  [0.00, 100.00]           3       –" in text
     assert "consistency=0.6666666666666666" in text
     assert [line.split() for line in text if line.startswith("negation")] == [
         ["negation", "66.67", "(3)", "50.00", "(2)"]
     ]
+    below = text[text.index("published for dev, under the protocols that are named:") + 1 :]
+    assert below[0] == "VisualBERT: accuracy 67.40; scored: official (VisualBERT, arXiv:1908.03557, table 3)"
+    assert [line.partition(":")[0] for line in below[1:]] == [
+        "ViLT-B/32",
+        "ViLT-B/32, 100k steps",
+        "ViLT-B/32, released",
+    ]
     alone = dataclasses.replace(layout, files={"dev.json": layout.files["dev.json"].splitlines()[0]})
     task = open_task("nlvr2", alone.write(tmp_path), "dev")
     lone = scored(task, tmp_path, alone.text(alone.rows[:1]))
     assert lone["intervals"] == {"accuracy": [None, None], "consistency": [None, None]}
-    assert any(line.startswith("accuracy       100.00   ") for line in describe(lone, {}))
+    assert any(line.startswith("accuracy       100.00   ") for line in describe(lone, task))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -264,7 +271,7 @@ def test_lenient_says_what_it_did(tmp_path: Path) -> None:
     assert "line 1 ('identifier'): 'label' is neither" in answer["warnings"][0]
     assert "2 predictions of unknown ids" in answer["warnings"][1]
     assert "2 predictions of repeated ids (the last prediction of an id counts)" in answer["warnings"][2]
-    assert "WARNING: ignored as the official program does: 2" in "\n".join(describe(answer, {}))
+    assert "WARNING: ignored as the official program does: 2" in "\n".join(describe(answer, opened(layout, tmp_path)))
 
 
 def test_one_unusual_mode_at_a_time(tmp_path: Path) -> None:
@@ -344,10 +351,11 @@ def test_a_wrong_image_run_is_called_one(tmp_path: Path) -> None:
     """The text says that a score is a wrong-image baseline, so that it is not taken for the model's score."""
     task = opened(LAYOUTS["nlvr2"], tmp_path)
     (tmp_path / "predictions").write_text(LAYOUTS["nlvr2"].text())
-    for visual, said in (("own", False), ("wrong-image", True)):
+    for visual, said in (("own", None), ("wrong-image", "other images"), ("none", "a grey image")):
         run = made_run(tmp_path / visual, task, tmp_path / "predictions", {"visual": visual})
-        lines = list(describe(document(task, run), {}))
-        assert any("asked about other images" in line for line in lines) == said
+        lines = list(describe(document(task, run), task))
+        asked = [line.partition("asked about ")[2] for line in lines if "asked about" in line]
+        assert asked == ([] if said is None else [said])
 
 
 def test_a_run_on_something_else_is_refused(tmp_path: Path) -> None:

@@ -163,14 +163,17 @@ def test_summary_of_nothing_is_empty() -> None:
     assert summarize([]).metrics == {}
 
 
-def test_paper_numbers_name_scored_metrics(folder: Path) -> None:
-    """Every published number belongs to a metric of the task and names its table."""
+def test_published_numbers_name_scored_metrics(folder: Path) -> None:
+    """Every published number belongs to a metric of the task and names its source, and no two numbers compete for one
+    place."""
     for name in TASKS:
         task = open_task(name, folder, SPLITS[name])
-        assert "table" in task.paper.table or not task.paper.percent
-        for metrics in task.paper.percent.values():
-            assert metrics.keys() <= set(task.metrics)
-            assert all(0 < value < 100 for value in metrics.values())
+        for each in task.published:
+            assert each.source
+            assert each.percent.keys() <= set(task.metrics)
+            assert all(0 < each.percent[m] < task.scales.get(m, 100) for m in each.percent)
+        places = [(each.network, each.split, each.protocol, each.answering) for each in task.published]
+        assert len(places) == len(set(places))
 
 
 def test_scoring_needs_no_torch_no_ray_no_pillow() -> None:

@@ -240,8 +240,13 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         check_values(self)
         check_range(self, 1, None, "batch_size", "shard_size")
-        if self.detector is None and self.boxes != "none":
-            raise ConfigError(f"boxes: {self.boxes} needs a detector, and this corpus has none: add detector")
+        for name in ("boxes", "precision", "batch_size", "shard_size"):
+            value, default = getattr(self, name), getattr(CorpusConfig, name)
+            if self.detector is None and value != default:
+                raise ConfigError(
+                    f"{name}: {value} has no effect without a detector, and this corpus has none: add detector, or "
+                    f"leave {name} out (a cell has its own batch_size, shard_size and precision)"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,19 +272,27 @@ class CellConfig:
     """metric → percent that it must reach (CIDEr: up to 1,000). With a lower score the job exits with code 4."""
     wrong_image: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """metric → [low, high] percent for the wrong-image baseline. A higher score means that the text alone answers."""
+    no_image: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """metric → [low, high] percent for the baseline without an image, for a model that reads pixels."""
     drops: dict[str, float] = field(default_factory=dict)
     """metric to watch → drop in points that the gate must find. Default: the headline metric, and the gate's `drop`."""
+    unparsed_rise: float | None = None
+    """Also watch the share of texts that hold no answer: its rise in points that the gate must find."""
 
     def __post_init__(self) -> None:
         check_values(self)
         check_range(self, 1, None, "batch_size", "shard_size")
-        check_range(self, 0, 1000, "floors", "wrong_image", "drops")  # CIDEr reaches 1,000, all other metrics 100
-        for metric, bounds in self.wrong_image.items():
-            if len(bounds) != 2 or bounds[0] > bounds[1]:
-                raise ConfigError(f"wrong_image.{metric}: expected [low, high], found {list(bounds)}")
+        check_range(self, 0, 1000, "floors", "wrong_image", "no_image", "drops")  # CIDEr reaches 1,000, others 100
+        check_range(self, 0, 100, "unparsed_rise")
+        for name in ("wrong_image", "no_image"):
+            for metric, bounds in getattr(self, name).items():
+                if len(bounds) != 2 or bounds[0] > bounds[1]:
+                    raise ConfigError(f"{name}.{metric}: expected [low, high], found {list(bounds)}")
         for metric, drop in self.drops.items():
             if drop == 0:
                 raise ConfigError(f"drops.{metric} is 0: it must be above 0 points")
+        if self.unparsed_rise == 0:
+            raise ConfigError("unparsed_rise is 0: it must be above 0 points")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,6 +352,8 @@ class NightlyConfig:
     """Make the synthetic data and use them as `data`."""
     wrong_image_baseline: bool = False
     """Also evaluate every cell with wrong images."""
+    no_image_baseline: bool = False
+    """Also evaluate every cell over a corpus without a detector with a grey image in place of each image."""
     examples: int = 10
     """Number of drawn examples per cell in the report."""
     gate: GateConfig | None = None

@@ -51,7 +51,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in args:
             return None
         if UPath in args:  # before the line below, which would take an address for a Path
-            return _location(_expect(str, value, where), where)
+            return _location(_path(value, where), where)
         return _convert(next(a for a in args if a is not type(None)), value, where)
     if origin is Literal:
         if value not in args:
@@ -67,10 +67,18 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}: two keys are spelt alike: {', '.join(map(brief, value))}: rename one")
         return named
     if hint is Path:
-        return Path(_expect(str, value, where)).expanduser()
+        return Path(_path(value, where)).expanduser()
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return value if hint is Any else _expect(hint, value, where)
+
+
+def _path(value: Any, where: str) -> str:
+    """Return the text of a path. An empty text would name the working folder."""
+    text = _expect(str, value, where)
+    if not text.strip():
+        raise ConfigError(f"{where} is empty: name a path, or leave the key out")
+    return text
 
 
 def _location(text: str, where: str) -> Location:

@@ -37,6 +37,7 @@ _PACKAGES = ("torch", "torchvision", "pyarrow", "ray", "numpy", "pillow", "token
 
 INGREDIENTS = {
     "model": ("model", "code.model"),
+    "answering": ("answering",),
     "features": ("features",),
     "images": ("images",),
     "annotations": ("annotations",),

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from visualbert_core.comparison.compare import SHOWN, compare, describe
+from visualbert_core.comparison.compare import SHOWN, compare
+from visualbert_core.comparison.text import describe
 from visualbert_core.errors import ConfigError
 from visualbert_core.evaluation.run_folder import Run, read_run
 from visualbert_core.printable import say, say_json

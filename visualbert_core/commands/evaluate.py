@@ -77,6 +77,8 @@ class Command:
 
 
 def _scored(run: Run) -> None:
+    from visualbert_core.evaluation.score import how_answered
+
     assert run.scores is not None
     subset = [run.scores["subset"]] if "subset" in run.scores else []
     for warning in (*subset, *run.scores["warnings"]):
@@ -84,6 +86,10 @@ def _scored(run: Run) -> None:
     for metric, value in run.scores["scores"].items():
         low, high = run.scores["intervals"][metric]
         spread = "" if low is None else f"  [{low:.2f}, {high:.2f}]"
-        say(f"{metric:>14} {value:6.2f}{spread}  n={run.scores['units'][metric]}")
+        others = run.scores.get("other_protocols", {}).items()
+        under = "".join(f"  {protocol} {values[metric]:.2f}" for protocol, values in others)
+        say(f"{metric:>14} {value:6.2f}{spread}  n={run.scores['units'][metric]}{under}")
     say(run.scores["protocol"])
+    for line in how_answered(run.scores):
+        say(line)
     say(run.folder)

@@ -44,7 +44,8 @@ class Command:
     def run(self) -> int:
         """Run the matrix, or print its plan."""
         from visualbert_core.nightly.dry_run import plan_night
-        from visualbert_core.nightly.matrix import load_matrix, runs_folder
+        from visualbert_core.nightly.matrix import load_matrix
+        from visualbert_core.nightly.stages import runs_folder
 
         flags = {"out": self.out, "night": self.night, "limit": self.limit}
         config = load_matrix(self.matrix, {name: value for name, value in flags.items() if value is not None})

@@ -65,6 +65,6 @@ class Command:
         if self.json:
             say_json(document)
             return 0
-        for line in describe(document, task.paper_numbers()):
+        for line in describe(document, task):
             say(line)
         return 0

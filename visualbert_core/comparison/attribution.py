@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from visualbert_core.provenance import code_digests, outside_code
 from visualbert_core.tasks import Task
 
 JUDGING = ("annotations", "scorer")
 NOTHING = "nothing that is recorded"
+
+
+Reads = Literal["regions", "pixels", "both"]
+"""What the models of two runs read. "both": one reads regions, the other pixels."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Swap(Protocol):
 
 
 def causes(
-    swap: Swap, answers_changed: bool, differs: Mapping[str, Sequence[str]], reads_pixels: bool = False
+    swap: Swap, answers_changed: bool, differs: Mapping[str, Sequence[str]], reads: Reads = "regions"
 ) -> Iterator[Cause]:
     """Yield the causes of a change. Yield none if the runs are equal.
 
@@ -57,20 +61,26 @@ def causes(
     """
     total = swap.after - swap.before
     judging = {name: lines for name, lines in differs.items() if name in JUDGING}
-    making = dict(_making(differs, reads_pixels)) if answers_changed else {}
+    making = dict(_making(differs, reads)) if answers_changed else {}
+    together = _TWO_FAMILIES if reads == "both" else _TOGETHER
     if answers_changed and not judging:
-        yield _cause(making, total, "nothing else differs" if len(making) == 1 else _TOGETHER)
+        yield _cause(making, total, "nothing else differs" if len(making) == 1 else together)
     elif judging and not answers_changed:
         yield _cause(judging, total, "the answers are the same")
     elif judging and answers_changed:
-        yield from _told_apart(swap, total, making, judging)
+        yield from _told_apart(swap, total, making, judging, together)
 
 
+_TWO_FAMILIES = "two families: one reads regions and the other pixels, so all of this belongs together"
 _TOGETHER = "they differ together: to tell them apart, evaluate once more with one of them as before"
 
 
 def _told_apart(
-    swap: Swap, total: float, making: Mapping[str, Sequence[str]], judging: Mapping[str, Sequence[str]]
+    swap: Swap,
+    total: float,
+    making: Mapping[str, Sequence[str]],
+    judging: Mapping[str, Sequence[str]],
+    together: str,
 ) -> Iterator[Cause]:
     """Separate answers from judge by scoring stored predictions under the other judge.
 
@@ -87,20 +97,18 @@ def _told_apart(
         return
     of_judge = sum(shares) / len(shares)
     how = "stored predictions scored under the other annotations" + (", both ways" if len(shares) == 2 else "")
-    yield _cause(making, total - of_judge, f"what is left; {_TOGETHER}" if len(making) > 1 else "what is left")
+    yield _cause(making, total - of_judge, f"what is left; {together}" if len(making) > 1 else "what is left")
     yield _cause(judging, of_judge, how)
 
 
-def _making(differs: Mapping[str, Sequence[str]], reads_pixels: bool) -> Iterator[tuple[str, Sequence[str]]]:
+def _making(differs: Mapping[str, Sequence[str]], reads: Reads) -> Iterator[tuple[str, Sequence[str]]]:
     """Yield the ingredients that can have changed an answer, with the lines that say what differs in them.
 
     Three lines cannot change an answer. The name of a model's folder and the shard size never do. The feature code acts
     through the store, and the manifest of the store is compared already. Without a store this code decodes the images,
     so then it counts. The code with which a task asks its questions belongs to the scorer.
     """
-    idle = (
-        ("spec.model:", "spec.shard_size:") if reads_pixels else ("code.features:", "spec.model:", "spec.shard_size:")
-    )
+    idle = ("spec.model:", "spec.shard_size:", *(["code.features:"] if reads == "regions" else []))
     for name, lines in differs.items():
         acting = [line for line in lines if not line.startswith(idle)]
         if name not in JUDGING and acting:

@@ -9,29 +9,31 @@ all differences in points. Nothing here imports torch or Ray.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from visualbert_core.comparison.attribution import Cause, causes, scorer_at_hand, scorer_of
+from visualbert_core.comparison.attribution import Cause, Reads, causes, scorer_at_hand, scorer_of
 from visualbert_core.comparison.flips import Flips, changed_answers, flips
 from visualbert_core.errors import CoverageError, InputError, NotComparableError
 from visualbert_core.evaluation.predictions import read_predictions
-from visualbert_core.evaluation.run_folder import Run
+from visualbert_core.evaluation.run_folder import ANSWERING, Run, made_of
 from visualbert_core.evaluation.units import Groups, UnitScores, Values, by_metric, read_units
 from visualbert_core.metrics.statistics import Paired, holm, paired, paired_differences, usual_step
 from visualbert_core.metrics.sums import linear_differences
-from visualbert_core.printable import printable
 from visualbert_core.provenance import changed
-from visualbert_core.schema import Prediction
+from visualbert_core.schema import Generated, Prediction
 from visualbert_core.tasks import Task, judge
 from visualbert_core.tasks.scoring import PERCENT
 
 SHOWN = 100
 """The largest number of flips listed as worse, and as better."""
+
+PARSED = "parsed texts"
+"""How the share of texts with an answer is called beside the metrics."""
 
 Tasks = Mapping[str, Task]
 """Digest of annotations → the task opened with them."""
@@ -80,6 +82,8 @@ class Comparison:
     flips: dict[str, Flips]
     causes: tuple[Cause, ...]
     differs: dict[str, list[str]]
+    parsed: Change | None = None
+    """The change of the share of texts in which an answer was found; None where neither model writes text."""
 
     def document(self) -> dict[str, Any]:
         """Return the comparison as JSON values."""
@@ -146,9 +150,9 @@ def compare(before: Run, after: Run, tasks: Tasks | None = None, force: bool = F
         metric: _change(first.worth, second.worth, second.clusters, scales.get(metric))
         for metric, (first, second) in aligned.items()
     }
-    differs = changed(a.provenance, b.provenance)
+    differs = _differs(a, b)
     answers = changed_answers(a.predictions, b.predictions)
-    headline, reads_pixels = b.scores["headline"], "images" in b.provenance
+    headline = b.scores["headline"]
     return Comparison(
         before=a.about,
         after=b.about,
@@ -164,9 +168,39 @@ def compare(before: Run, after: Run, tasks: Tasks | None = None, force: bool = F
             for metric, (first, second) in aligned.items()
             if (found := flips(first, second, shown, scales.get(metric))) is not None
         },
-        causes=tuple(causes(_Stored(a, b, tasks, headline), bool(answers), differs, reads_pixels)),
+        causes=tuple(causes(_Stored(a, b, tasks, headline), bool(answers), differs, _reads(a, b))),
         differs=differs,
+        parsed=_parsed(a, b),
     )
+
+
+def _differs(a: Side, b: Side) -> dict[str, list[str]]:
+    """Return the lines of each ingredient that differs, without how a model was asked where one run does not say it."""
+    before, after = made_of(a.run), made_of(b.run)
+    if ANSWERING in before.keys() ^ after.keys():  # a run of an older version
+        before, after = a.provenance, b.provenance
+    return changed(before, after)
+
+
+def _reads(a: Side, b: Side) -> Reads:
+    """Return what the models of the two runs read."""
+    pixels = ["images" in side.provenance for side in (a, b)]
+    return "both" if pixels[0] != pixels[1] else "pixels" if all(pixels) else "regions"
+
+
+def _parsed(a: Side, b: Side) -> Change | None:
+    """Return the change of the share of texts with an answer, over the examples that both runs answer."""
+    common = [name for name in b.predictions if name in a.predictions]
+    if not any(side.predictions[name].generated for side in (a, b) for name in common):
+        return None
+    shares = ([_share_parsed(side.predictions[name].generated) for name in common] for side in (a, b))
+    before, after = (Values(np.array(each)) for each in shares)
+    return _change(before, after, [b.predictions[name].image_id for name in common], None)
+
+
+def _share_parsed(texts: Sequence[Generated]) -> float:
+    """Return the share of the texts of an example with an answer: 1 where a head gave the answer."""
+    return sum(text.parsed for text in texts) / len(texts) if texts else 1.0
 
 
 def _check_questions(a: Side, b: Side, force: bool) -> None:
@@ -322,42 +356,6 @@ class _Stored:
             return None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the text for a terminal
-
-
-def describe(comparison: Comparison) -> Iterator[str]:
-    """Yield the lines that show a comparison in a terminal."""
-    yield f"{comparison.before['folder']} → {comparison.after['folder']}"
-    yield comparison.basis
-    yield from (f"WARNING: {warning}" for warning in comparison.warnings)
-    yield from ("", f"{'metric':<14} {'before':>7} {'after':>7} {'points':>7}  {'95 % interval':<16} {'p':>7} {'n':>9}")
-    yield from (_line(metric, change) for metric, change in comparison.metrics.items())
-    yield from ("", f"answers: {comparison.answers_changed:,} of {comparison.examples:,} changed")
-    for metric, found in comparison.flips.items():
-        yield f"{metric}: {found.worse_count:,} worse, {found.better_count:,} better"
-        yield from (f"  {flip}" for flip in (*found.worse[:_LINES], *found.better[:_LINES]))
-    yield from ("", "because of:")
-    yield from (f"  {cause}" for cause in comparison.causes)
-    for kind, groups in comparison.groups.items():
-        rows = [(name, changes) for name, changes in groups.items() if comparison.headline in changes]
-        moved = sorted(rows, key=lambda row: row[1][comparison.headline].p)[:_LINES]
-        yield from ("", f"{comparison.headline} by {kind}" + (f", {_LINES} of {len(rows)}" * (len(rows) > _LINES)))
-        yield from (_line(name, changes[comparison.headline]) for name, changes in moved)
-
-
-_LINES = 8
-
-
 def p_value(p: float) -> str:
     """Write a p-value: "< 0.0001" or "0.0312"."""
     return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
-
-
-def _line(name: str, change: Change) -> str:
-    spread = "" if change.low is None else f"[{change.low:+.2f}, {change.high:+.2f}]"
-    p = change.p if change.p_holm is None else change.p_holm
-    return (
-        f"{printable(name):<14} {change.before:7.2f} {change.after:7.2f} {change.difference:+7.2f}  {spread:<16} "
-        f"{p_value(p):>8} {change.n:>9,}"
-    )

@@ -5,6 +5,9 @@
     pass          there is no such drop, and the test would have found one that matters; or nothing changed at all
     cannot tell   there is no such drop, but the test could have missed one that matters; or there is nothing to compare
 
+Beside metrics, the share of texts in which an answer was found can be watched: a rise of the unparsed texts is a drop
+of the parsed ones.
+
 Reruns of the same thing differ by noise. If the history of a cell holds enough reruns, their noise widens the test
 (`statistics.excess_noise`).
 """
@@ -27,7 +30,7 @@ EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 4, "cannot tell": 5}
 
 @dataclass(frozen=True)
 class Watched:
-    """A watched metric of a cell, the night it is compared with, and its change.
+    """A watched metric of a cell, or its share of parsed texts; the night it is compared with, and the change.
 
     If there is no change to judge, `change` is None and `reason` says why.
     """

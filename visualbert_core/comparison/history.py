@@ -54,6 +54,8 @@ class Row:
     """True if no ingredient differs from that earlier night."""
     changes: Mapping[str, list[float]] = field(default_factory=dict)
     """Metric → [difference, spread] to that earlier night, in points."""
+    generated: Mapping[str, int] = field(default_factory=dict)
+    """How many texts the model wrote, how many held no answer and how many were cut; empty for a model with a head."""
     corpus: str = ""
     extraction: Timing | None = None
     evaluation: Timing | None = None

@@ -37,8 +37,8 @@ from visualbert_core.provenance import (
     outside_code,
     versions,
 )
-from visualbert_core.schema import PREDICTION_VERSION, Example, Prediction
-from visualbert_core.tasks import Task, open_task
+from visualbert_core.schema import PREDICTION_VERSION, Example, Failure, Prediction
+from visualbert_core.tasks import Task, open_task, score_units
 
 _LOG = logger(__name__)
 BASELINES = {"own": "", "wrong-image": " (wrong image)", "none": " (no image)"}
@@ -145,7 +145,7 @@ def _keep_sample(folder: Path, record: dict[str, Any], asked: Sequence[Example])
     record |= {"coverage": coverage.counts(), "failed": [vars(f) for f in failures[:20]], "status": "sample"}
     write_json(folder / "run.json", record)
     if not coverage.complete:
-        raise CoverageError(f"{folder.name}: {coverage.message()}; e.g. {failures[0].item_id}: {failures[0].message}")
+        raise CoverageError(f"{folder.name}: {coverage.message()}{_example(failures)}; {_REPAIR}")
     return Run(folder, record, None)
 
 
@@ -158,8 +158,7 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
         for name in ("scores.json", UNITS_FILE, task.submission_name):
             (folder / name).unlink(missing_ok=True)
         write_json(folder / "run.json", record | {"status": "incomplete"})
-        reason = f"; e.g. {failures[0].item_id}: {failures[0].message}" if failures else ""
-        raise CoverageError(f"{folder.name}: no score, {coverage.message()}{reason}")
+        raise CoverageError(f"{folder.name}: no score, {coverage.message()}{_example(failures)}; {_REPAIR}; {_RANGE}")
     if "images" in record["provenance"]:  # the boxes of a store are pixels; those of a model may be anything
         predictions, said = _in_pixels(folder, task, predictions)
         record["warnings"] = [*record["warnings"], *said]
@@ -176,7 +175,7 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
         origin = {key: record["spec"][key] for key in ("model", "visual")}
         origin |= {key: record[key] for key in ("network", "answering")}
         answers = PredictionSet(folder, predictions, coverage, origin, tuple(record["warnings"]))
-        units = list(task.score({p.example_id: p for p in predictions}))
+        units = list(score_units(task, {p.example_id: p for p in predictions}))
         scores = score(task, answers, record["provenance"]["annotations"], units=units)
         files |= {UNITS_FILE: encode_units(by_metric(units)), "scores.json": encode_json(scores)}
     digests = {name: digest_bytes(data) for name, data in files.items()}
@@ -187,6 +186,14 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
     for name, data in files.items():
         publish(folder / name, data)
     return Run(folder, record, scores)
+
+
+_REPAIR = "repair what failed (run.json lists it), delete this run folder and run the same line again"
+_RANGE = "until then, `visualbert score --allow-partial` prints the range of the score"
+
+
+def _example(failures: Sequence[Failure]) -> str:
+    return f"; e.g. {failures[0].item_id}: {failures[0].message}" if failures else ""
 
 
 def _in_pixels(folder: Path, task: Task, predictions: list[Prediction]) -> tuple[list[Prediction], list[str]]:

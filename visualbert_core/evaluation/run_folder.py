@@ -24,6 +24,8 @@ from visualbert_core.io import lfs
 from visualbert_core.io.documents import parse_json
 from visualbert_core.provenance import differences, digest_file
 
+ANSWERING = "answering"
+"""The key of run.json that holds `Model.protocol`."""
 _AGAIN = "delete it and run the same line again"
 
 
@@ -38,6 +40,15 @@ class Run:
     folder: Path
     record: dict[str, Any]
     scores: dict[str, Any] | None
+
+
+def made_of(run: Run) -> dict[str, Any]:
+    """Return the provenance of a run, and how its model was asked where the run says it.
+
+    The fingerprint of the model decides how it was asked. The line is for readers, who do not know the fingerprint.
+    """
+    asked = {ANSWERING: run.record[ANSWERING]} if ANSWERING in run.record else {}
+    return {**run.record["provenance"], **asked}
 
 
 def run_folder(config: EvaluateConfig) -> Path:

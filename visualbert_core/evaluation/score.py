@@ -22,7 +22,8 @@ from visualbert_core.io.documents import read_json
 from visualbert_core.metrics.coverage import Coverage, Lenient, check_coverage
 from visualbert_core.printable import printable
 from visualbert_core.schema import Prediction, Score
-from visualbert_core.tasks import Task, summarize
+from visualbert_core.tasks import Task, score_units, summarize
+from visualbert_core.tasks.scoring import without_unparsed
 
 OFFICIAL, OFFICIAL_FORM = "official", "official_form_of_subset"
 """Keys of a document. The first is for the official split. The second is for other annotations: it holds their scores
@@ -187,7 +188,7 @@ def score(
 
 
 def _scores(task: Task, predictions: Mapping[str, Prediction], units: Sequence[Score] | None) -> dict[str, Any]:
-    scores = list(task.score(predictions)) if units is None else units
+    scores = list(score_units(task, predictions)) if units is None else units
     summary = summarize(scores, task.scales)
     metrics = summary.metrics
     return {
@@ -198,9 +199,21 @@ def _scores(task: Task, predictions: Mapping[str, Prediction], units: Sequence[S
         **({"scales": dict(task.scales)} if task.scales else {}),
         **({"person": person} if (person := task.person()) else {}),
         **({"beside": beside} if (beside := task.beside(predictions)) else {}),
+        **_elsewhere(task, predictions),
         OFFICIAL if task.subset is None else OFFICIAL_FORM: task.official(scores),
         "breakdown": summary.breakdown,
     }
+
+
+def _elsewhere(task: Task, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
+    """Return the percent under the other protocols, for a model that writes text; nothing for another model.
+
+    A head gives an answer of its list, whose form is always the same.
+    """
+    if not any(row.generated for row in predictions.values()):
+        return {}
+    found = task.other_protocols(without_unparsed(task, predictions))
+    return {"other_protocols": found} if found else {}
 
 
 def _written(predictions: Collection[Prediction]) -> dict[str, Any]:
@@ -232,7 +245,7 @@ def _under_chance(values: Mapping[str, Any]) -> list[str]:
 
 
 def _ranges(task: Task, predictions: Mapping[str, Prediction], missing: Iterable[str]) -> dict[str, Any]:
-    images = task.expected()
+    images, predictions = task.expected(), without_unparsed(task, predictions)
 
     def percent(answer: Callable[[str], Any]) -> dict[str, float]:
         filled = {name: Prediction(name, images[name], answer(name), ()) for name in missing}
@@ -283,29 +296,34 @@ def _number(value: float) -> float | None:
 # the document as text
 
 
-def describe(document: Mapping[str, Any], paper: Mapping[str, float]) -> Iterator[str]:
+_VISUALS = {"wrong-image": ", each asked about other images", "none": ", each asked about a grey image"}
+
+
+def describe(document: Mapping[str, Any], task: Task) -> Iterator[str]:
     """Yield a scores document as lines of text.
 
-    `paper` is metric → the percent that was published for the same split and protocol.
+    A published number stands beside a score of the same network, split and protocols. Where the network is not known,
+    as for a file of predictions, everything that is published for the split is listed below the scores.
     """
     yield document["protocol"]
-    wrong_image = ", each asked about other images" if document.get("visual") == "wrong-image" else ""
-    yield f"{document['task']} {document['split']}, {document['n']:,} examples{wrong_image}"
+    visual = _VISUALS.get(document.get("visual", "own"), "")
+    yield f"{document['task']} {document['split']}, {document['n']:,} examples{visual}"
+    yield from how_answered(document)
     yield from (f"WARNING: {warning}" for warning in (*_subset(document), *document["warnings"]))
     if document["partial"]:
         yield from _partial(document)
         return
-    person = document.get("person", {})
-    yield ""
-    yield f"{'metric':<14} {'score':>6}  {'95 % interval':<16} {'n':>9}  {'paper':>6}" + f"  {'person':>6}" * bool(
-        person
-    )
+    others: Mapping[str, Mapping[str, float]] = document.get("other_protocols", {})
+    columns = ({"person": document["person"]} if "person" in document else {}) | others
+    header = f"{'metric':<14} {'score':>6}  {'95 % interval':<16} {'n':>9}  {'paper':>6}"
+    yield from ("", header + "".join(f"  {name:>6}" for name in columns))
+    published = task.published_for(document)
     for name, value in document["scores"].items():
         low, high = document["intervals"][name]
         spread = "" if low is None else f"[{low:.2f}, {high:.2f}]"
-        published = f"{paper[name]:.2f}" if name in paper else "–"
-        line = f"{name:<14} {value:6.2f}  {spread:<16} {document['units'][name]:>9,}  {published:>6}"
-        yield line + (f"  {person[name]:6.2f}" if name in person else "")
+        paper = _percent(published.percent if published else {}, name)
+        line = f"{name:<14} {value:6.2f}  {spread:<16} {document['units'][name]:>9,}  {paper:>6}"
+        yield line + "".join(f"  {_percent(values, name):>{max(6, len(key))}}" for key, values in columns.items())
     yield from (f"{name}: {value:,.4g}" for name, value in document.get("beside", {}).items())
     official = OFFICIAL in document
     yield from ("", "in the official form:" if official else "no official score; in the official form:")
@@ -313,6 +331,30 @@ def describe(document: Mapping[str, Any], paper: Mapping[str, float]) -> Iterato
     yield from (f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
     for kind, groups in document["breakdown"].items():
         yield from _breakdown(kind, groups)
+    if "network" not in document and (listed := task.published_here()):
+        yield from ("", f"published for {document['split']}, under the protocols that are named:")
+        yield from map(str, listed)
+
+
+def _percent(values: Mapping[str, float], metric: str) -> str:
+    return f"{values[metric]:.2f}" if metric in values else "–"
+
+
+def how_answered(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how the model was asked and what became of its texts; nothing where a head answered whole inputs."""
+    if document.get("answering"):
+        yield f"asked: {document['answering']}"
+    yield from text_shares(document)
+
+
+def text_shares(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the shares of texts without an answer, of texts that were cut, and of examples that were read in part."""
+    if "generated" in document:
+        texts, unparsed, cut = (document["generated"][name] for name in ("texts", "unparsed", "cut"))
+        yield f"unparsed: {100 * unparsed / texts:.1f} % of {texts:,} texts held no answer and count as wrong"
+        yield f"cut: {100 * cut / texts:.1f} % of {texts:,} texts ended at the limit of their length"
+    if "input_cut" in document:
+        yield f"input cut: {document['input_cut']:,} of {document['n']:,} examples were too long and were read in part"
 
 
 def _subset(document: Mapping[str, Any]) -> tuple[str, ...]:

@@ -142,11 +142,15 @@ class AnswerTable:
         """Return the `soft_accuracy` of an answer to the question of that row."""
         return soft_accuracy(answer, self[row], self._always_normalise)
 
-    def values(self, answers: Sequence[str]) -> np.ndarray:
-        """Return the `soft_accuracy` of one answer to each question, in the order of the rows: float64 [rows]."""
+    def values(self, answers: Sequence[str], always_normalise: bool | None = None) -> np.ndarray:
+        """Return the `soft_accuracy` of one answer to each question, in the order of the rows: float64 [rows].
+
+        `always_normalise` replaces the rule of this table.
+        """
+        always = self._always_normalise if always_normalise is None else always_normalise
         given = np.frombuffer(self._codes, np.int32).reshape(-1, _TEN)  # [rows, 10]: codes of cleaned answers
         as_given = np.zeros(len(given), bool)  # rows whose answers are compared without being normalised
-        if not self._always_normalise:
+        if not always:
             as_given = (given == given[:, :1]).all(axis=1)
         normal_of: dict[str, int] = {}
         normal = [normal_of.setdefault(normalise(answer), len(normal_of)) for answer in self._code_of.answers]
@@ -158,7 +162,7 @@ class AnswerTable:
         in_normal_form = np.array(normal, np.int32)[given]
         values = _leave_one_out(np.where(as_given[:, None], given == said[:, :1], in_normal_form == said[:, 1:]))
         for row in self._others:
-            values[row] = self.value(row, answers[row])
+            values[row] = soft_accuracy(answers[row], self[row], always)
         return values
 
     def best(self, row: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from visualbert_core.config import AnsweringConfig, nearest
 from visualbert_core.errors import CheckpointError
@@ -23,7 +23,11 @@ FAMILIES = {
     "visual_bert": "visualbert_core.models.visualbert.predictor:VisualBertPredictor",
 }
 """`model_type` → module:class. The class opens a folder with the arguments of `load_model`, as its classmethod
-`from_pretrained`. A family is imported on first use."""
+`from_pretrained`. Its class attribute `visual_source` says what its checkpoints read, "regions" or "pixels". A family
+is imported on first use."""
+
+VisualSource = Literal["regions", "pixels"]
+"""What all checkpoints of a family read."""
 
 GENERATIVE = "visualbert_core.models.generative.model:GenerativeModel"
 """The family of every other model type of transformers' AutoModelForImageTextToText."""
@@ -46,14 +50,27 @@ def load_model(
     models that write text. Raises CheckpointError if the folder is incomplete or its network does not answer this form.
     Raises ConfigError for a precision or an answering that the model does not know.
     """
-    family = _family(Path(folder))
+    model: Model[Any] = _imported(Path(folder)).from_pretrained(folder, form, device, precision, answering)
+    return model
+
+
+def visual_source(folder: str | Path) -> VisualSource | None:
+    """Return what the models of a folder's family read, or None where its class does not say. Open no weights.
+
+    Raises CheckpointError where the family is not known or cannot be imported.
+    """
+    found: VisualSource | None = getattr(_imported(Path(folder)), "visual_source", None)
+    return found
+
+
+def _imported(folder: Path) -> Any:
+    """Return the class of a folder's family."""
+    family = _family(folder)
     module, _, name = family.partition(":")
     try:
-        found = getattr(import_module(module), name)
+        return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:  # ValueError: an empty name of a module
         raise CheckpointError(f"{folder}: its model is {family}, which cannot be imported: {error}") from None
-    model: Model[Any] = found.from_pretrained(folder, form, device, precision, answering)
-    return model
 
 
 def _family(folder: Path) -> str:

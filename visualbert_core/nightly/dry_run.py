@@ -51,8 +51,11 @@ class Step:
 
 def plan_night(config: NightlyConfig, runs: Path) -> Iterator[Step]:
     """Yield the steps of a night in their order. `runs` is the folder that holds the run folders of this night."""
-    for name in (name for name, corpus in config.corpora.items() if corpus.detector):
-        yield _step(f"features of {name}", "images", partial(_images, config, name), _extraction(config, name))
+    for name, corpus in config.corpora.items():
+        if corpus.detector:
+            yield _step(f"features of {name}", "images", partial(_images, config, name), _extraction(config, name))
+        else:
+            yield _pixels(config, name)
     for cell in config.cells:
         name = run_name(cell.model, cell.task, cell.split)
         last = _last(row.evaluation for row in history_of(config).rows(name))
@@ -60,6 +63,20 @@ def plan_night(config: NightlyConfig, runs: Path) -> Iterator[Step]:
         if config.wrong_image_baseline:
             count = partial(_examples, config, cell, runs / f"{name}__wrong-image")
             yield _step(f"{name}, wrong image", "examples", count, last)
+        if config.no_image_baseline and config.corpora[cell.corpus].detector:
+            yield Step(f"{name}, no image", "examples", note="not asked, because there are no regions of a grey image")
+        elif config.no_image_baseline:
+            count = partial(_examples, config, cell, runs / f"{name}__none")
+            yield _step(f"{name}, no image", "examples", count, last)
+
+
+def _pixels(config: NightlyConfig, name: str) -> Step:
+    """Return the line of a corpus without a detector: its images are read by the models, and nothing is extracted."""
+    try:
+        count = len(list_images(config.corpora[name].images).first(config.limit))
+    except VisualBertCoreError as error:
+        return Step(f"images of {name}", "images", note=str(error))
+    return Step(f"images of {name}", "images", note=f"{count:,} images, whose pixels the models read")
 
 
 def _extraction(config: NightlyConfig, corpus: str) -> Timing | None:

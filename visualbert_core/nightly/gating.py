@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visualbert_core.comparison.compare import Comparison, compare
+from visualbert_core.comparison.compare import PARSED, Change, Comparison, compare
 from visualbert_core.comparison.gate import Gate, Watched, judge_night
 from visualbert_core.comparison.history import History, Row, Timing
 from visualbert_core.config import CellConfig, GateConfig, NightlyConfig, run_name
 from visualbert_core.engine.shards import publish
 from visualbert_core.errors import VisualBertCoreError
-from visualbert_core.evaluation.run_folder import Run, read_run
+from visualbert_core.evaluation.run_folder import Run, made_of, read_run
 from visualbert_core.provenance import INGREDIENTS, changed, digest_json
 from visualbert_core.report import ReportCell
 from visualbert_core.report.ci import junit, markdown
@@ -136,17 +136,31 @@ def _watched(
     history: History,
     night: str,
 ) -> list[Watched]:
-    """Return the watched metrics of a cell: those of its `drops`, or else the headline with the drop of the gate."""
+    """Return what is watched of a cell: the metrics of its `drops`, or else the headline with the drop of the gate; and
+    the share of parsed texts where the cell has an `unparsed_rise`.
+
+    A rise of the unparsed texts is a drop of the parsed ones, so that one rule judges both.
+    """
     headline = cell.shown.task.headline if cell.shown.task else "score"
     against = baseline.night if baseline else None
     found = []
-    for metric, drop in (cell.config.drops or {headline: gate.drop}).items():
-        comparison = comparisons.get(cell.name)
-        change = comparison.metrics.get(metric) if comparison else None
-        reason = reasons.get(cell.name, f"no metric {metric!r}")
+    drops = cell.config.drops or {headline: gate.drop}
+    if cell.config.unparsed_rise is not None:
+        drops = drops | {PARSED: cell.config.unparsed_rise}
+    changes = _changes(comparisons.get(cell.name))
+    for metric, drop in drops.items():
+        change = changes.get(metric)
+        reason = reasons.get(cell.name, "the model writes no text" if metric == PARSED else f"no metric {metric!r}")
         noise = history.noise(cell.name, metric, night)
         found.append(Watched(cell.name, metric, drop, against, change, noise, "" if change else reason))
     return found
+
+
+def _changes(comparison: Comparison | None) -> dict[str, Change]:
+    """Return the change of everything that can be watched, by its name."""
+    if comparison is None:
+        return {}
+    return comparison.metrics | ({PARSED: comparison.parsed} if comparison.parsed is not None else {})
 
 
 def _write(config: NightlyConfig, night: str, judged: GateResult, cells: Sequence[CellResult]) -> None:
@@ -171,7 +185,7 @@ def _row(
 ) -> Row:
     comparison, scores = judged.comparisons.get(cell.name), run.scores
     assert scores is not None
-    parts = changed({}, run.record["provenance"])
+    parts = changed({}, made_of(run))
     return Row(
         night=night,
         cell=cell.name,
@@ -184,7 +198,8 @@ def _row(
         ingredients={name: digest_json(parts.get(name, [])) for name in INGREDIENTS},
         compared_with=baseline.night if baseline and comparison else None,
         rerun=comparison is not None and not comparison.differs,
-        changes={m: [c.difference, c.spread] for m, c in comparison.metrics.items()} if comparison else {},
+        changes={name: [each.difference, each.spread] for name, each in _changes(comparison).items()},
+        generated=scores.get("generated", {}),
         corpus=cell.config.corpus,
         extraction=cell.extraction,
         evaluation=cell.evaluation,

@@ -23,7 +23,6 @@ from visualbert_core.config import (
     CellConfig,
     CorpusConfig,
     EvaluateConfig,
-    ExtractConfig,
     NightlyConfig,
     nearest,
     run_name,
@@ -33,6 +32,7 @@ from visualbert_core.corpus.listing import Corpus, list_images
 from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import ShardFolder
 from visualbert_core.errors import (
+    CheckpointError,
     ClusterError,
     ConfigError,
     CoverageError,
@@ -47,7 +47,9 @@ from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.io.documents import read_yaml
 from visualbert_core.io.locations import Location
+from visualbert_core.models import visual_source
 from visualbert_core.nightly.gating import CellResult, GateResult, for_page, judge_cells
+from visualbert_core.nightly.stages import evaluate_config, extract_config, is_gated, runs_folder
 from visualbert_core.printable import logger
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.html import write_report
@@ -98,6 +100,7 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
     folders: dict[str, int] = {}
     for number, cell in enumerate(config.cells):
         _check_cell(f"{path}: cells[{number}]", cell, config.corpora)
+        _check_source(f"{path}: cells[{number}]", cell, config.corpora[cell.corpus])
         name = run_name(cell.model, cell.task, cell.split)
         if (first := folders.setdefault(name, number)) != number:
             raise ConfigError(
@@ -119,7 +122,7 @@ def _check_cell(where: str, cell: CellConfig, corpora: Collection[str]) -> None:
         task = find_task(cell.task)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    for name in ("floors", "wrong_image", "drops"):
+    for name in ("floors", "wrong_image", "no_image", "drops"):
         for metric, found in getattr(cell, name).items():
             if metric not in task.metrics:
                 raise ConfigError(f"{where}: {cell.task} has no metric {metric!r}{nearest(metric, task.metrics)}")
@@ -130,6 +133,30 @@ def _check_cell(where: str, cell: CellConfig, corpora: Collection[str]) -> None:
         raise ConfigError(f"{where}: unknown corpus {cell.corpus!r}{nearest(cell.corpus, corpora)}")
 
 
+def _check_source(where: str, cell: CellConfig, corpus: CorpusConfig) -> None:
+    """Raise ConfigError if the model of a cell cannot read its corpus.
+
+    A model that cannot be found ends its own cell, not the night.
+    """
+    has = "pixels" if corpus.detector is None else "regions"
+    try:
+        reads = visual_source(cell.model)
+    except CheckpointError:
+        reads = None
+    if reads == "regions" != has:
+        raise ConfigError(
+            f"{where}: {cell.model.name} reads regions, but the corpus {cell.corpus!r} has no detector to find them: "
+            "add a detector to it, or name another corpus"
+        )
+    if reads == "pixels" != has:
+        raise ConfigError(
+            f"{where}: {cell.model.name} reads pixels, but the corpus {cell.corpus!r} has a detector: name a corpus "
+            "of the same images without a detector"
+        )
+    if has == "regions" and cell.no_image:
+        raise ConfigError(f"{where}: no_image: there are no regions of a grey image; leave it out of this cell")
+
+
 def _night(path: Path, config: NightlyConfig) -> str:
     """Return the name of the night: the configured one, or today's date in UTC."""
     night = config.night or datetime.now(UTC).date().isoformat()
@@ -138,12 +165,6 @@ def _night(path: Path, config: NightlyConfig) -> str:
         if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
             raise ConfigError(f"{path}: {key}: {name!r} cannot name a folder: use letters, digits, dots and dashes")
     return night
-
-
-def runs_folder(config: NightlyConfig) -> Path:
-    """Return the folder that holds the run folders of this night. With a gate, every night has a folder of its own."""
-    runs = config.out / "runs" / config.name
-    return runs / str(config.night) if _gated(config) else runs
 
 
 def run_matrix(config: NightlyConfig) -> Night:
@@ -157,7 +178,7 @@ def run_matrix(config: NightlyConfig) -> Night:
     for line in (line for lines in complaints.values() for line in lines):
         _LOG.error(line)
         codes.append(REGRESSION)
-    judged = _judge(config, results, complaints, codes) if _gated(config) else None
+    judged = _judge(config, results, complaints, codes) if is_gated(config) else None
     report = config.out / "report.html"
     smoke = "" if config.limit is None else f" (smoke night: {config.limit} images and examples)"
     info = ReportInfo(
@@ -171,10 +192,6 @@ def run_matrix(config: NightlyConfig) -> Night:
         _track(config, results, judged, report, codes)
     # Exit codes rise from the worst failure (1 crash) to the mildest (5 cannot tell), so the lowest one counts.
     return Night(info, cells, report, runs_folder(config), min(codes, default=0), judged)
-
-
-def _gated(config: NightlyConfig) -> bool:
-    return config.gate is not None and config.limit is None
 
 
 def _judge(
@@ -207,11 +224,12 @@ def _track(
 
 
 def missed(cell: CellResult) -> Iterator[str]:
-    """Yield a line for every score of a cell below its floor, and for every wrong-image score outside its range."""
+    """Yield a line for every score of a cell below its floor, and for every score of a baseline outside its range."""
     shown, scales = cell.shown, cell.shown.task.scales if cell.shown.task else {}
     floors = {metric: (floor, scales.get(metric, PERCENT)) for metric, floor in cell.config.floors.items()}
     yield from _outside(shown.title, floors, shown.run)
     yield from _outside(f"{shown.title} (wrong image)", cell.config.wrong_image, shown.baseline)
+    yield from _outside(f"{shown.title} (no image)", cell.config.no_image, shown.no_image)
 
 
 def _outside(title: str, bounds: Mapping[str, tuple[float, ...]], run: Run | None) -> Iterator[str]:
@@ -243,7 +261,7 @@ def _open(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> _Op
         if corpus.detector is None:
             source = ImageSource(corpus.images)
             return _OpenCorpus(source=source, listed=source.images)
-        store = extract(_extract_config(config, name, corpus.detector), pool)
+        store = extract(extract_config(config, name, corpus.detector), pool)
     except FAILURES as error:
         _note(f"corpus {name}", error, codes)
         return _OpenCorpus(error=error)
@@ -261,28 +279,14 @@ def _timing(folder: Location, since: float, start: float, pool: Pool) -> Timing:
     return Timing(items=items, seconds=round(time.monotonic() - start, 3), gpus=pool.gpus)
 
 
-def _extract_config(config: NightlyConfig, name: str, detector: Path) -> ExtractConfig:
-    corpus = config.corpora[name]
-    return ExtractConfig(
-        images=corpus.images,
-        detector=detector,
-        out=config.out / "features",
-        corpus=name,
-        boxes=corpus.boxes,
-        precision=corpus.precision,
-        batch_size=corpus.batch_size,
-        shard_size=corpus.shard_size,
-        limit=config.limit,
-    )
-
-
 def _run_cell(config: NightlyConfig, cell: CellConfig, corpus: _OpenCorpus, pool: Pool, codes: list[int]) -> CellResult:
-    """Evaluate a cell, and its wrong-image baseline if the matrix has one. A failure becomes part of the result."""
+    """Evaluate a cell, and the baselines that the matrix has. A failure becomes part of the result."""
     title, places = f"{cell.model.name} on {cell.task} {cell.split}", _places(config)
     if corpus.error is not None:
         shown = ReportCell(title, None, None, {}, None, error=f"corpus {cell.corpus}: {corpus.error}", places=places)
         return CellResult(cell, shown, None, None)
-    own, wrong = (_evaluate_config(config, cell, corpus.store, visual) for visual in ("own", "wrong-image"))
+    asks: list[Literal["own", "wrong-image", "none"]] = ["own", "wrong-image", "none"]
+    own, wrong, none = (evaluate_config(config, cell, corpus.store, visual) for visual in asks)
     try:
         corpus.listed = images = corpus.listed or list_images(config.corpora[cell.corpus].images)
         task = open_task(cell.task, cell.annotations, cell.split)
@@ -296,12 +300,16 @@ def _run_cell(config: NightlyConfig, cell: CellConfig, corpus: _OpenCorpus, pool
     since, start = time.time(), time.monotonic()
     run, reason = _evaluate(title, own, task, corpus.source, pool, codes)
     evaluation = _timing(run.folder / "predictions", since, start, pool) if run else None
-    baseline = None
+    baseline = no_image = None
+    if config.no_image_baseline and corpus.source is not None:
+        no_image, _ = _evaluate(f"{title} (no image)", none, task, corpus.source, pool, codes)
+    elif config.no_image_baseline:
+        _LOG.info("%s: not asked without an image, because there are no regions of a grey one", title)
     if config.wrong_image_baseline:
         baseline, _ = _evaluate(f"{title} (wrong image)", wrong, task, corpus.source, pool, codes)
     if run is not None and config.limit is not None and reason is None:
         reason = f"a smoke night: {run.record['coverage']['predicted']} examples predicted, no score over a sample"
-    shown = ReportCell(title, task, corpus.store, images, run, baseline, reason, places)
+    shown = ReportCell(title, task, corpus.store, images, run, baseline, reason, places, no_image, evaluation)
     return CellResult(cell, shown, corpus.extraction, evaluation)
 
 
@@ -339,28 +347,6 @@ def _note(title: str, error: Exception, codes: list[int]) -> str:
     codes.append(error.exit_code if isinstance(error, VisualBertCoreError) else 1)
     _LOG.error("%s: %s", title, error)
     return str(error)
-
-
-def _evaluate_config(
-    config: NightlyConfig, cell: CellConfig, store: FeatureStore | None, visual: Literal["own", "wrong-image", "none"]
-) -> EvaluateConfig:
-    return EvaluateConfig(
-        task=cell.task,
-        split=cell.split,
-        annotations=cell.annotations,
-        features=store.folder if store else None,
-        images=None if store else config.corpora[cell.corpus].images,
-        model=cell.model,
-        out=runs_folder(config),
-        visual=visual,
-        allow_feature_space_mismatch=cell.allow_feature_space_mismatch,
-        feature_space=cell.feature_space,
-        precision=cell.precision,
-        answering=cell.answering,
-        batch_size=cell.batch_size,
-        shard_size=cell.shard_size,
-        limit=config.limit,
-    )
 
 
 def _absolute_corpus(corpus: CorpusConfig, data: Path) -> CorpusConfig:

@@ -22,8 +22,9 @@ from visualbert_core.report.flip_gallery import FlipGallery, flip_gallery
 from visualbert_core.report.forms import overlap, sentence
 from visualbert_core.report.gate_section import CellNight, GatedNight, Verdict, points, reach, verdict
 from visualbert_core.report.pictures import colour_class
-from visualbert_core.report.scores import SYNTHETIC, guesses, has_wrong_image, label, papers, percent
+from visualbert_core.report.scores import SYNTHETIC, guesses, has_no_image, has_wrong_image, label, papers, percent
 from visualbert_core.report.sections import Section, plural, section
+from visualbert_core.report.side_by_side import SideBySide, side_by_side
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -38,6 +39,7 @@ class Page:
     info: ReportInfo
     cells: Sequence[Section]
     verdict: Verdict | None
+    side_by_side: Sequence[SideBySide]
     flips: FlipGallery | None
     columns: Sequence[str]
     """Columns of the score table."""
@@ -67,12 +69,14 @@ def render(info: ReportInfo, cells: Sequence[ReportCell], night: GatedNight | No
     """Return the page. Cells keep their order. A cell without a score says why. `night` is what a gate adds."""
     nights: Sequence[CellNight | None] = night.cells if night else [None] * len(cells)
     flips = flip_gallery(cells, night.cells) if night else None
-    shown = {"earlier": bool(night), "wrong image": has_wrong_image(cells), "paper": not info.synthetic}
-    columns = ("metric", "score", "earlier", "wrong image", "chance", "paper", "n")
+    shown = {"earlier": bool(night), "wrong image": has_wrong_image(cells), "no image": has_no_image(cells)}
+    shown |= {"paper": not info.synthetic}
+    columns = ("metric", "score", "earlier", "wrong image", "no image", "chance", "paper", "n")
     page = Page(
         info=info,
         cells=[section(info, cell, each) for cell, each in zip(cells, nights, strict=True)],
         verdict=verdict(night, cells) if night else None,
+        side_by_side=side_by_side(cells),
         flips=flips,
         columns=[name for name in columns if shown.get(name, True)],
         guesses=guesses(cells),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from visualbert_core.comparison.history import Timing
 from visualbert_core.evaluation.run_folder import Run
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.report.places import Places
@@ -18,7 +19,7 @@ class ReportCell:
 
     `store` is None for a model that reads pixels. Its examples have no region boxes, and the sizes of images come from
     the files. Without a complete run, `run` is None and `error` is the reason in one line. `baseline` is the same
-    evaluation with `--visual wrong-image`.
+    evaluation with `--visual wrong-image`, and `no_image` with `--visual none`.
     """
 
     title: str
@@ -30,6 +31,9 @@ class ReportCell:
     error: str | None = None
     places: Places = field(default_factory=Places)
     """What the page writes in place of the folders of this machine."""
+    no_image: Run | None = None
+    timing: Timing | None = None
+    """The time of the evaluation on this night."""
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,20 @@
 """Turn run folders into lines of scores, the same for the page and the terminal.
 
-Owns what is shown beside a score: its interval, the number of units, chance, the score over the wrong image, and the
-number in the paper. Also owns the words that are the same in both: names of metrics, and why there is no score.
+Owns what is shown beside a score: its interval, the number of units, chance, the scores over the wrong image and over
+none, the scores under other protocols, and the published number. Also owns the words that are the same in both: names
+of metrics, and why there is no score.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from visualbert_core.evaluation.run_folder import Run
 from visualbert_core.report import ReportCell
-from visualbert_core.tasks import Task
+from visualbert_core.tasks import Published, Task
 
 SYNTHETIC = (
     "Synthetic scenes, and tiny weights that we trained: these scores show that the pipeline works, "
@@ -45,18 +46,21 @@ class ScoreLine:
     headline: bool
     own: Estimate
     wrong_image: Estimate | None
+    no_image: Estimate | None
     chance: float | None
     paper: float | None
-    """The published number for the same benchmark and split. Never show it beside synthetic data."""
+    """The published number for the same network, split and protocols. Never show it beside synthetic data."""
     units: int
+    others: Sequence[tuple[str, float]] = ()
+    """(short name of another protocol, percent of the same answers under it)."""
 
 
 def score_lines(cell: ReportCell) -> list[ScoreLine]:
     """Return a line for each metric, the headline first; no line for a cell without a score."""
-    own, wrong = scores_of(cell.run), scores_of(cell.baseline)
+    own, wrong, none = scores_of(cell.run), scores_of(cell.baseline), scores_of(cell.no_image)
     if own is None:
         return []
-    paper = cell.task.paper.percent.get(own["split"], {}) if cell.task and "subset" not in own else {}
+    published, others = _published(cell), own.get("other_protocols", {}).items()
     return [
         ScoreLine(
             metric=metric,
@@ -64,9 +68,11 @@ def score_lines(cell: ReportCell) -> list[ScoreLine]:
             headline=metric == own["headline"],
             own=_estimate(own, metric),
             wrong_image=_estimate(wrong, metric) if wrong else None,
+            no_image=_estimate(none, metric) if none else None,
             chance=own["chance"].get(metric),
-            paper=paper.get(metric),
+            paper=published.percent.get(metric) if published else None,
             units=own["units"][metric],
+            others=[(protocol, values[metric]) for protocol, values in others],
         )
         for metric in in_order(own["scores"], own["headline"])
     ]
@@ -75,6 +81,11 @@ def score_lines(cell: ReportCell) -> list[ScoreLine]:
 def has_wrong_image(cells: Iterable[ReportCell]) -> bool:
     """Return whether any cell has a wrong-image baseline."""
     return any(cell.baseline is not None for cell in cells)
+
+
+def has_no_image(cells: Iterable[ReportCell]) -> bool:
+    """Return whether any cell has a baseline without an image."""
+    return any(cell.no_image is not None for cell in cells)
 
 
 def scores_of(run: Run | None) -> dict[str, Any] | None:
@@ -106,8 +117,8 @@ def label(metric: str, task: Task | None) -> str:
 
 
 def papers(cells: Iterable[ReportCell]) -> list[str]:
-    """Return the tables of the papers that the published numbers of these cells come from."""
-    return sorted({cell.task.paper.table for cell in cells if cell.task and cell.run and cell.run.scores} - {""})
+    """Return the sources of the published numbers of these cells."""
+    return sorted({published.source for cell in cells if (published := _published(cell)) is not None})
 
 
 def guesses(cells: Iterable[ReportCell]) -> list[str]:
@@ -124,6 +135,11 @@ def percent(value: float | None) -> str:
 def reason(cell: ReportCell) -> str:
     """Return why a cell has no score."""
     return cell.error or "there is no complete run"
+
+
+def _published(cell: ReportCell) -> Published | None:
+    own = scores_of(cell.run)
+    return cell.task.published_for(own) if cell.task and own else None
 
 
 def _estimate(scores: dict[str, Any], metric: str) -> Estimate:

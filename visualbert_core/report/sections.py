@@ -15,12 +15,14 @@ from visualbert_core.comparison.compare import Change, Comparison
 from visualbert_core.comparison.history import Timing
 from visualbert_core.errors import VisualBertCoreError
 from visualbert_core.evaluation.run_folder import Run
+from visualbert_core.evaluation.score import text_shares
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.example_gallery import Gallery, gallery
 from visualbert_core.report.gate_section import CellNight
 from visualbert_core.report.places import Places
 from visualbert_core.report.scores import Estimate, ScoreLine, in_order, label, reason, score_lines, scores_of, warnings
 from visualbert_core.report.trend import Trend, trend
+from visualbert_core.report.written import Written, written
 from visualbert_core.schema import Failure
 from visualbert_core.tasks import Task
 
@@ -115,6 +117,10 @@ class Section:
     title: str
     about: str
     lines: Sequence[ScoreLine]
+    regions: bool
+    """Whether the model reads regions."""
+    texts: Sequence[str]
+    """The shares of texts without an answer, and of what was cut."""
     warnings: Sequence[str]
     reason: str
     comparison: Comparison | None
@@ -122,6 +128,7 @@ class Section:
     failures: Sequence[FailureList]
     breakdowns: Sequence[Breakdown]
     cost: Cost | None
+    written: Written | None
     gallery: Gallery | None
     no_examples: str
     provenance: Provenance | None
@@ -131,15 +138,17 @@ def section(info: ReportInfo, cell: ReportCell, night: CellNight | None) -> Sect
     """Return the section of a cell. `night` is what a gate knows of it."""
     hide, comparison = cell.places.hide, night.comparison if night else None
     lines = score_lines(cell)
-    examples, no_examples = None, ""
+    texts, examples, no_examples = None, None, ""
     try:
-        examples = gallery(cell, info.examples)
+        texts, examples = written(cell), gallery(cell, info.examples)
     except VisualBertCoreError as error:
         no_examples = hide(str(error))
     return Section(
         title=cell.title,
         about=" · ".join(_about(cell)),
         lines=lines,
+        regions=cell.store is not None,
+        texts=list(text_shares(scores_of(cell.run) or {})),
         warnings=[hide(line) for line in warnings(cell, info.synthetic)],
         reason=hide(reason(cell)) if cell.error or not lines else "",
         comparison=comparison,
@@ -147,6 +156,7 @@ def section(info: ReportInfo, cell: ReportCell, night: CellNight | None) -> Sect
         failures=list(_failures(cell)),
         breakdowns=list(_changes(comparison, cell.task) if comparison else _breakdowns(cell)),
         cost=cost(info, cell, night) if night else None,
+        written=texts,
         gallery=examples,
         no_examples=no_examples,
         provenance=_provenance(cell, cell.run, comparison) if cell.run else None,
@@ -154,10 +164,12 @@ def section(info: ReportInfo, cell: ReportCell, night: CellNight | None) -> Sect
 
 
 def _about(cell: ReportCell) -> Iterator[str]:
-    """Yield the protocol, and how many examples have a prediction."""
+    """Yield the network, how it was asked and scored, and how many examples have a prediction."""
     if cell.run is None:
         return
-    yield cell.run.record["provenance"]["protocol"]
+    record = cell.run.record
+    yield from (record[name] for name in ("network", "answering") if record.get(name))
+    yield record["provenance"]["protocol"]
     coverage = cell.run.record.get("coverage")
     if coverage:
         faults = (f"{coverage[kind]:,} {kind}" for kind in ("missing", "duplicate", "unknown") if coverage[kind])
@@ -227,11 +239,12 @@ def cost(info: ReportInfo, cell: ReportCell, night: CellNight) -> Cost | None:
 
 
 def _provenance(cell: ReportCell, run: Run, comparison: Comparison | None) -> Provenance:
-    pairs = [("run folder", str(run.folder))] + ([("wrong image", str(cell.baseline.folder))] if cell.baseline else [])
+    runs = {"run folder": run, "wrong image": cell.baseline, "no image": cell.no_image}
+    pairs = [(name, str(each.folder)) for name, each in runs.items() if each]
     pairs += _leaves(run.record["provenance"])
     return Provenance(
         rows=[(name, cell.places.hide(text)) for name, text in pairs],
-        commands="\n".join(command(cell, each) for each in (run, cell.baseline) if each),
+        commands="\n".join(command(cell, each) for each in runs.values() if each),
         before=cell.places.hide(comparison.before["folder"]) if comparison else None,
         differs=comparison.differs if comparison else {},
     )
@@ -262,9 +275,14 @@ def command(cell: ReportCell, run: Run) -> str:
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     words += ["--feature-space", spec["feature_space"]] if "feature_space" in spec else []
+    words += [word for name, value in spec.get("answering", {}).items() for word in _flag(name, value)]
     return shlex.join(
         ["visualbert", "evaluate", *words, *["--allow-feature-space-mismatch"] * spec["allow_feature_space_mismatch"]]
     )
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    return [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
 
 
 def _read(cell: ReportCell, run: Run) -> dict[str, str]:

@@ -2,44 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from visualbert_core.evaluation.score import how_answered
 from visualbert_core.printable import printable
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.scores import (
     SYNTHETIC,
     Estimate,
     ScoreLine,
+    has_no_image,
     has_wrong_image,
     percent,
     reason,
     score_lines,
+    scores_of,
     warnings,
 )
 
-_COLUMNS = {"metric": 14, "score [95 %]": 19, "n": 8, "chance": 7, "wrong image": 19}
+_WIDTHS = {"metric": 14, "score [95 %]": 19, "n": 8, "chance": 7}
+_WRONG_IMAGE = {"wrong image": 19}
+_BOTH = {"wrong image": 11, "no image": 8}
+"""Two baselines have no room for their intervals."""
 
 
 def print_table(info: ReportInfo, cells: Sequence[ReportCell], console: Console) -> None:
     """Print a line for each cell, and under it a row for each metric, or why there is no score.
 
-    The column of the wrong image is there only if a cell has that baseline.
+    The column of a baseline is there only if a cell has that baseline.
     """
     console.print(_text(info.title, "bold underline"))
     if info.synthetic:
         console.print(Text(SYNTHETIC, "yellow"))
-    columns = [name for name in _COLUMNS if name != "wrong image" or has_wrong_image(cells)]
-    console.print("", _indented(_table(columns, [columns], "dim")), sep="\n")
+    widths = _WIDTHS | (_BOTH if has_no_image(cells) else _WRONG_IMAGE if has_wrong_image(cells) else {})
+    console.print("", _indented(_table(widths, [list(widths)], "dim")), sep="\n")
     for cell in cells:
         lines = score_lines(cell)
-        below = _table(columns, map(_row, lines)) if lines else _text(f"no score: {reason(cell)}", "red")
+        rows = [_row(line, cell, widths) for line in lines]
+        below = [_table(widths, rows) if lines else _text(f"no score: {reason(cell)}", "red")]
+        below += [_text(line, "dim") for line in (*_others(lines), *how_answered(scores_of(cell.run) or {}))]
         warned = [_indented(_text(f"WARNING: {warning}", "red")) for warning in warnings(cell, info.synthetic)]
-        console.print("", _text(cell.title, "bold"), *warned, _indented(below), sep="\n")
+        console.print("", _text(cell.title, "bold"), *warned, *map(_indented, below), sep="\n")
 
 
 def _text(text: str, style: str) -> Text:
@@ -51,23 +59,39 @@ def _indented(block: Table | Text) -> Padding:
     return Padding(block, (0, 0, 0, 2), expand=False)
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], style: str = "") -> Table:
-    """Return rows, cut to these columns. Widths are fixed, so that the tables of all cells line up."""
+def _table(widths: Mapping[str, int], rows: Iterable[Sequence[str | Text]], style: str = "") -> Table:
+    """Return a table of these columns. Widths are fixed, so that the tables of all cells line up."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 0, 0, 2), style=style)
-    for name in columns:
-        table.add_column(width=_COLUMNS[name], justify="left" if name == "metric" else "right", no_wrap=True)
+    for name, width in widths.items():
+        table.add_column(width=width, justify="left" if name == "metric" else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row[: len(columns)])
+        table.add_row(*row)
     return table
 
 
-def _row(line: ScoreLine) -> list[str | Text]:
+def _row(line: ScoreLine, cell: ReportCell, widths: Mapping[str, int]) -> list[str | Text]:
     style = "bold" if line.headline else ""
-    scores = _estimate(line.own, style), f"{line.units:,}", percent(line.chance), _estimate(line.wrong_image)
-    return [_text(line.label, style), *scores]
+    intervals = widths.get("wrong image") == _WRONG_IMAGE["wrong image"]
+    places: dict[str, str | Text] = {
+        "metric": _text(line.label, style),
+        "score [95 %]": _estimate(line.own, True, style),
+        "n": f"{line.units:,}",
+        "chance": percent(line.chance),
+        "wrong image": _estimate(line.wrong_image, intervals),
+        "no image": _estimate(line.no_image, False) if cell.store is None else Text("regions", "dim"),
+    }
+    return [places[name] for name in widths]
 
 
-def _estimate(estimate: Estimate | None, style: str = "") -> Text:
+def _estimate(estimate: Estimate | None, interval: bool, style: str = "") -> Text:
     if estimate is None:
         return Text("no score", "dim")
-    return Text.assemble((f"{estimate.value:.1f}", style), (f" {estimate.interval:>13}", "dim"))
+    reach = f" {estimate.interval:>13}" if interval else ""
+    return Text.assemble((f"{estimate.value:.1f}", style), (reach, "dim"))
+
+
+def _others(lines: Iterable[ScoreLine]) -> Iterator[str]:
+    """Yield the scores under other protocols: there is no room for them in the row of the metric."""
+    for line in lines:
+        for protocol, value in line.others:
+            yield f"{line.label} {line.own.value:.1f}, and {value:.1f} under the protocol {protocol}"

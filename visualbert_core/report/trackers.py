@@ -21,7 +21,7 @@ from pathlib import Path
 
 from visualbert_core.config import nearest
 from visualbert_core.errors import ConfigError, TrackerError
-from visualbert_core.evaluation.run_folder import Run
+from visualbert_core.evaluation.run_folder import Run, made_of
 from visualbert_core.provenance import INGREDIENTS, changed, digest_json
 
 
@@ -49,7 +49,7 @@ class TrackedNight:
 
     def ingredients(self) -> dict[str, str]:
         """Return CELL/INGREDIENT → digest, as the history has it."""
-        parts = {cell: changed({}, run.record["provenance"]) for cell, run in self.runs.items()}
+        parts = {cell: changed({}, made_of(run)) for cell, run in self.runs.items()}
         return {f"{cell}/{name}": digest_json(of.get(name, [])) for cell, of in parts.items() for name in INGREDIENTS}
 
 

@@ -86,7 +86,9 @@ def _interval(row: Row, metric: str) -> tuple[float, float] | None:
 
 
 def _differs(before: Row, row: Row) -> list[str]:
-    return [name for name, digest in row.ingredients.items() if before.ingredients.get(name) != digest]
+    """Return the ingredients that differ. A row of an older version may lack an ingredient, which says nothing."""
+    both = before.ingredients.keys() & row.ingredients.keys()
+    return [name for name in row.ingredients if name in both and before.ingredients[name] != row.ingredients[name]]
 
 
 def _scale(values: Sequence[float]) -> tuple[float, float, float]:

@@ -4,19 +4,20 @@ Each benchmark has one file. `base` holds the contract and the parts that most b
 benchmark by its name. `scoring` summarises the scores of every benchmark. `reading` reads annotation files.
 """
 
-from visualbert_core.tasks.base import Paper, Task
+from visualbert_core.tasks.base import Published, Task
 from visualbert_core.tasks.registry import TASKS, find_task, open_task
-from visualbert_core.tasks.scoring import Metric, Summary, judge, summarize
+from visualbert_core.tasks.scoring import Metric, Summary, judge, score_units, summarize
 
 __all__ = [
     "TASKS",
     "Metric",
-    "Paper",
+    "Published",
     "Summary",
     "Task",
     "find_task",
     "judge",
     "open_task",
+    "score_units",
     "summarize",
 ]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,11 +37,28 @@ TRUTH_VALUES = ("False", "True")
 
 
 @dataclass(frozen=True)
-class Paper:
-    """Holds VisualBERT's published numbers on one benchmark: the table of the paper, and split → metric → percent."""
+class Published:
+    """Holds what a source reports for one network on one split. Reports show it beside runs of equal protocols only."""
 
-    table: str = ""
-    percent: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    network: str
+    """The network, as `Model.name` has it."""
+    split: str
+    """The split, as the source names it. It may be a split that is not scored here."""
+    percent: Mapping[str, float]
+    """Metric → percent."""
+    source: str
+    protocol: str
+    """How the answers were scored: a short name of the benchmark's `protocols`, or other words where it is none."""
+    answering: str = ""
+    """How the network was asked, as `Model.protocol` has it. Empty where a head gives the answers."""
+    note: str = ""
+    """What else a reader must know, such as the data of the training."""
+
+    def __str__(self) -> str:
+        scores = ", ".join(f"{metric} {value:.2f}" for metric, value in self.percent.items())
+        asked = f"; asked: {self.answering}" if self.answering else ""
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.network}: {scores}; scored: {self.protocol}{asked}{note} ({self.source})"
 
 
 class Task(ABC):
@@ -76,8 +93,8 @@ class Task(ABC):
     """Unit, such as "questions" → split → the number of units that the authors published."""
     guess: ClassVar[str] = ""
     """How `chance` guesses, in words for reports: "a fair coin"."""
-    paper: ClassVar[Paper] = Paper()
-    """The published numbers, which reports show beside a score."""
+    published: ClassVar[tuple[Published, ...]] = ()
+    """The published numbers. Reports show those of the same network, split and protocols beside a score."""
     submission_name: ClassVar[str] = "submission.json"
     """The file name of a submission."""
     lenient: ClassVar[Lenient] = Lenient(duplicate="refuse", unknown="refuse")
@@ -168,6 +185,14 @@ class Task(ABC):
         """Return warnings about the predictions of a whole split, which stand with its scores."""
         return []
 
+    def other_protocols(self, predictions: Mapping[str, Prediction]) -> Mapping[str, Mapping[str, float]]:
+        """Return short name of another protocol → metric → the percent of the same answers under it.
+
+        Reports show these numbers beside the scores of a model that writes text, because such a model may know an
+        answer and lose it by its form. Default: nothing.
+        """
+        return {}
+
     def best(self, example_id: str) -> Any:
         """Return an answer that gets the highest possible value of every metric."""
         return self.gold(example_id)
@@ -242,13 +267,17 @@ class Task(ABC):
 
     # No benchmark replaces these.
 
-    def paper_numbers(self) -> Mapping[str, float]:
-        """Return metric → the percent that VisualBERT's paper reports for this split.
+    def published_here(self) -> tuple[Published, ...]:
+        """Return everything that is published for this split, under any protocol; nothing for a part of the split."""
+        return tuple(each for each in self.published if each.split == self.split) if self.subset is None else ()
 
-        Return nothing under a protocol that the paper does not use, and nothing for a part of the split.
+    def published_for(self, document: Mapping[str, Any]) -> Published | None:
+        """Return what is published for the network of a scores document, asked and scored in the same way.
+
+        Return None where nothing is, and for a part of the split. Predictions from a file have no known network.
         """
-        official = self.subset is None and self.protocol_key == next(iter(self.protocols))
-        return self.paper.percent.get(self.split, {}) if official else {}
+        wanted = (document.get("network"), document.get("answering"), self.protocol_key)
+        return next((p for p in self.published_here() if (p.network, p.answering, p.protocol) == wanted), None)
 
     def compare_size(self, **counts: int) -> None:
         """Set `subset` and `protocol` by comparing the sizes that were read, as units=count, with the official ones.

@@ -28,7 +28,7 @@ from visualbert_core.metrics.captions import CIDER_BEST, LONGEST, Cider, Tokens,
 from visualbert_core.metrics.ptb_tokenizer import tokenize
 from visualbert_core.metrics.sums import FUNCTIONS
 from visualbert_core.schema import Captioning, Counts, JudgedAnswer, Prediction, Score
-from visualbert_core.tasks.base import Task
+from visualbert_core.tasks.base import Published, Task
 from visualbert_core.tasks.captions_files import (
     TOKEN_FILE,
     Images,
@@ -95,6 +95,26 @@ class CaptionsTask(Task):
     protocols: ClassVar = {"coco-caption": "coco-caption (PTB tokenizer 3.4.1, BLEU, ROUGE-L, CIDEr-D of this set)"}
     sizes: ClassVar = {"images": SIZES}
     guess = "a person's caption of another image"
+    published = (
+        Published(
+            "BLIP-2 ViT-g OPT-2.7B",
+            "coco-test",
+            {"bleu-4": 43.7, "cider": 145.8},
+            "BLIP-2, arXiv:2301.12597, as quoted by LAVIS",
+            "coco-caption",
+            "a photo of; 5 beams, 8 to 30 tokens",
+            "fine-tuned on COCO, images of 364 pixels",
+        ),
+        Published(
+            "BLIP-2 ViT-g OPT-2.7B, released",
+            "coco-test",
+            {"bleu-4": 43.8, "rouge-l": 62.0, "cider": 146.1},
+            "configurations of github.com/salesforce/LAVIS at 506965b",
+            "coco-caption",
+            "a photo of; 5 beams, 8 to 30 tokens",
+            "fine-tuned on COCO, images of 364 pixels",
+        ),
+    )
     submission_name = "captions.json"
 
     def read(self) -> None:

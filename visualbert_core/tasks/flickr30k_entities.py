@@ -39,7 +39,7 @@ from visualbert_core.metrics.boxes import to_xyxy
 from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.metrics.recall import chance_recall, enclosing, hits, overlaps, points, recall
 from visualbert_core.schema import Grounding, JudgedAnswer, Prediction, Score
-from visualbert_core.tasks.base import Paper, Task
+from visualbert_core.tasks.base import Published, Task
 from visualbert_core.tasks.flickr30k_files import Caption, read_image, read_image_ids
 from visualbert_core.tasks.predicted_boxes import Asked, check, ranked_boxes
 from visualbert_core.tasks.submissions import submission_records
@@ -56,6 +56,16 @@ UNRANKED = (
     "no phrase has a second box, so there is no ranking: recall@5, recall@10, upper_bound and chance are not given"
 )
 """The warning for predictions with at most one box for each phrase."""
+
+
+def _published() -> Iterator[Published]:
+    """Yield the published numbers."""
+    source = "VisualBERT, arXiv:1908.03557, table 4"
+    for split, values in (("val", (70.40, 84.49, 86.31, 86.97)), ("test", (71.33, 84.98, 86.51, 87.45))):
+        yield Published("VisualBERT", split, dict(zip(RECALLS, values, strict=True)), source, "any-box")
+    for network, value, page in (("MDETR-ENB5", 84.3, "MDETR"), ("GLIP-T", 85.7, "GLIP"), ("GLIP-L", 87.1, "GLIP")):
+        yield Published(network, "test", {"recall@1": value}, f"project page of {page}", "any-box")
+    yield Published("KOSMOS-2", "test", {"recall@1": 78.7}, "project page of KOSMOS-2", "not said", "boxes as text")
 
 
 class Flickr30kEntitiesTask(Task):
@@ -80,13 +90,7 @@ class Flickr30kEntitiesTask(Task):
     }
     sizes: ClassVar = {"images": SIZES, "phrases": PHRASES}
     guess = "the same candidate boxes in random order"
-    paper = Paper(
-        "VisualBERT, arXiv:1908.03557, table 4",
-        {
-            "val": {"recall@1": 70.40, "recall@5": 84.49, "recall@10": 86.31, "upper_bound": 86.97},
-            "test": {"recall@1": 71.33, "recall@5": 84.98, "recall@10": 86.51, "upper_bound": 87.45},
-        },
-    )
+    published = tuple(_published())
     lenient = Lenient(duplicate="first", unknown="ignore")
 
     def read(self) -> None:

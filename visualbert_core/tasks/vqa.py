@@ -27,17 +27,64 @@ from visualbert_core.errors import AnnotationError, ConfigError, InputError
 from visualbert_core.metrics.accuracy import AnswerTable, official_percent
 from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.schema import JudgedAnswer, Prediction, Question, Score
-from visualbert_core.tasks.base import Paper, Task
+from visualbert_core.tasks.base import Published, Task
 from visualbert_core.tasks.reading import read_list, typed
 from visualbert_core.tasks.vqa_files import Labels, not_in, read_annotations, read_pairs, read_questions
 
 SUBSETS = {"val": "val2014", "train": "train2014", "test": "test2015", "test-dev": "test-dev2015"}
 
+ALWAYS = "always-normalise"
 SIZES = {"val": 214_354, "train": 443_757, "test": 447_793, "test-dev": 107_394}
 """Split → the number of its questions, by visualqa.org.
 
 The file of test-dev was not available for a count, so its number is less certain.
 """
+
+
+BLIP2_ASKED = {
+    "OPT": "blip2-paper: prompt 'Question: {} Answer:'; generate, beams 5, length penalty -1",
+    "FlanT5": "blip2-paper: prompt 'Question: {} Short answer:'; generate, beams 5, length penalty -1",
+}
+"""Language model → how the paper of BLIP-2 asks (section 4.1), as `Model.protocol` of the preset prints it."""
+LAVIS_ASKED = {
+    "OPT": "lavis: prompt 'Question: {} Short answer:'; generate, beams 5, length penalty 0",
+    "FlanT5": "lavis: prompt 'Question: {} Short answer:'; generate, beams 5, length penalty -1",
+}
+"""The same for LAVIS, the program of BLIP-2's authors, whose evaluation does not ask as the paper does."""
+
+
+def _published() -> Iterator[Published]:
+    """Yield the published numbers. Numbers whose source does not say how they came about are left out."""
+    visualbert, vilt = "VisualBERT, arXiv:1908.03557, table 1", "ViLT, arXiv:2102.03334, table 2"
+    yield Published("VisualBERT", "test-dev", {"accuracy": 70.80}, visualbert, "official")
+    yield Published("VisualBERT", "test-std", {"accuracy": 71.00}, visualbert, "official")
+    note = "trained on train and val less 1,000 images"
+    yield Published("ViLT-B/32", "test-dev", {"accuracy": 71.26}, vilt, "official", note=f"{note}; mean of three")
+    yield Published("ViLT-B/32, 100k steps", "test-dev", {"accuracy": 70.33}, vilt, "official", note=note)
+    released = "EVAL.md of github.com/dandelin/ViLT at 762fd39"
+    yield Published("ViLT-B/32, released", "test-dev", {"accuracy": 71.32}, released, "official", note=note)
+    paper = "BLIP-2, arXiv:2301.12597, table 2"
+    for network, val, test_dev in (
+        ("ViT-g OPT-2.7B", 53.5, 52.3),
+        ("ViT-g OPT-6.7B", 54.3, 52.6),
+        ("ViT-g FlanT5-XL", 63.1, 63.0),
+        ("ViT-g FlanT5-XXL", 65.2, 65.0),
+        ("ViT-L OPT-2.7B", 50.1, 49.7),
+        ("ViT-L FlanT5-XL", 62.6, 62.3),
+    ):
+        asked = BLIP2_ASKED["OPT" if "OPT" in network else "FlanT5"]
+        for split, value in (("val", val), ("test-dev", test_dev)):
+            yield Published(f"BLIP-2 {network}", split, {"accuracy": value}, paper, "official", asked, "zero-shot")
+    lavis, scorer = "configurations of github.com/salesforce/LAVIS at 506965b", "LAVIS's vqa_eval.py"
+    for network, kind, value in (("OPT-2.7B", "OPT", 51.88), ("FlanT5-XL", "FlanT5", 63.13)):
+        asked = LAVIS_ASKED[kind]
+        yield Published(f"BLIP-2 ViT-g {network}", "val", {"accuracy": value}, lavis, scorer, asked, "zero-shot")
+    ranked, thread = "rank of 128 candidate answers", "BLIP, as quoted in github.com/salesforce/BLIP, issue 59"
+    yield Published("BLIP base", "test-dev", {"accuracy": 78.25}, thread, "official", ranked, "fine-tuned")
+    note = "fine-tuned on train and val"
+    for network, value in (("PaliGemma 224", 83.19), ("PaliGemma 448", 85.64)):
+        page = "PaliGemma's project page"
+        yield Published(network, "test-std", {"accuracy": value}, page, "official", "answer en {}", note)
 
 
 class ResultRecord(Struct):
@@ -61,7 +108,7 @@ class VqaTask(Task):
     metrics = ("accuracy", "pair_accuracy")
     protocols: ClassVar = {
         "official": "VQA v2 official (VQAEval, leave-one-out)",
-        "always-normalise": "VQA v2 with both sides always normalised (lmms-eval, leave-one-out)",
+        ALWAYS: "VQA v2 with both sides always normalised (lmms-eval, leave-one-out)",
     }
     """The protocols differ in which answers they normalise.
 
@@ -72,10 +119,7 @@ class VqaTask(Task):
     """
     sizes: ClassVar = {"questions": SIZES}
     guess = "the commonest answer of each question type"
-    paper = Paper(
-        "VisualBERT, arXiv:1908.03557, table 1",
-        {"test-dev": {"accuracy": 70.80}, "test-std": {"accuracy": 71.00}},
-    )
+    published = tuple(_published())
     lenient = Lenient(duplicate="last", unknown="refuse")
 
     def read(self) -> None:
@@ -146,9 +190,14 @@ class VqaTask(Task):
         for question_type, answer in zip(types, labels.common, strict=True):
             by_type[question_type][answer] += 1
         guess = {question_type: answers.most_common(1)[0][0] for question_type, answers in by_type.items()}
-        values = labels.answers.values([guess[question_type] for question_type in types]).tolist()
-        units = {"accuracy": values, "pair_accuracy": self._pair_values(values)}
-        return {metric: 100 * sum(values) / len(values) for metric, values in units.items() if values}
+        return self._percent(labels.answers.values([guess[question_type] for question_type in types]).tolist())
+
+    def other_protocols(self, predictions: Mapping[str, Prediction]) -> dict[str, dict[str, float]]:
+        """Return the percent of the answers under the protocol that normalises the other answers."""
+        labels, always = self._judged, self.protocol_key == ALWAYS
+        answers = [_answer(predictions, example_id) for example_id in self._questions.rows]
+        values = labels.answers.values(answers, always_normalise=not always).tolist()
+        return {"official" if always else ALWAYS: self._percent(values)}
 
     def gold(self, example_id: str) -> str:
         """Return the commonest answer of the annotators, in the words of the file."""
@@ -229,6 +278,11 @@ class VqaTask(Task):
     def _unmatched_answer(self) -> str:
         return self._judged.answers.unmatched_answer()
 
+    def _percent(self, values: Sequence[float]) -> dict[str, float]:
+        """Return every metric over the values of all questions."""
+        units = {"accuracy": values, "pair_accuracy": self._pair_values(values)}
+        return {metric: 100 * sum(values) / len(values) for metric, values in units.items() if values}
+
     def _pair_values(self, values: Sequence[float]) -> list[float]:
         rows = self._questions.rows
         return [float(values[rows[first]] == values[rows[second]] == 1.0) for first, second in self._judged.pairs]
@@ -236,7 +290,7 @@ class VqaTask(Task):
     def _read_labels(self, subset: str) -> Labels:
         rows = self._questions.rows
         labels = Labels(
-            AnswerTable(len(rows), always_normalise=self.protocol_key == "always-normalise"),
+            AnswerTable(len(rows), always_normalise=self.protocol_key == ALWAYS),
             common=[""] * len(rows),
             groups=[{}] * len(rows),
             order=[],

@@ -47,6 +47,8 @@ class _Asking:
 class GenerativeModel:
     """Answers examples of one form. Threads may share it."""
 
+    visual_source = "pixels"
+
     def __init__(
         self, folder: Path, form: type[Example], device: torch.device, precision: str, answering: AnsweringConfig
     ) -> None:

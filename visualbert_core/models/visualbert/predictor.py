@@ -78,6 +78,7 @@ NETWORKS: dict[type[Example], type[Pretrained]] = {
 class VisualBertPredictor:
     """Answers examples of one form. Threads may share it: one batch computes while other threads prepare theirs."""
 
+    visual_source = "regions"
     name = "VisualBERT"
     protocol = ""
 
