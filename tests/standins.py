@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image as Pillow
 
-from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig
+from visualbert_core.config import AnsweringConfig, EvaluateConfig, ExtractConfig, PoolConfig
 from visualbert_core.detector import Detection, Detector, load_detector
 from visualbert_core.engine import scheduler
 from visualbert_core.engine.pool import Pool
@@ -70,6 +70,7 @@ class PixelDetector:
 class SumModel:
     """The answer is the sum of the image's features. A question with the word "deadly" ends the process."""
 
+    name, protocol = "Sum", ""
     reads, forms = ReadsRegions(3, "pixels"), frozenset({Question})
 
     def __init__(self, folder: Path, device: str | None) -> None:
@@ -119,7 +120,9 @@ def load_pixels(folder: str | Path, device: str | None = None, precision: str = 
     return PixelDetector(Path(folder), device)
 
 
-def load_sums(folder: Path, form: type[Example], device: str | None, precision: str) -> SumModel:
+def load_sums(
+    folder: Path, form: type[Example], device: str | None, precision: str, answering: AnsweringConfig
+) -> SumModel:
     return SumModel(folder, device)
 
 

@@ -3,6 +3,7 @@ regions, a model that reads pixels, and a model that writes its answers. `pixel_
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,15 +20,19 @@ from visualbert_core.commands.nightly import run_night
 from visualbert_core.comparison.compare import PARSED, compare
 from visualbert_core.comparison.gate import Check
 from visualbert_core.comparison.text import describe
+from visualbert_core.config import AnsweringConfig
 from visualbert_core.errors import ConfigError
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run_folder import Run, read_run
+from visualbert_core.models import visual_source
+from visualbert_core.models.registry import FAMILIES
 from visualbert_core.nightly.dry_run import plan_night
 from visualbert_core.nightly.matrix import Night, load_matrix
 from visualbert_core.nightly.stages import runs_folder
 from visualbert_core.report.html import render
-from visualbert_core.schema import Generated, Prediction
+from visualbert_core.schema import Generated, Prediction, Question
 from visualbert_core.tasks import judge, open_task
+from visualbert_core.tasks.vqa import BLIP2_ASKED, LAVIS_ASKED
 
 WEIGHTS = ROOT / "visualbert_core" / "synthetic" / "weights"
 QUESTION = {"task": "vqa", "split": "val", "annotations": "vqa", "shard_size": 5}
@@ -188,6 +193,41 @@ def test_a_rise_of_unparsed_texts_is_a_regression(nights: Nights) -> None:
     assert {each.watched.metric for each in nights.second.judged.gate.checks} == {"accuracy", "recall@1", PARSED}
     history = (nights.root / "out" / "history" / "families" / "2-babbles" / "scribe__vqa__val.json").read_text()
     assert '"unparsed":' in history
+    trends = re.findall(r'<th scope="col">unparsed</th>\n<th scope="col">verdict</th>', nights.page)
+    assert len(trends) == 2  # of the two cells that write
+
+
+def test_a_paper_s_number_stands_beside_one_way_to_ask(small_night: SmallNight) -> None:
+    """Of BLIP-2's three published ways to ask, the paper's number on val stands beside its own, LAVIS's number beside
+    none, because its program scores otherwise, and the guide has no number."""
+    task = open_task("vqa", small_night.out / "synthetic" / "vqa", "val")
+    task.subset = None  # The few questions stand for the whole split.
+    guide = 'hf-guide: "Question: {} Answer:", generate, greedy, at most 10 new tokens, raw'
+    for network, kind, percent in (("BLIP-2 ViT-g OPT-2.7B", "OPT", 53.5), ("BLIP-2 ViT-g FlanT5-XL", "FlanT5", 63.1)):
+        found = [
+            task.published_for({"network": network, "answering": asked})
+            for asked in (BLIP2_ASKED[kind], LAVIS_ASKED[kind], guide)
+        ]
+        assert [each and each.percent["accuracy"] for each in found] == [percent, None, None]
+    assert task.published_for({"network": "ViLT-B/32", "answering": BLIP2_ASKED["OPT"]}) is None
+    assert task.published_for({}) is None
+    assert not any(value == 41.0 for each in task.published for value in each.percent.values())
+
+
+def test_published_ways_to_ask_are_what_the_presets_print() -> None:
+    """The lines in the benchmark's file are those of the presets, which no task may import."""
+    protocol = pytest.importorskip("visualbert_core.models.generative.protocol")
+    for name, published in (("blip2-paper", BLIP2_ASKED), ("lavis", LAVIS_ASKED)):
+        for kind, asked in published.items():
+            printed = protocol.resolve(Question, "blip-2", False, kind == "FlanT5", AnsweringConfig(preset=name))
+            assert str(printed) == asked
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_says_what_it_reads(family: str, tmp_path: Path) -> None:
+    """A matrix asks a family what it reads before it opens weights, so every class of this package says it."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    assert visual_source(tmp_path) in ("regions", "pixels")
 
 
 def test_two_families_are_compared(nights: Nights) -> None:

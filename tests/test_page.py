@@ -520,6 +520,16 @@ def row(night: str, score: float, verdict: str) -> Row:
                ingredients={"model": "new" if verdict == "fail" else "old"})  # fmt: skip
 
 
+def test_an_ingredient_that_an_old_row_lacks_has_not_changed() -> None:
+    """A row of an older version has no digest of an ingredient that came later. The trend names only digests that both
+    rows have and that differ."""
+    common = {"cell": "c", "verdict": "pass", "run": "r", "headline": "accuracy", "scores": {"accuracy": 50.0}}
+    common |= {"intervals": {"accuracy": [40.0, 60.0]}, "units": {"accuracy": 9}}
+    digests = ({"model": "1"}, {"model": "1", "images": "2"}, {"model": "3", "images": "2"})
+    rows = [Row(night=str(n), ingredients=each, **common) for n, each in enumerate(digests)]  # type: ignore[arg-type]
+    assert [night.differs for night in trend(rows, None).nights] == [None, [], ["model"]]
+
+
 def test_the_trend_is_a_plot_and_a_table() -> None:
     """The plot marks each night by its verdict. The table has a row per night, latest first, with the ingredients that
     changed since the night before. The plot's description names the failed nights."""

@@ -314,7 +314,8 @@ def describe(document: Mapping[str, Any], task: Task) -> Iterator[str]:
         yield from _partial(document)
         return
     others: Mapping[str, Mapping[str, float]] = document.get("other_protocols", {})
-    columns = ({"person": document["person"]} if "person" in document else {}) | others
+    person = {"person": document["person"]} if "person" in document else {}
+    columns: Mapping[str, Mapping[str, float]] = {**person, **others}
     header = f"{'metric':<14} {'score':>6}  {'95 % interval':<16} {'n':>9}  {'paper':>6}"
     yield from ("", header + "".join(f"  {name:>6}" for name in columns))
     published = task.published_for(document)

@@ -41,14 +41,16 @@ The file of test-dev was not available for a count, so its number is less certai
 """
 
 
+_SHORT, _BEAMS = '"Question: {} Short answer:"', "generate, 5 beams, length penalty"
+_SHORT_CLEANED = f"{_SHORT}, question cleaned as in LAVIS"
 BLIP2_ASKED = {
-    "OPT": "blip2-paper: prompt 'Question: {} Answer:'; generate, beams 5, length penalty -1",
-    "FlanT5": "blip2-paper: prompt 'Question: {} Short answer:'; generate, beams 5, length penalty -1",
+    "OPT": f'blip2-paper: "Question: {{}} Answer:", {_BEAMS} -1, at most 10 new tokens, raw',
+    "FlanT5": f"blip2-paper: {_SHORT}, {_BEAMS} -1, at most 10 new tokens, raw",
 }
-"""Language model → how the paper of BLIP-2 asks (section 4.1), as `Model.protocol` of the preset prints it."""
+"""Language model → how the paper of BLIP-2 asks (section 4.1), as `Model.protocol` of that preset prints it."""
 LAVIS_ASKED = {
-    "OPT": "lavis: prompt 'Question: {} Short answer:'; generate, beams 5, length penalty 0",
-    "FlanT5": "lavis: prompt 'Question: {} Short answer:'; generate, beams 5, length penalty -1",
+    name: f"lavis: {_SHORT_CLEANED}, {_BEAMS} {exponent}, at least 1 and at most 10 new tokens, raw"
+    for name, exponent in (("OPT", 0), ("FlanT5", -1))
 }
 """The same for LAVIS, the program of BLIP-2's authors, whose evaluation does not ask as the paper does."""
 

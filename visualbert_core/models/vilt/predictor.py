@@ -44,6 +44,7 @@ Examined = tuple[Prediction, np.ndarray] | Failure
 class ViltPredictor:
     """Answers examples of one form. Threads may share it."""
 
+    visual_source = "pixels"
     reads = ReadsPixels()
     protocol = ""
 
