@@ -3,13 +3,17 @@ regions, a model that reads pixels, and a model that writes its answers. `pixel_
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import ROOT, SmallNight
@@ -21,8 +25,9 @@ from visualbert_core.comparison.compare import PARSED, compare
 from visualbert_core.comparison.gate import Check
 from visualbert_core.comparison.text import describe
 from visualbert_core.config import AnsweringConfig
+from visualbert_core.engine.shards import Part, ShardFolder, plan
 from visualbert_core.errors import ConfigError
-from visualbert_core.evaluation.predictions import read_predictions
+from visualbert_core.evaluation.predictions import encode, read_predictions
 from visualbert_core.evaluation.run_folder import Run, read_run
 from visualbert_core.models import visual_source
 from visualbert_core.models.registry import FAMILIES
@@ -169,6 +174,25 @@ def test_texts_are_shown_as_they_came(nights: Nights) -> None:
     assert "<i>hm" not in nights.page
     assert re.search(r"unparsed: \d+\.\d % of 48 texts held no answer and count as wrong", nights.page)
     assert re.search(r"cut: \d+\.\d % of 48 texts", nights.page)
+
+
+def test_an_example_says_that_no_answer_was_found(nights: Nights) -> None:
+    """A figure whose answer is empty shows the text, so that it does not look like a fault of the page."""
+    found = re.findall(r'<p class="note">No answer found in <q class="text">([^<]*)</q>', nights.page)
+    assert found
+    assert all(len(unescape(text)) <= 125 for text in found)
+
+
+def test_predictions_of_an_older_version_are_read(tmp_path: Path) -> None:
+    """Rows from before models wrote texts have no such columns. The night after an upgrade is compared with them."""
+    folder = ShardFolder(tmp_path)
+    shards = plan(["7"], "test", 100)
+    kept = pq.read_table(pa.BufferReader(encode([Prediction("7", "1", "yes", (0.5,))])))
+    old = io.BytesIO()
+    pq.write_table(kept.drop_columns(["generated", "input_cut"]), old)
+    folder.commit(shards[0], Part(old.getvalue(), 1, None, 0))
+    folder.finish(shards, {})
+    assert read_predictions(tmp_path) == ([Prediction("7", "1", "yes", (0.5,))], [])
 
 
 def test_a_model_without_an_image(nights: Nights) -> None:

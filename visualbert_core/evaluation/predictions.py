@@ -41,8 +41,9 @@ def read_predictions(folder: str | Path) -> tuple[list[Prediction], list[Failure
     for marker in shards.read_manifest(verify=True).shards:
         for row in pq.read_table(shards.part_path(marker.shard_id)).to_pylist():
             answer, scores = json.loads(row["answer"]), tuple(row["scores"])
-            generated = tuple(Generated(**text) for text in row["generated"])
-            example_id, image_id, cut = row["example_id"], row["image_id"], row["input_cut"]
+            # Version 2 of the rows had no texts. A night after an upgrade is compared with rows of that version.
+            generated = tuple(Generated(**text) for text in row.get("generated", ()))
+            example_id, image_id, cut = row["example_id"], row["image_id"], row.get("input_cut", False)
             predictions.append(Prediction(example_id, image_id, answer, scores, generated, cut))
         if marker.failures is not None:
             rows = pq.read_table(shards.failures_path(marker.shard_id)).to_pylist()
