@@ -43,6 +43,12 @@ def test_vilt_compares_equal_logits() -> None:
     assert all(float(difference) < relative(SHALLOW) * 4 for difference in differences)
 
 
+def test_generation_compares_equal_texts() -> None:
+    """Both families write the texts that transformers writes for the whole batch."""
+    printed = run("generation.py", "--width", "32", "--layers", "2", "--rounds", "1", "--questions", "8")
+    assert re.findall(r"(\d+) of (\d+)$", printed, re.MULTILINE) == [("8", "8")] * 2
+
+
 def test_feature_store_compares_equal_features() -> None:
     """Each installed container returns the features that were written, and has a row in the table."""
     printed = run("feature_store.py", "--images", "3", "--rounds", "1", "--cold", "1")

@@ -95,7 +95,7 @@ def test_nothing_changed_from_night_to_night(nights: Nights) -> None:
 
 
 def test_leaderboard_files_of_a_writing_model(nights: Nights) -> None:
-    """VCR's answers by likelihood fill four numbers for each choice, and every benchmark that asks for a file has one."""
+    """Likelihoods fill the numbers that a leaderboard's file asks for."""
     run = nights.run("llava", "nlvr2")
     assert run.record["submission"] is not None
     assert (run.folder / run.record["submission"]).is_file()
@@ -106,7 +106,7 @@ def test_families_are_compared_example_by_example(nights: Nights, task: str) -> 
     """Each model of a benchmark is paired with VisualBERT over the same units, whatever either reads."""
     first, *others = sorted(MODELS[task], key=lambda model: not model.startswith("visualbert"))
     for other in others:
-        found = compare(nights.run(first, task).folder, nights.run(other, task).folder)
+        found = compare(nights.run(first, task), nights.run(other, task))
         assert found.metrics
     page = nights.second.report.read_text()
     assert "Models side by side" in page
