@@ -24,8 +24,8 @@ NO_DECAY = ("bias", "LayerNorm.bias", "LayerNorm.weight")
 class Optimizer(Protocol):
     """An optimiser with a schedule."""
 
-    param_groups: list[dict[str, Any]]
-    state: dict[Tensor, dict[str, Any]]
+    state: Any
+    """Parameter → the moments that it has."""
 
     def step_at(self, step: int) -> float:
         """Move the parameters along their gradients at step number `step`. Return the learning rate of that step."""
@@ -51,7 +51,8 @@ def decay_groups(
 
     A parameter has no decay if its name contains one of the `no_decay`.
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in parameters:
         if parameter.requires_grad:
             (plain if any(part in name for part in no_decay) else decayed).append(parameter)
