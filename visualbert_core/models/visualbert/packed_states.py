@@ -81,8 +81,10 @@ def _attend(attention: SelfAttention, asking: Tensor, known: Tensor, groups: Gro
     held = [count * keys for count, _, keys in groups.groups]
     parts = zip(groups.groups, query.split(asked), key.split(held), value.split(held), strict=True)
     mixed = []
-    for (count, _, _), *states in parts:
-        q, k, v = (each.unflatten(0, (count, -1)).transpose(1, 2) for each in states)
+    for (count, queries, keys), *states in parts:
+        # The lengths are explicit, because a caption without a masked word has no query.
+        sizes = (queries, keys, keys)
+        q, k, v = (each.unflatten(0, (count, size)).transpose(1, 2) for each, size in zip(states, sizes, strict=True))
         found = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         mixed.append(found.transpose(1, 2).flatten(2).flatten(0, 1))
     return torch.cat(mixed)
