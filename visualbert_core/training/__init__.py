@@ -4,7 +4,7 @@
     schedules.py    the learning rate at each step
     optimizers.py   AdamW and BertAdam, decay exclusions, clipping
     order.py        which examples each step takes: a seeded permutation, cut into batches
-    batches.py      examples and their regions, read ahead, as tensors: `batches(...)` for a loop of your own
+    data.py         examples and their regions, read ahead, as tensors: `batches(...)` for a loop of your own
     sources.py      the examples and targets of a recipe, checked before the first step
     step.py         one step of the optimiser over several passes
     state.py        checkpoints with the training state beside them, written whole or not at all
@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from visualbert_core.training.batches import batches
+    from visualbert_core.training.data import batches
     from visualbert_core.training.recipe import TrainConfig
     from visualbert_core.training.run import train
 
@@ -29,7 +29,7 @@ INGREDIENT = "training"
 
 __all__ = ["TrainConfig", "batches", "train"]
 
-_MODULES = {"TrainConfig": "recipe", "batches": "batches", "train": "run"}
+_MODULES = {"TrainConfig": "recipe", "batches": "data", "train": "run"}
 
 
 def __getattr__(name: str) -> Any:

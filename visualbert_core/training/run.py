@@ -33,7 +33,7 @@ from visualbert_core.io.documents import parse_json, read_json
 from visualbert_core.printable import logger
 from visualbert_core.provenance import differences
 from visualbert_core.tasks import open_task
-from visualbert_core.training.batches import EPOCHS, ahead, passes, read_portion, total_steps
+from visualbert_core.training.data import EPOCHS, ahead, passes, read_portion, total_steps
 from visualbert_core.training.log import Live, Pace, StepLog
 from visualbert_core.training.optimizers import OPTIMIZERS, Moments, Optimizer, decay_groups
 from visualbert_core.training.order import Order

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -75,8 +76,11 @@ class Checkpoints:
         self.root.mkdir(parents=True, exist_ok=True)
         DraftFolder.clear(folder)
         with naming(folder), DraftFolder(folder) as draft:
-            save(draft.folder)
-            save_file(dict(moments), draft.folder / MOMENTS)
+            try:
+                save(draft.folder)
+                save_file(dict(moments), draft.folder / MOMENTS)
+            except SafetensorError as error:  # also a full disk
+                raise OSError(str(error)) from error
             files = {path.name: digest_file(path) for path in sorted(draft.folder.iterdir())}
             record = {"step": step, **about, "files": files}
             (draft.folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -74,7 +74,7 @@ def _attend(attention: SelfAttention, asking: Tensor, known: Tensor, groups: Gro
     """
     dropout = attention.dropout if attention.training else 0.0
     query, key, value = (
-        layer(states).view(len(states), attention.num_heads, -1)
+        layer(states).unflatten(1, (attention.num_heads, -1))
         for layer, states in ((attention.query, asking), (attention.key, known), (attention.value, known))
     )
     asked = [count * queries for count, queries, _ in groups.groups]
