@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -42,6 +44,7 @@ TASKS = {
     "flickr30k_entities": ("val", "flickr30k", "flickr30k-val", "visualbert-flickr30k"),
 }
 """Task → (split, annotations, corpus, weights) of the small night."""
+PRE_TRAINING = {"captions": TASKS["flickr30k_entities"]}
 TIMES = {"seconds", "waiting"}
 
 
@@ -49,7 +52,7 @@ TIMES = {"seconds", "waiting"}
 def recipe(small_night: SmallNight, tmp_path: Path) -> Callable[..., TrainConfig]:
     def make(task: str = "vqa", out: str = "out", **changes: Any) -> TrainConfig:
         """Return a short recipe over a corpus of the small night, with dropout."""
-        split, annotations, corpus, weights = TASKS[task]
+        split, annotations, corpus, weights = (TASKS | PRE_TRAINING)[task]
         (store,) = (small_night.out / "features" / corpus).iterdir()
         values: dict[str, Any] = {
             "task": task,
@@ -235,7 +238,7 @@ def test_validation_is_the_evaluation_and_disturbs_nothing(recipe: Recipe, tmp_p
 
 def test_an_interrupted_validation_is_made_up_for(recipe: Recipe) -> None:
     """A run that ended between a checkpoint and its validation validates that checkpoint before its next step."""
-    config = recipe(validate_split="val", wrong_image=False)
+    config = recipe(validate_split="val", own_image_only=True)
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -259,7 +262,7 @@ def test_best_and_patience() -> None:
 
 def test_an_early_stop_keeps_best_and_last(recipe: Recipe) -> None:
     """With a rate of 0 no validation is better than the first, so patience ends the run; the best is still there."""
-    config = recipe(validate_split="val", learning_rate=0.0, save_every=1, patience=2, wrong_image=False)
+    config = recipe(validate_split="val", learning_rate=0.0, save_every=1, patience=2, own_image_only=True)
     done = train(config)
     assert done.record["steps"] == 3
     assert done.best is not None
@@ -376,6 +379,56 @@ def test_batches_for_a_loop_of_your_own(recipe: Recipe) -> None:
     again = next(iter(batches(config, first_step=6)))
     assert again.example_ids == found[6].example_ids
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in found[6].tensors.items())
+
+
+@pytest.fixture
+def captions(small_night: SmallNight, tmp_path: Path) -> Path:
+    """Return a folder with COCO's file of captions, about the images of Flickr30K."""
+    flickr, listed = small_night.out / "synthetic" / "flickr30k", []
+    names = (flickr / "val.txt").read_text().split()
+    for number, name in enumerate(names):
+        for line in (flickr / "Sentences" / f"{name}.txt").read_text().splitlines():
+            text = re.sub(r"\[/EN\S+ |\]", "", line)
+            listed.append({"id": len(listed), "image_id": number, "caption": text})
+    images = [{"id": number, "file_name": f"{name}.jpg"} for number, name in enumerate(names)]
+    (tmp_path / "captions_val2014.json").write_text(json.dumps({"images": images, "annotations": listed}))
+    return tmp_path
+
+
+def test_pre_training_on_pairs_of_captions(recipe: Recipe, captions: Path) -> None:
+    """Masked words and pairs are learnt together, and transformers opens the result."""
+    config = recipe("captions", annotations=captions, weights="random")
+    done = train(config)
+    first, *_ = lines = steps(config.out)
+    vocabulary = len((config.model / "vocab.txt").read_text().split())
+    assert first["terms"]["words"] == pytest.approx(math.log(vocabulary), rel=0.1)
+    assert first["terms"]["pairs"] == pytest.approx(math.log(2), rel=0.1)
+    assert first["loss"] == pytest.approx(sum(first["terms"].values()))
+    assert all(line["counts"][1] == line["examples"] for line in lines)
+    _, said = transformers.VisualBertForPreTraining.from_pretrained(done.last, output_loading_info=True)
+    assert not said["missing_keys"]
+    with pytest.raises(ConfigError, match="pre-training answers no benchmark"):
+        train(recipe("captions", annotations=captions, validate_split="val"))
+
+
+def test_masks_and_pairs_are_drawn_anew_at_each_visit(recipe: Recipe, captions: Path) -> None:
+    """A visit is the same whenever it is read; the next visit of a caption has other masks. A label may be turned."""
+    config = recipe("captions", annotations=captions, weights="random", steps=14)
+    order = Order(40, 6, config.seed)
+    index = order.batch(0)[1][0]
+    visits = [step for step in range(14) if index in order.batch(step)[1]]
+    assert len(visits) == 2
+    made = [next(iter(batches(config, step))) for step in visits]
+    places = [order.batch(step)[1].index(index) for step in visits]
+    first, second = (
+        (batch.example_ids[at], batch.tensors["input_ids"][at]) for batch, at in zip(made, places, strict=True)
+    )
+    assert first[0] == second[0]
+    assert first[1].tolist() != second[1].tolist()
+    again = next(iter(batches(config)))
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in made[0].tensors.items())
+    turned = next(iter(batches(dataclasses.replace(config, own_caption_label=0))))
+    assert torch.equal(turned.tensors["sentence_image_labels"], 1 - again.tensors["sentence_image_labels"])
 
 
 def test_the_order_is_a_permutation_that_never_changes() -> None:

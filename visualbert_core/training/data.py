@@ -16,12 +16,11 @@ from torch import Tensor
 
 from visualbert_core.models.trainable import Item
 from visualbert_core.training.order import Order, draws
-from visualbert_core.training.recipe import TrainConfig
+from visualbert_core.training.recipe import EPOCHS, TrainConfig
 from visualbert_core.training.schedules import planned_steps
 from visualbert_core.training.sources import Lessons, open_recipe
 
 T = TypeVar("T")
-EPOCHS = 10
 
 
 @dataclass(frozen=True, eq=False)

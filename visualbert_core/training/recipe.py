@@ -20,10 +20,12 @@ PATHS = ("annotations", "features", "model", "out", "answers", "validate_annotat
 """The keys that say where something lies. A run records digests of what lies there, not the places."""
 FREE = (
     *("max_hours", "read_ahead", "readers", "device", "log_seconds", "skip_bad_batches"),
-    *("save_every", "validate_split", "validate_batch_size", "wrong_image", "patience"),
+    *("save_every", "validate_split", "validate_batch_size", "own_image_only", "patience"),
     *("keep_last", "keep_best", "keep_every"),
 )
 """The keys that do not decide what a step computes. They may differ when a run is resumed."""
+EPOCHS = 10
+"""The number of epochs where neither `epochs` nor `steps` is set, as in most of the authors' recipes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +122,8 @@ class TrainConfig:
     """Feature store of that split. Default: FEATURES."""
     validate_batch_size: int = 64
     """Examples that are answered at once in a validation."""
-    wrong_image: bool = True
-    """Also evaluate with wrong images, which shows what the text alone answers. --no-wrong-image leaves it out."""
+    own_image_only: bool = False
+    """Do not also evaluate with wrong images, which shows what the text alone answers."""
     patience: int | None = None
     """Stop after this many validations without a better score. Default: never."""
     keep_last: int = 1

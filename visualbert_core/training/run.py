@@ -32,17 +32,16 @@ from visualbert_core.errors import ConfigError, InputError, UnfinishedError
 from visualbert_core.io.documents import parse_json, read_json
 from visualbert_core.printable import logger
 from visualbert_core.provenance import differences
-from visualbert_core.tasks import open_task
-from visualbert_core.training.data import EPOCHS, ahead, passes, read_portion, total_steps
+from visualbert_core.training.data import ahead, passes, read_portion, total_steps
 from visualbert_core.training.log import Live, Pace, StepLog
 from visualbert_core.training.optimizers import OPTIMIZERS, Moments, Optimizer, decay_groups
 from visualbert_core.training.order import Order
-from visualbert_core.training.recipe import TrainConfig
+from visualbert_core.training.recipe import EPOCHS, TrainConfig
 from visualbert_core.training.schedules import Schedule, planned_steps
 from visualbert_core.training.sources import Lessons, metadata_task, open_recipe, out_of_place
 from visualbert_core.training.state import Checkpoints, moments_of, restore
 from visualbert_core.training.step import Outcome, Prepared, Stepper
-from visualbert_core.training.validation import Validation, best, is_over, validate
+from visualbert_core.training.validation import Validation, best, check_validation, is_over, validate
 
 _LOG = logger(__name__)
 _AGAIN = "run the same line again to go on from here"
@@ -66,7 +65,7 @@ def train(config: TrainConfig) -> Training:
     UnfinishedError after SIGTERM, SIGINT or `max_hours`, when everything is saved.
     """
     out_of_place(config)
-    _check_validation(config)
+    check_validation(config)
     before = set_threads(config.threads)
     try:
         lessons = open_recipe(config)
@@ -175,7 +174,7 @@ class _Run:
         log.sync()  # before the checkpoint: a resumed run finds every line up to it
         task = metadata_task(self.config)
         save = partial(self.lessons.model.save, task=task, space=self.lessons.store.space)
-        about = {"skipped": self.stepper.skipped, "steps": self.total, "provenance": self.provenance}
+        about = {"model": self.config.model.name, "skipped": self.stepper.skipped, "provenance": self.provenance}
         self.checkpoints.write(step, save, moments_of(self.optimizer, self.network), about)
 
     def _validate_if_due(self, step: int) -> bool:
@@ -304,17 +303,6 @@ def _read_validations(out: Path, step: int) -> list[Validation]:
     path = out / "validations.jsonl"
     lines = path.read_bytes().splitlines() if path.exists() else []
     return [each for line in lines if (each := Validation(**parse_json(line))).step <= step]
-
-
-def _check_validation(config: TrainConfig) -> None:
-    """Raise InputError before the first step where the validation could not be scored."""
-    if config.validate_split is None:
-        return
-    if metadata_task(config) is None:
-        raise ConfigError("validate_split: pre-training answers no benchmark, so there is nothing to evaluate")
-    task = open_task(config.task, config.validate_annotations or config.annotations, config.validate_split)
-    if not task.labelled:
-        raise ConfigError(f"validate_split: {config.task} {config.validate_split} has no public labels")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ Tasks and models meet here. An example without a target, and an image without fe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +35,8 @@ class Lessons:
     store: FeatureStore
     model: Trainable[Any]
     examples: list[Example | CaptionPair]
+    masked: bool
+    """Whether words are masked, so that the task gives no target."""
     remarks: dict[str, Any]
     """What was counted: examples, those without a target, phrases without a region, images without features."""
 
@@ -44,7 +46,7 @@ class Lessons:
 
     def target(self, example: Any, boxes: list[np.ndarray]) -> Target:
         """Return what is to be learnt from an example."""
-        return self.task.target(example, boxes)
+        return None if self.masked else self.task.target(example, boxes)
 
     def provenance(self, config: TrainConfig) -> dict[str, Any]:
         """Return what the training is made of, without paths."""
@@ -54,7 +56,7 @@ class Lessons:
                 "annotations": digest_files(self.task.annotation_files()),
                 "features": {"detector": self.store.fingerprint, "manifest": self.store.manifest_digest()},
             },
-            "parent": {"name": config.model.name} | self.model.fingerprint(),
+            "parent": self.model.fingerprint(),
             "code": code_digests(("training", "predictions")) | outside_code("task", type(self.task)),
             "versions": versions(),
         }
@@ -86,12 +88,13 @@ def open_recipe(config: TrainConfig) -> Lessons:
             _LOG.warning("%s: %s", config.model.name, warning)
     every = list(task.examples())
     examples, lacking = _with_features(every, source.store, config)
-    lessons = Lessons(task, source.store, model, examples, {})
+    masked = task.form is CaptionPair or config.objective == "masked-words"
+    lessons = Lessons(task, source.store, model, examples, masked, {})
     kept, without, phrases = _with_target(lessons, config)
     if not kept:
         raise CoverageError(f"{config.task} {config.split}: none of {len(every):,} examples can be learnt from")
     remarks = {"examples": len(kept), "without_features": lacking, "without_target": without} | phrases
-    return Lessons(task, source.store, model, kept, remarks)
+    return replace(lessons, examples=kept, remarks=remarks)
 
 
 def _with_features(

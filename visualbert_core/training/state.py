@@ -94,7 +94,12 @@ class Checkpoints:
         return folder
 
     def newest(self) -> State | None:
-        """Return the newest checkpoint that a run can go on from, or None. Log the damaged ones."""
+        """Return the newest checkpoint that a run can go on from, or None. Log the damaged ones.
+
+        Drafts that killed processes left are removed.
+        """
+        for draft in self.root.glob(".step-*.draft-*"):
+            DraftFolder.clear(self.root / draft.name[1:].partition(".draft-")[0])
         for step in reversed(self.steps()):
             folder = self.folder(step)
             try:

@@ -13,9 +13,13 @@ from typing import Any
 
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.engine.pool import Pool
+from visualbert_core.errors import ConfigError, CoverageError
 from visualbert_core.evaluation.run import evaluate
+from visualbert_core.features.store import FeatureStore
 from visualbert_core.printable import logger
+from visualbert_core.tasks import open_task
 from visualbert_core.training.recipe import TrainConfig
+from visualbert_core.training.sources import metadata_task
 
 _LOG = logger(__name__)
 
@@ -37,6 +41,26 @@ class Validation:
         return self.scores[self.headline]
 
 
+def check_validation(config: TrainConfig) -> None:
+    """Raise InputError or CoverageError, before the first step, where the validation could not be scored."""
+    if config.validate_split is None:
+        return
+    if metadata_task(config) is None:
+        raise ConfigError("validate_split: pre-training answers no benchmark, so there is nothing to evaluate")
+    task = open_task(config.task, config.validate_annotations or config.annotations, config.validate_split)
+    if not task.labelled:
+        raise ConfigError(f"validate_split: {config.task} {config.validate_split} has no public labels")
+    folder = config.validate_features or config.features
+    store = FeatureStore.open(folder)
+    for example in task.examples():
+        for image_id in example.image_ids:
+            if image_id not in store:
+                raise CoverageError(
+                    f"validate_split: image {image_id!r} of {config.task} {config.validate_split} has no features in "
+                    f"{folder}, so there would be no score: extract it, or name the store with --validate-features"
+                )
+
+
 def validate(config: TrainConfig, checkpoint: Path, step: int) -> Validation:
     """Evaluate a checkpoint on the validation split. A finished evaluation is only read.
 
@@ -44,7 +68,7 @@ def validate(config: TrainConfig, checkpoint: Path, step: int) -> Validation:
     signal.
     """
     found = {}
-    for visual in ("own", "wrong-image") if config.wrong_image else ("own",):
+    for visual in ("own",) if config.own_image_only else ("own", "wrong-image"):
         with Pool(PoolConfig(inline=True, threads_per_worker=config.threads)) as pool:
             run = evaluate(_evaluation(config, checkpoint, step, visual), pool)
         assert run.scores is not None  # `check` refuses a split without public labels

@@ -132,7 +132,7 @@ class VisualBertTrainable:
         """Return whether an answer is in the list, or a region shows a phrase. Other targets always teach something."""
         if isinstance(target, Mapping):
             return any(answer in self._index for answer in target)
-        return bool(target.any()) if isinstance(target, np.ndarray) and not self._words else True
+        return bool(target.any()) if isinstance(target, np.ndarray) else True
 
     def encode(
         self,
