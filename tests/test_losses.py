@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -355,6 +356,31 @@ def test_pairs_of_captions_for_given_draws(captions: CaptionPairs, item: int) ->
     assert [101, *first, 102, *second, 102] == case["ids"]
     places = {1 + at: piece for at, piece in in_first.items()} | {split + at: piece for at, piece in in_second.items()}
     assert places == {at: label for at, label in enumerate(case["labels"]) if label != -1}
+
+
+@pytest.mark.parametrize("case", PAIRS["vqa_pretraining"], ids=lambda case: case["answer"])
+def test_the_authors_text_of_questions(case: dict[str, Any], tmp_path: Path) -> None:
+    """A question and its answer, letter by letter as in the authors' code, are masked as the golden draws say."""
+    words = [*case["question_tokens"], "?", *case["answer"].replace(" ", "")]
+    original = [held if label == -1 else label for held, label in zip(case["ids"], case["labels"], strict=True)]
+    split = {"fire": ["fire"], "hydrant": ["hydra", "##nt"]}
+    pieces = [piece for word in words for piece in split.get(word, [word])]
+    vocabulary = [f"[unused{at}]" for at in range(VOCABULARY)]
+    for piece, at in zip(["[CLS]", *pieces, "[SEP]"], original, strict=True):
+        vocabulary[at] = piece
+    vocabulary[100], vocabulary[MASK] = "[UNK]", "[MASK]"
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
+    for name in ("config.json", "visualbert_core.json"):
+        text = (WEIGHTS / "visualbert-vqa" / name).read_text()
+        (tmp_path / name).write_text(re.sub(r'"vocab_size": \d+', f'"vocab_size": {VOCABULARY}', text))
+    start = Start(weights="random", objective="masked-words", answer_letters=True)
+    (tmp_path / "answers.txt").write_text("<unk>\nyes\n")
+    trainable = load_trainable(tmp_path, Question, start)
+    question = Question("1", ("",), " ".join(case["question_tokens"]).capitalize() + "?")
+    size = cast(ReadsRegions, trainable.reads).size
+    item = trainable.encode(question, (regions("", 2, size),), case["answer"], Script(case["draws"]))
+    assert item.content.sequences[0].input_ids == case["ids"]
+    assert item.content.hidden == {at: label for at, label in enumerate(case["labels"]) if label != -1}
 
 
 def test_an_image_without_regions_adds_nothing() -> None:

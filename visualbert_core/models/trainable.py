@@ -26,7 +26,8 @@ INGREDIENT = "training"
 class Start:
     """What a training begins with, and the choices that belong to the model.
 
-    Every default is the authors' choice, except `pair_cut`. `dropout` None keeps the numbers of config.json.
+    Every default is the authors' choice, except `pair_cut` and `answer_letters`, where their code has slips. With
+    `dropout` None the numbers of config.json stay.
     """
 
     weights: Literal["checkpoint", "new-head", "random"] = "checkpoint"
@@ -35,6 +36,7 @@ class Start:
     answers: Path | None = None
     objective: Literal["task", "masked-words"] = "task"
     own_caption_label: int = 1
+    answer_letters: bool = False
     pair_cut: Literal["longer-first", "authors"] = "longer-first"
 
 

@@ -288,6 +288,20 @@ class Task(ABC):
             case Grounding():
                 return region_shares(boxes[0], gold)
 
+    def told(self, example: Example, draws: random.Random) -> Target:
+        """Return what pre-training with masked words tells of an example: the answer to a question, the right choice,
+        the truth value.
+
+        Default: the right answer; None for phrases. Raises ConfigError on an unlabelled split.
+        """
+        match example:
+            case Grounding():
+                return None
+            case Question():
+                return str(self.gold(example.example_id))
+            case _:
+                return self.target(example, ())
+
     def drawn(self, example: Example, draws: random.Random) -> Example:
         """Return the example as training sees it on one visit. Default: the example itself."""
         return example

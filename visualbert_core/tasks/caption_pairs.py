@@ -61,6 +61,9 @@ class CaptionPairs:
     def target(self, example: CaptionPair, boxes: Sequence[np.ndarray]) -> None:
         """Return None: the masked words and `own` are the targets, and both are drawn at each visit."""
 
+    def told(self, example: CaptionPair, draws: random.Random) -> None:
+        """Return None, as `target` does."""
+
     def drawn(self, example: CaptionPair, draws: random.Random) -> CaptionPair:
         """Return the caption with a second one: of the same image or, in half of the visits, of another image.
 

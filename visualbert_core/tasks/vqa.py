@@ -15,6 +15,7 @@ is worth 1 if both answers have full marks, and otherwise 0. A pair belongs to a
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -209,6 +210,11 @@ class VqaTask(Task):
         """
         records = self._judged.answers[self._questions.rows[example.example_id]]
         return soft_answers([record["answer"] for record in records])
+
+    def told(self, example: Example, draws: random.Random) -> str:
+        """Return the answer of one annotator, drawn anew at each visit, so that answers come by their votes."""
+        records = self._judged.answers[self._questions.rows[example.example_id]]
+        return str(draws.choice(records)["answer"])
 
     def gold(self, example_id: str) -> str:
         """Return the commonest answer of the annotators, in the words of the file."""

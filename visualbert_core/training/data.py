@@ -86,7 +86,7 @@ def read_portion(lessons: Lessons, order: Order, step: int) -> Portion:
         visual = tuple(regions[image_id] for image_id in example.image_ids)
         drawing = draws(order.seed, epoch, example.example_id)
         seen = lessons.task.drawn(example, drawing)  # type: ignore[arg-type]
-        target = lessons.target(seen, [image.boxes for image in visual])
+        target = lessons.target(seen, [image.boxes for image in visual], drawing)
         items.append(lessons.model.encode(seen, visual, target, drawing))
     return Portion(step, epoch, tuple(items))
 

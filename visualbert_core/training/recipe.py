@@ -50,9 +50,12 @@ class TrainConfig:
     answers: Path | None = None
     """List of the answers of a new head for questions, one a line, the first <unk>. Default: the list of MODEL."""
     objective: Literal["task", "masked-words"] = "task"
-    """`masked-words`: pre-train on the captions of the task instead of answering."""
+    """`masked-words`: pre-train on the texts of the task instead of answering: masked words, and where it has truth
+    values or choices, whether the text is true or the choice is right."""
     own_caption_label: int = 1
     """Label of a pair whose second caption is of the image too. The authors write 1, the transformers docs say 0."""
+    answer_letters: bool = False
+    """Pre-train on the answers of questions letter by letter ("r e d"), as the authors' code does by a slip."""
     pair_cut: Literal["longer-first", "authors"] = "longer-first"
     """How a pair of captions that is too long is cut. `authors` cuts more than it must, as their code does."""
     without_target: Literal["keep", "drop"] = "keep"

@@ -5,6 +5,7 @@ Tasks and models meet here. An example without a target, and an image without fe
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -36,7 +37,7 @@ class Lessons:
     model: Trainable[Any]
     examples: list[Example | CaptionPair]
     masked: bool
-    """Whether words are masked, so that the task gives no target."""
+    """Whether words are masked, so that examples tell something instead of asking it."""
     remarks: dict[str, Any]
     """What was counted: examples, those without a target, phrases without a region, images without features."""
 
@@ -44,9 +45,9 @@ class Lessons:
         """Return the boxes of the regions of each image of an example, float32 [R, 4]."""
         return [self.store.boxes(image_id) for image_id in example.image_ids]
 
-    def target(self, example: Any, boxes: list[np.ndarray]) -> Target:
-        """Return what is to be learnt from an example."""
-        return None if self.masked else self.task.target(example, boxes)
+    def target(self, example: Any, boxes: list[np.ndarray], draws: random.Random) -> Target:
+        """Return what is to be learnt from an example on one visit."""
+        return self.task.told(example, draws) if self.masked else self.task.target(example, boxes)
 
     def provenance(self, config: TrainConfig) -> dict[str, Any]:
         """Return what the training is made of, without paths."""
@@ -77,6 +78,7 @@ def open_recipe(config: TrainConfig) -> Lessons:
         answers=config.answers,
         objective=config.objective,
         own_caption_label=config.own_caption_label,
+        answer_letters=config.answer_letters,
         pair_cut=config.pair_cut,
     )
     model = load_trainable(config.model, task.form, start)
@@ -117,10 +119,13 @@ def _with_features(
 
 def _with_target(lessons: Lessons, config: TrainConfig) -> tuple[list[Example | CaptionPair], int, dict[str, int]]:
     """Return the examples that the recipe keeps, the number without a target, and the counts of phrases."""
+    if lessons.masked:
+        return lessons.examples, 0, {}
     kept, without = [], []
     phrases = unmatched = 0
     for example in lessons.examples:
-        target = lessons.target(example, lessons.boxes(example) if isinstance(example, Grounding) else [])
+        boxes = lessons.boxes(example) if isinstance(example, Grounding) else []
+        target = lessons.task.target(example, boxes)  # type: ignore[arg-type]
         if isinstance(target, np.ndarray):
             phrases += len(target)
             unmatched += int((~target.any(axis=1)).sum())

@@ -185,6 +185,14 @@ class InputEncoder:
         """Return the word pieces of a text that has spaces between its words."""
         return self._pieces.of(text.split(" "))
 
+    def told(self, example: Question, answer: Sequence[str], regions: Sequence[Regions]) -> Encoded:
+        """Return [CLS] question ? answer [SEP] for pre-training. `answer` holds its words, or its letters."""
+        return self._single(self._pieces.of([*pythia_tokens(example.text), "?", *answer]), regions[:1])
+
+    def is_text(self, piece: int) -> bool:
+        """Return whether a piece is neither [CLS] nor [SEP]."""
+        return piece not in (self._cls, self._sep)
+
     def pair(self, first: list[int], second: list[int], regions: Regions) -> Encoded:
         """Return [CLS] first [SEP] second [SEP] with all regions of one image. An empty second text has no [SEP]."""
         ids, token_types = self._pair(first, second)

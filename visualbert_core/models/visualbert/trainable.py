@@ -78,13 +78,11 @@ class VisualBertTrainable:
         if start.dropout is not None:
             config = replace(config, hidden_dropout_prob=start.dropout, attention_probs_dropout_prob=start.dropout)
         words = form is CaptionPair or start.objective == WORDS
-        if words and form not in (CaptionPair, Grounding):
-            raise ConfigError(f"objective {WORDS}: no words of a {form.__name__} are masked here: train on captions")
-        if not words and form not in NETWORKS:
+        if form is not CaptionPair and form not in NETWORKS:
             raise CheckpointError(f"{folder}: VisualBERT learns {', '.join(each.__name__ for each in NETWORKS)}")
         kind: type[Pretrained] = VisualBertForPreTraining if words else NETWORKS[form]  # type: ignore[index]
         self._words = words
-        self.terms = (("words", "pairs") if form is CaptionPair else ("words",)) if words else (_TERM[form],)
+        self.terms = _TERMS_OF_WORDS.get(form, ("words", "pairs")) if words else (_TERM[form],)
         self._answers = self._read_answers(config) if kind is VisualBertForQuestionAnswering else ()
         if start.answers is not None and self._answers:
             config = replace(config, num_labels=len(self._answers), id2label=None)
@@ -147,7 +145,7 @@ class VisualBertTrainable:
                 raise CheckpointError(
                     f"{self._folder} needs {self.reads.size}-d features, the store holds {image.features.shape[1]}-d"
                 )
-        content = self._masked(example, visual, draws) if self._words else self._asked(example, visual, target)
+        content = self._masked(example, visual, target, draws) if self._words else self._asked(example, visual, target)
         tokens = sum(len(each.input_ids) + len(each.rows) for each in content.sequences)
         counts: tuple[int, ...] = (1,)
         if content.hidden is not None:
@@ -162,26 +160,44 @@ class VisualBertTrainable:
             return Content(sequences, soft=known)
         if isinstance(target, np.ndarray):
             return Content(sequences, shares=target)
-        assert target is not None
+        assert isinstance(target, int)
         return Content(sequences, label=target)
 
-    def _masked(self, example: Example | CaptionPair, visual: tuple[Regions, ...], draws: random.Random) -> Content:
-        """Mask the first text, then the second, in the order of the authors' draws."""
-        if isinstance(example, CaptionPair):
-            texts = (self._encoder.words(example.first), self._encoder.words(example.second))
-            pieces = cut_pair(*texts, self._encoder.max_length - 3, self._start.pair_cut)
-        else:
-            assert isinstance(example, Grounding)
-            pieces = (self._encoder.words(" ".join(example.words))[: self._encoder.max_length - 2], [])
-        first, in_first = mask_pieces(pieces[0], draws, self._encoder.mask, self._encoder.vocab_size)
-        second, in_second = mask_pieces(pieces[1], draws, self._encoder.mask, self._encoder.vocab_size)
-        hidden = {1 + place: piece for place, piece in in_first.items()}
-        hidden |= {len(first) + 2 + place: piece for place, piece in in_second.items()}
+    def _masked(
+        self, example: Example | CaptionPair, visual: tuple[Regions, ...], target: Target, draws: random.Random
+    ) -> Content:
+        """Mask the text of an example, in the order of the authors' draws. `target` comes from `Task.told`."""
         label = None
         if isinstance(example, CaptionPair):
             own = self._start.own_caption_label
             label = own if example.own else 1 - own
-        return Content((self._encoder.pair(first, second, visual[0]),), label=label, hidden=hidden)
+            texts = (self._encoder.words(example.first), self._encoder.words(example.second))
+            cut = cut_pair(*texts, self._encoder.max_length - 3, self._start.pair_cut)
+            sequence = self._encoder.pair(*cut, visual[0])
+        elif isinstance(example, Question):
+            assert isinstance(target, str)
+            # The authors join a string with spaces, as if it were a list of words: "r e d".
+            answer = [*target] if self._start.answer_letters else target.split(" ")
+            sequence = self._encoder.told(example, answer, visual)
+        elif isinstance(example, MultipleChoice):
+            chosen = draws.randrange(len(example.choices))
+            label = int(chosen == target)
+            sequences = self._encoder.encode(example, visual)
+            assert isinstance(sequences, tuple)
+            sequence = sequences[chosen]
+        else:
+            encoded = self._encoder.encode(example, visual)
+            assert isinstance(encoded, Encoded)
+            sequence, label = encoded, target if isinstance(target, int) else None
+        places = [place for place, piece in enumerate(sequence.input_ids) if self._encoder.is_text(piece)]
+        pieces = [sequence.input_ids[place] for place in places]
+        shown, masked = mask_pieces(pieces, draws, self._encoder.mask, self._encoder.vocab_size)
+        ids = list(sequence.input_ids)
+        for place, piece in zip(places, shown, strict=True):
+            ids[place] = piece
+        hidden = {places[at]: piece for at, piece in masked.items()}
+        # A padded batch asks for phrases only where they are answered.
+        return Content((replace(sequence, input_ids=ids, phrases=None),), label=label, hidden=hidden)
 
     def prepare(self, items: Sequence[Item]) -> Prepared:
         """Pack the sequences of the items, and bring the targets into the order of the pack."""
@@ -221,7 +237,7 @@ class VisualBertTrainable:
     def padded(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """Return the tensors of `packing.collate`, with `labels` and, for pairs, `sentence_image_labels`."""
         contents: list[Content] = [item.content for item in items]
-        nested = self._form is MultipleChoice
+        nested = self._form is MultipleChoice and not self._words
         tensors = collate([c.sequences if nested else c.sequences[0] for c in contents])
         if self._words:
             length = tensors["input_ids"].shape[1] + tensors["visual_embeds"].shape[1]
@@ -273,6 +289,11 @@ _TERM: dict[type, str] = {
     Grounding: "phrases",
 }
 """Form of example → the name of the one term of its loss."""
+
+
+_TERMS_OF_WORDS: dict[type, tuple[str, ...]] = {Question: ("words",), Grounding: ("words",)}
+"""Form of example → the terms where its words are masked. The other forms have a second term: whether the text is true,
+or the right choice, or of the image."""
 
 
 def _word_labels(ordered: Sequence[Content], packed: Packed) -> Labels:
