@@ -19,10 +19,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
+import yaml
 from conftest import ROOT, SmallNight, small_files
+from own_tasks import open_questions
 
 from visualbert_core.cli import main
 from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.config_mapping import from_mapping
 from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import ConfigError, CoverageError, InputError, TrainingError, UnfinishedError
 from visualbert_core.evaluation.run import evaluate
@@ -67,6 +70,7 @@ def recipe(small_night: SmallNight, tmp_path: Path) -> Callable[..., TrainConfig
             "dropout": 0.1,
             "learning_rate": 1e-3,
         }
+        values |= {"task": changes.pop("task_name", task)}
         return TrainConfig(**values | changes)
 
     return make
@@ -154,6 +158,60 @@ def test_a_finished_training_is_only_read(recipe: Recipe) -> None:
             train(recipe(learning_rate=2e-3))
         with pytest.raises(InputError, match=r"parent\.weights"):
             train(recipe(weights="random"))
+
+
+def test_two_processes_do_not_train_in_one_folder(recipe: Recipe) -> None:
+    """While a training runs, a second one over the same folder is refused."""
+    code = (
+        "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    recipe().out.mkdir()
+    lock = [sys.executable, "-c", code, str(recipe().out / ".lock")]
+    with subprocess.Popen(lock, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match="another process trains here"):
+            train(recipe())
+        other.communicate()
+    assert train(recipe(steps=1)).record["steps"] == 1
+
+
+def test_a_task_of_your_own_is_learnt(
+    recipe: Recipe, small_night: SmallNight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A benchmark outside the package needs nothing more than its right answers to be learnt and validated."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    folder = open_questions(small_night.out / "synthetic" / "vqa", tmp_path / "questions")
+    done = train(recipe(task_name="own_task:OpenQuestions", annotations=folder, validate_split="val"))
+    assert done.record["validation"]["headline"] == "exact match"
+    assert done.record["validation"]["scores"]["exact match"] > 50
+
+
+def test_features_that_do_not_fit_are_refused(recipe: Recipe, tmp_path: Path) -> None:
+    """A checkpoint of another size or space of features is refused before the first step, as in an evaluation."""
+    for name, key, value, message in (
+        ("config.json", "visual_embedding_dim", 99, "93-d region features"),
+        ("visualbert_core.json", "feature_space", "elsewhere", "which differ although their size is equal"),
+    ):
+        folder = tmp_path / key
+        shutil.copytree(WEIGHTS / "visualbert-vqa", folder)
+        held = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(held | {key: value}))
+        with pytest.raises(InputError, match=message):
+            train(recipe(model=folder, weights="random"))
+
+
+def test_the_recipe_of_the_page_is_one() -> None:
+    """The YAML in docs/how-to/train.md has keys and values of a recipe."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "how-to" / "train.md").read_text(), re.DOTALL)
+    config = from_mapping(TrainConfig, yaml.safe_load(text) | {"out": "out"}, "train.md")
+    assert (config.optimizer, config.learning_rate, config.clip, config.frozen) == (
+        "bertadam",
+        2e-5,
+        "each",
+        ("pooler",),
+    )
 
 
 def test_a_damaged_checkpoint_is_not_resumed_from(recipe: Recipe) -> None:
@@ -262,7 +320,7 @@ def test_best_and_patience() -> None:
 
 def test_an_early_stop_keeps_best_and_last(recipe: Recipe) -> None:
     """With a rate of 0 no validation is better than the first, so patience ends the run; the best is still there."""
-    config = recipe(validate_split="val", learning_rate=0.0, save_every=1, patience=2, own_image_only=True)
+    config = recipe(validate_split="val", learning_rate=0.0, save_every=1, patience=2, keep_last=1, own_image_only=True)
     done = train(config)
     assert done.record["steps"] == 3
     assert done.best is not None

@@ -129,8 +129,8 @@ class TrainConfig:
     """Do not also evaluate with wrong images, which shows what the text alone answers."""
     patience: int | None = None
     """Stop after this many validations without a better score. Default: never."""
-    keep_last: int = 1
-    """How many of the newest checkpoints are kept."""
+    keep_last: int = 2
+    """How many of the newest checkpoints are kept. If the newest is damaged, a run goes on from the one before it."""
     keep_best: int = 1
     """How many of the checkpoints with the best scores are kept."""
     keep_every: int | None = None

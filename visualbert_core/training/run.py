@@ -12,6 +12,7 @@ the data, the masks and dropout depend on the seed and the number of the step al
 
 from __future__ import annotations
 
+import fcntl
 import json
 import signal
 import threading
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 
-from visualbert_core.engine.processes import SIGNALS
+from visualbert_core.engine.processes import NO_LOCKS, SIGNALS
 from visualbert_core.engine.shards import publish
 from visualbert_core.engine.worker_process import set_threads
 from visualbert_core.errors import ConfigError, InputError, UnfinishedError
@@ -70,10 +71,10 @@ def train(config: TrainConfig) -> Training:
     try:
         lessons = open_recipe(config)
         provenance = lessons.provenance(config)
-        record = _claim(config, provenance, lessons)
-        if record["status"] == "finished":
-            return _training(config.out, record)
-        with _listening() as stop:
+        with _alone(config.out), _listening() as stop:
+            record = _claim(config, provenance, lessons)
+            if record["status"] == "finished":
+                return _training(config.out, record)
             return _Run(config, lessons, provenance, record, stop).go()
     finally:
         if before is not None:
@@ -256,6 +257,19 @@ def _optimizer(config: TrainConfig, order: Order, total: int, lessons: Lessons) 
 # the folder
 
 
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold a lock on the folder, which ends with this process. Raise InputError where another process holds it."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:  # a file system without locks keeps nobody out
+                raise InputError(f"{out}: another process trains here: wait for it, or name another folder") from None
+        yield
+
+
 def _claim(config: TrainConfig, provenance: dict[str, Any], lessons: Lessons) -> dict[str, Any]:
     """Start a folder, or return the run.json of the training that it holds.
 
@@ -265,7 +279,6 @@ def _claim(config: TrainConfig, provenance: dict[str, Any], lessons: Lessons) ->
     path = config.out / "run.json"
     record = {"status": "running", "model": config.model.name, "examples": lessons.remarks, "provenance": provenance}
     if not path.exists():
-        config.out.mkdir(parents=True, exist_ok=True)
         _write(path, record)
         return record
     held = read_json(path, InputError)
