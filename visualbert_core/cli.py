@@ -34,7 +34,7 @@ COMMANDS = {
     "compare": ("compare", "two run folders → what changed, and because of what"),
     "nightly": ("nightly", "a matrix of models × tasks × splits → report, gate, history"),
     "import-annotations": ("import_annotations", "a Hugging Face dataset → a benchmark's official files"),
-    "convert": ("convert", "detector, checkpoint: published weights → a folder"),
+    "convert": ("convert", "detector, checkpoint, bert: published weights → a folder"),
 }
 """Name of a command → its module in `commands/`, and what the command does."""
 
