@@ -334,7 +334,7 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> CaptionPairs:
         for image in sorted({c[1] for c in PAIRS["captions"]})
     ]
     (folder / "captions_val2014.json").write_text(json.dumps({"images": images, "annotations": listed}))
-    return CaptionPairs(folder, "val")
+    return CaptionPairs(folder, "val2014")
 
 
 @pytest.mark.parametrize("item", range(len(PAIRS["items"])))

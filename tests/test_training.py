@@ -47,7 +47,7 @@ TASKS = {
     "flickr30k_entities": ("val", "flickr30k", "flickr30k-val", "visualbert-flickr30k"),
 }
 """Task → (split, annotations, corpus, weights) of the small night."""
-PRE_TRAINING = {"captions": TASKS["flickr30k_entities"]}
+PRE_TRAINING = {"caption-pairs": ("val2014", *TASKS["flickr30k_entities"][1:])}
 TIMES = {"seconds", "waiting"}
 
 
@@ -455,7 +455,7 @@ def captions(small_night: SmallNight, tmp_path: Path) -> Path:
 
 def test_pre_training_on_pairs_of_captions(recipe: Recipe, captions: Path) -> None:
     """Masked words and pairs are learnt together, and transformers opens the result."""
-    config = recipe("captions", annotations=captions, weights="random")
+    config = recipe("caption-pairs", annotations=captions, weights="random")
     done = train(config)
     first, *_ = lines = steps(config.out)
     vocabulary = len((config.model / "vocab.txt").read_text().split())
@@ -466,7 +466,7 @@ def test_pre_training_on_pairs_of_captions(recipe: Recipe, captions: Path) -> No
     _, said = transformers.VisualBertForPreTraining.from_pretrained(done.last, output_loading_info=True)
     assert not said["missing_keys"]
     with pytest.raises(ConfigError, match="pre-training answers no benchmark"):
-        train(recipe("captions", annotations=captions, validate_split="val"))
+        train(recipe("caption-pairs", annotations=captions, validate_split="val"))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -491,7 +491,7 @@ def test_masked_words_of_every_task(recipe: Recipe, task: str) -> None:
 
 def test_masks_and_pairs_are_drawn_anew_at_each_visit(recipe: Recipe, captions: Path) -> None:
     """A visit is the same whenever it is read; the next visit of a caption has other masks. A label may be turned."""
-    config = recipe("captions", annotations=captions, weights="random", steps=14)
+    config = recipe("caption-pairs", annotations=captions, weights="random", steps=14)
     order = Order(40, 6, config.seed)
     index = order.batch(0)[1][0]
     visits = [step for step in range(14) if index in order.batch(step)[1]]

@@ -287,6 +287,8 @@ class Task(ABC):
                 return TRUTH_VALUES.index(gold)
             case Grounding():
                 return region_shares(boxes[0], gold)
+            case _:
+                raise ConfigError(f"{self.name}: a {type(example).__name__} cannot be learnt here")
 
     def told(self, example: Example, draws: random.Random) -> Target:
         """Return what pre-training with masked words tells of an example: the answer to a question, the right choice,

@@ -36,7 +36,7 @@ def open_task(name: str, annotations: Path, split: str, protocol: str | None = N
 
 
 def open_lessons(name: str, annotations: Path, split: str) -> Task | CaptionPairs:
-    """Read a split to train on: a benchmark under its default protocol, or "captions" for pre-training.
+    """Read a split to train on: a benchmark under its default protocol, or "caption-pairs" for pre-training.
 
     Raises ConfigError for an unknown name or split, and where the split has no public labels to learn.
     """

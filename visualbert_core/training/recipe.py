@@ -33,7 +33,7 @@ class TrainConfig:
     """One training: a model learns the examples of a split, over a feature store. See `commands.train`."""
 
     task: str
-    """The benchmark: a name of this package, module:Class for a task of your own, or `captions` for pre-training."""
+    """The benchmark: a name of this package, module:Class for a task of your own, or `caption-pairs`."""
     split: str
     """The split to learn: train, …"""
     annotations: Path

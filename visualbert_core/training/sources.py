@@ -21,7 +21,7 @@ from visualbert_core.models.trainable import Start, Trainable
 from visualbert_core.printable import logger
 from visualbert_core.provenance import code_digests, digest_files, outside_code, versions
 from visualbert_core.schema import CaptionPair, Example, Grounding, Target
-from visualbert_core.tasks import Captions, Task, open_lessons
+from visualbert_core.tasks import CaptionPairs, Task, open_lessons
 from visualbert_core.training.recipe import TrainConfig
 
 _LOG = logger(__name__)
@@ -32,7 +32,7 @@ _NAMED = 3  # ids in a message
 class Lessons:
     """An open recipe: what is learnt, from which regions, by which model."""
 
-    task: Task | Captions
+    task: Task | CaptionPairs
     store: FeatureStore
     model: Trainable[Any]
     examples: list[Example | CaptionPair]
@@ -154,7 +154,7 @@ def _named(names: list[str]) -> str:
 
 def metadata_task(config: TrainConfig) -> str | None:
     """Return the task that a checkpoint of this training answers. Pre-training answers none."""
-    return None if config.task == Captions.name or config.objective == "masked-words" else config.task
+    return None if config.task == CaptionPairs.name or config.objective == "masked-words" else config.task
 
 
 def out_of_place(config: TrainConfig) -> None:
