@@ -27,7 +27,7 @@ from visualbert_core.models.visualbert import (
     VisualBertForVisualReasoning,
 )
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
-from visualbert_core.models.visualbert.inputs import Encoded
+from visualbert_core.models.visualbert.inputs import Encoded, InputEncoder
 from visualbert_core.models.visualbert.losses import LOSSES, Labels, cross_entropy, divergence
 from visualbert_core.models.visualbert.masking import cut_pair, mask_pieces
 from visualbert_core.models.visualbert.packed_states import read_states
@@ -323,6 +323,33 @@ def test_the_authors_cut_of_pairs(case: dict[str, Any]) -> None:
     assert len(first) + len(second) == min(room, case["length_a"] + case["length_b"])
     assert first == case["a"][: len(first)]
     assert second == case["b"][: len(second)]
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a vocabulary in which the word wN has the number N."""
+    words = [f"w{at}" for at in range(VOCABULARY)]
+    for at, name in enumerate(("[UNK]", "[CLS]", "[SEP]", "[MASK]"), start=100):
+        words[at] = name
+    path = tmp_path_factory.mktemp("numbered") / "vocab.txt"
+    path.write_text("\n".join(words))
+    return path
+
+
+@pytest.mark.parametrize(
+    "case",
+    [c for c in PAIRS["cut"] if "error" not in c.get("vcr", {"error": ""})],
+    ids=lambda c: f"{c['length_a']}+{c['length_b']}",
+)
+def test_the_authors_cut_of_choices(numbered: Path, case: dict[str, Any]) -> None:
+    """VCR has the other rule: the front of the choice is cut, and never the context."""
+    encoder = InputEncoder(numbered, max_length=case["cap"])
+    context, choice = (tuple(f"w{at}" for at in case[key]) for key in "ab")
+    example = MultipleChoice("1", ("",), (), context, (choice,), ())
+    (found,) = encoder.multiple_choice(example, [regions("", 1, 4)])
+    kept = case["b"][len(case["b"]) - case["vcr"]["kept_b"] :]
+    assert found.input_ids == [101, *case["a"][: case["vcr"]["kept_a"]], 102, *([*kept, 102] if kept else [])]
+    assert (len(found.input_ids), sum(found.token_type_ids)) == (case["vcr"]["length"], case["vcr"]["segments_b"])
 
 
 @pytest.fixture(scope="module")

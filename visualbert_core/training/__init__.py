@@ -8,6 +8,7 @@
     sources.py      the examples and targets of a recipe, checked before the first step
     step.py         one step of the optimiser over several passes
     state.py        checkpoints with the training state beside them, written whole or not at all
+    log.py          the file of all steps, and the live line
     validation.py   the evaluation of a checkpoint, the best checkpoint, early stopping
     run.py          `train(...)`: the order of all this, the log, resuming, signals
 
