@@ -382,6 +382,23 @@ def test_bfloat16_learns_like_float32(recipe: Recipe) -> None:
     assert steps(one.out) != steps(half.out)
 
 
+def test_dropout_draws_anew_at_every_step_from_the_seed_alone(recipe: Recipe) -> None:
+    """At a rate of 0 the loss over all examples changes with dropout only. The caller's generator has no part in it."""
+    every: dict[str, Any] = {"learning_rate": 0.0, "batch_size": 48, "steps": 3}
+    torch.manual_seed(1)
+    train(recipe(out="one", **every))
+    torch.manual_seed(2)
+    train(recipe(out="two", **every))
+    train(recipe(out="other", seed=1, **every))
+    train(recipe(out="none", **every | {"dropout": 0.0}))
+    one, two, other, none = (
+        [line["loss"] for line in steps(recipe(out=n).out)] for n in ("one", "two", "other", "none")
+    )
+    assert one == two
+    assert none == pytest.approx([none[0]] * 3, rel=1e-5)
+    assert len({round(loss, 4) for loss in (*one, *other)}) == 6
+
+
 def test_frozen_tensors_stay(recipe: Recipe) -> None:
     """Tensors of a frozen name keep their values, and a name that fits none is refused."""
     before = VisualBertForQuestionAnswering.from_pretrained(WEIGHTS / "visualbert-vqa").state_dict()
@@ -434,6 +451,9 @@ def test_batches_for_a_loop_of_your_own(recipe: Recipe) -> None:
     loss = network(**found[0].tensors).loss
     assert loss is not None
     assert loss.item() == pytest.approx(steps(config.out)[0]["loss"], rel=1e-5)
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+    assert norm.item() == pytest.approx(steps(config.out)[0]["norm"], rel=1e-5)
     again = next(iter(batches(config, first_step=6)))
     assert again.example_ids == found[6].example_ids
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in found[6].tensors.items())
