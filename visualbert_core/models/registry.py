@@ -26,8 +26,8 @@ FAMILIES = {
     "visual_bert": "visualbert_core.models.visualbert.predictor:VisualBertPredictor",
 }
 """`model_type` → module:class. The class opens a folder with the arguments of `load_model`, as its classmethod
-`from_pretrained`. Its class attribute `visual_source` says what its checkpoints read, "regions" or "pixels". A class that
-can be trained has `to_train(folder, form, start)`, too. A family is imported on first use."""
+`from_pretrained`. Its class attribute `visual_source` says what its checkpoints read, "regions" or "pixels". A class
+that can be trained has `to_train(folder, form, start)`, too. A family is imported on first use."""
 
 VisualSource = Literal["regions", "pixels"]
 """What all checkpoints of a family read."""
