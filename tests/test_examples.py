@@ -43,6 +43,7 @@ def places(small_night: SmallNight, of_the_guide: dict[str, str], tmp_path: Path
         "MODEL": str(WEIGHTS / "visualbert-vqa"),
         "ANNOTATIONS": str(world / "vqa"),
         "RUNS": str(tmp_path / "runs"),
+        "TRAINING": str(tmp_path / "training"),
         "TASK": "vqa",
         "SPLIT": "val",
         "PREDICTIONS": str(runs / "visualbert-vqa__vqa__val" / "submission.json"),
@@ -65,6 +66,8 @@ SAYS = {
     "guide_blip2": "BLIP-2: ",
     "easy_vqa_data": "visualbert evaluate --task vqa",
     "easy_vqa_vilt": " parameters",
+    "own_loop": "step 3, 48 examples, loss ",
+    "train": "accuracy ",
 }
 
 

@@ -24,6 +24,7 @@ ORDER = (
     {"nightly", "synthetic"},
     {"report"},
     {"comparison"},
+    {"training"},
     {"evaluation"},
     {"features"},
     {"tasks", "models", "detector"},

@@ -83,7 +83,7 @@ def test_the_declarations_are_what_tyro_parses(name: str, capfd: pytest.CaptureF
         rows = "\n".join(re.findall(r"^│ (-.*?)(?:  |│)", shown, re.MULTILINE))
         declared = list(flags(declaration))
         names = {name for flag in declared for name in flag.names if name.startswith("-")}
-        assert set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", rows)) - {"-h", "--help"} == names
+        assert set(re.findall(r"(?<!\S)--?[a-z][a-z0-9-]*", rows)) - {"-h", "--help"} == names
         assert shown.count("(required)") == sum(
             flag.default is None and not flag.kind.endswith("…") for flag in declared
         )

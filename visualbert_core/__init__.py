@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from visualbert_core.features.store import FeatureStore
     from visualbert_core.models import load_model
     from visualbert_core.tasks import Task, open_task
+    from visualbert_core.training import TrainConfig, train
 
 INGREDIENT = "predictions"
 
@@ -43,6 +44,7 @@ __all__ = [
     "Pool",
     "PoolConfig",
     "Task",
+    "TrainConfig",
     "ask",
     "compare",
     "evaluate",
@@ -53,6 +55,7 @@ __all__ = [
     "read_prediction_set",
     "read_run",
     "score",
+    "train",
 ]
 
 _MODULES = {
@@ -62,6 +65,7 @@ _MODULES = {
     "Pool": "engine.pool",
     "PoolConfig": "config",
     "Task": "tasks",
+    "TrainConfig": "training",
     "ask": "evaluation.ask",
     "compare": "comparison.compare",
     "evaluate": "evaluation.run",
@@ -72,6 +76,7 @@ _MODULES = {
     "read_prediction_set": "evaluation.score",
     "read_run": "evaluation.run_folder",
     "score": "evaluation.score",
+    "train": "training",
 }
 
 

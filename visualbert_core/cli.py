@@ -29,11 +29,12 @@ COMMANDS = {
     "store": ("store", "ls, info, name, verify, canary: look into a feature store"),
     "evaluate": ("evaluate", "a checkpoint on one split of a benchmark → run folder"),
     "ask": ("ask", "a question about one image → the answers of a model"),
+    "train": ("train", "a recipe → checkpoints, trained from a feature store"),
     "score": ("score", "predictions of any system → the official score"),
     "compare": ("compare", "two run folders → what changed, and because of what"),
     "nightly": ("nightly", "a matrix of models × tasks × splits → report, gate, history"),
     "import-annotations": ("import_annotations", "a Hugging Face dataset → a benchmark's official files"),
-    "convert": ("convert", "detector, checkpoint: published weights → a folder"),
+    "convert": ("convert", "detector, checkpoint, bert: published weights → a folder"),
 }
 """Name of a command → its module in `commands/`, and what the command does."""
 
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module = import_module(f"visualbert_core.commands.{COMMANDS[name][0]}")
     with complaints(module.Command, rest):
         options: dict[str, Any] = {"config": (tyro.conf.FlagCreatePairsOff,), "registry": REGISTRY}
+        if hasattr(module, "defaults"):  # a command that reads its defaults from a file
+            options["default"] = module.defaults(rest)
         command = tyro.cli(module.Command, args=rest, prog=f"visualbert {name}", **options)
     code: int = command.run()
     return code

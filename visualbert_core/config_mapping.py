@@ -6,6 +6,7 @@ An unknown key is an error that names the nearest known one. A value of the wron
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -21,9 +22,18 @@ from visualbert_core.io.locations import Location, location
 
 T = TypeVar("T")
 
+_POWER = re.compile(r"[-+]?\d+e[-+]?\d+", re.ASCII)
+"""A number such as 2e-5, which YAML 1.1 takes for a text because it has no point."""
 
-def from_mapping(cls: type[T], values: Any, where: str) -> T:
-    """Build the dataclass `cls` from parsed YAML or JSON. Raise ConfigError beginning with `where` and the key."""
+
+_REFUSED = object()
+
+
+def from_mapping(cls: type[T], values: Any, where: str, absent: Any = _REFUSED) -> T:
+    """Build the dataclass `cls` from parsed YAML or JSON. Raise ConfigError beginning with `where` and the key.
+
+    A missing key that has no default is an error too, unless `absent` is given: that value then takes its place.
+    """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: expected a mapping of {cls.__name__} keys, found {type(values).__name__}")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -31,10 +41,11 @@ def from_mapping(cls: type[T], values: Any, where: str) -> T:
         if key not in fields:
             raise ConfigError(f"{where}: unknown key {brief(key)}{nearest(str(key), fields)}")
     missing = [name for name, f in fields.items() if name not in values and _required(f)]
-    if missing:
+    if missing and absent is _REFUSED:
         raise ConfigError(f"{where}: missing key {missing[0]!r}")
     hints = typing.get_type_hints(cls)
-    arguments = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()}
+    arguments = dict.fromkeys(missing, absent)
+    arguments |= {key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()}
     try:
         return cls(**arguments)
     except ConfigError as error:
@@ -69,6 +80,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is Path:
         return Path(_path(value, where)).expanduser()
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str) and _POWER.fullmatch(value):
         return float(value)
     return value if hint is Any else _expect(hint, value, where)
 

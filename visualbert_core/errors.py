@@ -11,6 +11,7 @@
     │                                            failed than --max-failures allows
     ├── ClusterError                    exit 1   Ray does not start, or the cluster does not answer or refuses the job
     ├── ShardError                      exit 1   a shard could not be computed; the finished shards are kept
+    ├── TrainingError                   exit 1   a loss or gradient is not finite; the checkpoints are kept
     ├── TrackerError                    exit 1   a finished night could not be sent to a tracker
     ├── NotComparableError              exit 5   two runs answer different questions
     └── UnfinishedError                 exit 6   the job was told to stop before it was done; the same line resumes it
@@ -96,6 +97,10 @@ class ClusterError(VisualBertCoreError):
 
 class ShardError(VisualBertCoreError):
     """A shard failed on every attempt. The committed shards are kept."""
+
+
+class TrainingError(VisualBertCoreError):
+    """The loss or the gradient of a batch is not finite. The checkpoints so far are kept."""
 
 
 class UnfinishedError(VisualBertCoreError):

@@ -10,6 +10,7 @@ inherit its declaration.
     INGREDIENT = "features"       the features of an image: detector, corpus, …
     INGREDIENT = "predictions"    the predictions over given features: the default, from visualbert_core/__init__.py
     INGREDIENT = "scores"         the scores of given predictions: tasks, metrics
+    INGREDIENT = "training"       the weights that a training gives, but no number of a given checkpoint
     INGREDIENT = None             no number: report, nightly, synthetic, …
 """
 
@@ -78,18 +79,18 @@ def digest_json(value: Any) -> str:
 
 
 @cache
-def code_digests() -> dict[str, str]:
-    """Return a digest of the Python sources of each declared ingredient: features, predictions, scores.
+def code_digests(ingredients: tuple[str, ...] = ("features", "predictions", "scores")) -> dict[str, str]:
+    """Return a digest of the Python sources of each of these declared ingredients.
 
     Comments, docstrings, layout and the path of a file do not count. So a digest changes only with code that may change
     a result.
     """
     package = Path(__file__).parent
     modules = {path: ast.parse(path.read_bytes()) for path in sorted(package.rglob("*.py"))}
-    sources: dict[str, list[str]] = {"features": [], "predictions": [], "scores": []}
+    sources: dict[str, list[str]] = {name: [] for name in ingredients}
     for path, module in modules.items():
         ingredient = _ingredient(path, modules)
-        if ingredient is not None:
+        if ingredient in sources:
             sources[ingredient].append(digest_json(_essence(module)))
     return {ingredient: digest_json(sorted(digests)) for ingredient, digests in sources.items()}
 

@@ -211,6 +211,28 @@ class Captioning:
 
 Example = Question | MultipleChoice | Statement | Grounding | Captioning
 
+
+@dataclass(frozen=True)
+class CaptionPair:
+    """Two captions for one image, for pre-training. `own` says that the second is a caption of the image too.
+
+    This is no form of `Example`, because no benchmark asks it. `second` is empty where only one caption is read, and
+    `own` is then None.
+    """
+
+    example_id: str
+    image_ids: tuple[str]
+    first: str
+    second: str = ""
+    own: bool | None = None
+
+
+Target = Mapping[str, float] | str | int | np.ndarray | None
+"""What a model is to learn from one example: answer → weight in [0, 1] of a `Question`; the index of the right choice
+of a `MultipleChoice`; 0 or 1 for a `Statement` that is false or true; float32 [K, R] for a `Grounding`, in which row k
+spreads 1 over the regions that show phrase k, or is zero. A `CaptionPair` needs none. Where words are masked, a
+`Question` comes with one answer."""
+
 # ---------------------------------------------------------------------------------------------------------------------
 # models → metrics: what is answered
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from visualbert_core.config import check_values
+from visualbert_core.config import check_range, check_values
 from visualbert_core.printable import say
 
 _Detector = Literal["vg_c4", "pythia_fpn", "detectron_fpn", "r2c_resnet50"]
@@ -71,7 +71,39 @@ class Checkpoint:
         return _report(convert(self.source, self.out, self.task, self.attention_heads, self.feature_space))
 
 
-Command = Detector | Checkpoint
+@dataclass(frozen=True)
+class Bert:
+    """Make a checkpoint folder to pre-train from a folder of BERT, as VisualBERT's authors start.
+
+    The trunk and the heads of BERT are kept. The visual projection is random.
+
+        visualbert convert bert BERT OUT --feature-size 2048
+    """
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IN")]
+    """Folder of a BERT of Hugging Face transformers, such as bert-base-uncased."""
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
+    """New folder, with config.json, model.safetensors, vocab.txt and visualbert_core.json."""
+    feature_size: int
+    """Numbers of one region's feature in the store to train on."""
+    feature_space: str | None = None
+    """Name of the feature space of that store, for visualbert_core.json."""
+    seed: int = 0
+    """Decides the random weights."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        check_range(self, 1, None, "feature_size")
+        check_range(self, 0, None, "seed")
+
+    def run(self) -> int:
+        """Convert the folder, and print what was found in it."""
+        from visualbert_core.models.visualbert.checkpoint.bert import from_bert
+
+        return _report(from_bert(self.source, self.out, self.feature_size, self.feature_space, self.seed))
+
+
+Command = Detector | Checkpoint | Bert
 
 
 def _report(text: str) -> int:

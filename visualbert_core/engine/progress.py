@@ -72,7 +72,7 @@ class Progress:
         self.began = self.logged = time.monotonic()
         self.published = 0.0
         self.shards, self.workers = Shards(0, 0, 0, 0, 0), Workers(0, 0, 0, 0)
-        self.bar = _bar()
+        self.bar = make_bar()
         self.task = self.bar.add_task(printable(label), total=total, status="")
 
     def __enter__(self) -> Progress:
@@ -149,7 +149,7 @@ class Progress:
         self.publish(self.label, figures)
 
 
-def _bar() -> Bar:
+def make_bar() -> Bar:
     """Return the bar, which draws in a terminal only."""
     # Imported here, because workers import this file too and draw nothing.
     from rich.console import Console

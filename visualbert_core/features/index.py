@@ -200,6 +200,10 @@ class Index:
             self._checked[row] = xxhash.xxh3_64_intdigest(features.data) == self._hashes.item(row)
         return bool(self._checked[row])
 
+    def boxes(self, row: int) -> np.ndarray:
+        """Return a copy of the boxes of a row: float32 [R, 4]."""
+        return self._boxes[self._regions.item(row) : self._regions.item(row + 1)].copy()
+
     def regions(self, row: int, features: np.ndarray) -> Regions:
         """Return a row whose features are these bytes, without a copy. The other arrays are copies."""
         first, stop = self._regions.item(row), self._regions.item(row + 1)

@@ -285,6 +285,16 @@ class FeatureStore:
             rows.append(row)
         return self._read(rows)
 
+    def boxes(self, image_id: str) -> np.ndarray:
+        """Return the boxes of one image, float32 [R, 4], without reading its features.
+
+        Raise StoreError, which says why, where the image has no row.
+        """
+        row = self._index.find(image_id)
+        if row is None:
+            raise StoreError(self._why_not(image_id))
+        return self._index.boxes(row)
+
     def manifest_digest(self) -> str:
         """Return the xxh3-128 of manifest.json. It identifies the bytes of all parts, whose hashes the manifest has."""
         return xxhash.xxh3_128_hexdigest(ShardFolder(self.folder).manifest_path.read_bytes())

@@ -9,6 +9,7 @@ its IoU with *any* given gold box is at least 0.5.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import comb
 
 import numpy as np
@@ -51,6 +52,19 @@ def overlaps(ranked: np.ndarray, gold: np.ndarray, inclusive: bool = False) -> n
 def hits(ranked: np.ndarray, gold: np.ndarray, inclusive: bool = False) -> np.ndarray:
     """Return which ranked candidates [N, 4] match any gold box [M, 4]: bool [N]. An IoU of exactly 0.5 is a hit."""
     return overlaps(ranked, gold, inclusive) >= IOU_THRESHOLD
+
+
+def region_shares(regions: np.ndarray, gold: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the target of a phrase grounding: float32 [K, R], for K phrases with `gold` boxes [M, 4] each.
+
+    Row k gives the same share of 1 to each of the `regions` [R, 4] that hits phrase k. A row without a hit is zero.
+    """
+    rows = np.zeros((len(gold), len(regions)), np.float32)
+    for row, boxes in zip(rows, gold, strict=True):
+        if len(regions) and len(boxes):
+            hit = hits(regions, np.asarray(boxes, np.float64).reshape(-1, 4))
+            row[:] = hit / np.float32(max(int(hit.sum()), 1))
+    return rows
 
 
 def points(ranked: np.ndarray, gold: np.ndarray) -> np.ndarray:

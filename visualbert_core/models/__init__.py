@@ -14,7 +14,7 @@ from visualbert_core.models.base import (
     ReadsPixels,
     ReadsRegions,
 )
-from visualbert_core.models.registry import load_model, visual_source
+from visualbert_core.models.registry import load_model, load_trainable, visual_source
 
 __all__ = [
     "METADATA_FILE",
@@ -26,5 +26,6 @@ __all__ = [
     "ReadsPixels",
     "ReadsRegions",
     "load_model",
+    "load_trainable",
     "visual_source",
 ]

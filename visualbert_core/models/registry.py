@@ -8,13 +8,16 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from visualbert_core.config import AnsweringConfig, nearest
 from visualbert_core.errors import CheckpointError
 from visualbert_core.io.documents import brief, read_json
 from visualbert_core.models.base import Model
-from visualbert_core.schema import Example
+from visualbert_core.schema import CaptionPair, Example
+
+if TYPE_CHECKING:
+    from visualbert_core.models.trainable import Start, Trainable
 
 CONFIG_FILE = "config.json"
 
@@ -23,8 +26,8 @@ FAMILIES = {
     "visual_bert": "visualbert_core.models.visualbert.predictor:VisualBertPredictor",
 }
 """`model_type` → module:class. The class opens a folder with the arguments of `load_model`, as its classmethod
-`from_pretrained`. Its class attribute `visual_source` says what its checkpoints read, "regions" or "pixels". A family
-is imported on first use."""
+`from_pretrained`. Its class attribute `visual_source` says what its checkpoints read, "regions" or "pixels". A class
+that can be trained has `to_train(folder, form, start)`, too. A family is imported on first use."""
 
 VisualSource = Literal["regions", "pixels"]
 """What all checkpoints of a family read."""
@@ -51,6 +54,19 @@ def load_model(
     Raises ConfigError for a precision or an answering that the model does not know.
     """
     model: Model[Any] = _imported(Path(folder)).from_pretrained(folder, form, device, precision, answering)
+    return model
+
+
+def load_trainable(folder: str | Path, form: type[Example] | type[CaptionPair], start: Start) -> Trainable[Any]:
+    """Open a checkpoint folder to train it on examples of one form.
+
+    Raises CheckpointError if the folder is incomplete, does not fit this form, or is of a family that cannot be
+    trained here. Raises ConfigError where `start` does not fit the folder.
+    """
+    found = _imported(Path(folder))
+    if not hasattr(found, "to_train"):
+        raise CheckpointError(f"{folder}: a {found.__name__} cannot be trained here: it has no `to_train`")
+    model: Trainable[Any] = found.to_train(Path(folder), form, start)
     return model
 
 

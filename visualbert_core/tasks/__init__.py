@@ -5,17 +5,20 @@ benchmark by its name. `scoring` summarises the scores of every benchmark. `read
 """
 
 from visualbert_core.tasks.base import Published, Task
-from visualbert_core.tasks.registry import TASKS, find_task, open_task
+from visualbert_core.tasks.caption_pairs import CaptionPairs
+from visualbert_core.tasks.registry import TASKS, find_task, open_lessons, open_task
 from visualbert_core.tasks.scoring import Metric, Summary, judge, score_units, summarize
 
 __all__ = [
     "TASKS",
+    "CaptionPairs",
     "Metric",
     "Published",
     "Summary",
     "Task",
     "find_task",
     "judge",
+    "open_lessons",
     "open_task",
     "score_units",
     "summarize",

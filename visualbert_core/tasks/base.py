@@ -9,14 +9,18 @@ something else.
 from __future__ import annotations
 
 import json
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.metrics.coverage import Lenient
+from visualbert_core.metrics.recall import region_shares
 from visualbert_core.schema import (
     Captioning,
     Example,
@@ -27,6 +31,7 @@ from visualbert_core.schema import (
     Question,
     Score,
     Statement,
+    Target,
 )
 from visualbert_core.tasks.reading import choose
 from visualbert_core.tasks.splits import protocol_name, subset_line
@@ -264,6 +269,44 @@ class Task(ABC):
     def annotation_files(self) -> tuple[Path, ...]:
         """Return the files that were read; their digest identifies the annotations."""
         return self.files
+
+    def target(self, example: Example, boxes: Sequence[np.ndarray]) -> Target:
+        """Return what a model is to learn from an example. `boxes` holds the regions of each image, float32 [R, 4].
+
+        Default: the right answer with the weight 1, the right choice, the truth value. For a phrase, every region with
+        IoU ≥ 0.5 with any of its boxes gets the same share of 1; where there is no such region, the row is zero. This
+        is the rule of VisualBERT's authors. Raises ConfigError on an unlabelled split.
+        """
+        gold = self.gold(example.example_id)
+        match example:
+            case Question():
+                return {gold: 1.0}
+            case MultipleChoice():
+                return int(gold)
+            case Statement():
+                return TRUTH_VALUES.index(gold)
+            case Grounding():
+                return region_shares(boxes[0], gold)
+            case _:
+                raise ConfigError(f"{self.name}: a {type(example).__name__} cannot be learnt here")
+
+    def told(self, example: Example, draws: random.Random) -> Target:
+        """Return what pre-training with masked words tells of an example: the answer to a question, the right choice,
+        the truth value.
+
+        Default: the right answer; None for phrases. Raises ConfigError on an unlabelled split.
+        """
+        match example:
+            case Grounding():
+                return None
+            case Question():
+                return str(self.gold(example.example_id))
+            case _:
+                return self.target(example, ())
+
+    def drawn(self, example: Example, draws: random.Random) -> Example:
+        """Return the example as training sees it on one visit. Default: the example itself."""
+        return example
 
     # No benchmark replaces these.
 

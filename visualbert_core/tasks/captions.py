@@ -146,6 +146,11 @@ class CaptionsTask(Task):
         self.files = (ids, *(self.folder / "Sentences" / f"{name}.txt" for name in found))
         return found, "; references of Sentences/, tokenised before"
 
+    @property
+    def images(self) -> Images:
+        """Return the images with their references, in file order."""
+        return self._images
+
     def examples(self) -> Iterator[Captioning]:
         """Yield the images in file order. The `example_id` is the id in result files, as a string."""
         for example_id, image in self._images.items():

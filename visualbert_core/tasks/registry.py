@@ -13,6 +13,7 @@ from pathlib import Path
 from visualbert_core.config import nearest
 from visualbert_core.errors import ConfigError
 from visualbert_core.tasks.base import Task
+from visualbert_core.tasks.caption_pairs import CaptionPairs
 
 TASKS = {
     "vqa": "visualbert_core.tasks.vqa:VqaTask",
@@ -32,6 +33,21 @@ def open_task(name: str, annotations: Path, split: str, protocol: str | None = N
     Raises ConfigError for an unknown task, split or protocol, AnnotationError for files that are missing or malformed.
     """
     return find_task(name)(annotations, split, protocol)
+
+
+def open_lessons(name: str, annotations: Path, split: str) -> Task | CaptionPairs:
+    """Read a split to train on: a benchmark under its default protocol, or "caption-pairs" for pre-training.
+
+    Raises ConfigError for an unknown name or split, and where the split has no public labels to learn.
+    """
+    if name == CaptionPairs.name:
+        return CaptionPairs(annotations, split)
+    task = open_task(name, annotations, split)
+    if not task.labelled:
+        raise ConfigError(
+            f"{name} {split} has no public labels, so nothing can be learnt from it: train on another split"
+        )
+    return task
 
 
 def find_task(name: str) -> type[Task]:

@@ -15,18 +15,20 @@ is worth 1 if both answers have full marks, and otherwise 0. A pair belongs to a
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from msgspec import Struct
 
 from visualbert_core.errors import AnnotationError, ConfigError, InputError
 from visualbert_core.metrics.accuracy import AnswerTable, official_percent
 from visualbert_core.metrics.coverage import Lenient
-from visualbert_core.schema import JudgedAnswer, Prediction, Question, Score
+from visualbert_core.schema import Example, JudgedAnswer, Prediction, Question, Score
 from visualbert_core.tasks.base import Published, Task
 from visualbert_core.tasks.reading import read_list, typed
 from visualbert_core.tasks.vqa_files import Labels, not_in, read_annotations, read_pairs, read_questions
@@ -201,6 +203,19 @@ class VqaTask(Task):
         values = labels.answers.values(answers, always_normalise=not always).tolist()
         return {"official" if always else ALWAYS: self._percent(values)}
 
+    def target(self, example: Example, boxes: Sequence[np.ndarray]) -> dict[str, float]:
+        """Return answer → its weight, in the words of the annotators: 0.3 for each vote, at most 1.
+
+        The weights of a question may sum to 3. This is the rule of Pythia and of VisualBERT's authors.
+        """
+        records = self._judged.answers[self._questions.rows[example.example_id]]
+        return soft_answers([record["answer"] for record in records])
+
+    def told(self, example: Example, draws: random.Random) -> str:
+        """Return the answer of one annotator, drawn anew at each visit, so that answers come by their votes."""
+        records = self._judged.answers[self._questions.rows[example.example_id]]
+        return str(draws.choice(records)["answer"])
+
     def gold(self, example_id: str) -> str:
         """Return the commonest answer of the annotators, in the words of the file."""
         return self._judged.common[self._questions.rows[example_id]]
@@ -300,6 +315,11 @@ class VqaTask(Task):
         )
         read_annotations(self.files[1], self.files[0], self._questions, labels, subset)
         return labels
+
+
+def soft_answers(answers: Sequence[str]) -> dict[str, float]:
+    """Return answer → min(0.3 × votes, 1). Answers are compared as they are: no case or punctuation is changed."""
+    return {answer: min(0.3 * votes, 1.0) for answer, votes in Counter(answers).items()}
 
 
 def _answer(predictions: Mapping[str, Prediction], example_id: str) -> str:

@@ -107,8 +107,8 @@ class InputEncoder:
             raise ValueError(f"fix_quirks belongs to recipe original, got {recipe!r}")
         self._pieces = _WordPieces(Path(vocab))
         self.vocab_size = self._pieces.size
-        self._cls, self._sep, self._mask = (self._pieces.special(token) for token in ("[CLS]", "[SEP]", "[MASK]"))
-        self._max_length = min(max_length, num_positions)
+        self.max_length = min(max_length, num_positions)
+        self._cls, self._sep, self.mask = (self._pieces.special(token) for token in ("[CLS]", "[SEP]", "[MASK]"))
         self._num_positions = num_positions
         self._box_geometry = box_geometry
         self._original, self._fix_quirks = recipe == "original", fix_quirks
@@ -124,7 +124,7 @@ class InputEncoder:
     def question(self, example: Question, regions: Sequence[Regions]) -> Encoded:
         """Encode a VQA v2 question. One of more than 124 word pieces loses "? [MASK]", as in the authors' training."""
         if self._original:
-            pieces = [*self._pieces.of(pythia_tokens(example.text)), *self._pieces["?"], self._mask]
+            pieces = [*self._pieces.of(pythia_tokens(example.text)), *self._pieces["?"], self.mask]
         else:
             pieces = self._pieces.of(example.text.split(" "))
         return self._single(pieces, regions[:1])
@@ -149,7 +149,7 @@ class InputEncoder:
         for word in example.words:
             ids += self._pieces[word]
             ends.append(len(ids))
-        last = self._max_length - 2
+        last = self.max_length - 2
         phrases = []
         for phrase in example.phrases:
             stop = phrase.stop
@@ -181,9 +181,28 @@ class InputEncoder:
             sequences.append(Encoded(ids, token_types, images, np.array(rows, np.int64), types, mentions=mentions))
         return tuple(sequences)
 
+    def words(self, text: str) -> list[int]:
+        """Return the word pieces of a text that has spaces between its words."""
+        return self._pieces.of(text.split(" "))
+
+    def told(self, example: Question, answer: Sequence[str], regions: Sequence[Regions]) -> Encoded:
+        """Return [CLS] question ? answer [SEP] for pre-training. `answer` holds its words, or its letters."""
+        return self._single(self._pieces.of([*pythia_tokens(example.text), "?", *answer]), regions[:1])
+
+    def is_text(self, piece: int) -> bool:
+        """Return whether a piece is neither [CLS] nor [SEP]."""
+        return piece not in (self._cls, self._sep)
+
+    def pair(self, first: list[int], second: list[int], regions: Regions) -> Encoded:
+        """Return [CLS] first [SEP] second [SEP] with all regions of one image. An empty second text has no [SEP]."""
+        ids, token_types = self._pair(first, second)
+        features = self._features(regions)
+        rows = np.arange(len(features))
+        return Encoded(ids, token_types, (features,), rows, self._visual_types(len(features)))
+
     def _cut(self, context: _Text, choice: _Text) -> tuple[_Text, _Text]:
         """Cut the two texts so that together they fit into the longest sequence."""
-        room = self._max_length - 3
+        room = self.max_length - 3
         if self._fix_quirks:
             choice = choice.cut(stop=room)
             return context.cut(stop=room - len(choice.ids)), choice
@@ -208,7 +227,7 @@ class InputEncoder:
         phrases: tuple[int, ...] | None = None,
     ) -> Encoded:
         """Return [CLS] pieces [SEP], cut at the end, with the first `limit` regions of each image."""
-        ids, token_types = self._pair(pieces[: self._max_length - 2], [])
+        ids, token_types = self._pair(pieces[: self.max_length - 2], [])
         images = tuple(map(self._features, regions))
         starts = np.cumsum([0, *map(len, images)])
         kept = [np.arange(start, start + len(image[:limit])) for start, image in zip(starts, images, strict=False)]

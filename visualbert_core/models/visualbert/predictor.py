@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ from visualbert_core.models.visualbert.published import published_space
 from visualbert_core.printable import logger
 from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import (
+    CaptionPair,
     Example,
     Failure,
     Grounding,
@@ -56,6 +57,10 @@ from visualbert_core.schema import (
     Regions,
     Statement,
 )
+
+if TYPE_CHECKING:
+    from visualbert_core.models.trainable import Start
+    from visualbert_core.models.visualbert.trainable import VisualBertTrainable
 
 ANSWERS_FILE = "answers.txt"
 UNKNOWN_ANSWER = "<unk>"
@@ -94,9 +99,9 @@ class VisualBertPredictor:
         if form is Statement and config.num_labels != 2:
             raise CheckpointError(f"{folder / CONFIG_FILE}: num_labels: a Statement needs 2, got {config.num_labels}")
         self._folder, self._form, self.forms = folder, form, frozenset({form})
-        self._answers = _answers(folder, config) if form is Question else ()
+        self._answers = read_answers(folder, config) if form is Question else ()
         self._unanswerable = np.array([answer == UNKNOWN_ANSWER for answer in self._answers], dtype=bool)
-        self._encoder = _encoder(folder, config, sidecar)
+        self._encoder = checkpoint_encoder(folder, config, sidecar)
         self._network = InferenceNetwork(NETWORKS[form].from_pretrained(folder), precision, device)
         self._lock = threading.Lock()
         # The encoder appends the numbers of the box geometry, so the store does not hold them.
@@ -140,6 +145,13 @@ class VisualBertPredictor:
             raise CheckpointError(f"{folder}: no such checkpoint folder")
         on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(Path(folder), form, on, precision)
+
+    @classmethod
+    def to_train(cls, folder: Path, form: type[Example] | type[CaptionPair], start: Start) -> VisualBertTrainable:
+        """Open a folder to train it. See `trainable.VisualBertTrainable`."""
+        from visualbert_core.models.visualbert.trainable import VisualBertTrainable  # it imports this file
+
+        return VisualBertTrainable(folder, form, start)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what changes a prediction: class, recipe, precision, and the digest of every file that was read."""
@@ -259,7 +271,7 @@ _DECODERS: dict[type[Example], Callable[..., Answer]] = {
 }
 
 
-def _encoder(folder: Path, config: VisualBertConfig, sidecar: CheckpointMetadata) -> InputEncoder:
+def checkpoint_encoder(folder: Path, config: VisualBertConfig, sidecar: CheckpointMetadata) -> InputEncoder:
     """Open the vocabulary of a folder. Raise CheckpointError if it does not fit the word table of the weights."""
     encoder = InputEncoder(
         folder / VOCAB_FILE,
@@ -279,10 +291,13 @@ def _encoder(folder: Path, config: VisualBertConfig, sidecar: CheckpointMetadata
     return encoder
 
 
-def _answers(folder: Path, config: VisualBertConfig) -> tuple[str, ...]:
-    """Return the answers in the order of the weights, from `answers.txt` or else from `id2label`."""
-    path = folder / ANSWERS_FILE
-    if not path.exists():
+def read_answers(folder: Path, config: VisualBertConfig | None) -> tuple[str, ...]:
+    """Return the answers in the order of the weights, from `answers.txt` or else from `id2label`.
+
+    Without a `config`, `folder` is the file of answers itself, for weights that are still to be trained.
+    """
+    path = folder if config is None else folder / ANSWERS_FILE
+    if config is not None and not path.exists():
         if config.id2label is None:
             raise CheckpointError(
                 f"{folder}: the answers are missing: add {ANSWERS_FILE}, or name them in id2label of {CONFIG_FILE}"
@@ -298,7 +313,7 @@ def _answers(folder: Path, config: VisualBertConfig) -> tuple[str, ...]:
         )
     if listed_twice := repeated(answers):
         raise CheckpointError(f"{path}: {listed_twice}: not the list that the weights were trained with")
-    if len(answers) != config.num_labels:
+    if config is not None and len(answers) != config.num_labels:
         raise CheckpointError(
             f"{path}: {len(answers)} answers, but {CONFIG_FILE} has {config.num_labels} labels: use the list of this "
             "checkpoint"

@@ -1,0 +1,66 @@
+"""`visualbert train`: a recipe → checkpoints that `visualbert evaluate` opens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from visualbert_core.commands.declarations import Flat, absolute_paths
+from visualbert_core.config_mapping import from_mapping
+from visualbert_core.io.documents import read_yaml
+from visualbert_core.printable import say, say_json
+from visualbert_core.training.recipe import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Train a model on a benchmark, from a feature store, by a recipe.
+
+    RECIPE is a YAML file whose keys are the flags below. A flag replaces the key of the file. Without a RECIPE the
+    flags say everything. Writes checkpoints below OUT; each is a folder that `visualbert evaluate` and Hugging Face
+    transformers open. The same line again goes on from the newest checkpoint, bit for bit on a CPU. Exit code 1: a loss
+    or gradient is not finite. 3: images have no features. 6: SIGTERM, Ctrl-C or --max-hours stopped the training, and
+    it was saved first.
+
+        visualbert train recipe.yaml --out /shared/training
+        visualbert train recipe.yaml --out /shared/training-2 --learning-rate 5e-5 --seed 2
+        ray job submit --working-dir . -- python jobs/train.py recipe.yaml --out /shared/training
+    """
+
+    recipe: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="RECIPE")] = None
+    """YAML file with the keys of the training."""
+    training: Flat[TrainConfig]
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> int:
+        """Train, or go on, and print the checkpoints."""
+        from visualbert_core.training.run import train
+
+        done = train(absolute_paths(self.training))
+        if self.json:
+            say_json(done.record | {"folder": str(done.folder)})
+            return 0
+        for name, score in ((done.record["validation"] or {}).get("scores") or {}).items():
+            say(f"{name:>14} {score:6.2f}")
+        if done.best is not None:
+            say(f"best: {done.best}")
+        say(f"last: {done.last}")
+        return 0
+
+
+def defaults(words: Sequence[str]) -> Any:
+    """Return the command as the recipe among `words` fills it, or None where there is no recipe.
+
+    The recipe is the first word. Keys that it leaves out and that have no default must be flags.
+    """
+    if not words or words[0].startswith("-"):
+        return None
+    path = Path(words[0])
+    return Command(
+        recipe=path, training=from_mapping(TrainConfig, read_yaml(path) or {}, str(path), absent=tyro.MISSING)
+    )

@@ -1,0 +1,318 @@
+"""A VisualBERT behind the `Trainable` contract: it opens a folder to train, encodes targets, and saves checkpoints.
+
+Owns how each form of target becomes labels of its head, and what a checkpoint of a training holds. The head's losses
+are in `losses.py`.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visualbert_core.errors import CheckpointError, ConfigError
+from visualbert_core.models.base import ReadsRegions
+from visualbert_core.models.trainable import Item, Start
+from visualbert_core.models.visualbert.checkpoint.files import weights_digest
+from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata
+from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
+from visualbert_core.models.visualbert.config import VisualBertConfig
+from visualbert_core.models.visualbert.heads import VisualBertForPreTraining, VisualBertForQuestionAnswering
+from visualbert_core.models.visualbert.input_checks import IGNORED
+from visualbert_core.models.visualbert.inputs import GEOMETRY_SIZE, VOCAB_FILE, Encoded
+from visualbert_core.models.visualbert.losses import LOSSES, Labels
+from visualbert_core.models.visualbert.masking import cut_pair, mask_pieces
+from visualbert_core.models.visualbert.modeling import VisualBertModel
+from visualbert_core.models.visualbert.packed_states import read_states
+from visualbert_core.models.visualbert.packing import Packed, collate, pack
+from visualbert_core.models.visualbert.predictor import (
+    ANSWERS_FILE,
+    NETWORKS,
+    UNKNOWN_ANSWER,
+    checkpoint_encoder,
+    read_answers,
+)
+from visualbert_core.provenance import digest_file, digest_json
+from visualbert_core.schema import CaptionPair, Example, Grounding, MultipleChoice, Question, Regions, Statement, Target
+
+INGREDIENT = "training"
+
+WORDS = "masked-words"
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """The sequences of an example and its target, as the head takes them."""
+
+    sequences: tuple[Encoded, ...]
+    soft: Mapping[int, float] | None = None  # a question: index of an answer → weight
+    label: int | None = None  # a statement, a choice, a pair of captions
+    shares: np.ndarray | None = None  # a grounding: float32 [K, V]
+    hidden: Mapping[int, int] | None = None  # masked words: position in the text → piece
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """The tensors of one pass."""
+
+    packed: Packed
+    labels: Labels
+
+
+class VisualBertTrainable:
+    """One network of `heads` with its vocabulary. Threads may encode at once; only one may compute."""
+
+    def __init__(self, folder: Path, form: type[Example] | type[CaptionPair], start: Start) -> None:
+        """Open a folder. With random weights it needs no weights: `config.json`, `vocab.txt` and, for questions, the
+        answers. Raise CheckpointError where it is incomplete, ConfigError where `start` does not fit it."""
+        self._folder, self._form, self._start = folder, form, start
+        self._metadata = CheckpointMetadata.from_folder(folder)
+        config = VisualBertConfig.from_folder(folder)
+        if start.dropout is not None:
+            config = replace(config, hidden_dropout_prob=start.dropout, attention_probs_dropout_prob=start.dropout)
+        words = form is CaptionPair or start.objective == WORDS
+        if form is not CaptionPair and form not in NETWORKS:
+            raise CheckpointError(f"{folder}: VisualBERT learns {', '.join(each.__name__ for each in NETWORKS)}")
+        kind: type[Pretrained] = VisualBertForPreTraining if words else NETWORKS[form]  # type: ignore[index]
+        self._words = words
+        self.terms = _TERMS_OF_WORDS.get(form, ("words", "pairs")) if words else (_TERM[form],)
+        self._answers = self._read_answers(config) if kind is VisualBertForQuestionAnswering else ()
+        if start.answers is not None and self._answers:
+            config = replace(config, num_labels=len(self._answers), id2label=None)
+        elif form is Statement:
+            config = replace(config, num_labels=2, id2label=None)
+        self._index: dict[str, int] = {
+            answer: at for at, answer in enumerate(self._answers) if answer != UNKNOWN_ANSWER
+        }
+        self._encoder = checkpoint_encoder(folder, config, self._metadata)
+        self.network = self._opened(kind, config)
+        size = config.visual_embedding_dim - (GEOMETRY_SIZE if self._metadata.box_geometry else 0)
+        self.reads = ReadsRegions(size, self._metadata.feature_space)
+
+    def _read_answers(self, config: VisualBertConfig) -> tuple[str, ...]:
+        """Read the answers that the network can give: the list of `start`, or else the list of the folder."""
+        if self._start.answers is None:
+            return read_answers(self._folder, config)
+        if self._start.weights == "checkpoint":
+            raise ConfigError("answers: another list needs a new head: set weights to new-head")
+        return read_answers(self._start.answers, None)
+
+    def _opened(self, kind: type[Pretrained], config: VisualBertConfig) -> Pretrained:
+        """Return the network in training mode. Whatever starts at random is drawn from the seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._start.seed)
+            if self._start.weights == "random":
+                return kind(config).train()
+            new_head = self._start.weights == "new-head"
+            return kind.from_pretrained(self._folder, config=config, new_head=new_head).train()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the digests of what the training starts from."""
+        return {
+            "class": type(self.network).__name__,
+            "recipe": self._metadata.recipe,
+            "fix_quirks": self._metadata.fix_quirks,
+            "box_geometry": self._metadata.box_geometry,
+            "weights": None if self._start.weights == "random" else weights_digest(self._folder),
+            "config": digest_json(self.network.config.to_dict()),
+            "vocab": digest_file(self._folder / VOCAB_FILE),
+            "answers": digest_json(self._answers) if self._answers else None,
+        }
+
+    def has_target(self, target: Target) -> bool:
+        """Return whether an answer is in the list, or a region shows a phrase. Other targets always teach something."""
+        if isinstance(target, Mapping):
+            return any(answer in self._index for answer in target)
+        return bool(target.any()) if isinstance(target, np.ndarray) else True
+
+    def encode(
+        self,
+        example: Example | CaptionPair,
+        visual: tuple[Regions, ...],
+        target: Target,
+        draws: random.Random,
+    ) -> Item:
+        """Turn an example into an item. Raise CheckpointError if the features do not have `reads.size` numbers."""
+        for image in visual:
+            if image.features.shape[1] != self.reads.size:
+                raise CheckpointError(
+                    f"{self._folder} needs {self.reads.size}-d features, the store holds {image.features.shape[1]}-d"
+                )
+        content = self._masked(example, visual, target, draws) if self._words else self._asked(example, visual, target)
+        tokens = sum(len(each.input_ids) + len(each.rows) for each in content.sequences)
+        counts: tuple[int, ...] = (1,)
+        if content.hidden is not None:
+            counts = (len(content.hidden), 1) if len(self.terms) == 2 else (len(content.hidden),)
+        return Item(example.example_id, tokens, counts, content)
+
+    def _asked(self, example: Example | CaptionPair, visual: tuple[Regions, ...], target: Target) -> Content:
+        encoded = self._encoder.encode(example, visual)
+        sequences = encoded if isinstance(encoded, tuple) else (encoded,)
+        if isinstance(target, Mapping):
+            known = {self._index[answer]: weight for answer, weight in target.items() if answer in self._index}
+            return Content(sequences, soft=known)
+        if isinstance(target, np.ndarray):
+            return Content(sequences, shares=target)
+        assert isinstance(target, int)
+        return Content(sequences, label=target)
+
+    def _masked(
+        self, example: Example | CaptionPair, visual: tuple[Regions, ...], target: Target, draws: random.Random
+    ) -> Content:
+        """Mask the text of an example, in the order of the authors' draws. `target` comes from `Task.told`."""
+        label = None
+        if isinstance(example, CaptionPair):
+            own = self._start.own_caption_label
+            label = own if example.own else 1 - own
+            texts = (self._encoder.words(example.first), self._encoder.words(example.second))
+            cut = cut_pair(*texts, self._encoder.max_length - 3, self._start.pair_cut)
+            sequence = self._encoder.pair(*cut, visual[0])
+        elif isinstance(example, Question):
+            assert isinstance(target, str)
+            # The authors join a string with spaces, as if it were a list of words: "r e d".
+            answer = [*target] if self._start.answer_letters else target.split(" ")
+            sequence = self._encoder.told(example, answer, visual)
+        elif isinstance(example, MultipleChoice):
+            chosen = draws.randrange(len(example.choices))
+            label = int(chosen == target)
+            sequences = self._encoder.encode(example, visual)
+            assert isinstance(sequences, tuple)
+            sequence = sequences[chosen]
+        else:
+            encoded = self._encoder.encode(example, visual)
+            assert isinstance(encoded, Encoded)
+            sequence, label = encoded, target if isinstance(target, int) else None
+        places = [place for place, piece in enumerate(sequence.input_ids) if self._encoder.is_text(piece)]
+        pieces = [sequence.input_ids[place] for place in places]
+        shown, masked = mask_pieces(pieces, draws, self._encoder.mask, self._encoder.vocab_size)
+        ids = list(sequence.input_ids)
+        for place, piece in zip(places, shown, strict=True):
+            ids[place] = piece
+        hidden = {places[at]: piece for at, piece in masked.items()}
+        # A padded batch asks for phrases only where they are answered.
+        return Content((replace(sequence, input_ids=ids, phrases=None),), label=label, hidden=hidden)
+
+    def prepare(self, items: Sequence[Item]) -> Prepared:
+        """Pack the sequences of the items, and bring the targets into the order of the pack."""
+        contents: list[Content] = [item.content for item in items]
+        sequences = [each for content in contents for each in content.sequences]
+        owner = {id(each): content for content in contents for each in content.sequences}
+        packed = pack(sequences, lambda sequence: self._read(sequence, owner[id(sequence)]))
+        ordered = [owner[id(sequences[at])] for at in packed.order]
+        if self._words:
+            return Prepared(packed, _word_labels(ordered, packed))
+        if self._form is Question:
+            soft = torch.zeros(len(ordered), len(self._answers))
+            for row, content in zip(soft, ordered, strict=True):
+                for at, weight in (content.soft or {}).items():
+                    row[at] = weight
+            return Prepared(packed, Labels(soft=soft))
+        if self._form is Grounding:
+            shares = [content.shares for content in ordered if content.shares is not None]
+            return Prepared(packed, Labels(shares=tuple(map(torch.from_numpy, shares))))
+        if self._form is Statement:
+            return Prepared(packed, Labels(classes=torch.tensor([content.label for content in ordered])))
+        places = {id(sequences[at]): place for place, at in enumerate(packed.order)}
+        choices = tuple(tuple(places[id(each)] for each in content.sequences) for content in contents)
+        return Prepared(packed, Labels(classes=torch.tensor([c.label for c in contents]), choices=choices))
+
+    def _read(self, sequence: Encoded, content: Content) -> Sequence[int]:
+        """Return the positions whose last states the loss reads."""
+        text = len(sequence.input_ids)
+        if content.hidden is not None:
+            return (0, *content.hidden) if len(self.terms) == 2 else tuple(content.hidden)
+        if self._form is Question:
+            return (text - 2,)
+        if self._form is Grounding:
+            return (*(sequence.phrases or ()), *range(text, text + len(sequence.rows)))
+        return (0,)
+
+    def padded(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """Return the tensors of `packing.collate`, with `labels` and, for pairs, `sentence_image_labels`."""
+        contents: list[Content] = [item.content for item in items]
+        nested = self._form is MultipleChoice and not self._words
+        tensors = collate([c.sequences if nested else c.sequences[0] for c in contents])
+        if self._words:
+            length = tensors["input_ids"].shape[1] + tensors["visual_embeds"].shape[1]
+            labels = torch.full((len(items), length), IGNORED)
+            for row, content in zip(labels, contents, strict=True):
+                for place, piece in (content.hidden or {}).items():
+                    row[place] = piece
+            if len(self.terms) == 2:
+                tensors["sentence_image_labels"] = torch.tensor([content.label for content in contents])
+        elif self._form is Question:
+            labels = torch.zeros(len(items), len(self._answers))
+            for row, content in zip(labels, contents, strict=True):
+                for at, weight in (content.soft or {}).items():
+                    row[at] = weight
+        elif self._form is Grounding:
+            phrases = tensors["region_to_phrase_position"].shape[1]
+            labels = torch.zeros(len(items), phrases, tensors["visual_embeds"].shape[1])
+            for row, content in zip(labels, contents, strict=True):
+                if (shares := content.shares) is not None:
+                    row[: shares.shape[0], : shares.shape[1]] = torch.from_numpy(shares)
+        else:
+            labels = torch.tensor([content.label for content in contents])
+        return tensors | {"labels": labels}
+
+    def losses(self, prepared: Prepared) -> Tensor:
+        """Return the sum of each term: float32 [terms]. The heads compute in float32 under autocast too."""
+        device = next(self.network.parameters()).device
+        trunk = self.network.get_submodule("visual_bert")
+        assert isinstance(trunk, VisualBertModel)
+        packed = prepared.packed.to(device)
+        states = read_states(trunk, packed).float()
+        with torch.autocast(device.type, enabled=False):
+            found = LOSSES[type(self.network)](self.network, states, packed, prepared.labels.to(device))
+            return torch.stack(list(found))
+
+    def save(self, folder: Path, task: str | None, space: str | None) -> None:
+        """Write config.json, float32 weights, vocab.txt, the answers and the metadata into `folder`."""
+        self.network.save_pretrained(folder)
+        shutil.copyfile(self._folder / VOCAB_FILE, folder / VOCAB_FILE)
+        if self._answers and self._answers[0] == UNKNOWN_ANSWER:
+            (folder / ANSWERS_FILE).write_text("".join(f"{each}\n" for each in self._answers), encoding="utf-8")
+        replace(self._metadata, task=None if self._words else task, feature_space=space).save(folder)
+
+
+_TERM: dict[type, str] = {
+    Question: "answers",
+    MultipleChoice: "choices",
+    Statement: "statements",
+    Grounding: "phrases",
+}
+"""Form of example → the name of the one term of its loss."""
+
+
+_TERMS_OF_WORDS: dict[type, tuple[str, ...]] = {Question: ("words",), Grounding: ("words",)}
+"""Form of example → the terms where its words are masked. The other forms have a second term: whether the text is true,
+or the right choice, or of the image."""
+
+
+def _word_labels(ordered: Sequence[Content], packed: Packed) -> Labels:
+    """Return the labels of masked words and of pairs. A pair reads [CLS] before its masked words."""
+    words: list[int] = []
+    word_rows: list[int] = []
+    starts = np.cumsum([0, *packed.read_lengths[:-1]]).tolist()
+    pairs = [at for at, content in enumerate(ordered) if content.label is not None]
+    for start, content in zip(starts, ordered, strict=True):
+        hidden = content.hidden or {}
+        words += hidden.values()
+        first = start + (content.label is not None)
+        word_rows += range(first, first + len(hidden))
+    labels = Labels(words=torch.tensor(words, dtype=torch.long), word_rows=torch.tensor(word_rows, dtype=torch.long))
+    if not pairs:
+        return labels
+    return replace(
+        labels,
+        own=torch.tensor([ordered[at].label for at in pairs]),
+        own_rows=torch.tensor(pairs),
+        cls_rows=torch.tensor(starts),
+    )

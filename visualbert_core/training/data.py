@@ -1,0 +1,119 @@
+"""Examples and their regions as batches, read ahead by threads.
+
+`batches(config)` is for a training loop of your own: it yields padded tensors with labels, as the heads of this
+package and of Hugging Face transformers take them. The loop of `visualbert train` takes the same items, packed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor
+
+from visualbert_core.models.trainable import Item
+from visualbert_core.training.order import Order, draws
+from visualbert_core.training.recipe import EPOCHS, TrainConfig
+from visualbert_core.training.schedules import planned_steps
+from visualbert_core.training.sources import Lessons, open_recipe
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The examples of one step, as tensors."""
+
+    step: int
+    """The number of the step, from 0."""
+    epoch: int
+    """How often each example has been seen before."""
+    example_ids: tuple[str, ...]
+    tensors: dict[str, Tensor]
+    """The keyword arguments of the head's forward, with `labels`, on the CPU. They are padded."""
+
+
+@dataclass(frozen=True, eq=False)
+class Portion:
+    """The items of one step, before they become tensors."""
+
+    step: int
+    epoch: int
+    items: tuple[Item, ...]
+
+
+def batches(config: TrainConfig, first_step: int = 0) -> Iterator[Batch]:
+    """Yield the batches of a recipe in order, from number `first_step` on, for a loop of your own.
+
+    The same recipe gives the same batches, also after an interruption: pass the number of steps that are done as
+    `first_step`. A batch has `config.batch_size` examples; the last one of an epoch may have fewer. Read the features
+    of the next `config.read_ahead` batches in threads. Keys that concern the optimiser have no effect.
+
+    Raise InputError where task, features and model do not fit together, CoverageError where images have no features.
+
+        for batch in batches(TrainConfig(task="vqa", split="train", …)):
+            loss = model(**batch.tensors).loss
+    """
+    lessons = open_recipe(config)
+    order = Order(len(lessons.examples), config.batch_size, config.seed)
+
+    def make(step: int) -> Batch:
+        portion = read_portion(lessons, order, step)
+        ids = tuple(item.example_id for item in portion.items)
+        return Batch(step, portion.epoch, ids, lessons.model.padded(portion.items))
+
+    yield from ahead(make, range(first_step, total_steps(config, order)), config.readers, config.read_ahead)
+
+
+def total_steps(config: TrainConfig, order: Order) -> int:
+    """Return the number of steps of a recipe."""
+    if config.steps is not None:
+        return config.steps
+    return planned_steps(order.examples, order.batch_size, config.epochs or EPOCHS, round_down=False)
+
+
+def read_portion(lessons: Lessons, order: Order, step: int) -> Portion:
+    """Fetch the regions of a step's examples, each image once, and encode the examples."""
+    epoch, indices = order.batch(step)
+    examples = [lessons.examples[index] for index in indices]
+    image_ids = list(dict.fromkeys(image_id for example in examples for image_id in example.image_ids))
+    regions = dict(zip(image_ids, lessons.store.fetch_many(image_ids), strict=True))
+    items = []
+    for example in examples:
+        visual = tuple(regions[image_id] for image_id in example.image_ids)
+        drawing = draws(order.seed, epoch, example.example_id)
+        seen = lessons.task.drawn(example, drawing)  # type: ignore[arg-type]
+        target = lessons.target(seen, [image.boxes for image in visual], drawing)
+        items.append(lessons.model.encode(seen, visual, target, drawing))
+    return Portion(step, epoch, tuple(items))
+
+
+def passes(items: Sequence[Item], tokens: int) -> list[list[Item]]:
+    """Cut the items of a step into passes of at most `tokens` tokens, in order. A longer item has its own pass."""
+    found: list[list[Item]] = []
+    held = tokens + 1
+    for item in items:
+        if held + item.tokens > tokens:
+            found.append([])
+            held = 0
+        found[-1].append(item)
+        held += item.tokens
+    return found
+
+
+def ahead(make: Callable[[int], T], steps: Iterable[int], threads: int, depth: int) -> Generator[T, None, None]:
+    """Yield `make(step)` for every step in order, and make the next `depth` of them in threads."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
+    waiting: deque[Future[T]] = deque()
+    try:
+        for step in steps:
+            waiting.append(pool.submit(make, step))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,118 @@
+"""The log of a training: a line of JSON for each step on disk, and a live line for people.
+
+The file `steps.jsonl` holds the curves. Its lines up to a checkpoint are on the disk before the checkpoint is, so a
+resumed run cuts the file at its checkpoint and writes the same lines again, except for the times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from visualbert_core.engine.progress import make_bar
+from visualbert_core.engine.shards import publish
+from visualbert_core.printable import logger, printable
+
+_LOG = logger(__name__)
+_FLUSH_SECONDS = 2.0
+_KEPT = 0.95
+"""Share of the earlier smoothed loss that a step keeps."""
+
+
+class StepLog:
+    """The file steps.jsonl. Lines after step `step` are cut off when it is opened."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        publish(path, "".join(f"{line}\n" for line in _lines(path, step)).encode())
+        self._file = path.open("a", encoding="utf-8")
+        self._flushed = time.monotonic()
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Append a line. It reaches the file within seconds."""
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def sync(self) -> None:
+        """Write all lines to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _lines(path: Path, step: int) -> list[str]:
+    """Return the lines of the first `step` steps. A line that a kill cut short is left out."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    whole = text.split("\n")[:-1]
+    return whole[:step]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a step took: examples, seconds in all, and seconds of waiting for data."""
+
+    examples: int
+    seconds: float
+    waiting: float
+
+
+class Live:
+    """A bar in a terminal, elsewhere a log line every `seconds`: step, epoch, loss, rate, speed, time left."""
+
+    def __init__(self, label: str, total: int, seconds: float) -> None:
+        self._total, self._seconds = total, seconds
+        self._bar = make_bar()
+        self._label = printable(label)
+        self._task = self._bar.add_task(self._label, total=total, status="")
+        self._logged = time.monotonic()
+        self._loss: float | None = None
+        self._examples = self._spent = self._waited = 0.0
+        self._steps = 0
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, step: int, epoch: int, loss: float | None, rate: float | None, norm: float, pace: Pace) -> None:
+        """Update the line after a step. `loss` is None for a batch that was left out."""
+        if loss is not None:
+            self._loss = loss if self._loss is None else _KEPT * self._loss + (1 - _KEPT) * loss
+        self._examples += pace.examples
+        self._spent += pace.seconds
+        self._waited += pace.waiting
+        self._steps += 1
+        if not self._bar.disable:
+            self._bar.update(self._task, completed=step, status=self._status(epoch, rate, norm))
+        elif time.monotonic() - self._logged >= self._seconds or step == self._total:
+            self._logged = time.monotonic()
+            left = (self._total - step) * self._spent / self._steps
+            _LOG.info(
+                "%s: step %s of %s, %s, %.0f s left",
+                self._label,
+                f"{step:,}",
+                f"{self._total:,}",
+                self._status(epoch, rate, norm),
+                left,
+            )
+
+    def _status(self, epoch: int, rate: float | None, norm: float) -> str:
+        spent = max(self._spent, 1e-9)
+        loss = "–" if self._loss is None else f"{self._loss:.4g}"
+        return (
+            f"epoch {epoch + 1}, loss {loss}, rate {rate or 0:.2g}, gradient {norm:.3g}, "
+            f"{self._examples / spent:.0f} examples/s, {100 * self._waited / spent:.0f} % waiting for data"
+        )

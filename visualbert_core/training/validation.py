@@ -1,0 +1,106 @@
+"""The evaluation of the checkpoints of a training: the same code and the same official metric as `visualbert evaluate`.
+
+Its run folders lie in OUT/validation/STEP/, and the scores are read from there. So a validation that was interrupted
+goes on like every evaluation, and nothing about it is part of the training state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.engine.pool import Pool
+from visualbert_core.errors import ConfigError, CoverageError
+from visualbert_core.evaluation.run import evaluate
+from visualbert_core.features.store import FeatureStore
+from visualbert_core.printable import logger
+from visualbert_core.tasks import open_task
+from visualbert_core.training.recipe import TrainConfig
+from visualbert_core.training.sources import metadata_task
+
+_LOG = logger(__name__)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The scores of one checkpoint."""
+
+    step: int
+    headline: str
+    scores: Mapping[str, float]
+    """Metric → percent."""
+    wrong_image: Mapping[str, float] | None
+    """The same metrics, where every example is asked about other images."""
+
+    @property
+    def score(self) -> float:
+        """Return the headline metric in percent."""
+        return self.scores[self.headline]
+
+
+def check_validation(config: TrainConfig) -> None:
+    """Raise InputError or CoverageError, before the first step, where the validation could not be scored."""
+    if config.validate_split is None:
+        return
+    if metadata_task(config) is None:
+        raise ConfigError("validate_split: pre-training answers no benchmark, so there is nothing to evaluate")
+    task = open_task(config.task, config.validate_annotations or config.annotations, config.validate_split)
+    if not task.labelled:
+        raise ConfigError(f"validate_split: {config.task} {config.validate_split} has no public labels")
+    folder = config.validate_features or config.features
+    store = FeatureStore.open(folder)
+    for example in task.examples():
+        for image_id in example.image_ids:
+            if image_id not in store:
+                raise CoverageError(
+                    f"validate_split: image {image_id!r} of {config.task} {config.validate_split} has no features in "
+                    f"{folder}, so there would be no score: extract it, or name the store with --validate-features"
+                )
+
+
+def validate(config: TrainConfig, checkpoint: Path, step: int) -> Validation:
+    """Evaluate a checkpoint on the validation split. A finished evaluation is only read.
+
+    Raise what `evaluate` raises: CoverageError where examples are left without a prediction, UnfinishedError after a
+    signal.
+    """
+    found = {}
+    for visual in ("own",) if config.own_image_only else ("own", "wrong-image"):
+        with Pool(PoolConfig(inline=True, threads_per_worker=config.threads)) as pool:
+            run = evaluate(_evaluation(config, checkpoint, step, visual), pool)
+        assert run.scores is not None  # `check` refuses a split without public labels
+        found[visual] = run.scores
+    own, wrong = found["own"], found.get("wrong-image")
+    validation = Validation(step, own["headline"], own["scores"], None if wrong is None else wrong["scores"])
+    beside = "" if wrong is None else f" (wrong image {wrong['scores'][own['headline']]:.2f})"
+    _LOG.info("step %s: %s %.2f%s on %s", f"{step:,}", own["headline"], validation.score, beside, config.validate_split)
+    return validation
+
+
+def _evaluation(config: TrainConfig, checkpoint: Path, step: int, visual: Any) -> EvaluateConfig:
+    assert config.validate_split is not None
+    return EvaluateConfig(
+        task=config.task,
+        split=config.validate_split,
+        annotations=config.validate_annotations or config.annotations,
+        features=config.validate_features or config.features,
+        model=checkpoint,
+        out=config.out / "validation" / f"step-{step:08d}",
+        visual=visual,
+        precision=config.precision,
+        batch_size=config.validate_batch_size,
+        allow_feature_space_mismatch=config.allow_feature_space_mismatch,
+    )
+
+
+def best(history: Sequence[Validation], count: int = 1) -> list[Validation]:
+    """Return the `count` best validations, the best first. Of equal scores the earlier is better."""
+    return sorted(history, key=lambda each: (-each.score, each.step))[:count]
+
+
+def is_over(history: Sequence[Validation], patience: int | None) -> bool:
+    """Return whether the last `patience` validations brought no better score."""
+    return patience is not None and len(history) > 0 and len(history) - 1 - history.index(best(history)[0]) >= patience
