@@ -1,4 +1,4 @@
-"""Real networks on one worker and on four, with threads of their own, give the same bytes."""
+"""Real networks give the same bytes on one worker and on several, with threads of their own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SmallNight
+from generative_folders import write_llava
+from standins import load_killed_once
+from vilt_folders import write_vilt
 
-from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig
+from visualbert_core.config import AnsweringConfig, EvaluateConfig, ExtractConfig, PoolConfig
 from visualbert_core.engine.pool import Pool
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.features.extract import extract
@@ -46,3 +49,35 @@ def test_real_networks_do_not_see_how_many_workers_there_are(small_night: SmallN
     assert len([name for name in one if name.endswith(".parquet")]) > 10
     assert run(small_night, tmp_path / "four", PoolConfig(workers=4)) == one
     assert run(small_night, tmp_path / "inline", PoolConfig(inline=True)) == one
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("family", ["vilt", "llava"])
+def test_models_of_pixels_do_not_see_workers_come_and_go(small_night: SmallNight, tmp_path: Path, family: str) -> None:
+    """Predictions of a classifier and of a model that writes are the same bytes on one worker, and on three workers of
+    which one is killed by SIGKILL in the middle."""
+    write = {"vilt": write_vilt, "llava": write_llava}[family]
+    world = small_night.out / "synthetic" / "vqa"
+
+    def parts(name: str, workers: int) -> dict[str, bytes]:
+        asked = EvaluateConfig(
+            task="vqa",
+            split="val",
+            annotations=world,
+            images=world / "val2014",
+            model=model,
+            out=tmp_path / name,
+            batch_size=4,
+            shard_size=2,
+            answering=AnsweringConfig() if family == "vilt" else AnsweringConfig(max_new_tokens=4),
+        )
+        with Pool(PoolConfig(workers=workers)) as pool:
+            run = evaluate(asked, pool, load_killed_once)
+        return {str(path.relative_to(run.folder)): path.read_bytes() for path in run.folder.rglob("*.parquet")}
+
+    model = write(tmp_path / "models" / family)
+    one = parts("one", 1)
+    (model.parent / "kill").touch()
+    assert parts("three", 3) == one
+    assert not (model.parent / "kill").exists()
+    assert len(one) > 5
