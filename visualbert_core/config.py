@@ -149,7 +149,8 @@ class AnsweringConfig:
     preset: Literal["hf-guide", "blip2-paper", "lavis"] | None = None
     """A published way to ask, which the other fields change in single parts."""
     prompt: str | None = None
-    """The text around the question or statement, which {} stands for: "Question: {} Answer:"."""
+    """The text around the question or statement, which {} stands for: "Question: {} Answer:". For captions, the text
+    that the caption continues or answers, without {}: "a photo of"."""
     answer_by: Literal["generate", "likelihood"] | None = None
     """`generate`: the model writes text. `likelihood`: the likeliest of the given answers counts."""
     normalise: Literal["sum", "mean"] | None = None
@@ -175,7 +176,7 @@ class AnsweringConfig:
     def __post_init__(self) -> None:
         check_values(self)
         check_range(self, 1, None, "beams", "max_new_tokens")
-        if self.prompt is not None and self.prompt.count("{}") != 1:
+        if self.prompt is not None and self.prompt.count("{}") > 1:
             raise ConfigError(f"prompt is {brief(self.prompt)}: it must hold {{}} once, in the place of the question")
 
 

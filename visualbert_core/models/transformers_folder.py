@@ -26,21 +26,26 @@ _READ = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin")
 """Endings of the files that transformers may read."""
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the `config.json` of a folder.
-
-    Raise CheckpointError if the folder wants its own code to be run, and if transformers is not installed.
-    """
+def require_transformers(source: Path | str) -> None:
+    """Make transformers log errors only. Raise CheckpointError where it is not installed to open the `source`."""
     try:
         import transformers
     except ImportError:
         raise CheckpointError(
-            f"{folder}: Hugging Face transformers runs this model and is not installed: pip install "
+            f"{source}: Hugging Face transformers runs this model and is not installed: pip install "
             "'visualbert-core[transformers]'"
         ) from None
     logs: Any = transformers.logging
     logs.set_verbosity_error()  # its INFO messages hold whole configurations
     logs.disable_progress_bar()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the `config.json` of a folder.
+
+    Raise CheckpointError if the folder wants its own code to be run, and if transformers is not installed.
+    """
+    require_transformers(folder)
     config = read_json(folder / CONFIG_FILE, CheckpointError)
     if not isinstance(config, dict):
         raise CheckpointError(f"{folder / CONFIG_FILE}: must be a JSON object")
@@ -59,7 +64,7 @@ def number_format(precision: str) -> torch.dtype:
     return PRECISIONS[precision]
 
 
-def opened(folder: Path, what: str, read: Callable[[], T]) -> T:
+def opened(folder: Path | str, what: str, read: Callable[[], T]) -> T:
     """Return what `read` reads of a folder. Raise CheckpointError, with `what` it is, where transformers raises."""
     try:
         return read()
@@ -71,10 +76,13 @@ def opened(folder: Path, what: str, read: Callable[[], T]) -> T:
         ) from None
 
 
-def load_network(kind: Any, folder: Path, precision: str, device: torch.device, **settings: Any) -> Any:
+def load_network(
+    kind: Any, folder: Path, precision: str, device: torch.device, unread: str | None = None, **settings: Any
+) -> Any:
     """Return a network of the class `kind` with the weights of a folder, in evaluation mode.
 
-    Raise CheckpointError where the folder lacks a weight of the network, or holds one of another shape.
+    Raise CheckpointError where the folder lacks a weight of the network, or holds one of another shape. Weights whose
+    names begin with `unread` may be missing, because no answer depends on them.
     """
     dtype = number_format(precision)
 
@@ -82,7 +90,8 @@ def load_network(kind: Any, folder: Path, precision: str, device: torch.device, 
         network, found = kind.from_pretrained(
             folder, dtype=dtype, local_files_only=True, output_loading_info=True, **settings
         )
-        lacking = sorted(found["missing_keys"]) + sorted(str(each[0]) for each in found["mismatched_keys"])
+        missing = [name for name in found["missing_keys"] if unread is None or not name.startswith(unread)]
+        lacking = sorted(missing) + sorted(str(each[0]) for each in found["mismatched_keys"])
         if lacking:
             more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
             raise CheckpointError(

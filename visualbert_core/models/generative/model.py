@@ -1,7 +1,7 @@
 """A generative vision-language model behind the `Model` contract: any model type of transformers' Auto class.
 
-What is particular to a form of example lies in `question`, `statement`, `multiple_choice` and `grounding`. They make
-prompts and read what comes back, and know no network.
+What is particular to a form of example lies in `question`, `statement`, `multiple_choice`, `grounding` and
+`captioning`. They make prompts and read what comes back, and know no network.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from visualbert_core.config import AnsweringConfig
 from visualbert_core.errors import CheckpointError
 from visualbert_core.models.base import NOT_FINITE, ReadsPixels
-from visualbert_core.models.generative import grounding, multiple_choice, question, statement
+from visualbert_core.models.generative import captioning, grounding, multiple_choice, question, statement
 from visualbert_core.models.generative.asked import Asked, Outcome
 from visualbert_core.models.generative.box_formats import FORMATS, Resize
 from visualbert_core.models.generative.inputs import Tensors
@@ -26,9 +26,27 @@ from visualbert_core.models.generative.names import network_name
 from visualbert_core.models.generative.network import GenerativeNetwork
 from visualbert_core.models.generative.protocol import Decoding, Protocol, resolve
 from visualbert_core.models.transformers_folder import folder_fingerprint, number_format, read_config
-from visualbert_core.schema import Example, Failure, Grounding, MultipleChoice, Pixels, Prediction, Question, Statement
+from visualbert_core.schema import (
+    Captioning,
+    Example,
+    Failure,
+    Grounding,
+    MultipleChoice,
+    Pixels,
+    Prediction,
+    Question,
+    Statement,
+)
 
-FILES = {Question: question, Statement: statement, MultipleChoice: multiple_choice, Grounding: grounding}
+FILES = {
+    Question: question,
+    Statement: statement,
+    MultipleChoice: multiple_choice,
+    Grounding: grounding,
+    Captioning: captioning,
+}
+WRITTEN = (Question, Captioning)
+"""The forms whose answer is the text itself. Its probability is the confidence."""
 SEVERAL_IMAGES = ("paligemma",)
 """Model types without a chat template that read several images."""
 _GREY = np.full((64, 96, 3), 128, np.uint8)
@@ -66,7 +84,7 @@ class GenerativeModel:
         self._read: Callable[..., Any] = FILES[form].read
         self.reads = ReadsPixels(_boxes(self._settings))
         self.name = network_name(config)
-        self.protocol = str(self._protocol) if form is Question else self._settings.protocol
+        self.protocol = str(self._protocol) if form in WRITTEN else self._settings.protocol
         if isinstance(self._settings, grounding.Settings) and self._settings.by == "generate":
             self.protocol += f", {self._decoding}"
         images = (_GREY,) * (2 if form is Statement and self._settings.pair == "two" else 1)
@@ -147,7 +165,7 @@ class GenerativeModel:
         texts = [outcome for outcome, _ in outcomes]
         answer, scores, generated = self._read(example, asking.pictures, texts, self._settings)
         sure = outcomes[0][1] if outcomes else None
-        if isinstance(example, Question) and sure is not None:
+        if isinstance(example, WRITTEN) and sure is not None:
             scores = (sure,)
         likelihoods = [value for text in texts for value in text.log_likelihoods]
         if not np.isfinite([*scores, *likelihoods]).all():
@@ -169,7 +187,7 @@ class GenerativeModel:
     def _form_settings(self, folder: Path, form: type[Example], model_type: str, answering: AnsweringConfig) -> Any:
         """Return the settings of the form's file."""
         protocol = self._protocol
-        if form is Question:
+        if form in WRITTEN:
             return protocol
         if form is MultipleChoice:
             return multiple_choice.settings_of(answering)

@@ -23,9 +23,9 @@ from visualbert_core.models.generative.inputs import Inputs, Tensors, passes
 from visualbert_core.models.generative.protocol import Decoding
 from visualbert_core.models.generative.shared_images import SharedImages
 from visualbert_core.models.transformers_folder import load_network, opened
+from visualbert_core.models.writing import SPECIAL, write
 
 IGNORED = -100
-_SPECIAL = ("bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_bos_token_id")
 
 
 class GenerativeNetwork:
@@ -88,7 +88,7 @@ class GenerativeNetwork:
         held: Any = self.config.get_text_config()
         if path.is_file():
             held = opened(self._folder, path.name, lambda: GenerationConfig.from_pretrained(self._folder))
-        found = {name: getattr(held, name, None) for name in _SPECIAL}
+        found = {name: getattr(held, name, None) for name in SPECIAL}
         ends = found["eos_token_id"] if isinstance(found["eos_token_id"], list) else [found["eos_token_id"]]
         ends = sorted({end for end in (*ends, self.inputs.tokenizer.eos_token_id) if end is not None})
         if self.encoder_decoder and found["decoder_start_token_id"] is None:
@@ -104,7 +104,7 @@ class GenerativeNetwork:
         if self._loaded is None:
             from transformers import AutoModelForImageTextToText
 
-            settings = {"trust_remote_code": False}
+            settings: Any = {"trust_remote_code": False}
             try:
                 self._loaded = load_network(
                     AutoModelForImageTextToText, self._folder, self._precision, self._device, **settings
@@ -133,28 +133,14 @@ class GenerativeNetwork:
         }
 
     def _written(self, batch: Tensors, decoding: Decoding) -> list[tuple[Outcome, float | None]]:
-        import transformers
-
-        special, new_settings = self.special_tokens(), transformers.GenerationConfig
-        settings: Any = new_settings(**special, **decoding.settings())  # type: ignore[no-untyped-call]
-        network = self._network
-        for module in network.modules():
-            if hasattr(module, "generation_config"):
-                module.generation_config = settings
-        surest = _Surest()
-        extra = {"logits_processor": transformers.LogitsProcessorList([surest])} if decoding.beams == 1 else {}
-        with whole_float32():
-            tokens = network.generate(**batch, generation_config=settings, **extra)
         # The first token of an encoder-decoder's output is the start token.
         start = 1 if self.encoder_decoder else batch["input_ids"].shape[1]
-        written = tokens[:, start:].tolist()
-        outcomes: list[tuple[Outcome, float | None]] = []
-        for row, ids in enumerate(written):
-            length = next((at for at, token in enumerate(ids) if token in special["eos_token_id"]), len(ids))
-            text = self.inputs.tokenizer.decode(ids[:length], skip_special_tokens=False)
-            ended = length < len(ids) or len(ids) < decoding.max_new_tokens
-            outcomes.append((Outcome(self._plain(text), cut=not ended), surest.probability(row, length + ended)))
-        return outcomes
+        found = write(self._network, batch, self.special_tokens(), decoding, start)
+        texts = [self.inputs.tokenizer.decode(each.ids, skip_special_tokens=False) for each in found]
+        return [
+            (Outcome(self._plain(text), cut=each.cut), each.probability)
+            for text, each in zip(texts, found, strict=True)
+        ]
 
     def _plain(self, text: str) -> str:
         """Return a text without the special tokens that mean nothing. Tokens that mark places stay."""
@@ -193,23 +179,6 @@ class GenerativeNetwork:
             for row, values in zip(group, logits.float(), strict=True):
                 found[row] = _likelihood(values[: len(rows[row][1])], rows[row][1])
         return [found[row] for row in range(len(rows))]
-
-
-class _Surest:
-    """Keeps the log-probability of the likeliest token of each step, which is the token that a greedy search takes."""
-
-    def __init__(self) -> None:
-        self._steps: list[list[float]] = []
-
-    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        self._steps.append((scores.amax(-1) - scores.logsumexp(-1)).tolist())
-        return scores
-
-    def probability(self, row: int, length: int) -> float | None:
-        """Return the probability of the first `length` tokens of a row; None where the search was not greedy."""
-        if not self._steps:
-            return None
-        return float(torch.tensor([step[row] for step in self._steps[:length]], dtype=torch.float64).sum().exp())
 
 
 def _shown(asked: Asked) -> Hashable:

@@ -7,6 +7,9 @@ hf-guide      the guide "Visual Question Answering" of Hugging Face's documentat
 blip2-paper   Li et al. 2023, arXiv:2301.12597, section 4.1: five beams, length penalty -1; OPT and FlanT5 have
               different prompts
 lavis         github.com/salesforce/LAVIS at 506965b: one prompt for both, a cleaned question, length penalty 0 for OPT
+
+The prompts for captions: "a photo of" is that of LAVIS and of the BLIP-2 paper, whose captions have up to 30 tokens.
+Chat models get the sentence that LLaVA-1.5 was trained with (arXiv:2310.03744, the prompt of its caption data).
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from typing import Any, Literal
 
 from visualbert_core.config import AnsweringConfig
 from visualbert_core.errors import ConfigError
-from visualbert_core.schema import Example, Grounding, MultipleChoice, Question, Statement
+from visualbert_core.io.documents import brief
+from visualbert_core.schema import Captioning, Example, Grounding, MultipleChoice, Question, Statement
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Protocol:
-    """One complete way to ask. `prompt` holds {} in the place of the question."""
+    """One complete way to ask. `prompt` holds {} in the place of the question. For a caption it is the whole text."""
 
     prompt: str
     answer_by: Literal["generate", "likelihood"] = "generate"
@@ -115,6 +119,9 @@ PRESETS: Mapping[str, Callable[[bool], Protocol]] = {
 }
 """Name → the protocol of a checkpoint with, or without, a T5 language model. All are for questions (VQA v2)."""
 
+CAPTION = Decoding(max_new_tokens=30)
+"""How captions are written, where the user does not say."""
+
 CHAT: dict[type[Example], Protocol] = {
     Question: Protocol(
         "{}\nAnswer the question using a single word or phrase.",
@@ -126,41 +133,56 @@ CHAT: dict[type[Example], Protocol] = {
     ),
     MultipleChoice: Protocol("{}", answer_by="likelihood"),
     Grounding: Protocol("{}", decoding=Decoding(max_new_tokens=64)),
+    Captioning: Protocol("Provide a one-sentence caption for the provided image.", post="first-line", decoding=CAPTION),
 }
 """The defaults of models with a chat template."""
 PLAIN: dict[type[Example], Protocol] = CHAT | {
     Question: Protocol("Question: {} Answer:", post="first-line"),
     Statement: Protocol("Question: {} Is this statement true or false? Answer:", answer_by="likelihood"),
+    Captioning: Protocol("a photo of", post="first-line", decoding=CAPTION),
 }
 """The defaults of models that continue a bare text."""
 FAMILIES: Mapping[str, Mapping[type[Example], Protocol]] = {
-    "paligemma": {Question: Protocol("answer en {}", post="first-line", decoding=Decoding(max_new_tokens=32))},
+    "paligemma": {
+        Question: Protocol("answer en {}", post="first-line", decoding=Decoding(max_new_tokens=32)),
+        Captioning: Protocol("caption en", post="first-line", decoding=CAPTION),
+    },
+    "florence2": {Captioning: Protocol("<CAPTION>", post="first-line", decoding=CAPTION)},
 }
-"""`model_type` → the prompts that a family was trained with (google-research/big_vision at 0127fb6)."""
+"""`model_type` → the prompts that a family was trained with (google-research/big_vision at 0127fb6; the documentation
+of Florence-2 in transformers)."""
 
 
 def resolve(form: type[Example], model_type: str, chat: bool, t5: bool, answering: AnsweringConfig) -> Protocol:
     """Return the protocol in force: the user's settings over the preset, or over the defaults of the family.
 
-    Raise ConfigError for a preset where the examples are no questions, and for settings that exclude each other.
+    Raise ConfigError for a preset where the examples are no questions, for a prompt that does not fit the form, and for
+    settings that exclude each other.
     """
+    if answering.prompt is not None and ("{}" in answering.prompt) == (form is Captioning):
+        fault = (
+            "a caption has no question, so leave out {}"
+            if form is Captioning
+            else "it must hold {} once, in the place of the question"
+        )
+        raise ConfigError(f"prompt is {brief(answering.prompt)}: {fault}")
     if answering.preset is not None:
         if form is not Question:
             raise ConfigError(f"preset {answering.preset} is for questions (VQA v2): a {form.__name__} has none")
         found = replace(PRESETS[answering.preset](t5), preset=answering.preset)
     else:
         found = FAMILIES.get(model_type, {}).get(form) or (CHAT if chat else PLAIN)[form]
-    decoding = replace(found.decoding, **_set(answering, Decoding))
-    changed = replace(found, decoding=decoding, **(_set(answering, Protocol) | {"preset": found.preset}))
+    decoding = replace(found.decoding, **chosen(answering, Decoding))
+    changed = replace(found, decoding=decoding, **(chosen(answering, Protocol) | {"preset": found.preset}))
     if found.preset is not None and changed != found:
         changed = replace(changed, preset=f"{found.preset}, changed")
-    needs = "likelihood" if form in (Statement, MultipleChoice) else "generate" if form is Question else None
+    needs = None if form is Grounding else "likelihood" if form in (Statement, MultipleChoice) else "generate"
     if needs is not None and changed.answer_by != needs:
         raise ConfigError(f"answer_by {changed.answer_by}: a {form.__name__} is answered by {needs}; leave it out")
     return changed
 
 
-def _set(answering: AnsweringConfig, kind: type[Any]) -> dict[str, Any]:
-    """Return the settings of the user that `kind` has, too."""
+def chosen(answering: AnsweringConfig, kind: type[Any]) -> dict[str, Any]:
+    """Return the settings of the user that `kind` has, too, by name."""
     names = {each.name for each in fields(kind)} & {each.name for each in fields(answering)}
     return {name: value for name in sorted(names) if (value := getattr(answering, name)) is not None}
