@@ -27,13 +27,16 @@ from visualbert_core.errors import CheckpointError, ConfigError, InputError
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.models import load_model
-from visualbert_core.models.generative.asked import Asked
+from visualbert_core.models.generative import captioning
+from visualbert_core.models.generative.asked import Asked, Outcome
 from visualbert_core.models.generative.model import GenerativeModel
 from visualbert_core.models.generative.names import network_name
-from visualbert_core.models.generative.protocol import cleaned
+from visualbert_core.models.generative.protocol import PLAIN, cleaned
 from visualbert_core.schema import (
+    Captioning,
     Example,
     Failure,
+    Generated,
     Grounding,
     MultipleChoice,
     Phrase,
@@ -388,7 +391,7 @@ def changed_config(folder: Path, to: Path, **changes: Any) -> Path:
     [
         ({"auto_map": {"AutoModel": "mine.py"}}, "needs code from its folder to be run, which is never done"),
         ({"model_type": "lava"}, "no model of type 'lava'.*did you mean 'llava'"),
-        ({"model_type": "vision-encoder-decoder"}, "no model of type 'vision-encoder-decoder'"),
+        ({"model_type": "vision-encoder-decoder"}, "it answers Captioning and not Question"),
     ],
 )
 def test_faulty_configurations_are_refused(
@@ -428,10 +431,53 @@ def test_settings_that_do_not_fit_are_refused(
         opened(folders[name], form, **answering)
 
 
-def test_a_prompt_needs_a_place_for_the_question() -> None:
-    """A prompt without {} would ask every question in the same words."""
+def test_a_prompt_needs_a_place_for_the_question(folders: Mapping[str, Path]) -> None:
+    """A prompt without {} would ask every question in the same words. A caption has no question."""
     with pytest.raises(ConfigError, match=r"must hold \{\} once"):
-        AnsweringConfig(prompt="What is this?")
+        opened(folders["llava"], prompt="What is this?")
+    with pytest.raises(ConfigError, match=r"must hold \{\} once"):
+        AnsweringConfig(prompt="{} or {}?")
+    with pytest.raises(ConfigError, match=r"prompt is 'a photo of \{\}': a caption has no question, so leave out \{\}"):
+        opened(folders["llava"], Captioning, prompt="a photo of {}")
+
+
+CAPTIONS: list[tuple[Example, tuple[Pixels, ...]]] = [
+    (Captioning(picture.image_id, (picture.image_id,)), (picture,)) for picture in IMAGES
+]
+PROMPTS = {
+    "blip2-opt": "a photo of",
+    "blip2-t5": "a photo of",
+    "llava": "Provide a one-sentence caption for the provided image.",
+    "qwen2.5-vl": "Provide a one-sentence caption for the provided image.",
+    "paligemma": "caption en",
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_captions_continue_the_prompt_of_the_family(folders: Mapping[str, Path], name: str) -> None:
+    """A caption is the first line of what the model writes behind the prompt of its family, alone as in a batch, and
+    the prompt is not in it."""
+    model = opened(folders[name], Captioning)
+    assert model.protocol == f'"{PROMPTS[name]}", generate, greedy, at most 30 new tokens, first-line'
+    together = predictions(model, CAPTIONS)
+    alone = [predictions(model, [each])[0] for each in CAPTIONS]
+    assert [p.generated for p in together] == [p.generated for p in alone]
+    assert all(p.answer == p.generated[0].text.strip().partition("\n")[0].strip() for p in together)
+    assert len({p.answer for p in together}) > 1
+    asked = Question("q", ("image0",), "")
+    same = opened(folders[name], prompt=PROMPTS[name] + "{}", post="first-line", max_new_tokens=30)
+    assert [p.answer for p in predictions(same, [(asked, (IMAGES[0],))])] == [together[0].answer]
+    beams = opened(folders[name], Captioning, prompt="a photo", beams=2, max_new_tokens=4, post="raw")
+    assert beams.protocol == '"a photo", generate, 2 beams, length penalty 1, at most 4 new tokens, raw'
+    assert all(p.scores == () for p in predictions(beams, CAPTIONS[:2]))
+
+
+def test_an_empty_caption_is_an_answer() -> None:
+    """A model that ends at once has given the caption "", which counts as unparsed and is no failure."""
+    example, pictures = CAPTIONS[0]
+    assert isinstance(example, Captioning)
+    found = captioning.read(example, pictures, [Outcome(" \n")], PLAIN[Captioning])
+    assert found == ("", (), (Generated(" \n", parsed=False, cut=False),))
 
 
 def test_a_prompt_longer_than_the_positions_fails_alone(folders: Mapping[str, Path]) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from visualbert_core.features.extract import extract
     from visualbert_core.features.store import FeatureStore
     from visualbert_core.models import load_model
+    from visualbert_core.models.captioner.make import make_captioner
     from visualbert_core.tasks import Task, open_task
     from visualbert_core.training import TrainConfig, train
 
@@ -51,6 +52,7 @@ __all__ = [
     "extract",
     "load_detector",
     "load_model",
+    "make_captioner",
     "open_task",
     "read_prediction_set",
     "read_run",
@@ -72,6 +74,7 @@ _MODULES = {
     "extract": "features.extract",
     "load_detector": "detector",
     "load_model": "models",
+    "make_captioner": "models.captioner.make",
     "open_task": "tasks",
     "read_prediction_set": "evaluation.score",
     "read_run": "evaluation.run_folder",

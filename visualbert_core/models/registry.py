@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 CONFIG_FILE = "config.json"
 
 FAMILIES = {
+    "vision-encoder-decoder": "visualbert_core.models.captioner.predictor:Captioner",
     "vilt": "visualbert_core.models.vilt.predictor:ViltPredictor",
     "visual_bert": "visualbert_core.models.visualbert.predictor:VisualBertPredictor",
 }
@@ -115,6 +116,4 @@ def _writers() -> frozenset[str]:
         from transformers.models.auto import modeling_auto
     except ImportError:
         return frozenset()
-    names = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    # An encoder with a decoder has no prompt, so it answers no question.
-    return frozenset(names) - {"vision-encoder-decoder"}
+    return frozenset(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)

@@ -1,0 +1,155 @@
+"""A captioner folder behind the `Model` contract: the pixels of an image in, a caption out.
+
+The folder is one of `model_type` vision-encoder-decoder, as transformers saves it with its image processor and its
+tokenizer. The two are opened apart: transformers' AutoProcessor gives the tokenizer alone (seen in 5.23).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visualbert_core.config import AnsweringConfig
+from visualbert_core.errors import CheckpointError, ConfigError
+from visualbert_core.models.base import NOT_FINITE, ReadsPixels, refuse_answering
+from visualbert_core.models.captioner.checks import check_parts, check_vocabulary, positions, special_tokens
+from visualbert_core.models.generative.protocol import CAPTION, Decoding, chosen
+from visualbert_core.models.transformers_folder import (
+    CONFIG_FILE,
+    folder_fingerprint,
+    load_network,
+    number_format,
+    opened,
+    read_config,
+)
+from visualbert_core.models.writing import Written, write
+from visualbert_core.schema import Captioning, Example, Failure, Generated, Pixels, Prediction
+
+POOLER = "encoder.pooler."
+"""The names of weights that no caption depends on. A ViT may be saved without them."""
+_GREY = np.full((64, 96, 3), 128, np.uint8)
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
+
+
+class Captioner:
+    """Describes images. Threads may share it."""
+
+    reads = ReadsPixels()
+    forms: frozenset[type[Example]] = frozenset({Captioning})
+
+    def __init__(self, folder: Path, device: torch.device, precision: str, decoding: Decoding) -> None:
+        """Open a folder. Callers use `from_pretrained`, which checks the arguments first."""
+        import transformers
+
+        read_config(folder)
+        config: Any = opened(folder, CONFIG_FILE, lambda: transformers.AutoConfig.from_pretrained(folder, **_LOCAL))
+        check_parts(folder, config)
+        images: Any = transformers.AutoImageProcessor
+        texts: Any = transformers.AutoTokenizer
+        self._image_processor: Any = opened(
+            folder, "the image processor", lambda: images.from_pretrained(folder, **_LOCAL)
+        )
+        self._tokenizer: Any = opened(folder, "the tokenizer", lambda: texts.from_pretrained(folder, **_LOCAL))
+        check_vocabulary(folder, self._tokenizer, config.decoder)
+        self._special = special_tokens(folder, config, self._tokenizer)
+        _check_length(folder, decoding, positions(config.decoder))
+        self._decoding = decoding
+        self._network = load_network(transformers.VisionEncoderDecoderModel, folder, precision, device, unread=POOLER)
+        self._check_image(folder)
+        self.name = f"{config.encoder.model_type} + {config.decoder.model_type}"
+        self.protocol = f"generate, {decoding}"
+        self._lock = threading.Lock()
+        self._fingerprint = {
+            "class": "VisionEncoderDecoderModel",
+            "precision": precision,
+            "decoding": decoding.settings(),
+            "special_tokens": self._special,
+            "image_processor": type(self._image_processor).__name__,
+            **folder_fingerprint(folder),
+        }
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        form: type[Example],
+        device: str | None = None,
+        precision: str = "float32",
+        answering: AnsweringConfig = AnsweringConfig(),  # noqa: B008, frozen
+    ) -> Captioner:
+        """Open a checkpoint folder for the form Captioning on `device` (default: CUDA if a GPU is present).
+
+        `precision` is float32, bfloat16 or float16. `answering` may set `beams`, `length_penalty` and `max_new_tokens`;
+        the default is a greedy search with at most 30 new tokens. Raise ConfigError for another precision, and for
+        other settings. Raise CheckpointError for another form, and if the folder is incomplete or contradicts itself.
+        """
+        if form is not Captioning:
+            raise CheckpointError(
+                f"{folder}: an encoder with a decoder has no prompt, so it answers Captioning and not {form.__name__}"
+            )
+        number_format(precision)
+        refuse_answering(folder, answering, "beams", "length_penalty", "max_new_tokens")
+        on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(Path(folder), on, precision, replace(CAPTION, **chosen(answering, Decoding)))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what changes a caption: decoding, special tokens, precision, every file of the folder, libraries."""
+        return dict(self._fingerprint)
+
+    def predict(self, batch: Sequence[tuple[Example, tuple[Pixels, ...]]]) -> list[Prediction | Failure]:
+        """Describe every image, in order. The score is the probability of the caption, where the search is greedy.
+
+        An empty caption is an answer. An image for which the network gives NaN gets a `Failure`.
+        """
+        prepared = [self._prepared(image.rgb) for _, (image,) in batch]
+        by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for row, pixels in enumerate(prepared):
+            by_shape[tuple(pixels.shape)].append(row)
+        written: dict[int, Written] = {}
+        with self._lock:
+            for rows in by_shape.values():
+                written |= zip(rows, self._write([prepared[row] for row in rows], self._decoding), strict=True)
+        return [self._prediction(example, written[row]) for row, (example, _) in enumerate(batch)]
+
+    def _prepared(self, rgb: np.ndarray) -> Tensor:
+        """Return the pixels [3, height, width] that the encoder reads."""
+        # Without the format, an image of three rows would be taken for one with its colours in front. The copy is there
+        # because torch warns of arrays that cannot be written.
+        found = self._image_processor(rgb.copy(), return_tensors="pt", input_data_format="channels_last")
+        pixels: Tensor = found["pixel_values"][0]
+        return pixels
+
+    def _write(self, pixels: Sequence[Tensor], decoding: Decoding) -> list[Written]:
+        batch = torch.stack(list(pixels)).to(self._network.device, self._network.dtype)
+        return write(self._network, {"pixel_values": batch}, self._special, decoding, start=1)
+
+    def _prediction(self, example: Example, written: Written) -> Prediction | Failure:
+        if written.probability is not None and not np.isfinite(written.probability):
+            return Failure(example.example_id, "predict", "NotFinite", NOT_FINITE)
+        text: str = self._tokenizer.decode(written.ids, skip_special_tokens=True)
+        caption = text.strip()
+        scores = () if written.probability is None else (written.probability,)
+        generated = (Generated(text, parsed=bool(caption), cut=written.cut),)
+        return Prediction(example.example_id, example.image_ids[0], caption, scores, generated)
+
+    def _check_image(self, folder: Path) -> None:
+        """Write one token about a grey image. Raise CheckpointError where the parts of the folder do not fit."""
+        what = "an image, as its image processor prepares it,"
+        opened(folder, what, lambda: self._write([self._prepared(_GREY)], Decoding(max_new_tokens=1)))
+
+
+def _check_length(folder: Path, decoding: Decoding, most: int | None) -> None:
+    # The last token is written and not read. The start token is read.
+    if most is not None and decoding.max_new_tokens > most:
+        raise ConfigError(
+            f"{folder}: max_new_tokens is {decoding.max_new_tokens}, and the decoder reads {most} tokens: set "
+            f"max_new_tokens to at most {most}"
+        )
