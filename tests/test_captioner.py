@@ -25,6 +25,7 @@ from visualbert_core.cli import main
 from visualbert_core.config import AnsweringConfig, EvaluateConfig, PoolConfig
 from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import CheckpointError, ConfigError, InputError
+from visualbert_core.evaluation.invariance_check import check_invariance
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.models.captioner.predictor import Captioner
 from visualbert_core.models.captioner.training import IGNORED, caption_labels, caption_loss
@@ -193,7 +194,8 @@ def test_half_precision_describes(folders: Mapping[Any, Path]) -> None:
 
 
 def test_an_evaluation_has_a_score(folders: Mapping[Any, Path], tmp_path: Path) -> None:
-    """The task `captions` scores a captioner over images, and prints its decoding under the score."""
+    """The task `captions` scores a captioner over images, and prints its decoding under the score; the invariance
+    check passes."""
     (tmp_path / "images").mkdir()
     records = []
     for number, picture in enumerate(IMAGES):
@@ -214,6 +216,8 @@ def test_an_evaluation_has_a_score(folders: Mapping[Any, Path], tmp_path: Path) 
     scores = json.loads((run.folder / "scores.json").read_text())
     assert scores["n"] == len(IMAGES)
     assert scores["answering"] == "generate, greedy, at most 8 new tokens"
+    check = check_invariance(config, PoolConfig(inline=True))
+    assert (check.examples, check.changed) == (len(IMAGES), ())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

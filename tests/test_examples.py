@@ -68,6 +68,8 @@ SAYS = {
     "easy_vqa_vilt": " parameters",
     "own_loop": "step 3, 48 examples, loss ",
     "train": "accuracy ",
+    "captioner_make": "swin + gpt2: ",
+    "captioner_train": "opens it, too: generate, greedy",
 }
 
 

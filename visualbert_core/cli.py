@@ -35,7 +35,6 @@ COMMANDS = {
     "nightly": ("nightly", "a matrix of models × tasks × splits → report, gate, history"),
     "import-annotations": ("import_annotations", "a Hugging Face dataset → a benchmark's official files"),
     "convert": ("convert", "detector, checkpoint, bert: published weights → a folder"),
-    "convert": ("convert", "detector, checkpoint: published weights → a folder"),
     "make-captioner": ("make_captioner", "an image encoder and a text decoder → a captioner"),
 }
 """Name of a command → its module in `commands/`, and what the command does."""
