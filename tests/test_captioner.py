@@ -345,6 +345,20 @@ def test_the_parts_keep_their_weights(parts: Mapping[str, Path], tmp_path: Path,
     assert (made.name, len(made.tokens)) == (" + ".join(pair), 3)
 
 
+def test_parts_may_lack_what_no_caption_knew(parts: Mapping[str, Path], tmp_path: Path) -> None:
+    """An encoder with a classifier and no pooler, and a BERT without its last layer, are joined; what they lack is
+    new."""
+    sizes = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    encoder = shutil.copytree(parts["vit"], tmp_path / "encoder")
+    transformers.ViTForImageClassification(transformers.ViTConfig(**sizes)).save_pretrained(encoder)
+    decoder = shutil.copytree(parts["bert"], tmp_path / "decoder")
+    transformers.BertModel.from_pretrained(decoder).save_pretrained(decoder)
+    made = make_captioner(encoder, decoder, tmp_path / "made")
+    others = {name for name in made.new if "cross" not in name}
+    assert {"encoder.pooler.dense.weight", "decoder.cls.predictions.transform.dense.weight"} <= others
+    assert captions(opened(made.folder))
+
+
 def test_configurations_make_a_random_captioner(parts: Mapping[str, Path], tmp_path: Path) -> None:
     """With `random`, no weights are read: the same seed gives the same captioner, and another seed another one."""
     heads = {}
@@ -396,7 +410,7 @@ def _without_a_layer(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (_opt, "a opt has no cross attention in transformers"),
+        (_opt, "the model type opt has no cross attention in transformers"),
         (_fewer_words, "the tokenizer has 45 tokens and the decoder 21"),
         (_without_a_layer, r"the weights lack bert\.encoder\.layer\.1\..* more: name a complete checkpoint"),
     ],
@@ -414,7 +428,7 @@ def test_parts_that_do_not_join_are_refused(
 
 def test_an_encoder_of_texts_is_refused(parts: Mapping[str, Path], tmp_path: Path) -> None:
     """A text model in the place of the encoder is named."""
-    with pytest.raises(CheckpointError, match="a bert is no image encoder"):
+    with pytest.raises(CheckpointError, match="the model type bert is no image encoder"):
         make_captioner(parts["bert"], parts["bert"], tmp_path / "out")
 
 

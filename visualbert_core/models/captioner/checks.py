@@ -81,8 +81,8 @@ def check_decoder(where: object, decoder: Any) -> None:
     # Some decoders take the states of an image as a further argument, and ignore them.
     if kind is None or "encoder_hidden_states" not in inspect.signature(kind.forward).parameters:
         raise CheckpointError(
-            f"{where}: a {decoder.model_type} has no cross attention in transformers, so it cannot describe an image: "
-            "take BERT, RoBERTa, GPT-2 or another decoder that has it"
+            f"{where}: the model type {decoder.model_type} has no cross attention in transformers, so it cannot "
+            "see an image: take BERT, RoBERTa, GPT-2 or another decoder that has it"
         )
 
 
@@ -93,8 +93,8 @@ def check_encoder(where: object, encoder: Any) -> None:
     kind = MODEL_MAPPING.get(type(encoder), None)
     if getattr(kind, "main_input_name", None) != "pixel_values" or not hasattr(encoder, "hidden_size"):
         raise CheckpointError(
-            f"{where}: a {encoder.model_type} is no image encoder with one hidden size: take ViT, BEiT, DeiT, Swin or "
-            "the like"
+            f"{where}: the model type {encoder.model_type} is no image encoder with one hidden size: take "
+            "ViT, BEiT, DeiT, Swin or the like"
         )
 
 

@@ -58,8 +58,9 @@ def make_captioner(
 
     `encoder` and `decoder` are checkpoint folders or names on the Hugging Face Hub. With `random`, only their
     configurations are read, and all weights begin at random, as `seed` says. Without it, the weights are kept. What the
-    decoder does not have begins at random: its cross attention, its last layer if it was saved without one, and the
-    projection between two sizes. `image_processor` and `tokenizer` default to those of `encoder` and `decoder`.
+    two do not have begins at random: the cross attention, a last layer of the decoder and a pooler of the encoder if
+    they were saved without, and a projection between two hidden sizes. `image_processor` and `tokenizer` default to
+    those of `encoder` and `decoder`.
 
     Raise CheckpointError where `out` is not empty, a part cannot be read or cannot be joined, or the tokenizer has no
     token that can begin, end or pad a caption.
@@ -77,7 +78,7 @@ def make_captioner(
     words = _read(transformers.AutoTokenizer, tokenizer or decoder, "the tokenizer")
     check_vocabulary(tokenizer or decoder, words, configs[1])
     tokens = _tokens(tokenizer or decoder, words)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # the weights are made on the CPU
         torch.manual_seed(seed)
         model, new = _random(*configs) if random else _pretrained(encoder, decoder, *configs)
     for place in (model.config, model.generation_config):
@@ -130,7 +131,7 @@ def _pretrained(encoder: str | Path, decoder: str | Path, image: Any, text: Any)
     _check_complete(decoder, [n for n in new if n.startswith(trunk) and not any(each in n for each in crossing)])
     model: Any = transformers.VisionEncoderDecoderModel(encoder=seeing, decoder=writing)
     projection = [name for name, _ in model.named_parameters() if name.startswith("enc_to_dec_proj")]
-    return model, [f"decoder.{name}" for name in new] + projection
+    return model, [f"encoder.{name}" for name in lacking] + [f"decoder.{name}" for name in new] + projection
 
 
 def _weights(kind: Any, source: str | Path, config: Any, what: str) -> tuple[Any, list[str]]:
