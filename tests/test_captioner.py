@@ -157,14 +157,6 @@ def test_settings_of_the_folder_never_win(folders: Mapping[Any, Path], tmp_path:
     assert [p.generated for p in captions(opened(copy))] == [p.generated for p in captions(opened(folder))]
 
 
-def test_an_empty_caption_is_an_answer(folders: Mapping[Any, Path], tmp_path: Path) -> None:
-    """A captioner that ends at once has given the caption "", which counts as unparsed and is no failure."""
-    every = json.loads((folders["vit", "bert"] / "config.json").read_text())["decoder"]["vocab_size"]
-    copy = changed(folders["vit", "bert"], tmp_path / "c", "generation_config.json", eos_token_id=list(range(every)))
-    found = captions(opened(copy))
-    assert {(p.answer, p.generated[0].parsed, p.generated[0].cut) for p in found} == {("", False, False)}
-
-
 def test_the_protocol_names_the_decoding(folders: Mapping[Any, Path]) -> None:
     """The printed line and the fingerprint hold the decoding; the default is greedy with 30 tokens."""
     folder = folders["swin", "gpt2"]
@@ -193,9 +185,9 @@ def test_half_precision_describes(folders: Mapping[Any, Path]) -> None:
     assert all(isinstance(each, Prediction) for each in model.predict(BATCH))
 
 
-def test_an_evaluation_has_a_score(folders: Mapping[Any, Path], tmp_path: Path) -> None:
-    """The task `captions` scores a captioner over images, and prints its decoding under the score; the invariance
-    check passes."""
+@pytest.fixture
+def captioned(tmp_path: Path) -> Path:
+    """Return a folder with the images, and with captions of people in COCO's form."""
     (tmp_path / "images").mkdir()
     records = []
     for number, picture in enumerate(IMAGES):
@@ -203,21 +195,43 @@ def test_an_evaluation_has_a_score(folders: Mapping[Any, Path], tmp_path: Path) 
         records.append({"id": number, "file_name": f"{picture.image_id}.png"})
     said = [{"image_id": n, "id": n, "caption": f"a red cat and {n} dogs"} for n in range(len(IMAGES))]
     (tmp_path / "captions_val.json").write_text(json.dumps({"images": records, "annotations": said}))
+    return tmp_path
+
+
+def evaluated(captioned: Path, model: Path) -> tuple[EvaluateConfig, dict[str, Any]]:
+    """Return the configuration of an evaluation, and its scores.json."""
     config = EvaluateConfig(
         task="captions",
         split="val",
-        annotations=tmp_path,
-        model=folders["vit", "bert"],
-        out=tmp_path / "runs",
-        images=tmp_path / "images",
+        annotations=captioned,
+        model=model,
+        out=captioned / "runs",
+        images=captioned / "images",
         answering=AnsweringConfig(max_new_tokens=NEW),
     )
     run = evaluate(config, Pool(PoolConfig(inline=True)))
-    scores = json.loads((run.folder / "scores.json").read_text())
-    assert scores["n"] == len(IMAGES)
+    return config, json.loads((run.folder / "scores.json").read_text())
+
+
+def test_an_evaluation_has_a_score(folders: Mapping[Any, Path], captioned: Path) -> None:
+    """The task `captions` scores a captioner over images, with its decoding; the invariance check passes."""
+    config, scores = evaluated(captioned, folders["vit", "gpt2"])
+    assert scores["n"] == scores["generated"]["texts"] == len(IMAGES)
     assert scores["answering"] == "generate, greedy, at most 8 new tokens"
     check = check_invariance(config, PoolConfig(inline=True))
     assert (check.examples, check.changed) == (len(IMAGES), ())
+
+
+def test_empty_captions_are_answers(folders: Mapping[Any, Path], tmp_path: Path, captioned: Path) -> None:
+    """A captioner that ends at once has given the caption "", which is neither unparsed nor a failure; the set has a
+    score of 0 and a warning."""
+    every = json.loads((folders["vit", "bert"] / "config.json").read_text())["decoder"]["vocab_size"]
+    copy = changed(folders["vit", "bert"], tmp_path / "c", "generation_config.json", eos_token_id=list(range(every)))
+    found = captions(opened(copy))
+    assert {(p.answer, p.generated[0].parsed, p.generated[0].cut) for p in found} == {("", True, False)}
+    _, scores = evaluated(captioned, copy)
+    assert (scores["scores"]["cider"], scores["generated"]["unparsed"]) == (0, 0)
+    assert any("6 of 6 captions have no word" in warning for warning in scores["warnings"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -473,11 +473,11 @@ def test_captions_continue_the_prompt_of_the_family(folders: Mapping[str, Path],
 
 
 def test_an_empty_caption_is_an_answer() -> None:
-    """A model that ends at once has given the caption "", which counts as unparsed and is no failure."""
+    """A model that ends at once has given the caption "", which is neither unparsed nor a failure."""
     example, pictures = CAPTIONS[0]
     assert isinstance(example, Captioning)
     found = captioning.read(example, pictures, [Outcome(" \n")], PLAIN[Captioning])
-    assert found == ("", (), (Generated(" \n", parsed=False, cut=False),))
+    assert found == ("", (), (Generated(" \n", parsed=True, cut=False),))
 
 
 def test_a_prompt_longer_than_the_positions_fails_alone(folders: Mapping[str, Path]) -> None:

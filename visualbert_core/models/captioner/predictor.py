@@ -135,10 +135,9 @@ class Captioner:
         if written.probability is not None and not np.isfinite(written.probability):
             return Failure(example.example_id, "predict", "NotFinite", NOT_FINITE)
         text: str = self._tokenizer.decode(written.ids, skip_special_tokens=True)
-        caption = text.strip()
         scores = () if written.probability is None else (written.probability,)
-        generated = (Generated(text, parsed=bool(caption), cut=written.cut),)
-        return Prediction(example.example_id, example.image_ids[0], caption, scores, generated)
+        generated = (Generated(text, cut=written.cut),)
+        return Prediction(example.example_id, example.image_ids[0], text.strip(), scores, generated)
 
     def _check_image(self, folder: Path) -> None:
         """Write one token about a grey image. Raise CheckpointError where the parts of the folder do not fit."""

@@ -1,6 +1,7 @@
 """Captions by a generative model: it continues a few words, or answers a sentence that asks for a caption.
 
-An empty text is an answer, and it gets 0. It counts as unparsed, because it holds no word.
+The text is the caption, so nothing in it can be missed: an empty text is an answer, too. It gets 0, and the task counts
+such captions.
 """
 
 from __future__ import annotations
@@ -22,5 +23,4 @@ def read(
 ) -> tuple[str, tuple[float, ...], tuple[Generated, ...]]:
     """Return the caption, no confidence, and the text. The words of the prompt are not in the caption."""
     (outcome,) = outcomes
-    answer = protocol.answer(outcome.text)
-    return answer, (), (Generated(outcome.text, parsed=bool(answer), cut=outcome.cut),)
+    return protocol.answer(outcome.text), (), (Generated(outcome.text, cut=outcome.cut),)
