@@ -441,7 +441,9 @@ def test_parts_that_do_not_join_are_refused(
 
 
 def test_an_encoder_of_texts_is_refused(parts: Mapping[str, Path], tmp_path: Path) -> None:
-    """A text model in the place of the encoder is named."""
+    """A text model in the place of the encoder is named, and so is a folder that is not there."""
+    with pytest.raises(CheckpointError, match="nowhere: no such folder, and not the form of a name on the Hub"):
+        make_captioner(tmp_path / "nowhere", parts["bert"], tmp_path / "out")
     with pytest.raises(CheckpointError, match="the model type bert is no image encoder"):
         make_captioner(parts["bert"], parts["bert"], tmp_path / "out")
 

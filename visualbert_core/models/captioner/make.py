@@ -7,6 +7,7 @@ transformers also leaves the special tokens to the caller. Here they are set whe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from visualbert_core.models.transformers_folder import opened, read_config, requ
 
 INGREDIENT = None
 
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _SAFE = {"trust_remote_code": False}
 _WEIGHTS = {"dtype": torch.float32, "output_loading_info": True, **_SAFE}
 
@@ -96,6 +98,8 @@ def _read(kind: Any, source: str | Path, what: str) -> Any:
     """Return what a class of transformers reads of a folder or a name on the Hub. No code of the source is run."""
     if Path(source).is_dir():
         read_config(Path(source))
+    elif not _HUB_NAME.fullmatch(str(source)):
+        raise CheckpointError(f"{source}: no such folder, and not the form of a name on the Hub (owner/name)")
     return opened(source, what, lambda: kind.from_pretrained(str(source), **_SAFE))
 
 
