@@ -61,6 +61,7 @@ SAYS = {
     "score_a_file": "VQA v2 official",
     "compare": "accuracy ",
     "own_model": "{'accuracy': ",
+    "own_family": "{'accuracy': ",
     "own_task": "exact match ",
     "guide_vilt": "{'accuracy': ",
     "guide_blip2": "BLIP-2: ",

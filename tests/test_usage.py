@@ -35,7 +35,8 @@ MISTAKES = {
     f"evaluate {ALL} --max-hours soon": "--max-hours: expected float, found 'soon'",
     "store canary STORE --images I --detector D -n x": "--number: expected int, found 'x'",
     f"evaluate {ALL} --visual wrong_image": "--visual: unknown 'wrong_image'; did you mean 'wrong-image'?",
-    "convert detector vg IN OUT": "NAME: unknown 'vg'; known: vg_c4, pythia_fpn, ",
+    "convert detector vg IN OUT": "NAME: unknown 'vg'; known: detectron_fpn, pythia_fpn, ",
+    f"evaluate {ALL} --preset x": "--preset: unknown 'x'; known: blip2-paper, hf-guide, lavis (",
     # words that are not flags
     f"evaluate {ALL} --json yes": "'yes' is one word too many: remove it",
     f"evaluate {ALL} --limit": "--limit has no value: add one after it",

@@ -174,10 +174,10 @@ class AnsweringConfig:
     """Refuse an example whose text is longer than the model can read, which otherwise is cut and counted."""
 
     def __post_init__(self) -> None:
-        check_values(self)
-        check_range(self, 1, None, "beams", "max_new_tokens")
         if self.prompt is not None and self.prompt.count("{}") > 1:
             raise ConfigError(f"prompt is {brief(self.prompt)}: it must hold {{}} once, in the place of the question")
+        check_values(self)
+        check_range(self, 1, None, "beams", "max_new_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,9 @@ def _complaint(event: Any, command: Any, words: Sequence[str]) -> str:
         case "MissingSubcommand":
             return f"{event.prog} needs a subcommand: {', '.join(event.subcommand_spec.parser_from_name)}"
         case "InvalidChoice":
-            return f"{_name(event.argument)}: unknown {event.value!r}{nearest(event.value, event.choices)}"
+            # tyro gives the choices of a flag that may be left out in the order of a set, with None among them.
+            known = sorted(set(event.choices) - {"None"})
+            return f"{_name(event.argument)}: unknown {event.value!r}{nearest(event.value, known)}"
         case "BadValue":
             return f"{_name(event.argument)} has no value: add one after it"
     argument = getattr(event, "argument", None)

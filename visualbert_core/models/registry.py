@@ -101,19 +101,28 @@ def _family(folder: Path) -> str:
     if isinstance(found, str) and found in families:
         return families[found]
     writers = _writers()
+    if writers is None:
+        raise CheckpointError(
+            f"{path}: model_type: no model of type {brief(found)} is known without Hugging Face transformers, which is "
+            "not installed: pip install 'visualbert-core[transformers]'"
+        )
     if found in writers:
         return GENERATIVE
-    hint = nearest(found, [*families, *writers]) if isinstance(found, str) else f"; known: {', '.join(families)}"
+    close = nearest(found, [*families, *sorted(writers)]) if isinstance(found, str) else ""
+    hint = close if "did you mean" in close else f"; known beside those of transformers: {', '.join(families)}"
     raise CheckpointError(
         f"{path}: model_type: no model of type {brief(found)}, here, in AutoModelForImageTextToText of transformers "
         f"or in an entry point {ENTRY_POINTS!r}{hint}"
     )
 
 
-def _writers() -> frozenset[str]:
-    """Return the model types that read images and write text, as the installed transformers knows them."""
+def _writers() -> frozenset[str] | None:
+    """Return the model types that read images and write text, as the installed transformers knows them.
+
+    None where transformers is not installed.
+    """
     try:
         from transformers.models.auto import modeling_auto
     except ImportError:
-        return frozenset()
+        return None
     return frozenset(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)

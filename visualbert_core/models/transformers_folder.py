@@ -7,7 +7,8 @@ and a folder without a weight is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,8 @@ LIBRARIES = ("transformers", "tokenizers", "torchvision", "pillow")
 """The libraries that prepare text and images."""
 _READ = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin")
 """Endings of the files that transformers may read."""
+_LAYER = re.compile(r"(?<=\.)[0-9]+(?=\.)")
+"""The number of a layer in the name of a weight."""
 
 
 def require_transformers(source: Path | str) -> None:
@@ -81,26 +84,48 @@ def load_network(
 ) -> Any:
     """Return a network of the class `kind` with the weights of a folder, in evaluation mode.
 
-    Raise CheckpointError where the folder lacks a weight of the network, or holds one of another shape. Weights whose
-    names begin with `unread` may be missing, because no answer depends on them.
+    Raise CheckpointError where the folder lacks a weight of the network, holds one of another shape, or holds more
+    layers. transformers would leave such layers out and say nothing. Weights whose names begin with `unread` may be
+    missing, because no answer depends on them.
     """
     dtype = number_format(precision)
 
     def read() -> Any:
         network, found = kind.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True, **settings
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # its error would not name them
+            **settings,
         )
-        missing = [name for name in found["missing_keys"] if unread is None or not name.startswith(unread)]
-        lacking = sorted(missing) + sorted(str(each[0]) for each in found["mismatched_keys"])
-        if lacking:
-            more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-            raise CheckpointError(
-                f"{folder}: the weights lack {', '.join(lacking[:3])}{more}: it is not a checkpoint of {kind.__name__}"
-            )
+        _check_weights(folder, network, found, unread)
         return network
 
     network = opened(folder, "the network", read)
     return network.eval().requires_grad_(False).to(device)
+
+
+def _check_weights(folder: Path, network: Any, found: dict[str, Any], unread: str | None) -> None:
+    """Raise CheckpointError where the weights are not those that the configuration describes.
+
+    A weight that the network does not know may be a buffer of an older version, so only whole layers count.
+    """
+    missing = found["missing_keys"]
+    if lacking := sorted(name for name in missing if unread is None or not name.startswith(unread)):
+        raise CheckpointError(
+            f"{folder}: the weights lack {_few(lacking)}: it is not a checkpoint of {type(network).__name__}"
+        )
+    shapes = [f"{name} {list(held)} and not {list(wanted)}" for name, held, wanted in found["mismatched_keys"]]
+    if shapes:
+        raise CheckpointError(f"{folder}: the weights have other sizes than config.json says: {_few(sorted(shapes))}")
+    known = {_LAYER.sub("0", name) for name in network.state_dict()}
+    if further := sorted(name for name in found["unexpected_keys"] if _LAYER.sub("0", name) in known):
+        raise CheckpointError(f"{folder}: the weights have more layers than config.json says: {_few(further)}")
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def folder_fingerprint(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from visualbert_core.config import AnsweringConfig
-from visualbert_core.errors import CheckpointError
+from visualbert_core.errors import CheckpointError, ConfigError, first_line
 from visualbert_core.models.base import NOT_FINITE, ReadsPixels
 from visualbert_core.models.generative import captioning, grounding, multiple_choice, question, statement
 from visualbert_core.models.generative.asked import Asked, Outcome
@@ -89,7 +89,7 @@ class GenerativeModel:
             self.protocol += f", {self._decoding}"
         images = (_GREY,) * (2 if form is Statement and self._settings.pair == "two" else 1)
         self._inputs.check_image(Asked(self._protocol.ask("what is this?"), images))
-        self._lock = threading.Lock()
+        self._lock, self._strict = threading.Lock(), answering.strict_length
         self._fingerprint = {
             "class": "GenerativeModel",
             "precision": precision,
@@ -131,15 +131,22 @@ class GenerativeModel:
     def predict(self, batch: Sequence[tuple[Example, tuple[Pixels, ...]]]) -> list[Prediction | Failure]:
         """Answer every example, in order. `schema.Prediction` describes the answer of each form.
 
-        A prompt that is longer than the positions of the network gives a `Failure`, and so do likelihoods that are not
-        finite.
+        A prompt that is longer than the positions of the network gives a `Failure`, and so do an image that the image
+        processor refuses and likelihoods that are not finite. Raise ConfigError under `strict_length` for a prompt that
+        is too long.
         """
         failures: dict[str, Failure] = {}
         askings = []
         for example, pictures in batch:
             asked = self._ask(example, pictures, self._settings)
-            asking = _Asking(example, pictures, asked, [self._inputs.one(each) for each in asked])
+            try:
+                asking = _Asking(example, pictures, asked, [self._inputs.one(each) for each in asked])
+            except ValueError as error:  # Qwen's image processor refuses an image of more than 200:1
+                failures[example.example_id] = _refused(example, pictures, error)
+                continue
             if too_long := self._too_long(asking):
+                if self._strict:
+                    raise ConfigError(f"{example.example_id}: {too_long}; without strict_length they are counted")
                 failures[example.example_id] = Failure(example.example_id, "predict", "PromptTooLong", too_long)
             else:
                 askings.append(asking)
@@ -201,6 +208,11 @@ class GenerativeModel:
             return statement.Settings(protocol, pair)
         resize = _resize(self._inputs.processor.image_processor)
         return grounding.settings_of(answering, model_type, resize)
+
+
+def _refused(example: Example, pictures: Sequence[Pixels], error: ValueError) -> Failure:
+    shown = ", ".join(f"image {each.image_id!r} of {each.width}×{each.height} pixels" for each in pictures)
+    return Failure(example.example_id, "predict", "Refused", f"the processor refuses {shown}: {first_line(error)}")
 
 
 def _decoding(protocol: Protocol, settings: Any, answering: AnsweringConfig) -> Decoding:

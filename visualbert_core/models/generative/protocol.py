@@ -153,11 +153,25 @@ FAMILIES: Mapping[str, Mapping[type[Example], Protocol]] = {
 of Florence-2 in transformers)."""
 
 
+WRITTEN = frozenset({"post", "beams", "length_penalty", "max_new_tokens"})
+"""The settings of a text that the model writes."""
+SCORED = frozenset({"normalise"})
+"""The settings of an answer whose likelihood counts."""
+OWN: Mapping[type[Example], frozenset[str]] = {
+    Question: frozenset(),
+    Captioning: frozenset(),
+    Statement: frozenset({"pair"}),
+    MultipleChoice: frozenset({"people"}),
+    Grounding: frozenset({"box_format"}),
+}
+"""The settings that one form has."""
+
+
 def resolve(form: type[Example], model_type: str, chat: bool, t5: bool, answering: AnsweringConfig) -> Protocol:
     """Return the protocol in force: the user's settings over the preset, or over the defaults of the family.
 
-    Raise ConfigError for a preset where the examples are no questions, for a prompt that does not fit the form, and for
-    settings that exclude each other.
+    Raise ConfigError for a preset where the examples are no questions, for a prompt that does not fit the form, for
+    settings that exclude each other, and for those that change nothing.
     """
     if answering.prompt is not None and ("{}" in answering.prompt) == (form is Captioning):
         fault = (
@@ -179,7 +193,22 @@ def resolve(form: type[Example], model_type: str, chat: bool, t5: bool, answerin
     needs = None if form is Grounding else "likelihood" if form in (Statement, MultipleChoice) else "generate"
     if needs is not None and changed.answer_by != needs:
         raise ConfigError(f"answer_by {changed.answer_by}: a {form.__name__} is answered by {needs}; leave it out")
+    _refuse_without_effect(form, changed, answering)
     return changed
+
+
+def _refuse_without_effect(form: type[Example], protocol: Protocol, answering: AnsweringConfig) -> None:
+    """Raise ConfigError for a setting that changes no answer. Its user believes that it does."""
+    how = SCORED if protocol.answer_by == "likelihood" else WRITTEN
+    known = {"preset", "prompt", "answer_by", "strict_length"} | how | OWN[form]
+    known -= {"post"} if form is Grounding else set()  # a box is found anywhere in a text
+    for each in fields(answering):
+        if each.name not in known and getattr(answering, each.name) is not None:
+            raise ConfigError(
+                f"{each.name} has no effect where a {form.__name__} is answered by {protocol.answer_by}: leave it out"
+            )
+    if answering.length_penalty is not None and protocol.decoding.beams == 1:
+        raise ConfigError("length_penalty has no effect on a greedy search: leave it out, or set beams")
 
 
 def chosen(answering: AnsweringConfig, kind: type[Any]) -> dict[str, Any]:

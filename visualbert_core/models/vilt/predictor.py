@@ -50,9 +50,9 @@ class ViltPredictor:
 
     def __init__(self, folder: Path, form: type[Example], device: torch.device, precision: str, strict: bool) -> None:
         """Open a folder. Callers use `from_pretrained`, which checks the arguments first."""
-        import transformers
-
         config = read_config(folder)
+        import transformers  # behind the check that it is installed
+
         _check(folder, config, form)
         self.forms = frozenset({form})
         self.name = "ViLT-B/32" if all(config.get(key, value) == value for key, value in _B32.items()) else "ViLT"
