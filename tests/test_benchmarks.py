@@ -35,6 +35,20 @@ def test_throughput_compares_equal_logits() -> None:
     assert len(re.findall(r"^transformers", printed, re.MULTILINE)) == 3 * 2
 
 
+def test_training_compares_equal_losses_and_gradients() -> None:
+    """Each load gives the loss and the gradient of transformers' network, shown with one narrow layer."""
+    small = ("--layers", "1", "--hidden", "64", "--examples", "3", "--rounds", "1")
+    rows = []
+    for flags in ((), ("--loads", "nlvr2", "--precision", "bfloat16")):
+        rows += re.findall(r"^\S+ +(\w+) .*× +(\S+) +(\S+)$", run_within("training.py", *small, *flags), re.MULTILINE)
+    assert [precision for precision, _, _ in rows] == ["float32"] * 5 + ["bfloat16"]
+    for precision, loss, gradient in rows:
+        # bfloat16 has 8 bits, and the two networks round at different places.
+        most = relative(SHALLOW) if precision == "float32" else 0.05
+        assert float(loss) < most
+        assert float(gradient) < most
+
+
 def test_vilt_compares_equal_logits() -> None:
     """ViLT gives transformers' logits in float32 for images of one size and of several, shown with one layer."""
     printed = run_within("vilt_throughput.py", "--layers", "1", "--images", "1", "--rounds", "1")

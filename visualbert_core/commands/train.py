@@ -10,29 +10,33 @@ from typing import Annotated, Any
 import tyro
 
 from visualbert_core.commands.declarations import Flat, absolute_paths
+from visualbert_core.config import nearest
 from visualbert_core.config_mapping import from_mapping
+from visualbert_core.errors import ConfigError
 from visualbert_core.io.documents import read_yaml
 from visualbert_core.printable import say, say_json
 from visualbert_core.training.recipe import TrainConfig
+from visualbert_core.training.recipes import shipped
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """Train a model on a benchmark, from a feature store, by a recipe.
 
-    RECIPE is a YAML file whose keys are the flags below. A flag replaces the key of the file. Without a RECIPE the
-    flags say everything. Writes checkpoints below OUT; each is a folder that `visualbert evaluate` and Hugging Face
-    transformers open. The same line again goes on from the newest checkpoint, bit for bit on a CPU. Exit code 1: a loss
-    or gradient is not finite. 3: images have no features. 6: SIGTERM, Ctrl-C or --max-hours stopped the training, and
-    it was saved first.
+    RECIPE is a YAML file whose keys are the flags below, or the name of a shipped recipe: authors-vqa, authors-coco, …
+    A flag replaces the key of the file. Without a RECIPE the flags say everything. Writes checkpoints below OUT; each
+    is a folder that `visualbert evaluate` and Hugging Face transformers open. The same line again goes on from the
+    newest checkpoint, bit for bit on a CPU. Exit code 1: a loss or gradient is not finite. 3: images have no features.
+    6: SIGTERM, Ctrl-C or --max-hours stopped the training, and it was saved first.
 
         visualbert train recipe.yaml --out /shared/training
         visualbert train recipe.yaml --out /shared/training-2 --learning-rate 5e-5 --seed 2
+        visualbert train authors-vqa --annotations vqa --features STORE --model FOLDER --out /shared/vqa
         ray job submit --working-dir . -- python jobs/train.py recipe.yaml --out /shared/training
     """
 
     recipe: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="RECIPE")] = None
-    """YAML file with the keys of the training."""
+    """YAML file with the keys of the training, or the name of a shipped recipe."""
     training: Flat[TrainConfig]
     json: bool = False
     """Print one JSON object."""
@@ -56,11 +60,16 @@ class Command:
 def defaults(words: Sequence[str]) -> Any:
     """Return the command as the recipe among `words` fills it, or None where there is no recipe.
 
-    The recipe is the first word. Keys that it leaves out and that have no default must be flags.
+    The recipe is the first word. A file of that name comes before a shipped recipe. Keys that the recipe leaves out and
+    that have no default must be flags.
     """
     if not words or words[0].startswith("-"):
         return None
     path = Path(words[0])
+    if not path.suffix and not path.exists():
+        if words[0] not in shipped():
+            raise ConfigError(f"no file and no shipped recipe is called {words[0]!r}{nearest(words[0], shipped())}")
+        path = shipped()[words[0]]
     return Command(
         recipe=path, training=from_mapping(TrainConfig, read_yaml(path) or {}, str(path), absent=tyro.MISSING)
     )
