@@ -126,10 +126,10 @@ def measure(name: str, precision: str, flags: argparse.Namespace, device: torch.
             seconds.append(time.perf_counter() - start)
     base, fast = (seconds[1:] for seconds in took)  # the first round is the warm-up
     ratio = median(b / f for b, f in zip(base, fast, strict=True))
-    loss = abs(sides[1].loss / sides[0].loss - 1)
+    loss, gradient = abs(sides[1].loss / sides[0].loss - 1), distance(sides[1].gradient, sides[0].gradient)
     print(
         f"{name:14} {precision:9} {filled:6.2f} {len(items) / median(base):8.2f} ex/s "
-        f"{len(items) / median(fast):10.2f} ex/s {ratio:6.2f}× {loss:9.1e} {distance(sides[1].gradient, sides[0].gradient):9.1e}"
+        f"{len(items) / median(fast):10.2f} ex/s {ratio:6.2f}× {loss:9.1e} {gradient:9.1e}"
     )
 
 

@@ -49,6 +49,14 @@ def test_training_compares_equal_losses_and_gradients() -> None:
         assert float(gradient) < most
 
 
+def test_learning_lists_each_lesson_with_its_floor() -> None:
+    """Lessons of three steps run to the end of the table, and the floors that they miss are marked."""
+    printed = run_here(ROOT / "benchmarks" / "learning.py", "--steps", "3", "--images", "12", "6")
+    assert printed.returncode == 1, printed.stderr
+    names = re.findall(r"^(\S+) .*  below its floor$", printed.stdout, re.MULTILINE)
+    assert names == ["flickr30k", "vqa", "masked-words"]
+
+
 def test_vilt_compares_equal_logits() -> None:
     """ViLT gives transformers' logits in float32 for images of one size and of several, shown with one layer."""
     printed = run_within("vilt_throughput.py", "--layers", "1", "--images", "1", "--rounds", "1")
