@@ -61,7 +61,7 @@ class Load:
 LOADS = {
     "vqa-36": Load(Question, 2048, 1, (36, 37), (8, 21), 32),
     "vqa-adaptive": Load(Question, 2048, 1, (10, 101), (8, 21), 24),
-    "vcr": Load(MultipleChoice, 512, 1, (4, 14), (20, 61), 8),
+    "vcr": Load(MultipleChoice, 512, 1, (4, 14), (20, 61), 16),
     "nlvr2": Load(Statement, 1024, 2, (10, 145), (10, 31), 8),
     "pre-training": Load(CaptionPair, 2048, 1, (36, 37), (20, 41), 24),
 }

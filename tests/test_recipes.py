@@ -35,7 +35,7 @@ def opened(name: str) -> TrainConfig:
     """Open a recipe as the command does, with the paths as flags."""
     words = [name, *(word for key in REQUIRED for word in (f"--{key}", "somewhere"))]
     options: dict[str, Any] = {"config": (tyro.conf.FlagCreatePairsOff,), "registry": REGISTRY}
-    command = tyro.cli(train.Command, args=words, default=train.defaults(words), **options)
+    command: train.Command = tyro.cli(train.Command, args=words, default=train.defaults(words), **options)
     return command.training
 
 
