@@ -82,14 +82,14 @@ def test_the_generative_model_is_trained_on_what_transformers_computes(scenes: l
     pairs = [(scenes[n].things, scenes[n + 1].things) for n in range(0, 2 * ask.PAIRS, 2)]
     asked = train_generative.statement_texts(np.random.default_rng(0), pairs)
     pixels = train_image_side.pictures(scenes[: 2 * ask.PAIRS]).pixels
-    images = train_image_side.normalised(pixels).unflatten(0, (-1, 2))
-    found = train_generative.run(model, images, asked.texts)
+    images = train_image_side.normalised(pixels)
+    found = train_generative.run(model, train_generative.image_tokens(model, images), asked.texts)
     patches = train_image_side.GRID**2
     for row, number in ((0, 0), (3, 4)):
         mine = asked.texts.text[row] == number
         start, image = model.config.text_config.bos_token_id, model.config.image_token_id
         ids = [start, *([image] * 2 * patches), *asked.texts.ids[row, mine].tolist()]
-        alone = model.model(input_ids=torch.tensor([ids]), pixel_values=images[row]).last_hidden_state
+        alone = model.model(input_ids=torch.tensor([ids]), pixel_values=images[2 * row : 2 * row + 2]).last_hidden_state
         equal(found[row, mine], alone[0, 1 + 2 * patches :])
 
 

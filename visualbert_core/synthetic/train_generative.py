@@ -35,7 +35,7 @@ from transformers import (
 
 from visualbert_core.synthetic import questions as ask
 from visualbert_core.synthetic.language import vocabulary
-from visualbert_core.synthetic.scenes import Things
+from visualbert_core.synthetic.scenes import COLORS, RADII, SHAPES, Things
 from visualbert_core.synthetic.train_detector import Report
 from visualbert_core.synthetic.train_image_side import (
     GRID,
@@ -43,12 +43,15 @@ from visualbert_core.synthetic.train_image_side import (
     IMAGE_LAYERS,
     INNER,
     PATCH,
+    QUERY_STD,
     SIDE,
+    TABLE_STD,
     WIDTH,
     PatchLabels,
     Pictures,
     batches,
     optimiser,
+    patch_labels,
     shifted,
     update,
 )
@@ -67,6 +70,8 @@ CHAT_TEMPLATE = (
 LAYERS, LANGUAGE_INNER, KEY_HEADS = 4, 192, 2
 IMAGES, QUESTIONS, PAIRS, SENTENCES = 24, 8, 16, 6  # in a batch of questions, and in a batch of sentences
 RATE = 1.5e-3
+WORD_WEIGHT = 0.2
+"""The weight of the words that image tokens show beside the answers."""
 
 
 def words() -> list[str]:
@@ -124,6 +129,16 @@ def config() -> LlavaConfig:
         vision_feature_select_strategy="full",
         tie_word_embeddings=True,
     )
+
+
+@torch.no_grad()
+def _begin(model: Any) -> None:
+    """Start the words and layers so that alike tokens attend to each other, as in `train_vilt`."""
+    nn.init.normal_(model.get_input_embeddings().weight, std=TABLE_STD)
+    for layer in model.model.language_model.layers:
+        key, query = layer.self_attn.k_proj.weight, layer.self_attn.q_proj.weight
+        nn.init.normal_(key, std=QUERY_STD)
+        query.copy_(key.view(KEY_HEADS, -1, WIDTH).repeat_interleave(HEADS // KEY_HEADS, 0).flatten(0, 1))
 
 
 @torch.no_grad()
@@ -197,17 +212,43 @@ def _texts(rows: Sequence[Sequence[tuple[str, str, str]]]) -> Asked:
     return Asked(pack(ids), padded(wanted, -100))
 
 
-def loss(model: Any, images: Tensor, asked: Asked) -> Tensor:
-    """Return the loss of the answers. `images` is [B, images of an example, 3, SIDE, SIDE]."""
-    hidden = run(model, images, asked.texts)
+def answer_loss(model: Any, tokens: Tensor, asked: Asked) -> Tensor:
+    """Return the loss of the answers, behind the image tokens of each row."""
+    hidden = run(model, tokens, asked.texts)
     learnt = asked.wanted != -100
-    return nn.functional.cross_entropy(model.lm_head(hidden[learnt]).float(), asked.wanted[learnt])
+    loss: Tensor = nn.functional.cross_entropy(model.lm_head(hidden[learnt]).float(), asked.wanted[learnt])
+    return loss
 
 
-def run(model: Any, images: Tensor, texts: PackedTexts) -> Tensor:
-    """Return what the language model makes of the texts, [B, W, WIDTH], behind the images of each row."""
+def word_loss(model: Any, tokens: Tensor, things: Sequence[Things], moves: np.ndarray) -> Tensor:
+    """Return the loss of reading image tokens [images, GRID², WIDTH] as words.
+
+    The token of a patch with the centre of a thing means its colour, its shape and its size alike, and any other token
+    means nothing, which is UNKNOWN. Then a word of a question finds the tokens that show what it names.
+    """
+    values = model.lm_head(model.model.language_model.norm(tokens)).float().flatten(0, 1).log_softmax(1)
+    labels = patch_labels(things, moves)
+    centre = labels.centre.bool()
+    known = {word: index for index, word in enumerate(words())}
+    kinds = [
+        torch.tensor([known[word] for word in names])[kind[centre]]
+        for names, kind in zip((COLORS, SHAPES, RADII), labels.kinds, strict=True)
+    ]
+    shown = values[centre].gather(1, torch.stack(kinds, 1))
+    return -shown.mean() - values[~centre, known[UNKNOWN]].mean()
+
+
+def image_tokens(model: Any, images: Tensor) -> Tensor:
+    """Return the tokens that stand for images in the language model: [images, GRID², WIDTH]."""
+    return torch.stack(model.model.get_image_features(images).pooler_output)
+
+
+def run(model: Any, tokens: Tensor, texts: PackedTexts) -> Tensor:
+    """Return what the language model makes of the texts, [B, W, WIDTH], behind the images of each row.
+
+    `tokens` is [images, GRID², WIDTH]. A row has one image or two.
+    """
     count, words = texts.ids.shape
-    tokens = torch.stack(model.model.get_image_features(images.flatten(0, 1)).pooler_output)
     table = model.get_input_embeddings()
     start = table(torch.full((count, 1), model.config.text_config.bos_token_id))
     prefix = torch.cat([start, tokens.view(count, -1, WIDTH).to(start.dtype)], 1)
@@ -232,6 +273,7 @@ def train_generative(
     made: Any = LlavaForConditionalGeneration
     model: LlavaForConditionalGeneration = made._from_config(config(), attn_implementation="eager")
     copy_image_side(vilt, labels, model)
+    _begin(model)
     rng = np.random.default_rng([seed, 13])
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer, schedule = optimiser(parameters, RATE, steps)
@@ -241,9 +283,10 @@ def train_generative(
         things = [train.things[i] for i in chosen]
         pairs = list(zip(things[::2], things[1::2], strict=True))
         asked = statement_texts(rng, pairs) if pair else question_texts(rng, things)
-        images, _ = shifted(rng, train.pixels[chosen])
+        images, moves = shifted(rng, train.pixels[chosen])
         with torch.autocast("cpu", torch.bfloat16):
-            value = loss(model, images.view(-1, 2 if pair else 1, *images.shape[1:]), asked)
+            tokens = image_tokens(model, images)
+            value = answer_loss(model, tokens, asked) + WORD_WEIGHT * word_loss(model, tokens, things, moves)
         update(optimizer, schedule, value, parameters)
         report(step + 1, steps, f"loss {value.item():.3f}")
     return model

@@ -30,6 +30,8 @@ IMAGE_LAYERS = 4
 """The number of layers that learn from dense labels."""
 SHIFT = 8  # pixels of the reduced image: no thing leaves it
 BATCH, LEARNING_RATE, WEIGHT_DECAY, WARMUP, CLIP = 64, 1e-3, 0.02, 100, 1.0
+TABLE_STD, QUERY_STD = 0.1, 0.06
+"""How far words and the queries of new layers start from zero, in both models: with 0.02 they find nothing alike."""
 _KINDS = (tuple(COLORS), tuple(SHAPES), tuple(RADII))
 
 
@@ -89,6 +91,12 @@ class PatchLabels(nn.Module):
         for logits, kind in zip(values[:, 3:].split([len(k) for k in _KINDS], 1), labels.kinds, strict=True):
             loss = loss + nn.functional.cross_entropy(logits, kind, ignore_index=-1)
         return loss
+
+    @torch.no_grad()
+    def directions(self) -> dict[str, Tensor]:
+        """Return word → the direction of length 1 in which a patch tells that colour, shape or size: float [WIDTH]."""
+        rows = nn.functional.normalize(self.head.weight[3:] * self.norm.weight, dim=1)
+        return dict(zip((word for kind in _KINDS for word in kind), rows, strict=True))
 
     @torch.no_grad()
     def shares(self, hidden: Tensor, things: Sequence[Things]) -> dict[str, float]:

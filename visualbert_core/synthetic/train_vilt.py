@@ -13,6 +13,7 @@ Only the second stage is what evaluation computes. It is short, because little c
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +32,15 @@ from transformers import (
 )
 
 from visualbert_core.synthetic import questions as ask
-from visualbert_core.synthetic.language import vocabulary
+from visualbert_core.synthetic.language import Description, vocabulary
 from visualbert_core.synthetic.scenes import Things
 from visualbert_core.synthetic.train_detector import Report
 from visualbert_core.synthetic.train_image_side import (
     IMAGE_LAYERS,
     PATCH,
+    QUERY_STD,
     SIDE,
+    TABLE_STD,
     WIDTH,
     PatchLabels,
     Pictures,
@@ -114,6 +117,7 @@ class ViltHeads(nn.Module):
         )
         self.labels = labels
         self.vqa.vilt = self.nlvr2.vilt = trunk
+        _begin(trunk, labels)
 
     def loss(self, images: Tensor, things: Sequence[Things], moves: np.ndarray, asked: Asked, packed: bool) -> Tensor:
         """Return the loss of a batch: both heads and the dense labels."""
@@ -129,6 +133,25 @@ class ViltHeads(nn.Module):
             logits = self.nlvr2.classifier(torch.cat([left, right], -1)).float().flatten(0, 1)
             loss = loss + 2 * nn.functional.cross_entropy(logits, asked.truths.flatten())
         return loss
+
+
+@torch.no_grad()
+def _begin(trunk: Any, labels: PatchLabels) -> None:
+    """Start the words and the joining layers so that a word finds the patches that show what it names.
+
+    From random tables and layers this takes most of the training. The words of colours, shapes and sizes start as the
+    directions in which the image side tells them, and keys start as queries, so that what is alike attends to itself.
+    """
+    table = trunk.embeddings.text_embeddings.word_embeddings.weight
+    nn.init.normal_(table, std=TABLE_STD)
+    for word, direction in labels.directions().items():
+        for form in (word, Description(shape=word).words(plural=True)):
+            if form in _INDEX:
+                table[_INDEX[form]] = TABLE_STD * math.sqrt(WIDTH) * direction
+    for layer in trunk.encoder.layer[IMAGE_LAYERS:]:
+        attention = layer.attention.attention
+        nn.init.normal_(attention.query.weight, std=QUERY_STD)
+        attention.key.weight.copy_(attention.query.weight)
 
 
 def _names(labels: Sequence[str]) -> dict[str, dict[Any, Any]]:
