@@ -235,7 +235,8 @@ def word_loss(model: Any, tokens: Tensor, things: Sequence[Things], moves: np.nd
         for names, kind in zip((COLORS, SHAPES, RADII), labels.kinds, strict=True)
     ]
     shown = values[centre].gather(1, torch.stack(kinds, 1))
-    return -shown.mean() - values[~centre, known[UNKNOWN]].mean()
+    loss: Tensor = -shown.mean() - values[~centre, known[UNKNOWN]].mean()
+    return loss
 
 
 def image_tokens(model: Any, images: Tensor) -> Tensor:
