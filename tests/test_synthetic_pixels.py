@@ -16,6 +16,7 @@ from conftest import ROOT
 from tolerances import relative
 
 from visualbert_core.models import load_model
+from visualbert_core.models.generative.protocol import CHAT
 from visualbert_core.nightly.matrix import load_matrix
 from visualbert_core.schema import Example, Pixels, Question, Statement
 from visualbert_core.synthetic import WEIGHTS, train_generative, train_image_side, train_vilt
@@ -104,6 +105,19 @@ def test_the_vision_tower_is_the_image_side(scenes: list[Scene]) -> None:
     equal(tower.hidden_states[-1], train_image_side.seen(vilt, images))
 
 
+def test_words_start_where_the_image_side_tells_them() -> None:
+    """The word of a colour and both forms of a shape start as the direction in which patches tell it, and queries as
+    keys."""
+    vilt, labels = random_image_side()
+    trunk = train_vilt.ViltHeads(vilt, labels).vqa.vilt
+    table = trunk.embeddings.text_embeddings.word_embeddings.weight
+    rows = {word: table[vocabulary().index(word)] for word in ("red", "box", "boxes")}
+    assert torch.cosine_similarity(rows["red"], labels.directions()["red"], dim=0).item() == pytest.approx(1)
+    assert torch.equal(rows["box"], rows["boxes"])
+    attention = trunk.encoder.layer[-1].attention.attention
+    assert torch.equal(attention.query.weight, attention.key.weight)
+
+
 def test_patches_are_labelled_with_what_covers_them() -> None:
     """A thing in a known box labels its patches, and moves with the image."""
     patch = train_image_side.PATCH * SIZE / train_image_side.SIDE
@@ -124,8 +138,6 @@ def test_no_text_of_the_questions_is_unknown(scenes: list[Scene]) -> None:
 
     The question and the sentence are words of the vocabulary.
     """
-    from visualbert_core.models.generative.protocol import CHAT
-
     vilt = transformers.AutoProcessor.from_pretrained(WEIGHTS / "vilt-vqa").tokenizer
     vlm = transformers.AutoProcessor.from_pretrained(WEIGHTS / "vlm").tokenizer
     rng = np.random.default_rng(0)

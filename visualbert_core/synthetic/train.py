@@ -42,7 +42,7 @@ T = TypeVar("T")
 SEED = 2026
 SCENES, HELD_OUT_SCENES = 10_000, 400
 DETECTOR_STEPS, VISUALBERT_STEPS = 1_800, 8_000
-IMAGE_CYCLES, PACKED_STEPS, PLAIN_STEPS, GENERATIVE_STEPS = (2_400, 1_800), 1_500, 300, 1_500
+IMAGE_CYCLES, PACKED_STEPS, PLAIN_STEPS, GENERATIVE_STEPS = (2_400, 1_800), 2_000, 160, 1_100
 VALIDATION_FILES: dict[str, tuple[str, str, str, Literal["none", "beside"]]] = {
     "vqa": ("val", "vqa", "vqa/val2014", "none"),
     "vcr": ("val", "vcr", "vcr/vcr1images", "beside"),
@@ -59,7 +59,7 @@ RECIPES = {
     "vlm": f"{sum(IMAGE_CYCLES):,} steps on what each patch shows, then {GENERATIVE_STEPS:,} of projector and language "
     f"model on questions and sentences; {SCENES:,} scenes, AdamW, cosine, bfloat16",
 }
-PIXEL_MODELS = {"vilt-vqa": ("vqa",), "vilt-nlvr2": ("nlvr2",), "vlm": ("vqa", "nlvr2")}
+PIXEL_MODELS = {"vilt-vqa": ("vqa",), "vilt-nlvr2": ("nlvr2",), "vlm": ("vqa",)}
 """Folder of a model of pixels → the tasks that it is scored on."""
 TITLES = {"vilt-vqa": "ViLT", "vilt-nlvr2": "ViLT", "vlm": "LLaVA"}
 VISUALS: tuple[Literal["own", "wrong-image"], ...] = ("own", "wrong-image")

@@ -43,6 +43,7 @@ from visualbert_core.synthetic.train_image_side import (
     IMAGE_LAYERS,
     INNER,
     PATCH,
+    QUERY_STD,
     SIDE,
     TABLE_STD,
     WIDTH,
@@ -68,7 +69,7 @@ CHAT_TEMPLATE = (
 )
 LAYERS, LANGUAGE_INNER, KEY_HEADS = 4, 192, 2
 IMAGES, QUESTIONS, PAIRS, SENTENCES = 24, 8, 16, 6  # in a batch of questions, and in a batch of sentences
-RATE, KEY_STD = 1.5e-3, 0.1
+RATE = 1.5e-3
 WORD_WEIGHT = 0.2
 """The weight of the words that image tokens show beside the answers."""
 
@@ -132,14 +133,11 @@ def config() -> LlavaConfig:
 
 @torch.no_grad()
 def _begin(model: Any) -> None:
-    """Start the words and layers so that alike tokens attend to each other, as in `train_vilt`.
-
-    With KEY_STD, about half of the attention of a word begins at the one token of 64 that shows what it names.
-    """
+    """Start the words and layers so that alike tokens attend to each other, as in `train_vilt`."""
     nn.init.normal_(model.get_input_embeddings().weight, std=TABLE_STD)
     for layer in model.model.language_model.layers:
         key, query = layer.self_attn.k_proj.weight, layer.self_attn.q_proj.weight
-        nn.init.normal_(key, std=KEY_STD)
+        nn.init.normal_(key, std=QUERY_STD)
         query.copy_(key.view(KEY_HEADS, -1, WIDTH).repeat_interleave(HEADS // KEY_HEADS, 0).flatten(0, 1))
 
 
@@ -271,7 +269,7 @@ def run(model: Any, tokens: Tensor, texts: PackedTexts) -> Tensor:
 def train_generative(
     train: Pictures, vilt: ViltModel, labels: PatchLabels, seed: int, steps: int, report: Report
 ) -> LlavaForConditionalGeneration:
-    """Train the projector and the language model. Three of four batches hold questions, and one holds sentences."""
+    """Train the projector and the language model. Two of three batches hold questions, and one holds sentences."""
     torch.manual_seed(seed)
     made: Any = LlavaForConditionalGeneration
     model: LlavaForConditionalGeneration = made._from_config(config(), attn_implementation="eager")
@@ -281,7 +279,7 @@ def train_generative(
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer, schedule = optimiser(parameters, RATE, steps)
     for step, chosen in enumerate(batches(rng, len(train), max(IMAGES, 2 * PAIRS), steps)):
-        pair = step % 4 == 3
+        pair = step % 3 == 2
         chosen = chosen if pair else chosen[:IMAGES]
         things = [train.things[i] for i in chosen]
         pairs = list(zip(things[::2], things[1::2], strict=True))
