@@ -195,7 +195,7 @@ def test_the_weights_are_small_and_say_what_they_are() -> None:
     folders = sorted(p.name for p in WEIGHTS.iterdir())
     assert folders == [
         "detector",
-        *("vilt-nlvr2", "vilt-vqa"),
+        "vilt-vqa",
         *(f"visualbert-{t}" for t in ("flickr30k", "nlvr2", "vcr", "vqa")),
         "vlm",
     ]
@@ -221,7 +221,7 @@ def test_the_recipe_runs_from_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
         "IMAGE_CYCLES": (2, 1),
         "PACKED_STEPS": 2,
         "PLAIN_STEPS": 2,
-        "GENERATIVE_STEPS": 3,
+        "GENERATIVE_CYCLES": (3,),
         "SyntheticConfig": lambda: TINY,
     }.items():
         monkeypatch.setattr(train, name, value)
