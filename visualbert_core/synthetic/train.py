@@ -166,7 +166,7 @@ def _write_pixel_models(out: Path, work: Path, pictures: train_image_side.Pictur
         work / "generative.pkl",
         lambda: train_generative.train_generative(
             pictures, vilt, labels, SEED, GENERATIVE_CYCLES, Progress("generative")
-        ),
+        ).state_dict(),
     )
     train_generative.save(generative, out / "vlm")
     packed = _stage(

@@ -10,7 +10,6 @@ A prompt of the default protocols is one token. So training sequences stay short
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -298,8 +297,10 @@ def _cycle(train: Pictures, model: Any, rng: np.random.Generator, steps: int, re
         report(step + 1, steps, f"loss {value.item():.3f}")
 
 
-def save(model: Any, folder: Path) -> None:
-    """Write the checkpoint folder in float16, with the processor and its chat template."""
+def save(weights: dict[str, Tensor], folder: Path) -> None:
+    """Write the checkpoint folder of trained weights in float16, with the processor and its chat template."""
+    model: Any = LlavaForConditionalGeneration(config())
+    model.load_state_dict(weights)
     half = [0.5] * 3
     make: Any = LlavaProcessor
     processor = make(
@@ -309,5 +310,5 @@ def save(model: Any, folder: Path) -> None:
         vision_feature_select_strategy=model.config.vision_feature_select_strategy,
         chat_template=CHAT_TEMPLATE,
     )
-    copy.deepcopy(model).half().save_pretrained(folder)
+    model.half().save_pretrained(folder)
     processor.save_pretrained(folder)
