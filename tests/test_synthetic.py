@@ -188,15 +188,21 @@ def test_the_vocabulary_has_every_word(small_night: SmallNight, tmp_path: Path) 
 
 
 def test_the_weights_are_small_and_say_what_they_are() -> None:
-    """The five folders are under 5 MB in all and have a card each; each VisualBERT names its feature space and its
-    answers."""
-    assert sum(p.stat().st_size for p in WEIGHTS.rglob("*") if p.is_file()) < 5_000_000
+    """The five folders of regions are under 5 MB in all, and every folder has a card; each VisualBERT names its feature
+    space and its answers."""
+    regions = [WEIGHTS / "detector", *WEIGHTS.glob("visualbert-*")]
+    assert sum(p.stat().st_size for folder in regions for p in folder.iterdir()) < 5_000_000
     folders = sorted(p.name for p in WEIGHTS.iterdir())
-    assert folders == ["detector"] + [f"visualbert-{t}" for t in ("flickr30k", "nlvr2", "vcr", "vqa")]
+    assert folders == [
+        "detector",
+        "vilt-vqa",
+        *(f"visualbert-{t}" for t in ("flickr30k", "nlvr2", "vcr", "vqa")),
+        "vlm",
+    ]
     space = json.loads((WEIGHTS / "detector" / "config.json").read_text())["space"]
     for folder in WEIGHTS.iterdir():
         assert "seed 2026" in (folder / "README.md").read_text()
-        if folder.name != "detector":
+        if folder.name.startswith("visualbert"):
             assert json.loads((folder / "visualbert_core.json").read_text())["feature_space"] == space
     assert (WEIGHTS / "visualbert-vqa" / "answers.txt").read_text().split() == list(ask.ANSWERS)
 
@@ -206,12 +212,16 @@ def _attributes() -> list[tuple[str | None, str | None, str | None]]:
 
 
 def test_the_recipe_runs_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The training module, at a tiny size, writes five checkpoint folders that open, with their scores."""
+    """The training module, at a tiny size, writes eight checkpoint folders that open, with their scores."""
     for name, value in {
         "SCENES": 60,
         "HELD_OUT_SCENES": 4,
         "DETECTOR_STEPS": 2,
         "VISUALBERT_STEPS": 8,
+        "IMAGE_CYCLES": (2, 1),
+        "PACKED_STEPS": 2,
+        "PLAIN_STEPS": 2,
+        "GENERATIVE_CYCLES": (3,),
         "SyntheticConfig": lambda: TINY,
     }.items():
         monkeypatch.setattr(train, name, value)

@@ -11,8 +11,12 @@ how good VisualBERT is on the real benchmarks.
     train.py             python -m visualbert_core.synthetic.train: trains the weights from random ones
     train_detector.py    the training of the detector
     train_visualbert.py  the training of VisualBERT
+    train_image_side.py  the training of the layers that see, which the models of pixels share
+    train_vilt.py        the training of ViLT
+    train_generative.py  the training of a small LLaVA
+    train_texts.py       several texts about an image in one sequence
     demo.yaml            the matrix of `visualbert demo`
-    weights/             the weights that train.py made: detector/ and visualbert-<task>/
+    weights/             the weights that train.py made: detector/, visualbert-<task>/, vilt-<task>/ and vlm/
 """
 
 from pathlib import Path
@@ -22,4 +26,4 @@ INGREDIENT = None
 DEMO = Path(__file__).with_name("demo.yaml")
 """The matrix of `visualbert demo`."""
 WEIGHTS = Path(__file__).with_name("weights")
-"""The folder of detector/ and visualbert-<task>/."""
+"""The folder of detector/, visualbert-<task>/, vilt-<task>/ and vlm/."""
