@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import tempfile
@@ -227,14 +228,14 @@ def ours(model: Trainable[Any], items: list[Item], precision: str, device: torch
     loss.backward()  # type: ignore[no-untyped-call]
     gradient = gradients(network)
     nowhere = Path("unused")
-    config = TrainConfig(  # type: ignore[arg-type]
+    config = TrainConfig(
         task="vqa",
         split="train",
         annotations=nowhere,
         features=nowhere,
         model=nowhere,
         out=nowhere,
-        precision=precision,
+        precision=precision,  # type: ignore[arg-type]  # one of the choices of the flag
     )
     stepper = Stepper(model, optimizer_of(network), config)
     ids, tokens = tuple(item.example_id for item in items), sum(item.tokens for item in items)
@@ -256,8 +257,8 @@ def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
     """Return the length of the difference of two gradients, as a share of the length of the second."""
     names = found.keys() | expected.keys()
     zero = torch.zeros(())
-    differs = sum((found.get(n, zero) - expected.get(n, zero)).double().square().sum() for n in names)
-    return float((differs / sum(each.double().square().sum() for each in expected.values())).sqrt())
+    differs = sum(float((found.get(n, zero) - expected.get(n, zero)).double().square().sum()) for n in names)
+    return math.sqrt(differs / sum(float(each.double().square().sum()) for each in expected.values()))
 
 
 def machine(device: torch.device) -> str:
