@@ -42,7 +42,7 @@ T = TypeVar("T")
 SEED = 2026
 SCENES, HELD_OUT_SCENES = 10_000, 400
 DETECTOR_STEPS, VISUALBERT_STEPS = 1_800, 8_000
-IMAGE_CYCLES, PACKED_STEPS, PLAIN_STEPS, GENERATIVE_CYCLES = (2_400, 1_800), 2_000, 300, (1_100, 1_000)
+IMAGE_CYCLES, PACKED_STEPS, PLAIN_STEPS, GENERATIVE_STEPS = (2_400, 1_800), 2_000, 300, 1_100
 VALIDATION_FILES: dict[str, tuple[str, str, str, Literal["none", "beside"]]] = {
     "vqa": ("val", "vqa", "vqa/val2014", "none"),
     "vcr": ("val", "vcr", "vcr/vcr1images", "beside"),
@@ -56,7 +56,7 @@ RECIPES = {
     f"{SCENES:,} scenes, AdamW, cosine",
     "vilt": f"{sum(IMAGE_CYCLES):,} steps on what each patch shows, {PACKED_STEPS:,} on images with all their texts, "
     f"{PLAIN_STEPS:,} on single texts; {SCENES:,} scenes, AdamW, cosine, bfloat16",
-    "vlm": f"{sum(IMAGE_CYCLES):,} steps on what each patch shows, then {sum(GENERATIVE_CYCLES):,} of projector and "
+    "vlm": f"{sum(IMAGE_CYCLES):,} steps on what each patch shows, then {GENERATIVE_STEPS:,} of projector and "
     f"language model on questions and sentences; {SCENES:,} scenes, AdamW, cosine, bfloat16",
 }
 PIXEL_MODELS = {"vilt-vqa": ("vqa",), "vilt-nlvr2": ("nlvr2",), "vlm": ("vqa",)}
@@ -165,7 +165,7 @@ def _write_pixel_models(out: Path, work: Path, pictures: train_image_side.Pictur
     generative = _stage(
         work / "generative.pkl",
         lambda: train_generative.train_generative(
-            pictures, vilt, labels, SEED, GENERATIVE_CYCLES, Progress("generative")
+            pictures, vilt, labels, SEED, GENERATIVE_STEPS, Progress("generative")
         ).state_dict(),
     )
     train_generative.save(generative, out / "vlm")

@@ -266,21 +266,15 @@ def run(model: Any, tokens: Tensor, texts: PackedTexts) -> Tensor:
 
 
 def train_generative(
-    train: Pictures, vilt: ViltModel, labels: PatchLabels, seed: int, cycles: Sequence[int], report: Report
+    train: Pictures, vilt: ViltModel, labels: PatchLabels, seed: int, steps: int, report: Report
 ) -> LlavaForConditionalGeneration:
-    """Train the projector and the language model. `cycles` are the steps of each cycle of the learning rate."""
+    """Train the projector and the language model. Two of three batches hold questions, and one holds sentences."""
     torch.manual_seed(seed)
     made: Any = LlavaForConditionalGeneration
     model: LlavaForConditionalGeneration = made._from_config(config(), attn_implementation="eager")
     copy_image_side(vilt, labels, model)
     _begin(model)
-    for number, steps in enumerate(cycles):
-        _cycle(train, model, np.random.default_rng([seed, 13 + 10 * number]), steps, report)
-    return model
-
-
-def _cycle(train: Pictures, model: Any, rng: np.random.Generator, steps: int, report: Report) -> None:
-    """Train in place. Two of three batches hold questions, and one holds sentences."""
+    rng = np.random.default_rng([seed, 13])
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer, schedule = optimiser(parameters, RATE, steps)
     for step, chosen in enumerate(batches(rng, len(train), max(IMAGES, 2 * PAIRS), steps)):
@@ -295,6 +289,7 @@ def _cycle(train: Pictures, model: Any, rng: np.random.Generator, steps: int, re
             value = answer_loss(model, tokens, asked) + WORD_WEIGHT * word_loss(model, tokens, things, moves)
         update(optimizer, schedule, value, parameters)
         report(step + 1, steps, f"loss {value.item():.3f}")
+    return model
 
 
 def save(weights: dict[str, Tensor], folder: Path) -> None:
