@@ -221,7 +221,7 @@ def test_the_recipe_runs_from_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
         "IMAGE_CYCLES": (2, 1),
         "PACKED_STEPS": 2,
         "PLAIN_STEPS": 2,
-        "GENERATIVE_CYCLES": (3,),
+        "GENERATIVE_STEPS": 3,
         "SyntheticConfig": lambda: TINY,
     }.items():
         monkeypatch.setattr(train, name, value)

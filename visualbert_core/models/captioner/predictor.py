@@ -42,6 +42,7 @@ _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 class Captioner:
     """Describes images. Threads may share it."""
 
+    visual_source = "pixels"
     reads = ReadsPixels()
     forms: frozenset[type[Example]] = frozenset({Captioning})
 
