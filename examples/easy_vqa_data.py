@@ -1,6 +1,6 @@
 """Write easy-VQA as the official files of VQA v2 and folders of images, and print the commands that follow.
 
-easy-VQA (pypi.org/project/easy-vqa, MIT) has 5,000 images of one shape, 48,248 questions and 13 answers. Its test set
+easy-VQA (PyPI package easy-vqa, MIT) has 5,000 images of one shape, 48,248 questions and 13 answers. Its test set
 becomes val. An image keeps its number. Its one answer stands for all ten annotators.
 
 python examples/easy_vqa_data.py FOLDER

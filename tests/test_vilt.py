@@ -34,7 +34,6 @@ from visualbert_core.schema import Example, Failure, Grounding, Pixels, Predicti
 
 SHAPES = {"square": (80, 80), "wide": (60, 150), "tall": (150, 60), "small": (9, 11), "large": (300, 420)}
 TEXTS = ("is it red ?", "what is the cat left of ?", "the cat", "is the red cat left of it ?")
-LIMIT = 1e-6  # of the largest logit, in float32
 Batch = list[tuple[Example, tuple[Pixels, ...]]]
 
 
@@ -99,8 +98,8 @@ def theirs(folder: Path, kind: str, batch: Batch, **settings: Any) -> np.ndarray
 
 
 def agree(found: np.ndarray, expected: np.ndarray) -> None:
-    """Assert that logits are equal up to 1e-6 of the largest, beside the noise of transformers' random order."""
-    np.testing.assert_allclose(found, expected, rtol=0, atol=max(LIMIT, relative(SHALLOW)) * np.abs(expected).max())
+    """Assert that logits are equal up to rounding, which also covers the random order of transformers' patches."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=relative(SHALLOW) * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
