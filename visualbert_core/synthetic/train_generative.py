@@ -229,9 +229,10 @@ def word_loss(model: Any, tokens: Tensor, things: Sequence[Things], moves: np.nd
     labels = patch_labels(things, moves)
     centre = labels.centre.bool()
     known = {word: index for index, word in enumerate(words())}
+    named: tuple[list[str], ...] = (list(COLORS), list(SHAPES), list(RADII))
     kinds = [
         torch.tensor([known[word] for word in names])[kind[centre]]
-        for names, kind in zip((COLORS, SHAPES, RADII), labels.kinds, strict=True)
+        for names, kind in zip(named, labels.kinds, strict=True)
     ]
     shown = values[centre].gather(1, torch.stack(kinds, 1))
     loss: Tensor = -shown.mean() - values[~centre, known[UNKNOWN]].mean()
