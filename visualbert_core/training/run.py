@@ -1,39 +1,33 @@
 """Runs a training: opens the recipe, takes the steps, saves, validates, and resumes where an earlier run stopped.
 
-    OUT/run.json            the recipe, what it was made of, the status, the best and the last checkpoint
-    OUT/steps.jsonl         a line for each step
-    OUT/validations.jsonl   a line for each validation
-    OUT/validation/         the run folders of the validations
-    OUT/checkpoints/        see `state`
-
 The same call again goes on from the newest checkpoint, and is the uninterrupted run bit for bit on a CPU: the order of
 the data, the masks and dropout depend on the seed and the number of the step alone.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from visualbert_core.engine.processes import NO_LOCKS, SIGNALS
-from visualbert_core.engine.shards import publish
 from visualbert_core.engine.worker_process import set_threads
-from visualbert_core.errors import ConfigError, InputError, UnfinishedError
-from visualbert_core.io.documents import parse_json, read_json
+from visualbert_core.errors import ConfigError, UnfinishedError
 from visualbert_core.printable import logger
-from visualbert_core.provenance import differences
 from visualbert_core.training.data import ahead, passes, read_portion, total_steps
+from visualbert_core.training.folder import (
+    Training,
+    alone,
+    claim,
+    opened,
+    read_validations,
+    write_record,
+    write_validations,
+)
 from visualbert_core.training.log import Live, Pace, StepLog
 from visualbert_core.training.optimizers import OPTIMIZERS, Moments, Optimizer, decay_groups
 from visualbert_core.training.order import Order
@@ -42,20 +36,11 @@ from visualbert_core.training.schedules import Schedule, planned_steps
 from visualbert_core.training.sources import Lessons, metadata_task, open_recipe, out_of_place
 from visualbert_core.training.state import Checkpoints, moments_of, restore
 from visualbert_core.training.step import Outcome, Prepared, Stepper
+from visualbert_core.training.stopping import Stop, listening
 from visualbert_core.training.validation import Validation, best, check_validation, is_over, validate
 
 _LOG = logger(__name__)
 _AGAIN = "run the same line again to go on from here"
-
-
-@dataclass(frozen=True)
-class Training:
-    """A finished training: its folder, its run.json, and its checkpoints. `best` is None without validations."""
-
-    folder: Path
-    record: dict[str, Any]
-    last: Path
-    best: Path | None
 
 
 def train(config: TrainConfig) -> Training:
@@ -71,10 +56,10 @@ def train(config: TrainConfig) -> Training:
     try:
         lessons = open_recipe(config)
         provenance = lessons.provenance(config)
-        with _alone(config.out), _listening() as stop:
-            record = _claim(config, provenance, lessons)
+        with alone(config.out), listening() as stop:
+            record = claim(config, provenance, lessons)
             if record["status"] == "finished":
-                return _training(config.out, record)
+                return opened(config.out, record)
             return _Run(config, lessons, provenance, record, stop).go()
     finally:
         if before is not None:
@@ -90,7 +75,7 @@ class _Run:
         lessons: Lessons,
         provenance: dict[str, Any],
         record: dict[str, Any],
-        stop: _Stop,
+        stop: Stop,
     ) -> None:
         self.config, self.lessons, self.provenance, self.record, self.stop = config, lessons, provenance, record, stop
         self.order = Order(len(lessons.examples), config.batch_size, config.seed)
@@ -131,7 +116,7 @@ class _Run:
             return 0
         restore(state, self.optimizer, self.network)
         self.stepper.skipped = state.about["skipped"]
-        self.history = _read_validations(self.config.out, state.step)
+        self.history = read_validations(self.config.out, state.step)
         _LOG.info("%s: going on after step %s of %s", self.config.out, f"{state.step:,}", f"{self.total:,}")
         return state.step
 
@@ -185,8 +170,7 @@ class _Run:
         if step and self._due(step) and all(each.step != step for each in self.history):
             found = validate(self.config, self.checkpoints.folder(step), step)
             self.history.append(found)
-            lines = "".join(json.dumps(asdict(each)) + "\n" for each in self.history)
-            publish(self.config.out / "validations.jsonl", lines.encode())
+            write_validations(self.config.out, self.history)
         return is_over(self.history, self.config.patience)
 
     def _prune(self) -> None:
@@ -208,8 +192,8 @@ class _Run:
             "best": self.checkpoints.folder(there[0].step).name if there else None,
             "validation": asdict(found[0]) if found else None,
         }
-        _write(self.config.out / "run.json", self.record)
-        return _training(self.config.out, self.record)
+        write_record(self.config.out / "run.json", self.record)
+        return opened(self.config.out, self.record)
 
 
 def _line(batch: Prepared, outcome: Outcome, pace: Pace) -> dict[str, Any]:
@@ -251,113 +235,3 @@ def _optimizer(config: TrainConfig, order: Order, total: int, lessons: Lessons) 
     schedule = Schedule(config.schedule, steps, config.warmup, config.cycles)
     moments = Moments(config.learning_rate, (config.beta1, config.beta2), config.epsilon, config.weight_decay)
     return OPTIMIZERS[config.optimizer](groups, moments, schedule)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# the folder
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold a lock on the folder, which ends with this process. Raise InputError where another process holds it."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:  # a file system without locks keeps nobody out
-                raise InputError(f"{out}: another process trains here: wait for it, or name another folder") from None
-        yield
-
-
-def _claim(config: TrainConfig, provenance: dict[str, Any], lessons: Lessons) -> dict[str, Any]:
-    """Start a folder, or return the run.json of the training that it holds.
-
-    Raise InputError naming the keys where that training has another recipe, other data or another start. Code and
-    libraries may change in between: that is logged, and the result may differ in the last bits.
-    """
-    path = config.out / "run.json"
-    record = {"status": "running", "model": config.model.name, "examples": lessons.remarks, "provenance": provenance}
-    if not path.exists():
-        _write(path, record)
-        return record
-    held = read_json(path, InputError)
-    try:
-        found = differences(held["provenance"], provenance)
-        status = held["status"]
-    except (KeyError, TypeError, AttributeError):
-        raise InputError(f"{path} is not of a training: name another folder") from None
-    other = [line for line in found if line.startswith(("recipe.", "data.", "parent."))]
-    if other:
-        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
-        raise InputError(
-            f"{config.out} holds a training by another recipe ({'; '.join(other[:3])}{more}): name another folder, or "
-            "delete it"
-        )
-    if status == "finished":
-        return dict(held)
-    for line in found:
-        _LOG.warning("%s: goes on with another version: %s", config.out, line)
-    _write(path, record)
-    return record
-
-
-def _training(out: Path, record: dict[str, Any]) -> Training:
-    folder = out / "checkpoints"
-    return Training(out, record, folder / record["last"], folder / record["best"] if record["best"] else None)
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    publish(path, (json.dumps(record, indent=1) + "\n").encode())
-
-
-def _read_validations(out: Path, step: int) -> list[Validation]:
-    """Return the validations of the first `step` steps."""
-    path = out / "validations.jsonl"
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return [each for line in lines if (each := Validation(**parse_json(line))).step <= step]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# signals
-
-
-class _Stop:
-    """Knows whether the training should stop."""
-
-    def __init__(self) -> None:
-        self.signal: str | None = None
-        self._began = time.monotonic()
-
-    def reason(self, hours: float | None) -> str | None:
-        """Return why the training should stop, or None."""
-        over = hours is not None and time.monotonic() - self._began > hours * 3600
-        return self.signal or (f"{hours:g} hours are over" if over else None)
-
-
-@contextmanager
-def _listening() -> Iterator[_Stop]:
-    """Note the first SIGTERM or SIGINT, so that the training is saved after its step. A second one acts as before.
-
-    In another thread do nothing: Python allows handlers in the main thread only.
-    """
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
-
-    def restore_handlers() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def note(number: int, _: object) -> None:
-        stop.signal = signal.Signals(number).name
-        restore_handlers()
-
-    for number in SIGNALS:
-        signal.signal(number, note)
-    try:
-        yield stop
-    finally:
-        restore_handlers()
