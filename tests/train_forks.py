@@ -26,7 +26,7 @@ import torch._dynamo  # noqa: F401  (every optimiser of torch imports it)
 import visualbert_core.models.visualbert.trainable  # noqa: F401
 from visualbert_core.config_mapping import from_mapping
 from visualbert_core.provenance import code_digests
-from visualbert_core.training import run, state
+from visualbert_core.training import folder, state
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.run import train
 from visualbert_core.training.step import Stepper
@@ -51,7 +51,7 @@ def killed_after(events: int) -> None:
     patched.__call__ = counted(Stepper.__call__)
     os.fsync, os.rename = counted(os.fsync), counted(os.rename)
     state.save_file, state.digest_file = counted(state.save_file), counted(state.digest_file)
-    cast(Any, run).publish = counted(run.publish)
+    cast(Any, folder).publish = counted(folder.publish)
     Path.rename = counted(Path.rename)  # type: ignore[method-assign, assignment]
 
 
