@@ -27,8 +27,8 @@ import visualbert_core.models.visualbert.trainable  # noqa: F401
 from visualbert_core.config_mapping import from_mapping
 from visualbert_core.provenance import code_digests
 from visualbert_core.training import folder, state
+from visualbert_core.training.launch import train
 from visualbert_core.training.recipe import TrainConfig
-from visualbert_core.training.run import train
 from visualbert_core.training.step import Stepper
 
 MOST_EVENTS = 40

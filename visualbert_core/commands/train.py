@@ -43,7 +43,7 @@ class Command:
 
     def run(self) -> int:
         """Train, or go on, and print the checkpoints."""
-        from visualbert_core.training.run import train
+        from visualbert_core.training.launch import train
 
         done = train(absolute_paths(self.training))
         if self.json:

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from visualbert_core.training.data import batches
+    from visualbert_core.training.launch import train
     from visualbert_core.training.recipe import TrainConfig
-    from visualbert_core.training.run import train
 
 INGREDIENT = "training"
 
 __all__ = ["TrainConfig", "batches", "train"]
 
-_MODULES = {"TrainConfig": "recipe", "batches": "data", "train": "run"}
+_MODULES = {"TrainConfig": "recipe", "batches": "data", "train": "launch"}
 
 
 def __getattr__(name: str) -> Any:

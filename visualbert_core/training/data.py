@@ -15,6 +15,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from visualbert_core.models.trainable import Item
+from visualbert_core.training.group import ALONE, Group
 from visualbert_core.training.order import Order, draws
 from visualbert_core.training.recipe import EPOCHS, TrainConfig
 from visualbert_core.training.schedules import planned_steps
@@ -38,11 +39,15 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Portion:
-    """The items of one step, before they become tensors."""
+    """A worker's items of one step, before they become tensors."""
 
     step: int
     epoch: int
     items: tuple[Item, ...]
+    example_ids: tuple[str, ...]
+    """The examples of the whole batch."""
+    stand_in: bool
+    """Whether the batch has fewer examples than there are workers, and the item is of another worker."""
 
 
 def batches(config: TrainConfig, first_step: int = 0) -> Iterator[Batch]:
@@ -62,8 +67,7 @@ def batches(config: TrainConfig, first_step: int = 0) -> Iterator[Batch]:
 
     def make(step: int) -> Batch:
         portion = read_portion(lessons, order, step)
-        ids = tuple(item.example_id for item in portion.items)
-        return Batch(step, portion.epoch, ids, lessons.model.padded(portion.items))
+        return Batch(step, portion.epoch, portion.example_ids, lessons.model.padded(portion.items))
 
     yield from ahead(make, range(first_step, total_steps(config, order)), config.readers, config.read_ahead)
 
@@ -75,10 +79,12 @@ def total_steps(config: TrainConfig, order: Order) -> int:
     return planned_steps(order.examples, order.batch_size, config.epochs or EPOCHS, round_down=False)
 
 
-def read_portion(lessons: Lessons, order: Order, step: int) -> Portion:
-    """Fetch the regions of a step's examples, each image once, and encode the examples."""
+def read_portion(lessons: Lessons, order: Order, step: int, group: Group = ALONE) -> Portion:
+    """Fetch the regions of a worker's examples of a step, each image once, and encode the examples."""
     epoch, indices = order.batch(step)
-    examples = [lessons.examples[index] for index in indices]
+    batch = [lessons.examples[index] for index in indices]
+    share = group.share(batch)
+    examples = share or batch[:1]
     image_ids = list(dict.fromkeys(image_id for example in examples for image_id in example.image_ids))
     regions = dict(zip(image_ids, lessons.store.fetch_many(image_ids), strict=True))
     items = []
@@ -88,7 +94,7 @@ def read_portion(lessons: Lessons, order: Order, step: int) -> Portion:
         seen = lessons.task.drawn(example, drawing)  # type: ignore[arg-type]
         target = lessons.target(seen, [image.boxes for image in visual], drawing)
         items.append(lessons.model.encode(seen, visual, target, drawing))
-    return Portion(step, epoch, tuple(items))
+    return Portion(step, epoch, tuple(items), tuple(example.example_id for example in batch), not share)
 
 
 def passes(items: Sequence[Item], tokens: int) -> list[list[Item]]:

@@ -85,9 +85,9 @@ def claim(config: TrainConfig, provenance: dict[str, Any], lessons: Lessons) -> 
     return record
 
 
-def opened(out: Path, record: dict[str, Any]) -> Training:
+def opened(out: Path) -> Training:
     """Return the finished training of a folder."""
-    folder = out / "checkpoints"
+    record, folder = read_json(out / "run.json", InputError), out / "checkpoints"
     return Training(out, record, folder / record["last"], folder / record["best"] if record["best"] else None)
 
 

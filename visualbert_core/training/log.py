@@ -67,6 +67,18 @@ class Pace:
     waiting: float
 
 
+@dataclass(frozen=True)
+class Progress:
+    """What one step gave, for the line of progress. `loss` and `rate` are None for a batch that was left out."""
+
+    step: int
+    epoch: int
+    loss: float | None
+    rate: float | None
+    norm: float
+    pace: Pace
+
+
 class Live:
     """A bar in a terminal, elsewhere a log line every `seconds`: step, epoch, loss, rate, speed, time left."""
 
@@ -87,8 +99,9 @@ class Live:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def show(self, step: int, epoch: int, loss: float | None, rate: float | None, norm: float, pace: Pace) -> None:
-        """Update the line after a step. `loss` is None for a batch that was left out."""
+    def show(self, found: Progress) -> None:
+        """Update the line after a step."""
+        step, loss, pace = found.step, found.loss, found.pace
         if loss is not None:
             self._loss = loss if self._loss is None else _KEPT * self._loss + (1 - _KEPT) * loss
         self._examples += pace.examples
@@ -96,7 +109,7 @@ class Live:
         self._waited += pace.waiting
         self._steps += 1
         if not self._bar.disable:
-            self._bar.update(self._task, completed=step, status=self._status(epoch, rate, norm))
+            self._bar.update(self._task, completed=step, status=self._status(found))
         elif time.monotonic() - self._logged >= self._seconds or step == self._total:
             self._logged = time.monotonic()
             left = (self._total - step) * self._spent / self._steps
@@ -105,14 +118,14 @@ class Live:
                 self._label,
                 f"{step:,}",
                 f"{self._total:,}",
-                self._status(epoch, rate, norm),
+                self._status(found),
                 left,
             )
 
-    def _status(self, epoch: int, rate: float | None, norm: float) -> str:
+    def _status(self, found: Progress) -> str:
         spent = max(self._spent, 1e-9)
         loss = "–" if self._loss is None else f"{self._loss:.4g}"
         return (
-            f"epoch {epoch + 1}, loss {loss}, rate {rate or 0:.2g}, gradient {norm:.3g}, "
+            f"epoch {found.epoch + 1}, loss {loss}, rate {found.rate or 0:.2g}, gradient {found.norm:.3g}, "
             f"{self._examples / spent:.0f} examples/s, {100 * self._waited / spent:.0f} % waiting for data"
         )

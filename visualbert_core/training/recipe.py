@@ -21,7 +21,7 @@ PATHS = ("annotations", "features", "model", "out", "answers", "validate_annotat
 FREE = (
     *("max_hours", "read_ahead", "readers", "device", "log_seconds", "skip_bad_batches"),
     *("save_every", "validate_split", "validate_batch_size", "own_image_only", "patience"),
-    *("keep_last", "keep_best", "keep_every"),
+    *("keep_last", "keep_best", "keep_every", "workers", "min_workers", "restarts"),
 )
 """The keys that do not decide what a step computes. They may differ when a run is resumed."""
 EPOCHS = 10
@@ -138,6 +138,13 @@ class TrainConfig:
 
     max_hours: float | None = None
     """Hours after which the training is saved and stops with exit code 6."""
+    workers: int = 1
+    """Workers that share each batch, each with a copy of the network. More than one run on Ray: on the cluster of
+    RAY_ADDRESS, or on this machine. Without dropout the losses are those of one worker within rounding."""
+    min_workers: int | None = None
+    """With how many workers to go on where nodes are lost and there is no room for all. Default: WORKERS."""
+    restarts: int = 3
+    """How often workers that ended are started again without a new checkpoint in between."""
     device: str | None = None
     """Device of torch, such as cuda or cpu. Default: a GPU if there is one."""
     threads: int = 1
@@ -152,14 +159,17 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_values(self)
         counts = ("epochs", "steps", "batch_size", "tokens_per_pass", "save_every", "validate_batch_size", "patience")
-        check_range(self, 1, None, *counts, "keep_last", "keep_every", "threads", "readers", "read_ahead")
-        check_range(self, 0, None, "seed", "skip_bad_batches", "keep_best", "max_hours", "log_seconds")
+        check_range(self, 1, None, *counts, "keep_last", "keep_every", "threads", "readers")
+        check_range(self, 1, None, "read_ahead", "workers", "min_workers")
+        check_range(self, 0, None, "seed", "skip_bad_batches", "keep_best", "max_hours", "log_seconds", "restarts")
         check_range(self, 0, None, "learning_rate", "weight_decay", "clip_norm", "epsilon", "warmup", "cycles")
         check_range(self, 0, 1, "beta1", "beta2", "own_caption_label", "dropout")
         if self.epochs is not None and self.steps is not None:
             raise ConfigError("epochs and steps exclude each other: set one of them")
         if self.validate_split is None and self.patience is not None:
             raise ConfigError("patience needs a validation: set validate_split")
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ConfigError(f"min_workers {self.min_workers} is more than workers {self.workers}")
         if self.warmup >= 1:
             raise ConfigError(f"warmup is {self.warmup:g} of the steps: it must be shorter than the run")
 

@@ -1,5 +1,6 @@
-"""Runs a training: opens the recipe, takes the steps, saves, validates, and resumes where an earlier run stopped.
+"""What one worker of a training does: it takes the steps, and resumes where an earlier run stopped.
 
+The first worker also writes the log and the checkpoints, and validates. A training without Ray has only this worker.
 The same call again goes on from the newest checkpoint, and is the uninterrupted run bit for bit on a CPU: the order of
 the data, the masks and dropout depend on the seed and the number of the step alone.
 """
@@ -7,7 +8,7 @@ the data, the masks and dropout depend on the seed and the number of the step al
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
@@ -15,126 +16,117 @@ from typing import Any
 
 import torch
 
-from visualbert_core.engine.worker_process import set_threads
-from visualbert_core.errors import ConfigError, UnfinishedError
+from visualbert_core.errors import ClusterError, ConfigError, UnfinishedError
 from visualbert_core.printable import logger
 from visualbert_core.training.data import ahead, passes, read_portion, total_steps
 from visualbert_core.training.folder import (
-    Training,
-    alone,
-    claim,
-    opened,
     read_validations,
     write_record,
     write_validations,
 )
-from visualbert_core.training.log import Live, Pace, StepLog
+from visualbert_core.training.group import ALONE, Group
+from visualbert_core.training.log import Pace, Progress, StepLog
 from visualbert_core.training.optimizers import OPTIMIZERS, Moments, Optimizer, decay_groups
 from visualbert_core.training.order import Order
 from visualbert_core.training.recipe import EPOCHS, TrainConfig
 from visualbert_core.training.schedules import Schedule, planned_steps
-from visualbert_core.training.sources import Lessons, metadata_task, open_recipe, out_of_place
+from visualbert_core.training.sources import Lessons, metadata_task
 from visualbert_core.training.state import Checkpoints, moments_of, restore
 from visualbert_core.training.step import Outcome, Prepared, Stepper
-from visualbert_core.training.stopping import Stop, listening
-from visualbert_core.training.validation import Validation, best, check_validation, is_over, validate
+from visualbert_core.training.validation import Validation, best, is_over, validate
 
 _LOG = logger(__name__)
 _AGAIN = "run the same line again to go on from here"
 
 
-def train(config: TrainConfig) -> Training:
-    """Train a model by a recipe, or go on with a training that stopped. A finished training is only read.
-
-    Raise InputError where the recipe does not fit its data, or where OUT holds a training by another recipe. Raise
-    CoverageError where images have no features. Raise TrainingError where a loss or gradient is not finite. Raise
-    UnfinishedError after SIGTERM, SIGINT or `max_hours`, when everything is saved.
-    """
-    out_of_place(config)
-    check_validation(config)
-    before = set_threads(config.threads)
-    try:
-        lessons = open_recipe(config)
-        provenance = lessons.provenance(config)
-        with alone(config.out), listening() as stop:
-            record = claim(config, provenance, lessons)
-            if record["status"] == "finished":
-                return opened(config.out, record)
-            return _Run(config, lessons, provenance, record, stop).go()
-    finally:
-        if before is not None:
-            set_threads(before)
-
-
-class _Run:
-    """A training in this process."""
+class Run:
+    """The part of a training that one worker takes."""
 
     def __init__(
         self,
         config: TrainConfig,
         lessons: Lessons,
-        provenance: dict[str, Any],
         record: dict[str, Any],
-        stop: Stop,
+        stop: Callable[[], str | None],
+        group: Group = ALONE,
     ) -> None:
-        self.config, self.lessons, self.provenance, self.record, self.stop = config, lessons, provenance, record, stop
+        self.config, self.lessons, self.record, self.stop, self.group = config, lessons, record, stop, group
         self.order = Order(len(lessons.examples), config.batch_size, config.seed)
         self.total = total_steps(config, self.order)
-        network = lessons.model.network.to(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = group.device or config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.network = lessons.model.network.to(device)
         self.optimizer = _optimizer(config, self.order, self.total, lessons)
-        self.network = network
-        self.stepper = Stepper(lessons.model, self.optimizer, config)
+        self.stepper = Stepper(lessons.model, self.optimizer, config, group)
         self.checkpoints = Checkpoints(config.out)
         self.history: list[Validation] = []
 
-    def go(self) -> Training:
-        """Take the steps that are left."""
+    def go(self, show: Callable[[Progress], None]) -> None:
+        """Take the steps that are left, and write run.json. `show` gets every step.
+
+        Raise UnfinishedError in the first worker where it was told to stop. The other workers only return.
+        """
         step = self._resume()
-        log = StepLog(self.config.out / "steps.jsonl", step)
-        label = f"training on {self.config.task} {self.config.split}"
+        log = StepLog(self.config.out / "steps.jsonl", step) if self.group.first else None
         try:
             over = self._validate_if_due(step)
             coming = ahead(self._prepared, range(step, self.total), self.config.readers, self.config.read_ahead)
-            with closing(coming), Live(label, self.total, self.config.log_seconds) as live:
+            with closing(coming):
                 while step < self.total and not over:
-                    step = self._step(coming, log, live)
-                    if reason := self.stop.reason(self.config.max_hours):
+                    step = self._step(coming, log, show)
+                    reason = self.stop() if self.group.first else None
+                    stopped = self.group.from_first(reason is not None)
+                    if log is not None and (stopped or self._due(step)):
                         self._save(step, log)
-                        raise UnfinishedError(f"stopped ({reason}) after {step:,} of {self.total:,} steps; {_AGAIN}")
+                    if stopped:
+                        self._end(step, reason)
+                        return
                     if self._due(step):
-                        self._save(step, log)
                         over = self._validate_if_due(step)
                         self._prune()
         finally:
-            log.close()
-        return self._finish(step)
+            if log is not None:
+                log.close()
+        self._finish(step)
+
+    def _end(self, step: int, reason: str | None) -> None:
+        if self.group.first:
+            raise UnfinishedError(f"stopped ({reason}) after {step:,} of {self.total:,} steps; {_AGAIN}")
 
     def _resume(self) -> int:
         """Return the step to go on from, with weights, moments and validations as they were then."""
         state = self.checkpoints.newest()
+        step = 0 if state is None else state.step
+        if step != (expected := self.group.from_first(step)):
+            raise ClusterError(
+                f"worker {self.group.rank + 1} finds the checkpoint of step {step:,} in {self.config.out} and worker 1 "
+                f"that of step {expected:,}: name an --out that all nodes share"
+            )
         if state is None:
             return 0
         restore(state, self.optimizer, self.network)
         self.stepper.skipped = state.about["skipped"]
         self.history = read_validations(self.config.out, state.step)
-        _LOG.info("%s: going on after step %s of %s", self.config.out, f"{state.step:,}", f"{self.total:,}")
-        return state.step
+        if self.group.first:
+            _LOG.info("%s: going on after step %s of %s", self.config.out, f"{step:,}", f"{self.total:,}")
+        return step
 
     def _prepared(self, step: int) -> Prepared:
         """Return the tensors of a step. Threads call this ahead of the steps."""
-        portion, model = read_portion(self.lessons, self.order, step), self.lessons.model
+        portion, model = read_portion(self.lessons, self.order, step, self.group), self.lessons.model
         cut = passes(portion.items, self.config.tokens_per_pass)
-        counts = tuple(sum(item.counts[term] for item in portion.items) for term in range(len(model.terms)))
+        counted = () if portion.stand_in else portion.items
+        counts = tuple(sum(item.counts[term] for item in counted) for term in range(len(model.terms)))
         return Prepared(
             step,
             portion.epoch,
-            tuple(item.example_id for item in portion.items),
+            portion.example_ids,
             tuple(model.prepare(items) for items in cut),
             counts,
-            sum(item.tokens for item in portion.items),
+            sum(item.tokens for item in counted),
+            portion.stand_in,
         )
 
-    def _step(self, coming: Iterator[Prepared], log: StepLog, live: Live) -> int:
+    def _step(self, coming: Iterator[Prepared], log: StepLog | None, show: Callable[[Progress], None]) -> int:
         """Take one step, log it, and return the number of steps that are done."""
         began = time.monotonic()
         batch = next(coming)
@@ -147,9 +139,10 @@ class _Run:
                 "the device: lower --tokens-per-pass; the results stay the same"
             ) from None
         pace = Pace(len(batch.example_ids), time.monotonic() - began, waited)
-        log.add(_line(batch, outcome, pace))
-        loss = None if outcome.rate is None else outcome.loss
-        live.show(batch.step + 1, batch.epoch, loss, outcome.rate, outcome.norm, pace)
+        if log is not None:
+            log.add(_line(batch, outcome, pace))
+            loss = None if outcome.rate is None else outcome.loss
+            show(Progress(batch.step + 1, batch.epoch, loss, outcome.rate, outcome.norm, pace))
         return batch.step + 1
 
     def _due(self, step: int) -> bool:
@@ -160,20 +153,26 @@ class _Run:
         log.sync()  # before the checkpoint: a resumed run finds every line up to it
         task = metadata_task(self.config)
         save = partial(self.lessons.model.save, task=task, space=self.lessons.store.space)
-        about = {"model": self.config.model.name, "skipped": self.stepper.skipped, "provenance": self.provenance}
+        about = {
+            "model": self.config.model.name,
+            "skipped": self.stepper.skipped,
+            "provenance": self.record["provenance"],
+        }
         self.checkpoints.write(step, save, moments_of(self.optimizer, self.network), about)
 
     def _validate_if_due(self, step: int) -> bool:
         """Evaluate the checkpoint of this step if that is due and was not done. Return whether the training is over."""
         if self.config.validate_split is None:
             return False
-        if step and self._due(step) and all(each.step != step for each in self.history):
+        if self.group.first and step and self._due(step) and all(each.step != step for each in self.history):
             found = validate(self.config, self.checkpoints.folder(step), step)
             self.history.append(found)
             write_validations(self.config.out, self.history)
-        return is_over(self.history, self.config.patience)
+        return bool(self.group.from_first(is_over(self.history, self.config.patience)))
 
     def _prune(self) -> None:
+        if not self.group.first:
+            return
         every = self.checkpoints.steps()
         kept = set(every[-self.config.keep_last :])
         kept |= {each.step for each in best(self.history, self.config.keep_best)}
@@ -181,7 +180,9 @@ class _Run:
             kept |= {step for step in every if step % self.config.keep_every == 0}
         self.checkpoints.prune(kept)
 
-    def _finish(self, step: int) -> Training:
+    def _finish(self, step: int) -> None:
+        if not self.group.first:
+            return
         found = best(self.history)
         there = [each for each in found if self.checkpoints.folder(each.step).exists()]
         self.record |= {
@@ -193,7 +194,6 @@ class _Run:
             "validation": asdict(found[0]) if found else None,
         }
         write_record(self.config.out / "run.json", self.record)
-        return opened(self.config.out, self.record)
 
 
 def _line(batch: Prepared, outcome: Outcome, pace: Pace) -> dict[str, Any]:
@@ -207,8 +207,8 @@ def _line(batch: Prepared, outcome: Outcome, pace: Pace) -> dict[str, Any]:
         "rate": outcome.rate,
         "norm": outcome.norm if kept else None,
         "examples": len(batch.example_ids),
-        "tokens": batch.tokens,
-        "counts": list(batch.counts),
+        "tokens": outcome.tokens,
+        "counts": list(outcome.counts),
         "seconds": round(pace.seconds, 4),
         "waiting": round(pace.waiting, 4),
     }

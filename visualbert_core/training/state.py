@@ -65,6 +65,10 @@ class Checkpoints:
         found = (_NAME.fullmatch(path.name) for path in self.root.glob("step-*"))
         return sorted(int(match[1]) for match in found if match)
 
+    def last(self) -> int:
+        """Return the step of the last checkpoint, whole or not. 0: there is none."""
+        return max(self.steps(), default=0)
+
     def write(
         self, step: int, save: Callable[[Path], None], moments: Mapping[str, Tensor], about: Mapping[str, Any]
     ) -> Path:

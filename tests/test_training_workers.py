@@ -1,0 +1,88 @@
+"""Trainings with several workers on Ray: the losses of one worker, workers that are killed, signals and errors."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from deadly_task import DEADLY
+from test_training import recipe, steps, weights  # noqa: F401  (recipe is a fixture)
+
+from visualbert_core.errors import ClusterError, ConfigError, TrainingError, UnfinishedError
+from visualbert_core.training import TrainConfig, train
+
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.slow]
+Recipe = Callable[..., TrainConfig]
+
+
+def test_two_workers_have_the_losses_of_one(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
+    """Fifty steps of two workers, over batches that do not divide, give the losses of one worker, and its log."""
+    options = {"steps": 50, "dropout": 0.0, "batch_size": 7, "tokens_per_pass": 100, "learning_rate": 1e-4}
+    train(recipe("vqa", "one", **options))
+    train(recipe("vqa", "two", workers=2, **options))
+    one, two = steps(tmp_path / "one"), steps(tmp_path / "two")
+    assert len(one) == len(two) == 50
+    for expected, found in zip(one, two, strict=True):
+        for key, most in (("loss", 1e-5), ("norm", 1e-3)):
+            assert found.pop(key) == pytest.approx(expected.pop(key), rel=most), (key, expected["step"])
+        assert found.pop("terms") == pytest.approx(expected.pop("terms"), rel=1e-5)
+        assert found == expected
+
+
+def test_a_killed_worker_is_replaced(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
+    """After a worker was ended by SIGKILL all go on from the last checkpoint: every loss and weight is that of a run
+    without the kill, bit for bit, with dropout. A batch of one example leaves a worker without a share."""
+    annotations = Path(shutil.copytree(recipe().annotations, tmp_path / "annotations"))
+    options = {"task_name": "deadly_task:DeadlyVqa", "annotations": annotations, "batch_size": 11, "workers": 2}
+    options |= {"steps": 30, "save_every": 4, "validate_split": "val", "own_image_only": True}
+    train(recipe("vqa", "whole", **options))
+    (annotations / DEADLY).touch()
+    done = train(recipe("vqa", "killed", **options))
+    assert not (annotations / DEADLY).exists(), "no worker was killed"
+    assert steps(tmp_path / "killed") == steps(tmp_path / "whole")
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    assert done.record["validation"]["scores"]["accuracy"] > 50
+    assert not (tmp_path / "killed" / ".ray").exists()
+
+
+def test_a_signal_to_the_driver_saves_first(recipe: Recipe) -> None:  # noqa: F811
+    """SIGTERM to the driver saves in the first worker and ends as UnfinishedError; the same call goes on."""
+    config = recipe(steps=12, save_every=1000, workers=2)
+
+    def interrupt() -> None:
+        while not (config.out / "run.json").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(UnfinishedError, match=r"stopped \(SIGTERM\) after \d+ of 12 steps; run the same line again"):
+        train(config)
+    assert 0 < len(steps(config.out)) < 12
+    train(config)
+    assert [line["step"] for line in steps(config.out)] == list(range(1, 13))
+
+
+def test_errors_of_workers_are_those_of_one_process(recipe: Recipe) -> None:  # noqa: F811
+    """A loss that is not finite names the step and the examples, and is not tried again."""
+    with pytest.raises(TrainingError, match=r"step \d+: the loss is .* the batch has 6 examples \(") as caught:
+        train(recipe(workers=2, learning_rate=1e30))
+    assert "\n" not in str(caught.value)
+
+
+def test_workers_take_the_room_that_there_is(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
+    """Without room for all workers the training is refused, or goes on with fewer where the recipe allows it."""
+    many = (os.cpu_count() or 1) + 1
+    with pytest.raises(ClusterError, match=rf"{many} workers need {many} CPUs, and there are \d+: lower --workers"):
+        train(recipe(workers=many))
+    with pytest.raises(ConfigError, match="min_workers 3 is more than workers 2"):
+        recipe(workers=2, min_workers=3)
+    train(recipe("vqa", "fewer", workers=many, min_workers=1, dropout=0.0, learning_rate=1e-4))
+    train(recipe("vqa", "one", dropout=0.0, learning_rate=1e-4))
+    fewer, one = ([line["loss"] for line in steps(tmp_path / name)] for name in ("fewer", "one"))
+    assert fewer == pytest.approx(one, rel=1e-5)

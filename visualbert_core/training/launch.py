@@ -1,0 +1,50 @@
+"""Trains by a recipe: checks it, opens it, claims the folder, and starts the workers.
+
+One worker takes the steps in this process and needs no Ray. Several take them together on Ray, see `ray_workers`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from visualbert_core.engine.worker_process import set_threads
+from visualbert_core.training.data import total_steps
+from visualbert_core.training.folder import Training, alone, claim, opened
+from visualbert_core.training.log import Live
+from visualbert_core.training.order import Order
+from visualbert_core.training.ray_workers import train_on_ray
+from visualbert_core.training.recipe import TrainConfig
+from visualbert_core.training.run import Run
+from visualbert_core.training.sources import open_recipe, out_of_place
+from visualbert_core.training.stopping import listening
+from visualbert_core.training.validation import check_validation
+
+
+def train(config: TrainConfig) -> Training:
+    """Train a model by a recipe, or go on with a training that stopped. A finished training is only read.
+
+    Raise InputError where the recipe does not fit its data, or where OUT holds a training by another recipe. Raise
+    CoverageError where images have no features. Raise TrainingError where a loss or gradient is not finite. Raise
+    ClusterError where Ray does not start, or workers end again and again. Raise UnfinishedError after SIGTERM, SIGINT
+    or `max_hours`, when everything is saved.
+    """
+    out_of_place(config)
+    check_validation(config)
+    before = set_threads(config.threads)
+    try:
+        lessons = open_recipe(config)
+        provenance = lessons.provenance(config)
+        with alone(config.out), listening() as stop:
+            record = claim(config, provenance, lessons)
+            if record["status"] != "finished":
+                total = total_steps(config, Order(len(lessons.examples), config.batch_size, config.seed))
+                with Live(f"training on {config.task} {config.split}", total, config.log_seconds) as live:
+                    told = partial(stop.reason, config.max_hours)
+                    if config.workers > 1:
+                        train_on_ray(config, record, told, live.show)
+                    else:
+                        Run(config, lessons, record, told).go(live.show)
+            return opened(config.out)
+    finally:
+        if before is not None:
+            set_threads(before)
