@@ -39,7 +39,7 @@ from visualbert_core.io import locations, storage
 from visualbert_core.io.locations import location
 
 pytestmark = pytest.mark.slow
-ROUNDS, IMAGES = 20, 48
+ROUNDS, IMAGES = 12, 48
 PATIENCE = 900  # seconds; an idle machine needs some tenths of a second
 DRIVERS = multiprocessing.get_context("forkserver")
 # with these imported beforehand, a driver starts fast
@@ -174,7 +174,7 @@ def wait_until(reached: Callable[[], bool], driver: Driver) -> None:
 def test_whatever_dies_the_bytes_are_the_same(
     nodes: Nodes, world: Path, undisturbed: dict[str, bytes], record_property: Callable[[str, str], None]
 ) -> None:
-    """In each of twenty rounds an actor, a node or the driver is killed once in each stage, and the same line again,
+    """In each of twelve rounds an actor, a node or the driver is killed once in each stage, and the same line again,
     with another number of workers, ends with nothing lost and nothing twice."""
     table = [f"{'round':>5}  {'extraction':<24}{'evaluation':<24}{'seconds':>7}{'lost':>6}{'twice':>6}  bytes"]
     # The last job never starts, so the driver does not end before the test ends it.

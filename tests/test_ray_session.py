@@ -71,7 +71,19 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SITUATIONS)
-def test_a_running_cluster_is_joined_and_takes_jobs(name: str, pictures: Path, tmp_path: Path) -> None:
+def test_a_running_cluster_is_joined(name: str, tmp_path: Path) -> None:
+    """A cluster started in the situation takes a driver with RAY_ADDRESS. Nothing is written into the home folder."""
+    variables, token = situation(name, tmp_path / "home")
+    before = files(tmp_path / "home")
+    with head(variables, token) as running:
+        done = run(sys.executable, "-c", COMPUTE, env=variables | {"RAY_ADDRESS": running.address})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert files(tmp_path / "home") == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["token in the home folder", "none"])
+def test_a_running_cluster_takes_jobs(name: str, pictures: Path, tmp_path: Path) -> None:
     """A cluster started in the situation takes a job with RAY_ADDRESS and a job submitted as in the README. Nothing is
     written into the home folder. The corpus has a name beyond ASCII, which Ray's metrics refuse."""
     variables, token = situation(name, tmp_path / "home")

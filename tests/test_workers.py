@@ -54,12 +54,12 @@ def test_real_networks_do_not_see_how_many_workers_there_are(small_night: SmallN
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("family", ["vilt", "llava"])
 def test_models_of_pixels_do_not_see_workers_come_and_go(small_night: SmallNight, tmp_path: Path, family: str) -> None:
-    """Predictions of a classifier and of a model that writes are the same bytes on one worker, and on three workers of
-    which one is killed by SIGKILL in the middle."""
+    """Predictions of a classifier and of a model that writes are the same bytes inline, and on two workers of which one
+    is killed by SIGKILL in the middle."""
     write = {"vilt": write_vilt, "llava": write_llava}[family]
     world = small_night.out / "synthetic" / "vqa"
 
-    def parts(name: str, workers: int) -> dict[str, bytes]:
+    def parts(name: str, config: PoolConfig) -> dict[str, bytes]:
         asked = EvaluateConfig(
             task="vqa",
             split="val",
@@ -71,13 +71,13 @@ def test_models_of_pixels_do_not_see_workers_come_and_go(small_night: SmallNight
             shard_size=2,
             answering=AnsweringConfig() if family == "vilt" else AnsweringConfig(max_new_tokens=4),
         )
-        with Pool(PoolConfig(workers=workers)) as pool:
+        with Pool(config) as pool:
             run = evaluate(asked, pool, load_killed_once)
         return {str(path.relative_to(run.folder)): path.read_bytes() for path in run.folder.rglob("*.parquet")}
 
     model = write(tmp_path / "models" / family)
-    one = parts("one", 1)
+    one = parts("one", PoolConfig(inline=True))
     (model.parent / "kill").touch()
-    assert parts("three", 3) == one
+    assert parts("two", PoolConfig(workers=2)) == one
     assert not (model.parent / "kill").exists()
     assert len(one) > 5
