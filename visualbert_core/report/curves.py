@@ -89,8 +89,9 @@ def scale(values: Sequence[float], parts: int = 4, least: float = 0.0) -> tuple[
     low, high = min(values), max(values)
     rough = max(high - low, least) / parts or abs(high) / parts or 1.0
     power = 10.0 ** floor(log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-    bottom, top = floor(low / step) * step, ceil(high / step) * step
+    # 5 × 1e-06 is a little less than 5e-06 in binary.
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= 0.999 * rough)
+    bottom, top = floor(low / step + 1e-9) * step, ceil(high / step - 1e-9) * step
     return bottom, top if top > bottom else bottom + step, step
 
 

@@ -136,7 +136,7 @@ def _mlflow_training(training: TrackedTraining) -> None:
         known = held[0].info.run_id if held else None
         with mlflow.start_run(known, run_name=training.name, tags=None if known else tags) as run:
             if known is None:
-                mlflow.log_params(training.settings)
+                mlflow.log_params(dict(training.settings))
             for start in range(0, len(values), _BATCH):
                 mlflow.MlflowClient().log_batch(run.info.run_id, values[start : start + _BATCH])
             if training.page is not None:
@@ -210,9 +210,12 @@ def _tensorboard(night: TrackedNight) -> None:
 def _tensorboard_training(training: TrackedTraining) -> None:
     from tensorboardX import SummaryWriter
 
+    if not training.points:
+        return
     folder = training.out / "tensorboard"
     try:
-        with SummaryWriter(str(folder)) as writer:
+        # Without the step in its name, a file replaces the one that was written in the same second.
+        with SummaryWriter(str(folder), filename_suffix=f".{training.points[0][0]}") as writer:
             for step, found in training.points:
                 for name, value in found.items():
                     writer.add_scalar(name, value, step)

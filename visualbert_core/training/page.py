@@ -20,6 +20,7 @@ from visualbert_core.comparison.compare import compare
 from visualbert_core.corpus.listing import list_images
 from visualbert_core.engine.shards import publish
 from visualbert_core.features.store import FeatureStore
+from visualbert_core.io.locations import Location
 from visualbert_core.printable import printable
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.curves import Line, Plot, plot
@@ -176,6 +177,7 @@ class PageWriter:
     def _places(self) -> Places:
         """Return the words for the folders of this machine: equal trainings give equal pages on every machine."""
         config = self._config
+        named: list[tuple[str, Location | None]]
         named = [("OUT", config.out), ("ANNOTATIONS", config.annotations), ("FEATURES", config.features)]
         named += [
             ("VALIDATE_ANNOTATIONS", config.validate_annotations),

@@ -52,7 +52,8 @@ class Watch:
         """Send the steps that this tracker has not received, and note in trackers.json that it has."""
         out = self._config.out
         path = out / TRACKERS
-        state = read_json(path, InputError) if path.exists() else {"training": uuid.uuid4().hex[:16], "sent": {}}
+        state: dict[str, Any] = {"training": uuid.uuid4().hex[:16], "sent": {}}
+        state = read_json(path, InputError) if path.exists() else state
         publish(path, json.dumps(state).encode())  # before the first run is made under this name
         points = self._points(state["sent"].get(tracker, -1), history)
         recipe = {name: json.dumps(value) for name, value in record["provenance"]["recipe"].items()}
