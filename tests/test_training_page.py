@@ -22,7 +22,7 @@ from conftest import SmallNight, small_files
 from visualbert_core.cli import main
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.engine.pool import Pool
-from visualbert_core.errors import ConfigError, TrackerError
+from visualbert_core.errors import ConfigError, InputError, TrackerError
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.trained_on import trained_on
 from visualbert_core.models.visualbert.trainable import VisualBertTrainable
@@ -412,6 +412,13 @@ def test_an_unknown_tracker_is_said_before_the_first_step(small_night: SmallNigh
     """The error names the recipe's key and the nearest name."""
     with pytest.raises(ConfigError, match=r"recipe: trackers: unknown tracker 'mlfow'.*mlflow"):
         train(recipe(small_night, tmp_path / "out", trackers=("mlfow",)))
+
+
+def test_images_that_are_not_there_are_said_before_the_first_step(small_night: SmallNight, tmp_path: Path) -> None:
+    """A wrong folder for the pictures of the page ends the training at once, and not after an epoch."""
+    with pytest.raises(InputError, match="nowhere"):
+        train(recipe(small_night, tmp_path / "out", validate_images=tmp_path / "nowhere"))
+    assert not (tmp_path / "out" / "steps.jsonl").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -88,7 +88,9 @@ class PageWriter:
     """Writes the page of a training, again and again. What a validation shows is computed once for each best one."""
 
     def __init__(self, config: TrainConfig, total: int) -> None:
+        """List the images of the validation. Raise InputError where there are none."""
         self._config, self._total = config, total
+        self._images = {} if config.validate_images is None else list_images(config.validate_images)
         self._shown: tuple[int, ReportCell, Section] | None = None
 
     def write(self, record: Mapping[str, Any], history: Sequence[Validation], parent: Validation | None) -> None:
@@ -154,7 +156,7 @@ class PageWriter:
             title=f"{folder.name} on {config.task} {config.validate_split}",
             task=self._task,
             store=self._store,
-            images=list_images(config.validate_images) if config.validate_images is not None else {},
+            images=self._images,
             run=run,
             baseline=wrong,
             places=self._places,
