@@ -49,11 +49,14 @@ class Command:
         if self.json:
             say_json(done.record | {"folder": str(done.folder)})
             return 0
+        for warning in done.record["warnings"]:
+            say(f"WARNING: {warning}")
         for name, score in ((done.record["validation"] or {}).get("scores") or {}).items():
             say(f"{name:>14} {score:6.2f}")
         if done.best is not None:
             say(f"best: {done.best}")
         say(f"last: {done.last}")
+        say(f"page: {done.folder / 'training.html'}")
         return 0
 
 

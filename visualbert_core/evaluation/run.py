@@ -23,6 +23,7 @@ from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run_folder import Run, claim, encode_json, is_finished, read_run, run_folder, write_json
 from visualbert_core.evaluation.score import PredictionSet, score
 from visualbert_core.evaluation.sizes import check_sizes
+from visualbert_core.evaluation.trained_on import trained_on
 from visualbert_core.evaluation.units import UNITS_FILE, by_metric, encode_units
 from visualbert_core.evaluation.worker import EvaluationWorker, LoadModel
 from visualbert_core.metrics.coverage import check_coverage
@@ -68,10 +69,14 @@ def evaluate(
     warnings = check_fit(model, source, config)
     some = None if config.limit is None else sample(task.examples(), source, config.limit)
     made_of = source.identify(task.examples() if some is None else some)
-    warnings = check_sizes(task, source) + warnings
+    provenance = _provenance(config, task, model) | made_of
+    warnings = [
+        *trained_on(Path(config.model), provenance["annotations"]),
+        *check_sizes(task, source),
+        *warnings,
+    ]
     for warning in warnings:
         _LOG.warning("%s: %s", config.model.name, warning)
-    provenance = _provenance(config, task, model) | made_of
     folder = run_folder(config)
     asking = {"network": model.name, "answering": model.protocol}
     record = {"spec": _spec(config), **asking, "provenance": provenance, "status": "running", "warnings": warnings}

@@ -11,6 +11,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,26 @@ _HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
+class Before:
+    """The words for what the scores of a page are compared with."""
+
+    column: str
+    """Name of the column with its scores."""
+    meaning: str
+    ring: str
+    """What the ring of a plot stands for."""
+    dot: str
+
+
+NIGHT_BEFORE = Before(
+    column="earlier",
+    meaning="The score of the last night that did not fail, under tonight's annotations.",
+    ring="earlier night",
+    dot="tonight",
+)
+
+
+@dataclass(frozen=True)
 class Page:
     """Everything that the templates show."""
 
@@ -50,6 +71,7 @@ class Page:
     style: str
     script: str
     """Empty on a page without flips."""
+    before: Before = NIGHT_BEFORE
     synthetic: str = SYNTHETIC
     version: str = __version__
 
@@ -81,14 +103,15 @@ def render(info: ReportInfo, cells: Sequence[ReportCell], night: GatedNight | No
         columns=[name for name in columns if shown.get(name, True)],
         guesses=guesses(cells),
         papers=papers(cells),
-        style=_static("page.css"),
-        script=_static("flips.js") if flips else "",
+        style=static("page.css"),
+        script=static("flips.js") if flips else "",
     )
     return environment().get_template("page.html").render(page=page)
 
 
+@cache
 def environment() -> Environment:
-    """Return the templates. A name that is not defined is an error and not an empty text."""
+    """Return the templates, compiled once. A name that is not defined is an error and not an empty text."""
     # Imported here: scoring, comparing and the table of the terminal import this package, and need no Jinja2.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -115,5 +138,6 @@ def environment() -> Environment:
     return templates
 
 
-def _static(name: str) -> str:
+def static(name: str) -> str:
+    """Return the text of a file of static/."""
     return (_HERE / "static" / name).read_text(encoding="utf-8")

@@ -241,7 +241,7 @@ def cost(info: ReportInfo, cell: ReportCell, night: CellNight) -> Cost | None:
 def _provenance(cell: ReportCell, run: Run, comparison: Comparison | None) -> Provenance:
     runs = {"run folder": run, "wrong image": cell.baseline, "no image": cell.no_image}
     pairs = [(name, str(each.folder)) for name, each in runs.items() if each]
-    pairs += _leaves(run.record["provenance"])
+    pairs += leaves(run.record["provenance"])
     return Provenance(
         rows=[(name, cell.places.hide(text)) for name, text in pairs],
         commands="\n".join(command(cell, each) for each in runs.values() if each),
@@ -250,10 +250,11 @@ def _provenance(cell: ReportCell, run: Run, comparison: Comparison | None) -> Pr
     )
 
 
-def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (name, text) of everything in a provenance, in the order of the names."""
     for name, leaf in sorted(value.items()):
         if isinstance(leaf, Mapping):
-            yield from _leaves(leaf, f"{prefix}{name}.")
+            yield from leaves(leaf, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", leaf if isinstance(leaf, str) else json.dumps(leaf)
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, floor, log10
+from math import ceil
 
 from visualbert_core.comparison.history import Row
+from visualbert_core.report.curves import scale, ticks
 from visualbert_core.report.scores import label
 from visualbert_core.tasks import Task
 
@@ -57,7 +58,7 @@ def trend(rows: Sequence[Row], task: Task | None) -> Trend:
     rows = [row for row in rows if metric in row.scores]
     intervals = [_interval(row, metric) for row in rows]
     ends = [end for interval in intervals if interval for end in interval]
-    low, high, step = _scale([row.scores[metric] for row in rows] + ends)
+    low, high, step = scale([row.scores[metric] for row in rows] + ends, least=0.4)
 
     def y(value: float) -> float:
         return _TOP + (high - value) / (high - low) * (HEIGHT - _TOP - _BOTTOM)
@@ -76,8 +77,7 @@ def trend(rows: Sequence[Row], task: Task | None) -> Trend:
         )
         for index, (row, interval) in enumerate(zip(rows, intervals, strict=True))
     ]
-    ticks = [low + step * index for index in range(round((high - low) / step) + 1)]
-    return Trend(label(metric, task), [(tick, y(tick)) for tick in ticks], nights)
+    return Trend(label(metric, task), [(tick, y(tick)) for tick in ticks(low, high, step)], nights)
 
 
 def _interval(row: Row, metric: str) -> tuple[float, float] | None:
@@ -89,13 +89,3 @@ def _differs(before: Row, row: Row) -> list[str]:
     """Return the ingredients that differ. A row of an older version may lack an ingredient, which says nothing."""
     both = before.ingredients.keys() & row.ingredients.keys()
     return [name for name in row.ingredients if name in both and before.ingredients[name] != row.ingredients[name]]
-
-
-def _scale(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return round ends around the values, and the step between lines: 1, 2 or 5 times a power of ten."""
-    low, high = min(values), max(values)
-    rough = max(high - low, 0.4) / 4
-    power = 10 ** floor(log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-    bottom, top = floor(low / step) * step, ceil(high / step) * step
-    return bottom, top if top > bottom else bottom + step, step

@@ -10,6 +10,9 @@
     state.py        checkpoints with the training state beside them, written whole or not at all
     log.py          the file of all steps, and the live line
     validation.py   the evaluation of a checkpoint, the best checkpoint, early stopping
+    curves.py       the curves of the log, for plots and as Parquet
+    page.py         training.html
+    watch.py        writes the page, the curves and to trackers, at every checkpoint
     run.py          `train(...)`: the order of all this, the log, resuming, signals
 
 The authors' recipes and their results are in Li et al. 2019 (arXiv:1908.03557) and github.com/uclanlp/visualbert at

@@ -3,7 +3,10 @@
 OUT/run.json            the recipe, what it was made of, the status, the best and the last checkpoint
 OUT/steps.jsonl         a line for each step
 OUT/validations.jsonl   a line for each validation
-OUT/validation/         the run folders of the validations
+OUT/validation/         the run folders of the validations; step 0 is the checkpoint that the training starts from
+OUT/training.html       see `page`
+OUT/curves.parquet      see `curves`
+OUT/trackers.json       what trackers have received, see `watch`
 OUT/checkpoints/        see `state`
 """
 
@@ -25,7 +28,7 @@ from visualbert_core.printable import logger
 from visualbert_core.provenance import differences
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.sources import Lessons
-from visualbert_core.training.validation import Validation
+from visualbert_core.training.validation import Validation, on_training_annotations
 
 _LOG = logger(__name__)
 
@@ -60,7 +63,11 @@ def claim(config: TrainConfig, provenance: dict[str, Any], lessons: Lessons) -> 
     libraries may change in between: that is logged, and the result may differ in the last bits.
     """
     path = config.out / "run.json"
-    record = {"status": "running", "model": config.model.name, "examples": lessons.remarks, "provenance": provenance}
+    warnings = on_training_annotations(config, provenance)
+    for line in warnings:
+        _LOG.warning("%s: %s", config.out, line)
+    record = {"status": "running", "model": config.model.name, "examples": lessons.remarks, "warnings": warnings}
+    record |= {"provenance": provenance}
     if not path.exists():
         write_record(path, record)
         return record

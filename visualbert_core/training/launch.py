@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from visualbert_core.engine.worker_process import set_threads
+from visualbert_core.report.trackers import check_trackers
 from visualbert_core.training.data import total_steps
 from visualbert_core.training.folder import Training, alone, claim, opened
 from visualbert_core.training.log import Live
@@ -30,6 +31,7 @@ def train(config: TrainConfig) -> Training:
     """
     out_of_place(config)
     check_validation(config)
+    check_trackers(config.trackers, "recipe")
     before = set_threads(config.threads)
     try:
         lessons = open_recipe(config)
@@ -43,7 +45,7 @@ def train(config: TrainConfig) -> Training:
                     if config.workers > 1:
                         train_on_ray(config, record, told, live.show)
                     else:
-                        Run(config, lessons, record, told).go(live.show)
+                        Run(config, lessons, record, told).go(live.show, live.paused)
             return opened(config.out)
     finally:
         if before is not None:

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from visualbert_core.engine.progress import make_bar
 from visualbert_core.engine.shards import publish
-from visualbert_core.printable import logger, printable
+from visualbert_core.printable import logger, printable, unguarded
+from visualbert_core.training.curves import KEPT
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 _LOG = logger(__name__)
 _FLUSH_SECONDS = 2.0
-_KEPT = 0.95
-"""Share of the earlier smoothed loss that a step keeps."""
 
 
 class StepLog:
@@ -80,36 +84,59 @@ class Progress:
 
 
 class Live:
-    """A bar in a terminal, elsewhere a log line every `seconds`: step, epoch, loss, rate, speed, time left."""
+    """Two lines in a terminal, elsewhere a log line every `seconds`: step, epoch, loss, rate, speed, waiting, time.
+
+    They fit into 80 columns. Inside the context, `paused` gives the terminal to the bar of a validation.
+    """
 
     def __init__(self, label: str, total: int, seconds: float) -> None:
+        # Imported here, because only a training that runs draws.
+        from rich.console import Console
+        from rich.live import Live as Display
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
         self._total, self._seconds = total, seconds
-        self._bar = make_bar()
         self._label = printable(label)
-        self._task = self._bar.add_task(self._label, total=total, status="")
+        console = Console(file=unguarded(sys.stderr))
+        text = TextColumn("{task.description}", markup=False)
+        self._bar = Bar(text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+        self._task = self._bar.add_task(self._label, total=total)
+        self._line = ""
+        self._display = Display(console=console, get_renderable=self._drawn) if console.is_terminal else None
         self._logged = time.monotonic()
         self._loss: float | None = None
         self._examples = self._spent = self._waited = 0.0
         self._steps = 0
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        if self._display is not None:
+            self._display.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._display is not None:
+            self._display.stop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Draw nothing inside this context: two displays in one terminal overwrite each other."""
+        self.__exit__()
+        yield
+        self.__enter__()
 
     def show(self, found: Progress) -> None:
-        """Update the line after a step."""
+        """Update the lines after a step."""
         step, loss, pace = found.step, found.loss, found.pace
         if loss is not None:
-            self._loss = loss if self._loss is None else _KEPT * self._loss + (1 - _KEPT) * loss
+            self._loss = loss if self._loss is None else KEPT * self._loss + (1 - KEPT) * loss
         self._examples += pace.examples
         self._spent += pace.seconds
         self._waited += pace.waiting
         self._steps += 1
-        if not self._bar.disable:
-            self._bar.update(self._task, completed=step, status=self._status(found))
+        if self._display is not None:
+            self._line = self._status(found)
+            self._bar.update(self._task, completed=step)
         elif time.monotonic() - self._logged >= self._seconds or step == self._total:
             self._logged = time.monotonic()
             left = (self._total - step) * self._spent / self._steps
@@ -122,10 +149,16 @@ class Live:
                 left,
             )
 
+    def _drawn(self) -> Group:
+        from rich.console import Group
+        from rich.text import Text
+
+        return Group(self._bar, Text(self._line))
+
     def _status(self, found: Progress) -> str:
         spent = max(self._spent, 1e-9)
         loss = "–" if self._loss is None else f"{self._loss:.4g}"
         return (
-            f"epoch {found.epoch + 1}, loss {loss}, rate {found.rate or 0:.2g}, gradient {found.norm:.3g}, "
-            f"{self._examples / spent:.0f} examples/s, {100 * self._waited / spent:.0f} % waiting for data"
+            f"epoch {found.epoch + 1}, loss {loss}, rate {found.rate or 0:.2g}, gradient {found.norm:.2g}, "
+            f"{self._examples / spent:.0f} examples/s, waiting {100 * self._waited / spent:.0f} %"
         )

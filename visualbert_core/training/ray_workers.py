@@ -19,7 +19,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -248,10 +248,10 @@ def _take_steps(config: TrainConfig, record: dict[str, Any], board: Any, group: 
         raise ClusterError(f"worker {group.rank + 1} has other code or data than the driver: {'; '.join(other[:3])}")
     stop = _Asking(board)
     if not group.first:
-        Run(config, lessons, record, stop, group).go(lambda _: None)
+        Run(config, lessons, record, stop, group).go(lambda _: None, nullcontext)
         return
     with _lines_to(board):
-        Run(config, lessons, record, stop, group).go(board.progressed.remote)
+        Run(config, lessons, record, stop, group).go(board.progressed.remote, nullcontext)
 
 
 class _Asking:

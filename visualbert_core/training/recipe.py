@@ -16,12 +16,15 @@ from visualbert_core.config import check_range, check_values
 from visualbert_core.errors import ConfigError
 from visualbert_core.io.locations import Location
 
-PATHS = ("annotations", "features", "model", "out", "answers", "validate_annotations", "validate_features")
+PATHS = (
+    *("annotations", "features", "model", "out", "answers"),
+    *("validate_annotations", "validate_features", "validate_images"),
+)
 """The keys that say where something lies. A run records digests of what lies there, not the places."""
 FREE = (
     *("max_hours", "read_ahead", "readers", "device", "log_seconds", "skip_bad_batches"),
     *("save_every", "validate_split", "validate_batch_size", "own_image_only", "patience"),
-    *("keep_last", "keep_best", "keep_every", "workers", "min_workers", "restarts"),
+    *("keep_last", "keep_best", "keep_every", "workers", "min_workers", "restarts", "trackers"),
 )
 """The keys that do not decide what a step computes. They may differ when a run is resumed."""
 EPOCHS = 10
@@ -123,6 +126,8 @@ class TrainConfig:
     """Folder of the annotations of that split. Default: ANNOTATIONS."""
     validate_features: Location | None = None
     """Feature store of that split. Default: FEATURES."""
+    validate_images: Location | None = None
+    """Images of that split, for the pictures of training.html. Default: the page shows the regions without pictures."""
     validate_batch_size: int = 64
     """Examples that are answered at once in a validation."""
     own_image_only: bool = False
@@ -153,6 +158,8 @@ class TrainConfig:
     """Threads that read features and make batches ahead."""
     read_ahead: int = 4
     """Batches that are made ahead."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers that receive losses and scores at every checkpoint: mlflow, wandb, tensorboard."""
     log_seconds: float = 60.0
     """Seconds between two lines of progress where there is no terminal."""
 

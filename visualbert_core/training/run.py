@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -33,7 +33,8 @@ from visualbert_core.training.schedules import Schedule, planned_steps
 from visualbert_core.training.sources import Lessons, metadata_task
 from visualbert_core.training.state import Checkpoints, moments_of, restore
 from visualbert_core.training.step import Outcome, Prepared, Stepper
-from visualbert_core.training.validation import Validation, best, is_over, validate
+from visualbert_core.training.validation import Validation, best, is_over, validate, validate_parent
+from visualbert_core.training.watch import Watch
 
 _LOG = logger(__name__)
 _AGAIN = "run the same line again to go on from here"
@@ -60,12 +61,13 @@ class Run:
         self.checkpoints = Checkpoints(config.out)
         self.history: list[Validation] = []
 
-    def go(self, show: Callable[[Progress], None]) -> None:
-        """Take the steps that are left, and write run.json. `show` gets every step.
+    def go(self, show: Callable[[Progress], None], paused: Callable[[], AbstractContextManager[None]]) -> None:
+        """Take the steps that are left, and write run.json. `show` gets every step, and is `paused` in a validation.
 
         Raise UnfinishedError in the first worker where it was told to stop. The other workers only return.
         """
         step = self._resume()
+        watch = self._watch() if self.group.first else None
         log = StepLog(self.config.out / "steps.jsonl", step) if self.group.first else None
         try:
             over = self._validate_if_due(step)
@@ -78,18 +80,28 @@ class Run:
                     if log is not None and (stopped or self._due(step)):
                         self._save(step, log)
                     if stopped:
-                        self._end(step, reason)
+                        self._end(step, reason, watch)
                         return
                     if self._due(step):
-                        over = self._validate_if_due(step)
+                        with paused():
+                            over = self._validate_if_due(step)
                         self._prune()
+                        if watch is not None and step < self.total and not over:
+                            watch.update(self.record, self.history)
         finally:
             if log is not None:
                 log.close()
-        self._finish(step)
+        if watch is not None:
+            self._finish(step, watch)
 
-    def _end(self, step: int, reason: str | None) -> None:
-        if self.group.first:
+    def _watch(self) -> Watch:
+        parent = validate_parent(self.config)
+        self.record["parent"] = None if parent is None else asdict(parent)
+        return Watch(self.config, self.total, parent)
+
+    def _end(self, step: int, reason: str | None, watch: Watch | None) -> None:
+        if watch is not None:
+            watch.update(self.record, self.history)
             raise UnfinishedError(f"stopped ({reason}) after {step:,} of {self.total:,} steps; {_AGAIN}")
 
     def _resume(self) -> int:
@@ -180,9 +192,7 @@ class Run:
             kept |= {step for step in every if step % self.config.keep_every == 0}
         self.checkpoints.prune(kept)
 
-    def _finish(self, step: int) -> None:
-        if not self.group.first:
-            return
+    def _finish(self, step: int, watch: Watch) -> None:
         found = best(self.history)
         there = [each for each in found if self.checkpoints.folder(each.step).exists()]
         self.record |= {
@@ -193,13 +203,14 @@ class Run:
             "best": self.checkpoints.folder(there[0].step).name if there else None,
             "validation": asdict(found[0]) if found else None,
         }
+        watch.update(self.record, self.history)  # before run.json, after which the same call only reads
         write_record(self.config.out / "run.json", self.record)
 
 
 def _line(batch: Prepared, outcome: Outcome, pace: Pace) -> dict[str, Any]:
-    """Return the line of steps.jsonl. A batch that was left out has neither loss nor rate."""
+    """Return the line of steps.jsonl. A batch that was left out has neither loss nor rate, but names."""
     kept = outcome.rate is not None
-    return {
+    return ({} if kept else {"left_out": list(batch.example_ids)}) | {
         "step": batch.step + 1,
         "epoch": batch.epoch,
         "loss": outcome.loss if kept else None,

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from visualbert_core.engine.processes import DraftFolder
 from visualbert_core.errors import InputError
+from visualbert_core.evaluation.trained_on import TRAINED
 from visualbert_core.io.documents import read_json
 from visualbert_core.io.storage import naming
 from visualbert_core.printable import logger
@@ -35,7 +36,7 @@ from visualbert_core.provenance import digest_file
 from visualbert_core.training.optimizers import Optimizer
 
 _LOG = logger(__name__)
-RECORD, MOMENTS, WEIGHTS = "training.json", "optimizer.safetensors", "model.safetensors"
+RECORD, MOMENTS, WEIGHTS = TRAINED, "optimizer.safetensors", "model.safetensors"
 _NAME = re.compile(r"step-(\d{8,})")
 _STATES = 2
 """Checkpoints that keep the training state: the newest, and the one before it in case the newest is damaged."""

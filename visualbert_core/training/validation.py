@@ -15,8 +15,11 @@ from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import ConfigError, CoverageError
 from visualbert_core.evaluation.run import evaluate
+from visualbert_core.evaluation.run_folder import Run, read_run, run_folder
+from visualbert_core.evaluation.trained_on import on_training_split
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.printable import logger
+from visualbert_core.provenance import digest_files
 from visualbert_core.tasks import open_task
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.sources import metadata_task
@@ -61,6 +64,31 @@ def check_validation(config: TrainConfig) -> None:
                 )
 
 
+def validate_parent(config: TrainConfig) -> Validation | None:
+    """Evaluate the checkpoint that the training starts from, as step 0. A finished evaluation is only read.
+
+    Return None where nothing is validated, and where the training does not take the head of that checkpoint.
+    """
+    if config.validate_split is None or config.weights != "checkpoint":
+        return None
+    return validate(config, config.model, 0)
+
+
+def validation_run(config: TrainConfig, checkpoint: Path, step: int, visual: Any = "own") -> Run:
+    """Return the run folder of a validation."""
+    return read_run(run_folder(_evaluation(config, checkpoint, step, visual)))
+
+
+def on_training_annotations(config: TrainConfig, provenance: Mapping[str, Any]) -> list[str]:
+    """Return a warning where the validation has the annotations that are learnt; else nothing."""
+    if config.validate_split is None:
+        return []
+    task = open_task(config.task, config.validate_annotations or config.annotations, config.validate_split)
+    if digest_files(task.annotation_files()) != provenance["data"]["annotations"]:
+        return []
+    return [on_training_split(f"{config.task} {config.validate_split} is what is learnt")]
+
+
 def validate(config: TrainConfig, checkpoint: Path, step: int) -> Validation:
     """Evaluate a checkpoint on the validation split. A finished evaluation is only read.
 
@@ -91,6 +119,7 @@ def _evaluation(config: TrainConfig, checkpoint: Path, step: int, visual: Any) -
         out=config.out / "validation" / f"step-{step:08d}",
         visual=visual,
         precision=config.precision,
+        feature_space=None if step else config.feature_space,  # a checkpoint of a training names its space
         batch_size=config.validate_batch_size,
         allow_feature_space_mismatch=config.allow_feature_space_mismatch,
     )

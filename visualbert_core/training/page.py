@@ -1,0 +1,310 @@
+"""The page of a training, training.html, in the look of the report: one file, which loads and runs nothing.
+
+It has the curves, the score of the best checkpoint with those of its parent and of the papers, examples of its answers,
+the recipe and the digests. All of it is read from the folder of the training, so equal trainings give equal pages,
+except for the curves of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from visualbert_core import __version__
+from visualbert_core.comparison.compare import compare
+from visualbert_core.corpus.listing import list_images
+from visualbert_core.engine.shards import publish
+from visualbert_core.features.store import FeatureStore
+from visualbert_core.io.locations import Location
+from visualbert_core.printable import printable
+from visualbert_core.report import ReportCell, ReportInfo
+from visualbert_core.report.curves import Line, Plot, plot
+from visualbert_core.report.gate_section import CellNight
+from visualbert_core.report.html import Before, environment, static
+from visualbert_core.report.places import ELSEWHERE, Places
+from visualbert_core.report.scores import guesses, papers
+from visualbert_core.report.sections import Section, leaves, section
+from visualbert_core.tasks import Task, open_task
+from visualbert_core.training.curves import KEPT, Curves, read_curves
+from visualbert_core.training.recipe import EPOCHS, PATHS, TrainConfig
+from visualbert_core.training.validation import Validation, best, validation_run
+
+INGREDIENT = None
+
+PAGE = "training.html"
+_EXAMPLES = 12
+_ROWS = 20  # of the table of the curves
+_NAMED = 5  # ids in a line
+
+PARENT = Before(
+    column="parent",
+    meaning="The score of the checkpoint that the training started from, over the same examples.",
+    ring="parent",
+    dot="best checkpoint",
+)
+
+
+@dataclass(frozen=True)
+class TrainingPage:
+    """Everything that the template shows."""
+
+    title: str
+    status: str
+    warnings: Sequence[str]
+    left_out: Sequence[str]
+    """A line for each batch that was left out."""
+    plots: Sequence[Plot]
+    rows: Sequence[Sequence[str]]
+    """The curves as a table; the first row has the names of its columns."""
+    validations: Sequence[Sequence[str]]
+    """The validations as a table, in the same way."""
+    smoothing: str
+    cells: Sequence[Section]
+    """The best checkpoint; empty without validations."""
+    no_parent: str
+    """Why there is no score of a parent."""
+    columns: Sequence[str]
+    guesses: Sequence[str]
+    papers: Sequence[str]
+    counts: Sequence[str]
+    """What was counted in the training split."""
+    recipe: str
+    """What was set, as YAML."""
+    chosen: Sequence[tuple[str, str]]
+    defaults: Sequence[tuple[str, str]]
+    provenance: Sequence[tuple[str, str]]
+    style: str
+    script: str = ""
+    before: Before = PARENT
+    version: str = __version__
+
+
+class PageWriter:
+    """Writes the page of a training, again and again. What a validation shows is computed once for each best one."""
+
+    def __init__(self, config: TrainConfig, total: int) -> None:
+        """List the images of the validation. Raise InputError where there are none."""
+        self._config, self._total = config, total
+        self._images = {} if config.validate_images is None else list_images(config.validate_images)
+        self._shown: tuple[int, ReportCell, Section] | None = None
+
+    def write(self, record: Mapping[str, Any], history: Sequence[Validation], parent: Validation | None) -> None:
+        """Publish OUT/training.html, whole or not at all.
+
+        Raise VisualBertCoreError where a part of the training cannot be read, OSError where the disk is full.
+        """
+        publish(self._config.out / PAGE, self._render(record, history, parent).encode(errors="replace"))
+
+    def _render(self, record: Mapping[str, Any], history: Sequence[Validation], parent: Validation | None) -> str:
+        config, curves = self._config, read_curves(self._config.out)
+        found = best(history)
+        cell, shown = self._best(found[0], parent) if found else (None, None)
+        cells = [] if cell is None else [cell]
+        optional = {"parent": parent is not None, "wrong image": bool(found) and found[0].wrong_image is not None}
+        columns = ("metric", "score", "parent", "wrong image", "chance", "paper", "n")
+        page = TrainingPage(
+            title=f"Training of {record['model']} on {config.task} {config.split}",
+            status=self._status(record, curves),
+            warnings=record["warnings"],
+            left_out=[_left_out(step.step, step.left_out) for step in curves.left_out],
+            plots=list(_plots(curves, history, parent, config.validate_split)),
+            rows=_table(curves),
+            validations=_validations(history, parent),
+            smoothing=_smoothing(curves.each),
+            cells=[] if shown is None else [shown],
+            no_parent=self._no_parent(),
+            columns=[name for name in columns if optional.get(name, True)],
+            guesses=guesses(cells),
+            papers=papers(cells),
+            counts=list(_counts(record["examples"])),
+            recipe=_recipe_yaml(config, self._places),
+            chosen=_keys(config, self._places, chosen=True),
+            defaults=_keys(config, self._places, chosen=False),
+            provenance=list(leaves(record["provenance"])),
+            style=static("page.css"),
+        )
+        return environment().get_template("training.html").render(page=page)
+
+    def _status(self, record: Mapping[str, Any], curves: Curves) -> str:
+        taken = f"{curves.steps:,} of {self._total:,} steps"
+        epochs = curves.points[-1].epoch + 1 if curves.points else 0
+        over = "finished" if record["status"] == "finished" else "not finished"
+        return f"{over}: {taken}, in epoch {epochs:,}"
+
+    def _no_parent(self) -> str:
+        starts = {
+            "checkpoint": "",
+            "new-head": "The training began with a new head, so its parent answers nothing and has no score.",
+            "random": "The training began with random weights, so it has no parent.",
+        }
+        return starts[self._config.weights]
+
+    def _best(self, found: Validation, parent: Validation | None) -> tuple[ReportCell, Section]:
+        """Return what the page shows of the best validation. Only another one is read anew."""
+        if self._shown is not None and self._shown[0] == found.step:
+            return self._shown[1:]
+        config = self._config
+        folder = config.out / "checkpoints" / f"step-{found.step:08d}"
+        run = validation_run(config, folder, found.step)
+        wrong = None if found.wrong_image is None else validation_run(config, folder, found.step, "wrong-image")
+        cell = ReportCell(
+            title=f"{folder.name} on {config.task} {config.validate_split}",
+            task=self._task,
+            store=self._store,
+            images=self._images,
+            run=run,
+            baseline=wrong,
+            places=self._places,
+        )
+        comparison = None if parent is None else compare(validation_run(config, config.model, 0), run, shown=0)
+        shown = section(ReportInfo("", False, _EXAMPLES), cell, CellNight("best", comparison, ()))
+        self._shown = found.step, cell, shown
+        return cell, shown
+
+    @cached_property
+    def _task(self) -> Task:
+        config = self._config
+        return open_task(config.task, config.validate_annotations or config.annotations, str(config.validate_split))
+
+    @cached_property
+    def _store(self) -> FeatureStore:
+        return FeatureStore.open(self._config.validate_features or self._config.features)
+
+    @cached_property
+    def _places(self) -> Places:
+        """Return the words for the folders of this machine: equal trainings give equal pages on every machine."""
+        config = self._config
+        named: list[tuple[str, Location | None]]
+        named = [("OUT", config.out), ("ANNOTATIONS", config.annotations), ("FEATURES", config.features)]
+        named += [
+            ("VALIDATE_ANNOTATIONS", config.validate_annotations),
+            ("VALIDATE_FEATURES", config.validate_features),
+        ]
+        found = [(word, Path(folder)) for word, folder in named if isinstance(folder, Path)]
+        return Places.of([*found, ("MODELS", config.model.parent), (ELSEWHERE, config.annotations.parent)])
+
+
+def _plots(
+    curves: Curves, history: Sequence[Validation], parent: Validation | None, split: str | None
+) -> Iterator[Plot]:
+    """Yield the plots that have a point."""
+    points, steps = curves.points, max(curves.steps, 1)
+    names = list(points[-1].terms) if points else []
+    terms = [Line(name, [(p.step, p.terms[name]) for p in points if name in p.terms]) for name in names]
+    loss = Line("loss", [(p.step, p.loss) for p in points if p.loss is not None])
+    every = [each for each in (parent, *history) if each is not None]
+    own = Line("own image", [(each.step, each.score) for each in every], marks=True)
+    wrong = [(each.step, each.wrong_image[each.headline]) for each in every if each.wrong_image is not None]
+    headline = f"{every[0].headline}, in percent" if every else ""
+    headline += "; step 0 is the parent" if parent is not None else ""
+    drawn = (
+        plot("Loss", "smoothed", [loss, *(terms if len(terms) > 1 else [])], steps),
+        plot(f"Score on {split}", headline, [own, Line("wrong image", wrong, marks=True)], steps),
+        plot("Learning rate", "", [Line("rate", [(p.step, p.rate) for p in points if p.rate is not None])], steps),
+        plot(
+            "Gradient",
+            "length before it is shortened",
+            [Line("", [(p.step, p.norm) for p in points if p.norm is not None])],
+            steps,
+        ),
+        plot("Speed", "examples a second", [Line("", [(p.step, p.speed) for p in points])], steps),
+        plot("Waiting for data", "percent of the time", [Line("", [(p.step, p.waiting) for p in points])], steps),
+    )
+    yield from (each for each in drawn if each is not None)
+
+
+def _table(curves: Curves) -> list[list[str]]:
+    """Return the curves as a table of about `_ROWS` rows; the first row has the names of the columns."""
+    points = curves.points
+    names = list(points[-1].terms) if points else []
+    names = names if len(names) > 1 else []
+    every = max(1, len(points) // _ROWS)
+    header = ["step", "epoch", "loss", *names, "rate", "gradient", "examples/s", "waiting"]
+    shown = [point for index, point in enumerate(points) if (len(points) - 1 - index) % every == 0]
+    return [header] + [
+        [
+            f"{p.step:,}",
+            f"{p.epoch + 1:,}",
+            *(_number(each) for each in (p.loss, *(p.terms.get(name) for name in names), p.rate, p.norm)),
+            f"{p.speed:,.1f}",
+            f"{p.waiting:.1f} %",
+        ]
+        for p in shown
+    ]
+
+
+def _validations(history: Sequence[Validation], parent: Validation | None) -> list[list[str]]:
+    """Return the validations as a table; the first row has the names of the columns. Step 0 is the parent."""
+    every = [each for each in (parent, *history) if each is not None]
+    if not every:
+        return []
+    metrics = list(every[0].scores)
+    wrong = [f"{metric}, wrong image" for metric in metrics] if any(each.wrong_image for each in every) else []
+    return [["step", *metrics, *wrong]] + [
+        [
+            f"{each.step:,}",
+            *(f"{each.scores[metric]:.2f}" for metric in metrics),
+            *(f"{each.wrong_image[metric]:.2f}" if each.wrong_image else "–" for metric in metrics if wrong),
+        ]
+        for each in every
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _smoothing(each: int) -> str:
+    points = "" if each == 1 else f" A point stands for {each:,} steps."
+    return f"The loss is smoothed: each step keeps {100 * KEPT:.0f} % of the value before.{points}"
+
+
+def _left_out(step: int, example_ids: Sequence[str]) -> str:
+    named = ", ".join(example_ids[:_NAMED]) + (", …" if len(example_ids) > _NAMED else "")
+    return f"step {step:,}: {len(example_ids):,} examples ({named})"
+
+
+def _counts(remarks: Mapping[str, int]) -> Iterator[str]:
+    """Yield what was counted before the first step: "48 examples", "2 without a target"."""
+    for name, count in remarks.items():
+        yield f"{count:,} {name.replace('_', ' ')}"
+
+
+def _set(config: TrainConfig) -> dict[str, Any]:
+    """Return the keys whose value is not the default."""
+    values = {each.name: (getattr(config, each.name), each.default) for each in fields(config)}
+    return {name: value for name, (value, default) in values.items() if default is MISSING or value != default}
+
+
+def _keys(config: TrainConfig, places: Places, chosen: bool) -> list[tuple[str, str]]:
+    """Return (key, value) of the keys that were set, or of those that have their defaults."""
+    found = _set(config)
+    return [
+        (each.name, _text(each.name, getattr(config, each.name), config, places))
+        for each in fields(config)
+        if (each.name in found) == chosen
+    ]
+
+
+def _text(name: str, value: Any, config: TrainConfig, places: Places) -> str:
+    if name == "epochs" and value is None and config.steps is None:
+        return f"{EPOCHS}"
+    if value is None or value == ():
+        return "–"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return places.hide(str(value)) if name in PATHS else printable(str(value))
+
+
+def _recipe_yaml(config: TrainConfig, places: Places) -> str:
+    """Return the recipe that gives this training, with words in place of the folders of this machine."""
+    found = {
+        name: places.hide(str(value)) if name in PATHS else list(value) if isinstance(value, tuple) else value
+        for name, value in _set(config).items()
+    }
+    return yaml.safe_dump(found, sort_keys=False, allow_unicode=True).rstrip()
