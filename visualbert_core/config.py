@@ -18,7 +18,7 @@ from upath import UPath
 
 from visualbert_core.errors import ConfigError
 from visualbert_core.io.documents import brief
-from visualbert_core.io.locations import ADDRESS, Location, location
+from visualbert_core.io.locations import ADDRESS, Location, Locations, location
 from visualbert_core.printable import printable
 
 T = TypeVar("T")
@@ -194,9 +194,9 @@ class EvaluateConfig:
     """Checkpoint folder."""
     out: Path
     """Folder of all runs. The folder of this run is OUT/MODEL__TASK__SPLIT."""
-    features: Location | None = None
+    features: Locations | None = None
     """Feature store, for a model that reads regions, or reads pixels and chooses among regions: a folder with a
-    manifest.json, or its s3:// address."""
+    manifest.json, or its s3:// address. Several stores of one feature space are read as one."""
     images: Location | None = None
     """Corpus, for a model that reads pixels: a folder, a pattern, a list of files, a .tar, tables, or an s3:// address
     (see `corpus`)."""

@@ -204,6 +204,15 @@ class Index:
         """Return a copy of the boxes of a row: float32 [R, 4]."""
         return self._boxes[self._regions.item(row) : self._regions.item(row + 1)].copy()
 
+    def equals(self, row: int, other: Index, there: int) -> bool:
+        """Return whether a row equals a row of another index: size, boxes, labels, scores, and the hash of features."""
+        mine, theirs = self._regions[row : row + 2], other._regions[there : there + 2]
+        pairs = [(self._widths, other._widths), (self._heights, other._heights), (self._hashes, other._hashes)]
+        columns = [(self._boxes, other._boxes), (self._labels, other._labels), (self._scores, other._scores)]
+        return all(a.item(row) == b.item(there) for a, b in pairs) and all(
+            np.array_equal(a[slice(*mine)], b[slice(*theirs)]) for a, b in columns
+        )
+
     def regions(self, row: int, features: np.ndarray) -> Regions:
         """Return a row whose features are these bytes, without a copy. The other arrays are copies."""
         first, stop = self._regions.item(row), self._regions.item(row + 1)

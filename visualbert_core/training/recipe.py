@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from visualbert_core.config import check_range, check_values
 from visualbert_core.errors import ConfigError
-from visualbert_core.io.locations import Location
+from visualbert_core.io.locations import Locations
 
 PATHS = ("annotations", "features", "model", "out", "answers", "validate_annotations", "validate_features")
 """The keys that say where something lies. A run records digests of what lies there, not the places."""
@@ -38,8 +38,9 @@ class TrainConfig:
     """The split to learn: train, …"""
     annotations: Path
     """Folder of the official annotation files."""
-    features: Location
-    """Feature store with the regions of the split's images: a folder with a manifest.json, or its s3:// address."""
+    features: Locations
+    """Feature store with the regions of the split's images: a folder with a manifest.json, or its s3:// address.
+    Several stores of one feature space are read as one."""
     model: Path
     """Checkpoint folder to start from. With `weights: random` it needs no weights."""
     out: Path
@@ -121,8 +122,8 @@ class TrainConfig:
     """Split to evaluate at every checkpoint, by the official metric. Default: no validation."""
     validate_annotations: Path | None = None
     """Folder of the annotations of that split. Default: ANNOTATIONS."""
-    validate_features: Location | None = None
-    """Feature store of that split. Default: FEATURES."""
+    validate_features: Locations | None = None
+    """Feature store of that split, or several. Default: FEATURES."""
     validate_batch_size: int = 64
     """Examples that are answered at once in a validation."""
     own_image_only: bool = False

@@ -15,7 +15,8 @@ import numpy as np
 from visualbert_core.errors import CheckpointError, CoverageError, InputError
 from visualbert_core.evaluation.fit import check_fit
 from visualbert_core.evaluation.inputs import RegionSource
-from visualbert_core.features.store import FeatureStore
+from visualbert_core.features.stores import AnyStore
+from visualbert_core.io.locations import place_names
 from visualbert_core.models import ReadsRegions, load_trainable
 from visualbert_core.models.trainable import Start, Trainable
 from visualbert_core.printable import logger
@@ -33,7 +34,7 @@ class Lessons:
     """An open recipe: what is learnt, from which regions, by which model."""
 
     task: Task | CaptionPairs
-    store: FeatureStore
+    store: AnyStore
     model: Trainable[Any]
     examples: list[Example | CaptionPair]
     masked: bool
@@ -55,7 +56,7 @@ class Lessons:
             "recipe": config.ingredients(),
             "data": {
                 "annotations": digest_files(self.task.annotation_files()),
-                "features": {"detector": self.store.fingerprint, "manifest": self.store.manifest_digest()},
+                "features": self.store.identity(),
             },
             "parent": self.model.fingerprint(),
             "code": code_digests(("training", "predictions")) | outside_code("task", type(self.task)),
@@ -100,7 +101,7 @@ def open_recipe(config: TrainConfig) -> Lessons:
 
 
 def _with_features(
-    every: list[Example | CaptionPair], store: FeatureStore, config: TrainConfig
+    every: list[Example | CaptionPair], store: AnyStore, config: TrainConfig
 ) -> tuple[list[Example | CaptionPair], int]:
     """Return the examples whose images have features, and the number of the others."""
     missing = {i: None for example in every for i in example.image_ids if i not in store}
@@ -108,7 +109,7 @@ def _with_features(
         return every, 0
     kept = [example for example in every if not missing.keys() & set(example.image_ids)]
     said = (
-        f"{len(missing):,} images of {config.task} {config.split} have no features in {config.features} "
+        f"{len(missing):,} images of {config.task} {config.split} have no features in {place_names(config.features)} "
         f"({_named(list(missing))}): {len(every) - len(kept):,} of {len(every):,} examples"
     )
     if not config.allow_missing:
