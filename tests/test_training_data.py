@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from conftest import SmallNight
+from test_store import FINGERPRINT, row
 
 from visualbert_core.cli import main
 from visualbert_core.engine.shards import Part, ShardFolder, plan
-from visualbert_core.errors import ConfigError, StoreError
+from visualbert_core.errors import ConfigError, StoreError, UnfinishedError
 from visualbert_core.features.store import FeatureStore, encode, store_folder
 from visualbert_core.features.stores import JoinedStores, open_stores
 from visualbert_core.schema import Regions
 from visualbert_core.synthetic import WEIGHTS
-from visualbert_core.training import TrainConfig, train
+from visualbert_core.training import TrainConfig, batches, train
+from visualbert_core.training.order import Order, RowGroups
+from visualbert_core.training.step import Stepper
 
 Recipe = Callable[..., TrainConfig]
 
@@ -71,6 +78,19 @@ def recipe(small_night: SmallNight, whole: FeatureStore, tmp_path: Path) -> Reci
         return TrainConfig(**values | changes)
 
     return make
+
+
+def stop_after(patch: pytest.MonkeyPatch, count: int) -> None:
+    """Send SIGTERM before the step number `count`."""
+    left, real = [count], Stepper.__call__
+
+    def call(self: Stepper, batch: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, batch)
+
+    patch.setattr(Stepper, "__call__", call)
 
 
 def losses(out: Path) -> list[float]:
@@ -151,3 +171,91 @@ def test_a_list_of_stores_in_yaml_and_as_flags(
     path.write_text(yaml.safe_dump(keys | {"features": []}))
     with pytest.raises(ConfigError, match="features is empty"):
         main(["train", str(path), "--out", str(tmp_path / "a")])
+
+
+def test_row_groups_are_those_of_the_files(tmp_path: Path) -> None:
+    """The number of a row group tells apart exactly what Parquet keeps in different row groups, in one store or two."""
+    rows = [row(f"image{number:03d}", 1 + number % 3) for number in range(300)]
+    places = [
+        written(tmp_path, name, held, FINGERPRINT, target=150) for name, held in (("a", rows[:200]), ("b", rows[200:]))
+    ]
+    expected = {}
+    for path in (path for place in places for path in FeatureStore.open(place).part_paths):
+        file = pq.ParquetFile(str(path))
+        for number in range(file.num_row_groups):
+            for image_id in file.read_row_group(number, ["image_id"])["image_id"].to_pylist():
+                expected[image_id] = (path, number)
+    found = open_stores(tuple(places)).row_groups(list(expected)).tolist()
+    assert len(set(found)) == len(set(expected.values())) > 4
+    assert len(set(zip(found, expected.values(), strict=True))) == len(set(found))
+
+
+def test_the_order_of_row_groups() -> None:
+    """Every epoch holds each example once. At no place more row groups are begun than the buffer holds."""
+    of_example = np.repeat(np.arange(40), 25)
+    order = Order(1000, 16, 7, RowGroups(of_example, 5))
+    for epoch in range(2):
+        every = [index for step in range(63) for index in order.batch(epoch * 63 + step)[1]]
+        assert sorted(every) == list(range(1000))
+        seen = of_example[every]
+        first, last = ([np.flatnonzero(seen == group)[at] for group in range(40)] for at in (0, -1))
+        begun = (np.arange(1000)[:, None] >= first) & (np.arange(1000)[:, None] <= last)
+        assert begun.sum(1).max() == 5
+        assert len(set(seen[500:516].tolist())) >= 3
+    assert order.batch(0)[1] != order.batch(63)[1]
+    # Made by this function on the day that it was written. They never change, or a resumed run would not be the same.
+    assert Order(8, 8, 7, RowGroups(np.array([0, 0, 1, 1, 2, 2, 3, 3]), 2)).batch(0)[1] == [7, 4, 6, 5, 2, 0, 3, 1]
+
+
+@pytest.fixture(scope="module")
+def spread(whole: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the images into parts of one or two, so that there are many row groups."""
+    return written(tmp_path_factory.mktemp("spread"), "spread", list(whole.scan()), whole.fingerprint, target=1)
+
+
+def test_row_groups_resume_and_ignore_readers(recipe: Recipe, spread: Path) -> None:
+    """A run over row groups that stopped, and one with other threads, end like the uninterrupted run, bit for bit."""
+    every: dict[str, Any] = {"features": spread, "shuffle": "row-groups", "shuffle_buffer": 2, "steps": 18}
+    one = train(recipe("one", **every))
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 11)
+        with pytest.raises(UnfinishedError):
+            train(recipe("two", **every))
+    two = train(recipe("two", readers=4, read_ahead=9, **every))
+    assert losses(two.folder) == losses(one.folder)
+    assert (two.last / "model.safetensors").read_bytes() == (one.last / "model.safetensors").read_bytes()
+    assert losses(train(recipe("whole", **every | {"shuffle": "whole"})).folder) != losses(one.folder)
+
+
+def test_a_row_group_is_read_once_in_an_epoch(recipe: Recipe, spread: Path) -> None:
+    """In each epoch the store is asked once for each row group, and the regions are those of the images."""
+    config = recipe(features=spread, shuffle="row-groups", shuffle_buffer=2, epochs=1, steps=None)
+    asked, fetch_many = [], FeatureStore.fetch_many
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureStore, "fetch_many", lambda s, ids: (asked.append(tuple(ids)), fetch_many(s, ids))[1])
+        made = list(batches(config))
+    store = FeatureStore.open(spread)
+    assert len(store.part_paths) >= 6
+    assert len(asked) == len(set(store.row_groups(store.image_ids).tolist()))
+    assert sorted(image_id for ids in asked for image_id in ids) == store.image_ids
+    whole = {i: b for b in batches(recipe(features=spread, epochs=1, steps=None)) for i in b.example_ids}
+    for batch in made:
+        for at, example_id in enumerate(batch.example_ids):
+            other = whole[example_id]
+            place = other.example_ids.index(example_id)
+            mine, theirs = (b.tensors["visual_embeds"][n] for b, n in ((batch, at), (other, place)))
+            length = min(len(mine), len(theirs))
+            assert torch.equal(mine[:length], theirs[:length])
+
+
+def test_row_groups_with_two_images(small_night: SmallNight, tmp_path: Path) -> None:
+    """A pair of images is placed by its first image, and gets the features of both."""
+    (store,) = (small_night.out / "features" / "nlvr2-dev").iterdir()
+    every: dict[str, Any] = {"task": "nlvr2", "split": "dev", "annotations": small_night.out / "synthetic" / "nlvr2"}
+    every |= {"model": WEIGHTS / "visualbert-nlvr2", "out": tmp_path, "features": store, "epochs": 1}
+    lengths = []
+    for shuffle in ("whole", "row-groups"):
+        made = list(batches(TrainConfig(**every, shuffle=shuffle, shuffle_buffer=1)))
+        regions = {i: b.tensors["visual_attention_mask"][n].sum() for b in made for n, i in enumerate(b.example_ids)}
+        lengths.append({example_id: int(count) for example_id, count in regions.items()})
+    assert lengths[0] == lengths[1]

@@ -24,7 +24,7 @@ from visualbert_core.corpus.listing import Corpus, list_images
 from visualbert_core.errors import InputError
 from visualbert_core.evaluation.batches import Asked, ExampleShard, ImageFile, batches
 from visualbert_core.features.importers.hdf5 import NO_SIZES
-from visualbert_core.features.stores import AnyStore, each_store, open_stores
+from visualbert_core.features.stores import AnyStore, each_store, identity, open_stores
 from visualbert_core.io.locations import Location, Locations, place_names
 from visualbert_core.models import Model, ReadsPixels
 from visualbert_core.provenance import digest_file, digest_json
@@ -126,7 +126,7 @@ class RegionSource:
 
     def identify(self, examples: Iterable[Example]) -> dict[str, Any]:
         """Return the store's fingerprint and the digest of its manifest, for each store."""
-        return {"features": self.store.identity()}
+        return {"features": identity(self.store)}
 
     def sizes(self, image_ids: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         """Return image id → (width, height) of the images whose size the store knows."""
@@ -214,7 +214,7 @@ class ImageSource:
         digests = [[image_id, self._known[image_id][0]] for image_id in wanted]
         boxes = {"boxes": digest_json([_boxes_digest(self.images[i]) for i in wanted])} if self._boxed else {}
         found = {"images": {"count": len(wanted), "digest": digest_json(digests), **boxes}}
-        return found if self._store is None else found | {"features": self._store.identity()}
+        return found if self._store is None else found | {"features": identity(self._store)}
 
     def sizes(self, image_ids: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         """Return image id → (width, height), from the headers of the images that have been identified."""

@@ -181,6 +181,15 @@ class Index:
         """Return where the features of a row lie."""
         return Span(self._parts.item(row), self._starts.item(row), self._stops.item(row))
 
+    def row_groups(self, size: int) -> np.ndarray:
+        """Return the number of the row group of each row, where a part has `size` rows in each: int64 [N]."""
+        order = np.lexsort((self._starts, self._parts))
+        parts = self._parts[order].astype(np.int64)
+        within = (np.arange(len(parts)) - np.searchsorted(parts, parts)) // size
+        found = np.empty(len(parts), np.int64)
+        _, found[order] = np.unique(parts * (len(parts) + 1) + within, return_inverse=True)
+        return found
+
     def sizes(self) -> Iterator[tuple[str, int, int, int]]:
         """Yield (image id, width, height, number of regions) of every row."""
         counts = np.diff(self._regions)

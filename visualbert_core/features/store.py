@@ -300,9 +300,9 @@ class FeatureStore:
         row, there = self._index.find(image_id), other._index.find(image_id)
         return row is not None and there is not None and self._index.equals(row, other._index, there)
 
-    def identity(self) -> dict[str, Any]:
-        """Return what identifies the store in a provenance: its fingerprint and the digest of its manifest."""
-        return {"detector": self.fingerprint, "manifest": self.manifest_digest()}
+    def row_groups(self, image_ids: Sequence[str]) -> np.ndarray:
+        """Return the number of the row group in which each image lies: int64 [N]. All images are in the store."""
+        return self._index.row_groups(ROW_GROUP)[[self._index.find(image_id) for image_id in image_ids]]
 
     def manifest_digest(self) -> str:
         """Return the xxh3-128 of manifest.json. It identifies the bytes of all parts, whose hashes the manifest has."""

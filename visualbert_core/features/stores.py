@@ -62,12 +62,15 @@ class JoinedStores:
         """Return the boxes of one image, float32 [R, 4], without reading its features."""
         return self.stores[self._owner(image_id)].boxes(image_id)
 
-    def identity(self) -> dict[str, Any]:
-        """Return what identifies each store in a provenance, by its number in the list."""
-        return {
-            str(number): {"corpus": store.manifest.about.get("corpus")} | store.identity()
-            for number, store in enumerate(self.stores, start=1)
-        }
+    def row_groups(self, image_ids: Sequence[str]) -> np.ndarray:
+        """Return the number of the row group in which each image lies: int64 [N]. Stores share no number."""
+        owners = np.array([self._owner(image_id) for image_id in image_ids])
+        found, first = np.empty(len(image_ids), np.int64), 0
+        for number, store in enumerate(self.stores):
+            own = np.flatnonzero(owners == number)
+            found[own] = first + store.row_groups([image_ids[at] for at in own])
+            first += len(store)  # more than the store has row groups
+        return found
 
     def _owner(self, image_id: str) -> int:
         """Return the number of the first store that has an image. Raise StoreError where no store has it."""
@@ -88,6 +91,19 @@ def open_stores(folders: Locations) -> AnyStore:
     if len(folders) == 1:
         return FeatureStore.open(folders[0])
     return JoinedStores([FeatureStore.open(folder) for folder in folders])
+
+
+def identity(store: AnyStore) -> dict[str, Any]:
+    """Return what identifies a store in a provenance: its fingerprint and the digest of its manifest.
+
+    Several stores have one entry each, by their number in the list.
+    """
+    if isinstance(store, FeatureStore):
+        return {"detector": store.fingerprint, "manifest": store.manifest_digest()}
+    return {
+        str(number): {"corpus": each.manifest.about.get("corpus")} | identity(each)
+        for number, each in enumerate(store.stores, start=1)
+    }
 
 
 def each_store(store: AnyStore) -> tuple[FeatureStore, ...]:

@@ -63,7 +63,7 @@ def batches(config: TrainConfig, first_step: int = 0) -> Iterator[Batch]:
             loss = model(**batch.tensors).loss
     """
     lessons = open_recipe(config)
-    order = Order(len(lessons.examples), config.batch_size, config.seed)
+    order = lessons.order(config)
 
     def make(step: int) -> Batch:
         portion = read_portion(lessons, order, step)
@@ -85,8 +85,7 @@ def read_portion(lessons: Lessons, order: Order, step: int, group: Group = ALONE
     batch = [lessons.examples[index] for index in indices]
     share = group.share(batch)
     examples = share or batch[:1]
-    image_ids = list(dict.fromkeys(image_id for example in examples for image_id in example.image_ids))
-    regions = dict(zip(image_ids, lessons.store.fetch_many(image_ids), strict=True))
+    regions = lessons.regions(examples)
     items = []
     for example in examples:
         visual = tuple(regions[image_id] for image_id in example.image_ids)

@@ -69,6 +69,11 @@ class TrainConfig:
     feature_space: str | None = None
     """The feature space of a checkpoint that does not name it."""
 
+    shuffle: Literal["whole", "row-groups"] = "whole"
+    """How an epoch is shuffled. `whole`: every order of the examples is as likely. `row-groups`: the store is read in
+    shuffled row groups of 64 images, for a store that is larger than memory."""
+    shuffle_buffer: int = 64
+    """Row groups whose examples are mixed by `shuffle: row-groups`, and that are in memory at once."""
     seed: int = 0
     """Decides the order of the examples, the masks, dropout and random weights."""
     epochs: int | None = None
@@ -163,6 +168,7 @@ class TrainConfig:
         check_range(self, 1, None, *counts, "keep_last", "keep_every", "threads", "readers")
         check_range(self, 1, None, "read_ahead", "workers", "min_workers")
         check_range(self, 0, None, "seed", "skip_bad_batches", "keep_best", "max_hours", "log_seconds", "restarts")
+        check_range(self, 1, 1 << 20, "shuffle_buffer")
         check_range(self, 0, None, "learning_rate", "weight_decay", "clip_norm", "epsilon", "warmup", "cycles")
         check_range(self, 0, 1, "beta1", "beta2", "own_caption_label", "dropout")
         if self.epochs is not None and self.steps is not None:

@@ -51,7 +51,7 @@ class Run:
         group: Group = ALONE,
     ) -> None:
         self.config, self.lessons, self.record, self.stop, self.group = config, lessons, record, stop, group
-        self.order = Order(len(lessons.examples), config.batch_size, config.seed)
+        self.order = lessons.order(config)
         self.total = total_steps(config, self.order)
         device = group.device or config.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.network = lessons.model.network.to(device)

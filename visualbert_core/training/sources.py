@@ -6,6 +6,7 @@ Tasks and models meet here. An example without a target, and an image without fe
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,15 +16,17 @@ import numpy as np
 from visualbert_core.errors import CheckpointError, CoverageError, InputError
 from visualbert_core.evaluation.fit import check_fit
 from visualbert_core.evaluation.inputs import RegionSource
-from visualbert_core.features.stores import AnyStore
+from visualbert_core.features.stores import AnyStore, identity
 from visualbert_core.io.locations import place_names
 from visualbert_core.models import ReadsRegions, load_trainable
 from visualbert_core.models.trainable import Start, Trainable
 from visualbert_core.printable import logger
 from visualbert_core.provenance import code_digests, digest_files, outside_code, versions
-from visualbert_core.schema import CaptionPair, Example, Grounding, Target
+from visualbert_core.schema import CaptionPair, Example, Grounding, Regions, Target
 from visualbert_core.tasks import CaptionPairs, Task, open_lessons
+from visualbert_core.training.order import Order
 from visualbert_core.training.recipe import TrainConfig
+from visualbert_core.training.row_groups import GroupReader
 
 _LOG = logger(__name__)
 _NAMED = 3  # ids in a message
@@ -42,6 +45,21 @@ class Lessons:
     remarks: dict[str, Any]
     """What was counted: examples, those without a target, phrases without a region, images without features."""
 
+    groups: GroupReader | None = None
+    """Reads whole row groups, where the recipe shuffles them."""
+
+    def order(self, config: TrainConfig) -> Order:
+        """Return the order of the examples."""
+        groups = None if self.groups is None else self.groups.groups
+        return Order(len(self.examples), config.batch_size, config.seed, groups)
+
+    def regions(self, examples: Sequence[Example | CaptionPair]) -> dict[str, Regions]:
+        """Return image id → regions of all images of some examples, each read once."""
+        if self.groups is not None:
+            return self.groups.regions(examples)
+        image_ids = list(dict.fromkeys(image_id for example in examples for image_id in example.image_ids))
+        return dict(zip(image_ids, self.store.fetch_many(image_ids), strict=True))
+
     def boxes(self, example: Example | CaptionPair) -> list[np.ndarray]:
         """Return the boxes of the regions of each image of an example, float32 [R, 4]."""
         return [self.store.boxes(image_id) for image_id in example.image_ids]
@@ -56,7 +74,7 @@ class Lessons:
             "recipe": config.ingredients(),
             "data": {
                 "annotations": digest_files(self.task.annotation_files()),
-                "features": self.store.identity(),
+                "features": identity(self.store),
             },
             "parent": self.model.fingerprint(),
             "code": code_digests(("training", "predictions")) | outside_code("task", type(self.task)),
@@ -97,7 +115,8 @@ def open_recipe(config: TrainConfig) -> Lessons:
     if not kept:
         raise CoverageError(f"{config.task} {config.split}: none of {len(every):,} examples can be learnt from")
     remarks = {"examples": len(kept), "without_features": lacking, "without_target": without} | phrases
-    return replace(lessons, examples=kept, remarks=remarks)
+    groups = None if config.shuffle == "whole" else GroupReader(source.store, kept, config.shuffle_buffer)
+    return replace(lessons, examples=kept, remarks=remarks, groups=groups)
 
 
 def _with_features(
