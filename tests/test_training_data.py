@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,13 +14,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import transformers
 import yaml
 from conftest import SmallNight
+from hub_server import COMMIT, hub
+from safetensors.torch import load_file
 from test_store import FINGERPRINT, row
 
 from visualbert_core.cli import main
 from visualbert_core.engine.shards import Part, ShardFolder, plan
-from visualbert_core.errors import ConfigError, StoreError, UnfinishedError
+from visualbert_core.errors import CheckpointError, ConfigError, StoreError, UnfinishedError
 from visualbert_core.features.store import FeatureStore, encode, store_folder
 from visualbert_core.features.stores import JoinedStores, open_stores
 from visualbert_core.schema import Regions
@@ -259,3 +263,90 @@ def test_row_groups_with_two_images(small_night: SmallNight, tmp_path: Path) -> 
         regions = {i: b.tensors["visual_attention_mask"][n].sum() for b in made for n, i in enumerate(b.example_ids)}
         lengths.append({example_id: int(count) for example_id, count in regions.items()})
     assert lengths[0] == lengths[1]
+
+
+def test_a_start_from_the_hub(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Hub id is a start and a model to evaluate: safe files only, its commit recorded, its cache used offline."""
+    name, config = "uclanlp/visualbert-vqa", recipe()
+    shutil.copytree(WEIGHTS / "visualbert-vqa", tmp_path / "hub" / name)
+    for unsafe in ("modeling.py", "training_args.bin"):
+        (tmp_path / "hub" / name / unsafe).write_text("code")
+    keys = {each: str(getattr(config, each)) for each in ("task", "split", "annotations", "features")}
+    asked = [word for key, value in keys.items() for word in (f"--{key}", value)]
+    asked += ["--model", name, "--batch-size", "6", "--json"]
+    monkeypatch.chdir(tmp_path)
+    with hub(tmp_path / "hub", tmp_path / "cache") as sent:
+        assert main(["train", *asked, "--steps", "4", "--out", "online"]) == 0
+        online = json.loads(capsys.readouterr().out)
+        assert sorted(sent) == ["answers.txt", "config.json", "model.safetensors", "visualbert_core.json", "vocab.txt"]
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        assert main(["train", *asked, "--steps", "4", "--out", "offline"]) == 0
+        assert json.loads(capsys.readouterr().out)["provenance"] == online["provenance"]
+        assert main(["evaluate", *asked, "--inline", "--out", "runs"]) == 0
+        with pytest.raises(CheckpointError, match="uclanlp/other: no such folder, and cannot be downloaded") as caught:
+            main(["train", *asked, "--steps", "4", "--out", "other", "--model", "uclanlp/other"])
+        assert "\n" not in str(caught.value)
+    assert online["model"] == "visualbert-vqa"
+    assert online["provenance"]["start"] == {"id": name, "commit": COMMIT}
+    record = json.loads((tmp_path / "runs" / "visualbert-vqa__vqa__val" / "run.json").read_text())
+    assert record["hub"] == online["provenance"]["start"]
+    train(config)
+    assert losses(tmp_path / "online") == losses(tmp_path / "offline") == losses(config.out)
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    """Write a small BERT for pre-training, with the vocabulary of the demo."""
+    folder = tmp_path / "hub" / "bert-small"
+    words = len((WEIGHTS / "visualbert-vqa" / "vocab.txt").read_text().split())
+    torch.manual_seed(1)
+    config = transformers.BertConfig(
+        vocab_size=words, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+    )
+    transformers.BertForPreTraining(config).save_pretrained(folder)
+    shutil.copy(WEIGHTS / "visualbert-vqa" / "vocab.txt", folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["BertForPreTraining", "BertForMaskedLM", "BertModel"])
+def test_a_bert_starts_a_pre_training(recipe: Recipe, bert: Path, kind: str) -> None:
+    """The first loss from a BERT folder is that of transformers' network with BERT's weights at the same names, its
+    tables copied for the regions, and the projection of the features that the seed draws."""
+    getattr(transformers, kind).from_pretrained(bert).save_pretrained(bert)
+    config = recipe(model=bert, objective="masked-words", dropout=0.0, learning_rate=0.0)
+    done = train(config)
+    held = load_file(bert / "model.safetensors")
+    ours = load_file(done.last / "model.safetensors")
+    theirs = transformers.VisualBertForPreTraining.from_pretrained(done.last).eval()
+    state = {key: torch.zeros_like(value) for key, value in theirs.state_dict().items()}
+    for key, value in held.items():
+        name = key if key.startswith("cls.") else f"visual_bert.{key.removeprefix('bert.')}"
+        if name in state:
+            state[name] = value
+    tables = "visual_bert.embeddings."
+    for table in ("position", "token_type"):
+        state[f"{tables}visual_{table}_embeddings.weight"] = state[f"{tables}{table}_embeddings.weight"]
+    drawn = [key for key in ours if "visual_projection" in key or (kind != "BertForPreTraining" and "seq_rel" in key)]
+    drawn += [key for key in ours if kind == "BertModel" and key.startswith("cls.")]
+    drawn += [key for key in ours if kind == "BertForMaskedLM" and "pooler" in key]
+    state |= {key: ours[key] for key in drawn}
+    state["cls.predictions.decoder.weight"] = state[f"{tables}word_embeddings.weight"]
+    state["cls.predictions.decoder.bias"] = state["cls.predictions.bias"]
+    theirs.load_state_dict(state)
+    first = next(iter(batches(config)))
+    with torch.inference_mode():
+        loss = theirs(**first.tensors).loss
+    assert losses(config.out)[0] == pytest.approx(loss.item(), rel=1e-5)
+    metadata = json.loads((done.last / "visualbert_core.json").read_text())
+    assert metadata["feature_space"] == "world-tiny-rcnn-fc7"
+
+
+def test_a_bert_starts_nothing_else(recipe: Recipe, bert: Path) -> None:
+    """A BERT from the Hub, by its bare name, starts a pre-training; a fine-tuning from it is refused in one line."""
+    with hub(bert.parent, bert.parent / "cache"):
+        done = train(recipe(model=Path("bert-small"), objective="masked-words", steps=1))
+        assert done.record["model"] == "bert-small"
+        with pytest.raises(CheckpointError, match=r"a BERT starts a pre-training only .*convert bert IN OUT"):
+            train(recipe("other", model=Path("bert-small"), weights="new-head"))

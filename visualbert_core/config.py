@@ -18,6 +18,7 @@ from upath import UPath
 
 from visualbert_core.errors import ConfigError
 from visualbert_core.io.documents import brief
+from visualbert_core.io.hub import checkpoint_name
 from visualbert_core.io.locations import ADDRESS, Location, Locations, location
 from visualbert_core.printable import printable
 
@@ -191,7 +192,7 @@ class EvaluateConfig:
     annotations: Path
     """Folder of the official annotation files."""
     model: Path
-    """Checkpoint folder."""
+    """Checkpoint folder, or an id on the Hugging Face Hub such as uclanlp/visualbert-nlvr2."""
     out: Path
     """Folder of all runs. The folder of this run is OUT/MODEL__TASK__SPLIT."""
     features: Locations | None = None
@@ -390,7 +391,7 @@ def folder_name(name: str) -> str:
 def run_name(model: Path, task: str, split: str) -> str:
     """Return the name of an evaluation, which its run folder, its cell and its history share on every night. For a task
     named module:Class the name holds the class alone, because some file systems allow no colon."""
-    return f"{model.name}__{task.rpartition(':')[2]}__{split}"
+    return f"{checkpoint_name(model)}__{task.rpartition(':')[2]}__{split}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

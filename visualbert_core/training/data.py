@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from visualbert_core.io.hub import with_folder
 from visualbert_core.models.trainable import Item
 from visualbert_core.training.group import ALONE, Group
 from visualbert_core.training.order import Order, draws
@@ -62,7 +63,7 @@ def batches(config: TrainConfig, first_step: int = 0) -> Iterator[Batch]:
         for batch in batches(TrainConfig(task="vqa", split="train", …)):
             loss = model(**batch.tensors).loss
     """
-    lessons = open_recipe(config)
+    lessons = open_recipe(with_folder(config))
     order = lessons.order(config)
 
     def make(step: int) -> Batch:

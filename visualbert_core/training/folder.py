@@ -21,6 +21,7 @@ from visualbert_core.engine.processes import NO_LOCKS
 from visualbert_core.engine.shards import publish
 from visualbert_core.errors import InputError
 from visualbert_core.io.documents import parse_json, read_json
+from visualbert_core.io.hub import checkpoint_name
 from visualbert_core.printable import logger
 from visualbert_core.provenance import differences
 from visualbert_core.training.recipe import TrainConfig
@@ -60,7 +61,12 @@ def claim(config: TrainConfig, provenance: dict[str, Any], lessons: Lessons) -> 
     libraries may change in between: that is logged, and the result may differ in the last bits.
     """
     path = config.out / "run.json"
-    record = {"status": "running", "model": config.model.name, "examples": lessons.remarks, "provenance": provenance}
+    record = {
+        "status": "running",
+        "model": checkpoint_name(config.model),
+        "examples": lessons.remarks,
+        "provenance": provenance,
+    }
     if not path.exists():
         write_record(path, record)
         return record

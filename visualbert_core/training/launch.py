@@ -8,10 +8,10 @@ from __future__ import annotations
 from functools import partial
 
 from visualbert_core.engine.worker_process import set_threads
+from visualbert_core.io.hub import with_folder
 from visualbert_core.training.data import total_steps
 from visualbert_core.training.folder import Training, alone, claim, opened
 from visualbert_core.training.log import Live
-from visualbert_core.training.order import Order
 from visualbert_core.training.ray_workers import train_on_ray
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.run import Run
@@ -28,6 +28,7 @@ def train(config: TrainConfig) -> Training:
     ClusterError where Ray does not start, or workers end again and again. Raise UnfinishedError after SIGTERM, SIGINT
     or `max_hours`, when everything is saved.
     """
+    config = with_folder(config)
     out_of_place(config)
     check_validation(config)
     before = set_threads(config.threads)
@@ -37,7 +38,7 @@ def train(config: TrainConfig) -> Training:
         with alone(config.out), listening() as stop:
             record = claim(config, provenance, lessons)
             if record["status"] != "finished":
-                total = total_steps(config, Order(len(lessons.examples), config.batch_size, config.seed))
+                total = total_steps(config, lessons.order(config))
                 with Live(f"training on {config.task} {config.split}", total, config.log_seconds) as live:
                     told = partial(stop.reason, config.max_hours)
                     if config.workers > 1:

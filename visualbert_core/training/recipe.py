@@ -42,7 +42,8 @@ class TrainConfig:
     """Feature store with the regions of the split's images: a folder with a manifest.json, or its s3:// address.
     Several stores of one feature space are read as one."""
     model: Path
-    """Checkpoint folder to start from. With `weights: random` it needs no weights."""
+    """Checkpoint folder to start from, or an id on the Hugging Face Hub. Pre-training may start from a BERT, such as
+    bert-base-uncased. With `weights: random` it needs no weights."""
     out: Path
     """Folder of this training. It receives checkpoints/, steps.jsonl, validation/ and run.json."""
 

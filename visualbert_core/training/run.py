@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from visualbert_core.errors import ClusterError, ConfigError, UnfinishedError
+from visualbert_core.io.hub import checkpoint_name
 from visualbert_core.printable import logger
 from visualbert_core.training.data import ahead, passes, read_portion, total_steps
 from visualbert_core.training.folder import (
@@ -154,7 +155,7 @@ class Run:
         task = metadata_task(self.config)
         save = partial(self.lessons.model.save, task=task, space=self.lessons.store.space)
         about = {
-            "model": self.config.model.name,
+            "model": checkpoint_name(self.config.model),
             "skipped": self.stepper.skipped,
             "provenance": self.record["provenance"],
         }

@@ -17,6 +17,7 @@ from visualbert_core.errors import CheckpointError, CoverageError, InputError
 from visualbert_core.evaluation.fit import check_fit
 from visualbert_core.evaluation.inputs import RegionSource
 from visualbert_core.features.stores import AnyStore, identity
+from visualbert_core.io.hub import checkpoint_name, hub_origin
 from visualbert_core.io.locations import place_names
 from visualbert_core.models import ReadsRegions, load_trainable
 from visualbert_core.models.trainable import Start, Trainable
@@ -77,6 +78,7 @@ class Lessons:
                 "features": identity(self.store),
             },
             "parent": self.model.fingerprint(),
+            **({} if (origin := hub_origin(config.model)) is None else {"start": origin}),
             "code": code_digests(("training", "predictions")) | outside_code("task", type(self.task)),
             "versions": versions(),
         }
@@ -99,6 +101,7 @@ def open_recipe(config: TrainConfig) -> Lessons:
         own_caption_label=config.own_caption_label,
         answer_letters=config.answer_letters,
         pair_cut=config.pair_cut,
+        features=(source.store.feature_size, source.store.space),
     )
     model = load_trainable(config.model, task.form, start)
     if not isinstance(model.reads, ReadsRegions):
@@ -106,7 +109,7 @@ def open_recipe(config: TrainConfig) -> Lessons:
     # The check reads four fields, which both kinds of configuration have.
     for warning in check_fit(cast(Any, model), source, cast(Any, config)):
         if config.weights != "random":
-            _LOG.warning("%s: %s", config.model.name, warning)
+            _LOG.warning("%s: %s", checkpoint_name(config.model), warning)
     every = list(task.examples())
     examples, lacking = _with_features(every, source.store, config)
     masked = task.form is CaptionPair or config.objective == "masked-words"
