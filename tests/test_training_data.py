@@ -23,7 +23,7 @@ from test_store import FINGERPRINT, row
 
 from visualbert_core.cli import main
 from visualbert_core.engine.shards import Part, ShardFolder, plan
-from visualbert_core.errors import CheckpointError, ConfigError, StoreError, UnfinishedError
+from visualbert_core.errors import CheckpointError, ConfigError, InputError, StoreError, UnfinishedError
 from visualbert_core.features.store import FeatureStore, encode, store_folder
 from visualbert_core.features.stores import JoinedStores, open_stores
 from visualbert_core.schema import Regions
@@ -350,3 +350,18 @@ def test_a_bert_starts_nothing_else(recipe: Recipe, bert: Path) -> None:
         assert done.record["model"] == "bert-small"
         with pytest.raises(CheckpointError, match=r"a BERT starts a pre-training only .*convert bert IN OUT"):
             train(recipe("other", model=Path("bert-small"), weights="new-head"))
+
+
+def test_a_split_without_labels_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    """The questions of a test split have no answers, so nothing can be learnt: one line says so before the first step.
+    Masked words of such a split need the answers, too."""
+    config = recipe()
+    asked = json.loads((config.annotations / "v2_OpenEnded_mscoco_val2014_questions.json").read_text())
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "v2_OpenEnded_mscoco_test2015_questions.json").write_text(
+        json.dumps(asked | {"data_subtype": "test2015"})
+    )
+    for changes in ({}, {"objective": "masked-words", "weights": "random"}):
+        with pytest.raises(InputError, match="vqa test has no public labels"):
+            train(recipe(split="test", annotations=tmp_path / "test", **changes))
+    assert not config.out.exists()

@@ -75,7 +75,7 @@ def evaluate(
         _LOG.warning("%s: %s", checkpoint_name(config.model), warning)
     provenance = _provenance(config, task, model) | made_of
     folder = run_folder(config)
-    asking = {"network": model.name, "answering": model.protocol}
+    asking: dict[str, Any] = {"network": model.name, "answering": model.protocol}
     asking |= {} if (origin := hub_origin(config.model)) is None else {"hub": origin}
     record = {"spec": _spec(config), **asking, "provenance": provenance, "status": "running", "warnings": warnings}
     claim(folder, record)

@@ -302,7 +302,7 @@ class FeatureStore:
 
     def row_groups(self, image_ids: Sequence[str]) -> np.ndarray:
         """Return the number of the row group in which each image lies: int64 [N]. All images are in the store."""
-        return self._index.row_groups(ROW_GROUP)[[self._index.find(image_id) for image_id in image_ids]]
+        return self._index.row_groups(ROW_GROUP)[np.array([self._index.find(i) for i in image_ids], np.int64)]
 
     def manifest_digest(self) -> str:
         """Return the xxh3-128 of manifest.json. It identifies the bytes of all parts, whose hashes the manifest has."""

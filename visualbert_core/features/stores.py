@@ -68,7 +68,7 @@ class JoinedStores:
         found, first = np.empty(len(image_ids), np.int64), 0
         for number, store in enumerate(self.stores):
             own = np.flatnonzero(owners == number)
-            found[own] = first + store.row_groups([image_ids[at] for at in own])
+            found[own] = first + store.row_groups([image_ids[at] for at in own.tolist()])
             first += len(store)  # more than the store has row groups
         return found
 

@@ -55,7 +55,7 @@ def with_folder(config: Config) -> Config:
     text = str(model)
     if Path(model).exists() or not (HUB_ID.fullmatch(text) or _BARE_ID.fullmatch(text)):
         return config
-    return replace(config, model=snapshot(text))  # type: ignore[call-arg]
+    return replace(config, model=snapshot(text))
 
 
 def hub_origin(folder: Path) -> dict[str, str] | None:

@@ -5,11 +5,9 @@ Hugging Face transformers writes this key, so its checkpoint folders are recogni
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from visualbert_core.config import AnsweringConfig, nearest
@@ -85,9 +83,9 @@ def visual_source(folder: str | Path) -> VisualSource | None:
     return found
 
 
-def _imported(folder: Path, more: Mapping[str, str] = MappingProxyType({})) -> Any:
+def _imported(folder: Path, more: dict[str, str] | None = None) -> Any:
     """Return the class of a folder's family. `more` are families beside FAMILIES."""
-    family = _family(folder, more)
+    family = _family(folder, more or {})
     module, _, name = family.partition(":")
     try:
         return getattr(import_module(module), name)
@@ -95,7 +93,7 @@ def _imported(folder: Path, more: Mapping[str, str] = MappingProxyType({})) -> A
         raise CheckpointError(f"{folder}: its model is {family}, which cannot be imported: {error}") from None
 
 
-def _family(folder: Path, more: Mapping[str, str]) -> str:
+def _family(folder: Path, more: dict[str, str]) -> str:
     """Return the module:class for the `model_type` of a folder. Raise CheckpointError if no family has that type."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such checkpoint folder")

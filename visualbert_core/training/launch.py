@@ -9,6 +9,7 @@ from functools import partial
 
 from visualbert_core.engine.worker_process import set_threads
 from visualbert_core.io.hub import with_folder
+from visualbert_core.training.bucket import workplace
 from visualbert_core.training.data import total_steps
 from visualbert_core.training.folder import Training, alone, claim, opened
 from visualbert_core.training.log import Live
@@ -35,7 +36,7 @@ def train(config: TrainConfig) -> Training:
     try:
         lessons = open_recipe(config)
         provenance = lessons.provenance(config)
-        with alone(config.out), listening() as stop:
+        with workplace(config) as (config, copy), alone(config.folder), listening() as stop:
             record = claim(config, provenance, lessons)
             if record["status"] != "finished":
                 total = total_steps(config, lessons.order(config))
@@ -44,8 +45,8 @@ def train(config: TrainConfig) -> Training:
                     if config.workers > 1:
                         train_on_ray(config, record, told, live.show)
                     else:
-                        Run(config, lessons, record, told).go(live.show)
-            return opened(config.out)
+                        Run(config, lessons, record, told, saved=copy.send).go(live.show)
+            return copy.placed(opened(config.folder))
     finally:
         if before is not None:
             set_threads(before)

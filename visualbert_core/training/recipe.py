@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from visualbert_core.config import check_range, check_values
 from visualbert_core.errors import ConfigError
-from visualbert_core.io.locations import Locations
+from visualbert_core.io.locations import Location, Locations
 
 PATHS = ("annotations", "features", "model", "out", "answers", "validate_annotations", "validate_features")
 """The keys that say where something lies. A run records digests of what lies there, not the places."""
@@ -44,8 +44,9 @@ class TrainConfig:
     model: Path
     """Checkpoint folder to start from, or an id on the Hugging Face Hub. Pre-training may start from a BERT, such as
     bert-base-uncased. With `weights: random` it needs no weights."""
-    out: Path
-    """Folder of this training. It receives checkpoints/, steps.jsonl, validation/ and run.json."""
+    out: Location
+    """Folder of this training, or its s3:// address. It receives checkpoints/, steps.jsonl, validation/ and run.json.
+    """
 
     weights: Literal["checkpoint", "new-head", "random"] = "checkpoint"
     """`checkpoint` takes all weights of MODEL. `new-head` takes its trunk, and a random head. `random` takes none."""
@@ -180,6 +181,12 @@ class TrainConfig:
             raise ConfigError(f"min_workers {self.min_workers} is more than workers {self.workers}")
         if self.warmup >= 1:
             raise ConfigError(f"warmup is {self.warmup:g} of the steps: it must be shorter than the run")
+
+    @property
+    def folder(self) -> Path:
+        """Return OUT as a folder of this machine, which `bucket.workplace` makes of an address."""
+        assert isinstance(self.out, Path)
+        return self.out
 
     def ingredients(self) -> dict[str, Any]:
         """Return the keys that change a result, as JSON values."""

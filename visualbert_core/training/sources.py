@@ -182,5 +182,5 @@ def metadata_task(config: TrainConfig) -> str | None:
 
 def out_of_place(config: TrainConfig) -> None:
     """Raise InputError where the output folder is the folder of the checkpoint that the training starts from."""
-    if Path(config.out).absolute() == Path(config.model).absolute():
+    if isinstance(config.out, Path) and config.out.absolute() == config.model.absolute():
         raise InputError(f"out: {config.out} is the checkpoint to start from: name another folder")

@@ -90,7 +90,7 @@ def _evaluation(config: TrainConfig, checkpoint: Path, step: int, visual: Any) -
         annotations=config.validate_annotations or config.annotations,
         features=config.validate_features or config.features,
         model=checkpoint,
-        out=config.out / "validation" / f"step-{step:08d}",
+        out=config.folder / "validation" / f"step-{step:08d}",
         visual=visual,
         precision=config.precision,
         batch_size=config.validate_batch_size,
