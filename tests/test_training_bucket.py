@@ -15,7 +15,7 @@ from test_storage import BUCKET, bucket, names
 from upath import UPath
 
 from visualbert_core.cli import main
-from visualbert_core.errors import InputError, UnfinishedError
+from visualbert_core.errors import ConfigError, InputError, UnfinishedError
 from visualbert_core.io import locations
 from visualbert_core.io.locations import Location
 from visualbert_core.synthetic import WEIGHTS
@@ -157,3 +157,5 @@ def test_the_command_takes_an_address(
     assert main(["train", *flags, "--steps", "1", "--batch-size", "6"]) == 0
     assert f"last: s3://{BUCKET}/flags/checkpoints/step-00000001" in capsys.readouterr().out
     assert isinstance(config.out, UPath)
+    with pytest.raises(ConfigError, match="several workers need a folder that all nodes share"):
+        train(recipe(bucket / "flags", workers=2))

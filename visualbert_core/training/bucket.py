@@ -111,7 +111,8 @@ class Copy:
 def workplace(config: TrainConfig) -> Iterator[tuple[TrainConfig, Copy]]:
     """Give a recipe whose OUT is a folder of this machine, and the copy in the bucket of the recipe, if it names one.
 
-    Raise ConfigError for several workers: they read the folder of OUT themselves. Input errors name the bucket. The folder lies where temporary files lie (TMPDIR).
+    The folder lies where temporary files lie (TMPDIR). Raise ConfigError for a bucket and several workers, who read the
+    folder themselves. Input errors from inside name the bucket.
     """
     if isinstance(config.out, Path):
         yield config, Copy(config.out)

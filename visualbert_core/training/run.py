@@ -102,8 +102,8 @@ class Run:
         step = 0 if state is None else state.step
         if step != (expected := self.group.from_first(step)):
             raise ClusterError(
-                f"worker {self.group.rank + 1} finds the checkpoint of step {step:,} in {self.config.folder} and worker 1 "
-                f"that of step {expected:,}: name an --out that all nodes share"
+                f"worker {self.group.rank + 1} finds the checkpoint of step {step:,} in {self.config.folder} and "
+                f"worker 1 that of step {expected:,}: name an --out that all nodes share"
             )
         if state is None:
             return 0
