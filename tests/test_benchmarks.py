@@ -112,3 +112,10 @@ def test_engine_overhead_runs_both_engines() -> None:
     assert re.search(r"^plain loop( +[\d.]+){2} *$", printed, re.MULTILINE)
     assert re.search(r"^pool, 1 worker( +[\d.]+){3} +-?[\d.]+%$", printed, re.MULTILINE)
     assert re.search(r"^2,000 images, 2 shards", printed, re.MULTILINE)
+
+
+def test_reading_is_measured_in_both_orders() -> None:
+    """Both orders of the examples are read from a disk and trained on, with a small store and a narrow network."""
+    printed = run_within(*("training_data.py", "--images", "70", "--steps", "1", "--layers", "1", "--hidden", "64"))
+    rows = re.findall(r"^(reading|training) +disk +(\S+) +[\d.]+ examples/s", printed, re.MULTILINE)
+    assert rows == [(kind, order) for kind in ("reading", "training") for order in ("whole", "row-groups")]

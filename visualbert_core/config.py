@@ -18,7 +18,8 @@ from upath import UPath
 
 from visualbert_core.errors import ConfigError
 from visualbert_core.io.documents import brief
-from visualbert_core.io.locations import ADDRESS, Location, location
+from visualbert_core.io.hub import checkpoint_name
+from visualbert_core.io.locations import ADDRESS, Location, Locations, location
 from visualbert_core.printable import printable
 
 T = TypeVar("T")
@@ -191,12 +192,12 @@ class EvaluateConfig:
     annotations: Path
     """Folder of the official annotation files."""
     model: Path
-    """Checkpoint folder."""
+    """Checkpoint folder, or an id on the Hugging Face Hub such as uclanlp/visualbert-nlvr2."""
     out: Path
     """Folder of all runs. The folder of this run is OUT/MODEL__TASK__SPLIT."""
-    features: Location | None = None
+    features: Locations | None = None
     """Feature store, for a model that reads regions, or reads pixels and chooses among regions: a folder with a
-    manifest.json, or its s3:// address."""
+    manifest.json, or its s3:// address. Several stores of one feature space are read as one."""
     images: Location | None = None
     """Corpus, for a model that reads pixels: a folder, a pattern, a list of files, a .tar, tables, or an s3:// address
     (see `corpus`)."""
@@ -390,7 +391,7 @@ def folder_name(name: str) -> str:
 def run_name(model: Path, task: str, split: str) -> str:
     """Return the name of an evaluation, which its run folder, its cell and its history share on every night. For a task
     named module:Class the name holds the class alone, because some file systems allow no colon."""
-    return f"{model.name}__{task.rpartition(':')[2]}__{split}"
+    return f"{checkpoint_name(model)}__{task.rpartition(':')[2]}__{split}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -61,7 +61,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        if UPath in args:  # before the line below, which would take an address for a Path
+        if UPath in args:  # before the last line of this case, which would take an address for a Path
+            if isinstance(value, list) and any(get_origin(each) is tuple for each in args):
+                return _locations(value, where)
             return _location(_path(value, where), where)
         return _convert(next(a for a in args if a is not type(None)), value, where)
     if origin is Literal:
@@ -92,6 +94,13 @@ def _path(value: Any, where: str) -> str:
     if not text.strip():
         raise ConfigError(f"{where} is empty: name a path, or leave the key out")
     return text
+
+
+def _locations(values: list[Any], where: str) -> tuple[Location, ...]:
+    if not values:
+        raise ConfigError(f"{where} is empty: name a path, or leave the key out")
+    places = ((_path(value, f"{where}[{i}]"), f"{where}[{i}]") for i, value in enumerate(values))
+    return tuple(_location(text, place) for text, place in places)
 
 
 def _location(text: str, where: str) -> Location:

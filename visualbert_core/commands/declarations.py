@@ -20,7 +20,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 from upath import UPath
 
-from visualbert_core.io.locations import Location, absolute, location
+from visualbert_core.io.locations import Locations, absolute, location
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -37,10 +37,18 @@ _POSITIONAL = get_args(_Positional)[1]
 
 
 @REGISTRY.primitive_rule
-def _location(flag: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Location] | None:
-    """Return the rule that reads a location. Without it tyro would read an address as a Path."""
+def _location(flag: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Return the rule that reads a location, or several. Without it tyro would read an address as a Path."""
     if UPath not in get_args(flag.type):
         return None
+    if _are_several(flag.type):
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="PATH [PATH …]",
+            instance_from_str=_locations,
+            is_instance=lambda value: isinstance(value, Path | UPath | tuple),
+            str_from_instance=lambda value: [str(each) for each in (value if isinstance(value, tuple) else (value,))],
+        )
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="PATH",
@@ -50,10 +58,28 @@ def _location(flag: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Location] | N
     )
 
 
+def _are_several(hint: Any) -> bool:
+    """Return whether a type is `Locations`: one location, or a tuple of them."""
+    return any(get_origin(each) is tuple for each in get_args(hint))
+
+
+def _locations(words: list[str]) -> Locations:
+    if not words:
+        raise ValueError("name at least one path")
+    found = tuple(map(location, words))
+    return found if len(found) > 1 else found[0]
+
+
 def absolute_paths(config: Config) -> Config:
     """Make the paths of a configuration absolute, because a worker has another working folder."""
     values: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(config)}
-    return replace(config, **{name: absolute(value) for name, value in values.items() if isinstance(value, Path)})
+    several = {name: tuple(map(absolute, value)) for name, value in values.items() if _holds_paths(value)}
+    one = {name: absolute(value) for name, value in values.items() if isinstance(value, Path)}
+    return replace(config, **one, **several)
+
+
+def _holds_paths(value: Any) -> bool:
+    return isinstance(value, tuple) and any(isinstance(each, Path) for each in value)
 
 
 @dataclass(frozen=True)
@@ -115,7 +141,7 @@ def _kind(hint: Any) -> str:
     if hint is bool:
         return ""
     if UPath in get_args(hint):  # a location, which is Path | UPath
-        return "path"
+        return "path [path …]" if _are_several(hint) else "path"
     if get_origin(hint) is Literal:
         return " | ".join(map(str, get_args(hint)))
     if get_origin(hint) is tuple:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from visualbert_core.commands.declarations import Flat, absolute_paths
 from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.io.hub import with_folder
 from visualbert_core.printable import logger, say, say_json
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Command:
         from visualbert_core.engine.pool import Pool
         from visualbert_core.evaluation.run import evaluate
 
-        evaluation = absolute_paths(self.evaluation)
+        evaluation = absolute_paths(with_folder(self.evaluation))
         if self.invariance_check:
             return self._check(evaluation)
         with Pool(self.pool) as pool:

@@ -14,6 +14,7 @@ from visualbert_core.config import nearest
 from visualbert_core.config_mapping import from_mapping
 from visualbert_core.errors import ConfigError
 from visualbert_core.io.documents import read_yaml
+from visualbert_core.io.hub import with_folder
 from visualbert_core.printable import say, say_json
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.recipes import shipped
@@ -45,7 +46,7 @@ class Command:
         """Train, or go on, and print the checkpoints."""
         from visualbert_core.training.launch import train
 
-        done = train(absolute_paths(self.training))
+        done = train(absolute_paths(with_folder(self.training)))
         if self.json:
             say_json(done.record | {"folder": str(done.folder)})
             return 0

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from visualbert_core.config import EvaluateConfig
 from visualbert_core.errors import CheckpointError
 from visualbert_core.evaluation.inputs import RegionSource, Source
+from visualbert_core.io.locations import place_names
 from visualbert_core.models import METADATA_FILE, Model, ReadsPixels, ReadsRegions
 from visualbert_core.schema import Example
 
@@ -43,8 +44,8 @@ def check_visual(model: Model[Any], config: EvaluateConfig) -> None:
         )
     if isinstance(model.reads, ReadsPixels) and config.images is None:
         raise CheckpointError(
-            f"{config.model} reads pixels, but {config.features} is a feature store: name the corpus of images "
-            "instead (--images; in a matrix, a corpus without a detector)"
+            f"{config.model} reads pixels, but {place_names(config.features)} is a feature store: name the corpus of "
+            "images instead (--images; in a matrix, a corpus without a detector)"
         )
     if isinstance(model.reads, ReadsRegions) and config.visual == "none":
         raise CheckpointError(
@@ -75,8 +76,8 @@ def check_fit(model: Model[Any], source: Source, config: EvaluateConfig) -> list
     """
     if not isinstance(model.reads, ReadsRegions) or not isinstance(source, RegionSource):
         return []
-    where, named, allowed = str(config.features), config.feature_space, config.allow_feature_space_mismatch
-    return check_regions(model.reads, config.model, source.store, where, named, allowed)
+    named, allowed = config.feature_space, config.allow_feature_space_mismatch
+    return check_regions(model.reads, config.model, source.store, source.address, named, allowed)
 
 
 class InSpace(Protocol):

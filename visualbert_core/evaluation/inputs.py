@@ -24,8 +24,8 @@ from visualbert_core.corpus.listing import Corpus, list_images
 from visualbert_core.errors import InputError
 from visualbert_core.evaluation.batches import Asked, ExampleShard, ImageFile, batches
 from visualbert_core.features.importers.hdf5 import NO_SIZES
-from visualbert_core.features.store import FeatureStore
-from visualbert_core.io.locations import Location
+from visualbert_core.features.stores import AnyStore, each_store, identity, open_stores
+from visualbert_core.io.locations import Location, Locations, place_names
 from visualbert_core.models import Model, ReadsPixels
 from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import Example, Failure, Image, Pixels, Regions
@@ -93,19 +93,19 @@ def open_source(config: EvaluateConfig, model: Model[Any], opened: Source | None
     if not isinstance(source, ImageSource) or not isinstance(model.reads, ReadsPixels):
         return source
     if model.reads.boxes == "store" and config.features is not None:
-        return source.with_regions(FeatureStore.open(config.features))
+        return source.with_regions(open_stores(config.features))
     # Boxes beside an image are those of its example. They are not true of a replacement, and would tell where things
     # are, so a baseline has none.
     return source.with_boxes() if model.reads.boxes == "beside" and config.visual == "own" else source
 
 
 class RegionSource:
-    """Gives the regions of a feature store."""
+    """Gives the regions of a feature store, or of several."""
 
-    def __init__(self, folder: Location) -> None:
-        """Open the store. Raises StoreError where it is unfinished or damaged."""
-        self.store = FeatureStore.open(folder)
-        self.address = str(self.store.folder)
+    def __init__(self, folders: Locations) -> None:
+        """Open the stores. Raises StoreError where one is unfinished or damaged, or they do not belong together."""
+        self.store = open_stores(folders)
+        self.address = place_names(self.store.folder)
 
     def reader(self, visual: str) -> Callable[[], Reader]:
         """Return the function that opens a reader of the store."""
@@ -125,8 +125,8 @@ class RegionSource:
         return len(self.store)
 
     def identify(self, examples: Iterable[Example]) -> dict[str, Any]:
-        """Return the store's fingerprint and the digest of its manifest."""
-        return _identity(self.store)
+        """Return the store's fingerprint and the digest of its manifest, for each store."""
+        return {"features": identity(self.store)}
 
     def sizes(self, image_ids: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         """Return image id → (width, height) of the images whose size the store knows."""
@@ -139,10 +139,10 @@ class RegionSource:
 
 
 class RegionReader:
-    """Reads a feature store. It fetches all images of a shard in one call, each image once."""
+    """Reads one feature store or several. It fetches all images of a shard in one call, each image once."""
 
-    def __init__(self, folder: Location) -> None:
-        self.store = FeatureStore.open(folder)
+    def __init__(self, folders: Locations) -> None:
+        self.store = open_stores(folders)
 
     def read(self, shard: ExampleShard, batch_size: int) -> Iterator[tuple[list[Joined], list[Failure]]]:
         """Yield batches as `Reader.read` declares. A batch holds only examples with the regions of all their images."""
@@ -172,9 +172,9 @@ class ImageSource:
         self.address = str(corpus)
         self._known: dict[str, tuple[str, tuple[int, int] | None]] = {}
         self._boxed = False
-        self._store: FeatureStore | None = None
+        self._store: AnyStore | None = None
 
-    def with_regions(self, store: FeatureStore) -> ImageSource:
+    def with_regions(self, store: AnyStore) -> ImageSource:
         """Return the images that the store has too. Each comes with the boxes of its regions."""
         chosen = copy(self)
         chosen._store = store
@@ -214,7 +214,7 @@ class ImageSource:
         digests = [[image_id, self._known[image_id][0]] for image_id in wanted]
         boxes = {"boxes": digest_json([_boxes_digest(self.images[i]) for i in wanted])} if self._boxed else {}
         found = {"images": {"count": len(wanted), "digest": digest_json(digests), **boxes}}
-        return found if self._store is None else found | _identity(self._store)
+        return found if self._store is None else found | {"features": identity(self._store)}
 
     def sizes(self, image_ids: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         """Return image id → (width, height), from the headers of the images that have been identified."""
@@ -235,9 +235,9 @@ class PixelReader:
     regions.
     """
 
-    def __init__(self, grey: bool = False, regions: Location | None = None) -> None:
+    def __init__(self, grey: bool = False, regions: Locations | None = None) -> None:
         self.grey = grey
-        self.store = None if regions is None else FeatureStore.open(regions)
+        self.store = None if regions is None else open_stores(regions)
 
     def read(self, shard: ExampleShard, batch_size: int) -> Iterator[tuple[list[Joined], list[Failure]]]:
         """Yield batches as `Reader.read` declares. Memory holds the decoded images of at most two batches."""
@@ -308,7 +308,7 @@ def _decode(image: Image, digest: str | None, grey: bool) -> Pixels | Failure:
     return Pixels(image.image_id, rgb, found, boxes)
 
 
-def _with_regions(found: Mapping[str, Pixels | Failure], store: FeatureStore) -> dict[str, Pixels | Failure]:
+def _with_regions(found: Mapping[str, Pixels | Failure], store: AnyStore) -> dict[str, Pixels | Failure]:
     """Give the images the boxes of their regions. An image that the store lacks becomes a failure.
 
     Raises InputError where the store has an image of another size, whose boxes would be wrong.
@@ -326,19 +326,15 @@ def _with_regions(found: Mapping[str, Pixels | Failure], store: FeatureStore) ->
             if seen != known and not _lacks_sizes(store):
                 raise InputError(
                     f"image {image_id!r} has {seen[0]} × {seen[1]} pixels, but {known[0]} × {known[1]} in "
-                    f"{store.folder}: name the images that its features were extracted from"
+                    f"{place_names(store.folder)}: name the images that its features were extracted from"
                 )
             joined[image_id] = replace(pixels, boxes=regions[image_id].boxes)
     return joined
 
 
-def _identity(store: FeatureStore) -> dict[str, Any]:
-    return {"features": {"detector": store.fingerprint, "manifest": store.manifest_digest()}}
-
-
-def _lacks_sizes(store: FeatureStore) -> bool:
-    """Return whether the features were imported without the sizes of their images."""
-    return NO_SIZES in store.fingerprint.get("notes", ())
+def _lacks_sizes(store: AnyStore) -> bool:
+    """Return whether features were imported without the sizes of their images."""
+    return any(NO_SIZES in each.fingerprint.get("notes", ()) for each in each_store(store))
 
 
 def _boxes_digest(image: Image) -> str | None:

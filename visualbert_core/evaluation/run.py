@@ -26,6 +26,7 @@ from visualbert_core.evaluation.sizes import check_sizes
 from visualbert_core.evaluation.trained_on import trained_on
 from visualbert_core.evaluation.units import UNITS_FILE, by_metric, encode_units
 from visualbert_core.evaluation.worker import EvaluationWorker, LoadModel
+from visualbert_core.io.hub import checkpoint_name, hub_origin, with_folder
 from visualbert_core.metrics.coverage import check_coverage
 from visualbert_core.models import Model, load_model
 from visualbert_core.printable import logger
@@ -59,6 +60,7 @@ def evaluate(
     for inputs that do not fit together. Raises CoverageError where examples are left without a prediction; run.json
     then has the status "incomplete".
     """
+    config = with_folder(config)
     task = task or open_task(config.task, config.annotations, config.split)
     # The driver only asks the model what it reads and answers, and for its fingerprint. That needs no GPU.
     model = load(config.model, task.form, "cpu", config.precision, config.answering)
@@ -76,9 +78,11 @@ def evaluate(
         *warnings,
     ]
     for warning in warnings:
-        _LOG.warning("%s: %s", config.model.name, warning)
+        _LOG.warning("%s: %s", checkpoint_name(config.model), warning)
+    provenance = _provenance(config, task, model) | made_of
     folder = run_folder(config)
-    asking = {"network": model.name, "answering": model.protocol}
+    asking: dict[str, Any] = {"network": model.name, "answering": model.protocol}
+    asking |= {} if (origin := hub_origin(config.model)) is None else {"hub": origin}
     record = {"spec": _spec(config), **asking, "provenance": provenance, "status": "running", "warnings": warnings}
     claim(folder, record)
     if is_finished(folder):
@@ -102,7 +106,7 @@ def evaluate(
 def _spec(config: EvaluateConfig) -> dict[str, Any]:
     """Return the settings of the evaluation without paths, so that equal evaluations in two places have equal specs."""
     return {
-        "model": config.model.name,
+        "model": checkpoint_name(config.model),
         "task": config.task,
         "split": config.split,
         "visual": config.visual,

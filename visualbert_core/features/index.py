@@ -181,6 +181,15 @@ class Index:
         """Return where the features of a row lie."""
         return Span(self._parts.item(row), self._starts.item(row), self._stops.item(row))
 
+    def row_groups(self, size: int) -> np.ndarray:
+        """Return the number of the row group of each row, where a part has `size` rows in each: int64 [N]."""
+        order = np.lexsort((self._starts, self._parts))
+        parts = self._parts[order].astype(np.int64)
+        within = (np.arange(len(parts)) - np.searchsorted(parts, parts)) // size
+        found = np.empty(len(parts), np.int64)
+        _, found[order] = np.unique(parts * (len(parts) + 1) + within, return_inverse=True)
+        return found
+
     def sizes(self) -> Iterator[tuple[str, int, int, int]]:
         """Yield (image id, width, height, number of regions) of every row."""
         counts = np.diff(self._regions)
@@ -203,6 +212,15 @@ class Index:
     def boxes(self, row: int) -> np.ndarray:
         """Return a copy of the boxes of a row: float32 [R, 4]."""
         return self._boxes[self._regions.item(row) : self._regions.item(row + 1)].copy()
+
+    def equals(self, row: int, other: Index, there: int) -> bool:
+        """Return whether a row equals a row of another index: size, boxes, labels, scores, and the hash of features."""
+        mine, theirs = self._regions[row : row + 2], other._regions[there : there + 2]
+        pairs = [(self._widths, other._widths), (self._heights, other._heights), (self._hashes, other._hashes)]
+        columns = [(self._boxes, other._boxes), (self._labels, other._labels), (self._scores, other._scores)]
+        return all(a.item(row) == b.item(there) for a, b in pairs) and all(
+            np.array_equal(a[slice(*mine)], b[slice(*theirs)]) for a, b in columns
+        )
 
     def regions(self, row: int, features: np.ndarray) -> Regions:
         """Return a row whose features are these bytes, without a copy. The other arrays are copies."""

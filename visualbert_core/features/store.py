@@ -295,6 +295,15 @@ class FeatureStore:
             raise StoreError(self._why_not(image_id))
         return self._index.boxes(row)
 
+    def same(self, image_id: str, other: FeatureStore) -> bool:
+        """Return whether both stores have the same row of an image that is in both. Read no features."""
+        row, there = self._index.find(image_id), other._index.find(image_id)
+        return row is not None and there is not None and self._index.equals(row, other._index, there)
+
+    def row_groups(self, image_ids: Sequence[str]) -> np.ndarray:
+        """Return the number of the row group in which each image lies: int64 [N]. All images are in the store."""
+        return self._index.row_groups(ROW_GROUP)[np.array([self._index.find(i) for i in image_ids], np.int64)]
+
     def manifest_digest(self) -> str:
         """Return the xxh3-128 of manifest.json. It identifies the bytes of all parts, whose hashes the manifest has."""
         return xxhash.xxh3_128_hexdigest(ShardFolder(self.folder).manifest_path.read_bytes())

@@ -23,6 +23,8 @@ from visualbert_core.errors import ConfigError, VisualBertCoreError
 
 Location: TypeAlias = Path | UPath
 """A file or folder on a disk, or in an object store."""
+Locations: TypeAlias = Location | tuple[Location, ...]
+"""One location, or several where a reader joins them."""
 
 # Only stores in which a file appears whole, after its last byte has arrived: a part must never be seen half written.
 OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
@@ -74,6 +76,11 @@ def location(place: str | Location) -> Location:
         named = ", ".join(options)
         raise ConfigError(f"{text}: storage options ({named}) have no effect: set the store's environment variables")
     return ObjectPath(text)
+
+
+def place_names(places: Locations | None) -> str:
+    """Return one location or several as a text for messages."""
+    return ", ".join(map(str, places)) if isinstance(places, tuple) else str(places)
 
 
 def is_address(text: str) -> bool:

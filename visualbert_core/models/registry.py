@@ -30,6 +30,9 @@ FAMILIES = {
 `from_pretrained`. Its class attribute `visual_source` says what its checkpoints read, "regions" or "pixels". A class
 that can be trained has `to_train(folder, form, start)`, too. A family is imported on first use."""
 
+STARTS = {"bert": FAMILIES["visual_bert"]}
+"""`model_type` of a checkpoint that answers nothing, but from which a family starts a training → module:class."""
+
 VisualSource = Literal["regions", "pixels"]
 """What all checkpoints of a family read."""
 
@@ -64,7 +67,7 @@ def load_trainable(folder: str | Path, form: type[Example] | type[CaptionPair], 
     Raises CheckpointError if the folder is incomplete, does not fit this form, or is of a family that cannot be
     trained here. Raises ConfigError where `start` does not fit the folder.
     """
-    found = _imported(Path(folder))
+    found = _imported(Path(folder), STARTS)
     if not hasattr(found, "to_train"):
         raise CheckpointError(f"{folder}: a {found.__name__} cannot be trained here: it has no `to_train`")
     model: Trainable[Any] = found.to_train(Path(folder), form, start)
@@ -80,9 +83,9 @@ def visual_source(folder: str | Path) -> VisualSource | None:
     return found
 
 
-def _imported(folder: Path) -> Any:
-    """Return the class of a folder's family."""
-    family = _family(folder)
+def _imported(folder: Path, more: dict[str, str] | None = None) -> Any:
+    """Return the class of a folder's family. `more` are families beside FAMILIES."""
+    family = _family(folder, more or {})
     module, _, name = family.partition(":")
     try:
         return getattr(import_module(module), name)
@@ -90,14 +93,14 @@ def _imported(folder: Path) -> Any:
         raise CheckpointError(f"{folder}: its model is {family}, which cannot be imported: {error}") from None
 
 
-def _family(folder: Path) -> str:
+def _family(folder: Path, more: dict[str, str]) -> str:
     """Return the module:class for the `model_type` of a folder. Raise CheckpointError if no family has that type."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such checkpoint folder")
     path = folder / CONFIG_FILE
     config = read_json(path, CheckpointError)
     found = config.get("model_type") if isinstance(config, dict) else None
-    families = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)} | FAMILIES
+    families = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)} | FAMILIES | more
     if isinstance(found, str) and found in families:
         return families[found]
     writers = _writers()

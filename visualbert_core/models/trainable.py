@@ -38,6 +38,8 @@ class Start:
     own_caption_label: int = 1
     answer_letters: bool = False
     pair_cut: Literal["longer-first", "authors"] = "longer-first"
+    features: tuple[int, str] | None = None
+    """Size and space of the features, for a start that has never seen any, such as a BERT."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,10 +4,12 @@
     schedules.py    the learning rate at each step
     optimizers.py   AdamW and BertAdam, decay exclusions, clipping
     order.py        which examples each step takes: a seeded permutation, cut into batches
+    row_groups.py   regions by whole row groups, for a store larger than memory
     data.py         examples and their regions, read ahead, as tensors: `batches(...)` for a loop of your own
     sources.py      the examples and targets of a recipe, checked before the first step
     step.py         one step of the optimiser over several passes
     state.py        checkpoints with the training state beside them, written whole or not at all
+    bucket.py       OUT in an object store: a folder of this machine and its copy
     log.py          the file of all steps, and the live line
     validation.py   the evaluation of a checkpoint, the best checkpoint, early stopping
     curves.py       the curves of the log, for plots and as Parquet

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from visualbert_core.io.hub import with_folder
 from visualbert_core.models.trainable import Item
 from visualbert_core.training.group import ALONE, Group
 from visualbert_core.training.order import Order, draws
@@ -62,8 +63,8 @@ def batches(config: TrainConfig, first_step: int = 0) -> Iterator[Batch]:
         for batch in batches(TrainConfig(task="vqa", split="train", …)):
             loss = model(**batch.tensors).loss
     """
-    lessons = open_recipe(config)
-    order = Order(len(lessons.examples), config.batch_size, config.seed)
+    lessons = open_recipe(with_folder(config))
+    order = lessons.order(config)
 
     def make(step: int) -> Batch:
         portion = read_portion(lessons, order, step)
@@ -85,8 +86,7 @@ def read_portion(lessons: Lessons, order: Order, step: int, group: Group = ALONE
     batch = [lessons.examples[index] for index in indices]
     share = group.share(batch)
     examples = share or batch[:1]
-    image_ids = list(dict.fromkeys(image_id for example in examples for image_id in example.image_ids))
-    regions = dict(zip(image_ids, lessons.store.fetch_many(image_ids), strict=True))
+    regions = lessons.regions(examples)
     items = []
     for example in examples:
         visual = tuple(regions[image_id] for image_id in example.image_ids)

@@ -24,6 +24,8 @@ from visualbert_core.engine.processes import NO_LOCKS
 from visualbert_core.engine.shards import publish
 from visualbert_core.errors import InputError
 from visualbert_core.io.documents import parse_json, read_json
+from visualbert_core.io.hub import checkpoint_name
+from visualbert_core.io.locations import Location
 from visualbert_core.printable import logger
 from visualbert_core.provenance import differences
 from visualbert_core.training.recipe import TrainConfig
@@ -37,10 +39,10 @@ _LOG = logger(__name__)
 class Training:
     """A finished training: its folder, its run.json, and its checkpoints. `best` is None without validations."""
 
-    folder: Path
+    folder: Location
     record: dict[str, Any]
-    last: Path
-    best: Path | None
+    last: Location
+    best: Location | None
 
 
 @contextmanager
@@ -62,12 +64,12 @@ def claim(config: TrainConfig, provenance: dict[str, Any], lessons: Lessons) -> 
     Raise InputError naming the keys where that training has another recipe, other data or another start. Code and
     libraries may change in between: that is logged, and the result may differ in the last bits.
     """
-    path = config.out / "run.json"
+    path = config.folder / "run.json"
     warnings = on_training_annotations(config, provenance)
     for line in warnings:
         _LOG.warning("%s: %s", config.out, line)
-    record = {"status": "running", "model": config.model.name, "examples": lessons.remarks, "warnings": warnings}
-    record |= {"provenance": provenance}
+    record = {"status": "running", "model": checkpoint_name(config.model), "examples": lessons.remarks}
+    record |= {"warnings": warnings, "provenance": provenance}
     if not path.exists():
         write_record(path, record)
         return record

@@ -8,11 +8,12 @@ from __future__ import annotations
 from functools import partial
 
 from visualbert_core.engine.worker_process import set_threads
+from visualbert_core.io.hub import with_folder
 from visualbert_core.report.trackers import check_trackers
+from visualbert_core.training.bucket import workplace
 from visualbert_core.training.data import total_steps
 from visualbert_core.training.folder import Training, alone, claim, opened
 from visualbert_core.training.log import Live
-from visualbert_core.training.order import Order
 from visualbert_core.training.ray_workers import train_on_ray
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.run import Run
@@ -29,6 +30,7 @@ def train(config: TrainConfig) -> Training:
     ClusterError where Ray does not start, or workers end again and again. Raise UnfinishedError after SIGTERM, SIGINT
     or `max_hours`, when everything is saved.
     """
+    config = with_folder(config)
     out_of_place(config)
     check_validation(config)
     check_trackers(config.trackers, "recipe")
@@ -36,17 +38,17 @@ def train(config: TrainConfig) -> Training:
     try:
         lessons = open_recipe(config)
         provenance = lessons.provenance(config)
-        with alone(config.out), listening() as stop:
+        with workplace(config) as (config, copy), alone(config.folder), listening() as stop:
             record = claim(config, provenance, lessons)
             if record["status"] != "finished":
-                total = total_steps(config, Order(len(lessons.examples), config.batch_size, config.seed))
+                total = total_steps(config, lessons.order(config))
                 with Live(f"training on {config.task} {config.split}", total, config.log_seconds) as live:
                     told = partial(stop.reason, config.max_hours)
                     if config.workers > 1:
                         train_on_ray(config, record, told, live.show)
                     else:
-                        Run(config, lessons, record, told).go(live.show, live.paused)
-            return opened(config.out)
+                        Run(config, lessons, record, told, saved=copy.send).go(live.show, live.paused)
+            return copy.placed(opened(config.folder))
     finally:
         if before is not None:
             set_threads(before)

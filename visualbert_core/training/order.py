@@ -1,4 +1,4 @@
-"""Which examples each step takes: a seeded permutation for each epoch, cut into batches.
+"""Which examples each step takes: a seeded order for each epoch, cut into batches.
 
 The batches are composed over the whole split before anything else is decided. So the examples of a step depend neither
 on the number of workers nor on how often the run was interrupted, and the position in the data is the number of the
@@ -16,11 +16,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Order:
-    """The order of `examples` examples. The last batch of an epoch is short where the numbers do not divide."""
+    """The order of `examples` examples. The last batch of an epoch is short where the numbers do not divide.
+
+    Without `groups` an epoch is a permutation of all examples. With them it follows the row groups of the store.
+    """
 
     examples: int
     batch_size: int
     seed: int
+    groups: RowGroups | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -30,15 +34,42 @@ class Order:
     def batch(self, step: int) -> tuple[int, list[int]]:
         """Return the epoch of step number `step`, from 0, and the indices of its examples."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        every = _permutation(self.seed, epoch, self.examples)
+        every = _epoch(self.seed, epoch, self.examples, self.groups)
         return epoch, every[place * self.batch_size : (place + 1) * self.batch_size].tolist()
 
 
+@dataclass(frozen=True, eq=False)
+class RowGroups:
+    """The row group of each example, and how many row groups are mixed."""
+
+    of_example: np.ndarray
+    """int64 [examples]: the number of the row group, from 0 without a gap."""
+    buffer: int
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """Return the indices of all examples in the order of an epoch: int64.
+
+        The row groups are shuffled. An example then moves back by a uniform share of `buffer` row groups, so that all
+        examples of a group come before those of the group that is `buffer` places behind it.
+        """
+        count = int(self.of_example.max()) + 1
+        bits = _bits(seed, epoch, count + len(self.of_example))
+        place = np.argsort(np.argsort(bits[:count], kind="stable")).astype(np.uint64)
+        # In units of 2 ** -32 row groups. Integers give the same order on every CPU.
+        return np.argsort((place[self.of_example] << 32) + (bits[count:] >> 32) * np.uint64(self.buffer), kind="stable")
+
+
 @lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, examples: int) -> np.ndarray:
+def _epoch(seed: int, epoch: int, examples: int, groups: RowGroups | None) -> np.ndarray:
     """Return all indices below `examples` in the order of an epoch: int64."""
-    bits = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(examples)
-    return np.argsort(bits, kind="stable")
+    if groups is not None:
+        return groups.order(seed, epoch)
+    return np.argsort(_bits(seed, epoch, examples), kind="stable")
+
+
+def _bits(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Return `count` random numbers of an epoch: uint64."""
+    return np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(count)
 
 
 def draws(seed: int, epoch: int, example_id: str) -> random.Random:

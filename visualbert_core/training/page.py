@@ -20,7 +20,8 @@ from visualbert_core.comparison.compare import compare
 from visualbert_core.corpus.listing import list_images
 from visualbert_core.engine.shards import publish
 from visualbert_core.features.store import FeatureStore
-from visualbert_core.io.locations import Location
+from visualbert_core.features.stores import open_stores
+from visualbert_core.io.locations import Locations
 from visualbert_core.printable import printable
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.curves import Line, Plot, plot
@@ -98,10 +99,10 @@ class PageWriter:
 
         Raise VisualBertCoreError where a part of the training cannot be read, OSError where the disk is full.
         """
-        publish(self._config.out / PAGE, self._render(record, history, parent).encode(errors="replace"))
+        publish(self._config.folder / PAGE, self._render(record, history, parent).encode(errors="replace"))
 
     def _render(self, record: Mapping[str, Any], history: Sequence[Validation], parent: Validation | None) -> str:
-        config, curves = self._config, read_curves(self._config.out)
+        config, curves = self._config, read_curves(self._config.folder)
         found = best(history)
         cell, shown = self._best(found[0], parent) if found else (None, None)
         cells = [] if cell is None else [cell]
@@ -149,7 +150,7 @@ class PageWriter:
         if self._shown is not None and self._shown[0] == found.step:
             return self._shown[1:]
         config = self._config
-        folder = config.out / "checkpoints" / f"step-{found.step:08d}"
+        folder = config.folder / "checkpoints" / f"step-{found.step:08d}"
         run = validation_run(config, folder, found.step)
         wrong = None if found.wrong_image is None else validation_run(config, folder, found.step, "wrong-image")
         cell = ReportCell(
@@ -172,15 +173,17 @@ class PageWriter:
         return open_task(config.task, config.validate_annotations or config.annotations, str(config.validate_split))
 
     @cached_property
-    def _store(self) -> FeatureStore:
-        return FeatureStore.open(self._config.validate_features or self._config.features)
+    def _store(self) -> FeatureStore | None:
+        """Return the store of the examples. The gallery draws regions of one store, so of several it draws none."""
+        store = open_stores(self._config.validate_features or self._config.features)
+        return store if isinstance(store, FeatureStore) else None
 
     @cached_property
     def _places(self) -> Places:
         """Return the words for the folders of this machine: equal trainings give equal pages on every machine."""
         config = self._config
-        named: list[tuple[str, Location | None]]
-        named = [("OUT", config.out), ("ANNOTATIONS", config.annotations), ("FEATURES", config.features)]
+        named: list[tuple[str, Locations | None]]
+        named = [("OUT", config.folder), ("ANNOTATIONS", config.annotations), ("FEATURES", config.features)]
         named += [
             ("VALIDATE_ANNOTATIONS", config.validate_annotations),
             ("VALIDATE_FEATURES", config.validate_features),

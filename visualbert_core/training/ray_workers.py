@@ -53,9 +53,9 @@ def train_on_ray(
     """
     with _session() as ray:
         attempt = _Attempt(config, record, stop, show)
-        ended, reached = 0, Checkpoints(config.out).last()
+        ended, reached = 0, Checkpoints(config.folder).last()
         while (error := attempt(ray)) is not None:
-            ended, reached, before = ended + 1, Checkpoints(config.out).last(), reached
+            ended, reached, before = ended + 1, Checkpoints(config.folder).last(), reached
             if reached > before:
                 ended = 1
             reason = _reason(error)
@@ -150,7 +150,7 @@ class _Attempt:
         from ray.train import RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        config, scratch = self.config, self.config.out / ".ray"
+        config, scratch = self.config, self.config.folder / ".ray"
         try:
             TorchTrainer(
                 _work,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from visualbert_core.config import check_range, check_values
 from visualbert_core.errors import ConfigError
-from visualbert_core.io.locations import Location
+from visualbert_core.io.locations import Location, Locations
 
 PATHS = (
     *("annotations", "features", "model", "out", "answers"),
@@ -41,12 +41,15 @@ class TrainConfig:
     """The split to learn: train, …"""
     annotations: Path
     """Folder of the official annotation files."""
-    features: Location
-    """Feature store with the regions of the split's images: a folder with a manifest.json, or its s3:// address."""
+    features: Locations
+    """Feature store with the regions of the split's images: a folder with a manifest.json, or its s3:// address.
+    Several stores of one feature space are read as one."""
     model: Path
-    """Checkpoint folder to start from. With `weights: random` it needs no weights."""
-    out: Path
-    """Folder of this training. It receives checkpoints/, steps.jsonl, validation/ and run.json."""
+    """Checkpoint folder to start from, or an id on the Hugging Face Hub. Pre-training may start from a BERT, such as
+    bert-base-uncased. With `weights: random` it needs no weights."""
+    out: Location
+    """Folder of this training, or its s3:// address. It receives checkpoints/, steps.jsonl, validation/ and run.json.
+    """
 
     weights: Literal["checkpoint", "new-head", "random"] = "checkpoint"
     """`checkpoint` takes all weights of MODEL. `new-head` takes its trunk, and a random head. `random` takes none."""
@@ -71,6 +74,11 @@ class TrainConfig:
     feature_space: str | None = None
     """The feature space of a checkpoint that does not name it."""
 
+    shuffle: Literal["whole", "row-groups"] = "whole"
+    """How an epoch is shuffled. `whole`: every order of the examples is as likely. `row-groups`: the store is read in
+    shuffled row groups of 64 images, for a store that is larger than memory."""
+    shuffle_buffer: int = 64
+    """Row groups whose examples are mixed by `shuffle: row-groups`, and that are in memory at once."""
     seed: int = 0
     """Decides the order of the examples, the masks, dropout and random weights."""
     epochs: int | None = None
@@ -124,8 +132,8 @@ class TrainConfig:
     """Split to evaluate at every checkpoint, by the official metric. Default: no validation."""
     validate_annotations: Path | None = None
     """Folder of the annotations of that split. Default: ANNOTATIONS."""
-    validate_features: Location | None = None
-    """Feature store of that split. Default: FEATURES."""
+    validate_features: Locations | None = None
+    """Feature store of that split, or several. Default: FEATURES."""
     validate_images: Location | None = None
     """Images of that split, for the pictures of training.html. Default: the page shows the regions without pictures."""
     validate_batch_size: int = 64
@@ -169,6 +177,7 @@ class TrainConfig:
         check_range(self, 1, None, *counts, "keep_last", "keep_every", "threads", "readers")
         check_range(self, 1, None, "read_ahead", "workers", "min_workers")
         check_range(self, 0, None, "seed", "skip_bad_batches", "keep_best", "max_hours", "log_seconds", "restarts")
+        check_range(self, 1, 1 << 20, "shuffle_buffer")
         check_range(self, 0, None, "learning_rate", "weight_decay", "clip_norm", "epsilon", "warmup", "cycles")
         check_range(self, 0, 1, "beta1", "beta2", "own_caption_label", "dropout")
         if self.epochs is not None and self.steps is not None:
@@ -179,6 +188,12 @@ class TrainConfig:
             raise ConfigError(f"min_workers {self.min_workers} is more than workers {self.workers}")
         if self.warmup >= 1:
             raise ConfigError(f"warmup is {self.warmup:g} of the steps: it must be shorter than the run")
+
+    @property
+    def folder(self) -> Path:
+        """Return OUT as a folder of this machine, which `bucket.workplace` makes of an address."""
+        assert isinstance(self.out, Path)
+        return self.out
 
     def ingredients(self) -> dict[str, Any]:
         """Return the keys that change a result, as JSON values."""

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from visualbert_core.errors import ClusterError, ConfigError, UnfinishedError
+from visualbert_core.io.hub import checkpoint_name
 from visualbert_core.printable import logger
 from visualbert_core.training.data import ahead, passes, read_portion, total_steps
 from visualbert_core.training.folder import (
@@ -50,15 +51,18 @@ class Run:
         record: dict[str, Any],
         stop: Callable[[], str | None],
         group: Group = ALONE,
+        saved: Callable[[], None] = lambda: None,
     ) -> None:
+        """Take what `train` has opened. `saved` is called when checkpoints or run.json were written or removed."""
         self.config, self.lessons, self.record, self.stop, self.group = config, lessons, record, stop, group
-        self.order = Order(len(lessons.examples), config.batch_size, config.seed)
+        self.saved = saved
+        self.order = lessons.order(config)
         self.total = total_steps(config, self.order)
         device = group.device or config.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.network = lessons.model.network.to(device)
         self.optimizer = _optimizer(config, self.order, self.total, lessons)
         self.stepper = Stepper(lessons.model, self.optimizer, config, group)
-        self.checkpoints = Checkpoints(config.out)
+        self.checkpoints = Checkpoints(config.folder)
         self.history: list[Validation] = []
 
     def go(self, show: Callable[[Progress], None], paused: Callable[[], AbstractContextManager[None]]) -> None:
@@ -68,7 +72,7 @@ class Run:
         """
         step = self._resume()
         watch = self._watch() if self.group.first else None
-        log = StepLog(self.config.out / "steps.jsonl", step) if self.group.first else None
+        log = StepLog(self.config.folder / "steps.jsonl", step) if self.group.first else None
         try:
             over = self._validate_if_due(step)
             coming = ahead(self._prepared, range(step, self.total), self.config.readers, self.config.read_ahead)
@@ -110,16 +114,16 @@ class Run:
         step = 0 if state is None else state.step
         if step != (expected := self.group.from_first(step)):
             raise ClusterError(
-                f"worker {self.group.rank + 1} finds the checkpoint of step {step:,} in {self.config.out} and worker 1 "
-                f"that of step {expected:,}: name an --out that all nodes share"
+                f"worker {self.group.rank + 1} finds the checkpoint of step {step:,} in {self.config.folder} and "
+                f"worker 1 that of step {expected:,}: name an --out that all nodes share"
             )
         if state is None:
             return 0
         restore(state, self.optimizer, self.network)
         self.stepper.skipped = state.about["skipped"]
-        self.history = read_validations(self.config.out, state.step)
+        self.history = read_validations(self.config.folder, state.step)
         if self.group.first:
-            _LOG.info("%s: going on after step %s of %s", self.config.out, f"{step:,}", f"{self.total:,}")
+            _LOG.info("%s: going on after step %s of %s", self.config.folder, f"{step:,}", f"{self.total:,}")
         return step
 
     def _prepared(self, step: int) -> Prepared:
@@ -166,11 +170,12 @@ class Run:
         task = metadata_task(self.config)
         save = partial(self.lessons.model.save, task=task, space=self.lessons.store.space)
         about = {
-            "model": self.config.model.name,
+            "model": checkpoint_name(self.config.model),
             "skipped": self.stepper.skipped,
             "provenance": self.record["provenance"],
         }
         self.checkpoints.write(step, save, moments_of(self.optimizer, self.network), about)
+        self.saved()
 
     def _validate_if_due(self, step: int) -> bool:
         """Evaluate the checkpoint of this step if that is due and was not done. Return whether the training is over."""
@@ -179,7 +184,7 @@ class Run:
         if self.group.first and step and self._due(step) and all(each.step != step for each in self.history):
             found = validate(self.config, self.checkpoints.folder(step), step)
             self.history.append(found)
-            write_validations(self.config.out, self.history)
+            write_validations(self.config.folder, self.history)
         return bool(self.group.from_first(is_over(self.history, self.config.patience)))
 
     def _prune(self) -> None:
@@ -191,6 +196,7 @@ class Run:
         if self.config.keep_every is not None:
             kept |= {step for step in every if step % self.config.keep_every == 0}
         self.checkpoints.prune(kept)
+        self.saved()
 
     def _finish(self, step: int, watch: Watch) -> None:
         found = best(self.history)
@@ -204,7 +210,8 @@ class Run:
             "validation": asdict(found[0]) if found else None,
         }
         watch.update(self.record, self.history)  # before run.json, after which the same call only reads
-        write_record(self.config.out / "run.json", self.record)
+        write_record(self.config.folder / "run.json", self.record)
+        self.saved()
 
 
 def _line(batch: Prepared, outcome: Outcome, pace: Pace) -> dict[str, Any]:

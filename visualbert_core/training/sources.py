@@ -6,6 +6,7 @@ Tasks and models meet here. An example without a target, and an image without fe
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,14 +16,18 @@ import numpy as np
 from visualbert_core.errors import CheckpointError, CoverageError, InputError
 from visualbert_core.evaluation.fit import check_fit
 from visualbert_core.evaluation.inputs import RegionSource
-from visualbert_core.features.store import FeatureStore
+from visualbert_core.features.stores import AnyStore, identity
+from visualbert_core.io.hub import checkpoint_name, hub_origin
+from visualbert_core.io.locations import place_names
 from visualbert_core.models import ReadsRegions, load_trainable
 from visualbert_core.models.trainable import Start, Trainable
 from visualbert_core.printable import logger
 from visualbert_core.provenance import code_digests, digest_files, outside_code, versions
-from visualbert_core.schema import CaptionPair, Example, Grounding, Target
+from visualbert_core.schema import CaptionPair, Example, Grounding, Regions, Target
 from visualbert_core.tasks import CaptionPairs, Task, open_lessons
+from visualbert_core.training.order import Order
 from visualbert_core.training.recipe import TrainConfig
+from visualbert_core.training.row_groups import GroupReader
 
 _LOG = logger(__name__)
 _NAMED = 3  # ids in a message
@@ -33,13 +38,28 @@ class Lessons:
     """An open recipe: what is learnt, from which regions, by which model."""
 
     task: Task | CaptionPairs
-    store: FeatureStore
+    store: AnyStore
     model: Trainable[Any]
     examples: list[Example | CaptionPair]
     masked: bool
     """Whether words are masked, so that examples tell something instead of asking it."""
     remarks: dict[str, Any]
     """What was counted: examples, those without a target, phrases without a region, images without features."""
+
+    groups: GroupReader | None = None
+    """Reads whole row groups, where the recipe shuffles them."""
+
+    def order(self, config: TrainConfig) -> Order:
+        """Return the order of the examples."""
+        groups = None if self.groups is None else self.groups.groups
+        return Order(len(self.examples), config.batch_size, config.seed, groups)
+
+    def regions(self, examples: Sequence[Example | CaptionPair]) -> dict[str, Regions]:
+        """Return image id → regions of all images of some examples, each read once."""
+        if self.groups is not None:
+            return self.groups.regions(examples)
+        image_ids = list(dict.fromkeys(image_id for example in examples for image_id in example.image_ids))
+        return dict(zip(image_ids, self.store.fetch_many(image_ids), strict=True))
 
     def boxes(self, example: Example | CaptionPair) -> list[np.ndarray]:
         """Return the boxes of the regions of each image of an example, float32 [R, 4]."""
@@ -55,9 +75,10 @@ class Lessons:
             "recipe": config.ingredients(),
             "data": {
                 "annotations": digest_files(self.task.annotation_files()),
-                "features": {"detector": self.store.fingerprint, "manifest": self.store.manifest_digest()},
+                "features": identity(self.store),
             },
             "parent": self.model.fingerprint(),
+            **({} if (origin := hub_origin(config.model)) is None else {"start": origin}),
             "code": code_digests(("training", "predictions")) | outside_code("task", type(self.task)),
             "versions": versions(),
         }
@@ -80,6 +101,7 @@ def open_recipe(config: TrainConfig) -> Lessons:
         own_caption_label=config.own_caption_label,
         answer_letters=config.answer_letters,
         pair_cut=config.pair_cut,
+        features=(source.store.feature_size, source.store.space),
     )
     model = load_trainable(config.model, task.form, start)
     if not isinstance(model.reads, ReadsRegions):
@@ -87,7 +109,7 @@ def open_recipe(config: TrainConfig) -> Lessons:
     # The check reads four fields, which both kinds of configuration have.
     for warning in check_fit(cast(Any, model), source, cast(Any, config)):
         if config.weights != "random":
-            _LOG.warning("%s: %s", config.model.name, warning)
+            _LOG.warning("%s: %s", checkpoint_name(config.model), warning)
     every = list(task.examples())
     examples, lacking = _with_features(every, source.store, config)
     masked = task.form is CaptionPair or config.objective == "masked-words"
@@ -96,11 +118,12 @@ def open_recipe(config: TrainConfig) -> Lessons:
     if not kept:
         raise CoverageError(f"{config.task} {config.split}: none of {len(every):,} examples can be learnt from")
     remarks = {"examples": len(kept), "without_features": lacking, "without_target": without} | phrases
-    return replace(lessons, examples=kept, remarks=remarks)
+    groups = None if config.shuffle == "whole" else GroupReader(source.store, kept, config.shuffle_buffer)
+    return replace(lessons, examples=kept, remarks=remarks, groups=groups)
 
 
 def _with_features(
-    every: list[Example | CaptionPair], store: FeatureStore, config: TrainConfig
+    every: list[Example | CaptionPair], store: AnyStore, config: TrainConfig
 ) -> tuple[list[Example | CaptionPair], int]:
     """Return the examples whose images have features, and the number of the others."""
     missing = {i: None for example in every for i in example.image_ids if i not in store}
@@ -108,7 +131,7 @@ def _with_features(
         return every, 0
     kept = [example for example in every if not missing.keys() & set(example.image_ids)]
     said = (
-        f"{len(missing):,} images of {config.task} {config.split} have no features in {config.features} "
+        f"{len(missing):,} images of {config.task} {config.split} have no features in {place_names(config.features)} "
         f"({_named(list(missing))}): {len(every) - len(kept):,} of {len(every):,} examples"
     )
     if not config.allow_missing:
@@ -159,5 +182,5 @@ def metadata_task(config: TrainConfig) -> str | None:
 
 def out_of_place(config: TrainConfig) -> None:
     """Raise InputError where the output folder is the folder of the checkpoint that the training starts from."""
-    if Path(config.out).absolute() == Path(config.model).absolute():
+    if isinstance(config.out, Path) and config.out.absolute() == config.model.absolute():
         raise InputError(f"out: {config.out} is the checkpoint to start from: name another folder")

@@ -17,7 +17,8 @@ from visualbert_core.errors import ConfigError, CoverageError
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import Run, read_run, run_folder
 from visualbert_core.evaluation.trained_on import on_training_split
-from visualbert_core.features.store import FeatureStore
+from visualbert_core.features.stores import open_stores
+from visualbert_core.io.locations import place_names
 from visualbert_core.printable import logger
 from visualbert_core.provenance import digest_files
 from visualbert_core.tasks import open_task
@@ -53,14 +54,15 @@ def check_validation(config: TrainConfig) -> None:
     task = open_task(config.task, config.validate_annotations or config.annotations, config.validate_split)
     if not task.labelled:
         raise ConfigError(f"validate_split: {config.task} {config.validate_split} has no public labels")
-    folder = config.validate_features or config.features
-    store = FeatureStore.open(folder)
+    folders = config.validate_features or config.features
+    store = open_stores(folders)
     for example in task.examples():
         for image_id in example.image_ids:
             if image_id not in store:
                 raise CoverageError(
                     f"validate_split: image {image_id!r} of {config.task} {config.validate_split} has no features in "
-                    f"{folder}, so there would be no score: extract it, or name the store with --validate-features"
+                    f"{place_names(folders)}, so there would be no score: extract it, or name the store with "
+                    "--validate-features"
                 )
 
 
@@ -116,7 +118,7 @@ def _evaluation(config: TrainConfig, checkpoint: Path, step: int, visual: Any) -
         annotations=config.validate_annotations or config.annotations,
         features=config.validate_features or config.features,
         model=checkpoint,
-        out=config.out / "validation" / f"step-{step:08d}",
+        out=config.folder / "validation" / f"step-{step:08d}",
         visual=visual,
         precision=config.precision,
         feature_space=None if step else config.feature_space,  # a checkpoint of a training names its space

@@ -38,7 +38,7 @@ class Watch:
 
     def update(self, record: Mapping[str, Any], history: Sequence[Validation]) -> None:
         """Write and send what is new. `record` is run.json, `history` the validations so far."""
-        out, finished = self._config.out, record["status"] == "finished"
+        out, finished = self._config.folder, record["status"] == "finished"
         with _noted(PAGE):
             self._page.write(record, history, self._parent)
         if finished:
@@ -50,7 +50,7 @@ class Watch:
 
     def _track(self, tracker: str, record: Mapping[str, Any], history: Sequence[Validation]) -> None:
         """Send the steps that this tracker has not received, and note in trackers.json that it has."""
-        out = self._config.out
+        out = self._config.folder
         path = out / TRACKERS
         state: dict[str, Any] = {"training": uuid.uuid4().hex[:16], "sent": {}}
         state = read_json(path, InputError) if path.exists() else state
@@ -66,7 +66,7 @@ class Watch:
     def _points(self, sent: int, history: Sequence[Validation]) -> list[tuple[int, dict[str, float]]]:
         """Return (step, name → value) after the step `sent`: a line of steps.jsonl, with the scores of that step."""
         found: defaultdict[int, dict[str, float]] = defaultdict(dict)
-        for line in read_steps(self._config.out):
+        for line in read_steps(self._config.folder):
             values = {"loss": line.loss, "rate": line.rate, "norm": line.norm}
             terms = line.terms or {}
             values |= {f"loss/{name}": value for name, value in terms.items()} if len(terms) > 1 else {}

@@ -20,6 +20,7 @@ from torch import Tensor
 from visualbert_core.errors import CheckpointError, ConfigError
 from visualbert_core.models.base import ReadsRegions
 from visualbert_core.models.trainable import Item, Start
+from visualbert_core.models.visualbert.checkpoint.bert import bert_config, bert_network, is_bert
 from visualbert_core.models.visualbert.checkpoint.files import weights_digest
 from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
@@ -73,8 +74,9 @@ class VisualBertTrainable:
         """Open a folder. With random weights it needs no weights: `config.json`, `vocab.txt` and, for questions, the
         answers. Raise CheckpointError where it is incomplete, ConfigError where `start` does not fit it."""
         self._folder, self._form, self._start = folder, form, start
+        self._bert = is_bert(folder)
         self._metadata = CheckpointMetadata.from_folder(folder)
-        config = VisualBertConfig.from_folder(folder)
+        config = self._bert_config() if self._bert else VisualBertConfig.from_folder(folder)
         if start.dropout is not None:
             config = replace(config, hidden_dropout_prob=start.dropout, attention_probs_dropout_prob=start.dropout)
         words = form is CaptionPair or start.objective == WORDS
@@ -96,6 +98,18 @@ class VisualBertTrainable:
         size = config.visual_embedding_dim - (GEOMETRY_SIZE if self._metadata.box_geometry else 0)
         self.reads = ReadsRegions(size, self._metadata.feature_space)
 
+    def _bert_config(self) -> VisualBertConfig:
+        """Return the configuration for features of the store. Raise CheckpointError unless this is a pre-training."""
+        words = self._form is CaptionPair or self._start.objective == WORDS
+        if not words or self._start.weights == "new-head" or self._start.features is None:
+            raise CheckpointError(
+                f"{self._folder}: a BERT starts a pre-training only (task caption-pairs, or objective masked-words); "
+                "for anything else make a VisualBERT of it first: `visualbert convert bert IN OUT`"
+            )
+        size, space = self._start.features
+        self._metadata = replace(self._metadata, feature_space=space)
+        return bert_config(self._folder, size)
+
     def _read_answers(self, config: VisualBertConfig) -> tuple[str, ...]:
         """Read the answers that the network can give: the list of `start`, or else the list of the folder."""
         if self._start.answers is None:
@@ -110,6 +124,8 @@ class VisualBertTrainable:
             torch.manual_seed(self._start.seed)
             if self._start.weights == "random":
                 return kind(config).train()
+            if self._bert:
+                return bert_network(self._folder, config, self._start.seed)[0].train()
             new_head = self._start.weights == "new-head"
             return kind.from_pretrained(self._folder, config=config, new_head=new_head).train()
 

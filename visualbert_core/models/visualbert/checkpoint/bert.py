@@ -28,6 +28,8 @@ _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNor
 """The names in checkpoints that were converted from TensorFlow, such as bert-base-uncased."""
 _TABLES = "visual_bert.embeddings."
 _PROJECTION = (f"{_TABLES}visual_projection.weight", f"{_TABLES}visual_projection.bias")
+_POOLER = ("visual_bert.pooler.dense.weight", "visual_bert.pooler.dense.bias")
+"""What a BERT lacks that was trained on masked words alone."""
 _COPIES = (f"{_TABLES}visual_token_type_embeddings.weight", f"{_TABLES}visual_position_embeddings.weight")
 
 
@@ -37,14 +39,14 @@ def from_bert(
     """Convert the folder `source` of a BERT into the new folder `target`. Return a few lines that say what was found.
 
     `feature_size` is D of the features to be read. What BERT does not have is drawn from `seed`: the visual projection
-    and, for a BERT without them, the heads. Raise CheckpointError if `target` is not empty or `source` is not a BERT.
+    and, for a BERT without them, the heads and the pooler. Raise CheckpointError if `target` is not empty or `source`
+    is not a BERT.
     """
     source, target = Path(source), Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target}: exists and is not empty: name a new folder")
-    config = _config(source / CONFIG_FILE, feature_size)
-    path = weights_file(source)
-    network, random = _network(config, _renamed(read_weights(path), path), path, seed)
+    config = bert_config(source, feature_size)
+    network, random = bert_network(source, config, seed)
     network.save_pretrained(target)
     CheckpointMetadata(feature_space=feature_space).save(target)
     beside = f"put {VOCAB_FILE} beside it"
@@ -59,16 +61,25 @@ def from_bert(
     return "\n".join(map(printable, lines))
 
 
-def _network(
-    config: VisualBertConfig, found: dict[str, Tensor], path: Path, seed: int
-) -> tuple[VisualBertForPreTraining, list[str]]:
-    """Return the network with the tensors of BERT, and the names of the tensors that are random."""
+def is_bert(folder: Path) -> bool:
+    """Return whether a folder holds a BERT by its config.json."""
+    held = read_json(folder / CONFIG_FILE, CheckpointError)
+    return isinstance(held, dict) and held.get("model_type") == "bert"
+
+
+def bert_network(folder: Path, config: VisualBertConfig, seed: int) -> tuple[VisualBertForPreTraining, list[str]]:
+    """Return the network with the tensors of the BERT in a folder, and the names of the tensors that are random.
+
+    Raise CheckpointError if they are not those of a BERT with these sizes.
+    """
+    path = weights_file(folder)
+    found = _renamed(read_weights(path), path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = VisualBertForPreTraining(config)
     expected = network.state_dict()
     drawn = [key for key in sorted(expected.keys() - found.keys()) if key not in _COPIES]
-    lacking = [key for key in drawn if key.startswith("visual_bert.") and key not in _PROJECTION]
+    lacking = [key for key in drawn if key.startswith("visual_bert.") and key not in (*_PROJECTION, *_POOLER)]
     wrong = [key for key in found if key not in expected or found[key].shape != expected[key].shape]
     if lacking or wrong:
         parts = [f"{what} {shown(sorted(k))}" for what, k in (("missing", lacking), ("unfit", wrong)) if k]
@@ -103,7 +114,9 @@ def _renamed(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return found
 
 
-def _config(path: Path, feature_size: int) -> VisualBertConfig:
+def bert_config(folder: Path, feature_size: int) -> VisualBertConfig:
+    """Return the configuration of a VisualBERT with the sizes of the BERT in a folder. Raise CheckpointError."""
+    path = folder / CONFIG_FILE
     held = read_json(path, CheckpointError)
     if not isinstance(held, dict) or held.get("model_type") != "bert":
         kind = held.get("model_type") if isinstance(held, dict) else type(held).__name__

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from visualbert_core.errors import CheckpointError, first_line
+from visualbert_core.errors import CheckpointError
 from visualbert_core.io.documents import read_json
+from visualbert_core.io.hub import HUB_ID, snapshot
 from visualbert_core.io.weights import load, shapes
 from visualbert_core.models.visualbert.config import CONFIG_FILE
 from visualbert_core.provenance import digest_file, digest_files
@@ -25,7 +26,6 @@ INDEX = ".index.json"
 WEIGHTS = (SAFETENSORS_FILE, SAFETENSORS_FILE + INDEX, TORCH_FILE, TORCH_FILE + INDEX)
 """The names of weight files, the preferred one first."""
 
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _CONVERT = "visualbert convert checkpoint IN OUT"
 _BESIDE = (CONFIG_FILE, "visualbert_core.json", "vocab.txt", "tokenizer.json", "answers.txt")
 
@@ -41,23 +41,9 @@ def checkpoint_folder(source: str | Path, revision: str | None = None, cache_dir
         return Path(source)
     if Path(source).exists():
         raise CheckpointError(f"{source}: is a file; `{_CONVERT}` makes a checkpoint folder of an original .th file")
-    if not _HUB_ID.fullmatch(str(source)):
+    if not HUB_ID.fullmatch(str(source)):
         raise CheckpointError(f"{source}: no such folder, and not a Hub id (name/name)")
-    folder = _snapshot(str(source), revision, cache_dir, [*_BESIDE, "model*.safetensors", WEIGHTS[1]])
-    if any((folder / name).is_file() for name in WEIGHTS[:2]):
-        return folder
-    # folder.name is the commit. By the branch name, the second download could get a newer commit than the first.
-    return _snapshot(str(source), folder.name, cache_dir, ["pytorch_model*.bin", WEIGHTS[3]])
-
-
-def _snapshot(hub_id: str, revision: str | None, cache_dir: str | Path | None, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(hub_id, revision=revision, cache_dir=cache_dir, allow_patterns=patterns))
-    except Exception as error:  # noqa: BLE001  (the errors of its HTTP library have no common, lasting base)
-        why = first_line(error)
-        raise CheckpointError(f"{hub_id}: no such folder, and cannot be downloaded from the Hub ({why})") from None
+    return snapshot(str(source), revision, cache_dir, _BESIDE)
 
 
 def weights_file(folder: str | Path) -> Path:
