@@ -10,6 +10,9 @@
     state.py        checkpoints with the training state beside them, written whole or not at all
     log.py          the file of all steps, and the live line
     validation.py   the evaluation of a checkpoint, the best checkpoint, early stopping
+    grid.py         the lists of a recipe → the runs of a sweep
+    sweeps.py       `sweep(...)`: these runs, in turn or side by side
+    sweep_table.py  their scores, with mean and deviation over seeds
     run.py          `train(...)`: the order of all this, the log, resuming, signals
 
 The authors' recipes and their results are in Li et al. 2019 (arXiv:1908.03557) and github.com/uclanlp/visualbert at
@@ -25,12 +28,13 @@ if TYPE_CHECKING:
     from visualbert_core.training.data import batches
     from visualbert_core.training.launch import train
     from visualbert_core.training.recipe import TrainConfig
+    from visualbert_core.training.sweeps import sweep
 
 INGREDIENT = "training"
 
-__all__ = ["TrainConfig", "batches", "train"]
+__all__ = ["TrainConfig", "batches", "sweep", "train"]
 
-_MODULES = {"TrainConfig": "recipe", "batches": "data", "train": "launch"}
+_MODULES = {"TrainConfig": "recipe", "batches": "data", "sweep": "sweeps", "train": "launch"}
 
 
 def __getattr__(name: str) -> Any:

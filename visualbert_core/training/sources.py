@@ -21,7 +21,7 @@ from visualbert_core.models.trainable import Start, Trainable
 from visualbert_core.printable import logger
 from visualbert_core.provenance import code_digests, digest_files, outside_code, versions
 from visualbert_core.schema import CaptionPair, Example, Grounding, Target
-from visualbert_core.tasks import CaptionPairs, Task, open_lessons
+from visualbert_core.tasks import CaptionPairs, JoinedSplits, Task, open_lessons
 from visualbert_core.training.recipe import TrainConfig
 
 _LOG = logger(__name__)
@@ -32,7 +32,7 @@ _NAMED = 3  # ids in a message
 class Lessons:
     """An open recipe: what is learnt, from which regions, by which model."""
 
-    task: Task | CaptionPairs
+    task: Task | CaptionPairs | JoinedSplits
     store: FeatureStore
     model: Trainable[Any]
     examples: list[Example | CaptionPair]
@@ -40,6 +40,11 @@ class Lessons:
     """Whether words are masked, so that examples tell something instead of asking it."""
     remarks: dict[str, Any]
     """What was counted: examples, those without a target, phrases without a region, images without features."""
+
+    @property
+    def _benchmark(self) -> type:
+        """Return the class of the task, also where several splits are learnt."""
+        return self.task.benchmark if isinstance(self.task, JoinedSplits) else type(self.task)
 
     def boxes(self, example: Example | CaptionPair) -> list[np.ndarray]:
         """Return the boxes of the regions of each image of an example, float32 [R, 4]."""
@@ -58,7 +63,7 @@ class Lessons:
                 "features": {"detector": self.store.fingerprint, "manifest": self.store.manifest_digest()},
             },
             "parent": self.model.fingerprint(),
-            "code": code_digests(("training", "predictions")) | outside_code("task", type(self.task)),
+            "code": code_digests(("training", "predictions")) | outside_code("task", self._benchmark),
             "versions": versions(),
         }
 
