@@ -186,13 +186,16 @@ def test_a_wrong_list_is_one_line_before_the_first_run(
 
 
 def test_a_sweep_does_not_go_into_the_folder_of_a_training(keys: dict[str, Any], write: Write, tmp_path: Path) -> None:
-    """A folder with the run.json of one training is refused; so are --out with two values, and --parallel alone."""
+    """A folder with the run.json of one training is refused; so are --out with two values, --parallel alone, and
+    --parallel with workers."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json").write_text("{}")
     with pytest.raises(InputError, match="holds one training, and a sweep needs a folder of its own"):
         run(write(seed=[0, 1]), "--out", tmp_path / "out")
     with pytest.raises(ConfigError, match="out: a list makes a sweep"):
         run(write(out=["a", "b"]))
+    with pytest.raises(ConfigError, match="each training has several workers already"):
+        run(write(seed=[0, 1], workers=2), "--out", tmp_path / "elsewhere", "--parallel", "2")
     with pytest.raises(ConfigError, match="--parallel is for a sweep"):
         run(write(), "--out", tmp_path / "out", "--parallel", "2")
 

@@ -10,10 +10,11 @@
     state.py        checkpoints with the training state beside them, written whole or not at all
     log.py          the file of all steps, and the live line
     validation.py   the evaluation of a checkpoint, the best checkpoint, early stopping
+    run.py          `train(...)`: the order of all this, the log, resuming, signals
     grid.py         the lists of a recipe → the runs of a sweep
     sweeps.py       `sweep(...)`: these runs, in turn or side by side
     sweep_table.py  their scores, with mean and deviation over seeds
-    run.py          `train(...)`: the order of all this, the log, resuming, signals
+    seed_runs.py    the runs of one recipe over several seeds
 
 The authors' recipes and their results are in Li et al. 2019 (arXiv:1908.03557) and github.com/uclanlp/visualbert at
 2a9e8bd58a20. A name below is imported at its first use, so that flags and help need no torch.

@@ -55,6 +55,10 @@ def sweep(config: TrainConfig, grid: Grid, parallel: int | None = None) -> Sweep
     training.
     """
     check_grid(grid)
+    if parallel is not None and parallel < 1:
+        raise ConfigError(f"parallel is {parallel}: it must be at least 1")
+    if parallel not in (None, 1) and config.workers > 1:
+        raise ConfigError("parallel: each training has several workers already; leave out --parallel or --workers")
     every = points(grid)
     deadline = None if config.max_hours is None else time.time() + config.max_hours * 3600
     jobs = [_Job(point, _config(config, point), deadline) for point in every]
@@ -89,7 +93,9 @@ def _absolute(value: Any) -> Any:
 
 def _ended(jobs: Sequence[_Job], parallel: int | None, stopped: Callable[[], bool]) -> Iterator[tuple[int, Row]]:
     """Yield (index, row) of each run that ended, in the order in which they end."""
-    if (parallel is None and not os.environ.get("RAY_ADDRESS")) or parallel == 1:
+    first = jobs[0].config
+    on_ray = parallel is not None or bool(os.environ.get("RAY_ADDRESS"))
+    if not on_ray or parallel == 1 or first.workers > 1:  # several workers start Ray themselves
         for index, job in enumerate(jobs):
             if stopped():
                 return
@@ -98,8 +104,8 @@ def _ended(jobs: Sequence[_Job], parallel: int | None, stopped: Callable[[], boo
             if row.status == UNFINISHED:
                 return
         return
-    first = jobs[0].config
-    for index, result in side_by_side(_taken, jobs, parallel, first.threads, first.device, stopped):
+    threads = max(job.config.threads for job in jobs)
+    for index, result in side_by_side(_taken, jobs, parallel, threads, first.device, stopped):
         point = jobs[index].point
         lost = partial(Row, point.name, point.setting, point.values, FAILED, code=1)
         yield index, lost(reason=result.reason) if isinstance(result, Lost) else result
