@@ -1,13 +1,14 @@
-"""Sweeps: the grid of a recipe with lists, its runs and its table, side by side on Ray."""
+"""Sweeps: the grid of a recipe with lists, its trainings and its table, side by side on Ray."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ray_calls import dies, waits_for_a_signal
 from visualbert_core.cli import main
 from visualbert_core.commands import train as command
 from visualbert_core.engine.calls import Lost, side_by_side
+from visualbert_core.engine.pool import LOCAL_ENVIRONMENT
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.provenance import digest_file
 from visualbert_core.synthetic import WEIGHTS
@@ -82,28 +84,28 @@ def run(*words: object) -> int:
     return main(["train", *map(str, words)])
 
 
-def test_lists_are_a_grid_of_runs_in_folders_of_their_values(
+def test_lists_are_a_grid_of_trainings_in_folders_of_their_values(
     write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each combination is a training; the table has mean and sample deviation over seeds; the folders of two settings
-    are compared over seeds; with one more seed, only the runs of that seed are trained."""
+    are compared over seeds; with one more seed, only that seed is trained."""
     out = tmp_path / "out"
     assert run(write(**GRID), "--out", out) == 0
     said = capsys.readouterr().out
     found = record(out)
-    assert [each["name"] for each in found["runs"]] == [
+    assert [each["name"] for each in found["trainings"]] == [
         f"learning_rate={rate}/seed={seed}" for rate in ("0.001", "0.0001") for seed in (0, 1)
     ]
-    for each in found["runs"]:
+    for each in found["trainings"]:
         held = json.loads((out / each["name"] / "run.json").read_text())
         assert held["provenance"]["recipe"].items() >= each["values"].items()
         assert each["validation"] == held["validation"]
         assert each["checkpoint"] == held["best"]
-    for setting, runs in zip(found["settings"], (found["runs"][:2], found["runs"][2:]), strict=True):
+    for setting, runs in zip(found["settings"], (found["trainings"][:2], found["trainings"][2:]), strict=True):
         one, other = (each["validation"]["scores"]["accuracy"] for each in runs)
         assert math.isclose(setting["mean"], (one + other) / 2)
         assert math.isclose(setting["deviation"], abs(one - other) / math.sqrt(2))
-        assert (setting["seeds"], setting["runs"]) == (2, 2)
+        assert (setting["seeds"], setting["trainings"]) == (2, 2)
         assert f"{setting['mean']:.2f}" in said
     assert max(setting["deviation"] for setting in found["settings"]) > 0
     settings = found["settings"]
@@ -122,16 +124,16 @@ def test_lists_are_a_grid_of_runs_in_folders_of_their_values(
     }
 
 
-def test_a_failing_run_is_a_row_and_the_others_go_on(
+def test_a_failing_training_is_a_row_and_the_others_go_on(
     write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run that cannot train has its reason in the table, the run after it is trained, and the exit code says so.
+    """A training that cannot start has its reason in the table, the next one is trained, and the exit code says so.
 
     `frozen` holds a list itself, so its list of lists is the grid.
     """
     out = tmp_path / "out"
     assert run(write(frozen=[["lstm"], ["pooler", "embeddings"]], validate_split=None), "--out", out) == 2
-    failed, trained = record(out)["runs"]
+    failed, trained = record(out)["trainings"]
     assert (failed["name"], failed["status"]) == ("frozen=lstm", "failed")
     assert (trained["name"], trained["status"]) == ("frozen=pooler+embeddings", "finished")
     assert json.loads((out / trained["name"] / "run.json").read_text())["provenance"]["recipe"]["frozen"] == [
@@ -141,10 +143,10 @@ def test_a_failing_run_is_a_row_and_the_others_go_on(
     assert "frozen=lstm failed: frozen: the name of no tensor contains 'lstm'" in capsys.readouterr().out
 
 
-def test_a_signal_saves_the_run_and_the_same_line_goes_on(
+def test_a_signal_saves_first_and_the_same_line_goes_on(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGTERM in the first run ends the sweep with exit code 6 after that run is saved; the same line finishes both."""
+    """SIGTERM in the first training ends the sweep with exit code 6 after a save; the same line finishes both."""
     words = (write(seed=[0, 1], steps=3, validate_split=None), "--out", tmp_path / "out")
     with monkeypatch.context() as patch:
         real = Stepper.__call__
@@ -155,11 +157,11 @@ def test_a_signal_saves_the_run_and_the_same_line_goes_on(
 
         patch.setattr(Stepper, "__call__", stopping)
         assert run(*words) == 6
-    rows = record(tmp_path / "out")["runs"]
+    rows = record(tmp_path / "out")["trainings"]
     assert [each["status"] for each in rows] == ["unfinished", "waiting"]
     assert "after 1 of 3 steps" in rows[0]["reason"]
     assert run(*words) == 0
-    assert [each["steps"] for each in record(tmp_path / "out")["runs"]] == [3, 3]
+    assert [each["steps"] for each in record(tmp_path / "out")["trainings"]] == [3, 3]
     log = (tmp_path / "out" / "seed=0" / "steps.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == [1, 2, 3]
 
@@ -176,7 +178,7 @@ def test_a_signal_saves_the_run_and_the_same_line_goes_on(
         ({"epochs": [1, 2]}, "epochs and steps exclude each other"),
     ],
 )
-def test_a_wrong_list_is_one_line_before_the_first_run(
+def test_a_wrong_list_is_one_line_before_the_first_step(
     write: Write, tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     """What cannot be swept, and each wrong value, is refused with the file and the key, and nothing is written."""
@@ -220,13 +222,13 @@ def test_a_key_that_holds_a_list_stays_one(tmp_path: Path) -> None:
 
 
 def test_a_mean_over_fewer_seeds_says_so() -> None:
-    """The table says of how many seeds a mean is, a single seed has no deviation, and a failed run shows as one."""
+    """The table says of how many seeds a mean is, one seed has no deviation, and a failed training shows as one."""
     scores = {"step": 1, "headline": "accuracy", "scores": {"accuracy": 50.0}, "wrong_image": {"accuracy": 40.0}}
-    runs = (
+    rows = (
         Row("seed=0", "", {"seed": 0}, "finished", steps=1, checkpoint="step-1", validation=scores),
         Row("seed=1", "", {"seed": 1}, "failed", reason="the loss is not finite", code=1),
     )
-    found = Sweep(Path("out"), {"seed": (0, 1)}, "val", runs)
+    found = Sweep(Path("out"), {"seed": (0, 1)}, "val", rows)
     lines = list(describe(found))
     assert lines[1].split() == ["mean", "deviation", "seeds", "wrong", "image", "seed", "0", "seed", "1"]
     assert lines[2].split() == ["50.00", "–", "1", "of", "2", "40.00", "50.00", "failed"]
@@ -234,18 +236,35 @@ def test_a_mean_over_fewer_seeds_says_so() -> None:
     assert found.code == 1
 
 
-@pytest.mark.usefixtures("ray_session")
-def test_runs_go_on_side_by_side_and_give_the_weights_of_runs_in_turn(
-    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two Ray tasks at once give the same weights as one process; a run that fails is a row there, too."""
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Start a head that does no work and two nodes of one CPU, and name them in RAY_ADDRESS."""
+    for name, value in LOCAL_ENVIRONMENT.items():
+        monkeypatch.setenv(name, os.environ.get(name) or value)
+    from ray.cluster_utils import Cluster
+
+    # Ray accepts no object store below 75 MB. Port 0 lets every node's agent take a free port.
+    options = {"object_store_memory": 80 << 20, "dashboard_agent_listen_port": 0}
+    nodes = Cluster(initialize_head=True, head_node_args=options | {"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        nodes.add_node(wait=False, num_cpus=1, **options)
+    nodes.wait_for_nodes()
+    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+    yield
+    nodes.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_cluster_trains_side_by_side_to_the_weights_of_one_after_the_other(write: Write, tmp_path: Path) -> None:
+    """On two nodes, trainings have the weights of trainings one after the other, and one that fails is a row."""
     lists = {"seed": [0, 1], "frozen": [["lstm"], ["pooler"]], "validate_split": None}
-    for name, words in (("turns", ()), ("tasks", ("--parallel", "2"))):
+    for name, words in (("turns", ("--parallel", "1")), ("tasks", ())):
         assert run(write(**lists), "--out", tmp_path / name, *words) == 2
     turns, tasks = record(tmp_path / "turns"), record(tmp_path / "tasks")
-    assert tasks["runs"] == turns["runs"]
-    assert [each["status"] for each in tasks["runs"]] == ["failed", "failed", "finished", "finished"]
-    for each in tasks["runs"][2:]:
+    assert tasks["trainings"] == turns["trainings"]
+    assert [each["status"] for each in tasks["trainings"]] == ["failed", "failed", "finished", "finished"]
+    for each in tasks["trainings"][2:]:
         place = Path(each["name"]) / "checkpoints" / each["checkpoint"] / "model.safetensors"
         assert digest_file(tmp_path / "tasks" / place) == digest_file(tmp_path / "turns" / place)
 

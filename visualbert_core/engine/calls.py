@@ -87,7 +87,7 @@ def _check_room(ray: Any, kind: str, amount: int) -> None:
     largest = max((node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]), default=0)
     if largest >= amount:
         return
-    said = f"a run needs {amount} {kind}, and the largest node has {largest:g}"
+    said = f"a training needs {amount} {kind}, and the largest node has {largest:g}"
     if not os.environ.get("RAY_ADDRESS"):
         raise ClusterError(f"{said}: lower --threads, or leave out --parallel")
     _LOG.warning("%s: waiting for a larger node", said)

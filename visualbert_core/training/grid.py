@@ -1,8 +1,8 @@
-"""The grid of a sweep: which keys of a recipe have lists of values, and the runs that these values make.
+"""The grid of a sweep: which keys of a recipe have lists of values, and the trainings that these values make.
 
-A key whose own value is a list, such as `frozen`, has a list of lists in a grid. The folder of a run is named by its
-values: OUT/learning_rate=1e-05,warmup=0.1/seed=0. All seeds of a setting lie in one folder, so that two settings can be
-compared by their folders.
+A key whose own value is a list, such as `frozen`, has a list of lists in a grid. The folder of a training has the name
+of its values: OUT/learning_rate=1e-05,warmup=0.1/seed=0. All seeds of a setting lie in one folder, so that two settings
+can be compared by their folders.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SAME_RESULT = ("out", "validate_annotations", "validate_features", *FREE)
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a sweep: its values, and the name of its folder below OUT."""
+    """One training of a sweep: its values, and the name of its folder below OUT."""
 
     name: str
     setting: str
@@ -92,7 +92,7 @@ def check_grid(grid: Grid) -> None:
 
 
 def points(grid: Grid) -> list[Point]:
-    """Return the runs of a grid. The first key changes slowest, and seeds change fastest."""
+    """Return the trainings of a grid. The first key changes slowest, and seeds change fastest."""
     keys = [key for key in grid if key != SEED]
     found = []
     for combination in product(*(grid[key] for key in keys)):

@@ -1,6 +1,6 @@
-"""The table of a sweep: a row for each run, and for each setting the mean and the deviation over its seeds.
+"""The table of a sweep: a row for each training, and for each setting the mean and the deviation over its seeds.
 
-The score of a run is the score of its best checkpoint, on the split that the run validates on. The best checkpoint is
+The score of a training is the score of its best checkpoint, on the split that validates it. The best checkpoint is
 chosen on that split, and so is the best setting. So both scores are too high by what the choice gains. Another split
 gives a fair score.
 """
@@ -23,7 +23,7 @@ WAITING, FINISHED, FAILED, UNFINISHED = "waiting", "finished", "failed", "unfini
 
 @dataclass(frozen=True)
 class Row:
-    """One run of a sweep."""
+    """One training of a sweep."""
 
     name: str
     setting: str
@@ -32,7 +32,7 @@ class Row:
     reason: str | None = None
     """Why it failed or is unfinished, in one line."""
     code: int = 0
-    """The exit code of `visualbert train` for this run."""
+    """The exit code of `visualbert train` for this training."""
     steps: int | None = None
     checkpoint: str | None = None
     """Name of the best checkpoint; of the last one where nothing was validated."""
@@ -57,20 +57,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Setting:
-    """All runs of a sweep that differ in their seeds only."""
+    """All trainings of a sweep that differ in their seeds only."""
 
     name: str
-    runs: tuple[Row, ...]
+    rows: tuple[Row, ...]
 
     @property
     def values(self) -> dict[str, Any]:
-        """Return the values that all these runs share."""
-        return {key: value for key, value in self.runs[0].values.items() if key != SEED}
+        """Return the values that all these trainings share."""
+        return {key: value for key, value in self.rows[0].values.items() if key != SEED}
 
     @property
     def scores(self) -> list[float]:
-        """Return the scores of the runs that have one."""
-        return [score for run in self.runs if (score := run.score()) is not None]
+        """Return the scores of the trainings that have one."""
+        return [score for row in self.rows if (score := row.score()) is not None]
 
     @property
     def mean(self) -> float | None:
@@ -85,13 +85,13 @@ class Setting:
     @property
     def wrong_image(self) -> float | None:
         """Return the mean with wrong images."""
-        found = [score for run in self.runs if (score := run.score("wrong_image")) is not None]
+        found = [score for row in self.rows if (score := row.score("wrong_image")) is not None]
         return fmean(found) if found else None
 
     @property
     def seeds(self) -> str:
-        """Return how many runs have a score: "3", or "2 of 3"."""
-        scored, planned = len(self.scores), len(self.runs)
+        """Return how many trainings have a score: "3", or "2 of 3"."""
+        scored, planned = len(self.scores), len(self.rows)
         return str(scored) if scored == planned else f"{scored} of {planned}"
 
 
@@ -102,26 +102,26 @@ class Sweep:
     folder: Path
     grid: Grid
     split: str | None
-    """The split that the runs validate on."""
-    runs: tuple[Row, ...]
+    """The split that the trainings validate on."""
+    rows: tuple[Row, ...]
 
     @cached_property
     def settings(self) -> tuple[Setting, ...]:
         """Return the settings in the order of the grid."""
-        names = dict.fromkeys(run.setting for run in self.runs)
-        return tuple(Setting(name, tuple(run for run in self.runs if run.setting == name)) for name in names)
+        names = dict.fromkeys(row.setting for row in self.rows)
+        return tuple(Setting(name, tuple(row for row in self.rows if row.setting == name)) for name in names)
 
     @property
     def headline(self) -> str | None:
-        """Return the name of the headline metric, or None where no run has a score."""
-        return next((run.headline for run in self.runs if run.headline), None)
+        """Return the name of the headline metric, or None where no training has a score."""
+        return next((row.headline for row in self.rows if row.headline), None)
 
     @property
     def code(self) -> int:
-        """Return the exit code: 6 where runs are left, otherwise that of the first run that failed, or 0."""
-        if any(run.status in (WAITING, UNFINISHED) for run in self.runs):
+        """Return the exit code: 6 where trainings are left, otherwise that of the first training that failed, or 0."""
+        if any(row.status in (WAITING, UNFINISHED) for row in self.rows):
             return 6
-        return next((run.code for run in self.runs if run.code), 0)
+        return next((row.code for row in self.rows if row.code), 0)
 
     def document(self) -> dict[str, Any]:
         """Return the table as JSON values."""
@@ -137,11 +137,11 @@ class Sweep:
                     "deviation": each.deviation,
                     "wrong_image": each.wrong_image,
                     "seeds": len(each.scores),
-                    "runs": len(each.runs),
+                    "trainings": len(each.rows),
                 }
                 for each in self.settings
             ],
-            "runs": [{**vars(run), "values": _plain(run.values)} for run in self.runs],
+            "trainings": [{**vars(row), "values": _plain(row.values)} for row in self.rows],
         }
 
 
@@ -155,7 +155,7 @@ def _plain(value: Any) -> Any:
 
 
 def columns(found: Sweep) -> tuple[list[str], list[list[str]]]:
-    """Return the names of the columns, and a row of texts for each setting: values, mean, deviation, seeds, runs."""
+    """Return the names of the columns, and a row of texts for each setting."""
     keys = [key for key in found.grid if key != SEED]
     names = [*keys, "mean", "deviation", "seeds", "wrong image"]
     names += [f"{SEED} {seed}" for seed in found.grid.get(SEED, ())]
@@ -164,7 +164,7 @@ def columns(found: Sweep) -> tuple[list[str], list[list[str]]]:
         values = [str(_plain(each.values[key])) for key in keys]
         row = [*values, _number(each.mean), _number(each.deviation), each.seeds, _number(each.wrong_image)]
         if SEED in found.grid:
-            row += [_number(run.score()) if run.score() is not None else run.status for run in each.runs]
+            row += [_number(row.score()) if row.score() is not None else row.status for row in each.rows]
         rows.append(row)
     return names, rows
 
@@ -172,13 +172,13 @@ def columns(found: Sweep) -> tuple[list[str], list[list[str]]]:
 def describe(found: Sweep) -> Iterator[str]:
     """Yield the lines that show a sweep in a terminal."""
     if found.headline:
-        yield f"{found.headline} on {found.split}, best checkpoint of each run; mean and sample deviation over seeds"
+        yield f"{found.headline} on {found.split}, best checkpoints; mean and sample deviation over seeds"
     names, rows = columns(found)
     widths = [max(len(row[place]) for row in (names, *rows)) for place in range(len(names))]
     yield from (_line(row, widths) for row in (names, *rows))
-    for run in found.runs:
-        if run.reason:
-            yield f"{run.name} {run.status}: {run.reason}"
+    for row in found.rows:
+        if row.reason:
+            yield f"{row.name} {row.status}: {row.reason}"
     yield f"{found.folder}"
 
 

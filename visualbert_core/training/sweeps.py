@@ -1,10 +1,10 @@
 """Runs a sweep: a training for each point of a grid, one after the other or side by side on Ray.
 
-    OUT/sweep.json                               the grid, a row for each run, mean and deviation of each setting
-    OUT/learning_rate=1e-05/seed=0/              a training, as `run` writes it
+    OUT/sweep.json                               the grid, a row for each training, mean and deviation of each setting
+    OUT/learning_rate=1e-05/seed=0/              a training, as `launch` writes it
 
-A run that fails is a row with its reason, and the others go on. The same call again goes on with the runs that are
-unfinished or failed, and only reads the finished ones.
+A training that fails is a row with its reason, and the others go on. The same call again goes on with the trainings
+that are unfinished or failed, and only reads the finished ones.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RECORD = "sweep.json"
 
 @dataclass(frozen=True)
 class _Job:
-    """A run to take, in this process or in another."""
+    """A training to take, in this process or in another."""
 
     point: Point
     config: TrainConfig
@@ -46,10 +46,11 @@ class _Job:
 def sweep(config: TrainConfig, grid: Grid, parallel: int | None = None) -> Sweep:
     """Train once for each combination of the values of `grid`, which replace keys of `config`. Return the table.
 
-    `parallel` runs go on at once, as Ray tasks: each with one GPU where there are GPUs, otherwise with `config.threads`
-    CPUs. Without it, a cluster in RAY_ADDRESS runs as many as it has room for; elsewhere runs take turns in this
-    process. `config.max_hours` is the time of the whole sweep. A signal or the end of that time saves the runs that go
-    on; they are rows that are unfinished, and nothing is raised.
+    `parallel` trainings run at once, as Ray tasks: each with one GPU where there are GPUs, otherwise with
+    `config.threads` CPUs. Without it, the cluster of RAY_ADDRESS takes as many as it has room for; elsewhere trainings
+    take turns in this process, and so they do with several `config.workers`. `config.max_hours` is the time of the
+    whole sweep. A signal or the end of that time saves the running trainings. They are rows that are unfinished, and
+    nothing is raised.
 
     Raise ConfigError where a key cannot be swept or a combination is wrong. Raise InputError where OUT holds one
     training.
@@ -71,12 +72,12 @@ def sweep(config: TrainConfig, grid: Grid, parallel: int | None = None) -> Sweep
             found = Sweep(config.out, grid, config.validate_split, tuple(rows))
             write_record(config.out / RECORD, found.document())
             done = sum(each.status == FINISHED for each in rows)
-            _LOG.info("%s: %s; %s of %s runs are finished", row.name, row, f"{done:,}", f"{len(rows):,}")
+            _LOG.info("%s: %s; %s of %s trainings are finished", row.name, row, f"{done:,}", f"{len(rows):,}")
     return Sweep(config.out, grid, config.validate_split, tuple(rows))
 
 
 def _config(config: TrainConfig, point: Point) -> TrainConfig:
-    """Return the recipe of a run. Its paths are absolute, because a Ray task has another working folder."""
+    """Return the recipe of a training. Its paths are absolute, because a Ray task has another working folder."""
     try:
         changed = replace(config, **point.values, out=config.out / point.name)
     except ConfigError as error:
@@ -92,7 +93,7 @@ def _absolute(value: Any) -> Any:
 
 
 def _ended(jobs: Sequence[_Job], parallel: int | None, stopped: Callable[[], bool]) -> Iterator[tuple[int, Row]]:
-    """Yield (index, row) of each run that ended, in the order in which they end."""
+    """Yield (index, row) of each training that ended, in the order in which they end."""
     first = jobs[0].config
     on_ray = parallel is not None or bool(os.environ.get("RAY_ADDRESS"))
     if not on_ray or parallel == 1 or first.workers > 1:  # several workers start Ray themselves
@@ -112,7 +113,7 @@ def _ended(jobs: Sequence[_Job], parallel: int | None, stopped: Callable[[], boo
 
 
 def _taken(job: _Job) -> Row:
-    """Train, and return the row of the run."""
+    """Train, and return the row of the training."""
     from visualbert_core.training import train  # here, so that a table is read without torch
 
     row: Callable[..., Row] = partial(Row, job.point.name, job.point.setting, job.point.values)
@@ -121,7 +122,7 @@ def _taken(job: _Job) -> Row:
         done = train(replace(job.config, max_hours=hours))
     except UnfinishedError as error:
         return row(UNFINISHED, reason=first_line(error), code=error.exit_code)
-    except Exception as error:  # noqa: BLE001  (the failure of one run is a row, so that the others go on)
+    except Exception as error:  # noqa: BLE001  (the failure of one training is a row, so that the others go on)
         known = isinstance(error, VisualBertCoreError)
         reason = first_line(error) if known else f"{type(error).__name__}: {first_line(error)}"
         _LOG.warning("%s failed", job.point.name, exc_info=not known)
