@@ -9,12 +9,14 @@ from typing import Annotated
 import tyro
 
 from visualbert_core.comparison.compare import SHOWN, compare
+from visualbert_core.comparison.seeds import compare_seeds, describe_seeds
 from visualbert_core.comparison.text import describe
 from visualbert_core.errors import ConfigError
 from visualbert_core.evaluation.run_folder import Run, read_run
 from visualbert_core.printable import say, say_json
 from visualbert_core.provenance import digest_files
 from visualbert_core.tasks import TASKS, Task, open_task
+from visualbert_core.training.seed_runs import read_seeds
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,18 @@ class Command:
     again by those annotations and then compared. With --force, they are compared as they are. This needs no model, no
     Ray and no torch.
 
+    Folders that hold a folder seed=N for each seed, such as the settings of a sweep, are two recipes. They are compared
+    over all seeds, paired by seed and by example, with an interval that counts both.
+
         visualbert compare RUN_A RUN_B
         visualbert compare RUN_A RUN_B --annotations DIR --annotations DIR --json
+        visualbert compare SWEEP/learning_rate=1e-05 SWEEP/learning_rate=2e-05
     """
 
     before: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_A")]
-    """The earlier run folder."""
+    """The earlier run folder, or a folder with seed=N folders."""
     after: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_B")]
-    """The later run folder."""
+    """The later run folder, or a folder with seed=N folders."""
     annotations: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(aliases=["-a"])] = ()
     """Folder of the official files by which one of the runs was scored. Give it twice for both runs, in any order."""
     task: str | None = None
@@ -47,6 +53,8 @@ class Command:
 
     def run(self) -> int:
         """Compare the runs and print the comparison."""
+        if (seeds := read_seeds(self.before)) and (others := read_seeds(self.after)):
+            return self._over_seeds(seeds, others)
         before, after = read_run(self.before), read_run(self.after)
         tasks = dict(self._opened(folder, after) for folder in self.annotations)
         comparison = compare(before, after, tasks, self.force, self.flips)
@@ -54,6 +62,17 @@ class Command:
             say_json(comparison.document())
             return 0
         for line in describe(comparison):
+            say(line)
+        return 0
+
+    def _over_seeds(self, before: dict[int, Run], after: dict[int, Run]) -> int:
+        if self.annotations or self.force:
+            raise ConfigError("--annotations and --force compare two run folders, and these folders hold several seeds")
+        comparison = compare_seeds(before, after)
+        if self.json:
+            say_json(comparison.document())
+            return 0
+        for line in describe_seeds(comparison):
             say(line)
         return 0
 

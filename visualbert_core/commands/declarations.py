@@ -34,6 +34,7 @@ REGISTRY = ConstructorRegistry()
 """Rules by which tyro reads further types."""
 _Positional = tyro.conf.Positional[str]
 _POSITIONAL = get_args(_Positional)[1]
+_SUPPRESSED = get_args(tyro.conf.Suppress[str])[1]
 
 
 @REGISTRY.primitive_rule
@@ -107,6 +108,8 @@ def flags(declaration: Any) -> Iterator[Flag]:
     hints, sentences = typing.get_type_hints(declaration, include_extras=True), field_docstrings(declaration)
     for field in fields(declaration):
         hint, marks = _unwrapped(hints[field.name])
+        if _SUPPRESSED in marks:
+            continue
         if is_dataclass(hint):
             yield from flags(hint)
         else:

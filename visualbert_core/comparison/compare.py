@@ -22,7 +22,7 @@ from visualbert_core.errors import CoverageError, InputError, NotComparableError
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run_folder import ANSWERING, Run, made_of
 from visualbert_core.evaluation.units import Groups, UnitScores, Values, by_metric, read_units
-from visualbert_core.metrics.statistics import Paired, holm, paired, paired_differences, usual_step
+from visualbert_core.metrics.statistics import Paired, holm, paired_differences, usual_step
 from visualbert_core.metrics.sums import linear_differences
 from visualbert_core.provenance import changed
 from visualbert_core.schema import Generated, Prediction
@@ -279,14 +279,18 @@ def _change(before: Values, after: Values, clusters: Sequence[str] | np.ndarray,
     )
 
 
-def _paired(before: Values, after: Values, clusters: Sequence[str] | np.ndarray, graded: bool) -> Paired:
+def unit_differences(before: Values, after: Values) -> np.ndarray:
+    """Return the share of each unit in the change of a metric, float64 [n]. Their mean is the change."""
     if before.counts is not None and after.counts is not None and after.function is not None:
-        shares = linear_differences(after.function, before.counts, after.counts)
-    elif graded:
-        shares = after.values - before.values
-    else:
-        return paired(before.values, after.values, clusters)
-    return replace(paired_differences(shares, clusters), step=usual_step(shares))
+        return linear_differences(after.function, before.counts, after.counts)
+    return np.asarray(after.values - before.values, np.float64)
+
+
+def _paired(before: Values, after: Values, clusters: Sequence[str] | np.ndarray, graded: bool) -> Paired:
+    shares = unit_differences(before, after)
+    found = paired_differences(shares, clusters)
+    right_or_wrong = not graded and after.function is None
+    return found if right_or_wrong else replace(found, step=usual_step(shares))
 
 
 def _groups(

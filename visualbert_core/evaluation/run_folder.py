@@ -26,6 +26,9 @@ from visualbert_core.provenance import differences, digest_file
 
 ANSWERING = "answering"
 """The key of run.json that holds `Model.protocol`."""
+TRAINED = "trained"
+"""The key of `Run.record` that holds recipe, data and parent of the training of the checkpoint, where they are known.
+It is not in run.json."""
 _AGAIN = "delete it and run the same line again"
 
 

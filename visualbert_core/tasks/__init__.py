@@ -6,12 +6,14 @@ benchmark by its name. `scoring` summarises the scores of every benchmark. `read
 
 from visualbert_core.tasks.base import Published, Task
 from visualbert_core.tasks.caption_pairs import CaptionPairs
+from visualbert_core.tasks.joined_splits import JoinedSplits
 from visualbert_core.tasks.registry import TASKS, find_task, open_lessons, open_task
 from visualbert_core.tasks.scoring import Metric, Summary, judge, score_units, summarize
 
 __all__ = [
     "TASKS",
     "CaptionPairs",
+    "JoinedSplits",
     "Metric",
     "Published",
     "Summary",

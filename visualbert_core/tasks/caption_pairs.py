@@ -23,29 +23,35 @@ OTHER_IMAGE = 0.5
 
 
 class CaptionPairs:
-    """Represents the captions of one split. An example is one caption of one image."""
+    """Represents the captions of one split, or of several. An example is one caption of one image."""
 
     name: ClassVar[str] = "caption-pairs"
     form: ClassVar[type[CaptionPair]] = CaptionPair
 
-    def __init__(self, annotations: Path, split: str) -> None:
-        """Read a split of the caption benchmark.
+    def __init__(self, annotations: Path, *splits: str) -> None:
+        """Read splits of the caption benchmark. The other image of a pair may be of another split.
 
-        Raises ConfigError for an unknown split, AnnotationError for a missing or malformed file, and where the captions
-        are all of one image.
+        Raises ConfigError for an unknown split, AnnotationError for a missing or malformed file, where the captions
+        are all of one image, and where two splits hold the same image.
         """
-        task = CaptionsTask(annotations, split)
-        self._files = task.annotation_files()
+        tasks = [CaptionsTask(annotations, split) for split in splits]
+        self._files = tuple(dict.fromkeys(path for task in tasks for path in task.annotation_files()))
         self._pairs: dict[str, CaptionPair] = {}
         self._of_image: dict[str, list[str]] = {}
-        for name, image in task.images.items():
-            for number, caption in enumerate(image.captions):
-                example_id = f"{name}/{number}"
-                self._pairs[example_id] = CaptionPair(example_id, (image.image_id,), caption)
-                self._of_image.setdefault(image.image_id, []).append(example_id)
+        for task in tasks:
+            for name, image in task.images.items():
+                self._add(task.split, name, image.image_id, image.captions)
         if len(self._of_image) < 2:
             raise AnnotationError(f"{self._files[0]}: pairs need captions of two images, here is one")
         self._ids = list(self._pairs)
+
+    def _add(self, split: str, name: str, image_id: str, captions: Sequence[str]) -> None:
+        for number, caption in enumerate(captions):
+            example_id = f"{name}/{number}"
+            if example_id in self._pairs:
+                raise AnnotationError(f"{split}: image {name!r} is in another of the splits, too: learn one of them")
+            self._pairs[example_id] = CaptionPair(example_id, (image_id,), caption)
+            self._of_image.setdefault(image_id, []).append(example_id)
 
     def annotation_files(self) -> tuple[Path, ...]:
         """Return the files that were read; their digest identifies the annotations."""

@@ -14,6 +14,7 @@ from visualbert_core.config import nearest
 from visualbert_core.errors import ConfigError
 from visualbert_core.tasks.base import Task
 from visualbert_core.tasks.caption_pairs import CaptionPairs
+from visualbert_core.tasks.joined_splits import PLUS, JoinedSplits
 
 TASKS = {
     "vqa": "visualbert_core.tasks.vqa:VqaTask",
@@ -35,19 +36,24 @@ def open_task(name: str, annotations: Path, split: str, protocol: str | None = N
     return find_task(name)(annotations, split, protocol)
 
 
-def open_lessons(name: str, annotations: Path, split: str) -> Task | CaptionPairs:
+def open_lessons(name: str, annotations: Path, split: str) -> Task | CaptionPairs | JoinedSplits:
     """Read a split to train on: a benchmark under its default protocol, or "caption-pairs" for pre-training.
 
-    Raises ConfigError for an unknown name or split, and where the split has no public labels to learn.
+    A split such as "train+val" is all examples of both. Raises ConfigError for an unknown name or split, for a split
+    that is named twice, and for one without public labels to learn.
     """
+    names = split.split(PLUS)
+    if len(set(names)) < len(names):
+        raise ConfigError(f"split {split!r} names a split twice: name each once")
     if name == CaptionPairs.name:
-        return CaptionPairs(annotations, split)
-    task = open_task(name, annotations, split)
-    if not task.labelled:
-        raise ConfigError(
-            f"{name} {split} has no public labels, so nothing can be learnt from it: train on another split"
-        )
-    return task
+        return CaptionPairs(annotations, *names)
+    tasks = [open_task(name, annotations, each) for each in names]
+    for task in tasks:
+        if not task.labelled:
+            raise ConfigError(
+                f"{name} {task.split} has no public labels, so nothing can be learnt from it: train on another split"
+            )
+    return tasks[0] if len(tasks) == 1 else JoinedSplits(tasks)
 
 
 def find_task(name: str) -> type[Task]:

@@ -16,6 +16,10 @@
     page.py         training.html
     watch.py        writes the page, the curves and to trackers, at every checkpoint
     run.py          `train(...)`: the order of all this, the log, resuming, signals
+    grid.py         the lists of a recipe → the runs of a sweep
+    sweeps.py       `sweep(...)`: these runs, in turn or side by side
+    sweep_table.py  their scores, with mean and deviation over seeds
+    seed_runs.py    the runs of one recipe over several seeds
 
 The authors' recipes and their results are in Li et al. 2019 (arXiv:1908.03557) and github.com/uclanlp/visualbert at
 2a9e8bd58a20. A name below is imported at its first use, so that flags and help need no torch.
@@ -30,12 +34,13 @@ if TYPE_CHECKING:
     from visualbert_core.training.data import batches
     from visualbert_core.training.launch import train
     from visualbert_core.training.recipe import TrainConfig
+    from visualbert_core.training.sweeps import sweep
 
 INGREDIENT = "training"
 
-__all__ = ["TrainConfig", "batches", "train"]
+__all__ = ["TrainConfig", "batches", "sweep", "train"]
 
-_MODULES = {"TrainConfig": "recipe", "batches": "data", "train": "launch"}
+_MODULES = {"TrainConfig": "recipe", "batches": "data", "sweep": "sweeps", "train": "launch"}
 
 
 def __getattr__(name: str) -> Any:

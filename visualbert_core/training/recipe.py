@@ -38,7 +38,7 @@ class TrainConfig:
     task: str
     """The benchmark: a name of this package, module:Class for a task of your own, or `caption-pairs`."""
     split: str
-    """The split to learn: train, …"""
+    """The split to learn: train, … With a plus, the examples of several: train+val."""
     annotations: Path
     """Folder of the official annotation files."""
     features: Locations

@@ -24,7 +24,7 @@ from visualbert_core.models.trainable import Start, Trainable
 from visualbert_core.printable import logger
 from visualbert_core.provenance import code_digests, digest_files, outside_code, versions
 from visualbert_core.schema import CaptionPair, Example, Grounding, Regions, Target
-from visualbert_core.tasks import CaptionPairs, Task, open_lessons
+from visualbert_core.tasks import CaptionPairs, JoinedSplits, Task, open_lessons
 from visualbert_core.training.order import Order
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.row_groups import GroupReader
@@ -37,7 +37,7 @@ _NAMED = 3  # ids in a message
 class Lessons:
     """An open recipe: what is learnt, from which regions, by which model."""
 
-    task: Task | CaptionPairs
+    task: Task | CaptionPairs | JoinedSplits
     store: AnyStore
     model: Trainable[Any]
     examples: list[Example | CaptionPair]
@@ -61,6 +61,11 @@ class Lessons:
         image_ids = list(dict.fromkeys(image_id for example in examples for image_id in example.image_ids))
         return dict(zip(image_ids, self.store.fetch_many(image_ids), strict=True))
 
+    @property
+    def _benchmark(self) -> type:
+        """Return the class of the task, also where several splits are learnt."""
+        return self.task.benchmark if isinstance(self.task, JoinedSplits) else type(self.task)
+
     def boxes(self, example: Example | CaptionPair) -> list[np.ndarray]:
         """Return the boxes of the regions of each image of an example, float32 [R, 4]."""
         return [self.store.boxes(image_id) for image_id in example.image_ids]
@@ -79,7 +84,7 @@ class Lessons:
             },
             "parent": self.model.fingerprint(),
             **({} if (origin := hub_origin(config.model)) is None else {"start": origin}),
-            "code": code_digests(("training", "predictions")) | outside_code("task", type(self.task)),
+            "code": code_digests(("training", "predictions")) | outside_code("task", self._benchmark),
             "versions": versions(),
         }
 
