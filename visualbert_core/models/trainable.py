@@ -38,6 +38,8 @@ class Start:
     own_caption_label: int = 1
     answer_letters: bool = False
     pair_cut: Literal["longer-first", "authors"] = "longer-first"
+    label_smoothing: float = 0.0
+    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -80,6 +80,8 @@ def open_recipe(config: TrainConfig) -> Lessons:
         own_caption_label=config.own_caption_label,
         answer_letters=config.answer_letters,
         pair_cut=config.pair_cut,
+        label_smoothing=config.label_smoothing,
+        gradient_checkpointing=config.gradient_checkpointing,
     )
     model = load_trainable(config.model, task.form, start)
     if not isinstance(model.reads, ReadsRegions):
