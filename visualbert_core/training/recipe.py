@@ -23,6 +23,7 @@ PATHS = (
 """The keys that say where something lies. A run records digests of what lies there, not the places."""
 FREE = (
     *("max_hours", "read_ahead", "readers", "device", "log_seconds", "skip_bad_batches"),
+    "gradient_checkpointing",
     *("save_every", "validate_split", "validate_batch_size", "own_image_only", "patience"),
     *("keep_last", "keep_best", "keep_every", "workers", "min_workers", "restarts", "trackers"),
 )
@@ -90,8 +91,13 @@ class TrainConfig:
     tokens_per_pass: int = 16384
     """Largest number of tokens, words and regions, that are computed at once. A batch with more takes several passes,
     with the same result. Lower it if memory is short."""
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of the layers, and compute each layer again for its gradient: less memory, the same result,
+    about a third more time."""
     dropout: float | None = None
     """Dropout of states and of attention. Default: as in the config.json of MODEL."""
+    label_smoothing: float = 0.0
+    """Share of a class target that all classes get alike. It is for choices, statements and masked words."""
 
     optimizer: Literal["adamw", "bertadam"] = "adamw"
     """`bertadam` is the optimiser of the authors, without correction of the moments."""
@@ -123,6 +129,9 @@ class TrainConfig:
     """For how many steps the schedule is made. `authors` does not count the short batch at the end of an epoch."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 computes products in bfloat16. Weights, sums and losses stay float32."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights, such as 0.999. Checkpoints and validations then have the
+    averages; the training goes on from the weights. Default: no average."""
     skip_bad_batches: int = 0
     """Number of batches with a loss or gradient that is not finite that may be left out before the run stops."""
 
@@ -179,7 +188,7 @@ class TrainConfig:
         check_range(self, 0, None, "seed", "skip_bad_batches", "keep_best", "max_hours", "log_seconds", "restarts")
         check_range(self, 1, 1 << 20, "shuffle_buffer")
         check_range(self, 0, None, "learning_rate", "weight_decay", "clip_norm", "epsilon", "warmup", "cycles")
-        check_range(self, 0, 1, "beta1", "beta2", "own_caption_label", "dropout")
+        check_range(self, 0, 1, "beta1", "beta2", "own_caption_label", "dropout", "label_smoothing", "ema")
         if self.epochs is not None and self.steps is not None:
             raise ConfigError("epochs and steps exclude each other: set one of them")
         if self.validate_split is None and self.patience is not None:

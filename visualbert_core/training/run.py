@@ -19,6 +19,7 @@ import torch
 from visualbert_core.errors import ClusterError, ConfigError, UnfinishedError
 from visualbert_core.io.hub import checkpoint_name
 from visualbert_core.printable import logger
+from visualbert_core.training.averages import Averages
 from visualbert_core.training.data import ahead, passes, read_portion, total_steps
 from visualbert_core.training.folder import (
     read_validations,
@@ -27,6 +28,7 @@ from visualbert_core.training.folder import (
 )
 from visualbert_core.training.group import ALONE, Group
 from visualbert_core.training.log import Pace, Progress, StepLog
+from visualbert_core.training.memory import PassSize
 from visualbert_core.training.optimizers import OPTIMIZERS, Moments, Optimizer, decay_groups
 from visualbert_core.training.order import Order
 from visualbert_core.training.recipe import EPOCHS, TrainConfig
@@ -62,6 +64,8 @@ class Run:
         self.network = lessons.model.network.to(device)
         self.optimizer = _optimizer(config, self.order, self.total, lessons)
         self.stepper = Stepper(lessons.model, self.optimizer, config, group)
+        self.averages = Averages(self.optimizer, config.ema)
+        self.size = PassSize(config, halves=group.size == 1)
         self.checkpoints = Checkpoints(config.folder)
         self.history: list[Validation] = []
 
@@ -120,7 +124,8 @@ class Run:
         if state is None:
             return 0
         restore(state, self.optimizer, self.network)
-        self.stepper.skipped = state.about["skipped"]
+        self.averages.exchange()
+        self.stepper.skipped, self.size.tokens = state.about["skipped"], state.about["tokens_per_pass"]
         self.history = read_validations(self.config.folder, state.step)
         if self.group.first:
             _LOG.info("%s: going on after step %s of %s", self.config.folder, f"{step:,}", f"{self.total:,}")
@@ -129,7 +134,7 @@ class Run:
     def _prepared(self, step: int) -> Prepared:
         """Return the tensors of a step. Threads call this ahead of the steps."""
         portion, model = read_portion(self.lessons, self.order, step, self.group), self.lessons.model
-        cut = passes(portion.items, self.config.tokens_per_pass)
+        cut = passes(portion.items, self.size.tokens)
         counted = () if portion.stand_in else portion.items
         counts = tuple(sum(item.counts[term] for item in counted) for term in range(len(model.terms)))
         return Prepared(
@@ -147,13 +152,9 @@ class Run:
         began = time.monotonic()
         batch = next(coming)
         waited = time.monotonic() - began
-        try:
-            outcome = self.stepper(batch)
-        except torch.OutOfMemoryError:
-            raise ConfigError(
-                f"step {batch.step + 1}: {self.config.tokens_per_pass:,} tokens at once do not fit into the memory of "
-                "the device: lower --tokens-per-pass; the results stay the same"
-            ) from None
+        outcome = self.size.take(batch, self.stepper, self._prepared)
+        if outcome.rate is not None:
+            self.averages.update()
         pace = Pace(len(batch.example_ids), time.monotonic() - began, waited)
         if log is not None:
             log.add(_line(batch, outcome, pace))
@@ -172,9 +173,11 @@ class Run:
         about = {
             "model": checkpoint_name(self.config.model),
             "skipped": self.stepper.skipped,
+            "tokens_per_pass": self.size.tokens,
             "provenance": self.record["provenance"],
         }
-        self.checkpoints.write(step, save, moments_of(self.optimizer, self.network), about)
+        with self.averages.shown():
+            self.checkpoints.write(step, save, moments_of(self.optimizer, self.network), about)
         self.saved()
 
     def _validate_if_due(self, step: int) -> bool:
@@ -205,6 +208,7 @@ class Run:
             "status": "finished",
             "steps": step,
             "skipped": self.stepper.skipped,
+            "tokens_per_pass": self.size.tokens,
             "last": self.checkpoints.folder(step).name,
             "best": self.checkpoints.folder(there[0].step).name if there else None,
             "validation": asdict(found[0]) if found else None,

@@ -107,6 +107,8 @@ def open_recipe(config: TrainConfig) -> Lessons:
         answer_letters=config.answer_letters,
         pair_cut=config.pair_cut,
         features=(source.store.feature_size, source.store.space),
+        label_smoothing=config.label_smoothing,
+        gradient_checkpointing=config.gradient_checkpointing,
     )
     model = load_trainable(config.model, task.form, start)
     if not isinstance(model.reads, ReadsRegions):

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +98,7 @@ class Stepper:
         self._model.network.train()
         for number, prepared in enumerate(batch.passes):
             torch.manual_seed(dropout_seed(self._config.seed, batch.step, number * self._group.size + self._group.rank))
-            with self._group.pass_alone(self._losses, last=number == len(batch.passes) - 1):
+            with _memory(), self._group.pass_alone(self._losses, last=number == len(batch.passes) - 1):
                 with torch.autocast(self._device.type, torch.bfloat16, self._config.precision == "bfloat16"):
                     sums: Tensor = self._losses(prepared)
                 (sums / divisors).sum().mul(weight).backward()  # type: ignore[no-untyped-call]
@@ -125,3 +126,24 @@ def dropout_seed(seed: int, step: int, number: int) -> int:
     """Return the seed of torch's generator in pass `number` of a step, counted over all workers."""
     digest = hashlib.sha256(f"dropout {seed} {step} {number}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1  # torch takes 63 bits
+
+
+class ShortMemoryError(Exception):
+    """A pass does not fit into memory. No weight has moved, so the step can be taken again."""
+
+    def __init__(self, of_host: bool) -> None:
+        super().__init__("a pass does not fit into memory")
+        self.of_host = of_host
+
+
+@contextmanager
+def _memory() -> Iterator[None]:
+    """Raise ShortMemoryError where the body runs out of memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise ShortMemoryError(of_host=False) from None
+    except RuntimeError as error:  # torch has no class of its own for the memory of the host
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        raise ShortMemoryError(of_host=True) from None

@@ -7,6 +7,8 @@ code (github.com/uclanlp/visualbert at 2a9e8bd58a20). Golden values compare valu
     choices, statements  cross-entropy, per example
     phrases              KL divergence from the shares of the regions, per caption and not per phrase
     pre-training         cross-entropy per masked word, and per pair of captions; the two means are added
+
+Label smoothing changes the cross-entropies alone, as torch.nn.functional.cross_entropy defines it.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ class Labels:
     cls_rows: Tensor | None = None  # long [B], the rows of [CLS] among the read states
     own: Tensor | None = None  # long [P], the labels of the pairs
     own_rows: Tensor | None = None  # long [P], the sequences that are pairs
+    smoothing: float = 0.0  # the share of each class target that all classes get alike
 
     def to(self, device: torch.device) -> Labels:
         """Copy the tensors to `device`."""
@@ -58,9 +61,9 @@ def divergence(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.kl_div(logits.float().log_softmax(-1), targets, reduction="sum")
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Return the sum of the cross-entropies of all rows, 0 where there is no row."""
-    return functional.cross_entropy(logits.float(), labels, reduction="sum")
+    return functional.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
 
 
 def _questions(network: Pretrained, states: Tensor, packed: Packed, labels: Labels) -> list[Tensor]:
@@ -72,15 +75,18 @@ def _questions(network: Pretrained, states: Tensor, packed: Packed, labels: Labe
 def _statements(network: Pretrained, states: Tensor, packed: Packed, labels: Labels) -> list[Tensor]:
     assert isinstance(network, VisualBertForVisualReasoning)
     assert labels.classes is not None
-    return [cross_entropy(_pooled(network, network.cls, states), labels.classes)]
+    return [cross_entropy(_pooled(network, network.cls, states), labels.classes, labels.smoothing)]
 
 
 def _choices(network: Pretrained, states: Tensor, packed: Packed, labels: Labels) -> list[Tensor]:
     assert isinstance(network, VisualBertForMultipleChoice)
     assert labels.classes is not None
     scores = _pooled(network, network.cls, states).float().squeeze(1)
-    # Examples may differ in their number of choices. A choice that is not there gets no probability.
     rows = [scores[list(places)] for places in labels.choices]
+    if labels.smoothing:  # a choice that is not there must get no share, so every example is a call
+        pairs = zip(rows, labels.classes.split(1), strict=True)
+        return [torch.stack([cross_entropy(row[None], right, labels.smoothing) for row, right in pairs]).sum()]
+    # Examples may differ in their number of choices. A choice that is not there gets no probability.
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=float("-inf"))
     return [cross_entropy(padded, labels.classes)]
 
@@ -110,12 +116,13 @@ def _pre_training(network: Pretrained, states: Tensor, packed: Packed, labels: L
     assert isinstance(network, VisualBertForPreTraining)
     assert labels.words is not None
     assert labels.word_rows is not None
-    words = cross_entropy(network.cls.predictions(states.index_select(0, labels.word_rows)), labels.words)
+    predicted = network.cls.predictions(states.index_select(0, labels.word_rows))
+    words = cross_entropy(predicted, labels.words, labels.smoothing)
     if labels.own is None or labels.cls_rows is None or labels.own_rows is None:
         return [words]
     read = states.index_select(0, labels.cls_rows.index_select(0, labels.own_rows))
     pooled = torch.tanh(network.visual_bert.pooler.dense(read))
-    return [words, cross_entropy(network.cls.seq_relationship(pooled), labels.own)]
+    return [words, cross_entropy(network.cls.seq_relationship(pooled), labels.own, labels.smoothing)]
 
 
 LOSSES: dict[type[Pretrained], Callable[[Pretrained, Tensor, Packed, Labels], Sequence[Tensor]]] = {

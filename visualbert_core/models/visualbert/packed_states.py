@@ -2,16 +2,20 @@
 
 It computes what `modeling` computes, from the same modules, and skips what no loss needs: nothing for padding, and the
 last layer only for the tokens that the head reads. `inference.py` does the same for answers, from weights that it
-prepares once. A training cannot prepare them, because they change at every step.
+prepares once. A training cannot prepare them, because they change at every step. With checkpointing only the input of
+each layer is kept, and the backward pass computes the layer again (Chen et al. 2016, https://arxiv.org/abs/1604.06174).
 
 Shapes: T text tokens and V regions of all sequences, N = T + V, R read tokens, H hidden.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from visualbert_core.models.visualbert.inference import Groups
 from visualbert_core.models.visualbert.modeling import Embeddings, Layer, SelfAttention, VisualBertModel
@@ -20,19 +24,27 @@ from visualbert_core.models.visualbert.packing import Packed
 INGREDIENT = "training"
 
 
-def read_states(trunk: VisualBertModel, packed: Packed) -> Tensor:
-    """Return the last states of the read tokens: [R, H], in the order of the pack."""
+Compute = Callable[[Layer, Tensor, Tensor, Groups], Tensor]
+"""Computes a layer: its arguments are those of `_layer`."""
+
+
+def read_states(trunk: VisualBertModel, packed: Packed, checkpointing: bool = False) -> Tensor:
+    """Return the last states of the read tokens: [R, H], in the order of the pack.
+
+    With `checkpointing`, values and gradients are the same, with the same draws of dropout, for less memory.
+    """
+    compute = _recomputed if checkpointing else _layer
     rows = _embed(trunk.embeddings, packed)
     layers = [layer for layer in trunk.encoder.layer if isinstance(layer, Layer)]
     read = Groups.of(packed.read_lengths, packed.lengths)
     if trunk.config.bypass_transformer:
         text = len(packed.input_ids)
-        alone = _through(layers, rows[:text], Groups.of(packed.text_lengths, packed.text_lengths))
+        alone = _through(layers, rows[:text], Groups.of(packed.text_lengths, packed.text_lengths), compute)
         joined = torch.cat((alone, rows[text:])).index_select(0, packed.source)
-        return _last(trunk.additional_layer, joined, packed.reads, read)
+        return compute(trunk.additional_layer, joined.index_select(0, packed.reads), joined, read)
     hidden = rows.index_select(0, packed.source)
-    hidden = _through(layers[:-1], hidden, Groups.of(packed.lengths, packed.lengths))
-    return _last(layers[-1], hidden, packed.reads, read)
+    hidden = _through(layers[:-1], hidden, Groups.of(packed.lengths, packed.lengths), compute)
+    return compute(layers[-1], hidden.index_select(0, packed.reads), hidden, read)
 
 
 def _embed(tables: Embeddings, packed: Packed) -> Tensor:
@@ -50,21 +62,22 @@ def _embed(tables: Embeddings, packed: Packed) -> Tensor:
     return tables.dropout(tables.LayerNorm(torch.cat((text, regions))))  # type: ignore[no-any-return]
 
 
-def _through(layers: list[Layer], hidden: Tensor, groups: Groups) -> Tensor:
+def _through(layers: list[Layer], hidden: Tensor, groups: Groups, compute: Compute) -> Tensor:
     for layer in layers:
-        hidden = _after(layer, _attend(layer.attention.self, hidden, hidden, groups), hidden)
+        hidden = compute(layer, hidden, hidden, groups)
     return hidden
 
 
-def _last(layer: Layer, hidden: Tensor, reads: Tensor, groups: Groups) -> Tensor:
-    read = hidden.index_select(0, reads)
-    return _after(layer, _attend(layer.attention.self, read, hidden, groups), read)
-
-
-def _after(layer: Layer, mixed: Tensor, residual: Tensor) -> Tensor:
-    """Return the states after a layer, from what its attention has mixed."""
-    hidden = layer.attention.output(mixed, residual)
+def _layer(layer: Layer, asking: Tensor, known: Tensor, groups: Groups) -> Tensor:
+    """Return the states [Q, H] of the asking tokens after a layer, whose attention reads the known tokens [N, H]."""
+    hidden = layer.attention.output(_attend(layer.attention.self, asking, known, groups), asking)
     return layer.output(layer.intermediate(hidden), hidden)  # type: ignore[no-any-return]
+
+
+def _recomputed(layer: Layer, asking: Tensor, known: Tensor, groups: Groups) -> Tensor:
+    """Return the states of `_layer`. Keep its inputs and the state of the generator, and nothing in between."""
+    states: Tensor = checkpoint(_layer, layer, asking, known, groups, use_reentrant=False)
+    return states
 
 
 def _attend(attention: SelfAttention, asking: Tensor, known: Tensor, groups: Groups) -> Tensor:

@@ -84,6 +84,11 @@ class VisualBertTrainable:
             raise CheckpointError(f"{folder}: VisualBERT learns {', '.join(each.__name__ for each in NETWORKS)}")
         kind: type[Pretrained] = VisualBertForPreTraining if words else NETWORKS[form]  # type: ignore[index]
         self._words = words
+        if start.label_smoothing and not words and form in (Question, Grounding):
+            raise ConfigError(
+                f"label_smoothing {start.label_smoothing:g}: the targets of {_TERM[form]} are shares already; it is "
+                "for choices, statements and masked words"
+            )
         self.terms = _TERMS_OF_WORDS.get(form, ("words", "pairs")) if words else (_TERM[form],)
         self._answers = self._read_answers(config) if kind is VisualBertForQuestionAnswering else ()
         if start.answers is not None and self._answers:
@@ -284,9 +289,10 @@ class VisualBertTrainable:
         trunk = self.network.get_submodule("visual_bert")
         assert isinstance(trunk, VisualBertModel)
         packed = prepared.packed.to(device)
-        states = read_states(trunk, packed).float()
+        states = read_states(trunk, packed, self._start.gradient_checkpointing).float()
+        labels = replace(prepared.labels.to(device), smoothing=self._start.label_smoothing)
         with torch.autocast(device.type, enabled=False):
-            found = LOSSES[type(self.network)](self.network, states, packed, prepared.labels.to(device))
+            found = LOSSES[type(self.network)](self.network, states, packed, labels)
             return torch.stack(list(found))
 
     def save(self, folder: Path, task: str | None, space: str | None) -> None:
