@@ -77,7 +77,7 @@ class Command:
 
 
 def _scored(run: Run) -> None:
-    from visualbert_core.evaluation.score import how_answered
+    from visualbert_core.evaluation.beside import against_person, how_answered
 
     assert run.scores is not None
     subset = [run.scores["subset"]] if "subset" in run.scores else []
@@ -90,6 +90,6 @@ def _scored(run: Run) -> None:
         under = "".join(f"  {protocol} {values[metric]:.2f}" for protocol, values in others)
         say(f"{metric:>14} {value:6.2f}{spread}  n={run.scores['units'][metric]}{under}")
     say(run.scores["protocol"])
-    for line in how_answered(run.scores):
+    for line in (*against_person(run.scores, {}), *how_answered(run.scores)):
         say(line)
     say(run.folder)

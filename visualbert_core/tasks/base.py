@@ -66,6 +66,29 @@ class Published:
         return f"{self.network}: {scores}; scored: {self.protocol}{asked}{note} ({self.source})"
 
 
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Holds what a person gets, as metric → the score as it is shown.
+
+    A person may be judged by fewer annotations than a model, because the person wrote one of them. So `predictions` has
+    what the predictions get under the same conditions. Compare these two.
+    """
+
+    person: Mapping[str, float]
+    predictions: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Holds some words of an answer, with the spaces around them, and whether they are true of the image.
+
+    `true` is None where that is not known, or where the words state nothing.
+    """
+
+    text: str
+    true: bool | None = None
+
+
 class Task(ABC):
     """Represents one open split of a benchmark.
 
@@ -96,6 +119,8 @@ class Task(ABC):
     """Short name, as `--protocol` takes it → full name, which names the official program. The first is the default."""
     sizes: ClassVar[Mapping[str, Mapping[str, int]]] = {}
     """Unit, such as "questions" → split → the number of units that the authors published."""
+    person_is: ClassVar[str] = ""
+    """Who `person` is and who judges, in words for reports: "each reference, judged by the others"."""
     guess: ClassVar[str] = ""
     """How `chance` guesses, in words for reports: "a fair coin"."""
     published: ClassVar[tuple[Published, ...]] = ()
@@ -178,9 +203,9 @@ class Task(ABC):
         """Return metric → the percent that guessing gets; a metric for which guessing is not defined is left out."""
         return {}
 
-    def person(self) -> dict[str, float]:
-        """Return metric → what a person gets, as the score is shown; empty where the annotations do not tell."""
-        return {}
+    def person(self, predictions: Mapping[str, Prediction]) -> Person | None:
+        """Return what a person gets, and the predictions under the same conditions; None where that is not known."""
+        return None
 
     def beside(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
         """Return numbers that stand beside the scores because a score alone may mislead, by their names in words."""
@@ -197,6 +222,17 @@ class Task(ABC):
         answer and lose it by its form. Default: nothing.
         """
         return {}
+
+    def references(self, example_id: str) -> tuple[str, ...]:
+        """Return everything that people answered in their own words, for reports. Default: nothing."""
+        return ()
+
+    def marked(self, example_id: str, answer: str) -> Sequence[Words]:
+        """Return the words of an answer, marked as true or false of the image, for reports. Joined, they are it.
+
+        A benchmark that knows all that its images show can tell. Default: nothing; the answer is shown without marks.
+        """
+        return ()
 
     def best(self, example_id: str) -> Any:
         """Return an answer that gets the highest possible value of every metric."""
