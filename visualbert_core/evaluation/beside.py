@@ -11,6 +11,9 @@ from typing import Any
 
 PERSON, AS_PERSON = "person", "as_person"
 """Keys of a scores document: what a person gets, and what the predictions get under the same conditions."""
+JAVA = "java"
+"""Key of a printed document: the scores of `--java`. scores.json does not have them, because they need more than this
+package."""
 
 
 def how_answered(document: Mapping[str, Any]) -> Iterator[str]:
@@ -23,7 +26,7 @@ def how_answered(document: Mapping[str, Any]) -> Iterator[str]:
 def what_came(document: Mapping[str, Any]) -> Iterator[str]:
     """Yield the shares of texts without an answer, of texts that were cut, and of examples that were read in part.
 
-    Then yield the numbers of `Task.beside`.
+    Then yield the numbers of `Task.beside`, and the scores of Java programs.
     """
     if "generated" in document:
         texts, unparsed, cut = (document["generated"][name] for name in ("texts", "unparsed", "cut"))
@@ -32,6 +35,7 @@ def what_came(document: Mapping[str, Any]) -> Iterator[str]:
     if "input_cut" in document:
         yield f"input cut: {document['input_cut']:,} of {document['n']:,} examples were too long and were read in part"
     yield from (f"{name}: {value:,.4g}" for name, value in document.get("beside", {}).items())
+    yield from (f"{name}: {value:.2f}" for name, value in document.get(JAVA, {}).items())
 
 
 def against_person(document: Mapping[str, Any], labels: Mapping[str, str]) -> Iterator[str]:

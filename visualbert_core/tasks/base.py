@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,6 +34,7 @@ from visualbert_core.schema import (
     Target,
 )
 from visualbert_core.tasks.reading import choose
+from visualbert_core.tasks.shown import Person, Words
 from visualbert_core.tasks.splits import protocol_name, subset_line
 from visualbert_core.tasks.submissions import submission_records
 
@@ -64,29 +65,6 @@ class Published:
         asked = f"; asked: {self.answering}" if self.answering else ""
         note = f"; {self.note}" if self.note else ""
         return f"{self.network}: {scores}; scored: {self.protocol}{asked}{note} ({self.source})"
-
-
-@dataclass(frozen=True, slots=True)
-class Person:
-    """Holds what a person gets, as metric → the score as it is shown.
-
-    A person may be judged by fewer annotations than a model, because the person wrote one of them. So `predictions` has
-    what the predictions get under the same conditions. Compare these two.
-    """
-
-    person: Mapping[str, float]
-    predictions: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Words:
-    """Holds some words of an answer, with the spaces around them, and whether they are true of the image.
-
-    `true` is None where that is not known, or where the words state nothing.
-    """
-
-    text: str
-    true: bool | None = None
 
 
 class Task(ABC):
@@ -210,6 +188,13 @@ class Task(ABC):
     def beside(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
         """Return numbers that stand beside the scores because a score alone may mislead, by their names in words."""
         return {}
+
+    def other_scorer(self, programs: Sequence[str]) -> Callable[[Mapping[str, Prediction]], dict[str, float]]:
+        """Return the function from predictions to scores that programs outside Python compute, by name → percent.
+
+        Raises ConfigError where the benchmark has no such program, or a program is not installed. Default: none.
+        """
+        raise ConfigError(f"--java {' '.join(programs)}: {self.name} is scored without Java; leave the flag out")
 
     def remarks(self, predictions: Mapping[str, Prediction]) -> list[str]:
         """Return warnings about the predictions of a whole split, which stand with its scores."""

@@ -1,7 +1,8 @@
 """Owns caption benchmarks: a model describes an image in one sentence, and people's captions judge it.
 
 Official program: coco-caption (Chen et al. 2015, arXiv:1504.00325; PyPI pycocoevalcap 1.2). Tests compare tokens and
-scores with its output. METEOR and SPICE are not here: they are Java programs, and SPICE downloads models.
+scores with its output. METEOR and SPICE are no metrics here, because they are Java programs. `metrics.java_captions`
+runs them where the user has installed them.
 
 The headline is CIDEr-D, which is shown times 100 as in the literature, so an image gets at most 1,000. It weighs words
 by the references of the very set that is scored. So a score of a part of a set does not compare with a score of the
@@ -14,7 +15,7 @@ caption that ends in a single letter and a full stop (see `metrics.ptb_tokenizer
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
@@ -25,10 +26,11 @@ from msgspec import Struct
 
 from visualbert_core.errors import AnnotationError, ConfigError, InputError
 from visualbert_core.metrics.captions import CIDER_BEST, LONGEST, Cider, Tokens, bleu_counts, caption, rouge_l
+from visualbert_core.metrics.java_captions import check_programs, java_scores
 from visualbert_core.metrics.ptb_tokenizer import SHIFTING, tokenize
 from visualbert_core.metrics.sums import FUNCTIONS
 from visualbert_core.schema import Captioning, Counts, JudgedAnswer, Prediction, Score
-from visualbert_core.tasks.base import Person, Published, Task
+from visualbert_core.tasks.base import Published, Task
 from visualbert_core.tasks.captions_files import (
     TOKEN_FILE,
     Images,
@@ -39,6 +41,7 @@ from visualbert_core.tasks.captions_files import (
 )
 from visualbert_core.tasks.reading import read_list, typed
 from visualbert_core.tasks.scoring import summarize
+from visualbert_core.tasks.shown import Person
 
 NOCAPS = "nocaps_val_4500_captions.json"
 KARPATHY = {"coco": "dataset_coco.json", "flickr30k": "dataset_flickr30k.json"}
@@ -239,6 +242,18 @@ class CaptionsTask(Task):
             "words per caption": fmean(len(text.split()) for text in captions),
             "distinct captions": len(set(captions)),
         }
+
+    def other_scorer(self, programs: Sequence[str]) -> Callable[[Mapping[str, Prediction]], dict[str, float]]:
+        """Return the function that scores captions with METEOR and SPICE. Raises ConfigError where one is missing."""
+        check_programs(programs)
+
+        def scores(predictions: Mapping[str, Prediction]) -> dict[str, float]:
+            texts = iter(tokenize([text for image in self._images.values() for text in image.captions]))
+            references = {name: [next(texts) for _ in image.captions] for name, image in self._images.items()}
+            given = tokenize([predictions[name].answer for name in self._images])
+            return java_scores(programs, dict(zip(self._images, given, strict=True)), references)
+
+        return scores
 
     def remarks(self, predictions: Mapping[str, Prediction]) -> list[str]:
         """Return warnings of a set with a single image, of empty captions, and of line breaks inside captions."""
