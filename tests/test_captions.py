@@ -396,7 +396,7 @@ def test_missing_captions_have_no_range(tmp_path: Path) -> None:
         document(two(tmp_path), written(tmp_path, GOOD[:1]), "partial")
 
 
-def test_warnings_of_a_single_image_and_of_empty_captions(tmp_path: Path) -> None:
+def test_warnings_of_a_single_image_and_of_captions_without_words(tmp_path: Path) -> None:
     """A set of one image has CIDEr 0 and says why; captions without a word are counted."""
     single = opened(tmp_path, {"images": [{"id": 1}], "annotations": COCO["annotations"][:1]})
     found = document(single, written(tmp_path, [{"image_id": 1, "caption": "A dog."}]))
@@ -407,6 +407,9 @@ def test_warnings_of_a_single_image_and_of_empty_captions(tmp_path: Path) -> Non
     assert found["intervals"]["bleu-4"] == [None, None]
     empty = document(two(tmp_path), written(tmp_path, [GOOD[0], {"image_id": 2, "caption": " ... "}]))
     assert "1 of 2 captions have no word: each gets 0" in empty["warnings"]
+    blank = opened(tmp_path, COCO | {"annotations": [*COCO["annotations"], {"image_id": 2, "caption": "!"}]})
+    said = "1 of 4 references have no word: no caption can agree with them"
+    assert document(blank, written(tmp_path, GOOD))["warnings"][-1] == said
 
 
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\v", "\f", "\u2028", "\u2029"])

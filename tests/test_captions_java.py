@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from captions_golden import coco_folder
+from PIL import Image as Pillow
+from pixel_model import install, write_checkpoint
 
 from visualbert_core.cli import main
 from visualbert_core.errors import ConfigError, InputError
@@ -31,6 +33,12 @@ class Meteor:
         assert res == {str(number): [f"a dog {number}"] for number in range(3)}
         assert gts == {str(number): [f"a dog {number}", "do n't"] for number in range(3)}
         return 0.25, [0.25] * len(gts)
+"""
+SAME_LENGTH = """
+class Meteor:
+    def compute_score(self, gts, res):
+        (words,) = {len(text.split()) for (text,) in res.values()}
+        return words / 100, []
 """
 SPICE = """
 class Spice:
@@ -119,6 +127,26 @@ def test_flags_that_do_not_fit(line: list[str], package: Path, flags: list[str],
     """An unknown program and a range are refused."""
     with pytest.raises(ConfigError, match=words):
         main([*line, *flags])
+
+
+def test_an_evaluation_prints_them_and_keeps_its_files(
+    line: list[str], package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`evaluate --java` gives the captions of the run to the program. A finished run may be asked again, and its files
+    stay as they are."""
+    (package / "meteor" / "meteor.py").write_text(SAME_LENGTH)
+    for number in range(3):
+        Pillow.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    monkeypatch.syspath_prepend(install(tmp_path / "families"))
+    model = write_checkpoint(tmp_path / "model", 0)
+    evaluate = ["evaluate", *line[1:7], "--images", str(tmp_path / "*.png"), "--model", str(model), "--inline", "--out"]
+    assert main([*evaluate, str(tmp_path / "runs")]) == 0
+    (scores,) = (tmp_path / "runs").glob("*/scores.json")
+    before = scores.read_bytes()
+    assert "METEOR" not in capsys.readouterr().out
+    assert main([*evaluate, str(tmp_path / "runs"), "--java", "meteor"]) == 0
+    assert "METEOR (Java): 10.00" in capsys.readouterr().out  # "there is a … thing next to a small square" has 10 words
+    assert scores.read_bytes() == before
 
 
 def test_an_evaluation_needs_the_programs_before_it_starts(

@@ -256,7 +256,7 @@ class CaptionsTask(Task):
         return scores
 
     def remarks(self, predictions: Mapping[str, Prediction]) -> list[str]:
-        """Return warnings of a set with a single image, of empty captions, and of line breaks inside captions."""
+        """Return warnings of a set with one image, of captions and references without a word, and of line breaks."""
         answers = [predictions[name].answer for name in self._images]
         references = [text for image in self._images.values() for text in image.captions]
         empty = sum(not text for text in tokenize(answers))
@@ -268,7 +268,10 @@ class CaptionsTask(Task):
             "references is a space here; coco-caption would give all later captions to the wrong images: remove it "
             "before you compare with coco-caption"
         )
-        return [single] * (len(answers) == 1) + [some] * (empty > 0) + [shift] * any(broken)
+        wordless = sum(not text.length for texts in self._references.values() for text in texts)
+        blank = f"{wordless:,} of {len(references):,} references have no word: no caption can agree with them"
+        found = {single: len(answers) == 1, some: empty, blank: wordless, shift: any(broken)}
+        return [line for line, holds in found.items() if holds]
 
     def gold(self, example_id: str) -> str:
         """Return the first person's caption."""
