@@ -82,9 +82,38 @@ def test_small_cases_have_the_official_scores(tmp_path: Path, case: dict[str, An
 def test_a_person_and_a_caption_of_another_image(task: CaptionsTask) -> None:
     """A person's score is the mean of five runs of the official program, each of which judges one reference of every
     image by the others. Chance is what the first reference of the image half a set away gets."""
-    for found, key in ((task.person(), "person"), (task.chance({}), "other_image")):
+    person = task.person({p.example_id: p for p in task.read_submission(GOLDEN / "candidates_good.json")})
+    assert person is not None
+    for found, key in ((person.person, "person"), (task.chance({}), "other_image")):
         shown = {OFFICIAL[metric]: value / 100 for metric, value in found.items()}
         assert shown == pytest.approx(golden("expected")[key], abs=1e-9)
+
+
+def test_a_model_is_judged_as_a_person_is(tmp_path: Path) -> None:
+    """Beside a person stands the mean score of the same captions over sets in which each image lacks one reference. The
+    sets with one reference less are files, scored alone."""
+    images = [{"id": number} for number in range(12)]
+    every = [each for each in golden("references")["annotations"] if each["image_id"] in _first_images(12)]
+    ids = {image_id: number for number, image_id in enumerate(_first_images(12))}
+    every = [{"image_id": ids[each["image_id"]], "caption": each["caption"]} for each in every]
+    good = {row["image_id"]: row["caption"] for row in golden("candidates_good")}
+    file = written(tmp_path, [{"image_id": number, "caption": good[name]} for name, number in ids.items()])
+    found = document(opened(tmp_path, {"images": images, "annotations": every}), file)
+    turns: list[dict[str, float]] = []
+    for turn in range(5):
+        left = [each for number in range(12) for at, each in enumerate(_of(every, number)) if at != turn]
+        turns.append(document(opened(tmp_path, {"images": images, "annotations": left}), file)["scores"])
+    means = {metric: np.mean([scores[metric] for scores in turns]) for metric in OFFICIAL}
+    assert found["as_person"] == pytest.approx(means, abs=1e-9)
+    assert found["as_person"]["bleu-4"] < found["scores"]["bleu-4"]
+
+
+def _first_images(count: int) -> list[int]:
+    return [image["id"] for image in golden("references")["images"][:count]]
+
+
+def _of(annotations: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:
+    return [each for each in annotations if each["image_id"] == number]
 
 
 def test_document(task: CaptionsTask) -> None:
@@ -99,8 +128,8 @@ def test_document(task: CaptionsTask) -> None:
         assert found["chance"][metric] < found["person"][metric] < 100
     assert found["beside"] == {"words per caption": pytest.approx(11.58, abs=0.01), "distinct captions": 300}
     assert found["warnings"] == []
-    same = document(task, GOLDEN / "candidates_same_for_all.json")
-    assert same["beside"]["distinct captions"] == 1
+    same = {p.example_id: p for p in task.read_submission(GOLDEN / "candidates_same_for_all.json")}
+    assert task.beside(same)["distinct captions"] == 1
 
 
 def test_a_full_score_has_an_interval(tmp_path: Path) -> None:
@@ -367,7 +396,7 @@ def test_missing_captions_have_no_range(tmp_path: Path) -> None:
         document(two(tmp_path), written(tmp_path, GOOD[:1]), "partial")
 
 
-def test_warnings_of_a_single_image_and_of_empty_captions(tmp_path: Path) -> None:
+def test_warnings_of_a_single_image_and_of_captions_without_words(tmp_path: Path) -> None:
     """A set of one image has CIDEr 0 and says why; captions without a word are counted."""
     single = opened(tmp_path, {"images": [{"id": 1}], "annotations": COCO["annotations"][:1]})
     found = document(single, written(tmp_path, [{"image_id": 1, "caption": "A dog."}]))
@@ -378,6 +407,24 @@ def test_warnings_of_a_single_image_and_of_empty_captions(tmp_path: Path) -> Non
     assert found["intervals"]["bleu-4"] == [None, None]
     empty = document(two(tmp_path), written(tmp_path, [GOOD[0], {"image_id": 2, "caption": " ... "}]))
     assert "1 of 2 captions have no word: each gets 0" in empty["warnings"]
+    blank = opened(tmp_path, COCO | {"annotations": [*COCO["annotations"], {"image_id": 2, "caption": "!"}]})
+    said = "1 of 4 references have no word: no caption can agree with them"
+    assert document(blank, written(tmp_path, GOOD))["warnings"][-1] == said
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\v", "\f", "\u2028", "\u2029"])
+def test_line_breaks_are_spaces_and_are_said(tmp_path: Path, end: str) -> None:
+    """A line break in a caption changes no score. A line says where the official program would shift captions."""
+    annotations = [COCO["annotations"][0] | {"caption": f"A{end}dog."}, *COCO["annotations"][1:]]
+    broken = opened(tmp_path, COCO | {"annotations": annotations})
+    found = document(broken, written(tmp_path, [{"image_id": 1, "caption": f"A{end}dog."}, GOOD[1]]))
+    assert found["scores"] == document(two(tmp_path), written(tmp_path, GOOD))["scores"]
+    said = [
+        line
+        for line in found["warnings"]
+        if line.startswith("a line break in 1 of 2 captions and 1 of 3 references is")
+    ]
+    assert len(said) == (end != "\n")
 
 
 def test_answers_must_be_texts(task: CaptionsTask) -> None:
@@ -396,7 +443,8 @@ def test_the_command_scores_without_torch(tmp_path: Path, capsys: pytest.Capture
     line = ["score", "--task", "captions", "--split", "val", "--annotations", str(tmp_path)]
     assert main([*line, "--predictions", str(tmp_path / "captions.json")]) == 0
     text = capsys.readouterr().out
-    assert "cider           97.84  [91.09, 104.58]        300       –   83.31" in text
+    assert "cider           97.84  [91.09, 104.58]        300       –   83.31      97.81" in text
+    assert "person: each reference of an image, judged by the image's other references; as person: the score" in text
     assert "bleu-4          34.60" in text
     assert "distinct captions: 300" in text
     assert "CIDEr=0.97838345581194" in text

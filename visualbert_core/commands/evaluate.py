@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from visualbert_core.commands.declarations import Flat, absolute_paths
 from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.errors import ConfigError
 from visualbert_core.io.hub import with_folder
 from visualbert_core.printable import logger, say, say_json
 
 if TYPE_CHECKING:
     from visualbert_core.evaluation.run_folder import Run
+    from visualbert_core.schema import Prediction
 
 _LOG = logger(__name__)
 
@@ -34,25 +36,37 @@ class Command:
     pool: Flat[PoolConfig] = field(default_factory=PoolConfig)
     invariance_check: bool = False
     """Check on 64 examples that no answer depends on the batch or the workers."""
+    java: tuple[str, ...] = ()
+    """Also print the scores of Java programs that you have installed. For captions: meteor, spice."""
     json: bool = False
     """Print one JSON object."""
+
+    def __post_init__(self) -> None:
+        if self.java and (self.invariance_check or self.evaluation.limit is not None):
+            raise ConfigError("--java needs a score: leave out --limit and --invariance-check")
 
     def run(self) -> int:
         """Predict the examples without a prediction, then score, then print the scores."""
         from visualbert_core.engine.pool import Pool
+        from visualbert_core.evaluation.beside import JAVA
         from visualbert_core.evaluation.run import evaluate
+        from visualbert_core.tasks import open_task
 
         evaluation = absolute_paths(with_folder(self.evaluation))
         if self.invariance_check:
             return self._check(evaluation)
+        task = open_task(evaluation.task, evaluation.annotations, evaluation.split)
+        other = task.other_scorer(self.java) if self.java else None  # before the first shard: it may be missing
         with Pool(self.pool) as pool:
-            run = evaluate(evaluation, pool)
+            run = evaluate(evaluation, pool, task=task)
         if run.scores is None:
             self._submitted(run)
-        elif self.json:
-            say_json(run.scores | {"run": str(run.folder)})
+            return 0
+        java = {JAVA: other(_predictions(run))} if other else {}
+        if self.json:
+            say_json(run.scores | java | {"run": str(run.folder)})
         else:
-            _scored(run)
+            _scored(replace(run, scores=run.scores | java))
         return 0
 
     def _check(self, evaluation: EvaluateConfig) -> int:
@@ -77,8 +91,14 @@ class Command:
             say(f"no public labels, so no score: {submission}")
 
 
+def _predictions(run: Run) -> dict[str, Prediction]:
+    from visualbert_core.evaluation.predictions import read_predictions
+
+    return {row.example_id: row for row in read_predictions(run.folder / "predictions")[0]}
+
+
 def _scored(run: Run) -> None:
-    from visualbert_core.evaluation.score import how_answered
+    from visualbert_core.evaluation.beside import against_person, how_answered
 
     assert run.scores is not None
     subset = [run.scores["subset"]] if "subset" in run.scores else []
@@ -91,6 +111,6 @@ def _scored(run: Run) -> None:
         under = "".join(f"  {protocol} {values[metric]:.2f}" for protocol, values in others)
         say(f"{metric:>14} {value:6.2f}{spread}  n={run.scores['units'][metric]}{under}")
     say(run.scores["protocol"])
-    for line in how_answered(run.scores):
+    for line in (*against_person(run.scores, {}), *how_answered(run.scores)):
         say(line)
     say(run.folder)

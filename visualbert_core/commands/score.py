@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from visualbert_core.errors import ConfigError
+from visualbert_core.evaluation.beside import JAVA
 from visualbert_core.evaluation.score import Mode, describe, read_prediction_set, score
 from visualbert_core.metrics.boxes import CONVENTIONS
 from visualbert_core.printable import say, say_json
@@ -43,12 +44,16 @@ class Command:
     """If predictions are missing, print the range in which the score lies."""
     official_lenient: bool = False
     """Accept every predictions file that the official program accepts."""
+    java: tuple[str, ...] = ()
+    """Also print the scores of Java programs that you have installed. For captions: meteor, spice."""
     json: bool = False
     """Print one JSON object."""
 
     def __post_init__(self) -> None:
         if self.allow_partial and self.official_lenient:
             raise ConfigError("--allow-partial and --official-lenient exclude each other: give one of them")
+        if self.allow_partial and self.java:
+            raise ConfigError("--allow-partial and --java exclude each other: a Java program gives no range")
         if self.boxes is not None:
             choose("convention of boxes", self.boxes, CONVENTIONS)
 
@@ -56,12 +61,15 @@ class Command:
         """Read the predictions, check their coverage, score them and print the scores."""
         mode: Mode = "partial" if self.allow_partial else "official" if self.official_lenient else "strict"
         task = open_task(self.task, self.annotations, self.split, self.protocol)
+        other = task.other_scorer(self.java) if self.java else None
         digest = digest_files(task.annotation_files())
         answers = read_prediction_set(task, self.predictions, digest, mode, self.boxes)
         if not answers.coverage.complete:
             for line in answers.coverage.table().splitlines():
                 say(line, to=sys.stderr)
         document = score(task, answers, digest, mode)
+        if other:
+            document[JAVA] = other({row.example_id: row for row in answers.predictions})
         if self.json:
             say_json(document)
             return 0

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from visualbert_core.errors import ConfigError, CoverageError, InputError
+from visualbert_core.evaluation.beside import AS_PERSON, PERSON, how_answered
 from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.io.documents import read_json
 from visualbert_core.metrics.coverage import Coverage, Lenient, check_coverage
@@ -197,12 +198,17 @@ def _scores(task: Task, predictions: Mapping[str, Prediction], units: Sequence[S
         "units": {name: m.n for name, m in metrics.items()},
         "chance": task.chance(predictions),
         **({"scales": dict(task.scales)} if task.scales else {}),
-        **({"person": person} if (person := task.person()) else {}),
+        **_person(task, predictions),
         **({"beside": beside} if (beside := task.beside(predictions)) else {}),
         **_elsewhere(task, predictions),
         OFFICIAL if task.subset is None else OFFICIAL_FORM: task.official(scores),
         "breakdown": summary.breakdown,
     }
+
+
+def _person(task: Task, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
+    found = task.person(predictions)
+    return {} if found is None else {PERSON: dict(found.person), AS_PERSON: dict(found.predictions)}
 
 
 def _elsewhere(task: Task, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
@@ -314,7 +320,7 @@ def describe(document: Mapping[str, Any], task: Task) -> Iterator[str]:
         yield from _partial(document)
         return
     others: Mapping[str, Mapping[str, float]] = document.get("other_protocols", {})
-    person = {"person": document["person"]} if "person" in document else {}
+    person = {"person": document[PERSON], "as person": document[AS_PERSON]} if PERSON in document else {}
     columns: Mapping[str, Mapping[str, float]] = {**person, **others}
     header = f"{'metric':<14} {'score':>6}  {'95 % interval':<16} {'n':>9}  {'paper':>6}"
     yield from ("", header + "".join(f"  {name:>6}" for name in columns))
@@ -325,7 +331,8 @@ def describe(document: Mapping[str, Any], task: Task) -> Iterator[str]:
         paper = _percent(published.percent if published else {}, name)
         line = f"{name:<14} {value:6.2f}  {spread:<16} {document['units'][name]:>9,}  {paper:>6}"
         yield line + "".join(f"  {_percent(values, name):>{max(6, len(key))}}" for key, values in columns.items())
-    yield from (f"{name}: {value:,.4g}" for name, value in document.get("beside", {}).items())
+    if person:
+        yield f"person: {task.person_is}; as person: the score, by the judges that the person has"
     official = OFFICIAL in document
     yield from ("", "in the official form:" if official else "no official score; in the official form:")
     values = document[OFFICIAL if official else OFFICIAL_FORM]
@@ -339,23 +346,6 @@ def describe(document: Mapping[str, Any], task: Task) -> Iterator[str]:
 
 def _percent(values: Mapping[str, float], metric: str) -> str:
     return f"{values[metric]:.2f}" if metric in values else "–"
-
-
-def how_answered(document: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how the model was asked and what became of its texts; nothing where a head answered whole inputs."""
-    if document.get("answering"):
-        yield f"asked: {document['answering']}"
-    yield from text_shares(document)
-
-
-def text_shares(document: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the shares of texts without an answer, of texts that were cut, and of examples that were read in part."""
-    if "generated" in document:
-        texts, unparsed, cut = (document["generated"][name] for name in ("texts", "unparsed", "cut"))
-        yield f"unparsed: {100 * unparsed / texts:.1f} % of {texts:,} texts held no answer and count as wrong"
-        yield f"cut: {100 * cut / texts:.1f} % of {texts:,} texts ended at the limit of their length"
-    if "input_cut" in document:
-        yield f"input cut: {document['input_cut']:,} of {document['n']:,} examples were too long and were read in part"
 
 
 def _subset(document: Mapping[str, Any]) -> tuple[str, ...]:

@@ -20,6 +20,8 @@ stay. "!!" and "?!" are tokens of their own, so they stay too."""
 # ---------------------------------------------------------------------------------------------------------------------
 # characters
 
+SHIFTING = re.compile("[\r\v\f\u2028\u2029]")
+"""Line breaks that shift captions in the official program, which makes a space of a line feed only."""
 _NEW_LINE = re.compile("\r\n|[\n\r\v\f\u2028\u2029]")
 
 # Marks and signs that stand within words. Ranges are those of the program, which knows Unicode as of 2012.

@@ -19,7 +19,7 @@ from visualbert_core.evaluation.run_folder import Run
 from visualbert_core.evaluation.units import read_units
 from visualbert_core.features.label_names import label_name
 from visualbert_core.report import ReportCell
-from visualbert_core.report.forms import FORMS, Piece, regions_of, sides
+from visualbert_core.report.forms import FORMS, Piece, marked, regions_of, sides
 from visualbert_core.report.pictures import Picture, picture
 from visualbert_core.schema import Prediction, Regions
 
@@ -57,6 +57,12 @@ class ExampleFigure:
     worth: float
     other: Prediction | None
     other_worth: float | None
+    references: Sequence[str]
+    """What people answered in their own words."""
+    marked: Sequence[Piece]
+    """The answer with its true and false words; empty where the benchmark does not tell."""
+    other_marked: Sequence[Piece]
+    """The same of `other`."""
     names: Sequence[Sequence[str]]
     """For each picture the label names of its regions: highest detector score first, every name once."""
 
@@ -104,6 +110,7 @@ def choose(worth: Mapping[str, float], count: int) -> list[str]:
 def _figure(cell: ReportCell, example: Any, own: RunAnswers, other: RunAnswers) -> ExampleFigure:
     assert cell.task is not None
     name, form = example.example_id, FORMS[type(example)]
+    task, other_prediction = cell.task, other.predictions.get(name)
     given, gold, regions = own.predictions[name], cell.task.gold(name), regions_of(cell, example)
     return ExampleFigure(
         example=example,
@@ -115,8 +122,11 @@ def _figure(cell: ReportCell, example: Any, own: RunAnswers, other: RunAnswers) 
         gold=gold,
         given=given,
         worth=own.worth[name],
-        other=other.predictions.get(name),
+        other=other_prediction,
         other_worth=other.worth.get(name),
+        references=task.references(name),
+        marked=marked(task, name, given.answer),
+        other_marked=marked(task, name, other_prediction.answer) if other_prediction else (),
         names=list(_names(cell, regions)),
     )
 

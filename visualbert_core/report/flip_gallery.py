@@ -15,7 +15,7 @@ from typing import Any
 from visualbert_core.comparison.flips import Flip
 from visualbert_core.errors import VisualBertCoreError
 from visualbert_core.report import ReportCell
-from visualbert_core.report.forms import FORMS, Piece, regions_of, right_boxes, sides
+from visualbert_core.report.forms import FORMS, Piece, marked, regions_of, right_boxes, sides
 from visualbert_core.report.gate_section import CellNight
 from visualbert_core.report.pictures import Picture, Sheet
 from visualbert_core.report.scores import label
@@ -44,6 +44,11 @@ class FlipFigure:
     example: Any
     gold: Any
     """The right answer. For a grounding, the right boxes of the phrase that flipped."""
+    references: Sequence[str]
+    """What people answered in their own words."""
+    marked_before: Sequence[Piece]
+    """The earlier answer with its true and false words; empty where the benchmark does not tell."""
+    marked_after: Sequence[Piece]
     asked: Sequence[Piece]
     pictures: Sequence[Picture]
 
@@ -158,6 +163,9 @@ def _figure(case: _Case, sheet: Sheet) -> FlipFigure:
         flip=flip,
         example=example,
         gold=right_boxes(case.gold, flip.part) if isinstance(example, Grounding) else case.gold,
+        references=cell.task.references(flip.example_id),
+        marked_before=marked(cell.task, flip.example_id, flip.answer_before),
+        marked_after=marked(cell.task, flip.example_id, flip.answer_after),
         asked=form.asked(example, flip.part),
         pictures=pictures,
     )

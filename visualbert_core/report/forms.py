@@ -27,9 +27,11 @@ from visualbert_core.schema import (
     Statement,
     Token,
 )
+from visualbert_core.tasks import Task
 
 _CLOSING = frozenset(".,;:?!)")
 _BEFORE, _NOW, _GOLD = 0, 1, 2  # colours of the boxes of a flip
+_TRUTH = {True: "true", False: "false", None: ""}
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,12 @@ def sentence(tokens: Sequence[Token], objects: Sequence[str]) -> tuple[Piece, ..
 def right_boxes(gold: Sequence[Sequence[Any]], phrase: int | None) -> list[Any]:
     """Return the right boxes of one phrase, or of all phrases if `phrase` is None."""
     return [box for index, boxes in enumerate(gold) if phrase in (None, index) for box in boxes]
+
+
+def marked(task: Task, example_id: str, answer: Any) -> tuple[Piece, ...]:
+    """Return the words of an answer in the colours of true and false; nothing where the benchmark does not tell."""
+    words = task.marked(example_id, answer) if isinstance(answer, str) else ()
+    return tuple(Piece(each.text, _TRUTH[each.true], space="") for each in words)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

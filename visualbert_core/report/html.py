@@ -23,7 +23,18 @@ from visualbert_core.report.flip_gallery import FlipGallery, flip_gallery
 from visualbert_core.report.forms import overlap, sentence
 from visualbert_core.report.gate_section import CellNight, GatedNight, Verdict, points, reach, verdict
 from visualbert_core.report.pictures import colour_class
-from visualbert_core.report.scores import SYNTHETIC, guesses, has_no_image, has_wrong_image, label, papers, percent
+from visualbert_core.report.scores import (
+    SYNTHETIC,
+    guesses,
+    has_no_image,
+    has_person,
+    has_wrong_image,
+    label,
+    papers,
+    percent,
+    persons,
+    scales,
+)
 from visualbert_core.report.sections import Section, plural, section
 from visualbert_core.report.side_by_side import SideBySide, side_by_side
 
@@ -66,6 +77,10 @@ class Page:
     """Columns of the score table."""
     guesses: Sequence[str]
     """How chance is computed, a phrase for each benchmark."""
+    scales: Sequence[str]
+    """The metrics that are not in percent, and how far they go."""
+    persons: Sequence[str]
+    """Who the person is, a phrase for each benchmark."""
     papers: Sequence[str]
     """Where the numbers of the papers come from."""
     style: str
@@ -92,8 +107,8 @@ def render(info: ReportInfo, cells: Sequence[ReportCell], night: GatedNight | No
     nights: Sequence[CellNight | None] = night.cells if night else [None] * len(cells)
     flips = flip_gallery(cells, night.cells) if night else None
     shown = {"earlier": bool(night), "wrong image": has_wrong_image(cells), "no image": has_no_image(cells)}
-    shown |= {"paper": not info.synthetic}
-    columns = ("metric", "score", "earlier", "wrong image", "no image", "chance", "paper", "n")
+    shown |= {"paper": not info.synthetic, "person": has_person(cells)}
+    columns = ("metric", "score", "earlier", "wrong image", "no image", "chance", "person", "paper", "n")
     page = Page(
         info=info,
         cells=[section(info, cell, each) for cell, each in zip(cells, nights, strict=True)],
@@ -102,6 +117,8 @@ def render(info: ReportInfo, cells: Sequence[ReportCell], night: GatedNight | No
         flips=flips,
         columns=[name for name in columns if shown.get(name, True)],
         guesses=guesses(cells),
+        persons=persons(cells),
+        scales=scales(cells),
         papers=papers(cells),
         style=static("page.css"),
         script=static("flips.js") if flips else "",

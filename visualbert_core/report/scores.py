@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from visualbert_core.evaluation.beside import AS_PERSON, PERSON
 from visualbert_core.evaluation.run_folder import Run
 from visualbert_core.report import ReportCell
 from visualbert_core.tasks import Published, Task
@@ -51,6 +52,10 @@ class ScoreLine:
     paper: float | None
     """The published number for the same network, split and protocols. Never show it beside synthetic data."""
     units: int
+    person: float | None = None
+    """What a person gets."""
+    as_person: float | None = None
+    """What the model gets under the conditions of the person, such as one reference less."""
     others: Sequence[tuple[str, float]] = ()
     """(short name of another protocol, percent of the same answers under it)."""
 
@@ -72,6 +77,8 @@ def score_lines(cell: ReportCell) -> list[ScoreLine]:
             chance=own["chance"].get(metric),
             paper=published.percent.get(metric) if published else None,
             units=own["units"][metric],
+            person=own.get(PERSON, {}).get(metric),
+            as_person=own.get(AS_PERSON, {}).get(metric),
             others=[(protocol, values[metric]) for protocol, values in others],
         )
         for metric in in_order(own["scores"], own["headline"])
@@ -86,6 +93,11 @@ def has_wrong_image(cells: Iterable[ReportCell]) -> bool:
 def has_no_image(cells: Iterable[ReportCell]) -> bool:
     """Return whether any cell has a baseline without an image."""
     return any(cell.no_image is not None for cell in cells)
+
+
+def has_person(cells: Iterable[ReportCell]) -> bool:
+    """Return whether any cell has the score of a person."""
+    return any(PERSON in (scores_of(cell.run) or {}) for cell in cells)
 
 
 def scores_of(run: Run | None) -> dict[str, Any] | None:
@@ -125,6 +137,18 @@ def guesses(cells: Iterable[ReportCell]) -> list[str]:
     """Return how chance is computed, a phrase for each benchmark that says so."""
     tasks = [cell.task for cell in cells if cell.task and cell.task.guess]
     return list(dict.fromkeys(f"for {task.title} {task.guess}" for task in tasks))
+
+
+def persons(cells: Iterable[ReportCell]) -> list[str]:
+    """Return who the person is and who judges, a phrase for each benchmark that says so."""
+    tasks = [cell.task for cell in cells if cell.task and cell.task.person_is]
+    return list(dict.fromkeys(f"for {task.title} {task.person_is}" for task in tasks))
+
+
+def scales(cells: Iterable[ReportCell]) -> list[str]:
+    """Return how far each metric goes that is not in percent: "CIDEr-D: up to 1,000"."""
+    found = [(cell.task, *pair) for cell in cells if cell.task for pair in cell.task.scales.items()]
+    return list(dict.fromkeys(f"{label(metric, task)}: up to {scale:,.0f}" for task, metric, scale in found))
 
 
 def percent(value: float | None) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 from visualbert_core.comparison.compare import Change, Comparison
 from visualbert_core.comparison.history import Timing
 from visualbert_core.errors import VisualBertCoreError
+from visualbert_core.evaluation.beside import what_came
 from visualbert_core.evaluation.run_folder import Run
-from visualbert_core.evaluation.score import text_shares
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.example_gallery import Gallery, gallery
 from visualbert_core.report.gate_section import CellNight
@@ -120,7 +120,7 @@ class Section:
     regions: bool
     """Whether the model reads regions."""
     texts: Sequence[str]
-    """The shares of texts without an answer, and of what was cut."""
+    """The shares of texts without an answer, and of what was cut; and the numbers that the benchmark puts beside."""
     warnings: Sequence[str]
     reason: str
     comparison: Comparison | None
@@ -148,7 +148,7 @@ def section(info: ReportInfo, cell: ReportCell, night: CellNight | None) -> Sect
         about=" · ".join(_about(cell)),
         lines=lines,
         regions=cell.store is not None,
-        texts=list(text_shares(scores_of(cell.run) or {})),
+        texts=list(what_came(scores_of(cell.run) or {})),
         warnings=[hide(line) for line in warnings(cell, info.synthetic)],
         reason=hide(reason(cell)) if cell.error or not lines else "",
         comparison=comparison,

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from visualbert_core.evaluation.score import how_answered
+from visualbert_core.evaluation.beside import against_person, how_answered
 from visualbert_core.printable import printable
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.scores import (
@@ -45,7 +45,9 @@ def print_table(info: ReportInfo, cells: Sequence[ReportCell], console: Console)
         lines = score_lines(cell)
         rows = [_row(line, cell, widths) for line in lines]
         below = [_table(widths, rows) if lines else _text(f"no score: {reason(cell)}", "red")]
-        below += [_text(line, "dim") for line in (*_others(lines), *how_answered(scores_of(cell.run) or {}))]
+        document = scores_of(cell.run) or {}
+        said = (*_others(lines), *against_person(document, cell.task.metric_labels if cell.task else {}))
+        below += [_text(line, "dim") for line in (*said, *how_answered(document))]
         warned = [_indented(_text(f"WARNING: {warning}", "red")) for warning in warnings(cell, info.synthetic)]
         console.print("", _text(cell.title, "bold"), *warned, *map(_indented, below), sep="\n")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,6 +34,7 @@ from visualbert_core.schema import (
     Target,
 )
 from visualbert_core.tasks.reading import choose
+from visualbert_core.tasks.shown import Person, Words
 from visualbert_core.tasks.splits import protocol_name, subset_line
 from visualbert_core.tasks.submissions import submission_records
 
@@ -96,6 +97,8 @@ class Task(ABC):
     """Short name, as `--protocol` takes it → full name, which names the official program. The first is the default."""
     sizes: ClassVar[Mapping[str, Mapping[str, int]]] = {}
     """Unit, such as "questions" → split → the number of units that the authors published."""
+    person_is: ClassVar[str] = ""
+    """Who `person` is and who judges, in words for reports: "each reference, judged by the others"."""
     guess: ClassVar[str] = ""
     """How `chance` guesses, in words for reports: "a fair coin"."""
     published: ClassVar[tuple[Published, ...]] = ()
@@ -178,13 +181,20 @@ class Task(ABC):
         """Return metric → the percent that guessing gets; a metric for which guessing is not defined is left out."""
         return {}
 
-    def person(self) -> dict[str, float]:
-        """Return metric → what a person gets, as the score is shown; empty where the annotations do not tell."""
-        return {}
+    def person(self, predictions: Mapping[str, Prediction]) -> Person | None:
+        """Return what a person gets, and the predictions under the same conditions; None where that is not known."""
+        return None
 
     def beside(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
         """Return numbers that stand beside the scores because a score alone may mislead, by their names in words."""
         return {}
+
+    def other_scorer(self, programs: Sequence[str]) -> Callable[[Mapping[str, Prediction]], dict[str, float]]:
+        """Return the function from predictions to scores that programs outside Python compute, by name → percent.
+
+        Raises ConfigError where the benchmark has no such program, or a program is not installed. Default: none.
+        """
+        raise ConfigError(f"--java {' '.join(programs)}: {self.name} is scored without Java; leave the flag out")
 
     def remarks(self, predictions: Mapping[str, Prediction]) -> list[str]:
         """Return warnings about the predictions of a whole split, which stand with its scores."""
@@ -197,6 +207,17 @@ class Task(ABC):
         answer and lose it by its form. Default: nothing.
         """
         return {}
+
+    def references(self, example_id: str) -> tuple[str, ...]:
+        """Return everything that people answered in their own words, for reports. Default: nothing."""
+        return ()
+
+    def marked(self, example_id: str, answer: str) -> Sequence[Words]:
+        """Return the words of an answer, marked as true or false of the image, for reports. Joined, they are it.
+
+        A benchmark that knows all that its images show can tell. Default: nothing; the answer is shown without marks.
+        """
+        return ()
 
     def best(self, example_id: str) -> Any:
         """Return an answer that gets the highest possible value of every metric."""

@@ -1,7 +1,8 @@
 """Owns caption benchmarks: a model describes an image in one sentence, and people's captions judge it.
 
 Official program: coco-caption (Chen et al. 2015, arXiv:1504.00325; PyPI pycocoevalcap 1.2). Tests compare tokens and
-scores with its output. METEOR and SPICE are not here: they are Java programs, and SPICE downloads models.
+scores with its output. METEOR and SPICE are no metrics here, because they are Java programs. `metrics.java_captions`
+runs them where the user has installed them.
 
 The headline is CIDEr-D, which is shown times 100 as in the literature, so an image gets at most 1,000. It weighs words
 by the references of the very set that is scored. So a score of a part of a set does not compare with a score of the
@@ -14,7 +15,7 @@ caption that ends in a single letter and a full stop (see `metrics.ptb_tokenizer
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
@@ -25,7 +26,8 @@ from msgspec import Struct
 
 from visualbert_core.errors import AnnotationError, ConfigError, InputError
 from visualbert_core.metrics.captions import CIDER_BEST, LONGEST, Cider, Tokens, bleu_counts, caption, rouge_l
-from visualbert_core.metrics.ptb_tokenizer import tokenize
+from visualbert_core.metrics.java_captions import check_programs, java_scores
+from visualbert_core.metrics.ptb_tokenizer import SHIFTING, tokenize
 from visualbert_core.metrics.sums import FUNCTIONS
 from visualbert_core.schema import Captioning, Counts, JudgedAnswer, Prediction, Score
 from visualbert_core.tasks.base import Published, Task
@@ -39,6 +41,7 @@ from visualbert_core.tasks.captions_files import (
 )
 from visualbert_core.tasks.reading import read_list, typed
 from visualbert_core.tasks.scoring import summarize
+from visualbert_core.tasks.shown import Person
 
 NOCAPS = "nocaps_val_4500_captions.json"
 KARPATHY = {"coco": "dataset_coco.json", "flickr30k": "dataset_flickr30k.json"}
@@ -94,6 +97,7 @@ class CaptionsTask(Task):
     scales: ClassVar = {"cider": 100 * CIDER_BEST}
     protocols: ClassVar = {"coco-caption": "coco-caption (PTB tokenizer 3.4.1, BLEU, ROUGE-L, CIDEr-D of this set)"}
     sizes: ClassVar = {"images": SIZES}
+    person_is = "each reference of an image, judged by the image's other references"
     guess = "a person's caption of another image"
     published = (
         Published(
@@ -209,22 +213,24 @@ class CaptionsTask(Task):
         half = len(firsts) // 2
         return self._shown(self._judge(firsts[half:] + firsts[:half], list(self._references.values())))
 
-    def person(self) -> dict[str, float]:
+    def person(self, predictions: Mapping[str, Prediction]) -> Person | None:
         """Return what a person gets: each reference of an image is judged by the others, and the mean is taken.
 
-        In turn, the first, the second, … reference of every image is left out. So a person has one reference less than
-        a model. There are as many turns as the image with the fewest references allows. Nothing is returned where an
-        image has a single reference.
+        In turn, the first, the second, … reference of every image is left out. In each turn, the same references judge
+        the predictions, too. There are as many turns as the image with the fewest references allows. Return None where
+        an image has a single reference.
         """
         every = list(self._references.values())
-        turns = min(map(len, every))
-        if turns < 2:
-            return {}
-        found = [
-            self._shown(self._judge([refs[turn] for refs in every], [refs[:turn] + refs[turn + 1 :] for refs in every]))
-            for turn in range(turns)
-        ]
-        return {metric: fmean(values[metric] for values in found) for metric in found[0]}
+        turns = range(min(map(len, every)))
+        if len(turns) < 2:
+            return None
+        given = _tokens([predictions[name].answer for name in self._images])
+        persons, models = [], []
+        for turn in turns:
+            judges = [refs[:turn] + refs[turn + 1 :] for refs in every]
+            persons.append(self._shown(self._judge([refs[turn] for refs in every], judges)))
+            models.append(self._shown(self._judge(given, judges)))
+        return Person(_means(persons), _means(models))
 
     def _shown(self, scores: Iterator[Score]) -> dict[str, float]:
         return {name: metric.value for name, metric in summarize(scores, self.scales).metrics.items()}
@@ -237,12 +243,35 @@ class CaptionsTask(Task):
             "distinct captions": len(set(captions)),
         }
 
+    def other_scorer(self, programs: Sequence[str]) -> Callable[[Mapping[str, Prediction]], dict[str, float]]:
+        """Return the function that scores captions with METEOR and SPICE. Raises ConfigError where one is missing."""
+        check_programs(programs)
+
+        def scores(predictions: Mapping[str, Prediction]) -> dict[str, float]:
+            texts = iter(tokenize([text for image in self._images.values() for text in image.captions]))
+            references = {name: [next(texts) for _ in image.captions] for name, image in self._images.items()}
+            given = tokenize([predictions[name].answer for name in self._images])
+            return java_scores(programs, dict(zip(self._images, given, strict=True)), references)
+
+        return scores
+
     def remarks(self, predictions: Mapping[str, Prediction]) -> list[str]:
-        """Return warnings of a set with a single image, and of empty captions."""
-        empty = sum(not text for text in tokenize([predictions[name].answer for name in self._images]))
+        """Return warnings of a set with one image, of captions and references without a word, and of line breaks."""
+        answers = [predictions[name].answer for name in self._images]
+        references = [text for image in self._images.values() for text in image.captions]
+        empty = sum(not text for text in tokenize(answers))
+        broken = [sum(bool(SHIFTING.search(text)) for text in texts) for texts in (answers, references)]
         single = "the set has one image: no word tells it from others, so CIDEr is 0 whatever the caption"
-        some = f"{empty:,} of {len(self._images):,} captions have no word: each gets 0"
-        return [single] * (len(self._images) == 1) + [some] * (empty > 0)
+        some = f"{empty:,} of {len(answers):,} captions have no word: each gets 0"
+        shift = (
+            f"a line break in {broken[0]:,} of {len(answers):,} captions and {broken[1]:,} of {len(references):,} "
+            "references is a space here; coco-caption would give all later captions to the wrong images: remove it "
+            "before you compare with coco-caption"
+        )
+        wordless = sum(not text.length for texts in self._references.values() for text in texts)
+        blank = f"{wordless:,} of {len(references):,} references have no word: no caption can agree with them"
+        found = {single: len(answers) == 1, some: empty, blank: wordless, shift: any(broken)}
+        return [line for line, holds in found.items() if holds]
 
     def gold(self, example_id: str) -> str:
         """Return the first person's caption."""
@@ -276,6 +305,10 @@ class CaptionsTask(Task):
             ]
         except AnnotationError as error:
             raise InputError(str(error)) from None
+
+
+def _means(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {metric: fmean(values[metric] for values in turns) for metric in turns[0]}
 
 
 def _tokens(texts: Sequence[str]) -> list[Tokens]:
