@@ -3,11 +3,12 @@
     python benchmarks/generation.py                                 # one CPU thread, like LLaVA and Qwen2.5-VL
     python benchmarks/generation.py --width 32 --layers 2 --rounds 1   # a smoke test
 
-Both sides have the same random weights, images, prompts and settings: greedy, 10 new tokens, left padding. Four
-questions show one image, as in VQA v2, where five do. The time is
-from pixels and words to text. transformers gets the whole batch at once and pads as its processor does. Both take turns
-in each round, so that a noisy machine hits both alike. A ratio is the median of the ratios of the rounds. Needs torch
-and transformers, not Ray.
+Both sides have the same random weights, images, prompts and settings: greedy, 10 new tokens, left padding. One row of
+the table has four questions about each image, as VQA v2 has five. The other has one question about each image. The time
+is from pixels and words to text. On a CPU it is the time of the process on its cores, which other programs disturb
+less. transformers gets the whole batch at once and pads as its processor does. Both take turns in each round, and the
+side that comes first changes from round to round. A ratio is the median of the ratios of the rounds. Needs torch and
+transformers, not Ray.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from visualbert_core.models.generative.model import GenerativeModel
 from visualbert_core.schema import Pixels, Question
 
 NEW = 10
-QUESTIONS = 4  # for each image
+QUESTIONS = (4, 1)  # for each image
 WORDS = ("what", "is", "the", "red", "cat", "dog", "left", "of", "on", "a", "blue", "two")
 SIZES = ((240, 320), (320, 240), (200, 200))
 Batch = Sequence[tuple[Question, tuple[Pixels, ...]]]
@@ -56,7 +56,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     TEXT.update(hidden_size=args.width, num_hidden_layers=args.layers, intermediate_size=4 * args.width)
     print(f"{platform.machine()}, {args.device}, {args.threads} threads, {args.precision}")
-    print(f"{'family':<12} {'transformers':>14} {'visualbert_core':>16} {'ratio':>7}  equal texts")
+    print(f"{'family':<12} {'questions':>9} {'transformers':>14} {'visualbert_core':>16} {'ratio':>7}  equal texts")
     makers = {
         "llava": partial(write_llava, side=args.side),
         "qwen2.5-vl": partial(write_qwen, pixels=(4 * args.side) ** 2),
@@ -66,22 +66,30 @@ def main() -> None:
             folder = write(Path(root) / name)
             answering = AnsweringConfig(max_new_tokens=NEW, post="raw")
             ours = GenerativeModel.from_pretrained(folder, Question, args.device, args.precision, answering)
-            compare(name, Transformers(folder, ours, args.device, args.precision), ours, args)
+            theirs = Transformers(folder, ours, args.device, args.precision)
+            for each in QUESTIONS:
+                compare(f"{name:<12} {each:>9}", theirs, ours, make_batch(args.questions, each), args)
 
 
-def compare(name: str, theirs: Callable[[Batch], list[str]], ours: GenerativeModel, args: Any) -> None:
-    batch = make_batch(args.questions)
-    times, equal = [], 0
-    for _ in range(args.rounds + 1):  # The first round warms up.
-        since = time.perf_counter()
-        expected = theirs(batch)
-        between = time.perf_counter()
-        found = [each.generated[0].text for each in ours.predict(batch)]  # type: ignore[union-attr]
-        times.append((between - since, time.perf_counter() - between))
-        equal = sum(one == other for one, other in zip(found, expected, strict=True))
-    rates = [len(batch) / median(seconds) for seconds in zip(*times[1:], strict=True)]
-    ratio = median(theirs_s / ours_s for theirs_s, ours_s in times[1:])
-    print(f"{name:<12} {rates[0]:12.2f}/s {rates[1]:14.2f}/s {ratio:6.2f}×  {equal} of {len(batch)}")
+def compare(
+    name: str, theirs: Callable[[Batch], list[str]], ours: GenerativeModel, batch: Batch, args: argparse.Namespace
+) -> None:
+    clock = time.process_time if args.device == "cpu" else time.perf_counter
+    texts: dict[str, list[str]] = {}
+    times: dict[str, list[float]] = {"theirs": [], "ours": []}
+    for number in range(args.rounds + 1):
+        for side in sorted(times, reverse=number % 2 == 0):
+            since = clock()
+            if side == "theirs":
+                texts[side] = theirs(batch)
+            else:
+                texts[side] = [each.generated[0].text for each in ours.predict(batch)]  # type: ignore[union-attr]
+            times[side].append(clock() - since)
+    equal = sum(one == other for one, other in zip(texts["ours"], texts["theirs"], strict=True))
+    rounds = list(zip(times["theirs"][1:], times["ours"][1:], strict=True))  # The first round warms up.
+    rates = [len(batch) / median(seconds) for seconds in zip(*rounds, strict=True)]
+    ratio = median(theirs_s / ours_s for theirs_s, ours_s in rounds)
+    print(f"{name} {rates[0]:12.2f}/s {rates[1]:14.2f}/s {ratio:6.2f}×  {equal} of {len(batch)}", flush=True)
 
 
 class Transformers:
@@ -105,12 +113,13 @@ class Transformers:
         return [text.partition(ends)[0].replace("<pad>", "").replace("<s>", "") for text in found]
 
 
-def make_batch(questions: int) -> Batch:
+def make_batch(questions: int, each: int) -> Batch:
+    """Return questions about images of three sizes in turn, `each` of them about one image."""
     rng = np.random.default_rng(0)
     batch = []
     for number in range(questions):
-        if number % QUESTIONS == 0:
-            rgb = rng.integers(0, 256, (*SIZES[number // QUESTIONS % len(SIZES)], 3), dtype=np.uint8)
+        if number % each == 0:
+            rgb = rng.integers(0, 256, (*SIZES[number // each % len(SIZES)], 3), dtype=np.uint8)
             image = Pixels(f"image{number}", rgb, "")
         text = " ".join(rng.choice(WORDS, rng.integers(4, 14)))
         batch.append((Question(f"{number}", (image.image_id,), text), (image,)))

@@ -66,9 +66,10 @@ def test_vilt_compares_equal_logits() -> None:
 
 
 def test_generation_compares_equal_texts() -> None:
-    """Both families write the texts that transformers writes for the whole batch."""
+    """Both families write the texts that transformers writes for the whole batch, with four questions about each image
+    and with one."""
     printed = run("generation.py", "--width", "32", "--layers", "2", "--rounds", "1", "--questions", "8")
-    assert re.findall(r"(\d+) of (\d+)$", printed, re.MULTILINE) == [("8", "8")] * 2
+    assert re.findall(r"(\d+) of (\d+)$", printed, re.MULTILINE) == [("8", "8")] * 4
 
 
 def test_feature_store_compares_equal_features() -> None:

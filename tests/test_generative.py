@@ -11,14 +11,17 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 import transformers
 from conftest import SmallNight
-from generative_folders import WRITERS, write_blip2, write_llava
+from generative_folders import WRITERS, tokenizer, write_blip2, write_llava
 from PIL import Image
+from tolerances import close
+from transformers.cache_utils import DynamicLayer
 
 from visualbert_core.config import AnsweringConfig, EvaluateConfig, PoolConfig
 from visualbert_core.engine.pool import Pool
@@ -29,9 +32,12 @@ from visualbert_core.evaluation.run import evaluate
 from visualbert_core.models import load_model
 from visualbert_core.models.generative import captioning
 from visualbert_core.models.generative.asked import Asked, Outcome
+from visualbert_core.models.generative.inputs import Inputs
 from visualbert_core.models.generative.model import GenerativeModel
 from visualbert_core.models.generative.names import network_name
+from visualbert_core.models.generative.patches import embed_by_products
 from visualbert_core.models.generative.protocol import PLAIN, cleaned
+from visualbert_core.models.roomy_cache import RoomyLayer, roomy_cache
 from visualbert_core.schema import (
     Captioning,
     Example,
@@ -173,6 +179,66 @@ def test_the_image_decides(folders: Mapping[str, Path], name: str) -> None:
     example, (left, right) = STATEMENTS[0]
     straight, turned = (predictions(model, [(example, pair)])[0] for pair in ((left, right), (right, left)))
     assert straight.scores != turned.scores
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompts_prepared_together_are_those_prepared_alone(folders: Mapping[str, Path], name: str) -> None:
+    """One call of the processor for twelve prompts gives each of them the bits of a call of its own, also for two
+    images in a prompt."""
+    for form, batch in ((Question, QUESTIONS), (Statement, STATEMENTS)):
+        model = opened(folders[name], form, **(pair(name) if form is Statement else {}))
+        asked = [each for example, pictures in batch for each in model._ask(example, pictures, model._settings)]
+        with mock.patch.object(model._inputs, "_processed", wraps=model._inputs._processed) as calls:
+            together = model._inputs.prepared(asked)
+        assert calls.call_count == 1
+        for found, each in zip(together, asked, strict=True):
+            expected = model._inputs.one(each)
+            assert isinstance(found, dict)
+            assert found.keys() == expected.keys()
+            assert all(torch.equal(found[part], value) for part, value in expected.items())
+
+
+def test_a_processor_that_pads_images_prepares_each_prompt_alone(tmp_path: Path) -> None:
+    """LLaVA-NeXT cuts an image into tiles and fills up to the most tiles of the batch. So its prompts are prepared one
+    at a time, and none has tiles of another image's count."""
+    crop = {"height": 32, "width": 32}
+    images = transformers.LlavaNextImageProcessor(
+        size={"shortest_edge": 32}, crop_size=crop, image_grid_pinpoints=[[32, 64], [64, 32], [64, 64], [96, 32]]
+    )
+    transformers.LlavaNextProcessor(
+        images, tokenizer(), patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1
+    ).save_pretrained(tmp_path)
+    inputs = Inputs(tmp_path, transformers.LlavaNextConfig(image_token_index=4), False)
+    asked = [Asked("<image> what is this?", (picture.rgb,)) for picture in IMAGES]
+    inputs.check_image(asked[0])
+    tiles = [found["pixel_values"].shape[1] for found in inputs.prepared(asked) if isinstance(found, dict)]
+    assert len(tiles) == len(asked)
+    assert len(set(tiles)) > 1
+
+
+def test_patches_are_embedded_by_a_product() -> None:
+    """A Conv3d whose kernel covers its input gives the values of the convolution, and so does another input."""
+    plain = torch.nn.Conv3d(3, 8, (2, 4, 4), stride=(2, 4, 4))
+    changed = torch.nn.Conv3d(3, 8, (2, 4, 4), stride=(2, 4, 4))
+    changed.load_state_dict(plain.state_dict())
+    embed_by_products(changed)
+    for shape in ((5, 3, 2, 4, 4), (2, 3, 4, 8, 4)):
+        given = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        assert changed(given).shape == plain(given).shape
+        close(changed(given).detach().numpy(), plain(given).detach().numpy())
+
+
+def test_a_roomy_cache_holds_the_bits_of_transformers(folders: Mapping[str, Path]) -> None:
+    """After a prompt and three tokens, a layer gives the keys and values that transformers' own layer gives. T5 has no
+    such cache, because its decoder also keeps what it reads of the encoder."""
+    found, expected = RoomyLayer(3), DynamicLayer()
+    for number, tokens in enumerate((5, 1, 1, 1)):
+        states = torch.randn((2, 2, 3, tokens, 4), generator=torch.Generator().manual_seed(number))
+        for one, other in zip(found.update(*states), expected.update(*states), strict=True):
+            assert torch.equal(one, other)
+    assert found.get_seq_length() == 8
+    assert roomy_cache(opened(folders["llava"])._network._network, 3) is not None
+    assert roomy_cache(opened(folders["blip2-t5"])._network._network, 3) is None
 
 
 def test_settings_of_the_folder_never_win(folders: Mapping[str, Path], tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ def write(
     """
     import transformers
 
+    from visualbert_core.models.roomy_cache import roomy_cache  # behind the check that transformers is installed
+
     new_settings = transformers.GenerationConfig
     settings: Any = new_settings(**special, **decoding.settings())  # type: ignore[no-untyped-call]
     for module in network.modules():
@@ -51,8 +53,12 @@ def write(
             module.generation_config = settings  # BLIP-2 takes those of its language model and not its own
     steps = _Steps(decoding.beams)
     processors = transformers.LogitsProcessorList([steps])
+    # A search with beams puts the rows of a cache in another order at every token.
+    cache = roomy_cache(network, decoding.max_new_tokens) if decoding.beams == 1 else None
     with whole_float32():
-        tokens = network.generate(**batch, generation_config=settings, logits_processor=processors)
+        tokens = network.generate(
+            **batch, generation_config=settings, logits_processor=processors, past_key_values=cache
+        )
     found = []
     for row, ids in enumerate(tokens[:, start:].tolist()):
         length = next((at for at, token in enumerate(ids) if token in special["eos_token_id"]), len(ids))

@@ -6,6 +6,7 @@ What is particular to a form of example lies in `question`, `statement`, `multip
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -137,13 +138,14 @@ class GenerativeModel:
         """
         failures: dict[str, Failure] = {}
         askings = []
-        for example, pictures in batch:
-            asked = self._ask(example, pictures, self._settings)
-            try:
-                asking = _Asking(example, pictures, asked, [self._inputs.one(each) for each in asked])
-            except ValueError as error:  # Qwen's image processor refuses an image of more than 200:1
-                failures[example.example_id] = _refused(example, pictures, error)
+        asked = [self._ask(example, pictures, self._settings) for example, pictures in batch]
+        prepared = iter(self._inputs.prepared([each for own in asked for each in own]))
+        for (example, pictures), own in zip(batch, asked, strict=True):
+            found = list(itertools.islice(prepared, len(own)))
+            if refused := [each for each in found if isinstance(each, ValueError)]:
+                failures[example.example_id] = _refused(example, pictures, refused[0])
                 continue
+            asking = _Asking(example, pictures, own, [each for each in found if not isinstance(each, ValueError)])
             if too_long := self._too_long(asking):
                 if self._strict:
                     raise ConfigError(f"{example.example_id}: {too_long}; without strict_length they are counted")
@@ -152,11 +154,11 @@ class GenerativeModel:
                 askings.append(asking)
         with self._lock:
             outcomes = iter(self._outcomes(askings))
-        found = {
+        predictions = {
             asking.example.example_id: self._prediction(asking, [next(outcomes) for _ in asking.asked])
             for asking in askings
         }
-        return [failures.get(each.example_id) or found[each.example_id] for each, _ in batch]
+        return [failures.get(each.example_id) or predictions[each.example_id] for each, _ in batch]
 
     def _outcomes(self, askings: Sequence[_Asking]) -> list[tuple[Outcome, float | None]]:
         asked = [each for asking in askings for each in asking.asked]

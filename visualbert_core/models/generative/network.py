@@ -20,6 +20,7 @@ from visualbert_core.errors import CheckpointError
 from visualbert_core.float32 import whole_float32
 from visualbert_core.models.generative.asked import Asked, Outcome
 from visualbert_core.models.generative.inputs import Inputs, Tensors, passes
+from visualbert_core.models.generative.patches import embed_by_products
 from visualbert_core.models.generative.protocol import Decoding
 from visualbert_core.models.generative.shared_images import SharedImages
 from visualbert_core.models.transformers_folder import load_network, opened
@@ -114,6 +115,7 @@ class GenerativeNetwork:
                     f"{self._folder}: the weights do not fit into the memory of {self._device} in {self._precision}: "
                     "use bfloat16 or a larger device; one model takes one device"
                 ) from None
+            embed_by_products(self._loaded)
             self._images.attach(self._loaded)
         return self._loaded
 

@@ -187,9 +187,9 @@ class ViltPredictor:
         """Return the embedded image [1 + patches, hidden], or why the image processor refuses the image."""
         try:  # with a copy, because torch warns of arrays that cannot be written
             prepared = self._image_processor(image.rgb.copy(), return_tensors="np", input_data_format="channels_last")
-        except ValueError as error:
-            # It rounds the sides down to whole patches. One side of an image of 20:1 becomes 0.
-            return f"{image.width}×{image.height} pixels are too thin for ViLT ({error})"
+        except ValueError:  # It rounds the sides down to whole patches. One side of an image of 20:1 becomes 0.
+            size = f"{image.width}×{image.height} pixels"
+            return f"{size} are too thin for ViLT: resized, the shorter side would have less than one patch"
         return self._trunk.embed(prepared["pixel_values"][0])
 
     def _decoded(self, example: Example, logits: np.ndarray, cut: bool) -> Examined:
