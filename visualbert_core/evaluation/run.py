@@ -60,7 +60,8 @@ def evaluate(
     for inputs that do not fit together. Raises CoverageError where examples are left without a prediction; run.json
     then has the status "incomplete".
     """
-    config = with_folder(config)
+    if load is load_model:  # a loader of the caller's own knows what its models' names mean
+        config = with_folder(config)
     task = task or open_task(config.task, config.annotations, config.split)
     # The driver only asks the model what it reads and answers, and for its fingerprint. That needs no GPU.
     model = load(config.model, task.form, "cpu", config.precision, config.answering)
