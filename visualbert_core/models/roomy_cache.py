@@ -14,11 +14,11 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 
-class RoomyLayer(DynamicLayer):
+class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """The keys and values of one layer: [batch, heads, tokens, size], the first part of tensors with more room."""
 
     def __init__(self, new_tokens: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._new_tokens = new_tokens
         self._room: tuple[Tensor, Tensor] | None = None
 

@@ -183,13 +183,13 @@ class Inputs:
         images = [len(each.images) for each in asked]
         sizes = {len(asked): [1] * len(asked), sum(images): images}
         if (grids := batch.get("image_grid_thw")) is not None and len(grids) == sum(images):  # Qwen: grids of patches
-            patches = [int(own.prod(-1).sum()) for own in grids.split(images)]
+            patches = [int(own.prod(-1).sum()) for own in torch.split(grids, images)]
             sizes.setdefault(sum(patches), patches)
         rows: list[Tensors] = [{} for _ in asked]
         for name, each in batch.items():
             if len(each) not in sizes:
                 raise ValueError(f"{name} has {len(each)} rows for {len(asked)} prompts")
-            parts = each.split(sizes[len(each)])
+            parts = torch.split(each, sizes[len(each)])
             if _follows_text(name, parts[0], kept.shape[1]):
                 parts = tuple(part[:, own] for part, own in zip(parts, kept, strict=True))
             for row, part in zip(rows, parts, strict=True):
