@@ -204,7 +204,7 @@ def test_features_that_do_not_fit_are_refused(recipe: Recipe, tmp_path: Path) ->
 
 def test_the_recipe_of_the_page_is_one() -> None:
     """The YAML in docs/how-to/train.md has keys and values of a recipe."""
-    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "how-to" / "train.md").read_text(), re.DOTALL)
+    text, *_ = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "how-to" / "train.md").read_text(), re.DOTALL)
     config = from_mapping(TrainConfig, yaml.safe_load(text) | {"out": "out"}, "train.md")
     assert (config.optimizer, config.learning_rate, config.clip, config.frozen) == (
         "bertadam",

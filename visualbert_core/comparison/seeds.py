@@ -20,7 +20,7 @@ from visualbert_core.printable import printable
 from visualbert_core.provenance import differences
 from visualbert_core.tasks.scoring import PERCENT
 
-_WEIGHTS = "model.weights: "  # they differ from seed to seed
+_CHECKPOINT = ("model.weights: ", "spec.model: ")  # which differ from seed to seed
 
 Seeds = Mapping[int, Run]
 """Seed → the run of the checkpoint that was trained with it."""
@@ -87,7 +87,7 @@ def compare_seeds(before: Seeds, after: Seeds) -> SeedsComparison:
         split=first.scores["split"],
         headline=first.scores["headline"],
         metrics={name: _change(name, seeds, pairs, first.scores.get("scales", {})) for name in names},
-        differs=tuple(sorted(line for line in differs if not line.startswith(_WEIGHTS))),
+        differs=tuple(sorted(line for line in differs if not line.startswith(_CHECKPOINT))),
     )
 
 

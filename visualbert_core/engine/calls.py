@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -32,6 +33,22 @@ class Lost:
     reason: str
 
 
+@contextmanager
+def on_ray() -> Iterator[None]:
+    """Start Ray, or join the cluster of RAY_ADDRESS, unless Ray already runs in this process. End what was started.
+
+    Ray replaces the handlers of signals, so handle signals inside this context.
+    """
+    ours = start_ray()
+    try:
+        yield
+    finally:
+        if ours:
+            import ray
+
+            ray.shutdown()
+
+
 def side_by_side(
     function: Callable[[Any], T],
     arguments: Sequence[Any],
@@ -46,34 +63,30 @@ def side_by_side(
     it is None and the cluster has GPUs; otherwise `cpus` CPUs. Once `stopped` returns True, no call starts, running
     calls get a SIGINT and are waited for, and calls that wait for room are not yielded.
 
-    `function` must not raise. Raise ClusterError where the Ray of this machine has no room for one call.
+    `function` must not raise. Call this inside `on_ray`. Raise ClusterError where the Ray of this machine has no room
+    for one call.
     """
-    ours = start_ray()
     import ray
 
-    try:
-        kind, amount = _resource(ray, cpus, device)
-        _check_room(ray, kind, amount)
-        options: dict[str, Any] = {"num_gpus": amount, "num_cpus": 0} if kind == "GPU" else {"num_cpus": amount}
-        call = ray.remote(max_retries=_AGAIN, scheduling_strategy="SPREAD", **options)(function)
-        waiting, running = list(enumerate(arguments)), dict[Any, int]()
-        told = False
-        while running or (waiting and not told):
-            if stopped() and not told:
-                told = True
-                for reference in running:
-                    ray.cancel(reference)  # a SIGINT for a call that runs; a call that has not begun never does
-            while waiting and not told and (at_once is None or len(running) < at_once):
-                index, argument = waiting.pop(0)
-                running[call.remote(argument)] = index
-            ended, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
-            for reference in ended:
-                index, result = running.pop(reference), _result(ray, reference)
-                if result is not None:
-                    yield index, result
-    finally:
-        if ours:
-            ray.shutdown()
+    kind, amount = _resource(ray, cpus, device)
+    _check_room(ray, kind, amount)
+    options: dict[str, Any] = {"num_gpus": amount, "num_cpus": 0} if kind == "GPU" else {"num_cpus": amount}
+    call = ray.remote(max_retries=_AGAIN, scheduling_strategy="SPREAD", **options)(function)
+    waiting, running = list(enumerate(arguments)), dict[Any, int]()
+    told = False
+    while running or (waiting and not told):
+        if stopped() and not told:
+            told = True
+            for reference in running:
+                ray.cancel(reference)  # a SIGINT for a call that runs; a call that has not begun never does
+        while waiting and not told and (at_once is None or len(running) < at_once):
+            index, argument = waiting.pop(0)
+            running[call.remote(argument)] = index
+        ended, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
+        for reference in ended:
+            index, result = running.pop(reference), _result(ray, reference)
+            if result is not None:
+                yield index, result
 
 
 def _resource(ray: Any, cpus: int, device: str | None) -> tuple[str, int]:

@@ -176,9 +176,10 @@ def describe(found: Sweep) -> Iterator[str]:
     names, rows = columns(found)
     widths = [max(len(row[place]) for row in (names, *rows)) for place in range(len(names))]
     yield from (_line(row, widths) for row in (names, *rows))
-    for row in found.rows:
-        if row.reason:
-            yield f"{row.name} {row.status}: {row.reason}"
+    for reason in dict.fromkeys(row.reason for row in found.rows if row.reason):
+        first, *others = (row for row in found.rows if row.reason == reason)
+        more = f" and {len(others)} more" if others else ""
+        yield f"{first.name}{more} {first.status}: {reason}"
     yield f"{found.folder}"
 
 

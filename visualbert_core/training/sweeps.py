@@ -12,12 +12,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from visualbert_core.engine.calls import Lost, side_by_side
+from visualbert_core.engine.calls import Lost, on_ray, side_by_side
 from visualbert_core.errors import ConfigError, InputError, UnfinishedError, VisualBertCoreError, first_line
 from visualbert_core.io.locations import absolute
 from visualbert_core.printable import logger
@@ -69,8 +70,10 @@ def sweep(config: TrainConfig, grid: Grid, parallel: int | None = None) -> Sweep
     if (out / "run.json").exists():
         raise InputError(f"out: {out} holds one training, and a sweep needs a folder of its own: name another")
     rows = [Row(point.name, point.setting, point.values, WAITING) for point in every]
-    with alone(out), listening() as stop:
-        for index, row in _ended(jobs, parallel, lambda: stop.reason(config.max_hours) is not None):
+    # Several workers start Ray themselves, so these trainings take turns.
+    beside = (parallel is not None or bool(os.environ.get("RAY_ADDRESS"))) and parallel != 1 and config.workers == 1
+    with alone(out), on_ray() if beside else nullcontext(), listening() as stop:
+        for index, row in _ended(jobs, parallel, beside, lambda: stop.reason(config.max_hours) is not None):
             rows[index] = row
             found = Sweep(out, grid, config.validate_split, tuple(rows))
             write_record(out / RECORD, found.document())
@@ -95,11 +98,11 @@ def _absolute(value: Any) -> Any:
     return absolute(value) if isinstance(value, Path) else value
 
 
-def _ended(jobs: Sequence[_Job], parallel: int | None, stopped: Callable[[], bool]) -> Iterator[tuple[int, Row]]:
+def _ended(
+    jobs: Sequence[_Job], parallel: int | None, beside: bool, stopped: Callable[[], bool]
+) -> Iterator[tuple[int, Row]]:
     """Yield (index, row) of each training that ended, in the order in which they end."""
-    first = jobs[0].config
-    on_ray = parallel is not None or bool(os.environ.get("RAY_ADDRESS"))
-    if not on_ray or parallel == 1 or first.workers > 1:  # several workers start Ray themselves
+    if not beside:
         for index, job in enumerate(jobs):
             if stopped():
                 return
@@ -109,7 +112,7 @@ def _ended(jobs: Sequence[_Job], parallel: int | None, stopped: Callable[[], boo
                 return
         return
     threads = max(job.config.threads for job in jobs)
-    for index, result in side_by_side(_taken, jobs, parallel, threads, first.device, stopped):
+    for index, result in side_by_side(_taken, jobs, parallel, threads, jobs[0].config.device, stopped):
         point = jobs[index].point
         lost = partial(Row, point.name, point.setting, point.values, FAILED, code=1)
         yield index, lost(reason=result.reason) if isinstance(result, Lost) else result
