@@ -28,7 +28,7 @@ from visualbert_core.report.curves import Line, Plot, plot
 from visualbert_core.report.gate_section import CellNight
 from visualbert_core.report.html import Before, environment, static
 from visualbert_core.report.places import ELSEWHERE, Places
-from visualbert_core.report.scores import guesses, papers, scales
+from visualbert_core.report.scores import guesses, papers, persons, scales
 from visualbert_core.report.sections import Section, leaves, section
 from visualbert_core.tasks import Task, open_task
 from visualbert_core.training.curves import KEPT, Curves, read_curves
@@ -72,6 +72,7 @@ class TrainingPage:
     columns: Sequence[str]
     guesses: Sequence[str]
     papers: Sequence[str]
+    persons: Sequence[str]
     scales: Sequence[str]
     counts: Sequence[str]
     """What was counted in the training split."""
@@ -123,6 +124,7 @@ class PageWriter:
             columns=[name for name in columns if optional.get(name, True)],
             guesses=guesses(cells),
             papers=papers(cells),
+            persons=persons(cells),
             scales=scales(cells),
             counts=list(_counts(record["examples"])),
             recipe=_recipe_yaml(config, self._places),
