@@ -80,6 +80,7 @@ def run_here(script: Path, *arguments: object) -> subprocess.CompletedProcess[st
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(complained):
         patch.setattr(sys, "argv", words)
         patch.chdir(ROOT)
+        patch.syspath_prepend(script.parent)  # as Python does for a script
         # `leave` ends the process by os._exit, which would end pytest.
         patch.setattr(errors, "leave", sys.exit)
         try:

@@ -89,6 +89,20 @@ def test_gate_power_tells_a_drop_from_none() -> None:
     assert "a drop of 20 points: found on 30 of 30 nights" in printed
 
 
+def test_gate_power_tells_drops_of_captions() -> None:
+    """BLEU and CIDEr of 30 small simulated nights: few false alarms, intervals that hold, and the promised power."""
+    printed = run_within("gate_power.py", "--captions", "--images", "100", "--nights", "30", "--changed", "0.5")
+    alarms = re.findall(r"without a change: failed at 1% on (\d+) of 30 nights", printed)
+    held = re.findall(r"held the mean of all sets on (\d+) of 30", printed)
+    found = re.findall(r"a drop of [\d.]+ points: found on (\d+) of 30", printed)
+    assert [len(each) for each in (alarms, held, found)] == [2, 2, 4]
+    assert all(int(each) <= 3 for each in alarms)
+    assert all(int(each) >= 25 for each in held)
+    for half, whole in (found[:2], found[2:]):
+        assert int(half) < int(whole)
+        assert int(whole) >= 18  # 80 % of 30, less three standard deviations
+
+
 def test_extraction_compares_equal_regions() -> None:
     """In float32 the worker keeps exactly the regions that torchvision's parts give one after the other, and the tables
     also list bfloat16 and the stages."""
