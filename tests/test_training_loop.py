@@ -7,7 +7,7 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -33,8 +33,9 @@ EXAMPLES = 6
 def opened(config: TrainConfig) -> tuple[VisualBertTrainable, tuple[Item, ...]]:
     """Return the model of a recipe and the items of its first step."""
     lessons = open_recipe(config)
-    assert isinstance(lessons.model, VisualBertTrainable)
-    return lessons.model, read_portion(lessons, Order(len(lessons.examples), EXAMPLES, 0), 0).items
+    return cast(VisualBertTrainable, lessons.model), read_portion(
+        lessons, Order(len(lessons.examples), EXAMPLES, 0), 0
+    ).items
 
 
 def layers(folder: Path, count: int) -> Path:
@@ -53,13 +54,15 @@ def test_checkpointing_changes_no_bit(recipe: Recipe, task: str) -> None:  # noq
         model, items = opened(recipe(task, gradient_checkpointing=checkpointing))
         torch.manual_seed(3)
         sums = model.losses(model.prepare(items))
-        sums.sum().backward()
-        found.append((sums.detach(), {name: each.grad for name, each in model.network.named_parameters()}))
+        sums.sum().backward()  # type: ignore[no-untyped-call]
+        found.append(
+            (sums.detach(), {n: each.grad for n, each in model.network.named_parameters() if each.grad is not None})
+        )
     (plain, expected), (again, gradients) = found
     assert torch.equal(again, plain)
-    moved = {name: each for name, each in expected.items() if each is not None}
-    assert len(moved) > 10
-    assert all(torch.equal(gradients[name], each) for name, each in moved.items())
+    assert len(expected) > 10
+    assert gradients.keys() == expected.keys()
+    assert all(torch.equal(gradients[name], each) for name, each in expected.items())
 
 
 def kept_bytes(model: VisualBertTrainable, items: tuple[Item, ...]) -> int:
@@ -134,7 +137,7 @@ def test_smoothed_words_are_those_of_torch(recipe: Recipe) -> None:  # noqa: F81
         assert term.item() == pytest.approx(expected.item(), rel=1e-5)
     nothing = tuple(replace(item, content=replace(item.content, hidden={})) for item in items)
     none = model.losses(model.prepare(nothing))
-    none.sum().backward()
+    none.sum().backward()  # type: ignore[no-untyped-call]
     assert none[0].item() == 0
 
 
@@ -144,7 +147,7 @@ def test_smoothing_counts_the_choices_that_are_there(recipe: Recipe) -> None:  #
     short = replace(items[0].content, sequences=items[0].content.sequences[:3], label=1)
     mixed = [replace(items[0], content=short), *items[1:]]
     together = model.losses(model.prepare(mixed))
-    together.sum().backward()
+    together.sum().backward()  # type: ignore[no-untyped-call]
     alone = sum(model.losses(model.prepare([item])).item() for item in mixed)
     assert together.item() == pytest.approx(alone, rel=1e-5)
     assert all(bool(each.grad.isfinite().all()) for each in model.network.parameters() if each.grad is not None)
@@ -167,7 +170,7 @@ def test_averages_are_those_of_torch_and_resume_exactly(recipe: Recipe) -> None:
     assert len(plain) == 8
     names, average = list(plain[0]), [each.clone() for each in plain[0].values()]
     for held in plain[1:]:
-        get_ema_multi_avg_fn(0.9)(average, list(held.values()), None)
+        get_ema_multi_avg_fn(0.9)(average, list(held.values()), None)  # type: ignore[no-untyped-call]
     found, state = load_file(done.last / "model.safetensors"), load_file(done.last / "optimizer.safetensors")
     averaged = [name for name in names if f"{name}/average" in state]
     assert len(averaged) > 10

@@ -84,7 +84,7 @@ def _choices(network: Pretrained, states: Tensor, packed: Packed, labels: Labels
     scores = _pooled(network, network.cls, states).float().squeeze(1)
     rows = [scores[list(places)] for places in labels.choices]
     if labels.smoothing:  # a choice that is not there must get no share, so every example is a call
-        pairs = zip(rows, labels.classes[:, None], strict=True)
+        pairs = zip(rows, labels.classes.unsqueeze(1).unbind(), strict=True)
         return [torch.stack([cross_entropy(row[None], right, labels.smoothing) for row, right in pairs]).sum()]
     # Examples may differ in their number of choices. A choice that is not there gets no probability.
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=float("-inf"))
