@@ -16,7 +16,10 @@ from visualbert_core.config import check_range, check_values
 from visualbert_core.errors import ConfigError
 from visualbert_core.io.locations import Location
 
-PATHS = ("annotations", "features", "model", "out", "answers", "validate_annotations", "validate_features")
+PATHS = (
+    *("annotations", "features", "images", "model", "out", "answers"),
+    *("validate_annotations", "validate_features", "validate_images"),
+)
 """The keys that say where something lies. A run records digests of what lies there, not the places."""
 FREE = (
     *("max_hours", "read_ahead", "readers", "device", "log_seconds", "skip_bad_batches"),
@@ -30,7 +33,7 @@ EPOCHS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training: a model learns the examples of a split, over a feature store. See `commands.train`."""
+    """One training: a model learns the examples of a split, over features or images. See `commands.train`."""
 
     task: str
     """The benchmark: a name of this package, module:Class for a task of your own, or `caption-pairs`."""
@@ -38,8 +41,10 @@ class TrainConfig:
     """The split to learn: train, …"""
     annotations: Path
     """Folder of the official annotation files."""
-    features: Location
+    features: Location | None = None
     """Feature store with the regions of the split's images: a folder with a manifest.json, or its s3:// address."""
+    images: Location | None = None
+    """Corpus of the split's images, in place of FEATURES, for a model that reads pixels. See `visualbert extract`."""
     model: Path
     """Checkpoint folder to start from. With `weights: random` it needs no weights."""
     out: Path
@@ -48,7 +53,8 @@ class TrainConfig:
     weights: Literal["checkpoint", "new-head", "random"] = "checkpoint"
     """`checkpoint` takes all weights of MODEL. `new-head` takes its trunk, and a random head. `random` takes none."""
     answers: Path | None = None
-    """List of the answers of a new head for questions, one a line, the first <unk>. Default: the list of MODEL."""
+    """List of the answers of a new head for questions, one a line; the first <unk>, which a ViLT leaves out. Default:
+    the list of MODEL."""
     objective: Literal["task", "masked-words"] = "task"
     """`masked-words`: pre-train on the texts of the task instead of answering: masked words, and where it has truth
     values or choices, whether the text is true or the choice is right."""
@@ -62,7 +68,7 @@ class TrainConfig:
     """Examples from which nothing can be learnt: their answers are not in the list, or no region shows a phrase. The
     authors keep them: such an example adds no loss, but counts in the mean."""
     allow_missing: bool = False
-    """Leave out examples whose image has no features. Without it such an image is an error."""
+    """Leave out examples whose image has no features, or is not there. Without it such an image is an error."""
     allow_feature_space_mismatch: bool = False
     """Train although the features are of another space than the checkpoint."""
     feature_space: str | None = None
@@ -123,6 +129,8 @@ class TrainConfig:
     """Folder of the annotations of that split. Default: ANNOTATIONS."""
     validate_features: Location | None = None
     """Feature store of that split. Default: FEATURES."""
+    validate_images: Location | None = None
+    """Corpus of the images of that split, for a model that reads pixels. Default: IMAGES."""
     validate_batch_size: int = 64
     """Examples that are answered at once in a validation."""
     own_image_only: bool = False

@@ -103,7 +103,7 @@ class Run:
             )
         if state is None:
             return 0
-        restore(state, self.optimizer, self.network)
+        restore(state, self.optimizer, self.lessons.model)
         self.stepper.skipped = state.about["skipped"]
         self.history = read_validations(self.config.out, state.step)
         if self.group.first:

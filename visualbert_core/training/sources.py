@@ -6,22 +6,24 @@ Tasks and models meet here. An example without a target, and an image without fe
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from visualbert_core.errors import CheckpointError, CoverageError, InputError
+from visualbert_core.errors import CoverageError, InputError
 from visualbert_core.evaluation.fit import check_fit
 from visualbert_core.evaluation.inputs import RegionSource
 from visualbert_core.features.store import FeatureStore
-from visualbert_core.models import ReadsRegions, load_trainable
+from visualbert_core.models import load_trainable
 from visualbert_core.models.trainable import Start, Trainable
 from visualbert_core.printable import logger
 from visualbert_core.provenance import code_digests, digest_files, outside_code, versions
-from visualbert_core.schema import CaptionPair, Example, Grounding, Target
+from visualbert_core.schema import CaptionPair, Example, Grounding, Pixels, Regions, Target
 from visualbert_core.tasks import CaptionPairs, Task, open_lessons
+from visualbert_core.training.images import TrainingImages, check_reads
 from visualbert_core.training.recipe import TrainConfig
 
 _LOG = logger(__name__)
@@ -30,16 +32,25 @@ _NAMED = 3  # ids in a message
 
 @dataclass(frozen=True)
 class Lessons:
-    """An open recipe: what is learnt, from which regions, by which model."""
+    """An open recipe: what is learnt, from which regions or images, by which model."""
 
     task: Task | CaptionPairs
-    store: FeatureStore
+    store: FeatureStore | TrainingImages
     model: Trainable[Any]
     examples: list[Example | CaptionPair]
     masked: bool
     """Whether words are masked, so that examples tell something instead of asking it."""
     remarks: dict[str, Any]
     """What was counted: examples, those without a target, phrases without a region, images without features."""
+
+    def visuals(self, examples: Sequence[Example | CaptionPair]) -> Iterator[tuple[Regions | Pixels, ...]]:
+        """Yield the regions or the pixels of the images of each example. The regions of an image are read once."""
+        if isinstance(self.store, TrainingImages):
+            yield from self.store.pixels(examples)
+            return
+        image_ids = list(dict.fromkeys(image_id for example in examples for image_id in example.image_ids))
+        regions = dict(zip(image_ids, self.store.fetch_many(image_ids), strict=True))
+        yield from (tuple(regions[image_id] for image_id in example.image_ids) for example in examples)
 
     def boxes(self, example: Example | CaptionPair) -> list[np.ndarray]:
         """Return the boxes of the regions of each image of an example, float32 [R, 4]."""
@@ -55,12 +66,18 @@ class Lessons:
             "recipe": config.ingredients(),
             "data": {
                 "annotations": digest_files(self.task.annotation_files()),
-                "features": {"detector": self.store.fingerprint, "manifest": self.store.manifest_digest()},
+                **self._identity(),
             },
             "parent": self.model.fingerprint(),
             "code": code_digests(("training", "predictions")) | outside_code("task", type(self.task)),
             "versions": versions(),
         }
+
+    def _identity(self) -> dict[str, Any]:
+        """Return the part of the provenance that identifies the regions or images."""
+        if isinstance(self.store, TrainingImages):
+            return self.store.identity()
+        return {"features": {"detector": self.store.fingerprint, "manifest": self.store.manifest_digest()}}
 
 
 def open_recipe(config: TrainConfig) -> Lessons:
@@ -70,7 +87,6 @@ def open_recipe(config: TrainConfig) -> Lessons:
     recipe allows it, and where no example is left.
     """
     task = open_lessons(config.task, config.annotations, config.split)
-    source = RegionSource(config.features)
     start = Start(
         weights=config.weights,
         seed=config.seed,
@@ -82,16 +98,12 @@ def open_recipe(config: TrainConfig) -> Lessons:
         pair_cut=config.pair_cut,
     )
     model = load_trainable(config.model, task.form, start)
-    if not isinstance(model.reads, ReadsRegions):
-        raise CheckpointError(f"{config.model} reads pixels; training reads feature stores only")
-    # The check reads four fields, which both kinds of configuration have.
-    for warning in check_fit(cast(Any, model), source, cast(Any, config)):
-        if config.weights != "random":
-            _LOG.warning("%s: %s", config.model.name, warning)
-    every = list(task.examples())
-    examples, lacking = _with_features(every, source.store, config)
+    check_reads(config, model.reads)
+    every: list[Example | CaptionPair] = list(task.lessons())
+    store = _store(config, model, every)
+    examples, lacking = _with_features(every, store, config)
     masked = task.form is CaptionPair or config.objective == "masked-words"
-    lessons = Lessons(task, source.store, model, examples, masked, {})
+    lessons = Lessons(task, store, model, examples, masked, {})
     kept, without, phrases = _with_target(lessons, config)
     if not kept:
         raise CoverageError(f"{config.task} {config.split}: none of {len(every):,} examples can be learnt from")
@@ -99,20 +111,36 @@ def open_recipe(config: TrainConfig) -> Lessons:
     return replace(lessons, examples=kept, remarks=remarks)
 
 
+def _store(
+    config: TrainConfig, model: Trainable[Any], examples: list[Example | CaptionPair]
+) -> FeatureStore | TrainingImages:
+    """Return what the model reads of the images. Log where the features are of another space than the checkpoint."""
+    if config.images is not None:
+        return TrainingImages(config.images, cast(list[Example], examples))
+    assert config.features is not None  # the configuration names one of them
+    source = RegionSource(config.features)
+    # The check reads four fields, which both kinds of configuration have.
+    for warning in check_fit(cast(Any, model), source, cast(Any, config)):
+        if config.weights != "random":
+            _LOG.warning("%s: %s", config.model.name, warning)
+    return source.store
+
+
 def _with_features(
-    every: list[Example | CaptionPair], store: FeatureStore, config: TrainConfig
+    every: list[Example | CaptionPair], store: FeatureStore | TrainingImages, config: TrainConfig
 ) -> tuple[list[Example | CaptionPair], int]:
-    """Return the examples whose images have features, and the number of the others."""
+    """Return the examples whose images have features, or are there, and the number of the others."""
     missing = {i: None for example in every for i in example.image_ids if i not in store}
     if not missing:
         return every, 0
     kept = [example for example in every if not missing.keys() & set(example.image_ids)]
+    lack, get = ("have no features in", "extract") if config.images is None else ("cannot be read in", "add")
     said = (
-        f"{len(missing):,} images of {config.task} {config.split} have no features in {config.features} "
+        f"{len(missing):,} images of {config.task} {config.split} {lack} {config.features or config.images} "
         f"({_named(list(missing))}): {len(every) - len(kept):,} of {len(every):,} examples"
     )
     if not config.allow_missing:
-        raise CoverageError(f"{said}; extract them, or leave these examples out with --allow-missing")
+        raise CoverageError(f"{said}; {get} them, or leave these examples out with --allow-missing")
     _LOG.warning("%s are left out", said)
     return kept, len(every) - len(kept)
 
