@@ -31,7 +31,7 @@ from visualbert_core.synthetic import WEIGHTS
 from visualbert_core.synthetic.files import make_synthetic
 from visualbert_core.synthetic.questions import ANSWERS
 from visualbert_core.tasks import open_task
-from visualbert_core.training import TrainConfig, batches, train
+from visualbert_core.training import TrainConfig, batches, images, train
 from visualbert_core.training.step import Stepper
 
 TASKS = {
@@ -257,7 +257,7 @@ def test_random_weights_need_none(world: Path, recipe: Recipe, task: str) -> Non
 
 def test_a_recipe_names_what_the_model_reads(recipe: Recipe, tmp_path: Path) -> None:
     """A model of pixels needs images, a model of regions needs features, and neither takes both: one line each."""
-    store, images = tmp_path / "store", recipe().images
+    store = tmp_path / "store"
     for changes, message in (
         ({"images": None, "features": store}, "reads pixels, but .*store is a feature store: name the corpus"),
         ({"model": WEIGHTS / "visualbert-vqa"}, "reads region features, but .*val2014 is a corpus of images: name a"),
@@ -268,27 +268,40 @@ def test_a_recipe_names_what_the_model_reads(recipe: Recipe, tmp_path: Path) -> 
             train(recipe(**changes))
     with pytest.raises(ConfigError, match=r"give either features .* or images"):
         train(recipe(images=None))
-    assert images is not None
 
 
 def test_images_that_cannot_be_read_are_named(recipe: Recipe, tmp_path: Path) -> None:
     """An image that lacks or has no header is an error before the first step, or is left out and counted. One whose
     pixels do not decode, and one that changed, end the training in a line that names it."""
-    images = tmp_path / "images"
-    shutil.copytree(str(recipe().images), images)
-    first, second, third = sorted(images.iterdir())[:3]
+    folder = tmp_path / "images"
+    shutil.copytree(str(recipe().images), folder)
+    first, second, third = sorted(folder.iterdir())[:3]
     first.unlink()
     second.write_bytes(b"no image")
     with pytest.raises(CoverageError, match=r"2 images of vqa val cannot be read in .*: 8 of 24 examples; add them"):
-        train(recipe(images=images))
-    done = train(recipe(images=images, allow_missing=True, steps=1))
+        train(recipe(images=folder))
+    done = train(recipe(images=folder, allow_missing=True, steps=1))
     assert done.record["examples"] == {"examples": 16, "without_features": 8, "without_target": 0}
     third.write_bytes(third.read_bytes()[:-2000])
     with pytest.raises(InputError, match=f"image '{third.stem}': .*leave out its examples"):
-        train(recipe(out="cut", images=images, allow_missing=True, batch_size=16))
+        train(recipe(out="cut", images=folder, allow_missing=True, batch_size=16))
     _recoloured(third)
     with pytest.raises(InputError, match=r"another recipe|other data"):
-        train(recipe(images=images, allow_missing=True, steps=1))
+        train(recipe(images=folder, allow_missing=True, steps=1))
+
+
+def test_one_image_is_decoded_at_a_time(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images of a batch are decoded when they are asked for, so a batch of large photographs fits into memory."""
+    config = recipe()
+    assert config.images is not None
+    examples = list(open_task("vqa", config.annotations, "val").examples())[:12]
+    source = images.TrainingImages(config.images, examples)
+    decoded, real = [], images.read_image
+    monkeypatch.setattr(images, "read_image", lambda image: decoded.append(image.image_id) or real(image))
+    pixels = source.pixels(examples)
+    next(pixels)
+    assert len(decoded) == 1
+    assert len(list(pixels)) == 11
 
 
 def _recoloured(path: Path) -> None:
