@@ -305,8 +305,9 @@ def test_a_killed_evaluation_of_captions_ends_like_a_whole_one(described: Evalua
             assert ended.returncode == -signal.SIGKILL, ended.stderr
         with Pool(PoolConfig(inline=True)) as pool:
             folder = evaluate(config, pool).folder
-        files = [*sorted((folder / "predictions").glob("*")), folder / "scores.json"]
-        digests.append({path.name: digest_file(path) for path in files})
+        parts = (path for path in sorted((folder / "predictions").rglob("*")) if path.is_file())
+        files = [*parts, folder / "scores.json"]
+        digests.append({str(path.relative_to(folder)): digest_file(path) for path in files})
     assert len(digests[0]) > 4
     assert digests[0] == digests[1]
 

@@ -248,7 +248,7 @@ def _score_pixel_models(out: Path, work: Path, pool: Pool) -> None:
                 shown = scores["scores"] | scores.get("beside", {})
                 found |= {f"{task.rpartition(':')[2]} {metric}, {visual}": value for metric, value in shown.items()}
         title = f"{TITLES[name]} for the synthetic scenes: {', '.join(task.rpartition(':')[2] for task in tasks)}"
-        _card(out / name, title, RECIPES[name.partition("-")[0]], "Scores on the validation files:", found)
+        _card(out / name, title, RECIPES[name.partition("-")[0]], "Validation files, in percent:", found)
 
 
 def _card(folder: Path, title: str, recipe: str, heading: str, scores: dict[str, Any]) -> None:
