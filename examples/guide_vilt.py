@@ -1,7 +1,7 @@
 """Fine-tune ViLT on VQA-style data as Hugging Face's guide does, then ask the new checkpoint and evaluate it.
 
-CHECKPOINT is a ViLT on the Hub or in a folder; the guide takes dandelin/vilt-b32-mlm. The script trains on the first
-200 questions of val for 20 epochs, and evaluates on all questions of val in ANNOTATIONS.
+CHECKPOINT is a ViLT on the Hub or in a folder; the guide takes dandelin/vilt-b32-mlm. It learns the first 200
+questions of val for 20 epochs, and is evaluated on all of them.
 
 python examples/guide_vilt.py CHECKPOINT ANNOTATIONS IMAGES OUT
 """
@@ -11,38 +11,40 @@ import logging
 import sys
 from pathlib import Path
 
-import torch
-from transformers import ViltForQuestionAnswering, ViltProcessor
+from huggingface_hub import snapshot_download
 
 from visualbert_core import EvaluateConfig, Pool, PoolConfig, ask, evaluate, open_task
-from visualbert_core.corpus.listing import list_images
-from visualbert_core.models.vilt import fine_tune as vilt
+from visualbert_core.training import TrainConfig, train
+
+GUIDE = {"batch_size": 4, "learning_rate": 5e-5, "warmup": 0, "weight_decay": 0, "epsilon": 1e-8}
+GUIDE |= {"epochs": 20, "save_every": 1000}
+FILES = {"questions": "v2_OpenEnded_mscoco_val2014_questions.json", "annotations": "v2_mscoco_val2014_annotations.json"}
 
 
-def labelled_questions(annotations: Path, images: Path, split: str) -> list[vilt.LabelledQuestion]:
-    """Return the questions of a split with the weights of their answers, in the order of the file."""
-    task, corpus = open_task("vqa", annotations, split), list_images(images)
-    records = json.loads((annotations / f"v2_mscoco_{split}2014_annotations.json").read_text())["annotations"]
-    said = {str(record["question_id"]): [each["answer"] for each in record["answers"]] for record in records}
-    return [
-        vilt.LabelledQuestion(each.text, corpus[each.image_ids[0]], vilt.answer_weights(said[each.example_id]))
-        for each in task.examples()
-    ]
+def write_first(annotations: Path, count: int, folder: Path) -> None:
+    """Write the first questions as official files, and their answers in the order of the file as answers.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {key: json.loads((annotations / name).read_text()) for key, name in FILES.items()}
+    first = document["questions"]["questions"] = document["questions"]["questions"][:count]
+    records = {each["question_id"]: each for each in document["annotations"]["annotations"]}
+    chosen = document["annotations"]["annotations"] = [records[each["question_id"]] for each in first]
+    for key, name in FILES.items():
+        (folder / name).write_text(json.dumps(document[key]))
+    answers = dict.fromkeys(each["answer"] for record in chosen for each in record["answers"])
+    (folder / "answers.txt").write_text("\n".join(answers) + "\n")
 
 
 if __name__ == "__main__":
     logging.basicConfig(level="INFO")
     checkpoint, (annotations, images, out) = sys.argv[1], map(Path, sys.argv[2:])
-    questions = labelled_questions(annotations, images, "val")[:200]
-    labels = vilt.answer_labels(vilt.answer_list(questions))
-    processor = ViltProcessor.from_pretrained(checkpoint)
-    model = ViltForQuestionAnswering.from_pretrained(checkpoint, **labels)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    vilt.fine_tune(model, processor, questions, vilt.FineTuning(steps=20 * len(questions) // 4))
-    folder = vilt.save(model, processor, out / "vilt-guide")
-    for each in ask(folder, questions[0].image.path, questions[0].text, top_k=3):
-        print(f"{questions[0].text} {each.answer} ({each.score:.2f})")
-    config = EvaluateConfig(task="vqa", split="val", annotations=annotations, images=images, model=folder, out=out)
+    write_first(annotations, 200, out / "first")
+    start = checkpoint if Path(checkpoint).is_dir() else snapshot_download(checkpoint)
+    new = {"model": Path(start), "weights": "new-head", "answers": out / "first" / "answers.txt"}
+    data = {"task": "vqa", "split": "val", "images": images}
+    folder = train(TrainConfig(annotations=out / "first", out=out / "vilt-guide", **data, **new, **GUIDE)).last
+    question = next(open_task("vqa", annotations, "val").examples())
+    for each in ask(folder, next(images.glob(f"{question.image_ids[0]}.*")), question.text, top_k=3):
+        print(f"{question.text} {each.answer} ({each.score:.2f})")
+    config = EvaluateConfig(annotations=annotations, model=folder, out=out, **data)
     with Pool(PoolConfig(inline=True)) as pool:
-        run = evaluate(config, pool)
-    print(run.scores and run.scores["scores"])
+        print(evaluate(config, pool).scores["scores"])

@@ -66,7 +66,7 @@ SAYS = {
     "guide_vilt": "{'accuracy': ",
     "guide_blip2": "BLIP-2: ",
     "easy_vqa_data": "visualbert evaluate --task vqa",
-    "easy_vqa_vilt": " parameters",
+    "easy_vqa_vilt": "checkpoint: ",
     "easy_vqa_start": "visualbert train examples/easy_vqa.yaml",
     "own_loop": "step 3, 48 examples, loss ",
     "train": "accuracy ",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
-from collections.abc import Sequence
-from itertools import chain
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import easy_vqa
 import pytest
@@ -20,17 +19,11 @@ from transformers import ViltForQuestionAnswering, ViltProcessor
 from visualbert_core import ask, open_task
 from visualbert_core.config import AnsweringConfig
 from visualbert_core.errors import InputError
-from visualbert_core.models.vilt.fine_tune import (
-    FineTuning,
-    LabelledQuestion,
-    answer_labels,
-    answer_list,
-    answer_weights,
-    encode,
-    fine_tune,
-    save,
-)
-from visualbert_core.schema import Image
+from visualbert_core.models import load_trainable
+from visualbert_core.models.trainable import Start
+from visualbert_core.schema import Question
+from visualbert_core.tasks.vqa import soft_answers
+from visualbert_core.training import TrainConfig, batches, train
 
 EXAMPLES = ROOT / "examples"
 
@@ -40,73 +33,42 @@ def vilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_vilt(tmp_path_factory.mktemp("vilt") / "vilt-mlm")
 
 
-@pytest.fixture
-def questions(small_night: SmallNight) -> list[LabelledQuestion]:
-    """Return questions about two images of other shapes than the model's, with answers of several weights."""
-    images = sorted((small_night.out / "synthetic" / "vqa" / "val2014").iterdir())[:2]
-    first, second = (Image(path.stem, str(path)) for path in images)
-    return [
-        LabelledQuestion("how many circles are there?", first, {"2": 1.0, "3": 0.3}),
-        LabelledQuestion("what color is the square?", second, {"red": 0.6, "orange": 0.6, "2": 0.3}),
-        LabelledQuestion("is there a red circle?", first, {"yes": 1.0}),
-        LabelledQuestion("is there a red circle?", second, {"no": 0.9}),
-    ]
-
-
-def opened(vilt: Path, questions: Sequence[LabelledQuestion]) -> tuple[Any, Any]:
-    """Open the pre-trained checkpoint for these questions. The new head is the same at every call."""
-    torch.manual_seed(1)
-    labels = answer_labels(answer_list(questions))
-    return ViltForQuestionAnswering.from_pretrained(vilt, **labels), ViltProcessor.from_pretrained(vilt)
-
-
 def test_weights_are_those_of_the_guides_data() -> None:
     """An answer weighs 0.3 for each annotator and at most 1, in the order of the file."""
     said = ["at table", "down", "skateboard", "down", "down", "down", "table", "down", "down", "down"]
     # The first record of Graphcore/vqa, as the guide prints it.
-    assert answer_weights(said) == pytest.approx({"at table": 0.3, "down": 1.0, "skateboard": 0.3, "table": 0.3})
-    assert list(answer_weights(said)) == ["at table", "down", "skateboard", "table"]
+    assert soft_answers(said) == pytest.approx({"at table": 0.3, "down": 1.0, "skateboard": 0.3, "table": 0.3})
+    assert list(soft_answers(said)) == ["at table", "down", "skateboard", "table"]
 
 
-def test_answers_keep_the_order_of_the_file(vilt: Path, questions: list[LabelledQuestion], tmp_path: Path) -> None:
-    """The answers of a saved checkpoint are numbered by their first appearance, and not by the order of a set."""
-    assert answer_list(questions) == ("2", "3", "red", "orange", "yes", "no")
-    folder = save(*opened(vilt, questions), tmp_path / "saved")
-    config = json.loads((folder / "config.json").read_text())
-    assert list(config["id2label"].values()) == ["2", "3", "red", "orange", "yes", "no"]
-    assert config["label2id"] == {"2": 0, "3": 1, "red": 2, "orange": 3, "yes": 4, "no": 5}
-
-
-def test_the_loss_is_summed_over_answers_and_averaged_over_questions(
-    vilt: Path, questions: list[LabelledQuestion]
-) -> None:
-    """The loss is binary cross-entropy with the weights as targets, times the number of answers, as transformers has
-    it."""
-    model, processor = opened(vilt, questions)
-    batch = encode(model, processor, questions)
-    weights = [[1, 0.3, 0, 0, 0, 0], [0.3, 0, 0.6, 0.6, 0, 0], [0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0.9]]
-    assert torch.equal(batch["labels"], torch.tensor(weights))
-    with torch.no_grad():
-        logits = model.eval()(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits.double()
-    targets = batch["labels"].double()
-    entropy = -(targets * logits.sigmoid().log() + (1 - targets) * (-logits).sigmoid().log())
-    losses = fine_tune(model, processor, questions, FineTuning(steps=1))
-    assert losses == pytest.approx([float(entropy.sum(1).mean())], rel=1e-5)
-
-
-def test_the_steps_are_those_of_the_guides_trainer(
-    vilt: Path, questions: list[LabelledQuestion], tmp_path: Path
-) -> None:
+def test_the_steps_are_those_of_the_guides_trainer(vilt: Path, small_night: SmallNight, tmp_path: Path) -> None:
     """Every step has the loss of transformers' Trainer with the guide's settings, where a batch holds all questions."""
     from transformers import DefaultDataCollator, Trainer, TrainingArguments
 
-    model, processor = opened(vilt, questions)
-    batch = encode(model, processor, questions)
-    rows = [{name: tensor[number] for name, tensor in batch.items()} for number in range(len(questions))]
+    world = small_night.out / "synthetic" / "vqa"
+    guide = runpy.run_path(str(EXAMPLES / "guide_vilt.py"))
+    guide["write_first"](world, 6, tmp_path / "first")
+    answers = (tmp_path / "first" / "answers.txt").read_text().splitlines()
+    settings = guide["GUIDE"] | {"batch_size": 6, "learning_rate": 5e-3, "epochs": None, "steps": 6, "dropout": 0.0}
+    config = TrainConfig(
+        task="vqa",
+        split="val",
+        annotations=tmp_path / "first",
+        images=world / "val2014",
+        model=vilt,
+        weights="new-head",
+        answers=tmp_path / "first" / "answers.txt",
+        out=tmp_path / "out",
+        **settings,
+    )
+    model = load_trainable(vilt, Question, Start(weights="new-head", answers=config.answers, dropout=0.0)).network
+    assert list(model.config.id2label.values()) == answers
+    (batch,) = batches(replace(config, steps=1))
+    rows = [{name: tensor[number] for name, tensor in batch.tensors.items()} for number in range(6)]
     arguments = TrainingArguments(
         output_dir=str(tmp_path),
         max_steps=6,
-        per_device_train_batch_size=4,
+        per_device_train_batch_size=6,
         learning_rate=5e-3,
         logging_steps=1,
         remove_unused_columns=False,
@@ -115,46 +77,13 @@ def test_the_steps_are_those_of_the_guides_trainer(
         use_cpu=True,
         disable_tqdm=True,
     )
-    trainer = Trainer(
-        model=model, args=arguments, data_collator=DefaultDataCollator(), train_dataset=rows, processing_class=processor
-    )
+    trainer = Trainer(model=model, args=arguments, data_collator=DefaultDataCollator(), train_dataset=rows)
     trainer.train()
     theirs = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    ours = fine_tune(*opened(vilt, questions), questions, FineTuning(steps=6, learning_rate=5e-3))
+    train(config)
+    ours = [json.loads(line)["loss"] for line in (tmp_path / "out" / "steps.jsonl").read_text().splitlines()]
     assert ours == pytest.approx(theirs, rel=1e-3)
     assert ours[-1] < 0.9 * ours[0]
-
-
-def test_the_same_seed_trains_the_same_weights(vilt: Path, questions: list[LabelledQuestion]) -> None:
-    """Two trainings give the same bits. Another seed takes other batches and gives other weights."""
-
-    def trained(seed: int) -> list[torch.Tensor]:
-        model, processor = opened(vilt, questions)
-        fine_tune(model, processor, questions, FineTuning(steps=6, batch_size=3, learning_rate=1e-2, seed=seed))
-        return [weight.detach() for weight in model.parameters()]
-
-    first, again, other = trained(1), trained(1), trained(2)
-    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
-    assert not all(torch.equal(*pair) for pair in zip(first, other, strict=True))
-
-
-def test_every_question_is_seen_before_one_is_seen_again(vilt: Path, questions: list[LabelledQuestion]) -> None:
-    """The batches of an epoch hold each question once, and the last batch may be smaller."""
-    from visualbert_core.models.vilt.fine_tune import _batches
-
-    batches = list(_batches(5, FineTuning(steps=6, batch_size=2)))
-    assert [len(batch) for batch in batches] == [2, 2, 1, 2, 2, 1]
-    for epoch in (batches[:3], batches[3:]):
-        assert sorted(chain.from_iterable(epoch)) == [0, 1, 2, 3, 4]
-
-
-def test_questions_that_cannot_be_learnt_are_refused(vilt: Path, questions: list[LabelledQuestion]) -> None:
-    """No questions, or an answer that the model does not have, is an error of one line before the first step."""
-    model, processor = opened(vilt, questions[:1])
-    with pytest.raises(InputError, match="there is no question to train on"):
-        fine_tune(model, processor, [], FineTuning(steps=1))
-    with pytest.raises(InputError, match="'what color is the square\\?': the model has no answer 'red'"):
-        fine_tune(model, processor, questions, FineTuning(steps=1))
 
 
 def test_a_fine_tuned_vilt_is_asked_and_evaluated(
@@ -165,10 +94,12 @@ def test_a_fine_tuned_vilt_is_asked_and_evaluated(
     world = small_night.out / "synthetic" / "vqa"
     done = run_here(EXAMPLES / "guide_vilt.py", vilt, world, world / "val2014", tmp_path)
     assert done.returncode == 0, done.stderr
-    scores = json.loads((tmp_path / "vilt-guide__vqa__val" / "scores.json").read_text())["scores"]
+    (run,) = tmp_path.glob("*__vqa__val")
+    scores = json.loads((run / "scores.json").read_text())["scores"]
     assert str(scores) in done.stdout
 
-    folder, image = tmp_path / "vilt-guide", world / "val2014" / "COCO_val2014_000000000001.jpg"
+    (folder,) = (tmp_path / "vilt-guide" / "checkpoints").iterdir()
+    image = world / "val2014" / "COCO_val2014_000000000001.jpg"
     model, processor = ViltForQuestionAnswering.from_pretrained(folder), ViltProcessor.from_pretrained(folder)
     question = "how many circles are there?"
     with Pillow.open(image) as picture, torch.no_grad():

@@ -194,6 +194,7 @@ def test_the_weights_are_small_and_say_what_they_are() -> None:
     assert sum(p.stat().st_size for folder in regions for p in folder.iterdir()) < 5_000_000
     folders = sorted(p.name for p in WEIGHTS.iterdir())
     assert folders == [
+        "captioner",
         "detector",
         "vilt-vqa",
         *(f"visualbert-{t}" for t in ("flickr30k", "nlvr2", "vcr", "vqa")),
@@ -212,7 +213,7 @@ def _attributes() -> list[tuple[str | None, str | None, str | None]]:
 
 
 def test_the_recipe_runs_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The training module, at a tiny size, writes eight checkpoint folders that open, with their scores."""
+    """The training module, at a tiny size, writes nine checkpoint folders that open, with their scores."""
     for name, value in {
         "SCENES": 60,
         "HELD_OUT_SCENES": 4,
@@ -222,6 +223,7 @@ def test_the_recipe_runs_from_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
         "PACKED_STEPS": 2,
         "PLAIN_STEPS": 2,
         "GENERATIVE_STEPS": 3,
+        "CAPTIONER_STEPS": 2,
         "SyntheticConfig": lambda: TINY,
     }.items():
         monkeypatch.setattr(train, name, value)

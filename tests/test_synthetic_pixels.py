@@ -5,7 +5,12 @@ come along see their images.
 from __future__ import annotations
 
 import itertools
+import signal
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,17 +19,32 @@ import transformers
 from conftest import ROOT
 from tolerances import relative
 
+from visualbert_core.config import EvaluateConfig, PoolConfig, SyntheticConfig
+from visualbert_core.engine.pool import Pool
+from visualbert_core.evaluation.run import evaluate
 from visualbert_core.models import load_model
+from visualbert_core.models.captioner.training import caption_labels
 from visualbert_core.models.generative.protocol import CHAT
 from visualbert_core.nightly.matrix import load_matrix
+from visualbert_core.provenance import digest_file
 from visualbert_core.schema import Pixels, Prediction, Question, Statement
-from visualbert_core.synthetic import WEIGHTS, train_generative, train_image_side, train_vilt
+from visualbert_core.synthetic import (
+    WEIGHTS,
+    captions,
+    train_captioner,
+    train_generative,
+    train_image_side,
+    train_vilt,
+)
 from visualbert_core.synthetic import questions as ask
+from visualbert_core.synthetic import references as refer
+from visualbert_core.synthetic.files import make_synthetic
 from visualbert_core.synthetic.language import vocabulary
 from visualbert_core.synthetic.scenes import SIZE, Scene, Thing, make_scene
 from visualbert_core.synthetic.train_texts import pack
 
-FOLDERS = ("vilt-vqa", "vlm")
+FOLDERS = {"vilt-vqa": 2_500_000, "vlm": 2_500_000, "captioner": 1_500_000}
+"""Folder → the number of bytes that it stays under."""
 SCENES = 48
 TEST = 99  # the second number in the seed of a scene: neither training nor a validation file has it
 PRODUCTS = 4 * train_vilt.LAYERS + 4
@@ -98,7 +118,7 @@ def test_the_vision_tower_is_the_image_side(scenes: list[Scene]) -> None:
     """The SigLIP of the generative model gives what the image layers of ViLT gave."""
     vilt, labels = random_image_side()
     model = transformers.LlavaForConditionalGeneration(train_generative.config()).eval()
-    train_generative.copy_image_side(vilt, labels, model)
+    train_generative.copy_image_side(vilt, labels, model.model.vision_tower)
     images = train_image_side.normalised(train_image_side.pictures(scenes[:2]).pixels)
     tower = model.model.vision_tower(images, output_hidden_states=True)
     equal(tower.hidden_states[-1], train_image_side.seen(vilt, images))
@@ -150,10 +170,10 @@ def test_no_text_of_the_questions_is_unknown(scenes: list[Scene]) -> None:
 
 
 def test_the_folders_are_small_and_complete() -> None:
-    """Each folder is under 2.5 MB, has a card, and opens without the network as a user's folder does."""
-    for name in FOLDERS:
+    """Each folder is small, has a card, and opens without the network as a user's folder does."""
+    for name, size in FOLDERS.items():
         folder = WEIGHTS / name
-        assert sum(path.stat().st_size for path in folder.iterdir()) < 2_500_000
+        assert sum(path.stat().st_size for path in folder.iterdir()) < size
         assert "seed 2026" in (folder / "README.md").read_text()
     network = transformers.AutoModelForImageTextToText.from_pretrained(
         WEIGHTS / "vlm", dtype="float32", local_files_only=True
@@ -185,6 +205,117 @@ def test_the_weights_see_their_images(scenes: list[Scene], name: str, floor: flo
     assert own > wrong + 10
 
 
+def test_the_phrases_of_a_caption_are_judged() -> None:
+    """Every phrase of a generated caption is true of its scene. A number must be exact, and an attribute must fit."""
+    rng = np.random.default_rng(0)
+    scenes = [make_scene((2026, TEST, index)) for index in range(8)]
+    for scene in scenes:
+        for _ in range(10):
+            told = refer.caption(rng, scene.things)
+            found = list(captions.phrases(train_captioner.text(told), scene.things))
+            assert len(found) == sum(not isinstance(part, str) for part in told)
+            assert all(phrase.true for phrase in found)
+    things = [Thing("ball", "red", "small", (0, 0, 9, 9)), Thing("ball", "blue", "large", (50, 0, 90, 40))]
+    text = "A red ball, the leftmost large box and the blue thing left of two balls and three things"
+    judged = {text[each.start : each.end]: each.true for each in captions.phrases(text, things)}
+    assert judged == {
+        "A red ball": True,
+        "the leftmost large box": False,
+        "the blue thing": True,
+        "two balls": True,
+        "three things": False,
+    }
+
+
+def test_the_captioner_is_trained_on_what_transformers_computes(scenes: list[Scene]) -> None:
+    """The loss of several captions of an image is transformers' loss of each caption beside the image."""
+    torch.manual_seed(0)
+    model = transformers.VisionEncoderDecoderModel(train_captioner.config()).eval()
+    images = train_image_side.normalised(train_image_side.pictures(scenes[:2]).pixels)
+    told = train_captioner.captions(np.random.default_rng(0), [scene.things for scene in scenes[:2]])
+    labels = caption_labels(train_captioner.tokenizer(), list(told))
+    every = images.repeat_interleave(train_captioner.CAPTIONS, 0)
+    equal(train_captioner.loss(model, images, labels), model(pixel_values=every, labels=labels).loss)
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> EvaluateConfig:
+    """Return an evaluation of the captioner over a few synthetic images."""
+    root = tmp_path_factory.mktemp("captions")
+    few = SyntheticConfig(vqa_images=1, vcr_images=1, nlvr2_sets=1, flickr_images=24)
+    folder = make_synthetic(root / "world", few) / "flickr30k"
+    return EvaluateConfig(
+        task=captions.SceneCaptions.name,
+        split="val",
+        annotations=folder,
+        images=folder / "images",
+        model=WEIGHTS / "captioner",
+        out=root / "runs",
+        shard_size=6,
+    )
+
+
+def test_the_captioner_says_what_it_sees(described: EvaluateConfig) -> None:
+    """CIDEr and the share of true phrases lie above floors, and far above those with wrong images."""
+    found = {}
+    for visual in ("own", "wrong-image"):
+        with Pool(PoolConfig(inline=True)) as pool:
+            scores = evaluate(replace(described, visual=visual), pool).scores
+        assert scores is not None
+        found[visual] = scores["scores"]["cider"], scores["beside"][captions.TRUE_PHRASES]
+    assert found["own"][0] > 90
+    assert found["own"][1] > 75
+    assert found["wrong-image"][0] < found["own"][0] - 50
+    assert found["wrong-image"][1] < found["own"][1] - 40
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+from visualbert_core.config import EvaluateConfig, PoolConfig
+from visualbert_core.engine import shards
+from visualbert_core.engine.pool import Pool
+from visualbert_core.evaluation.run import evaluate
+
+left, real = [4], shards.publish
+
+def publish(path, data):
+    left[0] -= "predictions" in path.parts
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(path, data)
+
+shards.publish = publish
+with Pool(PoolConfig(inline=True)) as pool:
+    evaluate(EvaluateConfig(**{values}), pool)
+"""
+
+
+def test_a_killed_evaluation_of_captions_ends_like_a_whole_one(described: EvaluateConfig, tmp_path: Path) -> None:
+    """After SIGKILL between two shards, the same call writes the predictions and scores of a whole run, byte by
+    byte."""
+    digests = []
+    for kill in (False, True):
+        config = replace(described, out=tmp_path / str(kill))
+        if kill:
+            given = ("task", "split", "annotations", "images", "model", "out", "shard_size")
+            values = "{" + ", ".join(f"{name!r}: {_code(getattr(config, name))}" for name in given) + "}"
+            code = KILLED.replace("{values}", values)
+            ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+            assert ended.returncode == -signal.SIGKILL, ended.stderr
+        with Pool(PoolConfig(inline=True)) as pool:
+            folder = evaluate(config, pool).folder
+        parts = (path for path in sorted((folder / "predictions").rglob("*")) if path.is_file())
+        files = [*parts, folder / "scores.json"]
+        digests.append({str(path.relative_to(folder)): digest_file(path) for path in files})
+    assert len(digests[0]) > 4
+    assert digests[0] == digests[1]
+
+
+def _code(value: Any) -> str:
+    return f"Path({str(value)!r})" if isinstance(value, Path) else repr(value)
+
+
 def test_the_matrix_of_families_is_valid() -> None:
     """jobs/families.yaml mixes regions and pixels over the same images, and its models exist."""
     config = load_matrix(ROOT / "jobs" / "families.yaml", {})
@@ -192,4 +323,4 @@ def test_the_matrix_of_families_is_valid() -> None:
     readers: dict[Path, set[bool]] = {}
     for corpus in config.corpora.values():
         readers.setdefault(Path(str(corpus.images)), set()).add(corpus.detector is None)
-    assert [found for found in readers.values() if found == {True, False}] == [{True, False}]
+    assert [found for found in readers.values() if found == {True, False}] == [{True, False}] * 2

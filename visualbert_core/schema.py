@@ -230,8 +230,8 @@ class CaptionPair:
 Target = Mapping[str, float] | str | int | np.ndarray | None
 """What a model is to learn from one example: answer → weight in [0, 1] of a `Question`; the index of the right choice
 of a `MultipleChoice`; 0 or 1 for a `Statement` that is false or true; float32 [K, R] for a `Grounding`, in which row k
-spreads 1 over the regions that show phrase k, or is zero. A `CaptionPair` needs none. Where words are masked, a
-`Question` comes with one answer."""
+spreads 1 over the regions that show phrase k, or is zero; the caption of a `Captioning`. A `CaptionPair` needs none.
+Where words are masked, a `Question` comes with one answer."""
 
 # ---------------------------------------------------------------------------------------------------------------------
 # models → metrics: what is answered

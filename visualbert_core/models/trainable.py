@@ -9,7 +9,7 @@ Nothing outside `models/` asks for the type of a model.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -95,6 +95,9 @@ class Trainable(Protocol[Visual_contra]):
 
         The network's mode decides about dropout, whose draws come from torch's global generator.
         """
+
+    def saved_weights(self, folder: Path) -> Mapping[str, Tensor]:
+        """Return the weights of a checkpoint that `save` wrote, by the names of the network's parameters."""
 
     def save(self, folder: Path, task: str | None, space: str | None) -> None:
         """Write a checkpoint that `load_model` opens. `task` and `space` are what it was trained on."""

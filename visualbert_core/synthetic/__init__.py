@@ -7,6 +7,7 @@ how good VisualBERT is on the real benchmarks.
     language.py          the words: descriptions, numbers, the vocabulary
     questions.py         what VQA and NLVR2 ask about scenes
     references.py        what VCR and Flickr30K Entities ask about scenes
+    captions.py          the captions of scenes as a benchmark, with the share of phrases that are true
     files.py             the validation files, in the official layouts
     train.py             python -m visualbert_core.synthetic.train: trains the weights from random ones
     train_detector.py    the training of the detector
@@ -14,9 +15,11 @@ how good VisualBERT is on the real benchmarks.
     train_image_side.py  the training of the layers that see, which the models of pixels share
     train_vilt.py        the training of ViLT
     train_generative.py  the training of a small LLaVA
+    train_captioner.py   the training of a small captioner
     train_texts.py       several texts about an image in one sequence
     demo.yaml            the matrix of `visualbert demo`
-    weights/             the weights that train.py made: detector/, visualbert-<task>/, vilt-<task>/ and vlm/
+    weights/             the weights that train.py made: detector/, visualbert-<task>/, vilt-<task>/, vlm/ and
+                         captioner/
 """
 
 from pathlib import Path
@@ -26,4 +29,4 @@ INGREDIENT = None
 DEMO = Path(__file__).with_name("demo.yaml")
 """The matrix of `visualbert demo`."""
 WEIGHTS = Path(__file__).with_name("weights")
-"""The folder of detector/, visualbert-<task>/, vilt-<task>/ and vlm/."""
+"""The folder of detector/, visualbert-<task>/, vilt-<task>/, vlm/ and captioner/."""

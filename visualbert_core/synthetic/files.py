@@ -3,11 +3,12 @@
     <root>/vqa/        v2_OpenEnded_mscoco_val2014_questions.json, v2_mscoco_val2014_annotations.json, val2014/*.jpg
     <root>/vcr/        val.jsonl, vcr1images/world/*.jpg with *.json beside
     <root>/nlvr2/      dev.json (JSON lines), images/dev/*.png
-    <root>/flickr30k/  Sentences/*.txt, Annotations/*.xml, val.txt, images/*.jpg
+    <root>/flickr30k/  Sentences/*.txt, Annotations/*.xml, val.txt, images/*.jpg, scenes.json
     <root>/SYNTHETIC.json  seed and counts, written last
 
 The readers in `tasks/` do not know that the files are synthetic. The only addition to the official records is an
-optional `family` in VCR and NLVR2. Reports break down scores by family.
+optional `family` in VCR and NLVR2. Reports break down scores by family. `captions` of this folder reads scenes.json,
+the things in each scene.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from visualbert_core.errors import ConfigError
 from visualbert_core.schema import Token
 from visualbert_core.synthetic import questions as ask
 from visualbert_core.synthetic import references as refer
+from visualbert_core.synthetic.captions import SCENES_FILE
 from visualbert_core.synthetic.scenes import SIZE, Things, encode, make_scene
 
 VALIDATION = 1
@@ -45,7 +47,7 @@ def make_synthetic(root: Path, config: SyntheticConfig) -> Path:
     The folder appears whole or not at all. Synthetic data of another configuration is replaced. Raise ConfigError if
     `root` holds anything else, and UnfinishedError after a signal.
     """
-    about = {"made_by": "visualbert_core.synthetic.files", "version": 1} | asdict(config)
+    about = {"made_by": "visualbert_core.synthetic.files", "version": 2} | asdict(config)
     marker = root / "SYNTHETIC.json"
     DraftFolder.clear(root)
     if _is_there(marker, about):
@@ -243,7 +245,12 @@ def _write_flickr(root: Path, painter: _Painter, rng: np.random.Generator, count
     ids = [str(1000 + index) for index in range(count)]
     for name in ("Sentences", "Annotations"):
         (folder / name).mkdir(parents=True)
-    for image_id, things in zip(ids, painter.paint([folder / "images" / f"{i}.jpg" for i in ids]), strict=True):
+    scenes = painter.paint([folder / "images" / f"{i}.jpg" for i in ids])
+    _write_json(
+        folder / SCENES_FILE,
+        {i: [asdict(thing) for thing in things] for i, things in zip(ids, scenes, strict=True)},
+    )
+    for image_id, things in zip(ids, scenes, strict=True):
         chains: dict[tuple[int, ...], int] = {}
         lines = [_sentence(refer.caption(rng, things), chains) for _ in range(FLICKR_CAPTIONS)]
         (folder / "Sentences" / f"{image_id}.txt").write_text("".join(f"{line}\n" for line in lines))

@@ -92,10 +92,9 @@ def tokenizer() -> Any:
     )
 
 
-def config() -> LlavaConfig:
-    """Return the sizes: about 1.2 million parameters, half of them in the vision tower."""
-    ids = {word: index for index, word in enumerate(words())}
-    vision = SiglipVisionConfig(
+def vision_config() -> SiglipVisionConfig:
+    """Return the sizes of a SigLIP that is the image side."""
+    return SiglipVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=INNER,
         num_hidden_layers=IMAGE_LAYERS,
@@ -106,6 +105,11 @@ def config() -> LlavaConfig:
         layer_norm_eps=1e-12,
         vision_use_head=False,
     )
+
+
+def config() -> LlavaConfig:
+    """Return the sizes: about 1.2 million parameters, half of them in the vision tower."""
+    ids = {word: index for index, word in enumerate(words())}
     text = LlamaConfig(
         vocab_size=len(ids),
         hidden_size=WIDTH,
@@ -120,7 +124,7 @@ def config() -> LlavaConfig:
         tie_word_embeddings=True,
     )
     return LlavaConfig(
-        vision_config=vision,
+        vision_config=vision_config(),
         text_config=text,
         image_token_index=ids[IMAGE],
         image_seq_length=GRID**2,
@@ -141,9 +145,8 @@ def _begin(model: Any) -> None:
 
 
 @torch.no_grad()
-def copy_image_side(vilt: Any, labels: PatchLabels, model: Any) -> None:
-    """Write the image side into the vision tower, and keep it there: it does not learn any further."""
-    tower = model.model.vision_tower
+def copy_image_side(vilt: Any, labels: PatchLabels, tower: Any) -> None:
+    """Write the image side into a SigLIP, and keep it there: it does not learn any further."""
     embeddings = vilt.embeddings
     tower.embeddings.patch_embedding.load_state_dict(embeddings.patch_embeddings.projection.state_dict())
     places = embeddings.position_embeddings[0, 1:] + embeddings.token_type_embeddings.weight[1]
@@ -273,7 +276,7 @@ def train_generative(
     torch.manual_seed(seed)
     made: Any = LlavaForConditionalGeneration
     model: LlavaForConditionalGeneration = made._from_config(config(), attn_implementation="eager")
-    copy_image_side(vilt, labels, model)
+    copy_image_side(vilt, labels, model.model.vision_tower)
     _begin(model)
     rng = np.random.default_rng([seed, 13])
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -291,6 +291,10 @@ class Task(ABC):
         """Return the files that were read; their digest identifies the annotations."""
         return self.files
 
+    def lessons(self) -> Iterator[Example]:
+        """Yield the examples of an epoch of training. Default: those of the evaluation."""
+        yield from self.examples()
+
     def target(self, example: Example, boxes: Sequence[np.ndarray]) -> Target:
         """Return what a model is to learn from an example. `boxes` holds the regions of each image, float32 [R, 4].
 

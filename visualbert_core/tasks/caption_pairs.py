@@ -64,6 +64,8 @@ class CaptionPairs:
         """
         yield from self._pairs.values()
 
+    lessons = examples
+
     def target(self, example: CaptionPair, boxes: Sequence[np.ndarray]) -> None:
         """Return None: the masked words and `own` are the targets, and both are drawn at each visit."""
 

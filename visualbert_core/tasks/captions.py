@@ -29,7 +29,7 @@ from visualbert_core.metrics.captions import CIDER_BEST, LONGEST, Cider, Tokens,
 from visualbert_core.metrics.java_captions import check_programs, java_scores
 from visualbert_core.metrics.ptb_tokenizer import SHIFTING, tokenize
 from visualbert_core.metrics.sums import FUNCTIONS
-from visualbert_core.schema import Captioning, Counts, JudgedAnswer, Prediction, Score
+from visualbert_core.schema import Captioning, Counts, Example, JudgedAnswer, Prediction, Score
 from visualbert_core.tasks.base import Published, Task
 from visualbert_core.tasks.captions_files import (
     TOKEN_FILE,
@@ -159,6 +159,20 @@ class CaptionsTask(Task):
         """Yield the images in file order. The `example_id` is the id in result files, as a string."""
         for example_id, image in self._images.items():
             yield Captioning(example_id, (image.image_id,))
+
+    def lessons(self) -> Iterator[Captioning]:
+        """Yield every caption of every image as an example of its own, as the field counts epochs.
+
+        The `example_id` is "<id in result files>/<number of the caption from 0>".
+        """
+        for example_id, image in self._images.items():
+            for number in range(len(image.captions)):
+                yield Captioning(f"{example_id}/{number}", (image.image_id,))
+
+    def target(self, example: Example, boxes: Sequence[np.ndarray]) -> str:
+        """Return the caption of one of the `lessons`."""
+        name, _, number = example.example_id.rpartition("/")
+        return self._images[name].captions[int(number)]
 
     def expected(self) -> dict[str, str]:
         """Return id in result files → image id."""

@@ -31,22 +31,23 @@ class JoinedSplits:
         self._tasks = tuple(tasks)
         self._task_of: dict[str, Task] = {}
         for task in tasks:
-            for example_id in task.expected():
-                if example_id in self._task_of:
-                    first = self._task_of[example_id].split
+            for example in task.lessons():
+                if example.example_id in self._task_of:
+                    first = self._task_of[example.example_id].split
                     raise AnnotationError(
-                        f"{task.files[0]}: example {example_id!r} is in {first} and in {task.split}: learn one of them"
+                        f"{task.files[0]}: example {example.example_id!r} is in {first} and in {task.split}: learn one "
+                        "of them"
                     )
-                self._task_of[example_id] = task
+                self._task_of[example.example_id] = task
 
     def annotation_files(self) -> tuple[Path, ...]:
         """Return the files of all splits; their digest identifies the annotations."""
         return tuple(dict.fromkeys(path for task in self._tasks for path in task.annotation_files()))
 
-    def examples(self) -> Iterator[Example]:
-        """Yield the examples of the first split, then those of the next."""
+    def lessons(self) -> Iterator[Example]:
+        """Yield the examples of an epoch of training: those of the first split, then those of the next."""
         for task in self._tasks:
-            yield from task.examples()
+            yield from task.lessons()
 
     def target(self, example: Example, boxes: Sequence[np.ndarray]) -> Target:
         """Return what `Task.target` of the example's split returns."""

@@ -1,4 +1,4 @@
-"""Examples and their regions as batches, read ahead by threads.
+"""Examples with their regions or images as batches, read ahead by threads.
 
 `batches(config)` is for a training loop of your own: it yields padded tensors with labels, as the heads of this
 package and of Hugging Face transformers take them. The loop of `visualbert train` takes the same items, packed.
@@ -81,18 +81,17 @@ def total_steps(config: TrainConfig, order: Order) -> int:
 
 
 def read_portion(lessons: Lessons, order: Order, step: int, group: Group = ALONE) -> Portion:
-    """Fetch the regions of a worker's examples of a step, each image once, and encode the examples."""
+    """Fetch the regions or the images of a worker's examples of a step, and encode the examples."""
     epoch, indices = order.batch(step)
     batch = [lessons.examples[index] for index in indices]
     share = group.share(batch)
     examples = share or batch[:1]
-    regions = lessons.regions(examples)
     items = []
-    for example in examples:
-        visual = tuple(regions[image_id] for image_id in example.image_ids)
+    for example, visual in zip(examples, lessons.visuals(examples), strict=True):
         drawing = draws(order.seed, epoch, example.example_id)
         seen = lessons.task.drawn(example, drawing)  # type: ignore[arg-type]
-        target = lessons.target(seen, [image.boxes for image in visual], drawing)
+        boxes = [image.boxes for image in visual if image.boxes is not None]
+        target = lessons.target(seen, boxes, drawing)
         items.append(lessons.model.encode(seen, visual, target, drawing))
     return Portion(step, epoch, tuple(items), tuple(example.example_id for example in batch), not share)
 

@@ -93,7 +93,8 @@ class PageWriter:
     def __init__(self, config: TrainConfig, total: int) -> None:
         """List the images of the validation. Raise InputError where there are none."""
         self._config, self._total = config, total
-        self._images = {} if config.validate_images is None else list_images(config.validate_images)
+        images = config.validate_images or config.images
+        self._images = {} if images is None else list_images(images)
         self._shown: tuple[int, ReportCell, Section] | None = None
 
     def write(self, record: Mapping[str, Any], history: Sequence[Validation], parent: Validation | None) -> None:
@@ -179,7 +180,8 @@ class PageWriter:
     @cached_property
     def _store(self) -> FeatureStore | None:
         """Return the store of the examples. The gallery draws regions of one store, so of several it draws none."""
-        store = open_stores(self._config.validate_features or self._config.features)
+        folders = self._config.validate_features or self._config.features
+        store = None if folders is None else open_stores(folders)
         return store if isinstance(store, FeatureStore) else None
 
     @cached_property

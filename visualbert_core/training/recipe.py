@@ -17,7 +17,7 @@ from visualbert_core.errors import ConfigError
 from visualbert_core.io.locations import Location, Locations
 
 PATHS = (
-    *("annotations", "features", "model", "out", "answers"),
+    *("annotations", "features", "images", "model", "out", "answers"),
     *("validate_annotations", "validate_features", "validate_images"),
 )
 """The keys that say where something lies. A run records digests of what lies there, not the places."""
@@ -34,7 +34,7 @@ EPOCHS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training: a model learns the examples of a split, over a feature store. See `commands.train`."""
+    """One training: a model learns the examples of a split, over features or images. See `commands.train`."""
 
     task: str
     """The benchmark: a name of this package, module:Class for a task of your own, or `caption-pairs`."""
@@ -42,9 +42,11 @@ class TrainConfig:
     """The split to learn: train, … With a plus, the examples of several: train+val."""
     annotations: Path
     """Folder of the official annotation files."""
-    features: Locations
+    features: Locations | None = None
     """Feature store with the regions of the split's images: a folder with a manifest.json, or its s3:// address.
     Several stores of one feature space are read as one."""
+    images: Location | None = None
+    """Corpus of the split's images, in place of FEATURES, for a model that reads pixels. See `visualbert extract`."""
     model: Path
     """Checkpoint folder to start from, or an id on the Hugging Face Hub. Pre-training may start from a BERT, such as
     bert-base-uncased. With `weights: random` it needs no weights."""
@@ -55,7 +57,8 @@ class TrainConfig:
     weights: Literal["checkpoint", "new-head", "random"] = "checkpoint"
     """`checkpoint` takes all weights of MODEL. `new-head` takes its trunk, and a random head. `random` takes none."""
     answers: Path | None = None
-    """List of the answers of a new head for questions, one a line, the first <unk>. Default: the list of MODEL."""
+    """List of the answers of a new head for questions, one a line; the first <unk>, which a ViLT leaves out. Default:
+    the list of MODEL."""
     objective: Literal["task", "masked-words"] = "task"
     """`masked-words`: pre-train on the texts of the task instead of answering: masked words, and where it has truth
     values or choices, whether the text is true or the choice is right."""
@@ -69,7 +72,7 @@ class TrainConfig:
     """Examples from which nothing can be learnt: their answers are not in the list, or no region shows a phrase. The
     authors keep them: such an example adds no loss, but counts in the mean."""
     allow_missing: bool = False
-    """Leave out examples whose image has no features. Without it such an image is an error."""
+    """Leave out examples whose image has no features, or is not there. Without it such an image is an error."""
     allow_feature_space_mismatch: bool = False
     """Train although the features are of another space than the checkpoint."""
     feature_space: str | None = None
@@ -144,7 +147,8 @@ class TrainConfig:
     validate_features: Locations | None = None
     """Feature store of that split, or several. Default: FEATURES."""
     validate_images: Location | None = None
-    """Images of that split, for the pictures of training.html. Default: the page shows the regions without pictures."""
+    """Images of that split. A model that reads pixels is asked about them; default: IMAGES. For other models they are
+    the pictures of training.html, which without them shows the regions alone."""
     validate_batch_size: int = 64
     """Examples that are answered at once in a validation."""
     own_image_only: bool = False

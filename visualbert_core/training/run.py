@@ -123,7 +123,7 @@ class Run:
             )
         if state is None:
             return 0
-        restore(state, self.optimizer, self.network)
+        restore(state, self.optimizer, self.lessons.model)
         self.averages.exchange()
         self.stepper.skipped, self.size.tokens = state.about["skipped"], state.about["tokens_per_pass"]
         self.history = read_validations(self.config.folder, state.step)

@@ -6,25 +6,26 @@ Tasks and models meet here. An example without a target, and an image without fe
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from visualbert_core.errors import CheckpointError, CoverageError, InputError
+from visualbert_core.errors import ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.fit import check_fit
 from visualbert_core.evaluation.inputs import RegionSource
 from visualbert_core.features.stores import AnyStore, identity
 from visualbert_core.io.hub import checkpoint_name, hub_origin
 from visualbert_core.io.locations import place_names
-from visualbert_core.models import ReadsRegions, load_trainable
+from visualbert_core.models import load_trainable
 from visualbert_core.models.trainable import Start, Trainable
 from visualbert_core.printable import logger
 from visualbert_core.provenance import code_digests, digest_files, outside_code, versions
-from visualbert_core.schema import CaptionPair, Example, Grounding, Regions, Target
+from visualbert_core.schema import CaptionPair, Example, Grounding, Pixels, Regions, Target
 from visualbert_core.tasks import CaptionPairs, JoinedSplits, Task, open_lessons
+from visualbert_core.training.images import TrainingImages, check_reads
 from visualbert_core.training.order import Order
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.row_groups import GroupReader
@@ -35,10 +36,10 @@ _NAMED = 3  # ids in a message
 
 @dataclass(frozen=True)
 class Lessons:
-    """An open recipe: what is learnt, from which regions, by which model."""
+    """An open recipe: what is learnt, from which regions or images, by which model."""
 
     task: Task | CaptionPairs | JoinedSplits
-    store: AnyStore
+    store: AnyStore | TrainingImages
     model: Trainable[Any]
     examples: list[Example | CaptionPair]
     masked: bool
@@ -54,12 +55,17 @@ class Lessons:
         groups = None if self.groups is None else self.groups.groups
         return Order(len(self.examples), config.batch_size, config.seed, groups)
 
-    def regions(self, examples: Sequence[Example | CaptionPair]) -> dict[str, Regions]:
-        """Return image id → regions of all images of some examples, each read once."""
+    def visuals(self, examples: Sequence[Example | CaptionPair]) -> Iterator[tuple[Regions | Pixels, ...]]:
+        """Yield the regions or the pixels of the images of each example. The regions of an image are read once."""
+        if isinstance(self.store, TrainingImages):
+            yield from self.store.pixels(examples)
+            return
         if self.groups is not None:
-            return self.groups.regions(examples)
-        image_ids = list(dict.fromkeys(image_id for example in examples for image_id in example.image_ids))
-        return dict(zip(image_ids, self.store.fetch_many(image_ids), strict=True))
+            regions = self.groups.regions(examples)
+        else:
+            image_ids = list(dict.fromkeys(image_id for example in examples for image_id in example.image_ids))
+            regions = dict(zip(image_ids, self.store.fetch_many(image_ids), strict=True))
+        yield from (tuple(regions[image_id] for image_id in example.image_ids) for example in examples)
 
     @property
     def _benchmark(self) -> type:
@@ -80,13 +86,19 @@ class Lessons:
             "recipe": config.ingredients(),
             "data": {
                 "annotations": digest_files(self.task.annotation_files()),
-                "features": identity(self.store),
+                **self._identity(),
             },
             "parent": self.model.fingerprint(),
             **({} if (origin := hub_origin(config.model)) is None else {"start": origin}),
             "code": code_digests(("training", "predictions")) | outside_code("task", self._benchmark),
             "versions": versions(),
         }
+
+    def _identity(self) -> dict[str, Any]:
+        """Return the part of the provenance that identifies the regions or images."""
+        if isinstance(self.store, TrainingImages):
+            return self.store.identity()
+        return {"features": identity(self.store)}
 
 
 def open_recipe(config: TrainConfig) -> Lessons:
@@ -96,7 +108,7 @@ def open_recipe(config: TrainConfig) -> Lessons:
     recipe allows it, and where no example is left.
     """
     task = open_lessons(config.task, config.annotations, config.split)
-    source = RegionSource(config.features)
+    source = None if config.features is None else RegionSource(config.features)
     start = Start(
         weights=config.weights,
         seed=config.seed,
@@ -106,43 +118,62 @@ def open_recipe(config: TrainConfig) -> Lessons:
         own_caption_label=config.own_caption_label,
         answer_letters=config.answer_letters,
         pair_cut=config.pair_cut,
-        features=(source.store.feature_size, source.store.space),
+        features=None if source is None else (source.store.feature_size, source.store.space),
         label_smoothing=config.label_smoothing,
         gradient_checkpointing=config.gradient_checkpointing,
     )
     model = load_trainable(config.model, task.form, start)
-    if not isinstance(model.reads, ReadsRegions):
-        raise CheckpointError(f"{config.model} reads pixels; training reads feature stores only")
-    # The check reads four fields, which both kinds of configuration have.
-    for warning in check_fit(cast(Any, model), source, cast(Any, config)):
-        if config.weights != "random":
-            _LOG.warning("%s: %s", checkpoint_name(config.model), warning)
-    every = list(task.examples())
-    examples, lacking = _with_features(every, source.store, config)
+    check_reads(config, model.reads)
+    every: list[Example | CaptionPair] = list(task.lessons())
+    store = _store(config, source, model, every)
+    examples, lacking = _with_features(every, store, config)
     masked = task.form is CaptionPair or config.objective == "masked-words"
-    lessons = Lessons(task, source.store, model, examples, masked, {})
+    lessons = Lessons(task, store, model, examples, masked, {})
     kept, without, phrases = _with_target(lessons, config)
     if not kept:
         raise CoverageError(f"{config.task} {config.split}: none of {len(every):,} examples can be learnt from")
     remarks = {"examples": len(kept), "without_features": lacking, "without_target": without} | phrases
-    groups = None if config.shuffle == "whole" else GroupReader(source.store, kept, config.shuffle_buffer)
+    if config.shuffle == "whole":
+        return replace(lessons, examples=kept, remarks=remarks)
+    if isinstance(store, TrainingImages):
+        raise ConfigError("shuffle row-groups reads a feature store, and this model reads images: leave it out")
+    groups = GroupReader(store, kept, config.shuffle_buffer)
     return replace(lessons, examples=kept, remarks=remarks, groups=groups)
 
 
+def _store(
+    config: TrainConfig,
+    source: RegionSource | None,
+    model: Trainable[Any],
+    examples: list[Example | CaptionPair],
+) -> AnyStore | TrainingImages:
+    """Return what the model reads of the images. Log where the features are of another space than the checkpoint."""
+    if source is None:
+        assert config.images is not None  # `check_reads` has seen one of both
+        return TrainingImages(config.images, cast(list[Example], examples))
+    # The check reads four fields, which both kinds of configuration have.
+    for warning in check_fit(cast(Any, model), source, cast(Any, config)):
+        if config.weights != "random":
+            _LOG.warning("%s: %s", checkpoint_name(config.model), warning)
+    return source.store
+
+
 def _with_features(
-    every: list[Example | CaptionPair], store: AnyStore, config: TrainConfig
+    every: list[Example | CaptionPair], store: AnyStore | TrainingImages, config: TrainConfig
 ) -> tuple[list[Example | CaptionPair], int]:
-    """Return the examples whose images have features, and the number of the others."""
+    """Return the examples whose images have features, or are there, and the number of the others."""
     missing = {i: None for example in every for i in example.image_ids if i not in store}
     if not missing:
         return every, 0
     kept = [example for example in every if not missing.keys() & set(example.image_ids)]
+    lack, get = ("have no features in", "extract") if config.images is None else ("cannot be read in", "add")
     said = (
-        f"{len(missing):,} images of {config.task} {config.split} have no features in {place_names(config.features)} "
+        f"{len(missing):,} images of {config.task} {config.split} {lack} "
+        f"{place_names(config.features or config.images)} "
         f"({_named(list(missing))}): {len(every) - len(kept):,} of {len(every):,} examples"
     )
     if not config.allow_missing:
-        raise CoverageError(f"{said}; extract them, or leave these examples out with --allow-missing")
+        raise CoverageError(f"{said}; {get} them, or leave these examples out with --allow-missing")
     _LOG.warning("%s are left out", said)
     return kept, len(every) - len(kept)
 

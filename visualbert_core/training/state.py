@@ -31,6 +31,7 @@ from visualbert_core.errors import InputError
 from visualbert_core.evaluation.trained_on import TRAINED
 from visualbert_core.io.documents import read_json
 from visualbert_core.io.storage import naming
+from visualbert_core.models.trainable import Trainable
 from visualbert_core.printable import logger
 from visualbert_core.provenance import digest_file
 from visualbert_core.training.optimizers import Optimizer
@@ -138,10 +139,10 @@ def moments_of(optimizer: Optimizer, network: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def restore(state: State, optimizer: Optimizer, network: nn.Module) -> None:
+def restore(state: State, optimizer: Optimizer, model: Trainable[Any]) -> None:
     """Set the weights and the moments to those of a checkpoint, bit for bit."""
-    weights = load_file(state.folder / WEIGHTS)
-    parameters = dict(network.named_parameters())  # names a tied parameter once
+    weights = model.saved_weights(state.folder)
+    parameters = dict(model.network.named_parameters())  # names a tied parameter once
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])

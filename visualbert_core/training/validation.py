@@ -14,11 +14,11 @@ from typing import Any
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import ConfigError, CoverageError
+from visualbert_core.evaluation.inputs import ImageSource, RegionSource
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import Run, read_run, run_folder
 from visualbert_core.evaluation.trained_on import on_training_split
-from visualbert_core.features.stores import open_stores
-from visualbert_core.io.locations import place_names
+from visualbert_core.io.locations import Location, Locations, place_names
 from visualbert_core.printable import logger
 from visualbert_core.provenance import digest_files
 from visualbert_core.tasks import open_task
@@ -54,15 +54,23 @@ def check_validation(config: TrainConfig) -> None:
     task = open_task(config.task, config.validate_annotations or config.annotations, config.validate_split)
     if not task.labelled:
         raise ConfigError(f"validate_split: {config.task} {config.validate_split} has no public labels")
-    folders = config.validate_features or config.features
-    store = open_stores(folders)
+    features, images = _visuals(config)
+    source: RegionSource | ImageSource
+    if features is not None:
+        source = RegionSource(features)
+    elif images is not None:
+        source = ImageSource(images)
+    else:
+        return  # `images.check_reads` says what is lacking
     for example in task.examples():
         for image_id in example.image_ids:
-            if image_id not in store:
+            if image_id not in source:
+                lacks, named = ("has no features", "store with --validate-features")
+                if features is None:
+                    lacks, named = ("is not", "corpus with --validate-images")
                 raise CoverageError(
-                    f"validate_split: image {image_id!r} of {config.task} {config.validate_split} has no features in "
-                    f"{place_names(folders)}, so there would be no score: extract it, or name the store with "
-                    "--validate-features"
+                    f"validate_split: image {image_id!r} of {config.task} {config.validate_split} {lacks} in "
+                    f"{place_names(features or images)}, so there would be no score: add it, or name the {named}"
                 )
 
 
@@ -112,11 +120,13 @@ def validate(config: TrainConfig, checkpoint: Path, step: int) -> Validation:
 
 def _evaluation(config: TrainConfig, checkpoint: Path, step: int, visual: Any) -> EvaluateConfig:
     assert config.validate_split is not None
+    features, images = _visuals(config)
     return EvaluateConfig(
         task=config.task,
         split=config.validate_split,
         annotations=config.validate_annotations or config.annotations,
-        features=config.validate_features or config.features,
+        features=features,
+        images=images,
         model=checkpoint,
         out=config.folder / "validation" / f"step-{step:08d}",
         visual=visual,
@@ -125,6 +135,13 @@ def _evaluation(config: TrainConfig, checkpoint: Path, step: int, visual: Any) -
         batch_size=config.validate_batch_size,
         allow_feature_space_mismatch=config.allow_feature_space_mismatch,
     )
+
+
+def _visuals(config: TrainConfig) -> tuple[Locations | None, Location | None]:
+    """Return the feature stores or the corpus of images of the validation; one of them is None."""
+    if (features := config.validate_features or config.features) is not None:
+        return features, None
+    return None, config.validate_images or config.images
 
 
 def best(history: Sequence[Validation], count: int = 1) -> list[Validation]:

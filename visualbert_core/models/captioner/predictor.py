@@ -1,7 +1,7 @@
 """A captioner folder behind the `Model` contract: the pixels of an image in, a caption out.
 
 The folder is one of `model_type` vision-encoder-decoder, as transformers saves it with its image processor and its
-tokenizer. The two are opened apart: transformers' AutoProcessor gives the tokenizer alone (seen in 5.23).
+tokenizer.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,23 +20,23 @@ from torch import Tensor
 from visualbert_core.config import AnsweringConfig
 from visualbert_core.errors import CheckpointError, ConfigError
 from visualbert_core.models.base import NOT_FINITE, ReadsPixels, refuse_answering
-from visualbert_core.models.captioner.checks import check_parts, check_vocabulary, positions, special_tokens
+from visualbert_core.models.captioner.checks import positions
+from visualbert_core.models.captioner.folder import POOLER, open_parts
 from visualbert_core.models.generative.protocol import CAPTION, Decoding, chosen
 from visualbert_core.models.transformers_folder import (
-    CONFIG_FILE,
     folder_fingerprint,
     load_network,
     number_format,
     opened,
-    read_config,
 )
 from visualbert_core.models.writing import Written, write
-from visualbert_core.schema import Captioning, Example, Failure, Generated, Pixels, Prediction
+from visualbert_core.schema import Captioning, CaptionPair, Example, Failure, Generated, Pixels, Prediction
 
-POOLER = "encoder.pooler."
-"""The names of weights that no caption depends on. A ViT may be saved without them."""
+if TYPE_CHECKING:
+    from visualbert_core.models.captioner.trainable import CaptionerTrainable
+    from visualbert_core.models.trainable import Start
+
 _GREY = np.full((64, 96, 3), 128, np.uint8)
-_LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
 class Captioner:
@@ -48,19 +48,10 @@ class Captioner:
 
     def __init__(self, folder: Path, device: torch.device, precision: str, decoding: Decoding) -> None:
         """Open a folder. Callers use `from_pretrained`, which checks the arguments first."""
-        import transformers
+        self._parts = parts = open_parts(folder)
+        import transformers  # behind the check that it is installed
 
-        read_config(folder)
-        config: Any = opened(folder, CONFIG_FILE, lambda: transformers.AutoConfig.from_pretrained(folder, **_LOCAL))
-        check_parts(folder, config)
-        images: Any = transformers.AutoImageProcessor
-        texts: Any = transformers.AutoTokenizer
-        self._image_processor: Any = opened(
-            folder, "the image processor", lambda: images.from_pretrained(folder, **_LOCAL)
-        )
-        self._tokenizer: Any = opened(folder, "the tokenizer", lambda: texts.from_pretrained(folder, **_LOCAL))
-        check_vocabulary(folder, self._tokenizer, config.decoder)
-        self._special = special_tokens(folder, config, self._tokenizer)
+        config = parts.config
         _check_length(folder, decoding, positions(config.decoder))
         self._decoding = decoding
         self._network = load_network(transformers.VisionEncoderDecoderModel, folder, precision, device, unread=POOLER)
@@ -72,8 +63,8 @@ class Captioner:
             "class": "VisionEncoderDecoderModel",
             "precision": precision,
             "decoding": decoding.settings(),
-            "special_tokens": self._special,
-            "image_processor": type(self._image_processor).__name__,
+            "special_tokens": self._parts.special,
+            "image_processor": type(self._parts.image_processor).__name__,
             **folder_fingerprint(folder),
         }
 
@@ -101,6 +92,13 @@ class Captioner:
         on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(Path(folder), on, precision, replace(CAPTION, **chosen(answering, Decoding)))
 
+    @classmethod
+    def to_train(cls, folder: Path, form: type[Example] | type[CaptionPair], start: Start) -> CaptionerTrainable:
+        """Open a folder to train it. See `trainable.CaptionerTrainable`."""
+        from visualbert_core.models.captioner.trainable import CaptionerTrainable  # only a training needs it
+
+        return CaptionerTrainable(folder, form, start)
+
     def fingerprint(self) -> dict[str, Any]:
         """Return what changes a caption: decoding, special tokens, precision, every file of the folder, libraries."""
         return dict(self._fingerprint)
@@ -110,7 +108,7 @@ class Captioner:
 
         An empty caption is an answer. An image for which the network gives NaN gets a `Failure`.
         """
-        prepared = [self._prepared(image.rgb) for _, (image,) in batch]
+        prepared = [self._parts.pixels(image.rgb) for _, (image,) in batch]
         by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for row, pixels in enumerate(prepared):
             by_shape[tuple(pixels.shape)].append(row)
@@ -120,22 +118,14 @@ class Captioner:
                 written |= zip(rows, self._write([prepared[row] for row in rows], self._decoding), strict=True)
         return [self._prediction(example, written[row]) for row, (example, _) in enumerate(batch)]
 
-    def _prepared(self, rgb: np.ndarray) -> Tensor:
-        """Return the pixels [3, height, width] that the encoder reads."""
-        # Without the format, an image of three rows would be taken for one with its colours in front. The copy is there
-        # because torch warns of arrays that cannot be written.
-        found = self._image_processor(rgb.copy(), return_tensors="pt", input_data_format="channels_last")
-        pixels: Tensor = found["pixel_values"][0]
-        return pixels
-
     def _write(self, pixels: Sequence[Tensor], decoding: Decoding) -> list[Written]:
         batch = torch.stack(list(pixels)).to(self._network.device, self._network.dtype)
-        return write(self._network, {"pixel_values": batch}, self._special, decoding, start=1)
+        return write(self._network, {"pixel_values": batch}, self._parts.special, decoding, start=1)
 
     def _prediction(self, example: Example, written: Written) -> Prediction | Failure:
         if written.probability is not None and not np.isfinite(written.probability):
             return Failure(example.example_id, "predict", "NotFinite", NOT_FINITE)
-        text: str = self._tokenizer.decode(written.ids, skip_special_tokens=True)
+        text: str = self._parts.tokenizer.decode(written.ids, skip_special_tokens=True)
         scores = () if written.probability is None else (written.probability,)
         generated = (Generated(text, cut=written.cut),)
         return Prediction(example.example_id, example.image_ids[0], text.strip(), scores, generated)
@@ -143,7 +133,7 @@ class Captioner:
     def _check_image(self, folder: Path) -> None:
         """Write one token about a grey image. Raise CheckpointError where the parts of the folder do not fit."""
         what = "an image, as its image processor prepares it,"
-        opened(folder, what, lambda: self._write([self._prepared(_GREY)], Decoding(max_new_tokens=1)))
+        opened(folder, what, lambda: self._write([self._parts.pixels(_GREY)], Decoding(max_new_tokens=1)))
 
 
 def _check_length(folder: Path, decoding: Decoding, most: int | None) -> None:

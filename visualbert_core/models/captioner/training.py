@@ -1,7 +1,8 @@
-"""Labels and loss for training a captioner, as the VisionEncoderDecoder page of Hugging Face's documentation has them.
+"""Labels and losses of captions, as the VisionEncoderDecoder page of Hugging Face's documentation has them.
 
 The page trains on one caption. With several, the shorter ones are padded. Padding must be -100 in the labels: with any
-other number the network is trained to write padding, and transformers says nothing.
+other number the network is trained to write padding, and transformers says nothing. `trainable` trains with these
+functions; `caption_labels` and `caption_loss` are for a loop of your own.
 """
 
 from __future__ import annotations
@@ -11,29 +12,47 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from visualbert_core.errors import CheckpointError, InputError
 from visualbert_core.models.captioner.checks import REQUIRED
 
-INGREDIENT = None
+INGREDIENT = "training"
 
 IGNORED = -100
 """The label without a loss, as in PyTorch's cross-entropy."""
 
 
-def caption_labels(tokenizer: Any, captions: Sequence[str]) -> Tensor:
-    """Return the labels of captions, int64 [captions, longest]: their tokens, an end token, then -100.
+def caption_ids(tokenizer: Any, caption: str) -> list[int]:
+    """Return the tokens of a caption that are learnt: those that the tokenizer gives, and an end token.
 
-    The tokens are those that the tokenizer gives, with its own start token. An end token is added where the tokenizer
-    gives none, as GPT-2's does: without it the network would not learn to end. Raise InputError for no caption.
+    The tokenizer's own start token is among them, as on the page. An end token is added where the tokenizer gives none,
+    as GPT-2's does: without it the network would not learn to end.
     """
+    end = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+    ids = list(tokenizer(caption).input_ids)
+    return ids if ids and ids[-1] == end else [*ids, end]
+
+
+def padded_labels(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Return the labels of captions of different lengths, int64 [captions, longest]: their tokens, then -100."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *([IGNORED] * (longest - len(row)))] for row in rows])
+
+
+def caption_labels(tokenizer: Any, captions: Sequence[str]) -> Tensor:
+    """Return the labels of captions, int64 [captions, longest]. Raise InputError for no caption."""
     if not captions:
         raise InputError("there is no caption to train on")
-    end = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
-    rows = [list(tokenizer(caption).input_ids) for caption in captions]
-    rows = [row if row and row[-1] == end else [*row, end] for row in rows]
-    longest = max(map(len, rows))
-    return torch.tensor([row + [IGNORED] * (longest - len(row)) for row in rows])
+    return padded_labels([caption_ids(tokenizer, caption) for caption in captions])
+
+
+def summed_loss(model: Any, pixel_values: Tensor, labels: Tensor) -> Tensor:
+    """Return the sum of the cross-entropy over the tokens, with a gradient. It is float32 under autocast too."""
+    asked = model.prepare_decoder_input_ids_from_labels(labels)
+    logits = model(pixel_values=pixel_values, decoder_input_ids=asked).logits.float()
+    with torch.autocast(logits.device.type, enabled=False):
+        return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 def caption_loss(model: Any, pixel_values: Tensor, labels: Tensor) -> Tensor:
@@ -49,8 +68,7 @@ def caption_loss(model: Any, pixel_values: Tensor, labels: Tensor) -> Tensor:
                 f"set it to the {REQUIRED[key][0]} token of the tokenizer, in generation_config too"
             )
     _check_padding(labels, model.config)
-    loss: Tensor = model(pixel_values=pixel_values, labels=labels).loss
-    return loss
+    return summed_loss(model, pixel_values, labels) / (labels != IGNORED).sum()
 
 
 def _check_padding(labels: Tensor, config: Any) -> None:

@@ -51,16 +51,9 @@ class ViltTrunk:
     @torch.inference_mode()
     def embed(self, pixels: np.ndarray) -> Tensor:
         """Return the embedded image [1 + P, H] of float32 [3, height, width], as the image processor gives it."""
-        embeddings = self.vilt.embeddings
         with whole_float32():
             image = torch.from_numpy(pixels)[None].to(self.weight.device, self.weight.dtype)
-            patches = embeddings.patch_embeddings(image)
-            table = embeddings.position_embeddings[:, 1:]
-            side = embeddings.config.image_size // embeddings.config.patch_size
-            grid = table.transpose(1, 2).view(1, -1, side, side)
-            places = functional.interpolate(grid, size=patches.shape[2:], mode="bilinear", align_corners=True)
-            first = embeddings.cls_token + embeddings.position_embeddings[:, :1]
-            return torch.cat([first, (patches + places).flatten(2).transpose(1, 2)], 1)[0]
+            return embedded_images(self.vilt, image)[0]
 
     @torch.inference_mode()
     def pooled(self, sequences: Sequence[TextAndImage]) -> Tensor:
@@ -104,6 +97,21 @@ class ViltTrunk:
         text = embeddings.text_embeddings(torch.tensor([sequence.ids], device=self.weight.device))[0]
         kinds = embeddings.token_type_embeddings.weight
         return torch.cat([text + kinds[0], sequence.image + kinds[sequence.kind]])
+
+
+def embedded_images(vilt: Any, pixels: Tensor) -> Tensor:
+    """Return the class token and the patches with their positions, [B, 1 + P, H], of images of one size.
+
+    `pixels` is float [B, 3, height, width].
+    """
+    embeddings = vilt.embeddings
+    patches = embeddings.patch_embeddings(pixels)
+    table = embeddings.position_embeddings[:, 1:]
+    side = embeddings.config.image_size // embeddings.config.patch_size
+    grid = table.transpose(1, 2).view(1, -1, side, side)
+    places = functional.interpolate(grid, size=patches.shape[2:], mode="bilinear", align_corners=True)
+    first = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(len(pixels), -1, -1)
+    return torch.cat([first, (patches + places).flatten(2).transpose(1, 2)], 1)
 
 
 def passes(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,7 +31,11 @@ from visualbert_core.models.transformers_folder import (
     read_config,
 )
 from visualbert_core.models.vilt.network import TextAndImage, ViltTrunk
-from visualbert_core.schema import Example, Failure, Pixels, Prediction, Question, RankedAnswer, Statement
+from visualbert_core.schema import CaptionPair, Example, Failure, Pixels, Prediction, Question, RankedAnswer, Statement
+
+if TYPE_CHECKING:
+    from visualbert_core.models.trainable import Start
+    from visualbert_core.models.vilt.trainable import ViltTrainable
 
 CLASSES = {Question: "ViltForQuestionAnswering", Statement: "ViltForImagesAndTextClassification"}
 """Form of example → the class of transformers that answers it."""
@@ -53,7 +57,7 @@ class ViltPredictor:
         config = read_config(folder)
         import transformers  # behind the check that it is installed
 
-        _check(folder, config, form)
+        check_config(folder, config, form)
         self.forms = frozenset({form})
         self.name = "ViLT-B/32" if all(config.get(key, value) == value for key, value in _B32.items()) else "ViLT"
         kind = getattr(transformers, CLASSES[form])
@@ -61,7 +65,7 @@ class ViltPredictor:
         read = transformers.ViltProcessor.from_pretrained
         processor = opened(folder, "the processor", lambda: read(folder, local_files_only=True))
         self._image_processor, self._tokenizer = processor.image_processor, processor.tokenizer
-        self._answers = _answers(folder, self._network.config, form)
+        self._answers = answer_names(folder, self._network.config, form)
         self._form, self._trunk, self._strict = form, ViltTrunk(self._network.vilt), strict
         self._positions = self._network.config.max_position_embeddings
         self._lock = threading.Lock()
@@ -95,6 +99,13 @@ class ViltPredictor:
         refuse_answering(folder, answering, "strict_length")
         on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(Path(folder), form, on, precision, answering.strict_length)
+
+    @classmethod
+    def to_train(cls, folder: Path, form: type[Example] | type[CaptionPair], start: Start) -> ViltTrainable:
+        """Open a folder to train it. See `trainable.ViltTrainable`."""
+        from visualbert_core.models.vilt.trainable import ViltTrainable  # it imports this file
+
+        return ViltTrainable(folder, form, start)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what changes a prediction: class, precision, every file of the folder, the versions of libraries."""
@@ -212,7 +223,7 @@ def _sigmoid(logit: float) -> float:
     return float(1 / (1 + np.exp(-np.float64(logit))))
 
 
-def _check(folder: Path, config: dict[str, Any], form: type[Example]) -> None:
+def check_config(folder: Path, config: dict[str, Any], form: type[Example]) -> None:
     """Raise CheckpointError where the network of a folder is of another class, or drops patches."""
     path = folder / CONFIG_FILE
     trained = config.get("architectures") or [CLASSES[form]]
@@ -229,7 +240,7 @@ def _check(folder: Path, config: dict[str, Any], form: type[Example]) -> None:
         raise CheckpointError(f"{path}: a Statement needs num_images 2 and modality_type_vocab_size 3")
 
 
-def _answers(folder: Path, config: Any, form: type[Example]) -> tuple[str, ...]:
+def answer_names(folder: Path, config: Any, form: type[Example]) -> tuple[str, ...]:
     """Return the answers in the order of the logits. Raise CheckpointError where `id2label` does not name them."""
     names = tuple(str(config.id2label.get(number, "")) for number in range(config.num_labels))
     path = folder / CONFIG_FILE

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from visualbert_core.errors import CheckpointError, ConfigError
 from visualbert_core.models.base import ReadsRegions
 from visualbert_core.models.trainable import Item, Start
 from visualbert_core.models.visualbert.checkpoint.bert import bert_config, bert_network, is_bert
-from visualbert_core.models.visualbert.checkpoint.files import weights_digest
+from visualbert_core.models.visualbert.checkpoint.files import SAFETENSORS_FILE, weights_digest
 from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
 from visualbert_core.models.visualbert.config import VisualBertConfig
@@ -294,6 +295,10 @@ class VisualBertTrainable:
         with torch.autocast(device.type, enabled=False):
             found = LOSSES[type(self.network)](self.network, states, packed, labels)
             return torch.stack(list(found))
+
+    def saved_weights(self, folder: Path) -> Mapping[str, Tensor]:
+        """Return the weights of a checkpoint that `save` wrote. The file has the names of the network."""
+        return load_file(folder / SAFETENSORS_FILE)
 
     def save(self, folder: Path, task: str | None, space: str | None) -> None:
         """Write config.json, float32 weights, vocab.txt, the answers and the metadata into `folder`."""
