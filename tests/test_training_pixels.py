@@ -255,11 +255,11 @@ def test_random_weights_need_none(world: Path, recipe: Recipe, task: str) -> Non
         load_trainable(bare, FORMS[task], Start())
 
 
-def test_a_recipe_names_what_the_model_reads(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_recipe_names_what_the_model_reads(recipe: Recipe, small_night: SmallNight) -> None:
     """A model of pixels needs images, a model of regions needs features, and neither takes both: one line each."""
-    store = tmp_path / "store"
+    (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
     for changes, message in (
-        ({"images": None, "features": store}, "reads pixels, but .*store is a feature store: name the corpus"),
+        ({"images": None, "features": store}, "reads pixels, but .* is a feature store: name the corpus"),
         ({"model": WEIGHTS / "visualbert-vqa"}, "reads region features, but .*val2014 is a corpus of images: name a"),
         ({"features": store}, "reads pixels only: leave out features"),
         ({"features": store, "model": WEIGHTS / "visualbert-vqa"}, "reads region features only: leave out images"),

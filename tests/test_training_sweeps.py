@@ -311,7 +311,7 @@ def test_two_splits_are_learnt_as_one(small_night: SmallNight, halves: Path, tmp
     task, source = "flickr30k_entities", small_night.out / "synthetic" / "flickr30k"
     whole, joined = open_lessons(task, source, "val"), open_lessons(task, halves, "train+val")
     examples = list(whole.examples())
-    assert list(joined.examples()) == examples
+    assert list(joined.lessons()) == examples
     (store,) = (small_night.out / "features" / "flickr30k-val").iterdir()
     common = {"task": task, "features": store, "model": WEIGHTS / "visualbert-flickr30k", "steps": 2, "batch_size": 6}
     found = []
