@@ -34,6 +34,7 @@ REGISTRY = ConstructorRegistry()
 """Rules by which tyro reads further types."""
 _Positional = tyro.conf.Positional[str]
 _POSITIONAL = get_args(_Positional)[1]
+_SUPPRESSED = get_args(tyro.conf.Suppress[str])[1]
 
 
 @REGISTRY.primitive_rule
@@ -53,7 +54,17 @@ def _location(flag: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Location] | N
 def absolute_paths(config: Config) -> Config:
     """Make the paths of a configuration absolute, because a worker has another working folder."""
     values: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(config)}
+    inside: dict[str, Any] = {
+        name: {key: _inside(each) for key, each in value.items()}  # the further tasks of a recipe
+        for name, value in values.items()
+        if isinstance(value, dict)
+    }
+    config = replace(config, **inside)
     return replace(config, **{name: absolute(value) for name, value in values.items() if isinstance(value, Path)})
+
+
+def _inside(value: Any) -> Any:
+    return absolute_paths(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,8 @@ def flags(declaration: Any) -> Iterator[Flag]:
     hints, sentences = typing.get_type_hints(declaration, include_extras=True), field_docstrings(declaration)
     for field in fields(declaration):
         hint, marks = _unwrapped(hints[field.name])
+        if _SUPPRESSED in marks:
+            continue
         if is_dataclass(hint):
             yield from flags(hint)
         else:

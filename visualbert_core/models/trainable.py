@@ -1,5 +1,9 @@
 """The contract that a model keeps to be trained: examples and targets become items, items become sums of losses.
 
+Two further members are optional. `share(other)` takes the trunk of another model, for a training on several tasks. With
+`Start.grounding` above 0, `ground(item, example, named)` adds to an item which regions the words of its example name,
+and a term `grounding` is the last of the terms.
+
 A loss is a sum of terms, such as masked words and sentence-image pairs. Each term is a sum over what the model counts,
 divided by that count over the whole batch. So a model returns sums and counts, never means: the result then does not
 depend on how a batch is cut into passes or shared between workers (huggingface/transformers#34373 tells what means do).
@@ -9,7 +13,7 @@ Nothing outside `models/` asks for the type of a model.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -38,6 +42,7 @@ class Start:
     own_caption_label: int = 1
     answer_letters: bool = False
     pair_cut: Literal["longer-first", "authors"] = "longer-first"
+    grounding: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +96,9 @@ class Trainable(Protocol[Visual_contra]):
 
         The network's mode decides about dropout, whose draws come from torch's global generator.
         """
+
+    def saved_weights(self, folder: Path) -> Mapping[str, Tensor]:
+        """Return the weights of a checkpoint that `save` wrote, by the names of the network's parameters."""
 
     def save(self, folder: Path, task: str | None, space: str | None) -> None:
         """Write a checkpoint that `load_model` opens. `task` and `space` are what it was trained on."""

@@ -11,11 +11,11 @@ from visualbert_core.engine.worker_process import set_threads
 from visualbert_core.training.data import total_steps
 from visualbert_core.training.folder import Training, alone, claim, opened
 from visualbert_core.training.log import Live
-from visualbert_core.training.order import Order
 from visualbert_core.training.ray_workers import train_on_ray
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.run import Run
-from visualbert_core.training.sources import open_recipe, out_of_place
+from visualbert_core.training.several import open_tasks
+from visualbert_core.training.sources import out_of_place
 from visualbert_core.training.stopping import listening
 from visualbert_core.training.validation import check_validation
 
@@ -32,12 +32,12 @@ def train(config: TrainConfig) -> Training:
     check_validation(config)
     before = set_threads(config.threads)
     try:
-        lessons = open_recipe(config)
+        lessons = open_tasks(config)
         provenance = lessons.provenance(config)
         with alone(config.out), listening() as stop:
             record = claim(config, provenance, lessons)
             if record["status"] != "finished":
-                total = total_steps(config, Order(len(lessons.examples), config.batch_size, config.seed))
+                total = total_steps(config, lessons.order(config))
                 with Live(f"training on {config.task} {config.split}", total, config.log_seconds) as live:
                     told = partial(stop.reason, config.max_hours)
                     if config.workers > 1:

@@ -6,6 +6,7 @@ Tasks and models meet here. An example without a target, and an image without fe
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,11 +18,13 @@ from visualbert_core.evaluation.fit import check_fit
 from visualbert_core.evaluation.inputs import RegionSource
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.models import ReadsRegions, load_trainable
-from visualbert_core.models.trainable import Start, Trainable
+from visualbert_core.models.trainable import Item, Start, Trainable
 from visualbert_core.printable import logger
 from visualbert_core.provenance import code_digests, digest_files, outside_code, versions
-from visualbert_core.schema import CaptionPair, Example, Grounding, Target
+from visualbert_core.schema import CaptionPair, Example, Grounding, Regions, Target
 from visualbert_core.tasks import CaptionPairs, Task, open_lessons
+from visualbert_core.tasks.example_source import ExampleSource
+from visualbert_core.training.order import Order, draws
 from visualbert_core.training.recipe import TrainConfig
 
 _LOG = logger(__name__)
@@ -32,7 +35,7 @@ _NAMED = 3  # ids in a message
 class Lessons:
     """An open recipe: what is learnt, from which regions, by which model."""
 
-    task: Task | CaptionPairs
+    task: Task | ExampleSource
     store: FeatureStore
     model: Trainable[Any]
     examples: list[Example | CaptionPair]
@@ -40,6 +43,16 @@ class Lessons:
     """Whether words are masked, so that examples tell something instead of asking it."""
     remarks: dict[str, Any]
     """What was counted: examples, those without a target, phrases without a region, images without features."""
+    grounding: bool = False
+    """Whether the model also learns which regions the words of an example name."""
+
+    def order(self, config: TrainConfig) -> Order:
+        """Return the order of the examples."""
+        return Order(len(self.examples), config.batch_size, config.seed)
+
+    def of(self, indices: Sequence[int]) -> Lessons:
+        """Return the lessons of the examples of a batch, which are all of one task."""
+        return self
 
     def boxes(self, example: Example | CaptionPair) -> list[np.ndarray]:
         """Return the boxes of the regions of each image of an example, float32 [R, 4]."""
@@ -49,17 +62,30 @@ class Lessons:
         """Return what is to be learnt from an example on one visit."""
         return self.task.told(example, draws) if self.masked else self.task.target(example, boxes)
 
+    def item(self, example: Any, visual: tuple[Regions, ...], draws: random.Random) -> Item:
+        """Return an example as the model takes it, with its target on one visit."""
+        boxes = [image.boxes for image in visual]
+        item = self.model.encode(example, visual, self.target(example, boxes, draws), draws)
+        if not self.grounding:
+            return item
+        found: Item = cast(Any, self.model).ground(item, example, self.task.named_regions(example, boxes))
+        return found
+
     def provenance(self, config: TrainConfig) -> dict[str, Any]:
         """Return what the training is made of, without paths."""
         return {
             "recipe": config.ingredients(),
-            "data": {
-                "annotations": digest_files(self.task.annotation_files()),
-                "features": {"detector": self.store.fingerprint, "manifest": self.store.manifest_digest()},
-            },
+            "data": self.data(),
             "parent": self.model.fingerprint(),
             "code": code_digests(("training", "predictions")) | outside_code("task", type(self.task)),
             "versions": versions(),
+        }
+
+    def data(self) -> dict[str, Any]:
+        """Return the digests of annotations and features."""
+        return {
+            "annotations": digest_files(self.task.annotation_files()),
+            "features": {"detector": self.store.fingerprint, "manifest": self.store.manifest_digest()},
         }
 
 
@@ -80,6 +106,7 @@ def open_recipe(config: TrainConfig) -> Lessons:
         own_caption_label=config.own_caption_label,
         answer_letters=config.answer_letters,
         pair_cut=config.pair_cut,
+        grounding=config.grounding,
     )
     model = load_trainable(config.model, task.form, start)
     if not isinstance(model.reads, ReadsRegions):
@@ -91,10 +118,16 @@ def open_recipe(config: TrainConfig) -> Lessons:
     every = list(task.examples())
     examples, lacking = _with_features(every, source.store, config)
     masked = task.form is CaptionPair or config.objective == "masked-words"
-    lessons = Lessons(task, source.store, model, examples, masked, {})
+    grounding = config.grounding > 0
+    if grounding and not hasattr(model, "ground"):
+        raise CheckpointError(f"{config.model}: a {type(model).__name__} has no term grounding")
+    lessons = Lessons(task, source.store, model, examples, masked, {}, grounding)
     kept, without, phrases = _with_target(lessons, config)
     if not kept:
         raise CoverageError(f"{config.task} {config.split}: none of {len(every):,} examples can be learnt from")
+    if grounding:  # raises at once where the task does not say it
+        first: Any = task.drawn(cast(Any, kept[0]), draws(config.seed, 0, kept[0].example_id))
+        task.named_regions(first, lessons.boxes(first))
     remarks = {"examples": len(kept), "without_features": lacking, "without_target": without} | phrases
     return replace(lessons, examples=kept, remarks=remarks)
 
@@ -123,18 +156,20 @@ def _with_target(lessons: Lessons, config: TrainConfig) -> tuple[list[Example | 
         return lessons.examples, 0, {}
     kept, without = [], []
     phrases = unmatched = 0
-    for example in lessons.examples:
+    for listed in lessons.examples:
+        # Examples that are made anew at each visit are counted as the first visit sees them.
+        example = lessons.task.drawn(cast(Any, listed), draws(config.seed, 0, listed.example_id))
         boxes = lessons.boxes(example) if isinstance(example, Grounding) else []
-        target = lessons.task.target(example, boxes)  # type: ignore[arg-type]
+        target = lessons.task.target(example, boxes)
         if isinstance(target, np.ndarray):
             phrases += len(target)
             unmatched += int((~target.any(axis=1)).sum())
         if lessons.model.has_target(target):
-            kept.append(example)
+            kept.append(listed)
         else:
-            without.append(example.example_id)
+            without.append(listed.example_id)
             if config.without_target == "keep":
-                kept.append(example)
+                kept.append(listed)
     what = f"{config.task} {config.split}"
     _LOG.info("%s: %s examples", what, f"{len(kept):,}")
     if without:
@@ -154,7 +189,9 @@ def _named(names: list[str]) -> str:
 
 def metadata_task(config: TrainConfig) -> str | None:
     """Return the task that a checkpoint of this training answers. Pre-training answers none."""
-    return None if config.task == CaptionPairs.name or config.objective == "masked-words" else config.task
+    if config.task == CaptionPairs.name or config.objective == "masked-words":
+        return None
+    return config.validate_task or config.task
 
 
 def out_of_place(config: TrainConfig) -> None:

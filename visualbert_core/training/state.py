@@ -2,6 +2,7 @@
 
     OUT/checkpoints/step-00000500/
         config.json, model.safetensors, vocab.txt, …   the checkpoint, which `evaluate` and transformers open
+        NAME/                                          the checkpoint of the further task NAME
         optimizer.safetensors                          the moments of the optimiser; only in the newest checkpoints
         training.json                                  the step, what it was trained on, and the digest of each file
 
@@ -30,6 +31,7 @@ from visualbert_core.engine.processes import DraftFolder
 from visualbert_core.errors import InputError
 from visualbert_core.io.documents import read_json
 from visualbert_core.io.storage import naming
+from visualbert_core.models.trainable import Trainable
 from visualbert_core.printable import logger
 from visualbert_core.provenance import digest_file
 from visualbert_core.training.optimizers import Optimizer
@@ -85,10 +87,11 @@ class Checkpoints:
                 save_file(dict(moments), draft.folder / MOMENTS)
             except SafetensorError as error:  # also a full disk
                 raise OSError(str(error)) from error
-            files = {path.name: digest_file(path) for path in sorted(draft.folder.iterdir())}
+            written = sorted(path for path in draft.folder.rglob("*") if path.is_file())
+            files = {path.relative_to(draft.folder).as_posix(): digest_file(path) for path in written}
             record = {"step": step, **about, "files": files}
             (draft.folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            for path in draft.folder.iterdir():
+            for path in draft.folder.rglob("*"):
                 _flush(path)
             _flush(draft.folder)
             if folder.exists():  # a damaged checkpoint of this step
@@ -109,7 +112,8 @@ class Checkpoints:
             try:
                 record = read_json(folder / RECORD, InputError)
                 files: dict[str, str] = record["files"]
-                wrong = [name for name in (WEIGHTS, MOMENTS) if digest_file(folder / name) != files[name]]
+                needed = {WEIGHTS, MOMENTS, *(name for name in files if name.endswith(".safetensors"))}
+                wrong = [name for name in sorted(needed) if digest_file(folder / name) != files[name]]
             except (InputError, OSError, KeyError, TypeError) as error:
                 _LOG.warning("%s is not whole and is not resumed from: %s", folder, error)
                 continue
@@ -137,10 +141,10 @@ def moments_of(optimizer: Optimizer, network: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def restore(state: State, optimizer: Optimizer, network: nn.Module) -> None:
+def restore(state: State, optimizer: Optimizer, model: Trainable[Any]) -> None:
     """Set the weights and the moments to those of a checkpoint, bit for bit."""
-    weights = load_file(state.folder / WEIGHTS)
-    parameters = dict(network.named_parameters())  # names a tied parameter once
+    weights = model.saved_weights(state.folder)
+    parameters = dict(model.network.named_parameters())  # names a tied parameter once
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])

@@ -47,16 +47,17 @@ def check_validation(config: TrainConfig) -> None:
         return
     if metadata_task(config) is None:
         raise ConfigError("validate_split: pre-training answers no benchmark, so there is nothing to evaluate")
-    task = open_task(config.task, config.validate_annotations or config.annotations, config.validate_split)
+    name = config.validate_task or config.task
+    task = open_task(name, config.validate_annotations or config.annotations, config.validate_split)
     if not task.labelled:
-        raise ConfigError(f"validate_split: {config.task} {config.validate_split} has no public labels")
+        raise ConfigError(f"validate_split: {name} {config.validate_split} has no public labels")
     folder = config.validate_features or config.features
     store = FeatureStore.open(folder)
     for example in task.examples():
         for image_id in example.image_ids:
             if image_id not in store:
                 raise CoverageError(
-                    f"validate_split: image {image_id!r} of {config.task} {config.validate_split} has no features in "
+                    f"validate_split: image {image_id!r} of {name} {config.validate_split} has no features in "
                     f"{folder}, so there would be no score: extract it, or name the store with --validate-features"
                 )
 
@@ -83,7 +84,7 @@ def validate(config: TrainConfig, checkpoint: Path, step: int) -> Validation:
 def _evaluation(config: TrainConfig, checkpoint: Path, step: int, visual: Any) -> EvaluateConfig:
     assert config.validate_split is not None
     return EvaluateConfig(
-        task=config.task,
+        task=config.validate_task or config.task,
         split=config.validate_split,
         annotations=config.validate_annotations or config.annotations,
         features=config.validate_features or config.features,
