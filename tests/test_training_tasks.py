@@ -31,7 +31,8 @@ from visualbert_core.synthetic import WEIGHTS
 from visualbert_core.synthetic.files import make_synthetic
 from visualbert_core.synthetic.language import Description, descriptions
 from visualbert_core.synthetic.lessons import Captions, Choices, Questions, Statements
-from visualbert_core.synthetic.training_files import write_scenes, write_start
+from visualbert_core.synthetic.training_files import recipe as shipped_recipe
+from visualbert_core.synthetic.training_files import write_lessons
 from visualbert_core.tasks.example_source import ExampleSource
 from visualbert_core.training import TrainConfig, batches, train
 from visualbert_core.training.also import AlsoTask
@@ -56,20 +57,8 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("world")
-    write_scenes(root, seed=7, count=16)
-    write_start(root / "start", seed=7)
-    folders = {}
-    with Pool(PoolConfig(inline=True)) as pool:
-        for name, boxes in (("detected", "none"), ("given", "beside")):
-            config = ExtractConfig(
-                images=root / "images",
-                detector=WEIGHTS / "detector",
-                out=root / "features",
-                corpus=name,
-                boxes=boxes,  # type: ignore[arg-type]
-            )
-            folders[name] = extract(config, pool).folder
-    return World(root, Path(folders["detected"]), Path(folders["given"]))
+    write_lessons(root, seed=7, count=16)
+    return World(root, root / "detected", root / "given")
 
 
 Recipe = Callable[..., TrainConfig]
@@ -254,6 +243,12 @@ def test_a_recipe_file_names_what_is_wrong(tmp_path: Path) -> None:
         path.write_text(f"{start}{entry}\n")
         with pytest.raises(ConfigError, match=re.escape(said)):
             main(["train", str(path)])
+
+
+def test_the_shipped_recipe_begins(world: World, tmp_path: Path) -> None:
+    """The recipe of the synthetic scenes takes its first steps, and its checkpoints have the four tasks."""
+    done = train(shipped_recipe(world.root, out=str(tmp_path / "out"), steps=1, batch_size=4))
+    assert {path.name for path in done.last.iterdir() if path.is_dir()} == {"flickr30k_entities", "vqa", "vcr"}
 
 
 def test_networks_of_two_sizes_share_no_trunk(recipe: Recipe, world: World, tmp_path: Path) -> None:

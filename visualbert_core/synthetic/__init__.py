@@ -8,6 +8,8 @@ how good VisualBERT is on the real benchmarks.
     questions.py         what VQA and NLVR2 ask about scenes
     references.py        what VCR and Flickr30K Entities ask about scenes
     files.py             the validation files, in the official layouts
+    lessons.py           questions that are made anew at each visit, for `visualbert train`
+    training_files.py    python -m visualbert_core.synthetic.training_files: what recipes/four-tasks.yaml learns from
     train.py             python -m visualbert_core.synthetic.train: trains the weights from random ones
     train_detector.py    the training of the detector
     train_visualbert.py  the training of VisualBERT

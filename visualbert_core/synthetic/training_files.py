@@ -1,10 +1,11 @@
-"""Writes what the recipes of the synthetic scenes learn from, and the weights that they start from:
+"""Writes what the recipe `recipes/four-tasks.yaml` learns from, and the weights that it starts from:
 
-    python -m visualbert_core.synthetic.training_files OUT --scenes 4000
+    python -m visualbert_core.synthetic.training_files world
 
-    OUT/train.jsonl        image id and things of each scene
-    OUT/images/            NAME.jpg, with the true boxes in NAME.json for `visualbert extract --boxes beside`
-    OUT/start/             a checkpoint folder with random weights, and answers.txt for the head of questions
+    world/train.jsonl        image id and things of each scene
+    world/images/            NAME.jpg, with the true boxes beside in NAME.json
+    world/detected, given    links to the feature stores: regions that the detector finds, and regions at the true boxes
+    world/start/             a checkpoint folder with random weights, and answers.txt for the head of questions
 
 The scenes are the first of those that the detector was trained on. Three choices about the start mattered, by single
 runs and not by ablations:
@@ -22,23 +23,33 @@ import json
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from visualbert_core.config import ExtractConfig, PoolConfig
+from visualbert_core.config_mapping import from_mapping
+from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.processes import helpers, stopping
 from visualbert_core.errors import end
+from visualbert_core.features.extract import extract
+from visualbert_core.io.documents import read_yaml
 from visualbert_core.models.visualbert import CheckpointMetadata, VisualBertConfig, VisualBertForVisualReasoning
 from visualbert_core.models.visualbert.inputs import GEOMETRY_SIZE, VOCAB_FILE
+from visualbert_core.synthetic import WEIGHTS
 from visualbert_core.synthetic import questions as ask
 from visualbert_core.synthetic.files import vcr_metadata
 from visualbert_core.synthetic.language import vocabulary
 from visualbert_core.synthetic.scenes import Things, encode, make_scene
 from visualbert_core.synthetic.train_detector import CONFIG, TRAIN
+from visualbert_core.training import TrainConfig
 
 SEED = 2026
 FEATURE_SCALE, GEOMETRY_SCALE, TABLE_STD = 0.25, 8.0, 0.1
 SPLIT = "train"
+RECIPE = Path(__file__).with_name("recipes") / "four-tasks.yaml"
+_STORES: dict[str, Literal["none", "beside"]] = {"detected": "none", "given": "beside"}
 
 
 def main() -> int:
@@ -47,9 +58,41 @@ def main() -> int:
     parser.add_argument("--scenes", type=int, default=4_000, help="number of scenes")
     parser.add_argument("--seed", type=int, default=SEED, help="seed of the scenes and of the weights")
     flags = parser.parse_args()
-    write_scenes(flags.out, flags.seed, flags.scenes)
-    write_start(flags.out / "start", flags.seed)
+    write_lessons(flags.out, flags.seed, flags.scenes)
     return 0
+
+
+def write_lessons(root: Path, seed: int, count: int, detector: Path = WEIGHTS / "detector") -> None:
+    """Write all of the above below `root`. The regions are extracted in this process."""
+    write_scenes(root, seed, count)
+    write_start(root / "start", seed)
+    with Pool(PoolConfig(inline=True)) as pool:
+        for name, boxes in _STORES.items():
+            config = ExtractConfig(
+                images=root / "images", detector=detector, out=root / "features", corpus=name, boxes=boxes
+            )
+            # The folder of a store depends on versions of libraries; a recipe needs a fixed name.
+            link = root / name
+            link.unlink(missing_ok=True)
+            link.symlink_to(Path(extract(config, pool).folder).relative_to(root))
+
+
+def recipe(root: Path, **changes: Any) -> TrainConfig:
+    """Return the recipe over the files below `root`, with other values for some of its keys."""
+    return from_mapping(TrainConfig, _placed(read_yaml(RECIPE), root) | changes, str(RECIPE))
+
+
+def _placed(values: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Replace the folder `world` in all paths of a recipe."""
+    placed = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            placed[key] = _placed(value, root)
+        elif isinstance(value, str) and Path(value).parts[:1] == ("world",):
+            placed[key] = str(root / Path(value).relative_to("world"))
+        else:
+            placed[key] = value
+    return placed
 
 
 def write_scenes(root: Path, seed: int, count: int) -> None:
