@@ -74,7 +74,7 @@ def write_lessons(root: Path, seed: int, count: int, detector: Path = WEIGHTS / 
             # The folder of a store depends on versions of libraries; a recipe needs a fixed name.
             link = root / name
             link.unlink(missing_ok=True)
-            link.symlink_to(Path(extract(config, pool).folder).relative_to(root))
+            link.symlink_to(Path(str(extract(config, pool).folder)).relative_to(root))
 
 
 def recipe(root: Path, **changes: Any) -> TrainConfig:
@@ -84,7 +84,7 @@ def recipe(root: Path, **changes: Any) -> TrainConfig:
 
 def _placed(values: dict[str, Any], root: Path) -> dict[str, Any]:
     """Replace the folder `world` in all paths of a recipe."""
-    placed = {}
+    placed: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
             placed[key] = _placed(value, root)

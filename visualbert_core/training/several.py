@@ -97,10 +97,10 @@ class SeveralLessons(Lessons):
         raise IndexError(indices[0])
 
     def provenance(self, config: TrainConfig) -> dict[str, Any]:
-        """Return what the training is made of, without paths. The data of the further tasks have their names."""
+        """Return what the training is made of, without paths. The data of further tasks are under `also`."""
         about = super().provenance(config)
         rest = dict(zip(config.also, self.parts[1:], strict=True))
-        about["data"] |= {name: part.data() for name, part in rest.items()}
+        about["data"]["also"] = {name: part.data() for name, part in rest.items()}
         for part in rest.values():
             about["code"] |= outside_code("task", type(part.task))
         return about
