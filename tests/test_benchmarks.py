@@ -54,7 +54,7 @@ def test_learning_lists_each_lesson_with_its_floor() -> None:
     printed = run_here(ROOT / "benchmarks" / "learning.py", "--steps", "3", "--images", "12", "6")
     assert printed.returncode == 1, printed.stderr
     names = re.findall(r"^(\S+) .*  below its floor$", printed.stdout, re.MULTILINE)
-    assert names == ["flickr30k", "vqa", "masked-words"]
+    assert names == ["flickr30k", "vqa", "masked-words", "nlvr2"]
 
 
 def test_vilt_compares_equal_logits() -> None:

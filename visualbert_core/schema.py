@@ -233,6 +233,19 @@ of a `MultipleChoice`; 0 or 1 for a `Statement` that is false or true; float32 [
 spreads 1 over the regions that show phrase k, or is zero; the caption of a `Captioning`. A `CaptionPair` needs none.
 Where words are masked, a `Question` comes with one answer."""
 
+
+@dataclass(frozen=True, eq=False)
+class NamedRegions:
+    """The phrases of an example's text and the regions that they name, to help a model to find what the text is about.
+
+    A phrase counts words of the text, split on spaces. Row k of `shares`, float32 [K, R], spreads 1 over the regions of
+    all images of the example that phrase k names, or is zero.
+    """
+
+    phrases: tuple[Phrase, ...]
+    shares: np.ndarray
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # models → metrics: what is answered
 

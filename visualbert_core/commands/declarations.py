@@ -74,13 +74,22 @@ def _locations(words: list[str]) -> Locations:
 def absolute_paths(config: Config) -> Config:
     """Make the paths of a configuration absolute, because a worker has another working folder."""
     values: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(config)}
+    inside: dict[str, Any] = {
+        name: {key: _inside(each) for key, each in value.items()}  # the further tasks of a recipe
+        for name, value in values.items()
+        if isinstance(value, dict)
+    }
     several = {name: tuple(map(absolute, value)) for name, value in values.items() if _holds_paths(value)}
     one = {name: absolute(value) for name, value in values.items() if isinstance(value, Path)}
-    return replace(config, **one, **several)
+    return replace(config, **one, **several, **inside)
 
 
 def _holds_paths(value: Any) -> bool:
     return isinstance(value, tuple) and any(isinstance(each, Path) for each in value)
+
+
+def _inside(value: Any) -> Any:
+    return absolute_paths(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,9 @@
 """The contract that a model keeps to be trained: examples and targets become items, items become sums of losses.
 
+Two further members are optional. `share(other)` takes the trunk of another model, for a training on several tasks. With
+`Start.grounding` above 0, `ground(item, example, named)` adds to an item which regions the words of its example name,
+and a term `grounding` is the last of the terms.
+
 A loss is a sum of terms, such as masked words and sentence-image pairs. Each term is a sum over what the model counts,
 divided by that count over the whole batch. So a model returns sums and counts, never means: the result then does not
 depend on how a batch is cut into passes or shared between workers (huggingface/transformers#34373 tells what means do).
@@ -42,6 +46,7 @@ class Start:
     """Size and space of the features, for a start that has never seen any, such as a BERT."""
     label_smoothing: float = 0.0
     gradient_checkpointing: bool = False
+    grounding: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

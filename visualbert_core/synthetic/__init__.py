@@ -9,6 +9,8 @@ how good VisualBERT is on the real benchmarks.
     references.py        what VCR and Flickr30K Entities ask about scenes
     captions.py          the captions of scenes as a benchmark, with the share of phrases that are true
     files.py             the validation files, in the official layouts
+    lessons.py           questions that are made anew at each visit, for `visualbert train`
+    training_files.py    python -m visualbert_core.synthetic.training_files: what recipes/four-tasks.yaml learns from
     train.py             python -m visualbert_core.synthetic.train: trains the weights from random ones
     train_detector.py    the training of the detector
     train_visualbert.py  the training of VisualBERT

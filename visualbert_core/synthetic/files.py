@@ -153,7 +153,7 @@ def _write_vcr(root: Path, painter: _Painter, rng: np.random.Generator, count: i
     records = []
     scenes = painter.paint([images / f"{name}.jpg" for name in names], min_things=4)
     for index, (name, things) in enumerate(zip(names, scenes, strict=True)):
-        _write_json(images / f"{name}.json", _vcr_metadata(things))
+        _write_json(images / f"{name}.json", vcr_metadata(things))
         for number in range(VCR_ITEMS):
             record = _vcr_record(refer.vcr_item(rng, things), things)
             serial = index * VCR_ITEMS + number
@@ -173,7 +173,7 @@ def _write_vcr(root: Path, painter: _Painter, rng: np.random.Generator, count: i
     _write_lines(folder / "val.jsonl", records)
 
 
-def _vcr_metadata(things: Things) -> dict[str, Any]:
+def vcr_metadata(things: Things) -> dict[str, Any]:
     corners = [[[x0, y0], [x1, y0], [x1, y1], [x0, y1]] for x0, y0, x1, y1 in (t.box for t in things)]
     return {
         "boxes": [[*t.box, 1.0] for t in things],

@@ -6,7 +6,7 @@ things of a scene.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,30 @@ class Description:
         if plural:
             noun = {"box": "boxes", "cross": "crosses"}.get(noun, noun + "s")
         return " ".join(word for word in (self.size, self.color, noun) if word)
+
+
+_NOUNS = {"thing": None, "things": None} | {
+    Description(shape=shape).words(plural): shape for shape in SHAPES for plural in (False, True)
+}
+"""Noun, singular or plural → the shape that it names; None for any shape."""
+
+
+def descriptions(words: Sequence[str]) -> Iterator[tuple[int, int, Description]]:
+    """Yield (start, stop, description) for each description in a text that is split on spaces."""
+    for place, word in enumerate(words):
+        noun = word.rstrip(".,?")
+        if noun not in _NOUNS:
+            continue
+        found: dict[str, str] = {}
+        start = place
+        while start and (name := _attribute(words[start - 1])) and name not in found:
+            start -= 1
+            found[name] = words[start]
+        yield start, place + 1, Description(**found, shape=_NOUNS[noun])
+
+
+def _attribute(word: str) -> str | None:
+    return "color" if word in COLORS else "size" if word in RADII else None
 
 
 PATTERNS = ("shape", "color", "color shape", "size shape", "size color", "size color shape")

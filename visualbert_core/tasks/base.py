@@ -27,6 +27,7 @@ from visualbert_core.schema import (
     Grounding,
     JudgedAnswer,
     MultipleChoice,
+    NamedRegions,
     Prediction,
     Question,
     Score,
@@ -332,6 +333,14 @@ class Task(ABC):
     def drawn(self, example: Example, draws: random.Random) -> Example:
         """Return the example as training sees it on one visit. Default: the example itself."""
         return example
+
+    def named_regions(self, example: Example, boxes: Sequence[np.ndarray]) -> NamedRegions:
+        """Return which regions the words of an example name, for the term `grounding` of a training.
+
+        `boxes` holds the regions of each image, float32 [R, 4]. Default: ConfigError, because most benchmarks do not
+        say it.
+        """
+        raise ConfigError(f"{self.name}: it does not say which regions the words name; leave grounding out")
 
     # No benchmark replaces these.
 

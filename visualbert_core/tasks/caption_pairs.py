@@ -17,12 +17,13 @@ import numpy as np
 from visualbert_core.errors import AnnotationError
 from visualbert_core.schema import CaptionPair
 from visualbert_core.tasks.captions import CaptionsTask
+from visualbert_core.tasks.example_source import ExampleSource
 
 OTHER_IMAGE = 0.5
 """The probability that the second caption belongs to another image."""
 
 
-class CaptionPairs:
+class CaptionPairs(ExampleSource):
     """Represents the captions of one split, or of several. An example is one caption of one image."""
 
     name: ClassVar[str] = "caption-pairs"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from visualbert_core.errors import AnnotationError
-from visualbert_core.schema import Example, Target
+from visualbert_core.schema import Example, NamedRegions, Target
 from visualbert_core.tasks.base import Task
 
 INGREDIENT = "training"
@@ -60,3 +60,7 @@ class JoinedSplits:
     def drawn(self, example: Example, draws: random.Random) -> Example:
         """Return what `Task.drawn` of the example's split returns."""
         return self._task_of[example.example_id].drawn(example, draws)
+
+    def named_regions(self, example: Example, boxes: Sequence[np.ndarray]) -> NamedRegions:
+        """Return what `Task.named_regions` of the example's split returns."""
+        return self._task_of[example.example_id].named_regions(example, boxes)

@@ -9,11 +9,13 @@ import inspect
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from visualbert_core.config import nearest
 from visualbert_core.errors import ConfigError
 from visualbert_core.tasks.base import Task
 from visualbert_core.tasks.caption_pairs import CaptionPairs
+from visualbert_core.tasks.example_source import ExampleSource
 from visualbert_core.tasks.joined_splits import PLUS, JoinedSplits
 
 TASKS = {
@@ -36,8 +38,8 @@ def open_task(name: str, annotations: Path, split: str, protocol: str | None = N
     return find_task(name)(annotations, split, protocol)
 
 
-def open_lessons(name: str, annotations: Path, split: str) -> Task | CaptionPairs | JoinedSplits:
-    """Read a split to train on: a benchmark under its default protocol, or "caption-pairs" for pre-training.
+def open_lessons(name: str, annotations: Path, split: str) -> Task | ExampleSource | JoinedSplits:
+    """Read a split to train on: a benchmark under its default protocol, "caption-pairs", or an ExampleSource.
 
     A split such as "train+val" is all examples of both. Raises ConfigError for an unknown name or split, for a split
     that is named twice, and for one without public labels to learn.
@@ -47,6 +49,13 @@ def open_lessons(name: str, annotations: Path, split: str) -> Task | CaptionPair
         raise ConfigError(f"split {split!r} names a split twice: name each once")
     if name == CaptionPairs.name:
         return CaptionPairs(annotations, *names)
+    found = _imported(name)
+    if isinstance(found, type) and issubclass(found, ExampleSource):
+        if found.name != name:
+            raise ConfigError(f"task {name}: the name of this class is {found.name}; use that name")
+        if inspect.isabstract(found):
+            raise ConfigError(f"task {name}: the class lacks {', '.join(sorted(found.__abstractmethods__))}")
+        return found(annotations, split)
     tasks = [open_task(name, annotations, each) for each in names]
     for task in tasks:
         if not task.labelled:
@@ -61,16 +70,8 @@ def find_task(name: str) -> type[Task]:
 
     Raises ConfigError where no benchmark has the name, or where its class lacks a required member.
     """
-    if name not in TASKS and ":" not in name:
-        raise ConfigError(f"unknown task {name!r}{nearest(name, TASKS)} (or name one of your own as module:Class)")
-    module, _, attribute = TASKS.get(name, name).partition(":")
-    # An installed program does not search the working folder. It goes last, so that no file there can hide a library.
-    if name not in TASKS and (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
-    try:
-        found = getattr(import_module(module), attribute, None)
-    except (ImportError, ValueError) as error:  # An empty module name gives a ValueError.
-        raise ConfigError(f"task {name}: module {module!r} cannot be imported: {error}") from None
+    found = _imported(name)
+    module, _, attribute = name.partition(":")
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise ConfigError(
             f"task {name}: {module} has no class {attribute!r} that derives from visualbert_core.tasks.Task"
@@ -82,3 +83,17 @@ def find_task(name: str) -> type[Task]:
     if lacking:
         raise ConfigError(f"task {name}: the class lacks {', '.join(lacking)}; add them, every Task needs them")
     return found
+
+
+def _imported(name: str) -> Any:
+    """Return what a name means, or None where its module has no such member."""
+    if name not in TASKS and ":" not in name:
+        raise ConfigError(f"unknown task {name!r}{nearest(name, TASKS)} (or name one of your own as module:Class)")
+    module, _, attribute = TASKS.get(name, name).partition(":")
+    # An installed program does not search the working folder. It goes last, so that no file there can hide a library.
+    if name not in TASKS and (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    try:
+        return getattr(import_module(module), attribute, None)
+    except (ImportError, ValueError) as error:  # An empty module name gives a ValueError.
+        raise ConfigError(f"task {name}: module {module!r} cannot be imported: {error}") from None

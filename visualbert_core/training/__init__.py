@@ -7,6 +7,8 @@
     row_groups.py   regions by whole row groups, for a store larger than memory
     data.py         examples and their regions, read ahead, as tensors: `batches(...)` for a loop of your own
     sources.py      the examples and targets of a recipe, checked before the first step
+    also.py         what a recipe says about each further task
+    several.py      several tasks over one trunk, and whose turn a step is
     step.py         one step of the optimiser over several passes
     state.py        checkpoints with the training state beside them, written whole or not at all
     bucket.py       OUT in an object store: a folder of this machine and its copy

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
@@ -20,7 +20,8 @@ from visualbert_core.training.group import ALONE, Group
 from visualbert_core.training.order import Order, draws
 from visualbert_core.training.recipe import EPOCHS, TrainConfig
 from visualbert_core.training.schedules import planned_steps
-from visualbert_core.training.sources import Lessons, open_recipe
+from visualbert_core.training.several import Mixture, open_tasks
+from visualbert_core.training.sources import Lessons
 
 T = TypeVar("T")
 
@@ -63,7 +64,7 @@ def batches(config: TrainConfig, first_step: int = 0) -> Iterator[Batch]:
         for batch in batches(TrainConfig(task="vqa", split="train", …)):
             loss = model(**batch.tensors).loss
     """
-    lessons = open_recipe(with_folder(config))
+    lessons = open_tasks(with_folder(config))
     order = lessons.order(config)
 
     def make(step: int) -> Batch:
@@ -73,26 +74,26 @@ def batches(config: TrainConfig, first_step: int = 0) -> Iterator[Batch]:
     yield from ahead(make, range(first_step, total_steps(config, order)), config.readers, config.read_ahead)
 
 
-def total_steps(config: TrainConfig, order: Order) -> int:
+def total_steps(config: TrainConfig, order: Order | Mixture) -> int:
     """Return the number of steps of a recipe."""
     if config.steps is not None:
         return config.steps
-    return planned_steps(order.examples, order.batch_size, config.epochs or EPOCHS, round_down=False)
+    return order.total(planned_steps(order.examples, order.batch_size, config.epochs or EPOCHS, round_down=False))
 
 
-def read_portion(lessons: Lessons, order: Order, step: int, group: Group = ALONE) -> Portion:
-    """Fetch the regions or the images of a worker's examples of a step, and encode the examples."""
+def read_portion(lessons: Lessons, order: Order | Mixture, step: int, group: Group = ALONE) -> Portion:
+    """Make a worker's examples of a step, fetch their regions or images, and encode them."""
     epoch, indices = order.batch(step)
     batch = [lessons.examples[index] for index in indices]
+    lessons = lessons.of(indices)
     share = group.share(batch)
     examples = share or batch[:1]
+    drawings = [draws(order.seed, epoch, example.example_id) for example in examples]
+    # First drawn: what is shown at this visit may have other images than the example in the list.
+    seen: list[Any] = [lessons.task.drawn(cast(Any, e), d) for e, d in zip(examples, drawings, strict=True)]
     items = []
-    for example, visual in zip(examples, lessons.visuals(examples), strict=True):
-        drawing = draws(order.seed, epoch, example.example_id)
-        seen = lessons.task.drawn(example, drawing)  # type: ignore[arg-type]
-        boxes = [image.boxes for image in visual if image.boxes is not None]
-        target = lessons.target(seen, boxes, drawing)
-        items.append(lessons.model.encode(seen, visual, target, drawing))
+    for example, visual, drawing in zip(seen, lessons.visuals(seen), drawings, strict=True):
+        items.append(lessons.item(example, visual, drawing))
     return Portion(step, epoch, tuple(items), tuple(example.example_id for example in batch), not share)
 
 

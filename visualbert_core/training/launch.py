@@ -17,7 +17,8 @@ from visualbert_core.training.log import Live
 from visualbert_core.training.ray_workers import train_on_ray
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.run import Run
-from visualbert_core.training.sources import open_recipe, out_of_place
+from visualbert_core.training.several import open_tasks
+from visualbert_core.training.sources import out_of_place
 from visualbert_core.training.stopping import listening
 from visualbert_core.training.validation import check_validation
 
@@ -36,7 +37,7 @@ def train(config: TrainConfig) -> Training:
     check_trackers(config.trackers, "recipe")
     before = set_threads(config.threads)
     try:
-        lessons = open_recipe(config)
+        lessons = open_tasks(config)
         provenance = lessons.provenance(config)
         with workplace(config) as (config, copy), alone(config.folder), listening() as stop:
             record = claim(config, provenance, lessons)

@@ -31,6 +31,10 @@ class Order:
         """Return the number of batches of an epoch."""
         return -(-self.examples // self.batch_size)
 
+    def total(self, steps: int) -> int:
+        """Return `steps`: a training on one task has no others."""
+        return steps
+
     def batch(self, step: int) -> tuple[int, list[int]]:
         """Return the epoch of step number `step`, from 0, and the indices of its examples."""
         epoch, place = divmod(step, self.steps_per_epoch)

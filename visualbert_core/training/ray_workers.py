@@ -32,7 +32,7 @@ from visualbert_core.training.group import Group
 from visualbert_core.training.log import Progress
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.run import Run
-from visualbert_core.training.sources import open_recipe
+from visualbert_core.training.several import open_tasks
 from visualbert_core.training.state import Checkpoints
 
 _LOG = logger(__name__)
@@ -243,7 +243,7 @@ def _work(settings: dict[str, Any]) -> None:
 
 def _take_steps(config: TrainConfig, record: dict[str, Any], board: Any, group: Group) -> None:
     set_threads(config.threads)
-    lessons = open_recipe(config)
+    lessons = open_tasks(config)
     if other := differences(record["provenance"], lessons.provenance(config)):
         raise ClusterError(f"worker {group.rank + 1} has other code or data than the driver: {'; '.join(other[:3])}")
     stop = _Asking(board)

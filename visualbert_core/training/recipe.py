@@ -8,13 +8,16 @@ optimiser is AdamW, which clips all gradients together; `optimizer: bertadam` wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
+
+import tyro
 
 from visualbert_core.config import check_range, check_values
 from visualbert_core.errors import ConfigError
 from visualbert_core.io.locations import Location, Locations
+from visualbert_core.training.also import AlsoTask, check_names
 
 PATHS = (
     *("annotations", "features", "images", "model", "out", "answers"),
@@ -66,6 +69,9 @@ class TrainConfig:
     """Label of a pair whose second caption is of the image too. The authors write 1, the transformers docs say 0."""
     answer_letters: bool = False
     """Pre-train on the answers of questions letter by letter ("r e d"), as the authors' code does by a slip."""
+    grounding: float = 0.0
+    """Weight of a further term of questions and statements: attention from their words to the regions that the words
+    name, where the task says it (`named_regions`). 0: no such term."""
     pair_cut: Literal["longer-first", "authors"] = "longer-first"
     """How a pair of captions that is too long is cut. `authors` cuts more than it must, as their code does."""
     without_target: Literal["keep", "drop"] = "keep"
@@ -142,6 +148,8 @@ class TrainConfig:
     """Steps between two checkpoints. Default: one epoch."""
     validate_split: str | None = None
     """Split to evaluate at every checkpoint, by the official metric. Default: no validation."""
+    validate_task: str | None = None
+    """The benchmark of that split, which the checkpoints answer. Default: TASK."""
     validate_annotations: Path | None = None
     """Folder of the annotations of that split. Default: ANNOTATIONS."""
     validate_features: Locations | None = None
@@ -183,6 +191,8 @@ class TrainConfig:
     """Experiment trackers that receive losses and scores at every checkpoint: mlflow, wandb, tensorboard."""
     log_seconds: float = 60.0
     """Seconds between two lines of progress where there is no terminal."""
+    also: tyro.conf.Suppress[tyro.conf.Fixed[dict[str, AlsoTask]]] = field(default_factory=dict)
+    """Further tasks that are learnt over the same trunk, by name: in a recipe and in Python only, without flags."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -192,6 +202,7 @@ class TrainConfig:
         check_range(self, 0, None, "seed", "skip_bad_batches", "keep_best", "max_hours", "log_seconds", "restarts")
         check_range(self, 1, 1 << 20, "shuffle_buffer")
         check_range(self, 0, None, "learning_rate", "weight_decay", "clip_norm", "epsilon", "warmup", "cycles")
+        check_range(self, 0, None, "grounding")
         check_range(self, 0, 1, "beta1", "beta2", "own_caption_label", "dropout", "label_smoothing", "ema")
         if self.epochs is not None and self.steps is not None:
             raise ConfigError("epochs and steps exclude each other: set one of them")
@@ -199,6 +210,7 @@ class TrainConfig:
             raise ConfigError("patience needs a validation: set validate_split")
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ConfigError(f"min_workers {self.min_workers} is more than workers {self.workers}")
+        check_names(self.also, self.validate_task or self.task)
         if self.warmup >= 1:
             raise ConfigError(f"warmup is {self.warmup:g} of the steps: it must be shorter than the run")
 
@@ -212,4 +224,5 @@ class TrainConfig:
         """Return the keys that change a result, as JSON values."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         kept = {name: value for name, value in values.items() if name not in (*PATHS, *FREE)}
+        kept["also"] = {name: entry.ingredients() for name, entry in self.also.items()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}

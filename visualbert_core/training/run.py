@@ -33,6 +33,7 @@ from visualbert_core.training.optimizers import OPTIMIZERS, Moments, Optimizer, 
 from visualbert_core.training.order import Order
 from visualbert_core.training.recipe import EPOCHS, TrainConfig
 from visualbert_core.training.schedules import Schedule, planned_steps
+from visualbert_core.training.several import Mixture
 from visualbert_core.training.sources import Lessons, metadata_task
 from visualbert_core.training.state import Checkpoints, moments_of, restore
 from visualbert_core.training.step import Outcome, Prepared, Stepper
@@ -221,11 +222,12 @@ class Run:
 def _line(batch: Prepared, outcome: Outcome, pace: Pace) -> dict[str, Any]:
     """Return the line of steps.jsonl. A batch that was left out has neither loss nor rate, but names."""
     kept = outcome.rate is not None
+    counted = {name: mean for (name, mean), n in zip(outcome.terms.items(), outcome.counts, strict=True) if n}
     return ({} if kept else {"left_out": list(batch.example_ids)}) | {
         "step": batch.step + 1,
         "epoch": batch.epoch,
         "loss": outcome.loss if kept else None,
-        "terms": outcome.terms if kept else None,
+        "terms": counted if kept else None,
         "rate": outcome.rate,
         "norm": outcome.norm if kept else None,
         "examples": len(batch.example_ids),
@@ -236,7 +238,7 @@ def _line(batch: Prepared, outcome: Outcome, pace: Pace) -> dict[str, Any]:
     }
 
 
-def _optimizer(config: TrainConfig, order: Order, total: int, lessons: Lessons) -> Optimizer:
+def _optimizer(config: TrainConfig, order: Order | Mixture, total: int, lessons: Lessons) -> Optimizer:
     """Freeze what the recipe freezes, and return the optimiser of the rest."""
     named = list(lessons.model.network.named_parameters())
     for part in config.frozen:
@@ -249,7 +251,7 @@ def _optimizer(config: TrainConfig, order: Order, total: int, lessons: Lessons) 
         raise ConfigError("frozen: all tensors are frozen, so there is nothing to train")
     steps = total
     if config.planned_steps == "authors" and config.steps is None:
-        steps = planned_steps(order.examples, order.batch_size, config.epochs or EPOCHS, round_down=True)
+        steps = order.total(planned_steps(order.examples, order.batch_size, config.epochs or EPOCHS, round_down=True))
         if steps == 0:
             raise ConfigError(
                 f"planned_steps authors: {order.examples} examples are fewer than one batch of {order.batch_size}"

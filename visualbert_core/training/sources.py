@@ -13,20 +13,21 @@ from typing import Any, cast
 
 import numpy as np
 
-from visualbert_core.errors import ConfigError, CoverageError, InputError
+from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.fit import check_fit
 from visualbert_core.evaluation.inputs import RegionSource
 from visualbert_core.features.stores import AnyStore, identity
 from visualbert_core.io.hub import checkpoint_name, hub_origin
 from visualbert_core.io.locations import place_names
 from visualbert_core.models import load_trainable
-from visualbert_core.models.trainable import Start, Trainable
+from visualbert_core.models.trainable import Item, Start, Trainable
 from visualbert_core.printable import logger
 from visualbert_core.provenance import code_digests, digest_files, outside_code, versions
 from visualbert_core.schema import CaptionPair, Example, Grounding, Pixels, Regions, Target
 from visualbert_core.tasks import CaptionPairs, JoinedSplits, Task, open_lessons
+from visualbert_core.tasks.example_source import ExampleSource
 from visualbert_core.training.images import TrainingImages, check_reads
-from visualbert_core.training.order import Order
+from visualbert_core.training.order import Order, draws
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.row_groups import GroupReader
 
@@ -38,7 +39,7 @@ _NAMED = 3  # ids in a message
 class Lessons:
     """An open recipe: what is learnt, from which regions or images, by which model."""
 
-    task: Task | CaptionPairs | JoinedSplits
+    task: Task | ExampleSource | JoinedSplits
     store: AnyStore | TrainingImages
     model: Trainable[Any]
     examples: list[Example | CaptionPair]
@@ -46,9 +47,15 @@ class Lessons:
     """Whether words are masked, so that examples tell something instead of asking it."""
     remarks: dict[str, Any]
     """What was counted: examples, those without a target, phrases without a region, images without features."""
+    grounding: bool = False
+    """Whether the model also learns which regions the words of an example name."""
 
     groups: GroupReader | None = None
     """Reads whole row groups, where the recipe shuffles them."""
+
+    def of(self, indices: Sequence[int]) -> Lessons:
+        """Return the lessons of the examples of a batch, which are all of one task."""
+        return self
 
     def order(self, config: TrainConfig) -> Order:
         """Return the order of the examples."""
@@ -80,25 +87,30 @@ class Lessons:
         """Return what is to be learnt from an example on one visit."""
         return self.task.told(example, draws) if self.masked else self.task.target(example, boxes)
 
+    def item(self, example: Any, visual: tuple[Regions | Pixels, ...], draws: random.Random) -> Item:
+        """Return an example as the model takes it, with its target on one visit."""
+        boxes = [image.boxes for image in visual if image.boxes is not None]
+        item = self.model.encode(example, visual, self.target(example, boxes, draws), draws)
+        if not self.grounding:
+            return item
+        found: Item = cast(Any, self.model).ground(item, example, self.task.named_regions(example, boxes))
+        return found
+
     def provenance(self, config: TrainConfig) -> dict[str, Any]:
         """Return what the training is made of, without paths."""
         return {
             "recipe": config.ingredients(),
-            "data": {
-                "annotations": digest_files(self.task.annotation_files()),
-                **self._identity(),
-            },
+            "data": self.data(),
             "parent": self.model.fingerprint(),
             **({} if (origin := hub_origin(config.model)) is None else {"start": origin}),
             "code": code_digests(("training", "predictions")) | outside_code("task", self._benchmark),
             "versions": versions(),
         }
 
-    def _identity(self) -> dict[str, Any]:
-        """Return the part of the provenance that identifies the regions or images."""
-        if isinstance(self.store, TrainingImages):
-            return self.store.identity()
-        return {"features": identity(self.store)}
+    def data(self) -> dict[str, Any]:
+        """Return the digests of annotations, and of features or images."""
+        seen = self.store.identity() if isinstance(self.store, TrainingImages) else {"features": identity(self.store)}
+        return {"annotations": digest_files(self.task.annotation_files()), **seen}
 
 
 def open_recipe(config: TrainConfig) -> Lessons:
@@ -121,6 +133,7 @@ def open_recipe(config: TrainConfig) -> Lessons:
         features=None if source is None else (source.store.feature_size, source.store.space),
         label_smoothing=config.label_smoothing,
         gradient_checkpointing=config.gradient_checkpointing,
+        grounding=config.grounding,
     )
     model = load_trainable(config.model, task.form, start)
     check_reads(config, model.reads)
@@ -128,10 +141,16 @@ def open_recipe(config: TrainConfig) -> Lessons:
     store = _store(config, source, model, every)
     examples, lacking = _with_features(every, store, config)
     masked = task.form is CaptionPair or config.objective == "masked-words"
-    lessons = Lessons(task, store, model, examples, masked, {})
+    grounding = config.grounding > 0
+    if grounding and not hasattr(model, "ground"):
+        raise CheckpointError(f"{config.model}: a {type(model).__name__} has no term grounding")
+    lessons = Lessons(task, store, model, examples, masked, {}, grounding)
     kept, without, phrases = _with_target(lessons, config)
     if not kept:
         raise CoverageError(f"{config.task} {config.split}: none of {len(every):,} examples can be learnt from")
+    if grounding:  # raises at once where the task does not say it
+        first: Any = task.drawn(cast(Any, kept[0]), draws(config.seed, 0, kept[0].example_id))
+        task.named_regions(first, lessons.boxes(first))
     remarks = {"examples": len(kept), "without_features": lacking, "without_target": without} | phrases
     if config.shuffle == "whole":
         return replace(lessons, examples=kept, remarks=remarks)
@@ -184,18 +203,20 @@ def _with_target(lessons: Lessons, config: TrainConfig) -> tuple[list[Example | 
         return lessons.examples, 0, {}
     kept, without = [], []
     phrases = unmatched = 0
-    for example in lessons.examples:
+    for listed in lessons.examples:
+        # Examples that are made anew at each visit are counted as the first visit sees them.
+        example = lessons.task.drawn(cast(Any, listed), draws(config.seed, 0, listed.example_id))
         boxes = lessons.boxes(example) if isinstance(example, Grounding) else []
-        target = lessons.task.target(example, boxes)  # type: ignore[arg-type]
+        target = lessons.task.target(example, boxes)
         if isinstance(target, np.ndarray):
             phrases += len(target)
             unmatched += int((~target.any(axis=1)).sum())
         if lessons.model.has_target(target):
-            kept.append(example)
+            kept.append(listed)
         else:
-            without.append(example.example_id)
+            without.append(listed.example_id)
             if config.without_target == "keep":
-                kept.append(example)
+                kept.append(listed)
     what = f"{config.task} {config.split}"
     _LOG.info("%s: %s examples", what, f"{len(kept):,}")
     if without:
@@ -215,7 +236,9 @@ def _named(names: list[str]) -> str:
 
 def metadata_task(config: TrainConfig) -> str | None:
     """Return the task that a checkpoint of this training answers. Pre-training answers none."""
-    return None if config.task == CaptionPairs.name or config.objective == "masked-words" else config.task
+    if config.task == CaptionPairs.name or config.objective == "masked-words":
+        return None
+    return config.validate_task or config.task
 
 
 def out_of_place(config: TrainConfig) -> None:

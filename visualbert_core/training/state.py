@@ -2,6 +2,7 @@
 
     OUT/checkpoints/step-00000500/
         config.json, model.safetensors, vocab.txt, …   the checkpoint, which `evaluate` and transformers open
+        NAME/                                          the checkpoint of the further task NAME
         optimizer.safetensors                          the moments of the optimiser; only in the newest checkpoints
         training.json                                  the step, what it was trained on, and the digest of each file
 
@@ -87,10 +88,11 @@ class Checkpoints:
                 save_file(dict(moments), draft.folder / MOMENTS)
             except SafetensorError as error:  # also a full disk
                 raise OSError(str(error)) from error
-            files = {path.name: digest_file(path) for path in sorted(draft.folder.iterdir())}
+            written = sorted(path for path in draft.folder.rglob("*") if path.is_file())
+            files = {path.relative_to(draft.folder).as_posix(): digest_file(path) for path in written}
             record = {"step": step, **about, "files": files}
             (draft.folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            for path in draft.folder.iterdir():
+            for path in draft.folder.rglob("*"):
                 _flush(path)
             _flush(draft.folder)
             if folder.exists():  # a damaged checkpoint of this step
@@ -111,7 +113,8 @@ class Checkpoints:
             try:
                 record = read_json(folder / RECORD, InputError)
                 files: dict[str, str] = record["files"]
-                wrong = [name for name in (WEIGHTS, MOMENTS) if digest_file(folder / name) != files[name]]
+                needed = {WEIGHTS, MOMENTS, *(name for name in files if name.endswith(".safetensors"))}
+                wrong = [name for name in sorted(needed) if digest_file(folder / name) != files[name]]
             except (InputError, OSError, KeyError, TypeError) as error:
                 _LOG.warning("%s is not whole and is not resumed from: %s", folder, error)
                 continue

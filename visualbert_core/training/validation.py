@@ -51,9 +51,10 @@ def check_validation(config: TrainConfig) -> None:
         return
     if metadata_task(config) is None:
         raise ConfigError("validate_split: pre-training answers no benchmark, so there is nothing to evaluate")
-    task = open_task(config.task, config.validate_annotations or config.annotations, config.validate_split)
+    name = config.validate_task or config.task
+    task = open_task(name, config.validate_annotations or config.annotations, config.validate_split)
     if not task.labelled:
-        raise ConfigError(f"validate_split: {config.task} {config.validate_split} has no public labels")
+        raise ConfigError(f"validate_split: {name} {config.validate_split} has no public labels")
     features, images = _visuals(config)
     source: RegionSource | ImageSource
     if features is not None:
@@ -69,7 +70,7 @@ def check_validation(config: TrainConfig) -> None:
                 if features is None:
                     lacks, named = ("is not", "corpus with --validate-images")
                 raise CoverageError(
-                    f"validate_split: image {image_id!r} of {config.task} {config.validate_split} {lacks} in "
+                    f"validate_split: image {image_id!r} of {name} {config.validate_split} {lacks} in "
                     f"{place_names(features or images)}, so there would be no score: add it, or name the {named}"
                 )
 
@@ -122,7 +123,7 @@ def _evaluation(config: TrainConfig, checkpoint: Path, step: int, visual: Any) -
     assert config.validate_split is not None
     features, images = _visuals(config)
     return EvaluateConfig(
-        task=config.task,
+        task=config.validate_task or config.task,
         split=config.validate_split,
         annotations=config.validate_annotations or config.annotations,
         features=features,

@@ -26,8 +26,20 @@ from visualbert_core.models.visualbert.checkpoint.files import SAFETENSORS_FILE,
 from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
 from visualbert_core.models.visualbert.config import VisualBertConfig
+from visualbert_core.models.visualbert.contents import Content, packed_labels, padded_labels
+from visualbert_core.models.visualbert.grounding import (
+    TERM,
+    add_head,
+    first_reads,
+    grounding_loss,
+    located,
+    reads,
+    save_head,
+    saved_head,
+    share_modules,
+    with_shares,
+)
 from visualbert_core.models.visualbert.heads import VisualBertForPreTraining, VisualBertForQuestionAnswering
-from visualbert_core.models.visualbert.input_checks import IGNORED
 from visualbert_core.models.visualbert.inputs import GEOMETRY_SIZE, VOCAB_FILE, Encoded
 from visualbert_core.models.visualbert.losses import LOSSES, Labels
 from visualbert_core.models.visualbert.masking import cut_pair, mask_pieces
@@ -42,22 +54,21 @@ from visualbert_core.models.visualbert.predictor import (
     read_answers,
 )
 from visualbert_core.provenance import digest_file, digest_json
-from visualbert_core.schema import CaptionPair, Example, Grounding, MultipleChoice, Question, Regions, Statement, Target
+from visualbert_core.schema import (
+    CaptionPair,
+    Example,
+    Grounding,
+    MultipleChoice,
+    NamedRegions,
+    Question,
+    Regions,
+    Statement,
+    Target,
+)
 
 INGREDIENT = "training"
 
 WORDS = "masked-words"
-
-
-@dataclass(frozen=True, eq=False)
-class Content:
-    """The sequences of an example and its target, as the head takes them."""
-
-    sequences: tuple[Encoded, ...]
-    soft: Mapping[int, float] | None = None  # a question: index of an answer → weight
-    label: int | None = None  # a statement, a choice, a pair of captions
-    shares: np.ndarray | None = None  # a grounding: float32 [K, V]
-    hidden: Mapping[int, int] | None = None  # masked words: position in the text → piece
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +77,7 @@ class Prepared:
 
     packed: Packed
     labels: Labels
+    named: tuple[Tensor, ...] = ()  # with the term grounding: for each sequence, the shares of its phrases
 
 
 class VisualBertTrainable:
@@ -101,6 +113,12 @@ class VisualBertTrainable:
         }
         self._encoder = checkpoint_encoder(folder, config, self._metadata)
         self.network = self._opened(kind, config)
+        self._grounding = start.grounding > 0
+        if self._grounding:
+            if words or form not in (Question, Statement):
+                raise ConfigError("grounding: only questions and statements have this term, and no masked words")
+            add_head(self.network, config, start.seed)
+            self.terms = (*self.terms, TERM)
         size = config.visual_embedding_dim - (GEOMETRY_SIZE if self._metadata.box_geometry else 0)
         self.reads = ReadsRegions(size, self._metadata.feature_space)
 
@@ -134,6 +152,22 @@ class VisualBertTrainable:
                 return bert_network(self._folder, config, self._start.seed)[0].train()
             new_head = self._start.weights == "new-head"
             return kind.from_pretrained(self._folder, config=config, new_head=new_head).train()
+
+    def share(self, other: VisualBertTrainable) -> None:
+        """Use the trunk of `other`, and its head for phrases where both have one.
+
+        Raise ConfigError where the networks differ in size, or read text or features differently.
+        """
+        if self._reading() != other._reading():
+            raise ConfigError(
+                f"{self._folder} and {other._folder} cannot share a trunk: config.json, vocab.txt and the metadata "
+                "must be equal but for the answers"
+            )
+        share_modules(self.network, other.network)
+
+    def _reading(self) -> tuple[Any, ...]:
+        about, config = self._metadata, replace(self.network.config, num_labels=2, id2label=None)
+        return config, digest_file(self._folder / VOCAB_FILE), about.recipe, about.fix_quirks, about.box_geometry
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the digests of what the training starts from."""
@@ -173,6 +207,14 @@ class VisualBertTrainable:
         if content.hidden is not None:
             counts = (len(content.hidden), 1) if len(self.terms) == 2 else (len(content.hidden),)
         return Item(example.example_id, tokens, counts, content)
+
+    def ground(self, item: Item, example: Example | CaptionPair, named: NamedRegions) -> Item:
+        """Add to an item which regions its words name."""
+        content: Content = item.content
+        assert isinstance(example, Question | Statement)
+        found = located(self._encoder, example, content.sequences[0], named)
+        counts = (*item.counts, int(len(found.positions) > 0))
+        return replace(item, counts=counts, content=replace(content, named=found))
 
     def _asked(self, example: Example | CaptionPair, visual: tuple[Regions, ...], target: Target) -> Content:
         encoded = self._encoder.encode(example, visual)
@@ -228,26 +270,16 @@ class VisualBertTrainable:
         owner = {id(each): content for content in contents for each in content.sequences}
         packed = pack(sequences, lambda sequence: self._read(sequence, owner[id(sequence)]))
         ordered = [owner[id(sequences[at])] for at in packed.order]
-        if self._words:
-            return Prepared(packed, _word_labels(ordered, packed))
-        if self._form is Question:
-            soft = torch.zeros(len(ordered), len(self._answers))
-            for row, content in zip(soft, ordered, strict=True):
-                for at, weight in (content.soft or {}).items():
-                    row[at] = weight
-            return Prepared(packed, Labels(soft=soft))
-        if self._form is Grounding:
-            shares = [content.shares for content in ordered if content.shares is not None]
-            return Prepared(packed, Labels(shares=tuple(map(torch.from_numpy, shares))))
-        if self._form is Statement:
-            return Prepared(packed, Labels(classes=torch.tensor([content.label for content in ordered])))
-        places = {id(sequences[at]): place for place, at in enumerate(packed.order)}
-        choices = tuple(tuple(places[id(each)] for each in content.sequences) for content in contents)
-        return Prepared(packed, Labels(classes=torch.tensor([c.label for c in contents]), choices=choices))
+        labels = packed_labels(contents, ordered, packed, len(self._answers), self._form is MultipleChoice)
+        if not self._grounding:
+            return Prepared(packed, labels)
+        return Prepared(packed, labels, with_shares([None if c.named is None else c.named.shares for c in ordered]))
 
     def _read(self, sequence: Encoded, content: Content) -> Sequence[int]:
         """Return the positions whose last states the loss reads."""
         text = len(sequence.input_ids)
+        if content.named is not None and content.named.positions:
+            return (*self._read(sequence, replace(content, named=None)), *reads(sequence, content.named))
         if content.hidden is not None:
             return (0, *content.hidden) if len(self.terms) == 2 else tuple(content.hidden)
         if self._form is Question:
@@ -257,32 +289,14 @@ class VisualBertTrainable:
         return (0,)
 
     def padded(self, items: Sequence[Item]) -> dict[str, Tensor]:
-        """Return the tensors of `packing.collate`, with `labels` and, for pairs, `sentence_image_labels`."""
+        """Return the tensors of `packing.collate`, with `labels` and, for pairs, `sentence_image_labels`.
+
+        The term grounding is not among them.
+        """
         contents: list[Content] = [item.content for item in items]
         nested = self._form is MultipleChoice and not self._words
         tensors = collate([c.sequences if nested else c.sequences[0] for c in contents])
-        if self._words:
-            length = tensors["input_ids"].shape[1] + tensors["visual_embeds"].shape[1]
-            labels = torch.full((len(items), length), IGNORED)
-            for row, content in zip(labels, contents, strict=True):
-                for place, piece in (content.hidden or {}).items():
-                    row[place] = piece
-            if len(self.terms) == 2:
-                tensors["sentence_image_labels"] = torch.tensor([content.label for content in contents])
-        elif self._form is Question:
-            labels = torch.zeros(len(items), len(self._answers))
-            for row, content in zip(labels, contents, strict=True):
-                for at, weight in (content.soft or {}).items():
-                    row[at] = weight
-        elif self._form is Grounding:
-            phrases = tensors["region_to_phrase_position"].shape[1]
-            labels = torch.zeros(len(items), phrases, tensors["visual_embeds"].shape[1])
-            for row, content in zip(labels, contents, strict=True):
-                if (shares := content.shares) is not None:
-                    row[: shares.shape[0], : shares.shape[1]] = torch.from_numpy(shares)
-        else:
-            labels = torch.tensor([content.label for content in contents])
-        return tensors | {"labels": labels}
+        return tensors | padded_labels(contents, tensors, len(self._answers))
 
     def losses(self, prepared: Prepared) -> Tensor:
         """Return the sum of each term: float32 [terms]. The heads compute in float32 under autocast too."""
@@ -293,16 +307,23 @@ class VisualBertTrainable:
         states = read_states(trunk, packed, self._start.gradient_checkpointing).float()
         labels = replace(prepared.labels.to(device), smoothing=self._start.label_smoothing)
         with torch.autocast(device.type, enabled=False):
-            found = LOSSES[type(self.network)](self.network, states, packed, labels)
-            return torch.stack(list(found))
+            asked = first_reads(states, packed) if prepared.named else states
+            found = LOSSES[type(self.network)](self.network, asked, packed, labels)
+            if not prepared.named:
+                return torch.stack(list(found))
+            named = grounding_loss(self.network, states, packed, prepared.named)
+            return torch.stack([*found, self._start.grounding * named])
 
     def saved_weights(self, folder: Path) -> Mapping[str, Tensor]:
         """Return the weights of a checkpoint that `save` wrote. The file has the names of the network."""
-        return load_file(folder / SAFETENSORS_FILE)
+        weights = load_file(folder / SAFETENSORS_FILE)
+        return weights | saved_head(folder) if self._grounding else weights
 
     def save(self, folder: Path, task: str | None, space: str | None) -> None:
         """Write config.json, float32 weights, vocab.txt, the answers and the metadata into `folder`."""
-        self.network.save_pretrained(folder)
+        self.network.save_pretrained(folder, without=TERM)
+        if self._grounding:
+            save_head(self.network.get_submodule(TERM), folder)
         shutil.copyfile(self._folder / VOCAB_FILE, folder / VOCAB_FILE)
         if self._answers and self._answers[0] == UNKNOWN_ANSWER:
             (folder / ANSWERS_FILE).write_text("".join(f"{each}\n" for each in self._answers), encoding="utf-8")
@@ -321,25 +342,3 @@ _TERM: dict[type, str] = {
 _TERMS_OF_WORDS: dict[type, tuple[str, ...]] = {Question: ("words",), Grounding: ("words",)}
 """Form of example → the terms where its words are masked. The other forms have a second term: whether the text is true,
 or the right choice, or of the image."""
-
-
-def _word_labels(ordered: Sequence[Content], packed: Packed) -> Labels:
-    """Return the labels of masked words and of pairs. A pair reads [CLS] before its masked words."""
-    words: list[int] = []
-    word_rows: list[int] = []
-    starts = np.cumsum([0, *packed.read_lengths[:-1]]).tolist()
-    pairs = [at for at, content in enumerate(ordered) if content.label is not None]
-    for start, content in zip(starts, ordered, strict=True):
-        hidden = content.hidden or {}
-        words += hidden.values()
-        first = start + (content.label is not None)
-        word_rows += range(first, first + len(hidden))
-    labels = Labels(words=torch.tensor(words, dtype=torch.long), word_rows=torch.tensor(word_rows, dtype=torch.long))
-    if not pairs:
-        return labels
-    return replace(
-        labels,
-        own=torch.tensor([ordered[at].label for at in pairs]),
-        own_rows=torch.tensor(pairs),
-        cls_rows=torch.tensor(starts),
-    )

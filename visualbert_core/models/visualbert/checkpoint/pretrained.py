@@ -91,14 +91,20 @@ class Pretrained(nn.Module):
         model.tie_weights()
         return model.eval()
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write `config.json` and `model.safetensors`. Both this library and transformers can load them."""
+    def save_pretrained(
+        self, folder: str | Path, dtype: torch.dtype = torch.float32, without: str | None = None
+    ) -> None:
+        """Write `config.json` and `model.safetensors`. Both this library and transformers can load them.
+
+        `without` is the name of a module that is not written, such as a head that only a training needs.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {"architectures": [type(self).__name__], **self.config.to_dict()}
         config["dtype"] = str(dtype).removeprefix("torch.")
         state = self.state_dict()
-        kept = {key: state[key].to("cpu", dtype).contiguous() for key in state if key not in self.tied}
+        names = [key for key in state if key not in self.tied and not (without and key.startswith(f"{without}."))]
+        kept = {key: state[key].to("cpu", dtype).contiguous() for key in names}
         # A reader may have the old file mapped into memory. Replacing the file is safe; writing into it is not.
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             written = Path(temporary) / SAFETENSORS_FILE

@@ -1,0 +1,225 @@
+"""Questions about the synthetic scenes that are made anew at each visit: data to learn from, for `visualbert train`.
+
+Each class is an ExampleSource over the files of `training_files`. An epoch visits each scene once. The questions are
+those of `questions` and `references`, which also make the validation files. No scene is in both.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from visualbert_core.errors import AnnotationError
+from visualbert_core.metrics.recall import region_shares
+from visualbert_core.schema import Grounding, MultipleChoice, NamedRegions, Phrase, Question, Statement
+from visualbert_core.synthetic import questions as ask
+from visualbert_core.synthetic import references as refer
+from visualbert_core.synthetic.language import DIRECTIONS, descriptions
+from visualbert_core.synthetic.scenes import Thing, Things
+from visualbert_core.tasks.example_source import ExampleSource
+
+ANSWER_SHARE = 0.4
+"""The share of VCR visits that ask for the answer. The others ask for the rationale, which is learnt later."""
+VCR_MIN_THINGS = 4
+"""Most VCR families offer four objects as choices."""
+
+
+@dataclass(frozen=True)
+class AskedQuestion(Question):
+    """A question with its answer."""
+
+    answer: str = ""
+
+
+@dataclass(frozen=True)
+class AskedStatement(Statement):
+    """A statement with its truth value."""
+
+    holds: bool = False
+
+
+@dataclass(frozen=True)
+class AskedChoice(MultipleChoice):
+    """A multiple-choice question with the index of the right choice."""
+
+    right: int = 0
+
+
+@dataclass(frozen=True)
+class AskedCaption(Grounding):
+    """A caption with the indices of the things that each phrase names."""
+
+    named: tuple[tuple[int, ...], ...] = ()
+
+
+class SceneLessons(ExampleSource):
+    """Reads {split}.jsonl: a line for each scene with its image id and its things."""
+
+    min_things: ClassVar[int] = 2
+
+    def __init__(self, annotations: Path, split: str) -> None:
+        """Read a split. Raises AnnotationError where its file is missing or malformed."""
+        self._path = annotations / f"{split}.jsonl"
+        try:
+            records = [json.loads(line) for line in self._path.read_text().splitlines()]
+            scenes: dict[str, Things] = {r["image_id"]: tuple(map(_thing, r["things"])) for r in records}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise AnnotationError(f"{self._path}: not a file of synthetic scenes: {error}") from None
+        self._scenes = scenes
+        self._ids = list(scenes)
+
+    def annotation_files(self) -> tuple[Path, ...]:
+        """Return the file of the split."""
+        return (self._path,)
+
+    def examples(self) -> Iterator[Any]:
+        """Yield an empty example for each scene with enough things."""
+        yield from (self.empty(name) for name, things in self._scenes.items() if len(things) >= self.min_things)
+
+    @abstractmethod
+    def empty(self, image_id: str) -> Any:
+        """Return the example of a scene before it asks anything."""
+
+    def _named(self, example: Question | Statement, boxes: Sequence[np.ndarray]) -> NamedRegions:
+        """Return what the descriptions in a text name: in each image, all things that fit."""
+        words = example.text.split(" ")
+        phrases, rows = [], []
+        for start, stop, it in descriptions(words):
+            if start and words[start - 1] in DIRECTIONS:
+                continue  # "the leftmost thing" names one thing, not all that fit
+            phrases.append(Phrase(start, stop, " ".join(words[start:stop])))
+            scenes = [self._scenes[image_id] for image_id in example.image_ids]
+            gold = [np.array([things[i].box for i in it.find(things)]).reshape(-1, 4) for things in scenes]
+            hits = [region_shares(found, [wanted])[0] > 0 for found, wanted in zip(boxes, gold, strict=True)]
+            hit = np.concatenate(hits).astype(np.float32)
+            rows.append(hit / max(hit.sum(), np.float32(1)))
+        width = sum(len(each) for each in boxes)
+        return NamedRegions(tuple(phrases), np.array(rows, np.float32).reshape(-1, width))
+
+
+class Questions(SceneLessons):
+    """Gives VQA questions."""
+
+    form = Question
+
+    def empty(self, image_id: str) -> Question:
+        """Return a question without text."""
+        return Question(image_id, (image_id,), "")
+
+    def drawn(self, example: Any, draws: random.Random) -> AskedQuestion:
+        """Return a question about the scene."""
+        item = ask.vqa_item(_generator(draws), self._scenes[example.example_id])
+        return AskedQuestion(example.example_id, example.image_ids, item.question, answer=item.answer)
+
+    def target(self, example: Any, boxes: Sequence[np.ndarray]) -> dict[str, float]:
+        """Return the answer with the weight 1."""
+        return {example.answer: 1.0}
+
+    def named_regions(self, example: Any, boxes: Sequence[np.ndarray]) -> NamedRegions:
+        """Return which regions the descriptions in the question name."""
+        return self._named(example, boxes)
+
+
+class Statements(SceneLessons):
+    """Gives NLVR2 sentences about pairs of scenes."""
+
+    form = Statement
+
+    def empty(self, image_id: str) -> Statement:
+        """Return a statement without text."""
+        return Statement(image_id, (image_id, image_id), "")
+
+    def drawn(self, example: Any, draws: random.Random) -> AskedStatement:
+        """Return a sentence about the scene and a second one, drawn as a set of NLVR2: true for two of four pairs."""
+        rng = _generator(draws)
+        item = None
+        while item is None:
+            names = [self._ids[i] for i in rng.integers(len(self._ids), size=2 * ask.PAIRS)]
+            names[0] = example.example_id
+            pairs = list(zip(names[::2], names[1::2], strict=True))
+            item = ask.nlvr2_item(rng, [(self._scenes[left], self._scenes[right]) for left, right in pairs])
+        return AskedStatement(example.example_id, pairs[0], item.sentence, holds=item.labels[0])
+
+    def target(self, example: Any, boxes: Sequence[np.ndarray]) -> int:
+        """Return the truth value."""
+        return int(example.holds)
+
+    def named_regions(self, example: Any, boxes: Sequence[np.ndarray]) -> NamedRegions:
+        """Return which regions of both images the descriptions in the sentence name."""
+        return self._named(example, boxes)
+
+
+class Choices(SceneLessons):
+    """Gives VCR questions with four answers or four rationales. The regions are at the true boxes."""
+
+    form = MultipleChoice
+    min_things = VCR_MIN_THINGS
+
+    def empty(self, image_id: str) -> MultipleChoice:
+        """Return a question without choices."""
+        return MultipleChoice(image_id, (image_id,), (), (), (), ())
+
+    def drawn(self, example: Any, draws: random.Random) -> AskedChoice:
+        """Return a question about the scene, or the question with its right answer and rationales as choices."""
+        rng, things = _generator(draws), self._scenes[example.example_id]
+        item = refer.vcr_item(rng, things)
+        answering = bool(rng.random() < ANSWER_SHARE)
+        texts = (item.question, *item.answers, *item.rationales)
+        mentioned = sorted({i for text in texts for token in text if isinstance(token, tuple) for i in token})
+        return AskedChoice(
+            example.example_id,
+            example.image_ids,
+            tuple(thing.shape for thing in things),
+            item.question if answering else item.question + item.answers[item.answer_label],
+            item.answers if answering else item.rationales,
+            tuple(mentioned),
+            right=item.answer_label if answering else item.rationale_label,
+        )
+
+    def target(self, example: Any, boxes: Sequence[np.ndarray]) -> int:
+        """Return the index of the right choice."""
+        return int(example.right)
+
+
+class Captions(SceneLessons):
+    """Gives captions of Flickr30K Entities."""
+
+    form = Grounding
+
+    def empty(self, image_id: str) -> Grounding:
+        """Return a caption without words."""
+        return Grounding(image_id, (image_id,), (), ())
+
+    def drawn(self, example: Any, draws: random.Random) -> AskedCaption:
+        """Return a caption of the scene."""
+        words: list[str] = []
+        phrases: list[Phrase] = []
+        made = refer.caption(_generator(draws), self._scenes[example.example_id])
+        for part in made:
+            text = part if isinstance(part, str) else part.words
+            start = len(words)
+            words += text.split()
+            if not isinstance(part, str):
+                phrases.append(Phrase(start, len(words), text))
+        named = tuple(part.things for part in made if not isinstance(part, str))
+        return AskedCaption(example.example_id, example.image_ids, tuple(words), tuple(phrases), named=named)
+
+    def target(self, example: Any, boxes: Sequence[np.ndarray]) -> np.ndarray:
+        """Return equal shares of the regions that show each phrase: float32 [K, R]."""
+        things = self._scenes[example.example_id]
+        return region_shares(boxes[0], [np.array([things[i].box for i in members]) for members in example.named])
+
+
+def _thing(record: dict[str, Any]) -> Thing:
+    return Thing(**record | {"box": tuple(record["box"])})
+
+
+def _generator(draws: random.Random) -> np.random.Generator:
+    return np.random.default_rng(draws.getrandbits(64))
