@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 from captioner_folders import write_decoder, write_encoder
+from conftest import SmallNight
 from PIL import Image as Pillow
 from vilt_folders import write_vilt
 

@@ -278,16 +278,23 @@ def _left_out(step: int, example_ids: Sequence[str]) -> str:
     return f"step {step:,}: {len(example_ids):,} examples ({named})"
 
 
-def _counts(remarks: Mapping[str, int]) -> Iterator[str]:
-    """Yield what was counted before the first step: "48 examples", "2 without a target"."""
+def _counts(remarks: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what was counted before the first step: "48 examples", "2 without a target", "vqa: 90 examples"."""
     for name, count in remarks.items():
-        yield f"{count:,} {name.replace('_', ' ')}"
+        if name == "also":
+            yield from (f"{task}: {line}" for task, counted in count.items() for line in _counts(counted))
+        else:
+            yield f"{count:,} {name.replace('_', ' ')}"
 
 
 def _set(config: TrainConfig) -> dict[str, Any]:
     """Return the keys whose value is not the default."""
-    values = {each.name: (getattr(config, each.name), each.default) for each in fields(config)}
-    return {name: value for name, (value, default) in values.items() if default is MISSING or value != default}
+    found = {}
+    for each in fields(config):
+        default = each.default if each.default_factory is MISSING else each.default_factory()
+        if (value := getattr(config, each.name)) != default:
+            found[each.name] = value
+    return found
 
 
 def _keys(config: TrainConfig, places: Places, chosen: bool) -> list[tuple[str, str]]:
