@@ -31,6 +31,7 @@ from visualbert_core.report.places import ELSEWHERE, Places
 from visualbert_core.report.scores import guesses, papers, persons, scales
 from visualbert_core.report.sections import Section, leaves, section
 from visualbert_core.tasks import Task, open_task
+from visualbert_core.training.also import AlsoTask
 from visualbert_core.training.curves import KEPT, Curves, read_curves
 from visualbert_core.training.recipe import EPOCHS, PATHS, TrainConfig
 from visualbert_core.training.validation import Validation, best, validation_run
@@ -287,7 +288,7 @@ def _counts(remarks: Mapping[str, Any]) -> Iterator[str]:
             yield f"{count:,} {name.replace('_', ' ')}"
 
 
-def _set(config: TrainConfig) -> dict[str, Any]:
+def _set(config: TrainConfig | AlsoTask) -> dict[str, Any]:
     """Return the keys whose value is not the default."""
     found = {}
     for each in fields(config):
@@ -310,17 +311,24 @@ def _keys(config: TrainConfig, places: Places, chosen: bool) -> list[tuple[str, 
 def _text(name: str, value: Any, config: TrainConfig, places: Places) -> str:
     if name == "epochs" and value is None and config.steps is None:
         return f"{EPOCHS}"
-    if value is None or value == ():
+    found = _plain(name, value, places)
+    if found in (None, [], {}):
         return "–"
+    return printable(", ".join(map(str, found)) if isinstance(found, list) else str(found))
+
+
+def _plain(name: str, value: Any, places: Places) -> Any:
+    """Return a value of a recipe as YAML holds it, with words in place of the folders of this machine."""
+    if name == "also":
+        return {
+            task: {key: _plain(key, held, places) for key, held in _set(each).items()} for task, each in value.items()
+        }
     if isinstance(value, tuple):
-        return ", ".join(map(str, value))
-    return places.hide(str(value)) if name in PATHS else printable(str(value))
+        return [_plain(name, each, places) for each in value]
+    return places.hide(str(value)) if name in PATHS and value is not None else value
 
 
 def _recipe_yaml(config: TrainConfig, places: Places) -> str:
     """Return the recipe that gives this training, with words in place of the folders of this machine."""
-    found = {
-        name: places.hide(str(value)) if name in PATHS else list(value) if isinstance(value, tuple) else value
-        for name, value in _set(config).items()
-    }
+    found = {name: _plain(name, value, places) for name, value in _set(config).items()}
     return yaml.safe_dump(found, sort_keys=False, allow_unicode=True).rstrip()
