@@ -1,4 +1,4 @@
-"""Several tasks over one trunk, examples that are made anew at each visit, and the term `grounding`."""
+"""Trainings on several tasks over one trunk, and on examples that are made anew at each visit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.nn import functional
 
 from visualbert_core.cli import main
 from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig, SyntheticConfig
@@ -23,13 +22,10 @@ from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.features.extract import extract
-from visualbert_core.models.trainable import Start
-from visualbert_core.models.visualbert.trainable import VisualBertTrainable
 from visualbert_core.provenance import digest_file
-from visualbert_core.schema import NamedRegions, Phrase, Question, Regions, Statement
+from visualbert_core.schema import Question
 from visualbert_core.synthetic import WEIGHTS
 from visualbert_core.synthetic.files import make_synthetic
-from visualbert_core.synthetic.language import Description, descriptions
 from visualbert_core.synthetic.lessons import Captions, Choices, Questions, Statements
 from visualbert_core.synthetic.training_files import recipe as shipped_recipe
 from visualbert_core.synthetic.training_files import write_lessons
@@ -339,70 +335,8 @@ def test_the_questions_of_the_scenes_come_from_the_draws_alone(world: World) -> 
     assert 70 < sum(held) < 130
 
 
-def test_descriptions_are_found_in_every_sentence() -> None:
-    """Adjectives before a noun belong to its description, singular or plural, with or without a mark behind it."""
-    text = "Are the small red boxes and the thing the same, or is one blue ring?"
-    assert list(descriptions(text.split(" "))) == [
-        (2, 5, Description(size="small", color="red", shape="box")),
-        (7, 8, Description()),
-        (13, 15, Description(color="blue", shape="ring")),
-    ]
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The term grounding
-
-
-def regions(count: int, seed: int) -> Regions:
-    draw = np.random.default_rng(seed)
-    boxes = np.array([[at, at, at + 20, at + 20] for at in range(count)], np.float32)
-    features = draw.normal(size=(count, 256)).astype(np.float16)
-    return Regions(
-        f"image {seed}", 224, 224, boxes, np.zeros(count, np.int64), np.ones(count, np.float32), features, ""
-    )
-
-
-def test_grounding_is_the_divergence_of_phrases_and_regions(world: World) -> None:
-    """The term is the KL divergence from the shares to the softmax of query and key, read at the last word piece of
-    each phrase in a padded network; times its weight; and a statement without phrases counts nothing."""
-    model = VisualBertTrainable(world.root / "start", Statement, Start(weights="new-head", grounding=0.25))
-    assert model.terms == ("statements", "grounding")
-    visual = (regions(2, 1), regions(3, 2))
-    texts = ("Both images contain a red ball.", "There are more boxes in the left image than in the right image.")
-    named = NamedRegions((Phrase(4, 6, "red ball."),), np.array([[0, 0.5, 0, 0.5, 0]], np.float32))
-    items = []
-    for text, about in zip(texts, (named, NamedRegions((), np.zeros((0, 5), np.float32))), strict=True):
-        example = Statement(text, ("a", "b"), text)
-        items.append(model.ground(model.encode(example, visual, 1, random.Random(0)), example, about))
-    assert [item.counts for item in items] == [(1, 1), (1, 0)]
-    network: Any = model.network.eval()
-    answer, term = model.losses(model.prepare(items)).tolist()
-
-    padded = model.padded(items)
-    labels = padded.pop("labels")
-    ids = padded["input_ids"][0].tolist()
-    pieces = (world.root / "start/vocab.txt").read_text().split("\n")
-    place = ids.index(pieces.index("ball"))
-    states = network.visual_bert(**padded).last_hidden_state
-    logits = network.cls(network.visual_bert.pooler(states))
-    assert answer == pytest.approx(functional.cross_entropy(logits, labels, reduction="sum").item(), rel=1e-4)
-    query = network.grounding.query(states[0, place])
-    scores = network.grounding.key(states[0, padded["input_ids"].shape[1] :]) @ query / query.shape[-1] ** 0.5
-    chosen = torch.from_numpy(named.shares[0])
-    wanted = functional.kl_div(scores.log_softmax(-1), chosen, reduction="sum")
-    assert term == pytest.approx(0.25 * wanted.item(), rel=1e-4)
-
-
-def test_a_phrase_of_a_question_is_read_without_its_marks(world: World) -> None:
-    """The authors' questions lose commas and marks, so the place of a phrase is counted over the words that stay."""
-    start = Start(weights="new-head", grounding=1.0, answers=world.root / "start/answers.txt")
-    model = VisualBertTrainable(world.root / "start", Question, start)
-    example = Question("q", ("a",), "Look, what color is the large ball?")
-    item = model.encode(example, (regions(2, 3),), {"red": 1.0}, random.Random(0))
-    named = NamedRegions((Phrase(5, 7, "large ball?"),), np.array([[0, 1]], np.float32))
-    content = model.ground(item, example, named).content
-    pieces = (world.root / "start/vocab.txt").read_text().split("\n")
-    assert pieces[content.sequences[0].input_ids[content.named.positions[0]]] == "ball"
 
 
 def test_grounding_is_for_questions_and_statements(recipe: Recipe) -> None:

@@ -14,6 +14,9 @@ runs and not by ablations:
                        region features
     box geometry       counts eight times; with less, the size of a thing was still at chance after 2,000 steps
     region features    count a quarter, also to give the words more weight
+
+They are choices of `train_visualbert`. There the inputs are scaled, here the weights that read them. Both networks
+begin alike, but Adam then moves the weights of the box numbers less far here, so places are compared later.
 """
 
 from __future__ import annotations
