@@ -389,8 +389,7 @@ def folder_name(name: str) -> str:
 
 
 def run_name(model: Path, task: str, split: str) -> str:
-    """Return the name of an evaluation, which its run folder, its cell and its history share on every night. For a task
-    named module:Class the name holds the class alone, because some file systems allow no colon."""
+    """Return the name of an evaluation on every night. Some file systems allow no colon, so it has no module."""
     return f"{checkpoint_name(model)}__{task.rpartition(':')[2]}__{split}"
 
 

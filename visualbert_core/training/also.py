@@ -13,7 +13,7 @@ from typing import Any
 
 from visualbert_core.config import check_range, check_values
 from visualbert_core.errors import ConfigError
-from visualbert_core.io.locations import Location
+from visualbert_core.io.locations import Locations
 
 PATHS = ("annotations", "features", "model", "answers")
 """The keys that say where something lies."""
@@ -32,8 +32,8 @@ class AlsoTask:
     """The split to learn."""
     annotations: Path
     """Folder of its files."""
-    features: Location
-    """Feature store with the regions of its images."""
+    features: Locations
+    """Feature store, or several, with the regions of its images."""
     weight: float = 1.0
     """How many steps it gets for each step of the first task."""
     batch_size: int | None = None

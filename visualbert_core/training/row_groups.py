@@ -58,7 +58,7 @@ class GroupReader:
         found: dict[str, Regions] = {}
         for example in examples:
             image_id = example.image_ids[0]
-            if image_id not in found:
+            if image_id not in found and image_id in self._group_of:  # a drawn example may show another image
                 found[image_id] = self._group(self._group_of[image_id]).regions(self._store)[image_id]
         others = [i for i in dict.fromkeys(i for example in examples for i in example.image_ids) if i not in found]
         return found | dict(zip(others, self._store.fetch_many(others), strict=True)) if others else found

@@ -102,7 +102,7 @@ class SeveralLessons(Lessons):
         rest = dict(zip(config.also, self.parts[1:], strict=True))
         about["data"]["also"] = {name: part.data() for name, part in rest.items()}
         for part in rest.values():
-            about["code"] |= outside_code("task", type(part.task))
+            about["code"] |= outside_code("task", part.benchmark)
         return about
 
 

@@ -75,7 +75,7 @@ class Lessons:
         yield from (tuple(regions[image_id] for image_id in example.image_ids) for example in examples)
 
     @property
-    def _benchmark(self) -> type:
+    def benchmark(self) -> type:
         """Return the class of the task, also where several splits are learnt."""
         return self.task.benchmark if isinstance(self.task, JoinedSplits) else type(self.task)
 
@@ -103,7 +103,7 @@ class Lessons:
             "data": self.data(),
             "parent": self.model.fingerprint(),
             **({} if (origin := hub_origin(config.model)) is None else {"start": origin}),
-            "code": code_digests(("training", "predictions")) | outside_code("task", self._benchmark),
+            "code": code_digests(("training", "predictions")) | outside_code("task", self.benchmark),
             "versions": versions(),
         }
 
