@@ -42,6 +42,7 @@ from visualbert_core.synthetic.files import make_synthetic
 from visualbert_core.synthetic.language import vocabulary
 from visualbert_core.synthetic.scenes import SIZE, Scene, Thing, make_scene
 from visualbert_core.synthetic.train_texts import pack
+from visualbert_core.tasks import open_task
 
 FOLDERS = {"vilt-vqa": 2_500_000, "vlm": 2_500_000, "captioner": 1_500_000}
 """Folder → the number of bytes that it stays under."""
@@ -225,6 +226,17 @@ def test_the_phrases_of_a_caption_are_judged() -> None:
         "two balls": True,
         "three things": False,
     }
+
+
+def test_the_page_marks_what_is_true_of_the_scene(described: EvaluateConfig) -> None:
+    """The marked words of a caption are the caption, and a reference has no false phrase."""
+    task = open_task(captions.SceneCaptions.name, described.annotations, "val")
+    for example_id in task.expected():
+        (told, *_) = task.references(example_id)
+        marked = task.marked(example_id, told)
+        assert "".join(words.text for words in marked) == told
+        assert {words.true for words in marked} <= {None, True}
+    assert [words.true for words in task.marked(example_id, "seven small things, no things .")] == [None, False, None]
 
 
 def test_the_captioner_is_trained_on_what_transformers_computes(scenes: list[Scene]) -> None:

@@ -184,6 +184,28 @@ def test_a_stopped_training_ends_like_an_uninterrupted_one(recipe: Recipe, task:
         assert evaluate(config, pool).scores is not None
 
 
+@pytest.mark.parametrize("task", ["nlvr2", "captions"])
+def test_the_settings_of_the_loop_reach_the_network(world: Path, task: str) -> None:
+    """Layers that are computed again change no loss and no gradient, and label smoothing is that of torch: the loss of
+    a label mixed with the mean loss of all labels."""
+    found = []
+    for settings in ({}, {"gradient_checkpointing": True}, {"label_smoothing": 0.1}, {"label_smoothing": 1.0}):
+        model = load_trainable(world / TASKS[task][3], FORMS[task], Start(dropout=0.0, **settings))
+        shown = example(FORMS[task], 1)
+        images = tuple(noise(place) for place in range(len(shown.image_ids)))
+        item = model.encode(shown, images, TARGETS[FORMS[task]](1), random.Random(0))
+        loss = model.losses(model.prepare([item])).sum()
+        loss.backward()
+        gradients = [each.grad for each in model.network.parameters() if each.grad is not None]
+        found.append((loss.item(), torch.cat([each.flatten() for each in gradients])))
+    plain, again, some, all_alike = found
+    assert again[0] == pytest.approx(plain[0], rel=1e-6)
+    torch.testing.assert_close(again[1], plain[1])
+    assert some[0] == pytest.approx(0.9 * plain[0] + 0.1 * all_alike[0], rel=1e-5)
+    with pytest.raises(ConfigError, match=r"label_smoothing 0\.1: the targets of questions are weights already"):
+        load_trainable(world / "vilt-vqa", Question, Start(label_smoothing=0.1))
+
+
 def test_a_vilt_learns_and_is_validated(recipe: Recipe) -> None:
     """The loss falls, and the dev split is evaluated from its images with the wrong ones beside it."""
     done = train(recipe(steps=6, dropout=0.0, batch_size=24, warmup=0.0, validate_split="val", save_every=6))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from visualbert_core.errors import ConfigError
 from visualbert_core.models.trainable import Start
@@ -44,11 +44,13 @@ def set_dropout(config: Any, share: float | None) -> None:
             setattr(config, name, share)
 
 
-def seeded(seed: int, make: Callable[[], Any]) -> Any:
+def started(start: Start, make: Callable[[], Any]) -> Any:
     """Return the network that `make` makes, in training mode. What starts at random is drawn from the seed alone."""
     with torch.random.fork_rng(devices=[]):  # the weights are made on the CPU
-        torch.manual_seed(seed)
-        network: nn.Module = make()
+        torch.manual_seed(start.seed)
+        network: Any = make()
+    if start.gradient_checkpointing:
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return network.requires_grad_(True).train()
 
 

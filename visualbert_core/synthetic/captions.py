@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from visualbert_core.schema import Prediction
 from visualbert_core.synthetic.language import DIRECTIONS, NUMBERS, Description
 from visualbert_core.synthetic.scenes import COLORS, RADII, SHAPES, Thing, Things
 from visualbert_core.tasks.captions import CaptionsTask
+from visualbert_core.tasks.shown import Words
 
 SCENES_FILE = "scenes.json"
 """Image id → the things in it, in the folder of the annotations."""
@@ -59,6 +60,14 @@ class SceneCaptions(CaptionsTask):
         scenes = json.loads(path.read_text())
         self.files = (*self.files, path)
         self._things = {name: tuple(Thing(**each) for each in things) for name, things in scenes.items()}
+
+    def marked(self, example_id: str, answer: str) -> Sequence[Words]:
+        """Return the words of a caption, its phrases marked as true or false of the scene."""
+        found, place = [], 0
+        for phrase in phrases(answer, self._things[self.images[example_id].image_id]):
+            found += [Words(answer[place : phrase.start]), Words(answer[phrase.start : phrase.end], phrase.true)]
+            place = phrase.end
+        return [words for words in (*found, Words(answer[place:])) if words.text]
 
     def beside(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
         """Return the share of phrases that are true, with the numbers that stand beside all captions."""

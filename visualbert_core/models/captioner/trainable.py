@@ -28,8 +28,8 @@ from visualbert_core.models.transformers_training import (
     check_start,
     parent_fingerprint,
     saved_weights,
-    seeded,
     set_dropout,
+    started,
 )
 from visualbert_core.schema import Captioning, CaptionPair, Example, Pixels, Target
 
@@ -68,7 +68,7 @@ class CaptionerTrainable:
         self._folder, self._start, self._parts = folder, start, open_parts(folder)
         for part in (self._parts.config.encoder, self._parts.config.decoder):
             set_dropout(part, start.dropout)
-        self.network: Any = seeded(start.seed, self._opened)
+        self.network: Any = started(start, self._opened)
         self._name_tokens()
         self._check_end()
         self._lock = threading.Lock()  # a fast tokenizer refuses a second thread (huggingface/tokenizers#537)
@@ -161,8 +161,10 @@ class CaptionerTrainable:
 
     def losses(self, prepared: Prepared) -> Tensor:
         """Return the sum of the losses of the tokens: float32 [1]."""
-        device = self.network.device
-        sums = [summed_loss(self.network, pixels.to(device), labels.to(device)) for pixels, labels in prepared]
+        device, smoothing = self.network.device, self._start.label_smoothing
+        sums = [
+            summed_loss(self.network, pixels.to(device), labels.to(device), smoothing) for pixels, labels in prepared
+        ]
         if not sums:  # no item of the pass has a token; the sum still needs a gradient
             sums = [next(each for each in self.network.parameters() if each.requires_grad).sum() * 0]
         return torch.stack(sums).sum()[None]

@@ -47,12 +47,21 @@ def caption_labels(tokenizer: Any, captions: Sequence[str]) -> Tensor:
     return padded_labels([caption_ids(tokenizer, caption) for caption in captions])
 
 
-def summed_loss(model: Any, pixel_values: Tensor, labels: Tensor) -> Tensor:
-    """Return the sum of the cross-entropy over the tokens, with a gradient. It is float32 under autocast too."""
+def summed_loss(model: Any, pixel_values: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Return the sum of the cross-entropy over the tokens, with a gradient. It is float32 under autocast too.
+
+    `smoothing` is the share of each target that all tokens get alike.
+    """
     asked = model.prepare_decoder_input_ids_from_labels(labels)
     logits = model(pixel_values=pixel_values, decoder_input_ids=asked).logits.float()
     with torch.autocast(logits.device.type, enabled=False):
-        return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        return functional.cross_entropy(
+            logits.flatten(0, 1),
+            labels.flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=smoothing,
+        )
 
 
 def caption_loss(model: Any, pixel_values: Tensor, labels: Tensor) -> Tensor:

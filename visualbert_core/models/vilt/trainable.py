@@ -28,8 +28,8 @@ from visualbert_core.models.transformers_training import (
     check_start,
     parent_fingerprint,
     saved_weights,
-    seeded,
     set_dropout,
+    started,
 )
 from visualbert_core.models.vilt.network import embedded_images
 from visualbert_core.models.vilt.predictor import CLASSES, TRUTH, answer_names, check_config
@@ -85,6 +85,10 @@ class ViltTrainable:
             raise CheckpointError(f"{folder}: ViLT learns {known} and not {form.__name__}")
         assert issubclass(form, Question | Statement)
         check_start(folder, start, answers=form is Question, new_head=True)
+        if start.label_smoothing and form is Question:
+            raise ConfigError(
+                f"label_smoothing {start.label_smoothing:g}: the targets of questions are weights already; leave it out"
+            )
         self._folder, self._form, self._start = folder, form, start
         read = transformers.ViltProcessor.from_pretrained
         self._processor: Any = opened(folder, "the processor", lambda: read(folder, local_files_only=True))
@@ -95,7 +99,7 @@ class ViltTrainable:
             raise ConfigError("answers: another list needs a new head: set weights to new-head")
         check_config(folder, found, form)
         set_dropout(config, start.dropout)
-        self.network: Any = seeded(start.seed, lambda: self._opened(config))
+        self.network: Any = started(start, lambda: self._opened(config))
         self.terms = ("answers" if form is Question else "statements",)
         self._index = {name: at for at, name in enumerate(answer_names(folder, config, form))}
         # A fast tokenizer refuses a second thread (huggingface/tokenizers#537).
@@ -245,7 +249,8 @@ class ViltTrainable:
         logits = network.classifier(torch.cat(pooled, -1)).float()
         with torch.autocast(device.type, enabled=False):
             if self._form is Statement:
-                return functional.cross_entropy(logits, labels, reduction="sum")[None]
+                smoothing = self._start.label_smoothing
+                return functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)[None]
             return functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")[None]
 
     def _pooled(self, ids: Tensor, words: Tensor, images: Sequence[Tensor], kind: int) -> Tensor:
