@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from test_store import FINGERPRINT, row
 
 from visualbert_core.cli import main
 from visualbert_core.engine.shards import Part, ShardFolder, plan
-from visualbert_core.errors import CheckpointError, ConfigError, InputError, StoreError
+from visualbert_core.errors import CheckpointError, ConfigError, InputError, StoreError, UnfinishedError
 from visualbert_core.features.store import FeatureStore, encode, store_folder
 from visualbert_core.features.stores import JoinedStores, open_stores
-from visualbert_core.schema import Regions
+from visualbert_core.models.visualbert.inputs import Encoded, InputEncoder
+from visualbert_core.schema import Question, Regions
 from visualbert_core.synthetic import WEIGHTS
 from visualbert_core.training import TrainConfig, batches, train
 from visualbert_core.training.order import Order, RowGroups
@@ -218,6 +220,35 @@ def spread(whole: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_row_groups_resume_and_ignore_readers(recipe: Recipe, spread: Path) -> None:
+    """A run over row groups that stopped, and one with other threads, end like the uninterrupted run, bit for bit."""
+    every: dict[str, Any] = {"features": spread, "shuffle": "row-groups", "shuffle_buffer": 2, "steps": 18}
+    one = train(recipe("one", **every))
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 11)
+        with pytest.raises(UnfinishedError):
+            train(recipe("two", **every))
+    two = train(recipe("two", readers=4, read_ahead=9, **every))
+    assert losses(two.folder) == losses(one.folder)
+    assert (two.last / "model.safetensors").read_bytes() == (one.last / "model.safetensors").read_bytes()
+
+
+def test_threads_do_not_decide_what_a_batch_holds(small_night: SmallNight) -> None:
+    """Two questions about an image share its features, although another thread has encoded another image between them:
+    else its turn would decide the size of a product, and with that the last bits of a training."""
+    (folder,) = (small_night.out / "features" / "vqa-val2014").iterdir()
+    store = FeatureStore.open(folder)
+    image, other = store.fetch_many(store.image_ids[:2])
+    encoder = InputEncoder(WEIGHTS / "visualbert-vqa" / "vocab.txt", box_geometry=True)
+    first = encoder.encode(Question("1", (image.image_id,), "Is it red?"), [image])
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(encoder.encode, Question("2", (other.image_id,), "Is it red?"), [other]).result()
+    again = encoder.encode(Question("3", (image.image_id,), "Is it blue?"), [image])
+    assert isinstance(first, Encoded)
+    assert isinstance(again, Encoded)
+    assert first.images[0] is again.images[0]
+
+
+def test_batches_over_row_groups_ignore_readers(recipe: Recipe, spread: Path) -> None:
     """Batches over row groups that begin in the middle, made by other threads, are those of the whole run, bit for bit.
     They come in another order than without row groups."""
     every: dict[str, Any] = {"features": spread, "shuffle": "row-groups", "shuffle_buffer": 2, "steps": 18}

@@ -28,6 +28,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import singledispatchmethod
 from pathlib import Path
+from threading import get_ident
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -113,7 +114,9 @@ class InputEncoder:
         self._box_geometry = box_geometry
         self._original, self._fix_quirks = recipe == "original", fix_quirks
         self._names = tuple(dict.fromkeys(NEUTRAL_NAMES)) if fix_quirks else NEUTRAL_NAMES
-        self._last_features: tuple[Regions | None, np.ndarray] = (None, np.empty(0))
+        # By thread: if threads shared it, their turns would decide how often a batch holds an image, and with that the
+        # last bits of a training.
+        self._last_features: dict[int, tuple[Regions, np.ndarray]] = {}
 
     @singledispatchmethod
     def encode(self, example: Example, regions: Sequence[Regions]) -> Encoded | tuple[Encoded, ...]:
@@ -248,12 +251,12 @@ class InputEncoder:
         if not self._box_geometry:
             return image.features
         # Examples of one image follow each other, and `Encoded` promises that they share one array.
-        last, features = self._last_features
+        last, features = self._last_features.get(get_ident(), (None, image.features))
         if last is not image:
             corners = image.boxes / np.array([image.width, image.height] * 2, dtype=np.float32)
             sides = corners[:, 2:] - corners[:, :2]
             features = np.concatenate((image.features, corners, sides), axis=1, dtype=np.float32)
-            self._last_features = image, features
+            self._last_features[get_ident()] = image, features
         return features
 
     def _named(self, tokens: Iterable[MixedToken], objects: Sequence[str], names: dict[int, str]) -> _Text:
