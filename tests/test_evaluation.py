@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ import pytest
 from conftest import ROOT, SmallNight
 from rich.console import Console
 
+from visualbert_core.cli import main
 from visualbert_core.config import AnsweringConfig, EvaluateConfig, PoolConfig
 from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import Part, ShardFolder, plan
@@ -36,6 +38,7 @@ from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.html import render
 from visualbert_core.report.terminal import print_table
 from visualbert_core.schema import Example, Prediction, Question, Regions
+from visualbert_core.synthetic import WEIGHTS
 from visualbert_core.tasks import open_task
 
 INLINE = PoolConfig(inline=True)
@@ -437,3 +440,14 @@ def test_a_lone_image_has_no_wrong_image(vqa: EvaluateConfig) -> None:
     alone = [Question("1", ("COCO_val2014_000000000001",), "What?")]
     with pytest.raises(InputError, match="needs a second image"):
         wrong_images(alone, FeatureStore.open(vqa.features))
+
+
+def test_a_sample_has_no_score_and_says_so(
+    small_night: SmallNight, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`evaluate --limit 3` predicts three examples and ends with 0; the line names the folder."""
+    (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
+    about = ["--task", "vqa", "--split", "val", "--annotations", str(small_night.out / "synthetic" / "vqa")]
+    about += ["--features", str(store), "--model", str(WEIGHTS / "visualbert-vqa"), "--out", str(tmp_path)]
+    assert main(["evaluate", *about, "--limit", "3", "--inline"]) == 0
+    assert re.fullmatch(r"a sample \(3 examples\), so no score: .*vqa__val\S*\n", capsys.readouterr().out)

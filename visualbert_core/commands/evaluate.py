@@ -59,6 +59,9 @@ class Command:
         other = task.other_scorer(self.java) if self.java else None  # before the first shard: it may be missing
         with Pool(self.pool) as pool:
             run = evaluate(evaluation, pool, task=task)
+        if run.record["status"] == "sample":
+            self._sampled(run)
+            return 0
         if run.scores is None:
             self._submitted(run)
             return 0
@@ -80,6 +83,12 @@ class Command:
         for line in () if self.json else describe(check):
             say(line)
         return REGRESSION if check.changed else 0
+
+    def _sampled(self, run: Run) -> None:
+        if self.json:
+            say_json({"run": str(run.folder), "coverage": run.record["coverage"]})
+        else:
+            say(f"a sample ({self.evaluation.limit} examples), so no score: {run.folder}")
 
     def _submitted(self, run: Run) -> None:
         submission = run.folder / run.record["submission"]
