@@ -57,6 +57,8 @@ def bucket() -> Iterator[Location]:
         locations._system.cache_clear()
         locations._system("s3").mkdir(BUCKET)
         yield location(f"s3://{BUCKET}")
+        locations._system.cache_clear()  # a test may have listed the bucket before others wrote to it
+        locations._system("s3").rm(BUCKET, recursive=True)  # every server of this process has the same buckets
         locations._system.cache_clear()
     server.stop()
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from test_training import recipe, steps, weights  # noqa: F401  (recipe is a fix
 
 from visualbert_core.engine.ray_session import LOCAL_ENVIRONMENT, start_ray
 from visualbert_core.errors import ClusterError, ConfigError, TrainingError, UnfinishedError
-from visualbert_core.training import TrainConfig, train
+from visualbert_core.training import TrainConfig, ray_workers, train
 
 pytestmark = [pytest.mark.usefixtures("two_nodes"), pytest.mark.slow]
 Recipe = Callable[..., TrainConfig]
@@ -76,20 +74,23 @@ def test_a_killed_worker_is_replaced(recipe: Recipe, tmp_path: Path) -> None:  #
 
 
 def test_a_signal_to_the_driver_saves_first(recipe: Recipe) -> None:  # noqa: F811
-    """SIGTERM to the driver saves in the first worker and ends as UnfinishedError; the same call goes on."""
-    config = recipe(steps=12, save_every=1000, workers=2)
+    """SIGTERM to the driver saves in the first worker and ends as UnfinishedError; the same line goes on. Ray, which has
+    handlers of its own, runs already."""
+    config, room = recipe(steps=12, save_every=1000, workers=2), ray_workers._room
 
-    def interrupt() -> None:
-        while not (config.out / "run.json").exists():
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
+    def interrupted(ray: Any, config: TrainConfig) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return room(ray, config)
 
-    threading.Thread(target=interrupt).start()
-    with pytest.raises(UnfinishedError, match=r"stopped \(SIGTERM\) after \d+ of 12 steps; run the same line again"):
-        train(config)
-    assert 0 < len(steps(config.out)) < 12
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_workers, "_room", interrupted)  # the driver calls it before it starts the workers
+        with pytest.raises(
+            UnfinishedError, match=r"stopped \(SIGTERM\) after \d+ of 12 steps; run the same line again"
+        ):
+            train(config)
+    assert 0 < len(steps(config.folder)) < 12
     train(config)
-    assert [line["step"] for line in steps(config.out)] == list(range(1, 13))
+    assert [line["step"] for line in steps(config.folder)] == list(range(1, 13))
 
 
 def test_errors_of_workers_are_those_of_one_process(recipe: Recipe) -> None:  # noqa: F811

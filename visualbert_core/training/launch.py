@@ -5,8 +5,10 @@ One worker takes the steps in this process and needs no Ray. Several take them t
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
+from visualbert_core.engine.calls import on_ray
 from visualbert_core.engine.worker_process import set_threads
 from visualbert_core.io.hub import with_folder
 from visualbert_core.report.trackers import check_trackers
@@ -39,13 +41,16 @@ def train(config: TrainConfig) -> Training:
     try:
         lessons = open_tasks(config)
         provenance = lessons.provenance(config)
-        with workplace(config) as (config, copy), alone(config.folder), listening() as stop:
+        with workplace(config) as (config, copy), alone(config.folder):
             record = claim(config, provenance, lessons)
             if record["status"] != "finished":
+                several = config.workers > 1
                 total = total_steps(config, lessons.order(config))
-                with Live(f"training on {config.task} {config.split}", total, config.log_seconds) as live:
+                live = Live(f"training on {config.task} {config.split}", total, config.log_seconds)
+                # Ray replaces the handlers of signals, so they are set after it has started.
+                with on_ray() if several else nullcontext(), listening() as stop, live:
                     told = partial(stop.reason, config.max_hours)
-                    if config.workers > 1:
+                    if several:
                         train_on_ray(config, record, told, live.show)
                     else:
                         Run(config, lessons, record, told, saved=copy.send).go(live.show, live.paused)

@@ -23,7 +23,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from visualbert_core.engine.ray_session import start_ray
 from visualbert_core.engine.worker_process import set_threads
 from visualbert_core.errors import ClusterError, VisualBertCoreError, first_line
 from visualbert_core.printable import logger
@@ -47,39 +46,27 @@ def train_on_ray(
 ) -> None:
     """Train with `config.workers` workers. `record` is the run.json of the training.
 
-    Raise the error of a worker that is of this package, such as TrainingError or UnfinishedError. Raise ClusterError
-    where Ray does not start or has no room, and where workers ended `config.restarts` + 1 times without a new
+    Ray runs already. Raise the error of a worker that is of this package, such as TrainingError or UnfinishedError.
+    Raise ClusterError where there is no room, and where workers ended `config.restarts` + 1 times without a new
     checkpoint.
     """
-    with _session() as ray:
-        attempt = _Attempt(config, record, stop, show)
-        ended, reached = 0, Checkpoints(config.folder).last()
-        while (error := attempt(ray)) is not None:
-            ended, reached, before = ended + 1, Checkpoints(config.folder).last(), reached
-            if reached > before:
-                ended = 1
-            reason = _reason(error)
-            if ended > config.restarts:
-                raise ClusterError(
-                    f"workers ended {ended} times since the checkpoint of step {reached:,}; the last time: {reason}: "
-                    "mend that, or raise --restarts, and run the same line again"
-                )
-            _LOG.warning("workers ended (%s): all start again from the checkpoint of step %s", reason, f"{reached:,}")
-
-
-@contextmanager
-def _session() -> Iterator[Any]:
-    """Give Ray, joined or started. Shut it down where it was started here."""
     # Workers keep the driver's folder, so that relative paths mean the same there (Ray Train's default is its own).
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    ours = start_ray()
     import ray
 
-    try:
-        yield ray
-    finally:
-        if ours:
-            ray.shutdown()
+    attempt = _Attempt(config, record, stop, show)
+    ended, reached = 0, Checkpoints(config.folder).last()
+    while (error := attempt(ray)) is not None:
+        ended, reached, before = ended + 1, Checkpoints(config.folder).last(), reached
+        if reached > before:
+            ended = 1
+        reason = _reason(error)
+        if ended > config.restarts:
+            raise ClusterError(
+                f"workers ended {ended} times since the checkpoint of step {reached:,}; the last time: {reason}: "
+                "mend that, or raise --restarts, and run the same line again"
+            )
+        _LOG.warning("workers ended (%s): all start again from the checkpoint of step %s", reason, f"{reached:,}")
 
 
 @dataclass(frozen=True)
