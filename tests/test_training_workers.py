@@ -74,8 +74,8 @@ def test_a_killed_worker_is_replaced(recipe: Recipe, tmp_path: Path) -> None:  #
 
 
 def test_a_signal_to_the_driver_saves_first(recipe: Recipe) -> None:  # noqa: F811
-    """SIGTERM to the driver saves in the first worker and ends as UnfinishedError; the same line goes on. Ray has set its
-    own handlers before."""
+    """SIGTERM to the driver saves in the first worker and ends as UnfinishedError; the same line goes on. Ray has
+    set its own handlers before."""
     config, room = recipe(steps=12, save_every=1000, workers=2), ray_workers._room
 
     def interrupted(ray: Any, config: TrainConfig) -> Any:
