@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import SmallNight
 from test_storage import BUCKET, bucket, names
+from test_training import stop_after
 from upath import UPath
 
 from visualbert_core.cli import main
@@ -60,19 +61,6 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     assert not list(folder.iterdir())
 
 
-def stop_at(patch: pytest.MonkeyPatch, number: int, do: Callable[[], None]) -> None:
-    """Call `do` before the step of this number, counted from now."""
-    left, real = [number], Stepper.__call__
-
-    def call(self: Stepper, batch: Any) -> Any:
-        left[0] -= 1
-        if left[0] == 0:
-            do()
-        return real(self, batch)
-
-    patch.setattr(Stepper, "__call__", call)
-
-
 def losses(out: Location) -> list[float]:
     return [json.loads(line)["loss"] for line in (out / "steps.jsonl").read_bytes().splitlines()]
 
@@ -81,7 +69,7 @@ def test_a_training_in_a_bucket_ends_like_one_on_a_disk(recipe: Recipe, bucket: 
     """Stopped, and gone on with from the bucket alone, it has the files, losses and weights of a training on a disk."""
     local, out = train(recipe(tmp_path / "local", validate_split="val", own_image_only=True)), bucket / "training"
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, 6, lambda: signal.raise_signal(signal.SIGTERM))
+        stop_after(patch, 6, lambda: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(UnfinishedError):
             train(recipe(out, validate_split="val", own_image_only=True))
     assert names(out) >= {"checkpoints/step-00000006/training.json", "steps.jsonl", OWNER}
@@ -95,7 +83,7 @@ def test_a_training_in_a_bucket_ends_like_one_on_a_disk(recipe: Recipe, bucket: 
     there = {path.relative_to(local.folder).as_posix() for path in local.folder.rglob("*") if path.is_file()}
     assert names(out) - {OWNER} == {name for name in there if not name.startswith(".")}
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, 1, lambda: pytest.fail("a step was taken"))
+        stop_after(patch, 1, lambda: pytest.fail("a step was taken"))
         assert train(recipe(out, validate_split="val", own_image_only=True)).record == done.record
         with pytest.raises(InputError, match=rf"^s3://{BUCKET}/training holds a training by another recipe"):
             train(recipe(out, seed=1))
@@ -140,7 +128,7 @@ def test_the_later_of_two_processes_goes_on(recipe: Recipe, bucket: Location) ->
     """A process that finds that another one has taken the bucket over stops at its checkpoint, and sends nothing."""
     out = bucket / "two"
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, 4, lambda: (out / OWNER).write_bytes(b"another"))
+        stop_after(patch, 4, lambda: (out / OWNER).write_bytes(b"another"))
         with pytest.raises(InputError, match=rf"^s3://{BUCKET}/two: another process trains here since"):
             train(recipe(out))
     assert "checkpoints/step-00000002/training.json" in names(out)

@@ -21,6 +21,7 @@ from conftest import SmallNight
 from hub_server import COMMIT, hub
 from safetensors.torch import load_file
 from test_store import FINGERPRINT, row
+from test_training import stop_after
 
 from visualbert_core.cli import main
 from visualbert_core.engine.shards import Part, ShardFolder, plan
@@ -32,7 +33,6 @@ from visualbert_core.schema import Question, Regions
 from visualbert_core.synthetic import WEIGHTS
 from visualbert_core.training import TrainConfig, batches, train
 from visualbert_core.training.order import Order, RowGroups
-from visualbert_core.training.step import Stepper
 
 Recipe = Callable[..., TrainConfig]
 
@@ -84,19 +84,6 @@ def recipe(small_night: SmallNight, whole: FeatureStore, tmp_path: Path) -> Reci
         return TrainConfig(**values | changes)
 
     return make
-
-
-def stop_after(patch: pytest.MonkeyPatch, count: int) -> None:
-    """Send SIGTERM before the step number `count`."""
-    left, real = [count], Stepper.__call__
-
-    def call(self: Stepper, batch: Any) -> Any:
-        left[0] -= 1
-        if left[0] == 0:
-            signal.raise_signal(signal.SIGTERM)
-        return real(self, batch)
-
-    patch.setattr(Stepper, "__call__", call)
 
 
 def losses(out: Path) -> list[float]:
@@ -224,7 +211,7 @@ def test_row_groups_resume_and_ignore_readers(recipe: Recipe, spread: Path) -> N
     every: dict[str, Any] = {"features": spread, "shuffle": "row-groups", "shuffle_buffer": 2, "steps": 18}
     one = train(recipe("one", **every))
     with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, 11)
+        stop_after(patch, 11, lambda: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(UnfinishedError):
             train(recipe("two", **every))
     two = train(recipe("two", readers=4, read_ahead=9, **every))
