@@ -39,7 +39,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from visualbert_core.engine.shards import Part, ShardFolder, plan
-from visualbert_core.features.store import FeatureStore, encode
+from visualbert_core.features.parts import encode
+from visualbert_core.features.store import FeatureStore
 from visualbert_core.schema import Regions
 
 R, D = 36, 2048

@@ -29,7 +29,8 @@ import numpy as np
 import torch
 
 from visualbert_core.engine.shards import Part, ShardFolder, plan
-from visualbert_core.features.store import FeatureStore, encode
+from visualbert_core.features.parts import encode
+from visualbert_core.features.store import FeatureStore
 from visualbert_core.io.locations import Location, location
 from visualbert_core.models.visualbert import VisualBertConfig
 from visualbert_core.schema import Regions

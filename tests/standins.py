@@ -26,8 +26,8 @@ from visualbert_core.detector import Detection, Detector, load_detector
 from visualbert_core.engine import scheduler
 from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import end
-from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import evaluate
+from visualbert_core.evaluation.worker import read_predictions
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.models import ReadsRegions, load_model

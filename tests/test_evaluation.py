@@ -23,12 +23,11 @@ from visualbert_core.config import AnsweringConfig, EvaluateConfig, PoolConfig
 from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import Part, ShardFolder, plan
 from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
-from visualbert_core.evaluation.batches import ImageFile, batches, plan_examples, wrong_images
 from visualbert_core.evaluation.fit import check_fit
 from visualbert_core.evaluation.inputs import RegionReader, RegionSource
-from visualbert_core.evaluation.predictions import encode, read_predictions
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import read_run
+from visualbert_core.evaluation.worker import ImageFile, batches, encode, plan_examples, read_predictions, wrong_images
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.io.locations import location
 from visualbert_core.models import Model, ReadsRegions, load_model

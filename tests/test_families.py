@@ -27,8 +27,8 @@ from visualbert_core.comparison.text import describe
 from visualbert_core.config import AnsweringConfig
 from visualbert_core.engine.shards import Part, ShardFolder, plan
 from visualbert_core.errors import ConfigError
-from visualbert_core.evaluation.predictions import encode, read_predictions
 from visualbert_core.evaluation.run_folder import Run, read_run
+from visualbert_core.evaluation.worker import encode, read_predictions
 from visualbert_core.models import visual_source
 from visualbert_core.models.registry import FAMILIES
 from visualbert_core.nightly.dry_run import plan_night

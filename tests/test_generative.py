@@ -27,8 +27,8 @@ from visualbert_core.config import AnsweringConfig, EvaluateConfig, PoolConfig
 from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import ShardFolder
 from visualbert_core.errors import CheckpointError, ConfigError, InputError
-from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import evaluate
+from visualbert_core.evaluation.worker import read_predictions
 from visualbert_core.models import load_model
 from visualbert_core.models.generative import captioning
 from visualbert_core.models.generative.asked import Asked, Outcome

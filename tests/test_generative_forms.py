@@ -22,9 +22,9 @@ import pytest
 from visualbert_core.config import AnsweringConfig, EvaluateConfig, PoolConfig, SyntheticConfig
 from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import ConfigError, CoverageError, InputError
-from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import Run
+from visualbert_core.evaluation.worker import read_predictions
 from visualbert_core.models import ReadsPixels
 from visualbert_core.models.generative import multiple_choice
 from visualbert_core.models.generative.asked import Asked, Outcome

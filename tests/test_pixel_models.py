@@ -28,13 +28,12 @@ from visualbert_core.engine import scheduler
 from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError, ShardError
 from visualbert_core.evaluation import inputs
-from visualbert_core.evaluation.batches import plan_examples
 from visualbert_core.evaluation.inputs import ImageSource, PixelReader
 from visualbert_core.evaluation.invariance_check import check_invariance, describe
-from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import Run, read_run
 from visualbert_core.evaluation.units import read_units
+from visualbert_core.evaluation.worker import plan_examples, read_predictions
 from visualbert_core.models import ReadsPixels, load_model
 from visualbert_core.nightly.matrix import Night, load_matrix
 from visualbert_core.schema import Example, Image, Pixels, Prediction, Question

@@ -33,7 +33,8 @@ from visualbert_core.errors import CoverageError
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import Run, read_run, run_folder
 from visualbert_core.features import label_names as names
-from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
+from visualbert_core.features.parts import encode, encode_failures
+from visualbert_core.features.store import FeatureStore, store_folder
 from visualbert_core.models import ReadsRegions
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report import example_gallery as examples

@@ -25,10 +25,10 @@ from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import Part, ShardFolder, plan
 from visualbert_core.errors import ConfigError, CoverageError, InputError
-from visualbert_core.evaluation.predictions import encode
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import read_run
 from visualbert_core.evaluation.score import Mode, describe, read_prediction_set, score
+from visualbert_core.evaluation.worker import encode
 from visualbert_core.nightly.matrix import load_matrix
 from visualbert_core.provenance import digest_files
 from visualbert_core.tasks import TASKS, Task, nlvr2, open_task

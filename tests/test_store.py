@@ -24,7 +24,8 @@ from visualbert_core.engine.shards import Part, ShardFolder, plan
 from visualbert_core.errors import StoreError
 from visualbert_core.features import label_names as names
 from visualbert_core.features.export import to_arrow, to_datasets, to_ray
-from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
+from visualbert_core.features.parts import encode, encode_failures
+from visualbert_core.features.store import FeatureStore, store_folder
 from visualbert_core.schema import REGIONS_SCHEMA, Failure, LabelNames, Regions
 
 D = 5  # odd, so that rows of features also start at odd offsets
@@ -176,7 +177,8 @@ def test_a_process_that_read_failures_ends_well(store: FeatureStore) -> None:
 def test_ids_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row is found by a hash of its id, and returned only if the id is equal."""
     # Ids of similar length get one hash, because real collisions are too rare to test.
-    monkeypatch.setattr("visualbert_core.features.index._id_hash", lambda image_id: len(image_id) // 9)
+    for module in ("parts", "store"):
+        monkeypatch.setattr(f"visualbert_core.features.{module}.id_hash", lambda image_id: len(image_id) // 9)
     rows = {name: row(name, 2) for name in ("a", "b", "c", "long enough", "long also")}
     found = write(tmp_path, list(rows.values()), 10)
     assert all(same(found.fetch(name), rows[name]) for name in rows)
@@ -294,7 +296,7 @@ def test_a_store_that_may_not_be_written_opens(store: FeatureStore, monkeypatch:
     def refuse(path: Path, data: bytes) -> None:
         raise PermissionError(path)
 
-    monkeypatch.setattr("visualbert_core.features.store.publish", refuse)
+    monkeypatch.setattr("visualbert_core.features.parts.publish", refuse)
     assert all(map(same, FeatureStore.open(copy).scan(), store.scan()))
     assert not (copy / "index.arrow").exists()
 

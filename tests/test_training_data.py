@@ -26,7 +26,8 @@ from test_training import stop_after
 from visualbert_core.cli import main
 from visualbert_core.engine.shards import Part, ShardFolder, plan
 from visualbert_core.errors import CheckpointError, ConfigError, InputError, StoreError, UnfinishedError
-from visualbert_core.features.store import FeatureStore, encode, store_folder
+from visualbert_core.features.parts import encode
+from visualbert_core.features.store import FeatureStore, store_folder
 from visualbert_core.features.stores import JoinedStores, open_stores
 from visualbert_core.models.visualbert.inputs import Encoded, InputEncoder
 from visualbert_core.schema import Question, Regions

@@ -30,8 +30,8 @@ from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import ShardFolder
 from visualbert_core.errors import CheckpointError, ConfigError, CoverageError
 from visualbert_core.evaluation.invariance_check import check_invariance
-from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run import evaluate
+from visualbert_core.evaluation.worker import read_predictions
 from visualbert_core.models import GivesAttentions, GivesLogits, load_model
 from visualbert_core.models.vilt.network import passes
 from visualbert_core.schema import Example, Failure, Grounding, Pixels, Prediction, Question, Statement

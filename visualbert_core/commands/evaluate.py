@@ -101,7 +101,7 @@ class Command:
 
 
 def _predictions(run: Run) -> dict[str, Prediction]:
-    from visualbert_core.evaluation.predictions import read_predictions
+    from visualbert_core.evaluation.worker import read_predictions
 
     return {row.example_id: row for row in read_predictions(run.folder / "predictions")[0]}
 

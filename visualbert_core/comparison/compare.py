@@ -19,15 +19,14 @@ import numpy as np
 from visualbert_core.comparison.attribution import Cause, Reads, causes, scorer_at_hand, scorer_of
 from visualbert_core.comparison.flips import Flips, changed_answers, flips
 from visualbert_core.errors import CoverageError, InputError, NotComparableError
-from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run_folder import ANSWERING, Run, made_of
 from visualbert_core.evaluation.units import Groups, UnitScores, Values, by_metric, read_units
-from visualbert_core.metrics.statistics import Paired, holm, paired_differences, usual_step
+from visualbert_core.evaluation.worker import read_predictions
+from visualbert_core.metrics.statistics import PERCENT, Paired, holm, paired_differences, usual_step
 from visualbert_core.metrics.sums import linear_differences
 from visualbert_core.provenance import changed
 from visualbert_core.schema import Generated, Prediction
 from visualbert_core.tasks import Task, judge
-from visualbert_core.tasks.scoring import PERCENT
 
 SHOWN = 100
 """The largest number of flips listed as worse, and as better."""

@@ -16,9 +16,9 @@ from visualbert_core.comparison.compare import Side, p_value, unit_differences
 from visualbert_core.errors import InputError, NotComparableError
 from visualbert_core.evaluation.run_folder import TRAINED, Run, made_of
 from visualbert_core.metrics.seeds import OverSeeds, over_seeds
+from visualbert_core.metrics.statistics import PERCENT
 from visualbert_core.printable import printable
 from visualbert_core.provenance import differences
-from visualbert_core.tasks.scoring import PERCENT
 
 _CHECKPOINT = ("model.weights: ", "spec.model: ")  # which differ from seed to seed
 

@@ -22,32 +22,18 @@ from visualbert_core.config import EvaluateConfig
 from visualbert_core.corpus.images import DecodeError, fetch, identify, read_boxes, read_image
 from visualbert_core.corpus.listing import Corpus, list_images
 from visualbert_core.errors import InputError
-from visualbert_core.evaluation.batches import Asked, ExampleShard, ImageFile, batches
+from visualbert_core.evaluation.worker import Asked, ExampleShard, ImageFile, Joined, Reader, batches
 from visualbert_core.features.importers.hdf5 import NO_SIZES
 from visualbert_core.features.stores import AnyStore, each_store, identity, open_stores
 from visualbert_core.io.locations import Location, Locations, place_names
 from visualbert_core.models import Model, ReadsPixels
 from visualbert_core.provenance import digest_file, digest_json
-from visualbert_core.schema import Example, Failure, Image, Pixels, Regions
-
-Visual = Regions | Pixels
-Joined = tuple[Example, tuple[Any, ...]]
-"""An example, and the regions or the pixels of its images in order."""
+from visualbert_core.schema import Example, Failure, Image, Pixels
 
 GREY = 128  # the level of every pixel of the baseline without an image
 DECODERS = 4  # threads per shard
 BATCH_PIXELS = 1 << 26  # limit of one batch; a worker holds at most four such batches (800 MB), or four larger images
 _CHUNK = 256  # images whose bytes are in memory at a time, while they are identified
-
-
-class Reader(Protocol):
-    """Reads images for a worker. Threads may share a reader."""
-
-    def read(self, shard: ExampleShard, batch_size: int) -> Iterator[tuple[list[Joined], list[Failure]]]:
-        """Yield the shard's examples in batches, and failures of the examples that lack an image.
-
-        A shard always gives the same batches.
-        """
 
 
 class Source(Protocol):
@@ -97,6 +83,19 @@ def open_source(config: EvaluateConfig, model: Model[Any], opened: Source | None
     # Boxes beside an image are those of its example. They are not true of a replacement, and would tell where things
     # are, so a baseline has none.
     return source.with_boxes() if model.reads.boxes == "beside" and config.visual == "own" else source
+
+
+def sample(examples: Iterable[Example], source: Source, count: int) -> list[Example]:
+    """Choose `count` of the examples whose images the source has. Raises InputError where there is none.
+
+    The hash of the ids decides, so the sample is spread over the split and is always the same.
+    """
+    able = [example for example in examples if all(i in source for i in example.image_ids)]
+    if not able:
+        raise InputError(
+            f"no example has all its images among the {len(source):,} of {source.address}: name those of this split"
+        )
+    return sorted(able, key=lambda example: digest_json(example.example_id))[:count]
 
 
 class RegionSource:

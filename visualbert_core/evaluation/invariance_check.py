@@ -22,13 +22,11 @@ from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import ShardFolder
 from visualbert_core.errors import CoverageError
-from visualbert_core.evaluation.batches import plan_examples, sample
 from visualbert_core.evaluation.fit import check_contract, check_fit, check_form, check_visual
-from visualbert_core.evaluation.inputs import Joined, Source, open_source
-from visualbert_core.evaluation.predictions import read_predictions
+from visualbert_core.evaluation.inputs import Source, open_source, sample
 from visualbert_core.evaluation.run_folder import run_folder
 from visualbert_core.evaluation.sizes import check_sizes
-from visualbert_core.evaluation.worker import EvaluationWorker, LoadModel
+from visualbert_core.evaluation.worker import EvaluationWorker, Joined, LoadModel, plan_examples, read_predictions
 from visualbert_core.models import GivesLogits, load_model
 from visualbert_core.schema import Example, Failure, Grounding, Prediction
 from visualbert_core.tasks import open_task

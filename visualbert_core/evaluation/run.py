@@ -16,16 +16,14 @@ from visualbert_core.config import AnsweringConfig, EvaluateConfig
 from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import ShardFolder, publish
 from visualbert_core.errors import CheckpointError, CoverageError, InputError
-from visualbert_core.evaluation.batches import plan_examples, sample, wrong_images
 from visualbert_core.evaluation.fit import check_contract, check_fit, check_form, check_visual
-from visualbert_core.evaluation.inputs import Source, open_source
-from visualbert_core.evaluation.predictions import read_predictions
+from visualbert_core.evaluation.inputs import Source, open_source, sample
 from visualbert_core.evaluation.run_folder import Run, claim, encode_json, is_finished, read_run, run_folder, write_json
 from visualbert_core.evaluation.score import PredictionSet, score
 from visualbert_core.evaluation.sizes import check_sizes
 from visualbert_core.evaluation.trained_on import trained_on
 from visualbert_core.evaluation.units import UNITS_FILE, by_metric, encode_units
-from visualbert_core.evaluation.worker import EvaluationWorker, LoadModel
+from visualbert_core.evaluation.worker import EvaluationWorker, LoadModel, plan_examples, read_predictions, wrong_images
 from visualbert_core.io.hub import checkpoint_name, hub_origin, with_folder
 from visualbert_core.metrics.coverage import check_coverage
 from visualbert_core.models import Model, load_model

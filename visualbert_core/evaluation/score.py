@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from visualbert_core.errors import ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.beside import AS_PERSON, PERSON, how_answered
-from visualbert_core.evaluation.predictions import read_predictions
+from visualbert_core.evaluation.worker import read_predictions
 from visualbert_core.io.documents import read_json
 from visualbert_core.metrics.coverage import Coverage, Lenient, check_coverage
 from visualbert_core.printable import printable

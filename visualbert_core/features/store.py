@@ -1,13 +1,11 @@
-"""The feature store: `schema.Regions` in Parquet parts, and the reader that scans them or fetches images by id.
-
-Owns the file layout. The column of features needs no decoding: binary, uncompressed, PLAIN, one page per row group. The
-offset of a row's bytes follows from the footer, so a fetch is one copy out of a memory map. pandas, DuckDB, Spark and
-Ray read the same file as ordinary Parquet.
+"""The feature store: reads the regions of all images in order, or of some images by their ids.
 
     <root>/<corpus>/<fingerprint>/   a shards.ShardFolder, with fingerprint.json, names.json (see label_names.py) and
-                                     index.arrow (derived, see index.py)
+                                     index.arrow (derived); parts.py owns their layout
 
-The fingerprint names everything that changes a feature, so two recipes never share a folder.
+The fingerprint names everything that changes a feature, so two recipes never share a folder. All processes of a machine
+read the index through a shared memory map, so opening a store of any size reads two files, on a disk or in an object
+store.
 
 What is checked, and when:
 
@@ -20,116 +18,38 @@ What is checked, and when:
 
 from __future__ import annotations
 
-import json
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from visualbert_core.engine.shards import Manifest, Marker, ShardFolder, publish
+from visualbert_core.corpus.string_column import StringColumn
+from visualbert_core.engine.shards import Manifest, Marker, ShardFolder
 from visualbert_core.errors import CoverageError, StoreError
-from visualbert_core.features import index
 from visualbert_core.features import label_names as names
-from visualbert_core.features.index import Index, Span
+from visualbert_core.features.parts import ROW_GROUP, id_hash, make_index, open_index
 from visualbert_core.io import storage
 from visualbert_core.io.locations import Location, location
 from visualbert_core.provenance import digest_json
-from visualbert_core.schema import FAILURE_SCHEMA, REGIONS_SCHEMA, SCHEMA_VERSION, Failure, LabelNames, Regions
+from visualbert_core.schema import Failure, LabelNames, Regions
 
-ROW_GROUP = 64  # images; 9 MB of 36 × 2048 features
 _OPEN_FILES = 256
 _WINDOW = 512  # images, 75 MB; a scan of a remote store requests so many at once
 _COMMONEST = 10  # labels
-_GAP = 1 << 18  # bytes; reading so many unused bytes is faster than a second request. Row groups lie 30 kB apart.
 
 
 def store_folder(root: str | Location, corpus: str, fingerprint: Mapping[str, Any]) -> Location:
     """Return the folder for the features of `corpus` with this fingerprint."""
     return location(root) / corpus / digest_json(fingerprint)[:12]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# write
-
-
-def encode(rows: Sequence[Regions], fingerprint: Mapping[str, Any]) -> bytes:
-    """Encode `rows` as a part, which is one Parquet file. The same rows give the same bytes.
-
-    `fingerprint` has at least `space` and `feature_size` (D). Raise ValueError where an array has another shape.
-    """
-    columns = {
-        "image_id": [row.image_id for row in rows],
-        "width": [row.width for row in rows],
-        "height": [row.height for row in rows],
-        "num_regions": [row.num_regions for row in rows],
-        "boxes": [_bytes(row, "boxes", "<f4", 4) for row in rows],
-        "labels": [_bytes(row, "labels", "<i2") for row in rows],
-        "scores": [_bytes(row, "scores", "<f4") for row in rows],
-        "attributes": [_bytes(row, "attributes", "<i2") for row in rows],
-        "attribute_scores": [_bytes(row, "attribute_scores", "<f4") for row in rows],
-        "image_digest": [row.image_digest for row in rows],
-        "features": [_bytes(row, "features", "<f2", fingerprint["feature_size"]) for row in rows],
-    }
-    schema = REGIONS_SCHEMA.with_metadata(footer(fingerprint))
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        pa.table(columns, schema),
-        sink,
-        row_group_size=ROW_GROUP,
-        data_page_size=2**30,  # one page per row group, as `index._starts` assumes
-        use_dictionary=False,  # so features are PLAIN
-        compression={name: "none" if name == "features" else "zstd" for name in REGIONS_SCHEMA.names},
-        write_statistics=["image_id"],
-        write_page_checksum=True,
-    )
-    return bytes(sink.getvalue())
-
-
-def to_half(features: np.ndarray) -> np.ndarray:
-    """Return finite features as float16. A number beyond its range becomes its largest value, not infinity."""
-    largest = float(np.finfo(np.float16).max)
-    return features.clip(-largest, largest).astype(np.float16)
-
-
-def footer(fingerprint: Mapping[str, Any]) -> dict[str, str]:
-    """Return the Parquet metadata of every part of a store with this fingerprint."""
-    return {
-        "schema_version": str(SCHEMA_VERSION),
-        "feature_dtype": "float16",
-        "feature_size": str(fingerprint["feature_size"]),
-        "fingerprint": json.dumps(fingerprint, sort_keys=True),
-    }
-
-
-def _bytes(row: Regions, name: str, dtype: str, *width: int) -> bytes | None:
-    """Return the bytes of an array of a row as `dtype`. Raise ValueError unless its shape is (R, *width)."""
-    array: np.ndarray | None = getattr(row, name)
-    if array is None:
-        return None
-    if array.shape != (row.num_regions, *width):
-        raise ValueError(f"image {row.image_id}: {name} have shape {array.shape}, not {(row.num_regions, *width)}")
-    return array.astype(dtype, copy=False).tobytes()
-
-
-def encode_failures(failures: Sequence[Failure]) -> bytes | None:
-    """Encode failures as one Parquet file. Return None where there are none."""
-    if not failures:
-        return None
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([vars(failure) for failure in failures], FAILURE_SCHEMA), sink)
-    return bytes(sink.getvalue())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# read
 
 
 class FeatureStore:
@@ -164,7 +84,7 @@ class FeatureStore:
         manifest = shards.read_manifest(verify)
         if "fingerprint" not in manifest.about:
             raise StoreError(f"{shards.root} is not a feature store: its manifest has no fingerprint; name a store")
-        return cls(shards.root, manifest, _table(shards, manifest, verify))
+        return cls(shards.root, manifest, open_index(shards, manifest, verify))
 
     @classmethod
     def open_made(cls, folder: Location) -> FeatureStore:
@@ -189,7 +109,7 @@ class FeatureStore:
         """
         manifest = Manifest({"fingerprint": dict(fingerprint)}, tuple(markers))
         shards.verify(manifest)
-        return cls(shards.root, manifest, _made(shards, manifest))
+        return cls(shards.root, manifest, make_index(shards, manifest))
 
     @property
     def image_ids(self) -> list[str]:
@@ -225,7 +145,7 @@ class FeatureStore:
     def failures(self) -> list[Failure]:
         """Return a failure, with its reason, for every image without features."""
         files = (pq.ParquetFile(pa.BufferReader(path.read_bytes())) for path in self._failure_paths)
-        # Arrow's threads may outlive the interpreter and crash the process (see `index._of_part`).
+        # Arrow's threads may outlive the interpreter and crash the process (see `parts._of_part`).
         return [Failure(**row) for file in files for row in file.read(use_threads=False).to_pylist()]
 
     def sizes(self) -> Iterator[tuple[str, int, int, int]]:
@@ -317,7 +237,7 @@ class FeatureStore:
 
     def _read(self, rows: Sequence[int], copy: bool = True) -> list[Regions]:
         spans = [self._index.span(row) for row in rows]
-        pieces = self._ranges(spans) if self._remote else map(self._local, spans)
+        pieces = self._requested(spans) if self._remote else map(self._local, spans)
         return [self._row(row, piece, copy) for row, piece in zip(rows, pieces, strict=True)]
 
     def _scan_ahead(self, windows: Sequence[Sequence[int]], copy: bool) -> Iterator[Regions]:
@@ -334,17 +254,10 @@ class FeatureStore:
         """Return the bytes of a span of a file on a disk, uint8, as a view into its memory map."""
         return self._map(self.part_paths[span.part])[span.start : span.stop]
 
-    def _ranges(self, spans: Sequence[Span]) -> list[np.ndarray]:
-        """Return the bytes of spans in an object store, uint8. One request reads spans that lie close together."""
-        groups = _neighbours(spans)
-        wholes = [Span(group[0].part, group[0].start, max(span.stop for span in group)) for group in groups]
-        paths = [self.part_paths[whole.part] for whole in wholes]
-        pieces = storage.ranges(paths, [whole.start for whole in wholes], [whole.stop for whole in wholes])
-        found = {}
-        for group, whole, piece in zip(groups, wholes, pieces, strict=True):
-            data = np.frombuffer(piece, np.uint8)
-            found.update({span: data[span.start - whole.start : span.stop - whole.start] for span in group})
-        return [found[span] for span in spans]
+    def _requested(self, spans: Sequence[Span]) -> list[np.ndarray]:
+        """Return the bytes of spans in an object store, uint8, all requested at once."""
+        paths = [self.part_paths[span.part] for span in spans]
+        return storage.ranges(paths, [span.start for span in spans], [span.stop for span in spans])
 
     def _row(self, row: int, piece: np.ndarray, copy: bool) -> Regions:
         """Return a row whose features are the bytes `piece`. Raise StoreError where their hash is wrong."""
@@ -356,42 +269,132 @@ class FeatureStore:
         return self._index.regions(row, piece.copy() if copy or piece.ctypes.data % 2 else piece)
 
 
-def _table(shards: ShardFolder, manifest: Manifest, verify: bool) -> pa.Table:
-    """Return the index of a store. Make it from the parts where it is absent, damaged or older than the manifest.
+class Span(NamedTuple):
+    """Bytes [start, stop) of a part, which is given by its position in the manifest."""
 
-    With `verify`, make it from the parts in any case and compare. Raise StoreError where they differ.
+    part: int
+    start: int
+    stop: int
+
+
+class Index:
+    """The index as arrays over the memory map.
+
+    Reading a row takes microseconds. A store of millions of images takes little memory in each process, whether that is
+    a worker or a forked data loader.
     """
-    path, data = shards.root / "index.arrow", shards.manifest_path.read_bytes()
-    table = index.load(path, data)
-    if table is not None and not verify:
-        return table
-    if not verify:
-        shards.verify(manifest)
-    names.read(shards.root, manifest.about["fingerprint"])  # the manifest has no hash of names.json, so check it here
-    made = _made(shards, manifest)
-    if verify and storage.size(path) is not None:
-        if table is None or not table.equals(made):
-            raise StoreError(f"{path} is damaged or of an older manifest: delete it; opening the store makes it anew")
-        return table
-    with suppress(OSError):  # a read-only folder: every opening makes the index again
-        publish(path, index.dump(made, data))
-    return made
+
+    def __init__(self, table: pa.Table, feature_size: int) -> None:
+        columns = {name: table[name].combine_chunks() for name in table.column_names}
+        self.image_ids = StringColumn.of(columns["image_id"])
+        self._digests = StringColumn.of(columns["image_digest"])
+        # The items of a memory view are Python's numbers: reading one is three times as fast as from a NumPy array.
+        self._id_hashes, self._id_rows = columns["id_hash"].to_numpy().data, columns["id_row"].to_numpy().data
+        self._widths, self._heights = columns["width"].to_numpy(), columns["height"].to_numpy()
+        self._hashes = columns["hash"].to_numpy()
+        self._parts, self._starts = columns["part"].to_numpy(), columns["start"].to_numpy()
+        counts = columns["num_regions"].to_numpy().astype(np.int64)
+        self._stops = self._starts + counts * feature_size * 2
+        self._regions = np.concatenate([[0], counts.cumsum()])  # a row's first region among those of all images
+        self._boxes = _values(columns["boxes"], "<f4").reshape(-1, 4)
+        self._labels, self._scores = _values(columns["labels"], "<i2"), _values(columns["scores"], "<f4")
+        self._attributes = _Optional(columns["attributes"], "<i2")
+        self._attribute_scores = _Optional(columns["attribute_scores"], "<f4")
+        self._checked = bytearray(len(self.image_ids))  # 1 where `intact` has compared the hash in this process
+        self._feature_size = feature_size
+
+    def find(self, image_id: str) -> int | None:
+        """Return the row of an image, or None where it has no row."""
+        key = id_hash(image_id)
+        place = bisect_left(self._id_hashes, key)
+        # Several ids may have one hash, so the ids themselves are compared.
+        while place < len(self._id_hashes) and self._id_hashes[place] == key:
+            row: int = self._id_rows[place]
+            if self.image_ids[row] == image_id:
+                return row
+            place += 1
+        return None
+
+    def span(self, row: int) -> Span:
+        """Return where the features of a row lie."""
+        return Span(self._parts.item(row), self._starts.item(row), self._stops.item(row))
+
+    def row_groups(self, size: int) -> np.ndarray:
+        """Return the number of the row group of each row, where a part has `size` rows in each: int64 [N]."""
+        order = np.lexsort((self._starts, self._parts))
+        parts = self._parts[order].astype(np.int64)
+        within = (np.arange(len(parts)) - np.searchsorted(parts, parts)) // size
+        found = np.empty(len(parts), np.int64)
+        _, found[order] = np.unique(parts * (len(parts) + 1) + within, return_inverse=True)
+        return found
+
+    def sizes(self) -> Iterator[tuple[str, int, int, int]]:
+        """Yield (image id, width, height, number of regions) of every row."""
+        counts = np.diff(self._regions)
+        return zip(self.image_ids, self._widths.tolist(), self._heights.tolist(), counts.tolist(), strict=True)
+
+    def label_counts(self) -> Iterator[tuple[int, int]]:
+        """Yield (label, number of its regions) of every label that occurs."""
+        labels, counts = np.unique(self._labels, return_counts=True)
+        return zip(labels.tolist(), counts.tolist(), strict=True)
+
+    def intact(self, row: int, features: np.ndarray) -> bool:
+        """Return whether these bytes have the hash of the row's features.
+
+        A row that was intact once is not checked again in the same process.
+        """
+        if not self._checked[row]:
+            self._checked[row] = xxhash.xxh3_64_intdigest(features.data) == self._hashes.item(row)
+        return bool(self._checked[row])
+
+    def boxes(self, row: int) -> np.ndarray:
+        """Return a copy of the boxes of a row: float32 [R, 4]."""
+        return self._boxes[self._regions.item(row) : self._regions.item(row + 1)].copy()
+
+    def equals(self, row: int, other: Index, there: int) -> bool:
+        """Return whether a row equals a row of another index: size, boxes, labels, scores, and the hash of features."""
+        mine, theirs = self._regions[row : row + 2], other._regions[there : there + 2]
+        pairs = [(self._widths, other._widths), (self._heights, other._heights), (self._hashes, other._hashes)]
+        columns = [(self._boxes, other._boxes), (self._labels, other._labels), (self._scores, other._scores)]
+        return all(a.item(row) == b.item(there) for a, b in pairs) and all(
+            np.array_equal(a[slice(*mine)], b[slice(*theirs)]) for a, b in columns
+        )
+
+    def regions(self, row: int, features: np.ndarray) -> Regions:
+        """Return a row whose features are these bytes, without a copy. The other arrays are copies."""
+        first, stop = self._regions.item(row), self._regions.item(row + 1)
+        return Regions(
+            self.image_ids[row],
+            self._widths.item(row),
+            self._heights.item(row),
+            self._boxes[first:stop].copy(),
+            self._labels[first:stop].copy(),
+            self._scores[first:stop].copy(),
+            features.view("<f2").reshape(stop - first, self._feature_size),
+            self._digests[row],
+            self._attributes.copy(row),
+            self._attribute_scores.copy(row),
+        )
 
 
-def _made(shards: ShardFolder, manifest: Manifest) -> pa.Table:
-    """Make the index from the parts that the manifest names."""
-    fingerprint = manifest.about["fingerprint"]
-    paths = [shards.part_path(shard.shard_id) for shard in manifest.shards]
-    return index.build(paths, footer(fingerprint), fingerprint["feature_size"])
+class _Optional:
+    """A column that may be null, in all rows or in some rows."""
+
+    def __init__(self, column: pa.LargeBinaryArray, dtype: str) -> None:
+        self._known = column.is_valid().to_numpy(zero_copy_only=False) if column.null_count < len(column) else None
+        self._values = _values(column, dtype)
+        # Starts at 0, not at the column's own offsets, because the values of null rows take no space.
+        self._ends = np.concatenate([[0], pc.binary_length(column).fill_null(0).to_numpy().cumsum()])
+        self._ends //= np.dtype(dtype).itemsize
+
+    def copy(self, row: int) -> np.ndarray | None:
+        """Return a copy of the values of a row, or None where the row is null."""
+        if self._known is None or not self._known.item(row):
+            return None
+        return self._values[self._ends.item(row) : self._ends.item(row + 1)].copy()
 
 
-def _neighbours(spans: Iterable[Span]) -> list[list[Span]]:
-    """Group spans that lie close together in one part; the spans of a group ascend."""
-    groups: list[list[Span]] = []
-    for span in sorted(set(spans)):
-        last = groups[-1][-1] if groups else None
-        if last and last.part == span.part and span.start - last.stop <= _GAP:
-            groups[-1].append(span)
-        else:
-            groups.append([span])
-    return groups
+def _values(column: pa.LargeBinaryArray, dtype: str) -> np.ndarray:
+    """Return the values of all rows of a column as one array, without a copy."""
+    data = column.buffers()[2]
+    return np.empty(0, dtype) if data is None else np.frombuffer(data, dtype)

@@ -30,7 +30,7 @@ from visualbert_core.detector import Detection, Detector, ObjectEncoder, load_de
 from visualbert_core.engine.shards import LazyTuple, Marker, Part, Shard, ShardFolder, plan
 from visualbert_core.engine.worker_process import halving_on_memory_error
 from visualbert_core.errors import CheckpointError
-from visualbert_core.features.store import encode, encode_failures, to_half
+from visualbert_core.features.parts import encode, encode_failures, to_half
 from visualbert_core.io.locations import Location
 from visualbert_core.provenance import differences
 from visualbert_core.schema import Failure, GivenObjects, Image, Regions

@@ -3,7 +3,7 @@
     accuracy      VQA's soft accuracy (Antol et al. 2015)
     recall        IoU of boxes and recall@k
     coverage      whether predictions are complete, so that a score may be printed
-    statistics    intervals of a mean, and tests between two runs
+    statistics    the metrics of a run with their intervals, and tests between two runs
     boxes         the conventions in which boxes are written
 
 Each task file decides which of them its benchmark uses. Everything needs NumPy only; `statistics` also imports SciPy

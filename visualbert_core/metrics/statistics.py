@@ -1,4 +1,4 @@
-"""Intervals of a mean, and tests whether two runs differ. Everything is clustered by image.
+"""Scores of units → metrics with intervals, and tests whether two runs differ. Everything is clustered by image.
 
 Questions about one image share its difficulties, so they are not independent draws. Images are. The mean is the ratio
 estimator over clusters: the sum of values divided by the number of units. Its variance is the linearised one (Cochran,
@@ -12,23 +12,30 @@ Two runs over the same units are compared by the sums of their differences in ea
     smallest_drop    the smallest drop that the test would probably find
     excess_noise     how much reruns vary beyond what the test allows for
 
-All values are shares, not percent.
+A metric is a mean over units, or a function of sums over units (`metrics.sums`), in percent or in its scale. All other
+values are shares, not percent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import fsum, inf, nan, sqrt
 from statistics import NormalDist
 
 import numpy as np
+
+from visualbert_core.metrics.sums import is_settled, linear_shares, value_of_sums
+from visualbert_core.schema import Score
 
 Z95 = 1.959964  # the 97.5 % quantile of the normal distribution
 EXACT = 16
 """Up to this many changed clusters, every pattern of signs is tried: at most 65,536."""
 RERUNS = 5
 """The fewest reruns from which noise is estimated."""
+PERCENT = 100.0
+"""What the value 1 is shown as, for a metric that `Task.scales` does not name."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -74,6 +81,78 @@ def interval(mean: Mean) -> tuple[float, float]:
         return (0.0, reach) if mean.value == 0.0 else (1.0 - reach, 1.0)
     reach = Z95 * mean.standard_error
     return max(0.0, mean.value - reach), min(1.0, mean.value + reach)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the metrics of a run
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Holds a metric over n units, and its 95 % interval clustered by image; all are in percent or in its scale."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Summarises a set of scores.
+
+    `metrics` keeps the order in which the task yields the metrics. `breakdown` is kind of group → group → metric →
+    (percent, number of units), with kinds and groups sorted. A unit in several groups of a kind counts in every group.
+    """
+
+    metrics: dict[str, Metric]
+    breakdown: dict[str, dict[str, dict[str, tuple[float, int]]]]
+
+
+def summarize(scores: Iterable[Score], scales: Mapping[str, float] | None = None) -> Summary:
+    """Return every metric with its interval, and every metric in every group. `scales` is that of the task."""
+    shown = scales or {}
+    by_metric: defaultdict[str, list[Score]] = defaultdict(list)
+    by_group: defaultdict[tuple[str, str, str], list[Score]] = defaultdict(list)
+    for score in scores:
+        by_metric[score.metric].append(score)
+        for kind, groups in score.groups.items():
+            for group in groups:
+                by_group[kind, group, score.metric].append(score)
+    breakdown: dict[str, dict[str, dict[str, tuple[float, int]]]] = {}
+    for (kind, group, metric), units in sorted(by_group.items(), key=lambda item: item[0][:2]):
+        share = (_value(units, shown.get(metric, PERCENT)), len(units))
+        breakdown.setdefault(kind, {}).setdefault(group, {})[metric] = share
+    metrics = {name: _metric(name, units, shown.get(name, PERCENT)) for name, units in by_metric.items()}
+    return Summary(metrics, breakdown)
+
+
+def _value(units: Sequence[Score], scale: float) -> float:
+    if units[0].counts is None:
+        return scale * fsum(unit.value for unit in units) / len(units)
+    return scale * value_of_sums(*_counts(units))
+
+
+def _metric(name: str, units: Sequence[Score], scale: float) -> Metric:
+    clusters = [unit.cluster for unit in units]
+    if units[0].counts is None:
+        mean = clustered_mean([unit.value for unit in units], clusters)
+        low, high = interval(mean)
+        return Metric(name, scale * mean.value, scale * low, scale * high, mean.n)
+    counts = _counts(units)
+    value = value_of_sums(*counts)
+    # Official programs add 1e-9 to what they divide by, so a full score is a hair below 1.
+    full = 1.0 if value > 1 - 1e-6 else value
+    mean = replace(clustered_mean(linear_shares(*counts).tolist(), clusters), value=full)
+    low, high = interval(mean) if is_settled(value) else (nan, nan)
+    return Metric(name, scale * value, scale * low, scale * high, mean.n)
+
+
+def _counts(units: Sequence[Score]) -> tuple[str, np.ndarray]:
+    """Return the function of a metric, and the counts of its units: float64 [n, k]."""
+    found = [unit.counts for unit in units if unit.counts is not None]
+    return found[0].function, np.array([each.values for each in found])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.io.documents import read_yaml
 from visualbert_core.io.locations import Location
+from visualbert_core.metrics.statistics import PERCENT
 from visualbert_core.models import visual_source
 from visualbert_core.nightly.gating import CellResult, GateResult, for_page, judge_cells
 from visualbert_core.nightly.stages import evaluate_config, extract_config, is_gated, runs_folder
@@ -56,7 +57,6 @@ from visualbert_core.report.html import write_report
 from visualbert_core.report.places import ELSEWHERE, Places
 from visualbert_core.report.trackers import TrackedNight, check_trackers, track
 from visualbert_core.tasks import Task, find_task, open_task
-from visualbert_core.tasks.scoring import PERCENT
 
 INGREDIENT = None
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import xxhash
 
-from visualbert_core.evaluation.predictions import read_predictions
 from visualbert_core.evaluation.run_folder import Run
 from visualbert_core.evaluation.units import read_units
+from visualbert_core.evaluation.worker import read_predictions
 from visualbert_core.features.label_names import label_name
 from visualbert_core.report import ReportCell
 from visualbert_core.report.forms import FORMS, Piece, marked, regions_of, sides

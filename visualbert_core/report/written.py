@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import xxhash
 
-from visualbert_core.evaluation.predictions import read_predictions
+from visualbert_core.evaluation.worker import read_predictions
 from visualbert_core.report import ReportCell
 from visualbert_core.report.forms import FORMS, Piece
 from visualbert_core.schema import Generated, Prediction

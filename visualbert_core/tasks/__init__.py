@@ -1,14 +1,15 @@
 """Owns the benchmarks: a task reads official files, gives examples, and computes the official score.
 
 Each benchmark has one file. `base` holds the contract and the parts that most benchmarks share. `registry` finds a
-benchmark by its name. `scoring` summarises the scores of every benchmark. `reading` reads annotation files.
+benchmark by its name. `scoring` applies it to predictions. `reading` reads annotation files.
 """
 
+from visualbert_core.metrics.statistics import Metric, Summary, summarize
 from visualbert_core.tasks.base import Published, Task
 from visualbert_core.tasks.caption_pairs import CaptionPairs
 from visualbert_core.tasks.joined_splits import JoinedSplits
 from visualbert_core.tasks.registry import TASKS, find_task, open_lessons, open_task
-from visualbert_core.tasks.scoring import Metric, Summary, judge, score_units, summarize
+from visualbert_core.tasks.scoring import judge, score_units
 
 __all__ = [
     "TASKS",

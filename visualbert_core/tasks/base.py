@@ -1,7 +1,7 @@
 """Owns the contract that every benchmark keeps, and the parts that most benchmarks share.
 
 A task file reads from top to bottom. The constants describe the benchmark. `read` reads its files, `examples` gives
-its examples, and `score` judges the answers. `scoring.summarize` then averages the scores of every benchmark in the
+its examples, and `score` judges the answers. `metrics.statistics` then averages the scores of every benchmark in the
 same way. Every other member has a default in this file. A benchmark replaces a default where its official program does
 something else.
 """

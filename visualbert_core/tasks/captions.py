@@ -28,6 +28,7 @@ from visualbert_core.errors import AnnotationError, ConfigError, InputError
 from visualbert_core.metrics.captions import CIDER_BEST, LONGEST, Cider, Tokens, bleu_counts, caption, rouge_l
 from visualbert_core.metrics.java_captions import check_programs, java_scores
 from visualbert_core.metrics.ptb_tokenizer import SHIFTING, tokenize
+from visualbert_core.metrics.statistics import summarize
 from visualbert_core.metrics.sums import FUNCTIONS
 from visualbert_core.schema import Captioning, Counts, Example, JudgedAnswer, Prediction, Score
 from visualbert_core.tasks.base import Published, Task
@@ -40,7 +41,6 @@ from visualbert_core.tasks.captions_files import (
     read_tokens,
 )
 from visualbert_core.tasks.reading import read_list, typed
-from visualbert_core.tasks.scoring import summarize
 from visualbert_core.tasks.shown import Person
 
 NOCAPS = "nocaps_val_4500_captions.json"

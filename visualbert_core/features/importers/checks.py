@@ -16,7 +16,7 @@ import numpy as np
 
 from visualbert_core.errors import InputError
 from visualbert_core.features.importers.sources import MalformedError, Place, Source
-from visualbert_core.features.store import to_half
+from visualbert_core.features.parts import to_half
 from visualbert_core.metrics import boxes as conventions
 from visualbert_core.schema import Regions
 

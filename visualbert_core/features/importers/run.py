@@ -31,7 +31,8 @@ from visualbert_core.features.importers.sources import (
     open_source,
 )
 from visualbert_core.features.importers.tsv import TsvSource
-from visualbert_core.features.store import FeatureStore, encode, encode_failures, store_folder
+from visualbert_core.features.parts import encode, encode_failures
+from visualbert_core.features.store import FeatureStore, store_folder
 from visualbert_core.io.locations import Location, absolute
 from visualbert_core.metrics.boxes import CONVENTIONS
 from visualbert_core.provenance import digest_json
