@@ -39,8 +39,7 @@ from visualbert_core.models.visualbert.inputs import Encoded
 from visualbert_core.models.visualbert.trainable import Content
 from visualbert_core.schema import CaptionPair, Example, MultipleChoice, Question, Statement
 from visualbert_core.training import TrainConfig
-from visualbert_core.training.optimizers import AdamW, Moments, clip, decay_groups
-from visualbert_core.training.schedules import Schedule
+from visualbert_core.training.optimizers import AdamW, Moments, Schedule, clip, decay_groups
 from visualbert_core.training.step import Prepared, Stepper
 
 STEPS = 1000  # of the schedule; more than are taken

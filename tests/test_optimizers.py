@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from visualbert_core.errors import ConfigError
-from visualbert_core.training.optimizers import OPTIMIZERS, Moments, clip, decay_groups
-from visualbert_core.training.schedules import SHAPES, Schedule, planned_steps
+from visualbert_core.training.optimizers import OPTIMIZERS, SHAPES, Moments, Schedule, clip, decay_groups, planned_steps
 
 GOLDEN = Path(__file__).parent / "golden" / "training"
 TRACES: dict[str, Any] = json.loads((GOLDEN / "bertadam.json").read_text())

@@ -21,7 +21,7 @@ from visualbert_core.io import locations
 from visualbert_core.io.locations import Location
 from visualbert_core.synthetic import WEIGHTS
 from visualbert_core.training import TrainConfig, train
-from visualbert_core.training.bucket import OWNER
+from visualbert_core.training.folder import OWNER
 from visualbert_core.training.step import Stepper
 
 __all__ = ["bucket"]

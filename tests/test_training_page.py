@@ -30,8 +30,7 @@ from visualbert_core.report import trackers
 from visualbert_core.report.curves import Line, plot
 from visualbert_core.synthetic import WEIGHTS
 from visualbert_core.training import TrainConfig, train
-from visualbert_core.training.curves import read_curves, read_steps
-from visualbert_core.training.log import Live, Pace, Progress
+from visualbert_core.training.log import Live, Pace, Progress, read_curves, read_steps
 from visualbert_core.training.page import PAGE, PageWriter
 from visualbert_core.training.run import Watch
 from visualbert_core.training.validation import Validation, validate_parent

@@ -19,7 +19,7 @@ from visualbert_core.evaluation.run_folder import Run, read_run
 from visualbert_core.evaluation.units import encode_units, read_units
 from visualbert_core.metrics.seeds import over_seeds
 from visualbert_core.metrics.statistics import paired_differences
-from visualbert_core.training.seed_runs import read_seeds
+from visualbert_core.training.grid import read_seeds
 
 
 def simulated(rng: np.random.Generator, seeds: int, of_seeds: float, of_images: float, of_units: float) -> Any:

@@ -26,9 +26,8 @@ from visualbert_core.provenance import digest_file
 from visualbert_core.synthetic import WEIGHTS
 from visualbert_core.tasks import CaptionPairs, open_lessons
 from visualbert_core.training import TrainConfig, sweeps, train
-from visualbert_core.training.grid import points, split_lists
+from visualbert_core.training.grid import Row, Sweep, describe, points, split_lists
 from visualbert_core.training.step import Stepper
-from visualbert_core.training.sweep_table import Row, Sweep, describe
 
 GRID = {"learning_rate": [1e-3, 1e-4], "seed": [0, 1]}
 

@@ -31,9 +31,8 @@ from visualbert_core.synthetic.training_files import recipe as shipped_recipe
 from visualbert_core.synthetic.training_files import write_lessons
 from visualbert_core.tasks.example_source import ExampleSource
 from visualbert_core.training import TrainConfig, batches, train
-from visualbert_core.training.also import AlsoTask
-from visualbert_core.training.order import Order
-from visualbert_core.training.several import Mixture
+from visualbert_core.training.order import Mixture, Order
+from visualbert_core.training.recipe import AlsoTask
 from visualbert_core.training.step import Stepper
 
 LESSONS = "visualbert_core.synthetic.lessons"

@@ -16,7 +16,7 @@ from visualbert_core.evaluation.run_folder import Run, read_run
 from visualbert_core.printable import say, say_json
 from visualbert_core.provenance import digest_files
 from visualbert_core.tasks import TASKS, Task, open_task
-from visualbert_core.training.seed_runs import read_seeds
+from visualbert_core.training.grid import read_seeds
 
 
 @dataclass(frozen=True)

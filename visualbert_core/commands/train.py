@@ -73,7 +73,7 @@ class Command:
         return 0
 
     def _sweep(self) -> int:
-        from visualbert_core.training.sweep_table import describe
+        from visualbert_core.training.grid import describe
         from visualbert_core.training.sweeps import sweep
 
         found = sweep(absolute_paths(with_folder(self.training)), self.grid, self.parallel)

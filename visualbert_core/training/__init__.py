@@ -1,27 +1,24 @@
-"""Trains models on the examples of a benchmark and the regions of a feature store, in one process.
+"""Trains models on the examples of a benchmark and the regions of a feature store.
 
     recipe.py       what a training may set, and every default: one declaration for YAML, flags and help
-    schedules.py    the learning rate at each step
-    optimizers.py   AdamW and BertAdam, decay exclusions, clipping
-    order.py        which examples each step takes: a seeded permutation, cut into batches
-    row_groups.py   regions by whole row groups, for a store larger than memory
+    optimizers.py   AdamW and BertAdam, the rate at each step, decay exclusions, clipping, averages of the weights
+    order.py        which examples each step takes: a seeded permutation, cut into batches; whose turn a step is
+    sources.py      the tasks, examples and targets of a recipe, checked before the first step
+    visuals.py      pixels of a corpus, and regions by whole row groups of a store larger than memory
     data.py         examples and their regions, read ahead, as tensors: `batches(...)` for a loop of your own
-    sources.py      the examples and targets of a recipe, checked before the first step
-    also.py         what a recipe says about each further task
-    several.py      several tasks over one trunk, and whose turn a step is
-    step.py         one step of the optimiser over several passes
+    step.py         one step of the optimiser over several passes and workers
     state.py        checkpoints with the training state beside them, written whole or not at all
-    bucket.py       OUT in an object store: a folder of this machine and its copy
-    log.py          the file of all steps, and the live line
+    folder.py       OUT: who may write to it, which training it holds, and its copy in an object store
+    log.py          the file of all steps, the live line, and the curves
     validation.py   the evaluation of a checkpoint, the best checkpoint, early stopping
-    curves.py       the curves of the log, for plots and as Parquet
     page.py         training.html
     watch.py        writes the page, the curves and to trackers, at every checkpoint
-    run.py          `train(...)`: the order of all this, the log, resuming, signals
-    grid.py         the lists of a recipe → the runs of a sweep
-    sweeps.py       `sweep(...)`: these runs, in turn or side by side
-    sweep_table.py  their scores, with mean and deviation over seeds
-    seed_runs.py    the runs of one recipe over several seeds
+    run.py          what one worker does: it takes the steps, saves, validates, and resumes
+    ray_workers.py  several workers of one training, on Ray Train
+    stopping.py     signals, and the hours that a training may take
+    launch.py       `train(...)`: the order of all this
+    grid.py         the lists of a recipe → the trainings of a sweep, and their table over seeds
+    sweeps.py       `sweep(...)`: these trainings, in turn or side by side
 
 The authors' recipes and their results are in Li et al. 2019 (arXiv:1908.03557) and github.com/uclanlp/visualbert at
 2a9e8bd58a20. A name below is imported at its first use, so that flags and help need no torch.

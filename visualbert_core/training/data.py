@@ -16,12 +16,11 @@ from torch import Tensor
 
 from visualbert_core.io.hub import with_folder
 from visualbert_core.models.trainable import Item
-from visualbert_core.training.group import ALONE, Group
-from visualbert_core.training.order import Order, draws
+from visualbert_core.training.optimizers import planned_steps
+from visualbert_core.training.order import Mixture, Order, draws
 from visualbert_core.training.recipe import EPOCHS, TrainConfig
-from visualbert_core.training.schedules import planned_steps
-from visualbert_core.training.several import Mixture, open_tasks
-from visualbert_core.training.sources import Lessons
+from visualbert_core.training.sources import Lessons, open_tasks
+from visualbert_core.training.step import ALONE, Group
 
 T = TypeVar("T")
 

@@ -12,15 +12,13 @@ from visualbert_core.engine.calls import on_ray
 from visualbert_core.engine.worker_process import set_threads
 from visualbert_core.io.hub import with_folder
 from visualbert_core.report.trackers import check_trackers
-from visualbert_core.training.bucket import workplace
 from visualbert_core.training.data import total_steps
-from visualbert_core.training.folder import Training, alone, claim, opened
+from visualbert_core.training.folder import Training, alone, claim, opened, workplace
 from visualbert_core.training.log import Live
 from visualbert_core.training.ray_workers import train_on_ray
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.run import Run
-from visualbert_core.training.several import open_tasks
-from visualbert_core.training.sources import out_of_place
+from visualbert_core.training.sources import open_tasks, out_of_place
 from visualbert_core.training.stopping import listening
 from visualbert_core.training.validation import check_validation
 

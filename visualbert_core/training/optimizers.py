@@ -1,21 +1,102 @@
-"""The optimisers of a training: AdamW as torch computes it, and BertAdam as the authors of VisualBERT computed it.
+"""The optimisers of a training, their schedule, and the moving average of the weights.
+
+The shapes of the schedule are those of the authors, and so is BertAdam. Golden traces of their code compare them. The
+first step has the number 0, and a warm-up starts at a rate of exactly 0, so the first step moves nothing.
 
 BertAdam (`pytorch_pretrained_bert/optimization.py`, github.com/uclanlp/visualbert at 2a9e8bd58a20) differs from AdamW
 in three points: it does not correct the bias of the moments, ε stands outside the root of the second moment, and every
-tensor counts its own steps. A tensor without a gradient stands still, and so does its schedule. Golden traces of the
-authors' code compare both optimisers.
+tensor counts its own steps. A tensor without a gradient stands still, and so does its schedule. AdamW is torch's.
+
+The average is torch.optim.swa_utils.AveragedModel's. It is kept as state of the optimiser, beside the moments, so it is
+saved and restored with them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from visualbert_core.training.schedules import Schedule
+from visualbert_core.config import nearest
+from visualbert_core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Gives the factor of each step. Raises ConfigError for an unknown shape, and for a warm-up outside [0, 1).
+
+    `warmup` is the share of the `steps` in which the factor rises from 0 to 1. For "cosine-warm-restarts", which warms
+    up in each of its cycles, it is the share of a cycle. `cycles` belongs to the two shapes with restarts.
+    """
+
+    shape: str
+    steps: int
+    warmup: float = 0.1
+    cycles: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.shape not in SHAPES:
+            raise ConfigError(f"schedule: unknown shape {self.shape!r}{nearest(self.shape, SHAPES)}")
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"warmup is {self.warmup:g} of the steps: it must be at least 0 and shorter than the run")
+
+    def __call__(self, step: int) -> float:
+        """Return the factor of step number `step`, from 0. Steps past the end follow the same formula."""
+        return SHAPES[self.shape](step / self.steps, self.warmup, self.cycles)
+
+
+def planned_steps(examples: int, batch_size: int, epochs: int, round_down: bool) -> int:
+    """Return the number of steps that a schedule is made for.
+
+    The last batch of an epoch may be short. With `round_down` it is not counted, as in the authors' code, which then
+    takes it nevertheless: the last steps of their runs have a rate of 0.
+    """
+    return (examples // batch_size if round_down else -(-examples // batch_size)) * epochs
+
+
+def _none(progress: float, warmup: float, cycles: float) -> float:
+    return 1.0
+
+
+def _constant(progress: float, warmup: float, cycles: float) -> float:
+    return progress / warmup if progress < warmup else 1.0
+
+
+def _linear(progress: float, warmup: float, cycles: float) -> float:
+    return progress / warmup if progress < warmup else max((progress - 1) / (warmup - 1), 0.0)
+
+
+def _cosine(progress: float, warmup: float, cycles: float) -> float:
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def _hard_restarts(progress: float, warmup: float, cycles: float) -> float:
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * (cycles * (progress - warmup) / (1 - warmup) % 1)))
+
+
+def _warm_restarts(progress: float, warmup: float, cycles: float) -> float:
+    return _cosine(progress * cycles % 1, warmup, cycles)
+
+
+SHAPES: dict[str, Callable[[float, float, float], float]] = {
+    "linear": _linear,
+    "cosine": _cosine,
+    "constant": _constant,
+    "none": _none,
+    "cosine-hard-restarts": _hard_restarts,
+    "cosine-warm-restarts": _warm_restarts,
+}
+"""Name of a shape → a function of (progress in [0, 1], share of the warm-up, cycles)."""
+
 
 NO_DECAY = ("bias", "LayerNorm.bias", "LayerNorm.weight")
 """Parts of the names of tensors without weight decay, as in the authors' code."""
@@ -144,3 +225,46 @@ def clip(parameters: Iterable[nn.Parameter], most: float, how: Literal["all", "e
         for parameter in held:
             nn.utils.clip_grad_norm_(parameter, most)
     return float(total)
+
+
+_AVERAGE = "average"
+
+
+class Averages:
+    """The averages of all tensors that have moved. With `decay` None there are none, and nothing happens.
+
+    While a checkpoint is written, weights and averages change places: `model.safetensors` then holds the averages,
+    which are evaluated, and `optimizer.safetensors` holds the weights, from which a training goes on.
+    """
+
+    def __init__(self, optimizer: Optimizer, decay: float | None) -> None:
+        self._optimizer, self._decay = optimizer, decay
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Count the weights after a step. The average of a tensor begins with its first move."""
+        if self._decay is None:
+            return
+        for parameter, state in self._optimizer.state.items():
+            if _AVERAGE in state:
+                state[_AVERAGE].lerp_(parameter, 1 - self._decay)
+            else:
+                state[_AVERAGE] = parameter.detach().clone()
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Let the network hold the averages inside the context, and its weights again afterwards, bit for bit."""
+        self.exchange()
+        try:
+            yield
+        finally:
+            self.exchange()
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Let weights and averages change places."""
+        for parameter, state in self._optimizer.state.items():
+            if _AVERAGE in state:
+                weights = parameter.detach().clone()
+                parameter.copy_(state[_AVERAGE])
+                state[_AVERAGE].copy_(weights)

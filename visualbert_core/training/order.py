@@ -3,6 +3,7 @@
 The batches are composed over the whole split before anything else is decided. So the examples of a step depend neither
 on the number of workers nor on how often the run was interrupted, and the position in the data is the number of the
 step alone. The order of an epoch is drawn from the raw bits of Philox (Salmon et al. 2011), which NumPy never changes.
+Several tasks take turns by their weights alone.
 """
 
 from __future__ import annotations
@@ -61,6 +62,62 @@ class RowGroups:
         place = np.argsort(np.argsort(bits[:count], kind="stable")).astype(np.uint64)
         # In units of 2 ** -32 row groups. Integers give the same order on every CPU.
         return np.argsort((place[self.of_example] << 32) + (bits[count:] >> 32) * np.uint64(self.buffer), kind="stable")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The order of the examples of several tasks. Each has an order of its own, and a share of the steps.
+
+    The examples of all tasks have one numbering, those of the first task first.
+    """
+
+    orders: tuple[Order, ...]
+    weights: tuple[float, ...]
+    """Steps of each task for one step of the first."""
+
+    @property
+    def seed(self) -> int:
+        """Return the seed of all orders."""
+        return self.orders[0].seed
+
+    @property
+    def examples(self) -> int:
+        """Return the number of examples of the first task, which counts the epochs."""
+        return self.orders[0].examples
+
+    @property
+    def batch_size(self) -> int:
+        """Return the batch size of the first task."""
+        return self.orders[0].batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the number of steps in which the first task has an epoch."""
+        return self.total(self.orders[0].steps_per_epoch)
+
+    def total(self, steps: int) -> int:
+        """Return the number of steps in which the first task has `steps` of them."""
+        return round(steps * sum(self.weights) / self.weights[0])
+
+    def batch(self, step: int) -> tuple[int, list[int]]:
+        """Return the epoch of the task whose turn step number `step` is, and the numbers of its examples."""
+        tasks, places = _turns(self.weights, 1 << max(step, 1023).bit_length())
+        task = int(tasks[step])
+        epoch, indices = self.orders[task].batch(int(places[step]))
+        before = sum(order.examples for order in self.orders[:task])
+        return epoch, [before + index for index in indices]
+
+
+@lru_cache(maxsize=2)
+def _turns(weights: tuple[float, ...], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each of `count` steps the task whose turn it is, and how many steps it had before: int64.
+
+    The n-th step of a task lies in the middle of the n-th of equal spans, so the tasks alternate as evenly as they can.
+    """
+    own = np.arange(count)
+    times = np.concatenate([(own + 0.5) / weight for weight in weights])
+    chosen = np.argsort(times, kind="stable")[:count]
+    return chosen // count, chosen % count
 
 
 @lru_cache(maxsize=4)

@@ -31,9 +31,8 @@ from visualbert_core.report.places import ELSEWHERE, Places
 from visualbert_core.report.scores import guesses, papers, persons, scales
 from visualbert_core.report.sections import Section, leaves, section
 from visualbert_core.tasks import Task, open_task
-from visualbert_core.training.also import AlsoTask
-from visualbert_core.training.curves import KEPT, Curves, read_curves
-from visualbert_core.training.recipe import EPOCHS, PATHS, TrainConfig
+from visualbert_core.training.log import KEPT, Curves, read_curves
+from visualbert_core.training.recipe import EPOCHS, PATHS, AlsoTask, TrainConfig
 from visualbert_core.training.validation import Validation, best, validation_run
 
 INGREDIENT = None

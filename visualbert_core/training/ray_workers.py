@@ -27,12 +27,12 @@ from visualbert_core.engine.worker_process import set_threads
 from visualbert_core.errors import ClusterError, VisualBertCoreError, first_line
 from visualbert_core.printable import logger
 from visualbert_core.provenance import differences
-from visualbert_core.training.group import Group
 from visualbert_core.training.log import Progress
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.run import Run
-from visualbert_core.training.several import open_tasks
+from visualbert_core.training.sources import open_tasks
 from visualbert_core.training.state import Checkpoints
+from visualbert_core.training.step import Group
 
 _LOG = logger(__name__)
 _POLL_SECONDS = 0.5

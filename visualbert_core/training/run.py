@@ -19,24 +19,27 @@ import torch
 from visualbert_core.errors import ClusterError, ConfigError, UnfinishedError
 from visualbert_core.io.hub import checkpoint_name
 from visualbert_core.printable import logger
-from visualbert_core.training.averages import Averages
 from visualbert_core.training.data import ahead, passes, read_portion, total_steps
 from visualbert_core.training.folder import (
     read_validations,
     write_record,
     write_validations,
 )
-from visualbert_core.training.group import ALONE, Group
 from visualbert_core.training.log import Pace, Progress, StepLog
-from visualbert_core.training.memory import PassSize
-from visualbert_core.training.optimizers import OPTIMIZERS, Moments, Optimizer, decay_groups
-from visualbert_core.training.order import Order
+from visualbert_core.training.optimizers import (
+    OPTIMIZERS,
+    Averages,
+    Moments,
+    Optimizer,
+    Schedule,
+    decay_groups,
+    planned_steps,
+)
+from visualbert_core.training.order import Mixture, Order
 from visualbert_core.training.recipe import EPOCHS, TrainConfig
-from visualbert_core.training.schedules import Schedule, planned_steps
-from visualbert_core.training.several import Mixture
 from visualbert_core.training.sources import Lessons, metadata_task
 from visualbert_core.training.state import Checkpoints, moments_of, restore
-from visualbert_core.training.step import Outcome, Prepared, Stepper
+from visualbert_core.training.step import ALONE, Group, Outcome, PassSize, Prepared, Stepper
 from visualbert_core.training.validation import Validation, best, is_over, validate, validate_parent
 from visualbert_core.training.watch import Watch
 

@@ -1,6 +1,7 @@
 """What a recipe trains on: model, examples with their targets, and regions, all checked before the first step.
 
-Tasks and models meet here. An example without a target, and an image without features, are counted and named.
+Tasks and models meet here. An example without a target, and an image without features, are counted and named. Each of
+several tasks is opened as a recipe of its own.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from visualbert_core.features.stores import AnyStore, identity
 from visualbert_core.io.hub import checkpoint_name, hub_origin
 from visualbert_core.io.locations import place_names
 from visualbert_core.models import load_trainable
+from visualbert_core.models.together import Member, Together
 from visualbert_core.models.trainable import Item, Start, Trainable
 from visualbert_core.printable import logger
 from visualbert_core.provenance import code_digests, digest_files, outside_code, versions
 from visualbert_core.schema import CaptionPair, Example, Grounding, Pixels, Regions, Target
 from visualbert_core.tasks import CaptionPairs, JoinedSplits, Task, open_lessons
 from visualbert_core.tasks.example_source import ExampleSource
-from visualbert_core.training.images import TrainingImages, check_reads
-from visualbert_core.training.order import Order, draws
-from visualbert_core.training.recipe import TrainConfig
-from visualbert_core.training.row_groups import GroupReader
+from visualbert_core.training.order import Mixture, Order, draws
+from visualbert_core.training.recipe import AlsoTask, TrainConfig, first_name
+from visualbert_core.training.visuals import GroupReader, TrainingImages, check_reads
 
 _LOG = logger(__name__)
 _NAMED = 3  # ids in a message
@@ -245,3 +246,88 @@ def out_of_place(config: TrainConfig) -> None:
     """Raise InputError where the output folder is the folder of the checkpoint that the training starts from."""
     if isinstance(config.out, Path) and config.out.absolute() == config.model.absolute():
         raise InputError(f"out: {config.out} is the checkpoint to start from: name another folder")
+
+
+@dataclass(frozen=True)
+class SeveralLessons(Lessons):
+    """The lessons of the first task, with those of all tasks. `examples` holds the examples of all."""
+
+    parts: tuple[Lessons, ...] = ()
+    entries: tuple[AlsoTask, ...] = ()
+
+    def order(self, config: TrainConfig) -> Mixture:  # type: ignore[override]
+        """Return the order of the examples of all tasks."""
+        sizes = (config.batch_size, *(entry.batch_size or config.batch_size for entry in self.entries))
+        orders = (part.order(replace(config, batch_size=size)) for part, size in zip(self.parts, sizes, strict=True))
+        return Mixture(tuple(orders), (1.0, *(entry.weight for entry in self.entries)))
+
+    def of(self, indices: Sequence[int]) -> Lessons:
+        """Return the lessons of the task whose examples have these numbers."""
+        place = indices[0]
+        for part in self.parts:
+            if place < len(part.examples):
+                return part
+            place -= len(part.examples)
+        raise IndexError(indices[0])
+
+    def provenance(self, config: TrainConfig) -> dict[str, Any]:
+        """Return what the training is made of, without paths. The data of further tasks are under `also`."""
+        about = super().provenance(config)
+        rest = dict(zip(config.also, self.parts[1:], strict=True))
+        about["data"]["also"] = {name: part.data() for name, part in rest.items()}
+        for part in rest.values():
+            about["code"] |= outside_code("task", part.benchmark)
+        return about
+
+
+def open_tasks(config: TrainConfig) -> Lessons:
+    """Open a recipe with all of its tasks. Raise what `open_recipe` raises, and ConfigError where the networks of two
+    tasks cannot share a trunk."""
+    first = open_recipe(config)
+    if not config.also:
+        return first
+    configs = [config, *(as_recipe(config, name) for name in config.also)]
+    parts = [first, *map(open_recipe, configs[1:])]
+    names = [first_name(config.validate_task or config.task), *config.also]
+    together = Together(
+        [
+            Member(name, part.model, metadata_task(one), part.store.space)
+            for name, part, one in zip(names, parts, configs, strict=True)
+        ]
+    )
+    parts = [replace(part, model=cast(Any, model)) for part, model in zip(parts, together.parts(), strict=True)]
+    remarks = first.remarks | {"also": {name: part.remarks for name, part in zip(names[1:], parts[1:], strict=True)}}
+    examples = [example for part in parts for example in part.examples]
+    return SeveralLessons(
+        first.task,
+        first.store,
+        cast(Any, together),  # its parts make the items
+        examples,
+        first.masked,
+        remarks,
+        grounding=first.grounding,
+        parts=tuple(parts),
+        entries=tuple(config.also.values()),
+    )
+
+
+def as_recipe(config: TrainConfig, name: str) -> TrainConfig:
+    """Return a further task of a recipe as a recipe of its own."""
+    entry = config.also[name]
+    weights = config.weights
+    if weights != "random":
+        weights = "new-head" if entry.model is None else "checkpoint"
+    return replace(
+        config,
+        task=entry.task or name,
+        split=entry.split,
+        annotations=entry.annotations,
+        features=entry.features,
+        model=entry.model or config.model,
+        weights=weights,
+        answers=entry.answers,
+        grounding=entry.grounding,
+        validate_task=entry.checkpoint_task,
+        also={},
+        epochs=None,
+    )

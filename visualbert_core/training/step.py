@@ -1,31 +1,104 @@
-"""One step: the losses of a batch over one or several passes, the gradient, the guard, and the move of the optimiser.
+"""One step of one or several workers: the losses of a batch over its passes, the gradient, the guard, and the move.
 
 Each term of the loss is divided by what the whole batch counts, over all workers, before the first pass goes backward.
 So passes and shares of different sizes give the gradient of one large pass. Dropout draws from a generator that is
 seeded for each step and pass. So a resumed run draws what an uninterrupted run draws, and the caller's generator stays
 as it was.
+
+Workers have a copy of the network each. torch's DistributedDataParallel (Li et al. 2020, arXiv:2006.15704) adds their
+gradients during the backward pass. A training in one process is a group of one, which exchanges nothing.
+
+A pass that does not fit into the memory of a GPU is halved. On a CPU an error names the settings.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from visualbert_core.errors import TrainingError
+from visualbert_core.errors import ConfigError, TrainingError
 from visualbert_core.float32 import whole_float32
 from visualbert_core.models.trainable import Trainable
-from visualbert_core.training.group import ALONE, Group
+from visualbert_core.printable import logger
 from visualbert_core.training.optimizers import Optimizer, clip
 from visualbert_core.training.recipe import TrainConfig
 
+T = TypeVar("T")
+
+_LOG = logger(__name__)
 _NAMED = 5  # ids in a message
+
+
+@dataclass(frozen=True)
+class Group:
+    """The place of this worker in its group. Every worker must call the same methods in the same order."""
+
+    rank: int = 0
+    size: int = 1
+    device: str | None = None
+    """The device that Ray gave to this worker. None: the recipe decides."""
+
+    @property
+    def first(self) -> bool:
+        """Return whether this worker writes the files, evaluates and decides."""
+        return self.rank == 0
+
+    def share(self, batch: Sequence[T]) -> list[T]:
+        """Return what this worker takes of a batch: every `size`-th, so that long and short examples mix."""
+        return list(batch[self.rank :: self.size])
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add a tensor over all workers, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def from_first(self, value: int) -> int:
+        """Return the first worker's value."""
+        if self.size == 1:
+            return value
+        held = torch.tensor(value, device=self.device)
+        dist.broadcast(held, 0)
+        return int(held)
+
+    def losses(self, model: Trainable[Any]) -> nn.Module:
+        """Return a module that computes `model.losses`, whose backward pass adds the gradients over all workers."""
+        alone = _Losses(model)
+        if self.size == 1:
+            return alone
+        # A head leaves parameters unused, such as the pooler, and a worker must know it to end its backward pass.
+        return DistributedDataParallel(alone, broadcast_buffers=False, find_unused_parameters=True)
+
+    def pass_alone(self, losses: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """Keep the gradients of a pass in this worker, unless it is the last one of the step."""
+        if last or not isinstance(losses, DistributedDataParallel):
+            return nullcontext()
+        return losses.no_sync()
+
+
+class _Losses(nn.Module):
+    """The losses of a model as a module, which is the form that DistributedDataParallel takes."""
+
+    def __init__(self, model: Trainable[Any]) -> None:
+        super().__init__()
+        self.network = model.network
+        self._losses = model.losses
+
+    def forward(self, prepared: Any) -> Tensor:
+        """Compute the sums of the losses of one pass."""
+        return self._losses(prepared)
+
+
+ALONE = Group()
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,3 +220,54 @@ def _memory() -> Iterator[None]:
         if "DefaultCPUAllocator" not in str(error):
             raise
         raise ShortMemoryError(of_host=True) from None
+
+
+class PassSize:
+    """The largest number of tokens in a pass. It halves where a device has too little memory.
+
+    Smaller passes give the same step, except for the draws of dropout. The smaller size stays for the rest of the
+    training, and a checkpoint records it.
+    """
+
+    def __init__(self, config: TrainConfig, halves: bool = True) -> None:
+        """`halves` is False where several workers compute: the others would wait for the one that begins anew."""
+        self.tokens = config.tokens_per_pass
+        self._config, self._halves, self._cut_before = config, halves, 0
+
+    def take(self, batch: Prepared, step: Callable[[Prepared], Outcome], prepare: Callable[[int], Prepared]) -> Outcome:
+        """Take a step with passes that fit. `prepare` makes the batch of a step anew, in passes of `tokens`.
+
+        Raise ConfigError where passes cannot become smaller, or where the memory of the host ends.
+        """
+        if batch.step < self._cut_before:  # a thread made this batch before the size was halved
+            batch = prepare(batch.step)
+        while (outcome := self._tried(batch, step)) is None:
+            batch = prepare(batch.step)
+        return outcome
+
+    def _tried(self, batch: Prepared, step: Callable[[Prepared], Outcome]) -> Outcome | None:
+        """Return None where the passes were halved. The error, which holds the tensors of the pass, is gone then."""
+        try:
+            return step(batch)
+        except ShortMemoryError as error:
+            self._halve(batch, error.of_host)
+        return None
+
+    def _halve(self, batch: Prepared, of_host: bool) -> None:
+        held = min(self.tokens, batch.tokens)
+        where = "host" if of_host else "device"
+        said = f"step {batch.step + 1}: {held:,} tokens at once do not fit into the memory of the {where}"
+        divisible = len(batch.passes) < len(batch.example_ids)
+        if of_host or not self._halves or not divisible:
+            raise ConfigError(f"{said}: {self._advice(divisible)}")
+        self.tokens = max(1, held // 2)
+        self._cut_before = batch.step + 1 + self._config.read_ahead
+        _LOG.warning("%s; from here on a pass has at most %s", said, f"{self.tokens:,}")
+
+    def _advice(self, divisible: bool) -> str:
+        ways = []
+        if not self._config.gradient_checkpointing:
+            ways.append("set --gradient-checkpointing, which goes on here with the same results")
+        if divisible:
+            ways.append("lower --tokens-per-pass for a new --out")
+        return ", or ".join(ways) or "a pass has one example, so it needs more memory"

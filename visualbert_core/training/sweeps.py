@@ -23,10 +23,20 @@ from visualbert_core.errors import ConfigError, InputError, UnfinishedError, Vis
 from visualbert_core.io.locations import absolute
 from visualbert_core.printable import logger
 from visualbert_core.training.folder import alone, write_record
-from visualbert_core.training.grid import Grid, Point, check_grid, points
+from visualbert_core.training.grid import (
+    FAILED,
+    FINISHED,
+    UNFINISHED,
+    WAITING,
+    Grid,
+    Point,
+    Row,
+    Sweep,
+    check_grid,
+    points,
+)
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.stopping import listening
-from visualbert_core.training.sweep_table import FAILED, FINISHED, UNFINISHED, WAITING, Row, Sweep
 
 INGREDIENT = None
 

@@ -62,7 +62,7 @@ def check_validation(config: TrainConfig) -> None:
     elif images is not None:
         source = ImageSource(images)
     else:
-        return  # `images.check_reads` says what is lacking
+        return  # `visuals.check_reads` says what is lacking
     for example in task.examples():
         for image_id in example.image_ids:
             if image_id not in source:

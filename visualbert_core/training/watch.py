@@ -18,7 +18,7 @@ from visualbert_core.errors import InputError, VisualBertCoreError
 from visualbert_core.io.documents import read_json
 from visualbert_core.printable import logger
 from visualbert_core.report.trackers import TrackedTraining, track_training
-from visualbert_core.training.curves import CURVES, read_steps, write_parquet
+from visualbert_core.training.log import CURVES, read_steps, write_parquet
 from visualbert_core.training.page import PAGE, PageWriter
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.validation import Validation
