@@ -27,6 +27,8 @@ TABLE = {
     "authors-vqa": (2e-5, 64, 10, 0.1),
     "authors-nlvr2": (2e-5, 64, 10, 0.1),
     "authors-vcr": (2e-5, 32, 8, 0.1),
+    "authors-vcr-answers": (2e-5, 32, 8, 0.1),
+    "authors-vcr-rationales": (2e-5, 32, 12, 0.1),
     "authors-flickr30k": (2e-5, 32, 5, 0.1),
 }
 

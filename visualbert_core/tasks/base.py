@@ -92,6 +92,9 @@ class Task(ABC):
     such as the file of VQA's complementary pairs."""
     metric_labels: ClassVar[Mapping[str, str]] = {}
     """Metric → its name in reports. A metric that is not listed keeps its own name."""
+    parts: ClassVar[Mapping[str, str]] = {}
+    """Part of a unit that is an example of its own → the metric that scores it alone. A training may learn one part.
+    The id of an example ends with a slash and the name of its part. Default: a unit has no parts."""
     scales: ClassVar[Mapping[str, float]] = {}
     """Metric → what its value 1 is shown as, for a metric that is not shown in percent: CIDEr goes to 1,000."""
     protocols: ClassVar[Mapping[str, str]]

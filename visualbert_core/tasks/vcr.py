@@ -113,6 +113,7 @@ class VcrTask(Task):
     form = MultipleChoice
     splits, unlabelled = SPLITS, UNLABELLED
     metrics = ("q_to_ar", "q_to_a", "qa_to_r")
+    parts: ClassVar = {"answer": "q_to_a", "rationale": "qa_to_r"}
     metric_labels: ClassVar = {"q_to_a": PARTS["answer"], "qa_to_r": PARTS["rationale"], "q_to_ar": "Q → AR"}
     protocols: ClassVar = {"official": "VCR official (r2c eval_q2ar; rationales given the right answer)"}
     sizes: ClassVar = {"records": SIZES}

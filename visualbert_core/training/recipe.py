@@ -50,6 +50,8 @@ class AlsoTask:
     """The split to learn."""
     annotations: Path
     """Folder of its files."""
+    part: str | None = None
+    """The part of the benchmark to learn, as in the recipe."""
     features: Locations
     """Feature store, or several, with the regions of its images."""
     weight: float = 1.0
@@ -83,6 +85,9 @@ class TrainConfig:
     """The benchmark: a name of this package, module:Class for a task of your own, or `caption-pairs`."""
     split: str
     """The split to learn: train, … With a plus, the examples of several: train+val."""
+    part: str | None = None
+    """The part of the benchmark to learn, where it has parts: `answer` or `rationale` of vcr. Its own metric then
+    chooses the best checkpoint. Default: all parts."""
     annotations: Path
     """Folder of the official annotation files."""
     features: Locations | None = None

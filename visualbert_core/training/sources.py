@@ -28,6 +28,7 @@ from visualbert_core.provenance import code_digests, digest_files, outside_code,
 from visualbert_core.schema import CaptionPair, Example, Grounding, Pixels, Regions, Target
 from visualbert_core.tasks import CaptionPairs, JoinedSplits, Task, open_lessons
 from visualbert_core.tasks.example_source import ExampleSource
+from visualbert_core.tasks.reading import choose
 from visualbert_core.training.order import Mixture, Order, draws
 from visualbert_core.training.recipe import AlsoTask, TrainConfig, first_name
 from visualbert_core.training.visuals import GroupReader, TrainingImages, check_reads
@@ -76,9 +77,9 @@ class Lessons:
         yield from (tuple(regions[image_id] for image_id in example.image_ids) for example in examples)
 
     @property
-    def benchmark(self) -> type:
+    def benchmark(self) -> Any:
         """Return the class of the task, also where several splits are learnt."""
-        return self.task.benchmark if isinstance(self.task, JoinedSplits) else type(self.task)
+        return benchmark_of(self.task)
 
     def boxes(self, example: Example | CaptionPair) -> list[np.ndarray]:
         """Return the boxes of the regions of each image of an example, float32 [R, 4]."""
@@ -114,6 +115,19 @@ class Lessons:
         return {"annotations": digest_files(self.task.annotation_files()), **seen}
 
 
+def benchmark_of(task: Task | ExampleSource | JoinedSplits) -> Any:
+    """Return the class of a task, also where several splits are learnt."""
+    return task.benchmark if isinstance(task, JoinedSplits) else type(task)
+
+
+def check_part(benchmark: Any, part: str) -> None:
+    """Raise ConfigError where a benchmark has no such part."""
+    parts = getattr(benchmark, "parts", {})
+    if not parts:
+        raise ConfigError(f"part: {benchmark.name} has no parts: leave part out")
+    choose(f"part of {benchmark.name}", part, parts)
+
+
 def open_recipe(config: TrainConfig) -> Lessons:
     """Open task, store and model of a recipe. Log what is counted.
 
@@ -138,7 +152,7 @@ def open_recipe(config: TrainConfig) -> Lessons:
     )
     model = load_trainable(config.model, task.form, start)
     check_reads(config, model.reads)
-    every: list[Example | CaptionPair] = list(task.lessons())
+    every = _of_part(task, config.part)
     store = _store(config, source, model, every)
     examples, lacking = _with_features(every, store, config)
     masked = task.form is CaptionPair or config.objective == "masked-words"
@@ -159,6 +173,15 @@ def open_recipe(config: TrainConfig) -> Lessons:
         raise ConfigError("shuffle row-groups reads a feature store, and this model reads images: leave it out")
     groups = GroupReader(store, kept, config.shuffle_buffer)
     return replace(lessons, examples=kept, remarks=remarks, groups=groups)
+
+
+def _of_part(task: Task | ExampleSource | JoinedSplits, part: str | None) -> list[Example | CaptionPair]:
+    """Return the examples of an epoch. Raise ConfigError where the benchmark has no such part."""
+    every: list[Example | CaptionPair] = list(task.lessons())
+    if part is None:
+        return every
+    check_part(benchmark_of(task), part)
+    return [example for example in every if example.example_id.endswith(f"/{part}")]
 
 
 def _store(
@@ -321,6 +344,7 @@ def as_recipe(config: TrainConfig, name: str) -> TrainConfig:
         config,
         task=entry.task or name,
         split=entry.split,
+        part=entry.part,
         annotations=entry.annotations,
         features=entry.features,
         model=entry.model or config.model,

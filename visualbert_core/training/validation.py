@@ -21,9 +21,9 @@ from visualbert_core.evaluation.trained_on import on_training_split
 from visualbert_core.io.locations import Location, Locations, place_names
 from visualbert_core.printable import logger
 from visualbert_core.provenance import digest_files
-from visualbert_core.tasks import open_task
+from visualbert_core.tasks import find_task, open_task
 from visualbert_core.training.recipe import TrainConfig
-from visualbert_core.training.sources import metadata_task
+from visualbert_core.training.sources import check_part, metadata_task
 
 _LOG = logger(__name__)
 
@@ -55,6 +55,8 @@ def check_validation(config: TrainConfig) -> None:
     task = open_task(name, config.validate_annotations or config.annotations, config.validate_split)
     if not task.labelled:
         raise ConfigError(f"validate_split: {name} {config.validate_split} has no public labels")
+    if config.part is not None:
+        check_part(type(task), config.part)
     features, images = _visuals(config)
     source: RegionSource | ImageSource
     if features is not None:
@@ -113,9 +115,12 @@ def validate(config: TrainConfig, checkpoint: Path, step: int) -> Validation:
         assert run.scores is not None  # `check` refuses a split without public labels
         found[visual] = run.scores
     own, wrong = found["own"], found.get("wrong-image")
-    validation = Validation(step, own["headline"], own["scores"], None if wrong is None else wrong["scores"])
-    beside = "" if wrong is None else f" (wrong image {wrong['scores'][own['headline']]:.2f})"
-    _LOG.info("step %s: %s %.2f%s on %s", f"{step:,}", own["headline"], validation.score, beside, config.validate_split)
+    headline = own["headline"]
+    if config.part is not None:
+        headline = find_task(config.validate_task or config.task).parts[config.part]
+    validation = Validation(step, headline, own["scores"], None if wrong is None else wrong["scores"])
+    beside = "" if wrong is None else f" (wrong image {wrong['scores'][headline]:.2f})"
+    _LOG.info("step %s: %s %.2f%s on %s", f"{step:,}", headline, validation.score, beside, config.validate_split)
     return validation
 
 
