@@ -20,6 +20,7 @@ from conftest import ROOT, SmallNight
 from heads import BIN, PATIENCE, Head, below, environment, head
 from PIL import Image as Pillow
 
+from visualbert_core.cli import main
 from visualbert_core.config import ExtractConfig, PoolConfig
 from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.worker_process import WorkerProcess
@@ -83,6 +84,25 @@ def test_a_submitted_job_gives_the_same_scores(cluster: Head, small_night: Small
         assert theirs.read_bytes() == mine.read_bytes(), mine.parent.name
 
 
+def test_a_submitted_training_has_the_losses_of_one_process(
+    cluster: Head, small_night: SmallNight, tmp_path: Path
+) -> None:
+    """The line of docs/how-to/train.md, with two workers, ends with exit code 0 and with the losses of one worker."""
+    (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
+    recipe = {"task": "vqa", "split": "val", "annotations": small_night.out / "synthetic" / "vqa", "features": store}
+    recipe |= {"model": ROOT / "visualbert_core" / "synthetic" / "weights" / "visualbert-vqa", "learning_rate": 1e-4}
+    recipe = {name: str(value) if isinstance(value, Path) else value for name, value in recipe.items()}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe | {"steps": 4, "batch_size": 7, "dropout": 0.0}))
+    line = ["--working-dir", ".", "--", "python", "jobs/train.py", path, "--out", tmp_path / "two", "--workers", "2"]
+    said = _ray(cluster, "job", "submit", "--address", cluster.dashboard, *map(str, line))
+    assert str(tmp_path / "two" / "training.html") in said
+    assert main(["train", str(path), "--out", str(tmp_path / "one")]) == 0
+    one, two = (_losses(tmp_path / name / "steps.jsonl") for name in ("one", "two"))
+    assert len(one) == 4
+    assert two == pytest.approx(one, rel=1e-5)
+
+
 def test_a_stopped_job_drains(cluster: Head, tmp_path: Path) -> None:
     """`ray job stop` in the middle commits the running shards, and the log says what is left. The same command line
     then ends with the bytes of an undisturbed run."""
@@ -118,6 +138,10 @@ def test_a_stopped_job_drains(cluster: Head, tmp_path: Path) -> None:
         alone = {"images": pictures, "detector": detector, "out": tmp_path / "undisturbed"}
         undisturbed = extract(ExtractConfig(**alone, shard_size=4), pool).folder
     assert _tree(store) == _tree(undisturbed)
+
+
+def _losses(path: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in path.read_text().splitlines()]
 
 
 def _tree(folder: Path) -> dict[str, bytes]:
