@@ -1,21 +1,25 @@
 """The contract that every model keeps: what it reads of an image, which examples it answers, and its answers.
 
 A model reads either the regions of a feature store or the pixels of an image corpus, and says which. Evaluation opens
-what the model names. Nothing outside `models/` asks for the type of a model.
+what the model names. Nothing outside `models/` asks for the type of a model. `Family` has what the models of this
+package share: how a checkpoint folder is opened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 
 from visualbert_core.config import AnsweringConfig
-from visualbert_core.errors import ConfigError
+from visualbert_core.errors import CheckpointError, ConfigError
 from visualbert_core.schema import Example, Failure, Pixels, Prediction, RankedAnswer, Regions
+
+if TYPE_CHECKING:
+    import torch
 
 NOT_FINITE = "the model's scores hold NaN or infinity"
 """The message of the `Failure` that stands for an example whose scores are not finite."""
@@ -119,3 +123,73 @@ class GivesAttentions(Protocol[Visual_contra]):
 
         A row is a position that attends, a column a position that it attends to. A row sums to 1.
         """
+
+
+class Family:
+    """A model of this package. Its folders are opened with the arguments of `load_model`."""
+
+    called: ClassVar[str]
+    """The family, as errors name it."""
+    answered: ClassVar[Collection[type[Example]]]
+    """The forms of example that the networks of the family answer."""
+    precisions: ClassVar[Collection[str]] = ("float32", "bfloat16", "float16")
+    settings: ClassVar[Collection[str]] = ()
+    """The fields of AnsweringConfig that the family has."""
+    reads: ReadsPixels | ReadsRegions
+    _fingerprint: dict[str, Any]
+
+    def __init__(
+        self, folder: Path, form: type[Example], device: torch.device, precision: str, answering: AnsweringConfig
+    ) -> None:
+        """Open a folder. Callers use `from_pretrained`, which checks the arguments first."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        form: type[Example],
+        device: str | None = None,
+        precision: str = "float32",
+        answering: AnsweringConfig = AnsweringConfig(),  # noqa: B008, frozen
+    ) -> Self:
+        """Open a checkpoint folder for one form of example on `device` (default: CUDA if a GPU is present).
+
+        Weights of another number format are converted to `precision`. Raise ConfigError for a precision or a setting of
+        `answering` that the family does not have. Raise CheckpointError naming file and key if the folder is incomplete
+        or damaged, or answers another form.
+        """
+        import torch  # the contract itself needs none
+
+        cls._refuse(folder, form, precision, answering)
+        on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(Path(folder), form, on, precision, answering)
+
+    @classmethod
+    def without_weights(
+        cls, folder: str | Path, form: type[Example], precision: str, answering: AnsweringConfig
+    ) -> ReadsPixels | None:
+        """Return the pixels that the model would read; None where the family reads regions.
+
+        Raise what `from_pretrained` raises, as far as that needs no weights.
+        """
+        cls._refuse(folder, form, precision, answering)
+        reads = getattr(cls, "reads", None)
+        return reads if isinstance(reads, ReadsPixels) else None
+
+    @classmethod
+    def _refuse(cls, folder: str | Path, form: type[Example], precision: str, answering: AnsweringConfig) -> None:
+        if form not in cls.answered:
+            known = ", ".join(each.__name__ for each in cls.answered)
+            raise CheckpointError(f"{folder}: {cls.called} answers {known} and not {form.__name__}")
+        if precision not in cls.precisions:
+            raise ConfigError(
+                f"unknown precision {precision!r}: {cls.called} computes in {' or '.join(cls.precisions)}"
+            )
+        refuse_answering(folder, answering, *cls.settings)
+        if not Path(folder).is_dir():
+            raise CheckpointError(f"{folder}: no such checkpoint folder")
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what changes a prediction: network, settings, precision, and the digest of every file that is read."""
+        return dict(self._fingerprint)

@@ -6,7 +6,8 @@ and the text decoders that this package trains.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from visualbert_core.errors import ConfigError
+from visualbert_core.models.base import ReadsPixels
 from visualbert_core.models.trainable import Start
 from visualbert_core.models.transformers_folder import folder_fingerprint, load_network
 
@@ -44,26 +46,31 @@ def set_dropout(config: Any, share: float | None) -> None:
             setattr(config, name, share)
 
 
-def started(start: Start, make: Callable[[], Any]) -> Any:
-    """Return the network that `make` makes, in training mode. What starts at random is drawn from the seed alone."""
-    with torch.random.fork_rng(devices=[]):  # the weights are made on the CPU
-        torch.manual_seed(start.seed)
-        network: Any = make()
-    if start.gradient_checkpointing:
-        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return network.requires_grad_(True).train()
+class TransformersTrainable:
+    """What the trainables over networks of transformers share. Threads may encode at once; only one may compute."""
 
+    reads = ReadsPixels()
 
-def parent_fingerprint(folder: Path, network: Any, start: Start) -> dict[str, Any]:
-    """Return the class, and the digests of the files of a folder that a training starts from."""
-    files = folder_fingerprint(folder)["files"]
-    read = {name: digest for name, digest in files.items() if start.weights != "random" or not name.endswith(_WEIGHTS)}
-    return {"class": type(network).__name__, "files": read}
+    def __init__(self, folder: Path, start: Start, make: Callable[[], Any]) -> None:
+        """Keep the network that `make` makes, in training mode. What starts at random is drawn from the seed alone."""
+        self._folder, self._start = folder, start
+        with torch.random.fork_rng(devices=[]):  # the weights are made on the CPU
+            torch.manual_seed(start.seed)
+            self.network: Any = make()
+        if start.gradient_checkpointing:
+            self.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.network.requires_grad_(True).train()
+        self._lock = threading.Lock()  # a fast tokenizer refuses a second thread (huggingface/tokenizers#537)
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the class, and the digests of the files of the folder that the training starts from."""
+        random, files = self._start.weights == "random", folder_fingerprint(self._folder)["files"]
+        read = {name: digest for name, digest in files.items() if not (random and name.endswith(_WEIGHTS))}
+        return {"class": type(self.network).__name__, "files": read}
 
-def saved_weights(network: Any, folder: Path) -> dict[str, Tensor]:
-    """Return the weights of a checkpoint of this network by the names of its parameters, which transformers maps.
+    def saved_weights(self, folder: Path) -> Mapping[str, Tensor]:
+        """Return the weights of a checkpoint that `save` wrote, by the names of the network's parameters.
 
-    transformers 5 saves a ViT under the names of older versions, so the names in the file are not those in memory.
-    """
-    return dict(load_network(type(network), folder, "float32", torch.device("cpu")).named_parameters())
+        transformers 5 saves a ViT under the names of older versions, so the names in the file are not those in memory.
+        """
+        return dict(load_network(type(self.network), folder, "float32", torch.device("cpu")).named_parameters())

@@ -18,17 +18,12 @@ import torch
 from torch import Tensor
 
 from visualbert_core.config import AnsweringConfig
-from visualbert_core.errors import CheckpointError, ConfigError
-from visualbert_core.models.base import NOT_FINITE, ReadsPixels, refuse_answering
+from visualbert_core.errors import ConfigError
+from visualbert_core.models.base import NOT_FINITE, Family, ReadsPixels
 from visualbert_core.models.captioner.checks import positions
 from visualbert_core.models.captioner.folder import POOLER, open_parts
 from visualbert_core.models.generative.protocol import CAPTION, Decoding, chosen
-from visualbert_core.models.transformers_folder import (
-    folder_fingerprint,
-    load_network,
-    number_format,
-    opened,
-)
+from visualbert_core.models.transformers_folder import folder_fingerprint, load_network, opened
 from visualbert_core.models.writing import Written, write
 from visualbert_core.schema import Captioning, CaptionPair, Example, Failure, Generated, Pixels, Prediction
 
@@ -39,21 +34,25 @@ if TYPE_CHECKING:
 _GREY = np.full((64, 96, 3), 128, np.uint8)
 
 
-class Captioner:
-    """Describes images. Threads may share it."""
+class Captioner(Family):
+    """Describes images. The default is a greedy search with at most 30 new tokens. Threads may share it."""
 
     visual_source = "pixels"
+    called = "a captioner"
+    answered = (Captioning,)
+    settings = ("beams", "length_penalty", "max_new_tokens")
     reads = ReadsPixels()
     forms: frozenset[type[Example]] = frozenset({Captioning})
 
-    def __init__(self, folder: Path, device: torch.device, precision: str, decoding: Decoding) -> None:
+    def __init__(
+        self, folder: Path, form: type[Example], device: torch.device, precision: str, answering: AnsweringConfig
+    ) -> None:
         """Open a folder. Callers use `from_pretrained`, which checks the arguments first."""
         self._parts = parts = open_parts(folder)
         import transformers  # behind the check that it is installed
 
         config = parts.config
-        _check_length(folder, decoding, positions(config.decoder))
-        self._decoding = decoding
+        self._decoding = decoding = _decoding(folder, answering, config)
         self._network = load_network(transformers.VisionEncoderDecoderModel, folder, precision, device, unread=POOLER)
         self._check_image(folder)
         self.name = f"{config.encoder.model_type} + {config.decoder.model_type}"
@@ -69,28 +68,13 @@ class Captioner:
         }
 
     @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | Path,
-        form: type[Example],
-        device: str | None = None,
-        precision: str = "float32",
-        answering: AnsweringConfig = AnsweringConfig(),  # noqa: B008, frozen
-    ) -> Captioner:
-        """Open a checkpoint folder for the form Captioning on `device` (default: CUDA if a GPU is present).
-
-        `precision` is float32, bfloat16 or float16. `answering` may set `beams`, `length_penalty` and `max_new_tokens`;
-        the default is a greedy search with at most 30 new tokens. Raise ConfigError for another precision, and for
-        other settings. Raise CheckpointError for another form, and if the folder is incomplete or contradicts itself.
-        """
-        if form is not Captioning:
-            raise CheckpointError(
-                f"{folder}: an encoder with a decoder has no prompt, so it answers Captioning and not {form.__name__}"
-            )
-        number_format(precision)
-        refuse_answering(folder, answering, "beams", "length_penalty", "max_new_tokens")
-        on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(Path(folder), on, precision, replace(CAPTION, **chosen(answering, Decoding)))
+    def without_weights(
+        cls, folder: str | Path, form: type[Example], precision: str, answering: AnsweringConfig
+    ) -> ReadsPixels | None:
+        """Return the pixels that the model would read. Raise ConfigError also for captions longer than it can write."""
+        reads = super().without_weights(folder, form, precision, answering)
+        _decoding(Path(folder), answering, open_parts(Path(folder)).config)
+        return reads
 
     @classmethod
     def to_train(cls, folder: Path, form: type[Example] | type[CaptionPair], start: Start) -> CaptionerTrainable:
@@ -98,10 +82,6 @@ class Captioner:
         from visualbert_core.models.captioner.trainable import CaptionerTrainable  # only a training needs it
 
         return CaptionerTrainable(folder, form, start)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what changes a caption: decoding, special tokens, precision, every file of the folder, libraries."""
-        return dict(self._fingerprint)
 
     def predict(self, batch: Sequence[tuple[Example, tuple[Pixels, ...]]]) -> list[Prediction | Failure]:
         """Describe every image, in order. The score is the probability of the caption, where the search is greedy.
@@ -136,10 +116,13 @@ class Captioner:
         opened(folder, what, lambda: self._write([self._parts.pixels(_GREY)], Decoding(max_new_tokens=1)))
 
 
-def _check_length(folder: Path, decoding: Decoding, most: int | None) -> None:
+def _decoding(folder: Path, answering: AnsweringConfig, config: Any) -> Decoding:
+    """Return how captions are written. Raise ConfigError where they may be longer than the decoder reads."""
+    decoding, most = replace(CAPTION, **chosen(answering, Decoding)), positions(config.decoder)
     # The last token is written and not read. The start token is read.
     if most is not None and decoding.max_new_tokens > most:
         raise ConfigError(
             f"{folder}: max_new_tokens is {decoding.max_new_tokens}, and the decoder reads {most} tokens: set "
             f"max_new_tokens to at most {most}"
         )
+    return decoding

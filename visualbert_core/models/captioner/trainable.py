@@ -7,9 +7,8 @@ batch, so a long caption counts more than a short one.
 from __future__ import annotations
 
 import random
-import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,12 @@ import torch
 from torch import Tensor
 
 from visualbert_core.errors import CheckpointError
-from visualbert_core.models.base import ReadsPixels
 from visualbert_core.models.captioner.checks import positions
 from visualbert_core.models.captioner.folder import POOLER, open_parts
 from visualbert_core.models.captioner.training import caption_ids, padded_labels, summed_loss
 from visualbert_core.models.trainable import Item, Start
 from visualbert_core.models.transformers_folder import load_network
-from visualbert_core.models.transformers_training import (
-    check_start,
-    parent_fingerprint,
-    saved_weights,
-    set_dropout,
-    started,
-)
+from visualbert_core.models.transformers_training import TransformersTrainable, check_start, set_dropout
 from visualbert_core.schema import Captioning, CaptionPair, Example, Pixels, Target
 
 INGREDIENT = "training"
@@ -50,10 +42,9 @@ class Content:
     ids: tuple[int, ...]
 
 
-class CaptionerTrainable:
-    """A joined network with its image processor and its tokenizer. Threads may encode at once; only one may compute."""
+class CaptionerTrainable(TransformersTrainable):
+    """A joined network with its image processor and its tokenizer."""
 
-    reads = ReadsPixels()
     terms = ("words",)
 
     def __init__(self, folder: Path, form: type[Example] | type[CaptionPair], start: Start) -> None:
@@ -65,13 +56,12 @@ class CaptionerTrainable:
         if form is not Captioning:
             raise CheckpointError(f"{folder}: a captioner learns Captioning and not {form.__name__}")
         check_start(folder, start)
-        self._folder, self._start, self._parts = folder, start, open_parts(folder)
+        self._parts = open_parts(folder)
         for part in (self._parts.config.encoder, self._parts.config.decoder):
             set_dropout(part, start.dropout)
-        self.network: Any = started(start, self._opened)
+        super().__init__(folder, start, self._opened)
         self._name_tokens()
         self._check_end()
-        self._lock = threading.Lock()  # a fast tokenizer refuses a second thread (huggingface/tokenizers#537)
 
     def _opened(self) -> Any:
         import transformers
@@ -99,10 +89,6 @@ class CaptionerTrainable:
                 f"{end} ({tokenizer.convert_ids_to_tokens(end)}), so writing would not stop at the end that is learnt: "
                 f"set eos_token_id to {end}"
             )
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return the class and the digests of the files that the training starts from."""
-        return parent_fingerprint(self._folder, self.network, self._start)
 
     def has_target(self, target: Target) -> bool:
         """Return whether a caption has a word."""
@@ -168,10 +154,6 @@ class CaptionerTrainable:
         if not sums:  # no item of the pass has a token; the sum still needs a gradient
             sums = [next(each for each in self.network.parameters() if each.requires_grad).sum() * 0]
         return torch.stack(sums).sum()[None]
-
-    def saved_weights(self, folder: Path) -> Mapping[str, Tensor]:
-        """Return the weights of a checkpoint that `save` wrote, by the names of the network's parameters."""
-        return saved_weights(self.network, folder)
 
     def save(self, folder: Path, task: str | None, space: str | None) -> None:
         """Write both configurations, float32 weights, the image processor and the tokenizer into `folder`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from visualbert_core.config import AnsweringConfig
-from visualbert_core.errors import CheckpointError, ConfigError, first_line
-from visualbert_core.models.base import NOT_FINITE, ReadsPixels
+from visualbert_core.errors import ConfigError, first_line
+from visualbert_core.models.base import NOT_FINITE, Family, ReadsPixels
 from visualbert_core.models.generative import captioning, grounding, multiple_choice, question, statement
 from visualbert_core.models.generative.asked import Asked, Outcome
 from visualbert_core.models.generative.box_formats import FORMATS, Resize
@@ -26,7 +26,7 @@ from visualbert_core.models.generative.inputs import Tensors
 from visualbert_core.models.generative.names import network_name
 from visualbert_core.models.generative.network import GenerativeNetwork
 from visualbert_core.models.generative.protocol import Decoding, Protocol, resolve
-from visualbert_core.models.transformers_folder import folder_fingerprint, number_format, read_config
+from visualbert_core.models.transformers_folder import folder_fingerprint, read_config
 from visualbert_core.schema import (
     Captioning,
     Example,
@@ -63,10 +63,14 @@ class _Asking:
     prompts: list[Tensors]
 
 
-class GenerativeModel:
-    """Answers examples of one form. Threads may share it."""
+class GenerativeModel(Family):
+    """Answers examples of one form. The weights are read at the first batch. Threads may share it."""
 
     visual_source = "pixels"
+    called = "a generative model"
+    answered = FILES
+    settings = tuple(each.name for each in fields(AnsweringConfig))
+    reads: ReadsPixels
 
     def __init__(
         self, folder: Path, form: type[Example], device: torch.device, precision: str, answering: AnsweringConfig
@@ -104,30 +108,11 @@ class GenerativeModel:
         }
 
     @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | Path,
-        form: type[Example],
-        device: str | None = None,
-        precision: str = "float32",
-        answering: AnsweringConfig = AnsweringConfig(),  # noqa: B008, frozen
-    ) -> GenerativeModel:
-        """Open a checkpoint folder for one form of example on `device` (default: CUDA if a GPU is present).
-
-        The weights are read at the first batch. `precision` is float32, bfloat16 or float16, whatever the weights were
-        saved in. Raise ConfigError for another precision, and for settings of `answering` that do not fit the form.
-        Raise CheckpointError if the folder is incomplete, wants its own code to be run, or shows no image.
-        """
-        number_format(precision)
-        if form not in FILES:
-            known = ", ".join(each.__name__ for each in FILES)
-            raise CheckpointError(f"{folder}: a generative model answers {known} and not {form.__name__}")
-        on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(Path(folder), form, on, precision, answering)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what changes a prediction: protocol, decoding, precision, every file of the folder, libraries."""
-        return dict(self._fingerprint)
+    def without_weights(
+        cls, folder: str | Path, form: type[Example], precision: str, answering: AnsweringConfig
+    ) -> ReadsPixels | None:
+        """Return the pixels that the model would read. Raise all that `from_pretrained` raises."""
+        return cls.from_pretrained(folder, form, "cpu", precision, answering).reads
 
     def predict(self, batch: Sequence[tuple[Example, tuple[Pixels, ...]]]) -> list[Prediction | Failure]:
         """Answer every example, in order. `schema.Prediction` describes the answer of each form.
@@ -203,7 +188,7 @@ class GenerativeModel:
         if form is Statement:
             pair = answering.pair or "two"
             if pair == "two" and not (self._inputs.chat or model_type in SEVERAL_IMAGES):
-                raise CheckpointError(
+                raise ConfigError(
                     f"{folder}: a {model_type} was trained on one image at a time, and a Statement has two: set pair "
                     "stitched to show both in one picture"
                 )

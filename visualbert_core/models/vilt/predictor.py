@@ -21,12 +21,11 @@ from torch import Tensor
 from visualbert_core.config import AnsweringConfig
 from visualbert_core.errors import CheckpointError, ConfigError, InputError
 from visualbert_core.io.documents import brief
-from visualbert_core.models.base import NOT_FINITE, ReadsPixels, refuse_answering
+from visualbert_core.models.base import NOT_FINITE, Family, ReadsPixels
 from visualbert_core.models.transformers_folder import (
     CONFIG_FILE,
     folder_fingerprint,
     load_network,
-    number_format,
     opened,
     read_config,
 )
@@ -37,7 +36,10 @@ if TYPE_CHECKING:
     from visualbert_core.models.trainable import Start
     from visualbert_core.models.vilt.trainable import ViltTrainable
 
-CLASSES = {Question: "ViltForQuestionAnswering", Statement: "ViltForImagesAndTextClassification"}
+CLASSES: dict[type[Example], str] = {
+    Question: "ViltForQuestionAnswering",
+    Statement: "ViltForImagesAndTextClassification",
+}
 """Form of example → the class of transformers that answers it."""
 TRUTH = ("False", "True")
 _B32 = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 32, "image_size": 384}
@@ -45,14 +47,19 @@ _B32 = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, 
 Examined = tuple[Prediction, np.ndarray] | Failure
 
 
-class ViltPredictor:
+class ViltPredictor(Family):
     """Answers examples of one form. Threads may share it."""
 
     visual_source = "pixels"
+    called = "ViLT"
+    answered = CLASSES
+    settings = ("strict_length",)
     reads = ReadsPixels()
     protocol = ""
 
-    def __init__(self, folder: Path, form: type[Example], device: torch.device, precision: str, strict: bool) -> None:
+    def __init__(
+        self, folder: Path, form: type[Example], device: torch.device, precision: str, answering: AnsweringConfig
+    ) -> None:
         """Open a folder. Callers use `from_pretrained`, which checks the arguments first."""
         config = read_config(folder)
         import transformers  # behind the check that it is installed
@@ -66,39 +73,16 @@ class ViltPredictor:
         processor = opened(folder, "the processor", lambda: read(folder, local_files_only=True))
         self._image_processor, self._tokenizer = processor.image_processor, processor.tokenizer
         self._answers = answer_names(folder, self._network.config, form)
-        self._form, self._trunk, self._strict = form, ViltTrunk(self._network.vilt), strict
+        self._form, self._trunk, self._strict = form, ViltTrunk(self._network.vilt), answering.strict_length
         self._positions = self._network.config.max_position_embeddings
         self._lock = threading.Lock()
         self._fingerprint = {
             "class": CLASSES[form],
             "precision": precision,
-            "strict_length": strict,
+            "strict_length": self._strict,
             "image_processor": type(self._image_processor).__name__,
             **folder_fingerprint(folder),
         }
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | Path,
-        form: type[Example],
-        device: str | None = None,
-        precision: str = "float32",
-        answering: AnsweringConfig = AnsweringConfig(),  # noqa: B008, frozen
-    ) -> ViltPredictor:
-        """Open a checkpoint folder for one form of example on `device` (default: CUDA if a GPU is present).
-
-        `precision` is float32, bfloat16 or float16. Raise ConfigError for another precision, and for a setting of
-        `answering` other than `strict_length`. Raise CheckpointError if the folder is incomplete or answers another
-        form.
-        """
-        if form not in CLASSES:
-            known = ", ".join(each.__name__ for each in CLASSES)
-            raise CheckpointError(f"{folder}: ViLT answers {known} and not {form.__name__}")
-        number_format(precision)
-        refuse_answering(folder, answering, "strict_length")
-        on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(Path(folder), form, on, precision, answering.strict_length)
 
     @classmethod
     def to_train(cls, folder: Path, form: type[Example] | type[CaptionPair], start: Start) -> ViltTrainable:
@@ -106,10 +90,6 @@ class ViltPredictor:
         from visualbert_core.models.vilt.trainable import ViltTrainable  # it imports this file
 
         return ViltTrainable(folder, form, start)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what changes a prediction: class, precision, every file of the folder, the versions of libraries."""
-        return dict(self._fingerprint)
 
     def predict(self, batch: Sequence[tuple[Example, tuple[Pixels, ...]]]) -> list[Prediction | Failure]:
         """Answer every example, in order. `schema.Prediction` describes the answer of each form.

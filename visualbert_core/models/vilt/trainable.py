@@ -8,7 +8,6 @@ raster order, as in `network`: transformers draws their order from the generator
 from __future__ import annotations
 
 import random
-import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,16 +20,9 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from visualbert_core.errors import CheckpointError, ConfigError, InputError
-from visualbert_core.models.base import ReadsPixels
 from visualbert_core.models.trainable import Item, Start
 from visualbert_core.models.transformers_folder import load_network, opened, read_config
-from visualbert_core.models.transformers_training import (
-    check_start,
-    parent_fingerprint,
-    saved_weights,
-    set_dropout,
-    started,
-)
+from visualbert_core.models.transformers_training import TransformersTrainable, check_start, set_dropout
 from visualbert_core.models.vilt.network import embedded_images
 from visualbert_core.models.vilt.predictor import CLASSES, TRUTH, answer_names, check_config
 from visualbert_core.models.visualbert.inputs import read_lines
@@ -67,10 +59,8 @@ class Prepared:
     """float32 [B, L] for questions, int [B] for statements."""
 
 
-class ViltTrainable:
-    """A ViLT network with its processor. Threads may encode at once; only one may compute."""
-
-    reads = ReadsPixels()
+class ViltTrainable(TransformersTrainable):
+    """A ViLT network with its processor."""
 
     def __init__(self, folder: Path, form: type[Example] | type[CaptionPair], start: Start) -> None:
         """Open a folder. With random weights it needs config.json and the processor alone.
@@ -89,28 +79,26 @@ class ViltTrainable:
             raise ConfigError(
                 f"label_smoothing {start.label_smoothing:g}: the targets of questions are weights already; leave it out"
             )
-        self._folder, self._form, self._start = folder, form, start
+        self._form = form
         read = transformers.ViltProcessor.from_pretrained
         self._processor: Any = opened(folder, "the processor", lambda: read(folder, local_files_only=True))
         config: Any = opened(folder, "the configuration", lambda: transformers.ViltConfig.from_pretrained(folder))
         if start.weights != "checkpoint":
-            found = self._with_head(config)
+            found = self._with_head(config, start.answers)
         elif start.answers is not None:
             raise ConfigError("answers: another list needs a new head: set weights to new-head")
         check_config(folder, found, form)
         set_dropout(config, start.dropout)
-        self.network: Any = started(start, lambda: self._opened(config))
+        super().__init__(folder, start, lambda: self._opened(config))
         self.terms = ("answers" if form is Question else "statements",)
         self._index = {name: at for at, name in enumerate(answer_names(folder, config, form))}
-        # A fast tokenizer refuses a second thread (huggingface/tokenizers#537).
-        self._lock = threading.Lock()
 
-    def _with_head(self, config: Any) -> dict[str, Any]:
-        """Give a configuration the labels of a new head. Return it as a dictionary."""
+    def _with_head(self, config: Any, answers: Path | None) -> dict[str, Any]:
+        """Give a configuration the labels of a new head. Return it as a dictionary. `answers` is a file of names."""
         names: tuple[str, ...] | None = TRUTH if self._form is Statement else None
-        if self._start.answers is not None:
+        if answers is not None:
             # ViLT's answers are independent, so none stands for the others, as the <unk> of VisualBERT's lists does.
-            names = tuple(name for name in read_lines(self._start.answers) if name != "<unk>")
+            names = tuple(name for name in read_lines(answers) if name != "<unk>")
         if names is not None:
             config.id2label, config.label2id = dict(enumerate(names)), {name: at for at, name in enumerate(names)}
         if self._form is Statement:
@@ -136,7 +124,7 @@ class ViltTrainable:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the class, the digests of the files that the training starts from, and of the list of answers."""
-        return parent_fingerprint(self._folder, self.network, self._start) | {"answers": digest_json(list(self._index))}
+        return super().fingerprint() | {"answers": digest_json(list(self._index))}
 
     def has_target(self, target: Target) -> bool:
         """Return whether an answer is in the list. Truth values always are."""
@@ -265,10 +253,6 @@ class ViltTrainable:
             image_token_type_idx=kind,
         ).pooler_output
         return pooled
-
-    def saved_weights(self, folder: Path) -> Mapping[str, Tensor]:
-        """Return the weights of a checkpoint that `save` wrote, by the names of the network's parameters."""
-        return saved_weights(self.network, folder)
 
     def save(self, folder: Path, task: str | None, space: str | None) -> None:
         """Write config.json, float32 weights and the processor into `folder`. The answers are in `id2label`."""

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from visualbert_core.config import AnsweringConfig
-from visualbert_core.errors import CheckpointError, ConfigError
+from visualbert_core.errors import CheckpointError
 from visualbert_core.float32 import whole_float32
 from visualbert_core.io.documents import brief
-from visualbert_core.models.base import NOT_FINITE, ReadsRegions, refuse_answering
+from visualbert_core.models.base import NOT_FINITE, Family, ReadsRegions
 from visualbert_core.models.visualbert.checkpoint.files import weights_digest
 from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
@@ -80,14 +80,20 @@ NETWORKS: dict[type[Example], type[Pretrained]] = {
 """Form of example → the network that answers it."""
 
 
-class VisualBertPredictor:
+class VisualBertPredictor(Family):
     """Answers examples of one form. Threads may share it: one batch computes while other threads prepare theirs."""
 
     visual_source = "regions"
+    called = "VisualBERT"
+    answered = NETWORKS
+    precisions = PRECISIONS
+    reads: ReadsRegions
     name = "VisualBERT"
     protocol = ""
 
-    def __init__(self, folder: Path, form: type[Example], device: torch.device, precision: str) -> None:
+    def __init__(
+        self, folder: Path, form: type[Example], device: torch.device, precision: str, _: AnsweringConfig
+    ) -> None:
         """Open a folder. Callers use `from_pretrained`, which checks the arguments first."""
         sidecar = CheckpointMetadata.from_folder(folder)
         if sidecar.form not in (None, form):
@@ -121,41 +127,11 @@ class VisualBertPredictor:
         }
 
     @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | Path,
-        form: type[Example],
-        device: str | None = None,
-        precision: str = "float32",
-        answering: AnsweringConfig = AnsweringConfig(),  # noqa: B008, frozen
-    ) -> VisualBertPredictor:
-        """Open a checkpoint folder for one form of example on `device` (default: CUDA if a GPU is present).
-
-        `precision` is float32 or bfloat16 (see `inference`). Raise ConfigError for an unknown precision. Raise
-        CheckpointError naming file and key if the folder is incomplete or damaged, or answers another form.
-        """
-        if form not in NETWORKS:
-            raise CheckpointError(
-                f"{folder}: VisualBERT answers {', '.join(map(_called, NETWORKS))} and not {_called(form)}"
-            )
-        if precision not in PRECISIONS:
-            raise ConfigError(f"unknown precision {precision!r}: VisualBERT computes in {' or '.join(PRECISIONS)}")
-        refuse_answering(folder, answering)
-        if not Path(folder).is_dir():
-            raise CheckpointError(f"{folder}: no such checkpoint folder")
-        on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(Path(folder), form, on, precision)
-
-    @classmethod
     def to_train(cls, folder: Path, form: type[Example] | type[CaptionPair], start: Start) -> VisualBertTrainable:
         """Open a folder to train it. See `trainable.VisualBertTrainable`."""
         from visualbert_core.models.visualbert.trainable import VisualBertTrainable  # it imports this file
 
         return VisualBertTrainable(folder, form, start)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what changes a prediction: class, recipe, precision, and the digest of every file that was read."""
-        return dict(self._fingerprint)
 
     def predict(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> list[Prediction | Failure]:
         """Answer every example, in order. `schema.Prediction` describes the answer of each form.
