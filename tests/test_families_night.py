@@ -3,15 +3,18 @@ nights go through the gate. The pixel models are tiny and have random weights.""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from conftest import SmallNight, small_matrix
+from conftest import ROOT, SmallNight, small_matrix
 from generative_folders import write_llava, write_paligemma
 from vilt_folders import write_vilt
 
+from visualbert_core.cli import main
 from visualbert_core.commands.nightly import run_night
 from visualbert_core.comparison.compare import compare
 from visualbert_core.evaluation.run_folder import Run, read_run
@@ -23,7 +26,7 @@ MODELS = {
     "vqa": {"visualbert-vqa", "vilt", "llava"},
     "vcr": {"visualbert-vcr", "llava"},
     "nlvr2": {"visualbert-nlvr2", "pair", "llava"},
-    "flickr30k_entities": {"visualbert-flickr30k", "paligemma"},
+    "flickr30k_entities": {"visualbert-flickr30k", "paligemma", "chooser"},
 }
 
 
@@ -56,6 +59,12 @@ def nights(small_night: SmallNight, tmp_path_factory: pytest.TempPathFactory) ->
         matrix["cells"].append(plain | {"model": str(root / WRITERS[cell["task"]])} | short)
         if cell["task"] in CLASSIFIERS:
             matrix["cells"].append(plain | {"model": str(root / CLASSIFIERS[cell["task"]])})
+    # Likelihoods over the regions of a store: one model reads pixels and features.
+    (root / "chooser").symlink_to(root / "paligemma")
+    chooser = next(cell for cell in matrix["cells"] if cell["model"] == str(root / "paligemma"))
+    features = chooser["corpus"].removesuffix("-pixels")
+    choosing = {"model": str(root / "chooser"), "features": features, "answering": {"answer_by": "likelihood"}}
+    matrix["cells"].append(chooser | choosing)
     path = root / "all.yaml"
     path.write_text(yaml.safe_dump(matrix))
     return Nights(root, *(run_night(load_matrix(path, {"night": night})) for night in ("1", "2")))
@@ -72,7 +81,7 @@ def test_every_family_has_a_score(nights: Nights, task: str) -> None:
         assert run.scores["intervals"].keys() == run.scores["scores"].keys()
         assert nights.run(model, task, "__wrong-image").scores is not None
         assert ("images" in run.record["provenance"]) == (not model.startswith("visualbert"))
-        assert bool(run.scores["answering"]) == (model in WRITERS.values())
+        assert bool(run.scores["answering"]) == (model in {*WRITERS.values(), "chooser"})
         if not model.startswith("visualbert"):
             assert nights.run(model, task, "__none").scores is not None
 
@@ -110,3 +119,49 @@ def test_families_are_compared_example_by_example(nights: Nights, task: str) -> 
         assert found.metrics
     page = nights.second.report.read_text()
     assert "Models side by side" in page
+
+
+def test_a_cell_reads_features_and_images(nights: Nights) -> None:
+    """A model that chooses among the regions of a store reads the pixels of one corpus and the features of another. It
+    ranks regions, so it has recall@5, and both are in its provenance; it is also asked about a grey image."""
+    run = nights.run("chooser", "flickr30k_entities")
+    assert {"images", "features"} <= run.record["provenance"].keys()
+    assert "regions of the store by likelihood" in run.record["answering"]
+    assert run.scores is not None
+    assert run.scores["scores"]["recall@5"] > run.scores["scores"]["recall@1"]
+    assert nights.run("chooser", "flickr30k_entities", "__none").scores is not None
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ({"answering": {"preset": "lavis"}}, "preset lavis is for questions"),
+        ({"answering": {"answer_by": "generate"}}, "a MultipleChoice is answered by likelihood; leave it out"),
+        ({"answering": {"prompt": "what?"}}, r"it must hold {} once"),
+        ({"precision": "float16", "model": "visualbert-vcr"}, "VisualBERT computes in float32 or bfloat16"),
+        ({"answering": {"beams": 5}, "model": "visualbert-vcr"}, "beams: this model has no such setting"),
+        ({"features": "nowhere"}, "features: unknown corpus 'nowhere'"),
+        ({"features": "pixels"}, "features: the corpus 'pixels' has no detector"),
+        ({"features": "regions"}, "llava does not choose among regions of a second corpus; leave it out"),
+        (
+            {"task": "flickr30k_entities", "model": "paligemma", "answering": {"answer_by": "likelihood"}},
+            "paligemma chooses among the regions of a feature store: name a corpus",
+        ),
+    ],
+)
+def test_a_wrong_cell_is_refused_before_the_night(
+    nights: Nights, tmp_path: Path, cell: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Settings that the model of a cell does not have end a dry run in one line that names the cell."""
+    weights = ROOT / "visualbert_core" / "synthetic" / "weights"
+    corpora = {"pixels": {"images": "i"}, "regions": {"images": "i", "detector": str(weights / "detector")}}
+    values = {"task": "vcr", "split": "val", "annotations": "a", "corpus": "pixels", "model": "llava"} | cell
+    if values["model"].startswith("visualbert"):
+        values |= {"model": str(weights / values["model"]), "corpus": "regions"}
+    else:
+        values["model"] = str(nights.root / values["model"])
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump({"name": "wrong", "out": "out", "corpora": corpora, "cells": [values]}))
+    assert main(["nightly", str(path), "--dry-run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(rf"cells\[0\]: .*{said}", line)

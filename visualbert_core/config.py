@@ -199,8 +199,7 @@ class EvaluateConfig:
     """Feature store, for a model that reads regions, or reads pixels and chooses among regions: a folder with a
     manifest.json, or its s3:// address. Several stores of one feature space are read as one."""
     images: Location | None = None
-    """Corpus, for a model that reads pixels: a folder, a pattern, a list of files, a .tar, tables, or an s3:// address
-    (see `corpus`)."""
+    """Corpus, for a model that reads pixels: a folder, a pattern, a list of files, a .tar, tables, an s3:// address."""
     visual: Literal["own", "wrong-image", "none"] = "own"
     """`wrong-image`: ask every example about another image. `none`: show a grey image of the same size, to a model that
     reads pixels. The scores show what the text alone answers."""
@@ -262,6 +261,8 @@ class CellConfig:
     """Relative to `data` of the matrix."""
     corpus: str
     """Name of one of the matrix's corpora."""
+    features: str | None = None
+    """Name of a corpus of the same images with a detector, for a model that chooses among its regions."""
     model: Path
     """Checkpoint folder, relative to the folder of the YAML file."""
     allow_feature_space_mismatch: bool = False
@@ -290,11 +291,10 @@ class CellConfig:
             for metric, bounds in getattr(self, name).items():
                 if len(bounds) != 2 or bounds[0] > bounds[1]:
                     raise ConfigError(f"{name}.{metric}: expected [low, high], found {list(bounds)}")
-        for metric, drop in self.drops.items():
-            if drop == 0:
-                raise ConfigError(f"drops.{metric} is 0: it must be above 0 points")
-        if self.unparsed_rise == 0:
-            raise ConfigError("unparsed_rise is 0: it must be above 0 points")
+        watched: dict[str, float | None] = {f"drops.{metric}": drop for metric, drop in self.drops.items()}
+        for name, points in (watched | {"unparsed_rise": self.unparsed_rise}).items():
+            if points == 0:
+                raise ConfigError(f"{name} is 0: it must be above 0 points")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from visualbert_core.models.base import (
     ReadsPixels,
     ReadsRegions,
 )
-from visualbert_core.models.registry import load_model, load_trainable, visual_source
+from visualbert_core.models.registry import load_model, load_trainable, reads_without_weights, visual_source
 
 __all__ = [
     "METADATA_FILE",
@@ -27,5 +27,6 @@ __all__ = [
     "ReadsRegions",
     "load_model",
     "load_trainable",
+    "reads_without_weights",
     "visual_source",
 ]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from visualbert_core.config import AnsweringConfig, nearest
 from visualbert_core.errors import CheckpointError
 from visualbert_core.io.documents import brief, read_json
-from visualbert_core.models.base import Model
+from visualbert_core.models.base import Model, ReadsPixels
 from visualbert_core.schema import CaptionPair, Example
 
 if TYPE_CHECKING:
@@ -81,6 +81,21 @@ def visual_source(folder: str | Path) -> VisualSource | None:
     """
     found: VisualSource | None = getattr(_imported(Path(folder)), "visual_source", None)
     return found
+
+
+def reads_without_weights(
+    folder: str | Path, form: type[Example], precision: str, answering: AnsweringConfig
+) -> ReadsPixels | None:
+    """Return the pixels that the model of a folder would read. Open no weights.
+
+    Return None for a model that reads regions, and for one from outside this package. Raise what `load_model` raises,
+    as far as that needs no weights.
+    """
+    found = _imported(Path(folder))
+    if not hasattr(found, "without_weights"):
+        return None
+    reads: ReadsPixels | None = found.without_weights(folder, form, precision, answering)
+    return reads
 
 
 def _imported(folder: Path, more: dict[str, str] | None = None) -> Any:

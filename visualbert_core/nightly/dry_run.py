@@ -80,7 +80,8 @@ def _pixels(config: NightlyConfig, name: str) -> Step:
 
 
 def _extraction(config: NightlyConfig, corpus: str) -> Timing | None:
-    names = [run_name(cell.model, cell.task, cell.split) for cell in config.cells if cell.corpus == corpus]
+    cells = [cell for cell in config.cells if corpus in (cell.corpus, cell.features)]
+    names = [run_name(cell.model, cell.task, cell.split) for cell in cells]
     rows = [row for name in names for row in history_of(config).rows(name)]
     return _last(row.extraction for row in sorted(rows, key=lambda row: row.night))
 

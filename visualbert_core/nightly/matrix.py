@@ -48,7 +48,7 @@ from visualbert_core.features.store import FeatureStore
 from visualbert_core.io.documents import read_yaml
 from visualbert_core.io.locations import Location
 from visualbert_core.metrics.statistics import PERCENT
-from visualbert_core.models import visual_source
+from visualbert_core.models import ReadsPixels, reads_without_weights, visual_source
 from visualbert_core.nightly.gating import CellResult, GateResult, for_page, judge_cells
 from visualbert_core.nightly.stages import evaluate_config, extract_config, is_gated, runs_folder
 from visualbert_core.printable import logger
@@ -100,7 +100,7 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
     folders: dict[str, int] = {}
     for number, cell in enumerate(config.cells):
         _check_cell(f"{path}: cells[{number}]", cell, config.corpora)
-        _check_source(f"{path}: cells[{number}]", cell, config.corpora[cell.corpus])
+        _check_source(f"{path}: cells[{number}]", cell, config.corpora)
         name = run_name(cell.model, cell.task, cell.split)
         if (first := folders.setdefault(name, number)) != number:
             raise ConfigError(
@@ -133,28 +133,54 @@ def _check_cell(where: str, cell: CellConfig, corpora: Collection[str]) -> None:
         raise ConfigError(f"{where}: unknown corpus {cell.corpus!r}{nearest(cell.corpus, corpora)}")
 
 
-def _check_source(where: str, cell: CellConfig, corpus: CorpusConfig) -> None:
-    """Raise ConfigError if the model of a cell cannot read its corpus.
+def _check_source(where: str, cell: CellConfig, corpora: Mapping[str, CorpusConfig]) -> None:
+    """Raise ConfigError if the model of a cell cannot read its corpus, or knows no such settings.
 
     A model that cannot be found ends its own cell, not the night.
     """
-    has = "pixels" if corpus.detector is None else "regions"
+    name, has = cell.model.name, "pixels" if corpora[cell.corpus].detector is None else "regions"
     try:
-        reads = visual_source(cell.model)
+        source = visual_source(cell.model)
+        reads = reads_without_weights(cell.model, find_task(cell.task).form, cell.precision, cell.answering)
     except CheckpointError:
-        reads = None
-    if reads == "regions" != has:
+        source = reads = None
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if source == "regions" != has:
         raise ConfigError(
-            f"{where}: {cell.model.name} reads regions, but the corpus {cell.corpus!r} has no detector to find them: "
+            f"{where}: {name} reads regions, but the corpus {cell.corpus!r} has no detector to find them: "
             "add a detector to it, or name another corpus"
         )
-    if reads == "pixels" != has:
+    if source == "pixels" != has:
         raise ConfigError(
-            f"{where}: {cell.model.name} reads pixels, but the corpus {cell.corpus!r} has a detector: name a corpus "
+            f"{where}: {name} reads pixels, but the corpus {cell.corpus!r} has a detector: name a corpus "
             "of the same images without a detector"
         )
     if has == "regions" and cell.no_image:
         raise ConfigError(f"{where}: no_image: there are no regions of a grey image; leave it out of this cell")
+    _check_features(where, cell, corpora, reads)
+
+
+def _check_features(
+    where: str, cell: CellConfig, corpora: Mapping[str, CorpusConfig], reads: ReadsPixels | None
+) -> None:
+    """Raise ConfigError if a cell lacks the features that its model chooses among, or names features without use."""
+    chooses = reads is not None and reads.boxes == "store"
+    if cell.features is None:
+        if chooses:
+            raise ConfigError(
+                f"{where}: {cell.model.name} chooses among the regions of a feature store: name a corpus of the same "
+                "images with a detector as features"
+            )
+        return
+    if cell.features not in corpora:
+        raise ConfigError(f"{where}: features: unknown corpus {cell.features!r}{nearest(cell.features, corpora)}")
+    if corpora[cell.features].detector is None:
+        raise ConfigError(f"{where}: features: the corpus {cell.features!r} has no detector, so it has no features")
+    if corpora[cell.corpus].detector is not None or (reads is not None and not chooses):
+        raise ConfigError(
+            f"{where}: features: {cell.model.name} does not choose among regions of a second corpus; leave it out"
+        )
 
 
 def _night(path: Path, config: NightlyConfig) -> str:
@@ -172,7 +198,7 @@ def run_matrix(config: NightlyConfig) -> Night:
     codes: list[int] = []
     with Pool(config.pool) as pool:
         opened = {name: _open(config, name, pool, codes) for name in config.corpora}
-        results = [_run_cell(config, cell, opened[cell.corpus], pool, codes) for cell in config.cells]
+        results = [_run_cell(config, cell, _of_cell(cell, opened), pool, codes) for cell in config.cells]
     cells = tuple(cell.shown for cell in results)
     complaints = {} if config.limit is not None else {cell.name: list(missed(cell)) for cell in results}
     for line in (line for lines in complaints.values() for line in lines):
@@ -244,11 +270,14 @@ def _outside(title: str, bounds: Mapping[str, tuple[float, ...]], run: Run | Non
 
 @dataclass
 class _OpenCorpus:
-    """A corpus of the matrix as its cells read it. Exactly one of `store`, `source` and `error` is set."""
+    """A corpus of the matrix as its cells read it: one of `store`, `source` and `error` is set.
+
+    A model that chooses among regions of the images that it reads has both `store` and `source`.
+    """
 
     store: FeatureStore | None = None
     source: ImageSource | None = None
-    error: Exception | None = None
+    error: str | None = None
     extraction: Timing | None = None
     listed: Corpus | None = None
     """The images of the corpus, for the pictures of the page. The first cell that needs them lists them."""
@@ -263,9 +292,18 @@ def _open(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> _Op
             return _OpenCorpus(source=source, listed=source.images)
         store = extract(extract_config(config, name, corpus.detector), pool)
     except FAILURES as error:
-        _note(f"corpus {name}", error, codes)
-        return _OpenCorpus(error=error)
+        return _OpenCorpus(error=f"corpus {name}: {_note(f'corpus {name}', error, codes)}")
     return _OpenCorpus(store=store, extraction=_timing(store.folder, since, start, pool))
+
+
+def _of_cell(cell: CellConfig, opened: Mapping[str, _OpenCorpus]) -> _OpenCorpus:
+    """Return the corpus of a cell, with the features that the cell names beside it."""
+    corpus = opened[cell.corpus]
+    if cell.features is None:
+        return corpus
+    beside = opened[cell.features]
+    error = corpus.error or beside.error
+    return dataclasses.replace(corpus, store=beside.store, extraction=beside.extraction, error=error)
 
 
 def _timing(folder: Location, since: float, start: float, pool: Pool) -> Timing:
@@ -283,7 +321,7 @@ def _run_cell(config: NightlyConfig, cell: CellConfig, corpus: _OpenCorpus, pool
     """Evaluate a cell, and the baselines that the matrix has. A failure becomes part of the result."""
     title, places = f"{cell.model.name} on {cell.task} {cell.split}", _places(config)
     if corpus.error is not None:
-        shown = ReportCell(title, None, None, {}, None, error=f"corpus {cell.corpus}: {corpus.error}", places=places)
+        shown = ReportCell(title, None, None, {}, None, error=corpus.error, places=places)
         return CellResult(cell, shown, None, None)
     asks: list[Literal["own", "wrong-image", "none"]] = ["own", "wrong-image", "none"]
     own, wrong, none = (evaluate_config(config, cell, corpus.store, visual) for visual in asks)

@@ -41,13 +41,14 @@ def extract_config(config: NightlyConfig, name: str, detector: Path) -> ExtractC
 def evaluate_config(
     config: NightlyConfig, cell: CellConfig, store: FeatureStore | None, visual: Literal["own", "wrong-image", "none"]
 ) -> EvaluateConfig:
-    """Return what a cell asks of the evaluation. `store` is None for a corpus without a detector."""
+    """Return what a cell asks of the evaluation. `store` is None for a cell without features."""
+    corpus = config.corpora[cell.corpus]
     return EvaluateConfig(
         task=cell.task,
         split=cell.split,
         annotations=cell.annotations,
         features=store.folder if store else None,
-        images=None if store else config.corpora[cell.corpus].images,
+        images=corpus.images if corpus.detector is None else None,
         model=cell.model,
         out=runs_folder(config),
         visual=visual,

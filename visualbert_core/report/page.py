@@ -17,8 +17,8 @@ from visualbert_core.tasks import Task
 class ReportCell:
     """One row of the matrix: an evaluation, with what its examples need to be shown.
 
-    `store` is None for a model that reads pixels. Its examples have no region boxes, and the sizes of images come from
-    the files. Without a complete run, `run` is None and `error` is the reason in one line. `baseline` is the same
+    `store` is None for a model that reads pixels alone. Its examples have no region boxes, and the sizes of images come
+    from the files. Without a complete run, `run` is None and `error` is the reason in one line. `baseline` is the same
     evaluation with `--visual wrong-image`, and `no_image` with `--visual none`.
     """
 

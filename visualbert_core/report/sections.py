@@ -147,7 +147,7 @@ def section(info: ReportInfo, cell: ReportCell, night: CellNight | None) -> Sect
         title=cell.title,
         about=" · ".join(_about(cell)),
         lines=lines,
-        regions=cell.store is not None,
+        regions=cell.run is not None and "images" not in cell.run.record["provenance"],
         texts=list(what_came(scores_of(cell.run) or {})),
         warnings=[hide(line) for line in warnings(cell, info.synthetic)],
         reason=hide(reason(cell)) if cell.error or not lines else "",
