@@ -32,10 +32,9 @@ from visualbert_core.evaluation.worker import read_predictions
 from visualbert_core.models import load_model
 from visualbert_core.models.generative import captioning
 from visualbert_core.models.generative.asked import Asked, Outcome
+from visualbert_core.models.generative.image_encoder import embed_by_products
 from visualbert_core.models.generative.inputs import Inputs
-from visualbert_core.models.generative.model import GenerativeModel
-from visualbert_core.models.generative.names import network_name
-from visualbert_core.models.generative.patches import embed_by_products
+from visualbert_core.models.generative.model import GenerativeModel, network_name
 from visualbert_core.models.generative.protocol import PLAIN, cleaned
 from visualbert_core.models.roomy_cache import RoomyLayer, roomy_cache
 from visualbert_core.schema import (

@@ -1,15 +1,20 @@
 """What a generative model is asked about one example, and what it gives back.
 
 The file of each form of example makes `Asked` and reads `Outcome`. These files know no network, so they run without
-torch.
+torch. `sentence` joins the words of a benchmark for a prompt.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
+_NO_SPACE_BEFORE = re.compile(r" ([.,?!;:]|n't\b|['’](?:s|t|re|m|ll|ve|d)\b)")
+_SPLIT_ENDING = re.compile(r" (['’]) (s|t|re|m|ll|ve|d)\b")  # VCR splits some endings twice: Casey ' s
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,3 +51,8 @@ class Outcome:
             values = values / np.maximum(self.tokens, 1)
         odds = np.exp(values - values.max())
         return tuple((odds / odds.sum()).astype(np.float32).tolist())
+
+
+def sentence(words: Iterable[str]) -> str:
+    """Return words as people write them. Benchmarks split off endings: "Casey 's hat ." becomes "Casey's hat."."""
+    return _NO_SPACE_BEFORE.sub(r"\1", _SPLIT_ENDING.sub(r"\1\2", " ".join(words)))

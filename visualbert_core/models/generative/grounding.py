@@ -23,9 +23,8 @@ import numpy as np
 
 from visualbert_core.config import AnsweringConfig
 from visualbert_core.errors import ConfigError, InputError
-from visualbert_core.models.generative.asked import Asked, Outcome
+from visualbert_core.models.generative.asked import Asked, Outcome, sentence
 from visualbert_core.models.generative.box_formats import FAMILIES, FORMATS, Box, BoxFormat, Resize, Size
-from visualbert_core.models.generative.sentences import sentence
 from visualbert_core.schema import Generated, Grounding, Phrase, Pixels
 
 _BOXES = re.compile(r"(?:<loc_[0-9]{1,3}>){4,}")  # what follows a phrase in an answer of Florence-2

@@ -1,14 +1,16 @@
 """A generative vision-language model behind the `Model` contract: any model type of transformers' Auto class.
 
 What is particular to a form of example lies in `question`, `statement`, `multiple_choice`, `grounding` and
-`captioning`. They make prompts and read what comes back, and know no network.
+`captioning`. They make prompts and read what comes back, and know no network. A folder may have any name, so the sizes
+in its `config.json` say whose published numbers are its own (Li et al. 2023, arXiv:2301.12597, and the configurations
+of the published checkpoints as transformers has them).
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,6 @@ from visualbert_core.models.generative import captioning, grounding, multiple_ch
 from visualbert_core.models.generative.asked import Asked, Outcome
 from visualbert_core.models.generative.box_formats import FORMATS, Resize
 from visualbert_core.models.generative.inputs import Tensors
-from visualbert_core.models.generative.names import network_name
 from visualbert_core.models.generative.network import GenerativeNetwork
 from visualbert_core.models.generative.protocol import Decoding, Protocol, resolve
 from visualbert_core.models.transformers_folder import folder_fingerprint, read_config
@@ -51,6 +52,15 @@ WRITTEN = (Question, Captioning)
 SEVERAL_IMAGES = ("paligemma",)
 """Model types without a chat template that read several images."""
 _GREY = np.full((64, 96, 3), 128, np.uint8)
+_VISION = {1408: "ViT-g", 1024: "ViT-L"}
+"""Hidden size of BLIP-2's image encoder → its name."""
+_LANGUAGE = {
+    ("opt", 2560): "OPT-2.7B",
+    ("opt", 4096): "OPT-6.7B",
+    ("t5", 2048): "FlanT5-XL",
+    ("t5", 4096): "FlanT5-XXL",
+}
+"""Model type and hidden size of BLIP-2's language model → its name."""
 
 
 @dataclass(frozen=True)
@@ -228,3 +238,17 @@ def _image_processor(image_processor: Any) -> dict[str, Any]:
     """Return the class and the sizes of an image processor. Its pixels differ between the backends of transformers."""
     size = getattr(image_processor, "size", None)
     return {"class": type(image_processor).__name__, "size": dict(size) if size is not None else None}
+
+
+def network_name(config: Mapping[str, Any]) -> str:
+    """Return the name of a network: "BLIP-2 ViT-g OPT-2.7B", or its model type where no paper's sizes are found."""
+    model_type = str(config["model_type"])
+    if model_type != "blip-2":
+        return model_type
+    vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
+    # transformers saves only what differs from its defaults. The defaults of BLIP-2 are ViT-g and OPT-2.7B.
+    image = _VISION.get(vision.get("hidden_size", 1408))
+    kind = text.get("model_type", "opt")
+    size = text.get("d_model") or text.get("hidden_size")
+    language = _LANGUAGE.get((kind, size or 0))
+    return f"BLIP-2 {image} {language}" if image and language else model_type

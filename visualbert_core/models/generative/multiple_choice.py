@@ -27,8 +27,7 @@ import numpy as np
 
 from visualbert_core.config import AnsweringConfig
 from visualbert_core.errors import ConfigError, InputError
-from visualbert_core.models.generative.asked import Asked, Outcome
-from visualbert_core.models.generative.sentences import sentence
+from visualbert_core.models.generative.asked import Asked, Outcome, sentence
 from visualbert_core.schema import Generated, MultipleChoice, Pixels, Token
 
 PERSON = "person"

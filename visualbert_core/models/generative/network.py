@@ -19,10 +19,9 @@ from torch import Tensor
 from visualbert_core.errors import CheckpointError
 from visualbert_core.float32 import whole_float32
 from visualbert_core.models.generative.asked import Asked, Outcome
+from visualbert_core.models.generative.image_encoder import SharedImages, embed_by_products
 from visualbert_core.models.generative.inputs import Inputs, Tensors, passes
-from visualbert_core.models.generative.patches import embed_by_products
 from visualbert_core.models.generative.protocol import Decoding
-from visualbert_core.models.generative.shared_images import SharedImages
 from visualbert_core.models.transformers_folder import load_network, opened
 from visualbert_core.models.writing import SPECIAL, write
 
