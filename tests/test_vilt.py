@@ -1,10 +1,8 @@
 """ViLT: its logits are those of transformers, its answers do not depend on the batch, and faulty folders are refused.
 
 The weights are random, because no published weights are at hand. transformers takes the patches in a random order, so
-its own logits move by up to 1.6e-6 of the largest from call to call. Here it takes them in order. Then the logits
-differ by at most 1.6e-6 for tiny networks and 1.2e-6 for 12 layers of B/32, on one CPU with AVX-512. Both sides are as
-far from the logits in float64: at most 8.6e-6 here and 8.7e-6 there. So the rest is rounding, for which `agree` allows
-the tolerance of `tolerances` on any CPU.
+its own logits move by up to 1.6e-6 of the largest from call to call. Here it takes them in order. Two float32 networks
+still differ by rounding, and how much depends on the CPU. So `as_exact` compares both with the same network in float64.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ import torch
 import transformers
 from conftest import SmallNight
 from safetensors.torch import load_file, save_file
-from tolerances import SHALLOW, relative
+from tolerances import ROUNDING, SHALLOW, close, relative
 from vilt_folders import ANSWERS, TINY, write_vilt
 
 from visualbert_core.config import AnsweringConfig, EvaluateConfig, PoolConfig
@@ -34,6 +32,7 @@ from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.worker import read_predictions
 from visualbert_core.models import GivesAttentions, GivesLogits, load_model
 from visualbert_core.models.vilt.network import passes
+from visualbert_core.models.vilt.predictor import CLASSES
 from visualbert_core.schema import Example, Failure, Grounding, Pixels, Prediction, Question, Statement
 
 SHAPES = {"square": (80, 80), "wide": (60, 150), "tall": (150, 60), "small": (9, 11), "large": (300, 420)}
@@ -81,9 +80,9 @@ def logits_of(model: Any, batch: Sequence[Any]) -> np.ndarray:
     return np.stack([each[1] for each in model.examine(batch)])
 
 
-def theirs(folder: Path, kind: str, batch: Batch, **settings: Any) -> np.ndarray:
+def theirs(folder: Path, kind: str, batch: Batch, dtype: torch.dtype = torch.float32, **settings: Any) -> np.ndarray:
     """Return the logits of transformers, one example at a time, with the processor of the folder."""
-    network = getattr(transformers, kind).from_pretrained(folder, dtype=torch.float32).eval()
+    network = getattr(transformers, kind).from_pretrained(folder, dtype=dtype).eval()
     processor = transformers.ViltProcessor.from_pretrained(folder)
     found = []
     for example, images in batch:
@@ -94,6 +93,7 @@ def theirs(folder: Path, kind: str, batch: Batch, **settings: Any) -> np.ndarray
             input_data_format="channels_last",
             **settings,
         )
+        inputs["pixel_values"] = inputs.pixel_values.to(dtype)
         if len(images) == 2:
             inputs["pixel_values"], inputs["pixel_mask"] = inputs.pixel_values[None], inputs.pixel_mask[None]
         with torch.inference_mode(), mock.patch.object(torch, "multinomial", in_order):
@@ -106,16 +106,33 @@ def in_order(weights: torch.Tensor, count: int, replacement: bool = False) -> to
     return torch.arange(count) % len(weights)
 
 
-def agree(found: np.ndarray, expected: np.ndarray) -> None:
-    """Assert that logits are equal up to rounding."""
-    np.testing.assert_allclose(found, expected, rtol=0, atol=relative(SHALLOW) * np.abs(expected).max())
+FARTHER = 4.0
+"""How many times farther from float64 our logits may be than those of transformers. 0.7 to 1.5 were seen, for tiny
+networks and for 2 and 12 layers of B/32, on one CPU with AVX-512."""
+
+
+def as_exact(folder: Path, form: type[Example], batch: Batch) -> None:
+    """Assert that our logits are those of the network, and as exact as those of transformers.
+
+    Distances to float64 are root mean squares over all logits, as shares of the largest logit. One rounding is added,
+    for a CPU on which transformers happens to be exact.
+    """
+    kind = CLASSES[form]
+    exact = theirs(folder, kind, batch, torch.float64)
+    size = np.abs(exact).max()
+    own, other = (
+        np.sqrt(np.square(found - exact).mean()) / size
+        for found in (logits_of(load_model(folder, form, "cpu"), batch), theirs(folder, kind, batch))
+    )
+    assert max(own, other) <= relative(SHALLOW)
+    assert own <= FARTHER * other + ROUNDING, f"{own:.1e} from float64, and transformers {other:.1e}"
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_logits_are_those_of_transformers(folder: Path, shape: str) -> None:
     """A square, a wide, a tall, a small and a large image give transformers' logits for every question."""
     batch: Batch = [(Question(f"q{number}", (shape,), text), (IMAGES[shape],)) for number, text in enumerate(TEXTS)]
-    agree(logits_of(load_model(folder, Question, "cpu"), batch), theirs(folder, "ViltForQuestionAnswering", batch))
+    as_exact(folder, Question, batch)
 
 
 def test_logits_of_the_published_width(tmp_path: Path) -> None:
@@ -124,9 +141,8 @@ def test_logits_of_the_published_width(tmp_path: Path) -> None:
     sizes = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "initializer_range": 0.02}
     published = write_vilt(tmp_path / "b32", sides=384, image_size=384, patch_size=32, **sizes)
     batch: Batch = [(Question(name, (name,), TEXTS[1]), (shown,)) for name, shown in IMAGES.items()]
-    model = load_model(published, Question, "cpu")
-    agree(logits_of(model, batch), theirs(published, "ViltForQuestionAnswering", batch))
-    assert model.name == "ViLT"
+    as_exact(published, Question, batch)
+    assert load_model(published, Question, "cpu").name == "ViLT"
 
 
 def test_pairs_have_the_logits_of_transformers(pair_folder: Path) -> None:
@@ -134,7 +150,7 @@ def test_pairs_have_the_logits_of_transformers(pair_folder: Path) -> None:
     The scores are the softmax, False first."""
     model = load_model(pair_folder, Statement, "cpu")
     expected = theirs(pair_folder, "ViltForImagesAndTextClassification", statements())
-    agree(logits_of(model, statements()), expected)
+    as_exact(pair_folder, Statement, statements())
     for prediction, row in zip(model.predict(statements()), expected, strict=True):
         assert isinstance(prediction, Prediction)
         powers = np.exp(row - row.max())
@@ -229,7 +245,7 @@ def test_long_texts_are_cut_and_counted(folder: Path) -> None:
     found = load_model(folder, Question, "cpu").examine(batch)  # type: ignore[attr-defined]
     assert [prediction.input_cut for prediction, _ in found] == [True, False]
     expected = theirs(folder, "ViltForQuestionAnswering", batch[:1], truncation=True, max_length=40)
-    agree(found[0][1], expected[0])
+    close(found[0][1], expected[0], SHALLOW)
     strict = load_model(folder, Question, "cpu", "float32", AnsweringConfig(strict_length=True))
     with pytest.raises(ConfigError, match=r"r239: its text has 62 word pieces, and ViLT reads 40"):
         strict.predict(batch)
