@@ -13,12 +13,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT, small_matrix
-from heads import BIN, below, environment, free_port, head, wait_for
+from heads import BIN, Head, below, environment, free_port, head, wait_for
 from PIL import Image as Pillow
 from ray._common.utils import get_default_ray_temp_dir
 
@@ -71,41 +72,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SITUATIONS)
-def test_a_running_cluster_is_joined(name: str, tmp_path: Path) -> None:
-    """A cluster started in the situation takes a driver with RAY_ADDRESS. Nothing is written into the home folder."""
-    variables, token = situation(name, tmp_path / "home")
-    before = files(tmp_path / "home")
-    with head(variables, token) as running:
-        done = run(sys.executable, "-c", COMPUTE, env=variables | {"RAY_ADDRESS": running.address})
-    assert (done.returncode, done.stderr) == (0, "")
-    assert files(tmp_path / "home") == before
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["token in the home folder", "none"])
-def test_a_running_cluster_takes_jobs(name: str, pictures: Path, tmp_path: Path) -> None:
-    """A cluster started in the situation takes a job with RAY_ADDRESS and a job submitted as in the README. Nothing is
-    written into the home folder. The corpus has a name beyond ASCII, which Ray's metrics refuse."""
-    variables, token = situation(name, tmp_path / "home")
-    before = files(tmp_path / "home")
-    with head(variables, token) as running:
-        joined = run(
-            sys.executable, *job(pictures, tmp_path / "joined"), env=variables | {"RAY_ADDRESS": running.address}
-        )
-        assert joined.returncode == 0, joined.stderr
-        readme = {"RAY_API_SERVER_ADDRESS": running.dashboard} | ({"RAY_AUTH_MODE": "token"} if token else {})
-        submit = [BIN / "ray", "job", "submit", "--working-dir", ".", "--", "python"]
-        submitted = run(*submit, *job(pictures, tmp_path / "submitted"), env=variables | readme)
-        assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    parts = [
-        sorted(path.read_bytes() for path in tmp_path.glob(f"{out}/*/*/parts/*")) for out in ("joined", "submitted")
-    ]
-    assert parts[0] == parts[1] != []
-    assert files(tmp_path / "home") == before
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SITUATIONS)
 def test_ray_starts_on_this_machine(name: str, tmp_path: Path) -> None:
     """Without RAY_ADDRESS Ray starts on this machine in every situation, and the home folder stays unchanged."""
     variables, _ = situation(name, tmp_path / "home")
@@ -113,25 +79,6 @@ def test_ray_starts_on_this_machine(name: str, tmp_path: Path) -> None:
     done = run(sys.executable, "-c", COMPUTE, env=variables)
     assert (done.returncode, done.stderr) == (0, "")
     assert files(tmp_path / "home") == before
-
-
-@pytest.mark.slow
-def test_who_is_refused_is_told_so(tmp_path: Path) -> None:
-    """No token, a foreign token and RAY_AUTH_MODE=disabled each give one line with a remedy, and no line says that the
-    cluster is missing."""
-    variables, token = situation("token in the home folder", tmp_path / "home")
-    stranger = environment(tmp_path)
-    cases = {
-        "there is none here": {},
-        "which is not its own": {"RAY_AUTH_TOKEN": FOREIGN},
-        "RAY_AUTH_MODE=disabled keeps the token": {"RAY_AUTH_MODE": "disabled"},
-    }
-    with head(variables, token) as running:
-        for words, more in cases.items():
-            done = run(sys.executable, "-c", COMPUTE, env=stranger | more | {"RAY_ADDRESS": running.address})
-            assert done.returncode == 1
-            assert done.stderr.startswith(f"error: the cluster at {running.address} (RAY_ADDRESS) refuses ")
-            assert (words in done.stderr, done.stderr.count("\n")) == (True, 1), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -248,3 +195,78 @@ def test_ray_that_is_not_up_in_time_is_started_once_more(count: int, code: int, 
             lines[1].startswith("error: Ray did not start in 2 attempts: ") and "RAY_TMPDIR" in lines[1]
         )
         assert not any(Path(f"/proc/{pid}").exists() for pid in stopped)
+
+
+# Clusters that run already.
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that was started in a situation, and the user who started it."""
+
+    head: Head
+    token: str | None
+    home: Path
+    written: set[str]
+    """The files in the home folder before the cluster was started."""
+
+    @property
+    def user(self) -> dict[str, str]:
+        """The environment of the user, with the address of the cluster."""
+        return self.head.environment | {"RAY_ADDRESS": self.head.address}
+
+
+@pytest.fixture(scope="module")
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Start a cluster in a situation. pytest runs all tests of a situation one after the other."""
+    home = tmp_path_factory.mktemp("user") / "home"
+    variables, token = situation(request.param, home)
+    before = files(home)
+    with head(variables, token) as running:
+        yield Cluster(running, token, home, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", SITUATIONS, indirect=True)
+def test_a_running_cluster_is_joined(cluster: Cluster) -> None:
+    """A cluster started in the situation takes a driver with RAY_ADDRESS. Nothing is written into the home folder."""
+    done = run(sys.executable, "-c", COMPUTE, env=cluster.user)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert files(cluster.home) == cluster.written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", ["token in the home folder", "none"], indirect=True)
+def test_a_running_cluster_takes_jobs(cluster: Cluster, pictures: Path, tmp_path: Path) -> None:
+    """A cluster started in the situation takes a job with RAY_ADDRESS and a job submitted as in the README. Nothing is
+    written into the home folder. The corpus has a name beyond ASCII, which Ray's metrics refuse."""
+    joined = run(sys.executable, *job(pictures, tmp_path / "joined"), env=cluster.user)
+    assert joined.returncode == 0, joined.stderr
+    readme = {"RAY_API_SERVER_ADDRESS": cluster.head.dashboard}
+    readme |= {"RAY_AUTH_MODE": "token"} if cluster.token else {}
+    submit = [BIN / "ray", "job", "submit", "--working-dir", ".", "--", "python"]
+    submitted = run(*submit, *job(pictures, tmp_path / "submitted"), env=cluster.head.environment | readme)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    parts = [
+        sorted(path.read_bytes() for path in tmp_path.glob(f"{out}/*/*/parts/*")) for out in ("joined", "submitted")
+    ]
+    assert parts[0] == parts[1] != []
+    assert files(cluster.home) == cluster.written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", ["token in the home folder"], indirect=True)
+def test_who_is_refused_is_told_so(cluster: Cluster, tmp_path: Path) -> None:
+    """No token, a foreign token and RAY_AUTH_MODE=disabled each give one line with a remedy, and no line says that the
+    cluster is missing."""
+    address, stranger = cluster.head.address, environment(tmp_path)
+    cases = {
+        "there is none here": {},
+        "which is not its own": {"RAY_AUTH_TOKEN": FOREIGN},
+        "RAY_AUTH_MODE=disabled keeps the token": {"RAY_AUTH_MODE": "disabled"},
+    }
+    for words, more in cases.items():
+        done = run(sys.executable, "-c", COMPUTE, env=stranger | more | {"RAY_ADDRESS": address})
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: the cluster at {address} (RAY_ADDRESS) refuses ")
+        assert (words in done.stderr, done.stderr.count("\n")) == (True, 1), done.stderr

@@ -44,10 +44,11 @@ def two_nodes() -> Iterator[None]:
 
 
 def test_two_workers_have_the_losses_of_one(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
-    """Fifty steps of two workers, over batches that do not divide, give the losses of one worker, and its log."""
+    """Three workers are asked for, and there is room for two, which goes on if it may. Fifty steps of these two, over
+    batches that do not divide, give the losses of one worker, and its log."""
     options = {"steps": 50, "dropout": 0.0, "batch_size": 7, "tokens_per_pass": 100, "learning_rate": 1e-4}
     train(recipe("vqa", "one", **options))
-    train(recipe("vqa", "two", workers=2, **options))
+    train(recipe("vqa", "two", workers=3, min_workers=2, **options))
     one, two = steps(tmp_path / "one"), steps(tmp_path / "two")
     assert len(one) == len(two) == 50
     for expected, found in zip(one, two, strict=True):
@@ -57,40 +58,36 @@ def test_two_workers_have_the_losses_of_one(recipe: Recipe, tmp_path: Path) -> N
         assert found == expected
 
 
-def test_a_killed_worker_is_replaced(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
-    """After a worker was ended by SIGKILL all go on from the last checkpoint: every loss and weight is that of a run
-    without the kill, bit for bit, with dropout. A batch of one example leaves a worker without a share."""
+def test_a_killed_worker_is_replaced_and_a_signal_saves_first(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
+    """After a worker was ended by SIGKILL all go on from the last checkpoint. Then SIGTERM to the driver saves in the
+    first worker and ends as UnfinishedError, although Ray has set its own handlers. The same line goes on. Every loss
+    and weight is that of a run without kill and signal, bit for bit, with dropout. A batch of one example leaves a
+    worker without a share."""
     annotations = Path(shutil.copytree(recipe().annotations, tmp_path / "annotations"))
     options = {"task_name": "deadly_task:DeadlyVqa", "annotations": annotations, "batch_size": 11, "workers": 2}
     options |= {"steps": 30, "save_every": 4, "validate_split": "val", "own_image_only": True}
     train(recipe("vqa", "whole", **options))
     (annotations / DEADLY).touch()
-    done = train(recipe("vqa", "killed", **options))
-    assert not (annotations / DEADLY).exists(), "no worker was killed"
-    assert steps(tmp_path / "killed") == steps(tmp_path / "whole")
-    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
-    assert done.record["validation"]["scores"]["accuracy"] > 50
-    assert not (tmp_path / "killed" / ".ray").exists()
-
-
-def test_a_signal_to_the_driver_saves_first(recipe: Recipe) -> None:  # noqa: F811
-    """SIGTERM to the driver saves in the first worker and ends as UnfinishedError; the same line goes on. Ray has
-    set its own handlers before."""
-    config, room = recipe(steps=12, save_every=1000, workers=2), ray_workers._room
+    config, room = recipe("vqa", "killed", **options), ray_workers._room
 
     def interrupted(ray: Any, config: TrainConfig) -> Any:
-        signal.raise_signal(signal.SIGTERM)
+        if not (annotations / DEADLY).exists():  # all are about to start again
+            signal.raise_signal(signal.SIGTERM)
         return room(ray, config)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray_workers, "_room", interrupted)  # the driver calls it before it starts the workers
         with pytest.raises(
-            UnfinishedError, match=r"stopped \(SIGTERM\) after \d+ of 12 steps; run the same line again"
+            UnfinishedError, match=r"stopped \(SIGTERM\) after \d+ of 30 steps; run the same line again"
         ):
             train(config)
-    assert 0 < len(steps(config.folder)) < 12
-    train(config)
-    assert [line["step"] for line in steps(config.folder)] == list(range(1, 13))
+    assert not (annotations / DEADLY).exists(), "no worker was killed"
+    assert 0 < len(steps(config.folder)) < 30
+    done = train(config)
+    assert steps(config.folder) == steps(tmp_path / "whole")
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    assert done.record["validation"]["scores"]["accuracy"] > 50
+    assert not (config.folder / ".ray").exists()
 
 
 def test_errors_of_workers_are_those_of_one_process(recipe: Recipe) -> None:  # noqa: F811
@@ -100,18 +97,13 @@ def test_errors_of_workers_are_those_of_one_process(recipe: Recipe) -> None:  # 
     assert "\n" not in str(caught.value)
 
 
-def test_workers_take_the_room_that_there_is(
+def test_workers_without_room_are_refused(
     recipe: Recipe,  # noqa: F811
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without room for all workers the training is refused on one machine, and goes on with fewer if it may."""
+    """Without room for the fewest workers the training is refused on one machine, and so is a fewest above the most."""
     with pytest.raises(ConfigError, match="min_workers 3 is more than workers 2"):
         recipe(workers=2, min_workers=3)
-    train(recipe("vqa", "fewer", workers=3, min_workers=1, dropout=0.0, learning_rate=1e-4))
-    train(recipe("vqa", "one", dropout=0.0, learning_rate=1e-4))
-    fewer, one = ([line["loss"] for line in steps(tmp_path / name)] for name in ("fewer", "one"))
-    assert fewer == pytest.approx(one, rel=1e-5)
     start_ray()
     monkeypatch.delenv("RAY_ADDRESS")  # as where Ray was started on this machine alone
     with pytest.raises(ClusterError, match="3 workers need 3 CPUs, and there are 2: lower --workers"):
