@@ -1,31 +1,27 @@
-"""Sweeps: the grid of a recipe with lists, its trainings and its table, side by side on Ray."""
+"""Sweeps: the grid of a recipe with lists, its trainings and its table. test_training_workers.py has those on Ray."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from conftest import SmallNight
-from ray_calls import dies, waits_for_a_signal
 
 from visualbert_core.cli import main
 from visualbert_core.commands import train as command
-from visualbert_core.engine.calls import Lost, side_by_side
-from visualbert_core.engine.pool import LOCAL_ENVIRONMENT
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.provenance import digest_file
 from visualbert_core.synthetic import WEIGHTS
 from visualbert_core.tasks import CaptionPairs, open_lessons
-from visualbert_core.training import TrainConfig, sweeps, train
+from visualbert_core.training import TrainConfig, train
 from visualbert_core.training.grid import Row, Sweep, describe, points, split_lists
 from visualbert_core.training.step import Stepper
 
@@ -233,64 +229,6 @@ def test_a_mean_over_fewer_seeds_says_so() -> None:
     assert lines[2].split() == ["50.00", "–", "1", "of", "2", "40.00", "50.00", "failed"]
     assert "seed=1 failed: the loss is not finite" in lines
     assert found.code == 1
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Start a head that does no work and two nodes of one CPU, and name them in RAY_ADDRESS."""
-    for name, value in LOCAL_ENVIRONMENT.items():
-        monkeypatch.setenv(name, os.environ.get(name) or value)
-    from ray.cluster_utils import Cluster
-
-    # Ray accepts no object store below 75 MB. Port 0 lets every node's agent take a free port.
-    options = {"object_store_memory": 80 << 20, "dashboard_agent_listen_port": 0}
-    nodes = Cluster(initialize_head=True, head_node_args=options | {"num_cpus": 0, "include_dashboard": False})
-    for _ in range(2):
-        nodes.add_node(wait=False, num_cpus=1, **options)
-    nodes.wait_for_nodes()
-    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
-    yield
-    nodes.shutdown()
-
-
-def told_to_stop(*arguments: Any) -> Any:
-    """Call `side_by_side` after a SIGTERM."""
-    signal.raise_signal(signal.SIGTERM)
-    return side_by_side(*arguments)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
-def test_a_cluster_trains_side_by_side_to_the_weights_of_one_after_the_other(write: Write, tmp_path: Path) -> None:
-    """On two nodes, trainings have the weights of trainings one after the other, and one that fails is a row.
-
-    Before, a SIGTERM ends the sweep with exit code 6, although Ray has replaced the handlers of signals.
-    """
-    lists = {"seed": [0, 1], "frozen": [["lstm"], ["pooler"]], "validate_split": None}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweeps, "side_by_side", told_to_stop)
-        assert run(write(**lists), "--out", tmp_path / "tasks") == 6
-    for name, words in (("turns", ("--parallel", "1")), ("tasks", ())):
-        assert run(write(**lists), "--out", tmp_path / name, *words) == 2
-    turns, tasks = record(tmp_path / "turns"), record(tmp_path / "tasks")
-    assert tasks["trainings"] == turns["trainings"]
-    assert [each["status"] for each in tasks["trainings"]] == ["failed", "failed", "finished", "finished"]
-    for each in tasks["trainings"][2:]:
-        place = Path(each["name"]) / "checkpoints" / each["checkpoint"] / "model.safetensors"
-        assert digest_file(tmp_path / "tasks" / place) == digest_file(tmp_path / "turns" / place)
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_a_call_that_dies_is_made_again_and_a_signal_ends_it(tmp_path: Path) -> None:
-    """A call whose process ends four times has the reason in place of a result. Once the sweep stops, a call that runs
-    gets a signal and hands back what it has, and calls that wait are not made."""
-    ((_, lost),) = side_by_side(dies, [tmp_path / "deaths"], None, 1, "cpu", lambda: False)
-    assert isinstance(lost, Lost)
-    assert "process ended: WorkerCrashedError" in lost.reason
-    assert (tmp_path / "deaths").read_text() == "x" * 4
-    began = tmp_path / "began"
-    ended = side_by_side(waits_for_a_signal, [began, began], 1, 1, "cpu", began.exists)
-    assert dict(ended) == {0: "SIGINT"}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
-"""Trainings with several workers on a Ray cluster of two nodes: the losses of one worker, kills, signals and errors."""
+"""Trainings on a Ray cluster of two nodes. One training with several workers: the losses of one worker, kills, signals
+and errors. Sweeps: trainings side by side."""
 
 from __future__ import annotations
 
@@ -11,11 +12,15 @@ from typing import Any
 
 import pytest
 from deadly_task import DEADLY
+from ray_calls import dies, waits_for_a_signal
 from test_training import recipe, steps, weights  # noqa: F401  (recipe is a fixture)
+from test_training_sweeps import Write, keys, record, run, write  # noqa: F401  (keys and write are fixtures)
 
+from visualbert_core.engine.calls import Lost, on_ray, side_by_side
 from visualbert_core.engine.ray_session import LOCAL_ENVIRONMENT, start_ray
 from visualbert_core.errors import ClusterError, ConfigError, TrainingError, UnfinishedError
-from visualbert_core.training import TrainConfig, ray_workers, train
+from visualbert_core.provenance import digest_file
+from visualbert_core.training import TrainConfig, ray_workers, sweeps, train
 
 pytestmark = [pytest.mark.usefixtures("two_nodes"), pytest.mark.slow]
 Recipe = Callable[..., TrainConfig]
@@ -95,6 +100,44 @@ def test_errors_of_workers_are_those_of_one_process(recipe: Recipe) -> None:  # 
     with pytest.raises(TrainingError, match=r"step \d+: the loss is .* the batch has 6 examples \(") as caught:
         train(recipe(workers=2, learning_rate=1e30))
     assert "\n" not in str(caught.value)
+
+
+def told_to_stop(*arguments: Any) -> Any:
+    """Call `side_by_side` after a SIGTERM."""
+    signal.raise_signal(signal.SIGTERM)
+    return side_by_side(*arguments)
+
+
+def test_a_cluster_trains_side_by_side_to_the_weights_of_one_after_the_other(write: Write, tmp_path: Path) -> None:  # noqa: F811
+    """On two nodes, trainings have the weights of trainings one after the other, and one that fails is a row.
+
+    Before, a SIGTERM ends the sweep with exit code 6, although Ray has replaced the handlers of signals.
+    """
+    lists = {"seed": [0, 1], "frozen": [["lstm"], ["pooler"]], "validate_split": None}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweeps, "side_by_side", told_to_stop)
+        assert run(write(**lists), "--out", tmp_path / "tasks") == 6
+    for name, words in (("turns", ("--parallel", "1")), ("tasks", ())):
+        assert run(write(**lists), "--out", tmp_path / name, *words) == 2
+    turns, tasks = record(tmp_path / "turns"), record(tmp_path / "tasks")
+    assert tasks["trainings"] == turns["trainings"]
+    assert [each["status"] for each in tasks["trainings"]] == ["failed", "failed", "finished", "finished"]
+    for each in tasks["trainings"][2:]:
+        place = Path(each["name"]) / "checkpoints" / each["checkpoint"] / "model.safetensors"
+        assert digest_file(tmp_path / "tasks" / place) == digest_file(tmp_path / "turns" / place)
+
+
+def test_a_call_that_dies_is_made_again_and_a_signal_ends_it(tmp_path: Path) -> None:
+    """A call whose process ends four times has the reason in place of a result. Once the sweep stops, a call that runs
+    gets a signal and hands back what it has, and calls that wait are not made."""
+    began = tmp_path / "began"
+    with on_ray():
+        ((_, lost),) = side_by_side(dies, [tmp_path / "deaths"], None, 1, "cpu", lambda: False)
+        ended = dict(side_by_side(waits_for_a_signal, [began, began], 1, 1, "cpu", began.exists))
+    assert isinstance(lost, Lost)
+    assert "process ended: WorkerCrashedError" in lost.reason
+    assert (tmp_path / "deaths").read_text() == "x" * 4
+    assert ended == {0: "SIGINT"}
 
 
 def test_workers_without_room_are_refused(
