@@ -20,6 +20,9 @@ from typing import Any
 # This must be set before torch is imported. With more threads, the small processes of the tests wait for each other's
 # cores, which costs minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests start hundreds of processes. Each would compile the package anew where compiled files may not be kept.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 import hypothesis
 import pytest
