@@ -187,6 +187,7 @@ def test_numbers_beside_the_score(nights: Nights, capsys: pytest.CaptureFixture[
         assert "words per caption: " in text
         assert "distinct captions: 8" in text
         assert "cut: 0.0 % of 8 texts" in text
+        assert "unparsed" not in text  # every text is a caption
         assert "generate, greedy, at most 30 new tokens" in text
 
 

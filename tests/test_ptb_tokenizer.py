@@ -26,6 +26,14 @@ def test_tokens_of_texts_that_no_person_would_write() -> None:
     assert {text: tokenize([text])[0] for text in more} == more
 
 
+def test_marks_that_people_type() -> None:
+    """Curly quotes, ellipses, links, prices, emoji, abbreviations, hyphens and tabs have the official tokens. Two
+    quotes side by side are one token, and most of these are no punctuation, so they count as a word."""
+    marks = golden("mark_tokens")
+    assert {text: tokenize([text])[0] for text in marks} == marks
+    assert tokenize(["he said “‘no’”", "“no”"]) == ["he said ``` no '''", "no"]
+
+
 def test_texts_of_small_cases() -> None:
     """The texts of the small cases have the official tokens, too."""
     tokens = golden("cases")["tokens"]

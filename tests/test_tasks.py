@@ -15,7 +15,8 @@ from conftest import ROOT
 
 from visualbert_core.errors import AnnotationError, ConfigError, CoverageError
 from visualbert_core.schema import Prediction, Score
-from visualbert_core.tasks import TASKS, Task, find_task, judge, open_task, summarize
+from visualbert_core.synthetic.captions import SceneCaptions
+from visualbert_core.tasks import TASKS, Task, find_task, judge, open_task, summarize, title_of
 
 SPLITS = {"vqa": "val", "vcr": "val", "nlvr2": "dev", "flickr30k_entities": "test", "captions": "test"}
 
@@ -192,3 +193,8 @@ def test_half_a_character_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(record | {"sentence": "\ud83d"}))
     with pytest.raises(AnnotationError, match=r"line 1 .*'\\ud83d' holds half a character"):
         open_task("nlvr2", tmp_path, "dev")
+
+
+def test_titles_can_be_read() -> None:
+    """A title has the word of a benchmark, or the title of a class, and not the module in which the class lies."""
+    assert [title_of(name) for name in ("vqa", SceneCaptions.name)] == ["vqa", "Captions of scenes"]

@@ -29,8 +29,10 @@ def what_came(document: Mapping[str, Any]) -> Iterator[str]:
     Then yield the numbers of `Task.beside`, and the scores of Java programs.
     """
     if "generated" in document:
-        texts, unparsed, cut = (document["generated"][name] for name in ("texts", "unparsed", "cut"))
-        yield f"unparsed: {100 * unparsed / texts:.1f} % of {texts:,} texts held no answer and count as wrong"
+        texts, cut = document["generated"]["texts"], document["generated"]["cut"]
+        if "unparsed" in document["generated"]:
+            unparsed = document["generated"]["unparsed"]
+            yield f"unparsed: {100 * unparsed / texts:.1f} % of {texts:,} texts held no answer and count as wrong"
         yield f"cut: {100 * cut / texts:.1f} % of {texts:,} texts ended at the limit of their length"
     if "input_cut" in document:
         yield f"input cut: {document['input_cut']:,} of {document['n']:,} examples were too long and were read in part"

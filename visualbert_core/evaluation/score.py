@@ -22,7 +22,7 @@ from visualbert_core.evaluation.worker import read_predictions
 from visualbert_core.io.documents import read_json
 from visualbert_core.metrics.coverage import Coverage, Lenient, check_coverage
 from visualbert_core.printable import printable
-from visualbert_core.schema import Prediction, Score
+from visualbert_core.schema import Captioning, Prediction, Score
 from visualbert_core.tasks import Task, score_units, summarize
 from visualbert_core.tasks.scoring import without_unparsed
 
@@ -181,7 +181,7 @@ def score(
         "n": left.expected,
         "partial": partial,
         **values,
-        **_written(by_id.values()),
+        **_written(task, by_id.values()),
         "coverage": answers.coverage.counts(),
         "warnings": warnings,
         "annotations_digest": annotations_digest,
@@ -222,16 +222,18 @@ def _elsewhere(task: Task, predictions: Mapping[str, Prediction]) -> dict[str, A
     return {"other_protocols": found} if found else {}
 
 
-def _written(predictions: Collection[Prediction]) -> dict[str, Any]:
+def _written(task: Task, predictions: Collection[Prediction]) -> dict[str, Any]:
     """Return how many generated texts held no answer or were cut, and how many examples the model read in part.
 
-    A key is absent where there is nothing to count.
+    A key is absent where there is nothing to count: a caption is never without an answer.
     """
     texts = [text for row in predictions for text in row.generated]
-    unparsed, cut = sum(not text.parsed for text in texts), sum(text.cut for text in texts)
+    found = {"texts": len(texts), "cut": sum(text.cut for text in texts)}
+    if task.form is not Captioning:
+        found["unparsed"] = sum(not text.parsed for text in texts)
     input_cut = sum(row.input_cut for row in predictions)
     return {
-        **({"generated": {"texts": len(texts), "unparsed": unparsed, "cut": cut}} if texts else {}),
+        **({"generated": found} if texts else {}),
         **({"input_cut": input_cut} if input_cut else {}),
     }
 

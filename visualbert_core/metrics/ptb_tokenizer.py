@@ -49,8 +49,10 @@ _NO_LETTERS = (
 )
 _L = rf"(?:(?![{_NO_LETTERS}])[^\W\d_]|[{_MARKS}\u00ad])"  # a letter; a soft hyphen does not break a word
 _LD = rf"(?:(?![{_NO_LETTERS}])[^\W_]|[{_MARKS}\u00ad])"  # a letter or a digit
-_APOSTROPHE = "['\u0092\u2019]"
-_QUOTE = "['\u0092\u2019`\u0091\u2018\u201b]"
+_CURLY = "(?:[\u0092\u2019]|(?i:&apos;))"
+_APOSTROPHE = f"(?:'|{_CURLY})"
+_QUOTE = "(?:['\u0092\u2019`\u0091\u2018\u201b]|(?i:&apos;))"
+_QUOTE_MARK = "[`\u0091-\u0094\u00ab\u00bb\u2018-\u201f\u2039\u203a]"
 _HYPHEN = "[-_\u058a\u2010\u2011]"
 _SPACE = "[ \t\u00a0\u2000-\u200a\u3000]"
 _BLANK = re.compile(rf"(?:{_SPACE}|\n|(?i:&nbsp;))+")
@@ -133,8 +135,10 @@ def _any(words: str) -> str:
 
 _NAME = "[A-Za-z][A-Za-z0-9_:.-]*"
 _TAG = rf"<(?:/{_NAME} *|{_NAME}(?: +{_NAME}(?: *= *(?:\"[^\"\n]*\"|'[^'\n]*'))?)* */?|[!?][A-Za-z-][^>\n]*)>"
-_ADDRESS = r"[^\s\"<>|()]"
-_DOMAIN = r"(?:[^\s\"'<>|!(){},-_$`\u00b0]+\.)+(?:com|net|org|edu)"
+# A no-break space may stand in a link, but not in an address of mail.
+_ADDRESS = r"[^ \t\n\"<>|()]"
+_WWW = r"(?i:www)\.(?:[^ \t\n\"<>|.!?(){},]+\.)+[a-zA-Z]{2,4}"
+_DOMAIN = r"(?:[^ \t\n\"'<>|!(){},-_$`\u00b0]+\.)+(?:com|net|org|edu)"
 _PART = rf"(?:[dDoOlL]{_QUOTE}(?={_LD}{_LD}))?{_LD}+"  # "o'clock" and "d'Artagnan" stay whole
 _SLASHED = "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
 _NEXT_SENTENCE = rf"\s+(?:(?:{_any(_SENTENCE_STARTS)}|{_any(_SENTENCE_STARTS.upper())}|{_TAG})(?=\s|$))"
@@ -147,28 +151,28 @@ _PHONE = (
 )
 _NUMBER = r"[+-]?(?:\d*(?:[.:,\u00ad\u066b\u066c]\d+)+|\d+)"
 _ANY_CASE = "(?i:"
-_ENDING = rf"(?:'{_ANY_CASE}[msd]|re|ve|ll)(?![A-Za-z])|(?:[\u0092\u2019]|(?i:&apos;)){_ANY_CASE}[msd]|re|ve|ll))"
-_NOT = rf"[nN](?:{_QUOTE}|&apos;)[tT]"
+_ENDING = rf"(?:'{_ANY_CASE}[msd]|re|ve|ll)(?![A-Za-z])|{_CURLY}{_ANY_CASE}[msd]|re|ve|ll))"
+_NOT = rf"[nN]{_QUOTE}[tT]"
 
 # (token, what stands behind it and counts into the length). The longest wins, and the earliest among equals.
 _PATTERNS: tuple[tuple[str, str], ...] = (
     *((rf"{_ANY_CASE}{first})", rf"{_ANY_CASE}{then})") for first, then in _IN_TWO.items()),
     (r"[A-Za-z]*[A-MO-Za-mo-z]", _NOT),
     (_NOT, ""),
-    (_DOTTED, rf"(?:{_APOSTROPHE}|(?i:&apos;)){_ANY_CASE}[msd]|re|ve|ll)"),
+    (_DOTTED, rf"{_APOSTROPHE}{_ANY_CASE}[msd]|re|ve|ll)"),
     (_ENDING, ""),
     (rf"{_ANY_CASE}{_any(_WHOLE).replace(chr(39), _APOSTROPHE)}|{_any(_WHOLE_TYPED)})", ""),
     (rf"{_APOSTROPHE}[2-9]0[sS]", ""),
     (rf"{_APOSTROPHE}\d\d(?=\s|$)", ""),
-    (rf"{_APOSTROPHE}[nN](?=\s|$)", ""),
+    (rf"'[nN](?=\s|$)|{_CURLY}[nN]", ""),
     (rf"[lLdDjJ]{_APOSTROPHE}", ""),
-    (rf"[yY]{_APOSTROPHE}", "[A-Za-z]"),
+    (rf"[yY]{_APOSTROPHE}", _L),
     (rf"{_L}+[aeiouyAEIOUY]{_QUOTE}[aeiouA-Z]{_L}*", ""),  # "ma'am", "Xi'an"
     (rf"(?:{_any(_MAY_END_CAPITAL)}|{_ANY_CASE}{_any(_MAY_END)}))\.", r"[^\s]"),
     (rf"(?:{_any(_MAY_END_CAPITAL)}|{_ANY_CASE}{_any(_MAY_END)}))\.", ""),
     (rf"[A-Za-z](?=\.{_NEXT_SENTENCE})", rf"\.{_NEXT_SENTENCE}"),  # "plan b. The"
     (rf"{_ANY_CASE}[a-z]|(?:ed|ph)\.d|{_any(_TITLES)})\.", ""),
-    (rf"{_ANY_CASE}{_any(_BEFORE_NUMBERS)})\.", r"[ \n]?\d"),
+    (rf"{_ANY_CASE}{_any(_BEFORE_NUMBERS)})\.", rf"(?:{_SPACE}|[\n\u0085])?\d"),
     (r"[A-Za-z](?:\.[A-Za-z])+\.?", ""),
     (_DOTTED, ""),
     (rf"{_DOTTED}\.", "[,;:]"),  # "dogs., cats"
@@ -186,9 +190,9 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     *((phone, "") for phone in _PHONE),
     (r"[A-Z]*\$", ""),
     (r"[CcFf]#|[Cc]\+\+", ""),
-    (rf"(?i:https?)://{_ADDRESS}+[^\s\"<>|.!?(){{}},-]", ""),
-    (rf"(?:(?i:www)\.(?:[^\s\"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}|{_DOMAIN})(?:/{_ADDRESS}+[^\s\"<>|.!?(){{}},-])?", ""),
-    (r"<?[a-zA-Z0-9][^\s\"<>|(){}]*@(?:[^\s\"<>|().]+\.)*[^\s\"<>|().]+>?", ""),
+    (rf"(?i:https?)://{_ADDRESS}+[^ \t\n\"<>|.!?(){{}},-]", ""),
+    (rf"(?:{_WWW}|{_DOMAIN})(?:/{_ADDRESS}+[^ \t\n\"<>|.!?(){{}},-])?", ""),
+    (r"<?[a-zA-Z0-9][^ \t\n\u00a0\"<>|(){}]*@(?:[^ \t\n\u00a0\"<>|().]+\.)*[^ \t\n\u00a0\"<>|().]+>?", ""),
     (r"@[A-Za-z_][A-Za-z_0-9]*", ""),
     (rf"#{_L}+", ""),
     (r"@@+|##+|__+|\*+|\\\*|<<|>>|[?!]+", ""),
@@ -196,7 +200,8 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     (rf"{_FACE}_{_FACE}|\({_FACE}[_.]?{_FACE}\)|\([\^x=~<>']-[\^x=~<>'`]\)", ""),
     (_TAG, ""),
     (r"(?i:&(?:amp|lt|gt|quot|apos|mdash|#\d+);|-(?:lrb|rrb|lsb|rsb|lcb|rcb)-)", ""),
-    (r"\.{3,5}|(?:\.[ \u00a0]){2,4}\.|-+|''|``", ""),
+    (r"\.{3,5}|(?:\.[ \u00a0]){2,4}\.|-+|''", ""),
+    (rf"{_QUOTE_MARK}{{1,2}}", ""),  # two marks are one token: "“‘" and "’”" are no punctuation, so they stay
     (rf"[{_SIGNS}]", ""),
     ("[" + "".join(sign for sign in _WRITTEN if len(sign) == 1 and not sign.isascii()) + "]", ""),
 )
@@ -259,12 +264,14 @@ def _written(token: str) -> str:
     """Return a token as the program writes it, in lower case."""
     if token in _WRITTEN:
         return _WRITTEN[token]
+    if re.fullmatch(f"{_QUOTE_MARK}+", token):
+        return "".join(_WRITTEN.get(mark, mark) for mark in token)
     if re.fullmatch("--+", token) and len(token) < 5:
         return "--"
     if re.fullmatch(r"[. \u00a0]+", token):
         return "..." if len(token) > 1 else "."
     token = token.replace("(", "-lrb-").replace(")", "-rrb-").replace(" ", "\u00a0").replace("\u00ad", "")
     if re.fullmatch(f"{_ENDING}|{_NOT}", token):
-        token = re.sub("[\u2019\u0092]|&apos;", "'", token)
+        token = re.sub("[\u2018\u201b\u0091]", "`", re.sub("[\u2019\u0092]|&apos;", "'", token))
     written = re.sub("(?i:&amp;)", "&", token).lower()
     return _WRITTEN.get(written, written) if written in ("&lt;", "&gt;", "&mdash;") else written

@@ -56,7 +56,7 @@ from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.html import write_report
 from visualbert_core.report.places import ELSEWHERE, Places
 from visualbert_core.report.trackers import TrackedNight, check_trackers, track
-from visualbert_core.tasks import Task, find_task, open_task
+from visualbert_core.tasks import Task, find_task, open_task, title_of
 
 INGREDIENT = None
 
@@ -319,7 +319,7 @@ def _timing(folder: Location, since: float, start: float, pool: Pool) -> Timing:
 
 def _run_cell(config: NightlyConfig, cell: CellConfig, corpus: _OpenCorpus, pool: Pool, codes: list[int]) -> CellResult:
     """Evaluate a cell, and the baselines that the matrix has. A failure becomes part of the result."""
-    title, places = f"{cell.model.name} on {cell.task} {cell.split}", _places(config)
+    title, places = f"{cell.model.name} on {title_of(cell.task)} {cell.split}", _places(config)
     if corpus.error is not None:
         shown = ReportCell(title, None, None, {}, None, error=corpus.error, places=places)
         return CellResult(cell, shown, None, None)

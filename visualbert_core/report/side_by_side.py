@@ -101,7 +101,9 @@ def _row(number: int, cell: ReportCell, first: Run | None) -> ModelRow:
 
 
 def _unparsed(generated: dict[str, int] | None) -> float | None:
-    return None if generated is None else 100 * generated["unparsed"] / generated["texts"]
+    if generated is None or "unparsed" not in generated:  # a caption always holds an answer
+        return None
+    return 100 * generated["unparsed"] / generated["texts"]
 
 
 def _seconds(timing: Timing | None) -> float | None:

@@ -189,7 +189,7 @@ def _write_pixel_models(out: Path, work: Path, pictures: train_image_side.Pictur
     captioner = _stage(
         work / "captioner.pkl",
         lambda: train_captioner.train_captioner(
-            pictures, vilt, labels, SEED, CAPTIONER_STEPS, Progress("captioner")
+            pictures, train_captioner.encoder_weights(vilt, labels), SEED, CAPTIONER_STEPS, Progress("captioner")
         ).state_dict(),
     )
     train_captioner.save(captioner, out / "captioner")

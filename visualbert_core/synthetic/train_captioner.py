@@ -1,13 +1,14 @@
 """Trains a small captioner of the synthetic scenes: an image encoder and a text decoder, joined by cross attention.
 
-The encoder is the image side of `train_image_side` as a SigLIP, as in `train_generative`, and stays as it is. A BERT of
-two layers (Rothe et al. 2020, arXiv:1907.12461, joined such networks first) learns to write what `references.caption`
-says of a scene. Each image of a batch comes with several captions, and is computed once for all of them.
+The encoder is the image side of `train_image_side` as a SigLIP, and stays as it is. It is rounded to float16 before the
+decoder learns, so the encoder of a finished folder is all that is needed to train its decoder again. A BERT of two
+layers (Rothe et al. 2020, arXiv:1907.12461, joined such networks first) learns to write what `references.caption` says
+of a scene. Each image of a batch comes with several captions, and is computed once for all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AutoModel,
     BertConfig,
     BertTokenizer,
     SiglipImageProcessor,
@@ -92,13 +94,21 @@ def loss(model: Any, images: Tensor, labels: Tensor) -> Tensor:
     return found
 
 
+def encoder_weights(vilt: ViltModel, labels: PatchLabels) -> dict[str, Tensor]:
+    """Return the image side as the weights of the encoder, float32, rounded to float16."""
+    encoder = AutoModel.from_config(vision_config())
+    copy_image_side(vilt, labels, encoder)
+    return {name: weight.half().float() for name, weight in encoder.state_dict().items()}
+
+
 def train_captioner(
-    train: Pictures, vilt: ViltModel, labels: PatchLabels, seed: int, steps: int, report: Report
+    train: Pictures, encoder: Mapping[str, Tensor], seed: int, steps: int, report: Report
 ) -> VisionEncoderDecoderModel:
-    """Train the decoder, and the projection between the two hidden sizes."""
+    """Train the decoder, and the projection between the two hidden sizes. The encoder keeps its weights."""
     torch.manual_seed(seed)
     model: Any = VisionEncoderDecoderModel(config())
-    copy_image_side(vilt, labels, model.encoder)
+    model.encoder.load_state_dict(encoder)
+    model.encoder.requires_grad_(False)
     nn.init.normal_(model.decoder.get_input_embeddings().weight, std=TABLE_STD)
     rng, words = np.random.default_rng([seed, 14]), tokenizer()
     parameters = [p for p in model.parameters() if p.requires_grad]

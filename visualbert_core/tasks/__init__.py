@@ -8,7 +8,7 @@ from visualbert_core.metrics.statistics import Metric, Summary, summarize
 from visualbert_core.tasks.base import Published, Task
 from visualbert_core.tasks.caption_pairs import CaptionPairs
 from visualbert_core.tasks.joined_splits import JoinedSplits
-from visualbert_core.tasks.registry import TASKS, find_task, open_lessons, open_task
+from visualbert_core.tasks.registry import TASKS, find_task, open_lessons, open_task, title_of
 from visualbert_core.tasks.scoring import judge, score_units
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "open_task",
     "score_units",
     "summarize",
+    "title_of",
 ]
 
 INGREDIENT = "scores"

@@ -85,6 +85,14 @@ def find_task(name: str) -> type[Task]:
     return found
 
 
+def title_of(name: str) -> str:
+    """Return the name of a benchmark in a title: its word, or the title of a class whose name is a module and a class.
+
+    Raises ConfigError where the module cannot be imported.
+    """
+    return str(getattr(_imported(name), "title", name)) if ":" in name else name
+
+
 def _imported(name: str) -> Any:
     """Return what a name means, or None where its module has no such member."""
     if name not in TASKS and ":" not in name:

@@ -30,7 +30,7 @@ from visualbert_core.report.html import Before, environment, static
 from visualbert_core.report.places import ELSEWHERE, Places
 from visualbert_core.report.scores import guesses, papers, persons, scales
 from visualbert_core.report.sections import Section, leaves, section
-from visualbert_core.tasks import Task, open_task
+from visualbert_core.tasks import Task, open_task, title_of
 from visualbert_core.training.log import KEPT, Curves, read_curves
 from visualbert_core.training.recipe import EPOCHS, PATHS, AlsoTask, TrainConfig
 from visualbert_core.training.validation import Validation, best, validation_run
@@ -112,7 +112,7 @@ class PageWriter:
         optional = {"parent": parent is not None, "wrong image": bool(found) and found[0].wrong_image is not None}
         columns = ("metric", "score", "parent", "wrong image", "chance", "paper", "n")
         page = TrainingPage(
-            title=f"Training of {record['model']} on {config.task} {config.split}",
+            title=f"Training of {record['model']} on {title_of(config.task)} {config.split}",
             status=self._status(record, curves),
             warnings=record["warnings"],
             left_out=[_left_out(step.step, step.left_out) for step in curves.left_out],
@@ -159,7 +159,7 @@ class PageWriter:
         run = validation_run(config, folder, found.step)
         wrong = None if found.wrong_image is None else validation_run(config, folder, found.step, "wrong-image")
         cell = ReportCell(
-            title=f"{folder.name} on {config.task} {config.validate_split}",
+            title=f"{folder.name} on {title_of(config.task)} {config.validate_split}",
             task=self._task,
             store=self._store,
             images=self._images,
