@@ -26,6 +26,11 @@ def test_ci_runs_the_readmes_commands_and_nothing_else() -> None:
     assert all(re.search(rf"^{c.removeprefix('make ')}:", makefile, re.MULTILINE) for c in commands)
 
 
+def test_the_readme_is_short() -> None:
+    """The README is read to its end: at most 900 words, tables and commands included."""
+    assert len(README.split()) <= 900
+
+
 def test_every_file_that_the_readme_names_exists() -> None:
     """Links of the README and of every page have a target, and the paths of jobs exist."""
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
