@@ -20,7 +20,7 @@ from visualbert_core.errors import ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.beside import AS_PERSON, PERSON, how_answered
 from visualbert_core.evaluation.worker import read_predictions
 from visualbert_core.io.documents import read_json
-from visualbert_core.metrics.coverage import Coverage, Lenient, check_coverage
+from visualbert_core.metrics.coverage import Coverage, check_coverage
 from visualbert_core.printable import printable
 from visualbert_core.schema import Captioning, Prediction, Score
 from visualbert_core.tasks import Task, score_units, summarize
@@ -161,7 +161,7 @@ def score(
         warnings += ignored
     partial = mode == "partial" and bool(left.missing)
     if left.duplicate or left.unknown or (left.missing and not partial):
-        raise CoverageError(f"{answers.source}: no score, {left.message()}; {_remedy(left, task.lenient, mode)}")
+        raise CoverageError(f"{answers.source}: no score, {left.message()}; {_remedy(left, task, mode)}")
     by_id = {row.example_id: row for row in predictions}
     try:
         values = _ranges(task, by_id, left.missing) if partial else _scores(task, by_id, units)
@@ -282,9 +282,9 @@ def _as_officially(task: Task, answers: PredictionSet) -> tuple[list[Prediction]
     return rows, said
 
 
-def _remedy(coverage: Coverage, lenient: Lenient, mode: Mode) -> str:
+def _remedy(coverage: Coverage, task: Task, mode: Mode) -> str:
     """Return what to do. Where the official program would silently accept the predictions, say so."""
-    silent = []
+    silent, lenient = [], task.lenient
     if coverage.duplicate and lenient.duplicate != "refuse":
         silent.append(f"takes the {lenient.duplicate} of two")
     if coverage.unknown and lenient.unknown == "ignore":
@@ -293,7 +293,8 @@ def _remedy(coverage: Coverage, lenient: Lenient, mode: Mode) -> str:
         return f"predict each example once (the official program silently {' and '.join(silent)}: --official-lenient)"
     if mode == "official":
         return "the official program gives no score either; predict each example once"
-    return "predict each example once" + ("" if coverage.duplicate or coverage.unknown else " (or see --allow-partial)")
+    ranged = task.has_range and not (coverage.duplicate or coverage.unknown)
+    return "predict each example once" + (" (or see --allow-partial)" if ranged else "")
 
 
 def _number(value: float) -> float | None:

@@ -109,6 +109,8 @@ class Task(ABC):
     """The published numbers. Reports show those of the same network, split and protocols beside a score."""
     submission_name: ClassVar[str] = "submission.json"
     """The file name of a submission."""
+    has_range: ClassVar[bool] = True
+    """Whether missing answers have a worst and a best value, so that an incomplete set has a range of scores."""
     lenient: ClassVar[Lenient] = Lenient(duplicate="refuse", unknown="refuse")
     """What the official program does with duplicates and unknown ids, which are refused here."""
 

@@ -120,6 +120,7 @@ class CaptionsTask(Task):
         ),
     )
     submission_name = "captions.json"
+    has_range = False
 
     def read(self) -> None:
         """Read the images of the split and their references."""
