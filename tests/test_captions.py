@@ -394,7 +394,7 @@ def test_missing_captions_have_no_range(tmp_path: Path) -> None:
     """No caption is the worst: BLEU sinks further with each longer one. So --allow-partial is refused."""
     with pytest.raises(CoverageError, match="no score, captions: missing captions have no worst or best answer"):
         document(two(tmp_path), written(tmp_path, GOOD[:1]), "partial")
-    with pytest.raises(CoverageError, match="predict each example once$"):  # and no line advises it
+    with pytest.raises(CoverageError, match=r"predict each example once$"):  # and no line advises it
         document(two(tmp_path), written(tmp_path, GOOD[:1]))
 
 

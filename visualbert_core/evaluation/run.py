@@ -166,7 +166,8 @@ def _score(folder: Path, record: dict[str, Any], task: Task) -> Run:
         for name in ("scores.json", UNITS_FILE, task.submission_name):
             (folder / name).unlink(missing_ok=True)
         write_json(folder / "run.json", record | {"status": "incomplete"})
-        raise CoverageError(f"{folder.name}: no score, {coverage.message()}{_example(failures)}; {_REPAIR}{_RANGE if task.has_range else ''}")
+        remedy = _REPAIR + _RANGE if task.has_range else _REPAIR
+        raise CoverageError(f"{folder.name}: no score, {coverage.message()}{_example(failures)}; {remedy}")
     if "images" in record["provenance"]:  # the boxes of a store are pixels; those of a model may be anything
         predictions, said = _in_pixels(folder, task, predictions)
         record["warnings"] = [*record["warnings"], *said]
