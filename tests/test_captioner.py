@@ -24,11 +24,12 @@ from visualbert_core import load_model, make_captioner
 from visualbert_core.cli import main
 from visualbert_core.config import AnsweringConfig, EvaluateConfig, PoolConfig
 from visualbert_core.engine.pool import Pool
-from visualbert_core.errors import CheckpointError, ConfigError, InputError
+from visualbert_core.errors import CheckpointError, ConfigError, InputError, UnfinishedError
 from visualbert_core.evaluation.invariance_check import check_invariance
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.models.captioner.predictor import Captioner
 from visualbert_core.models.captioner.training import IGNORED, caption_labels, caption_loss
+from visualbert_core.models.transformers_folder import opened as read_folder
 from visualbert_core.schema import Captioning, Example, Failure, Pixels, Prediction, Question
 
 PAIRS = [(encoder, decoder) for encoder in ENCODERS for decoder in DECODERS]
@@ -236,6 +237,16 @@ def test_empty_captions_are_answers(folders: Mapping[Any, Path], tmp_path: Path,
 
 # ---------------------------------------------------------------------------------------------------------------------
 # faulty folders
+
+
+def test_a_signal_is_no_fault_of_a_folder(tmp_path: Path) -> None:
+    """A job that is stopped while it opens a folder says that it was stopped, and not that the folder is bad."""
+
+    def stopped() -> None:
+        raise UnfinishedError("stopped (SIGTERM)")
+
+    with pytest.raises(UnfinishedError, match=re.escape("stopped (SIGTERM)")):
+        read_folder(tmp_path, "config.json", stopped)
 
 
 def test_a_start_token_is_needed(folders: Mapping[Any, Path], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from visualbert_core.errors import CheckpointError, ConfigError, first_line
+from visualbert_core.errors import CheckpointError, ConfigError, UnfinishedError, first_line
 from visualbert_core.io.documents import read_json
 from visualbert_core.provenance import digest_file, installed_version
 
@@ -71,7 +71,7 @@ def opened(folder: Path | str, what: str, read: Callable[[], T]) -> T:
     """Return what `read` reads of a folder. Raise CheckpointError, with `what` it is, where transformers raises."""
     try:
         return read()
-    except CheckpointError:
+    except (CheckpointError, UnfinishedError):  # a signal may end the job while a folder is read
         raise
     except Exception as error:  # noqa: BLE001  (its loaders raise errors of many libraries without a common base)
         raise CheckpointError(
