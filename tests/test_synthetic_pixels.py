@@ -17,6 +17,7 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT
+from safetensors.torch import load_file
 from tolerances import relative
 
 from visualbert_core.config import EvaluateConfig, PoolConfig, SyntheticConfig
@@ -248,6 +249,23 @@ def test_the_captioner_is_trained_on_what_transformers_computes(scenes: list[Sce
     labels = caption_labels(train_captioner.tokenizer(), list(told))
     every = images.repeat_interleave(train_captioner.CAPTIONS, 0)
     equal(train_captioner.loss(model, images, labels), model(pixel_values=every, labels=labels).loss)
+
+
+def test_the_captioner_learns_from_the_encoder_that_is_shipped(scenes: list[Scene]) -> None:
+    """The encoder is rounded to float16 before the decoder learns and keeps its weights, and the shipped captioner sees
+    as the shipped generative model does. So a shipped folder has all that its decoder learnt from."""
+    torch.manual_seed(0)
+    vilt, labels = transformers.ViltModel(train_image_side.config(50, 4)), train_image_side.PatchLabels()
+    rounded = train_captioner.encoder_weights(vilt, labels)
+    few = train_image_side.pictures(scenes[:4])
+    trained = train_captioner.train_captioner(few, rounded, 0, 1, lambda *_: None).encoder.state_dict()
+    assert all(torch.equal(trained[name], weight) for name, weight in rounded.items())
+    assert all(torch.equal(weight.half().float(), weight) for weight in rounded.values())
+    captioner, vlm = (load_file(WEIGHTS / name / "model.safetensors") for name in ("captioner", "vlm"))
+    seen = {name.removeprefix("encoder."): w for name, w in captioner.items() if name.startswith("encoder.")}
+    tower = {name.rpartition("vision_tower.")[2]: w for name, w in vlm.items() if "vision_tower." in name}
+    assert seen.keys() == tower.keys() == rounded.keys()
+    assert all(torch.equal(seen[name], tower[name]) for name in seen)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoModel,
     BertConfig,
     BertTokenizer,
     SiglipImageProcessor,
@@ -96,7 +95,7 @@ def loss(model: Any, images: Tensor, labels: Tensor) -> Tensor:
 
 def encoder_weights(vilt: ViltModel, labels: PatchLabels) -> dict[str, Tensor]:
     """Return the image side as the weights of the encoder, float32, rounded to float16."""
-    encoder = AutoModel.from_config(vision_config())
+    encoder: Any = VisionEncoderDecoderModel(config()).encoder
     copy_image_side(vilt, labels, encoder)
     return {name: weight.half().float() for name, weight in encoder.state_dict().items()}
 
