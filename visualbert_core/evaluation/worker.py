@@ -47,8 +47,6 @@ Joined = tuple[Example, tuple[Any, ...]]
 """An example, and the regions or the pixels of its images in order."""
 Donors = Mapping[tuple[str, ...], tuple[str, ...]]
 """The image ids of an example → the ids of the images that replace them."""
-
-
 LoadModel = Callable[[Path, type[Example], str | None, str, AnsweringConfig], Model[Any]]
 """A function of (folder, form of the examples, device, precision, answering) that returns a model."""
 

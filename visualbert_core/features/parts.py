@@ -33,7 +33,7 @@ from visualbert_core.io.locations import Location
 from visualbert_core.schema import FAILURE_SCHEMA, REGIONS_SCHEMA, SCHEMA_VERSION, Failure, Regions
 
 ROW_GROUP = 64  # images; 9 MB of 36 × 2048 features
-PREFIX = 4  # bytes; Parquet's PLAIN encoding writes the length of a binary value before its bytes
+_PREFIX = 4  # bytes; Parquet's PLAIN encoding writes the length of a binary value before its bytes
 
 _MAGIC = b"vbindex3"
 _HEADER = 64
@@ -215,7 +215,7 @@ def _of_part(path: Location, number: int, footer: Mapping[str, str], feature_siz
         lengths = table["num_regions"].to_numpy().astype(np.int64) * feature_size * 2
         starts = _starts(file.metadata, lengths)
     spans = list(zip(starts.tolist(), lengths.tolist(), strict=True))
-    if any(int.from_bytes(data[start - PREFIX : start].tobytes(), "little") != length for start, length in spans):
+    if any(int.from_bytes(data[start - _PREFIX : start].tobytes(), "little") != length for start, length in spans):
         raise StoreError(f"{path} does not have the layout of this store's parts: delete the folder")
     hashes = [xxhash.xxh3_64_intdigest(data[start : start + length].data) for start, length in spans]
     columns = [*table.columns, pa.array([number] * len(starts), pa.int32()), starts, pa.array(hashes, pa.uint64())]
@@ -233,8 +233,8 @@ def _starts(footer: pq.FileMetaData, lengths: np.ndarray) -> np.ndarray:
     for group in (footer.row_group(number) for number in range(footer.num_row_groups)):
         column = group.column(footer.num_columns - 1)  # the features are the last column
         rows = slice(first, first + group.num_rows)
-        before_each = np.cumsum(lengths[rows] + PREFIX) - lengths[rows]
-        total = int(lengths[rows].sum()) + group.num_rows * PREFIX
+        before_each = np.cumsum(lengths[rows] + _PREFIX) - lengths[rows]
+        total = int(lengths[rows].sum()) + group.num_rows * _PREFIX
         starts[rows] = column.data_page_offset + column.total_compressed_size - total + before_each
         first = rows.stop
     return starts
