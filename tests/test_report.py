@@ -14,6 +14,7 @@ import shlex
 from base64 import b64decode
 from collections.abc import Sequence
 from copy import copy
+from html import unescape
 from html.parser import HTMLParser
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -410,7 +411,7 @@ def test_question_shows_all_three_answers(cell: Any) -> None:
     """A figure of a question has the model's answer with its confidence, the right answer, and the answer for the wrong
     image."""
     page = render(DEMO, [cell("vqa")])
-    text = re.sub(r"<[^>]+>", " ", page[page.index("<figcaption") :])
+    text = unescape(re.sub(r"<[^>]+>", " ", page[page.index("<figcaption") :]))
     wanted = r"✗ wrong .*? model\s+no\s+✗\s+75 %\s+right answer\s+yes\s+wrong image\s+no\s+✗"
     assert re.search(wanted, text, re.DOTALL)
 
