@@ -38,7 +38,7 @@ from visualbert_core.provenance import (
     versions,
 )
 from visualbert_core.schema import PREDICTION_VERSION, Example, Failure, Prediction
-from visualbert_core.tasks import Task, open_task, score_units
+from visualbert_core.tasks import Task, open_task, score_units, title_of
 
 _LOG = logger(__name__)
 BASELINES = {"own": "", "wrong-image": " (wrong image)", "none": " (no image)"}
@@ -94,7 +94,7 @@ def evaluate(
     inputs = (config.model, task.form, source.reader(config.visual))
     settings = (config.batch_size, config.precision, config.answering)
     make_worker = partial(EvaluationWorker, *inputs, predictions.root, *settings, load)
-    label = f"{config.task} {config.split}{BASELINES[config.visual]}"
+    label = f"{title_of(config.task)} {config.split}{BASELINES[config.visual]}"
     pool.run(make_worker, predictions.pending(shards), label)
     predictions.finish(shards, {"task": config.task, "split": config.split})
     if some is not None:
