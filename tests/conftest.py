@@ -30,6 +30,7 @@ import yaml
 from visualbert_core import errors
 from visualbert_core.commands.nightly import run_night
 from visualbert_core.engine.pool import start_ray
+from visualbert_core.engine.shards import ShardFolder
 from visualbert_core.nightly.matrix import Night, load_matrix
 from visualbert_core.synthetic import DEMO
 
@@ -143,3 +144,14 @@ def ray_session() -> Iterator[None]:
 
         yield
         ray.shutdown()
+
+
+def markers_of(run: Path) -> list[Path]:
+    """Return the markers of the shards of a finished run, in the order of its manifest."""
+    shards = ShardFolder(run / "predictions")
+    return [Path(str(shards.marker_path(marker.shard_id))) for marker in shards.read_manifest().shards]
+
+
+def parts_of(run: Path) -> dict[str, bytes]:
+    """Return the bytes of every part of a run, by its name."""
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*.parquet")}
