@@ -18,6 +18,7 @@ from visualbert_core.commands.nightly import run_night
 from visualbert_core.comparison.compare import compare
 from visualbert_core.errors import ConfigError
 from visualbert_core.evaluation.run_folder import Run, read_run
+from visualbert_core.nightly.dry_run import plan_night
 from visualbert_core.nightly.matrix import Night, load_matrix
 
 WRITERS = {"vqa": "llava", "vcr": "llava", "nlvr2": "llava", "flickr30k_entities": "paligemma"}
@@ -165,3 +166,19 @@ def test_a_wrong_cell_is_refused_before_the_night(
     with pytest.raises(ConfigError, match=rf"cells\[0\]: .*{said}") as caught:
         main(["nightly", str(path), "--dry-run"])
     assert "\n" not in str(caught.value)
+
+
+def test_a_dry_run_says_which_model_cannot_answer(nights: Nights, tmp_path: Path) -> None:
+    """A model of another form and a missing folder would end their own cells, so the plan has a line for each."""
+    cell = {"split": "val", "annotations": "a", "corpus": "pixels"}
+    cells = [
+        cell | {"task": "vcr", "model": str(nights.root / "vilt")},
+        cell | {"task": "vqa", "model": str(tmp_path / "nothing")},
+    ]
+    path = tmp_path / "wrong.yaml"
+    corpora = {"pixels": {"images": "i"}}
+    path.write_text(yaml.safe_dump({"name": "wrong", "out": "out", "corpora": corpora, "cells": cells}))
+    _, vilt, nothing = map(str, plan_night(load_matrix(path, {}), tmp_path))
+    assert "vilt__vcr__val: " in vilt
+    assert "ViLT answers Question, Statement and not MultipleChoice" in vilt
+    assert nothing.endswith("nothing: no such checkpoint folder")

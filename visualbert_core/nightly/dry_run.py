@@ -17,12 +17,13 @@ from visualbert_core.config import CellConfig, NightlyConfig, run_name
 from visualbert_core.corpus.listing import list_images
 from visualbert_core.detector import load_detector
 from visualbert_core.engine.shards import ShardFolder
-from visualbert_core.errors import StoreError, VisualBertCoreError
+from visualbert_core.errors import CheckpointError, StoreError, VisualBertCoreError
 from visualbert_core.features.store import store_folder
 from visualbert_core.features.worker import full_fingerprint
 from visualbert_core.io.locations import Location
+from visualbert_core.models import reads_without_weights
 from visualbert_core.nightly.gating import history_of
-from visualbert_core.tasks import open_task
+from visualbert_core.tasks import find_task, open_task
 
 Counts = tuple[int, int]
 """(items in all, items done)."""
@@ -58,6 +59,11 @@ def plan_night(config: NightlyConfig, runs: Path) -> Iterator[Step]:
             yield _pixels(config, name)
     for cell in config.cells:
         name = run_name(cell.model, cell.task, cell.split)
+        try:
+            reads_without_weights(cell.model, find_task(cell.task).form, cell.precision, cell.answering)
+        except CheckpointError as error:
+            yield Step(name, "examples", note=str(error))
+            continue
         last = _last(row.evaluation for row in history_of(config).rows(name))
         yield _step(name, "examples", partial(_examples, config, cell, runs / name), last)
         if config.wrong_image_baseline:
