@@ -35,6 +35,14 @@ BROKEN = r"""(() => {
   return JSON.stringify(found);
 })()"""
 
+# Fonts differ from machine to machine: the text is scaled until this word has the width that it has in a wide font.
+SCALED = """(() => {
+  const probe = document.body.appendChild(document.createElement("span"));
+  probe.textContent = "unbalanced";
+  document.documentElement.style.fontSize = `${16 * 93 / probe.getBoundingClientRect().width}px`;
+  probe.remove();
+})()"""
+
 
 def macro(template: str, name: str, *views: Any) -> str:
     return str(getattr(environment().get_template(template).module, name)(*views))
@@ -50,7 +58,7 @@ def answered(answer: str, other: str) -> str:
 
 @pytest.mark.parametrize("width", [320, 800, 1400])
 def test_words_and_signs_stay_together(tmp_path: Path, width: int) -> None:
-    """The longest group of NLVR2 and answers of up to five letters fit beside their numbers."""
+    """The longest group of NLVR2 and answers of up to five letters fit beside their numbers, and plots have room."""
     program = find()
     if program is None:
         pytest.skip("no Chromium here")
@@ -67,5 +75,7 @@ def test_words_and_signs_stay_together(tmp_path: Path, width: int) -> None:
     )
     with Browser(program, tmp_path / "profile") as browser:
         browser.open(page, width)
+        browser.run(SCALED)
         assert json.loads(browser.run(BROKEN)) == []
         assert browser.run("document.documentElement.scrollWidth") <= width
+        assert browser.run("document.querySelector('td.plot').clientWidth") > 80
