@@ -92,7 +92,7 @@ def digests(checkout: Path) -> dict[str, str]:
 )
 def test_code_digests_see_what_can_change_a_number(source: str, kinds: set[str], checkout: Path) -> None:
     """A changed statement changes the first digest whose number it can change, and code of the page changes none."""
-    before = digests(checkout)
+    before = code_digests()
     (checkout / source).write_text((checkout / source).read_text() + "\nEXTRA = 1\n")
     after = digests(checkout)
     assert {kind for kind in before if before[kind] != after[kind]} == kinds

@@ -78,21 +78,28 @@ def digest_json(value: Any) -> str:
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
-@cache
 def code_digests(ingredients: tuple[str, ...] = ("features", "predictions", "scores")) -> dict[str, str]:
     """Return a digest of the Python sources of each of these declared ingredients.
 
     Comments, docstrings, layout and the path of a file do not count. So a digest changes only with code that may change
     a result.
     """
-    package = Path(__file__).parent
-    modules = {path: ast.parse(path.read_bytes()) for path in sorted(package.rglob("*.py"))}
-    sources: dict[str, list[str]] = {name: [] for name in ingredients}
-    for path, module in modules.items():
-        ingredient = _ingredient(path, modules)
-        if ingredient in sources:
-            sources[ingredient].append(digest_json(_essence(module)))
-    return {ingredient: digest_json(sorted(digests)) for ingredient, digests in sources.items()}
+    return {ingredient: _code_digest(ingredient) for ingredient in ingredients}
+
+
+@cache
+def _code_digest(ingredient: str) -> str:
+    texts = [text for declared, text in _sources() if declared == ingredient]
+    return digest_json(sorted(digest_json(_essence(ast.parse(text))) for text in texts))
+
+
+@cache
+def _sources() -> tuple[tuple[str | None, bytes], ...]:
+    """Return the ingredient and the text of every module of this package."""
+    texts = {path: path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))}
+    # Parsing every file would take half a second of each job.
+    declaring = {path: ast.parse(text) for path, text in texts.items() if b"\nINGREDIENT = " in text}
+    return tuple((_ingredient(path, declaring), text) for path, text in texts.items())
 
 
 def outside_code(name: str, kind: type) -> dict[str, str]:
@@ -117,10 +124,10 @@ def _lies_in(file: Path, folders: tuple[str, ...]) -> bool:
     return "site-packages" not in file.parts and any(file.is_relative_to(folder) for folder in folders)
 
 
-def _ingredient(path: Path, modules: Mapping[Path, ast.Module]) -> str | None:
+def _ingredient(path: Path, declaring: Mapping[Path, ast.Module]) -> str | None:
     """Return what a module declares or, where it declares nothing, what the nearest package around it declares."""
     for file in (path, *(folder / "__init__.py" for folder in path.parents)):
-        for statement in modules[file].body if file in modules else ():
+        for statement in declaring[file].body if file in declaring else ():
             match statement:
                 case ast.Assign(targets=[ast.Name(id="INGREDIENT")], value=ast.Constant(value=declared)):
                     return declared if isinstance(declared, str) else None
