@@ -108,7 +108,7 @@ def test_a_stopped_job_drains(cluster: Head, tmp_path: Path) -> None:
     then ends with the bytes of an undisturbed run."""
     pictures = tmp_path / "pictures"
     pictures.mkdir()
-    for number in range(120):
+    for number in range(80):
         Pillow.new("RGB", (224, 224), (number, 90, 30)).save(pictures / f"image{number:03}.png")
     detector = ROOT / "visualbert_core" / "synthetic" / "weights" / "detector"
     paths = ["--images", pictures, "--detector", detector, "--out", tmp_path / "out"]
