@@ -6,11 +6,11 @@ import pickle
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT, run_here
 from feature_sources import BUA, WRITERS, Records, failures, records, run, write_hdf5, write_npz, write_tsv
 
 from visualbert_core.errors import ConfigError, InputError
@@ -258,8 +258,7 @@ def test_what_is_no_set_of_files(tmp_path: Path) -> None:
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "visualbert_core", "import", *map(str, arguments)]
-    return subprocess.run(line, check=False, capture_output=True, text=True)
+    return run_here(ROOT / "visualbert_core" / "__main__.py", "import", *arguments)
 
 
 def test_the_command_line(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import codecs
 import pickle
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import feature_sources
 import numpy as np
 import pytest
+from conftest import ROOT, run_here
 from feature_sources import BUA, LXMERT
 
 from visualbert_core.errors import ConfigError, CoverageError, InputError
@@ -294,8 +294,7 @@ def test_a_source_without_records_is_refused(tmp_path: Path) -> None:
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     words = arguments if arguments[0] == "import" else ("store", *arguments)
-    line = [sys.executable, "-m", "visualbert_core", *words]
-    return subprocess.run(line, check=False, capture_output=True, text=True)
+    return run_here(ROOT / "visualbert_core" / "__main__.py", *words)
 
 
 def test_an_import_can_be_given_names(tmp_path: Path) -> None:
