@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,13 +35,14 @@ TOKEN = "0123456789abcdef0123456789abcdef"
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """Start a one-node cluster as the README does, with a token in its own home folder. test_ray_session.py tests
-    clusters without a token, and with a token in another place."""
+    """Start a one-node cluster as the README does, with a token in its own home folder. Nothing else is written there.
+    test_ray_session.py tests clusters without a token, and with a token in another place."""
     home = tmp_path_factory.mktemp("home")
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text(TOKEN)
-    with head(environment(home, RAY_AUTH_MODE="token"), TOKEN) as running:
-        yield running
+    with head(environment(home), TOKEN) as running:
+        yield replace(running, environment=running.environment | {"RAY_AUTH_MODE": "token"})
+    assert [path.name for path in home.rglob("*") if path.is_file()] == ["auth_token"]
 
 
 def log_of(cluster: Head, submission: str) -> str:
