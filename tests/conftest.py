@@ -42,8 +42,20 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 
 
-LONGEST = ("test_ray_session.py", "test_chaos.py", "test_ray_job.py")
-"""Test files that take minutes. They start first, so that no process is idle while another one ends them."""
+LONGEST = (
+    "test_ray_session.py",
+    "test_training_workers.py",
+    "test_chaos.py",
+    "test_ray_job.py",
+    "test_training.py",
+    "test_workers.py",
+    "test_jobs.py",
+    "test_pool.py",
+    "test_processes.py",
+    "test_benchmarks.py",
+)
+"""Test files of half a minute and more, the longest first. They start first, so that no process is idle while another
+one ends them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
