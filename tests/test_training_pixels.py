@@ -32,7 +32,7 @@ from visualbert_core.synthetic import WEIGHTS
 from visualbert_core.synthetic.files import make_synthetic
 from visualbert_core.synthetic.questions import ANSWERS
 from visualbert_core.tasks import open_task
-from visualbert_core.training import TrainConfig, batches, images, train
+from visualbert_core.training import TrainConfig, batches, train, visuals
 from visualbert_core.training.step import Stepper
 
 TASKS = {
@@ -318,9 +318,9 @@ def test_one_image_is_decoded_at_a_time(recipe: Recipe, monkeypatch: pytest.Monk
     config = recipe()
     assert config.images is not None
     examples = list(open_task("vqa", config.annotations, "val").examples())[:12]
-    source = images.TrainingImages(config.images, examples)
-    decoded, real = [], images.read_image
-    monkeypatch.setattr(images, "read_image", lambda image: decoded.append(image.image_id) or real(image))
+    source = visuals.TrainingImages(config.images, examples)
+    decoded, real = [], visuals.read_image
+    monkeypatch.setattr(visuals, "read_image", lambda image: decoded.append(image.image_id) or real(image))
     pixels = source.pixels(examples)
     next(pixels)
     assert len(decoded) == 1
