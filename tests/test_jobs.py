@@ -93,7 +93,7 @@ def test_a_failing_cell_does_not_stop_the_others(tmp_path: Path, world: Path) ->
     """When the annotations of one task are gone, the other tasks are scored, and the report and the exit code name the
     fault."""
     (world / "nlvr2" / "dev.json").unlink()
-    done = job("nightly", write_matrix(tmp_path, synthetic=None, data=str(world)))
+    done = job_here("nightly", write_matrix(tmp_path, synthetic=None, data=str(world)))
     assert done.returncode == 2
     assert "dev.json" in the_error(done)
     assert len(list((tmp_path / "out").glob("runs/demo/*/scores.json"))) == 6
@@ -127,9 +127,9 @@ def test_an_unknown_task_or_key_ends_before_anything_runs(tmp_path: Path) -> Non
     """An unknown task or key is exit code 2 with the nearest name, and nothing is written."""
     matrix = small_matrix()
     matrix["cells"][0]["task"] = "vqa2"
-    done = job("nightly", write_matrix(tmp_path, cells=matrix["cells"]))
+    done = job_here("nightly", write_matrix(tmp_path, cells=matrix["cells"]))
     assert (done.returncode, "did you mean 'vqa'?" in the_error(done)) == (2, True)
-    done = job("nightly", write_matrix(tmp_path, wrong_image_baselin=True))
+    done = job_here("nightly", write_matrix(tmp_path, wrong_image_baselin=True))
     assert (done.returncode, "did you mean 'wrong_image_baseline'?" in the_error(done)) == (2, True)
     assert not (tmp_path / "out").exists()
 

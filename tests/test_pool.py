@@ -197,10 +197,9 @@ def test_a_dead_actor_is_replaced(job: Job) -> None:
     assert job.all_calls() <= len(job.shards) + 2
 
 
-@pytest.mark.parametrize("pool", [ONE, TWO])
-def test_a_deadly_item_is_quarantined_and_all_others_are_kept(job: Job, pool: PoolConfig) -> None:
+def test_a_deadly_item_is_quarantined_and_all_others_are_kept(job: Job) -> None:
     """An item that ends every process becomes one failure row, and all other items of its shard are kept."""
-    job.run(AlwaysDies, pool)
+    job.run(AlwaysDies, TWO)
     assert job.folder.pending(job.shards) == []
     assert job.quarantined() == {job.guilty.shard_id: "7"}
     assert job.folder.part_path(job.guilty.shard_id).read_text().split() == [i for i in job.guilty.items if i != "7"]
