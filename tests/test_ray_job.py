@@ -20,6 +20,7 @@ import yaml
 from conftest import ROOT, SmallNight
 from heads import BIN, PATIENCE, Head, below, environment, head
 from PIL import Image as Pillow
+from test_training import steps
 
 from visualbert_core.cli import main
 from visualbert_core.config import ExtractConfig, PoolConfig
@@ -89,20 +90,26 @@ def test_a_submitted_job_gives_the_same_scores(cluster: Head, small_night: Small
 def test_a_submitted_training_has_the_losses_of_one_process(
     cluster: Head, small_night: SmallNight, tmp_path: Path
 ) -> None:
-    """The line of docs/how-to/train.md, with two workers, ends with exit code 0 and with the losses of one worker."""
+    """The line of docs/how-to/train.md ends with exit code 0. Fifty steps of its two workers, over batches that do not
+    divide, give the losses of one worker, and its log."""
     (store,) = (small_night.out / "features" / "vqa-val2014").iterdir()
     recipe = {"task": "vqa", "split": "val", "annotations": small_night.out / "synthetic" / "vqa", "features": store}
     recipe |= {"model": ROOT / "visualbert_core" / "synthetic" / "weights" / "visualbert-vqa", "learning_rate": 1e-4}
     recipe = {name: str(value) if isinstance(value, Path) else value for name, value in recipe.items()}
+    recipe |= {"steps": 50, "batch_size": 7, "tokens_per_pass": 100, "dropout": 0.0}
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe | {"steps": 4, "batch_size": 7, "dropout": 0.0}))
+    path.write_text(yaml.safe_dump(recipe))
     line = ["--working-dir", ".", "--", "python", "jobs/train.py", path, "--out", tmp_path / "two", "--workers", "2"]
     said = _ray(cluster, "job", "submit", "--address", cluster.dashboard, *map(str, line))
     assert str(tmp_path / "two" / "training.html") in said
     assert main(["train", str(path), "--out", str(tmp_path / "one")]) == 0
-    one, two = (_losses(tmp_path / name / "steps.jsonl") for name in ("one", "two"))
-    assert len(one) == 4
-    assert two == pytest.approx(one, rel=1e-5)
+    one, two = (steps(tmp_path / name) for name in ("one", "two"))
+    assert len(one) == len(two) == 50
+    for expected, found in zip(one, two, strict=True):
+        for key, most in (("loss", 1e-5), ("norm", 1e-3)):
+            assert found.pop(key) == pytest.approx(expected.pop(key), rel=most), (key, expected["step"])
+        assert found.pop("terms") == pytest.approx(expected.pop("terms"), rel=1e-5)
+        assert found == expected
 
 
 def test_a_stopped_job_drains(cluster: Head, tmp_path: Path) -> None:
@@ -140,10 +147,6 @@ def test_a_stopped_job_drains(cluster: Head, tmp_path: Path) -> None:
         alone = {"images": pictures, "detector": detector, "out": tmp_path / "undisturbed"}
         undisturbed = extract(ExtractConfig(**alone, shard_size=4), pool).folder
     assert _tree(store) == _tree(undisturbed)
-
-
-def _losses(path: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in path.read_text().splitlines()]
 
 
 def _tree(folder: Path) -> dict[str, bytes]:
