@@ -31,7 +31,7 @@ from visualbert_core.training.launch import train
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.step import Stepper
 
-MOST_EVENTS = 64
+MOST_EVENTS = 50
 
 
 def killed_after(events: int) -> None:
