@@ -47,6 +47,7 @@ LONGEST = (
     "test_training_workers.py",
     "test_chaos.py",
     "test_ray_job.py",
+    "test_training_resume.py",
     "test_training.py",
     "test_workers.py",
     "test_jobs.py",

@@ -1,18 +1,11 @@
-"""Trainings on the small synthetic data: resuming, accumulation, validation, checkpoints, the guard, the command."""
+"""Trainings on the small synthetic data: passes, checkpoints, precision, what is counted, the guard, the command."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +13,12 @@ import pytest
 import torch
 import transformers
 import yaml
-from conftest import ROOT, SmallNight, small_files
+from conftest import ROOT, SmallNight
 from own_tasks import open_questions
 
 from visualbert_core.cli import main
-from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.config_mapping import from_mapping
-from visualbert_core.engine.pool import Pool
-from visualbert_core.errors import ConfigError, CoverageError, InputError, TrainingError, UnfinishedError
-from visualbert_core.evaluation.run import evaluate
+from visualbert_core.errors import ConfigError, CoverageError, InputError, TrainingError
 from visualbert_core.models.visualbert import VisualBertForQuestionAnswering
 from visualbert_core.models.visualbert.trainable import VisualBertTrainable
 from visualbert_core.provenance import digest_file
@@ -38,7 +28,6 @@ from visualbert_core.training.data import ahead
 from visualbert_core.training.order import Order
 from visualbert_core.training.state import Checkpoints
 from visualbert_core.training.step import Stepper
-from visualbert_core.training.validation import Validation, best, is_over
 
 TASKS = {
     "vqa": ("val", "vqa", "vqa-val2014", "visualbert-vqa"),
@@ -90,35 +79,6 @@ def weights(out: Path) -> str:
 Recipe = Callable[..., TrainConfig]
 
 
-@pytest.mark.slow
-def test_killed_trainings_end_like_uninterrupted_ones(recipe: Recipe, tmp_path: Path) -> None:
-    """After kills at random points, weights and every logged loss are those of the uninterrupted run, bit for bit: for
-    four tasks and for masked words, with dropout, with and without passes."""
-    jobs: list[dict[str, Any]] = []
-    for task in (*TASKS, "masked"):
-        named, objective = ("flickr30k_entities", "masked-words") if task == "masked" else (task, "task")
-        start = "random" if task == "masked" else "checkpoint"
-        for kind, seed in (("whole", None), ("killed", len(jobs))):
-            config = recipe(named, f"{task}-{kind}", objective=objective, weights=start, tokens_per_pass=150)
-            values = {each.name: getattr(config, each.name) for each in dataclasses.fields(config)}
-            held = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-            held = {name: list(value) if isinstance(value, tuple) else value for name, value in held.items()}
-            jobs.append({"recipe": held, "seed": seed})
-    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    script = Path(__file__).with_name("train_forks.py")
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    done = subprocess.run(
-        [sys.executable, script, tmp_path / "jobs.json"], capture_output=True, text=True, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert sum(json.loads(done.stdout.splitlines()[-1])) >= 20
-    for task in (*TASKS, "masked"):
-        whole, killed = tmp_path / f"{task}-whole", tmp_path / f"{task}-killed"
-        assert steps(killed) == steps(whole), task
-        assert weights(killed) == weights(whole), task
-        assert len(steps(whole)) == 8
-
-
 def stop_after(patch: pytest.MonkeyPatch, count: int, do: Callable[[], None]) -> None:
     """Call `do` before the step number `count`, counted from now."""
     left, real = [count], Stepper.__call__
@@ -130,51 +90,6 @@ def stop_after(patch: pytest.MonkeyPatch, count: int, do: Callable[[], None]) ->
         return real(self, batch)
 
     patch.setattr(Stepper, "__call__", call)
-
-
-def test_a_signal_saves_first_and_the_same_call_goes_on(recipe: Recipe) -> None:
-    """SIGTERM ends the training after its step with exit code 6; resumed, it ends like the uninterrupted one."""
-    train(recipe(out="whole"))
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, 5, lambda: signal.raise_signal(signal.SIGTERM))
-        with pytest.raises(UnfinishedError, match="after 5 of 8 steps") as stopped:
-            train(recipe(out="stopped"))
-    assert stopped.value.exit_code == 6
-    out = recipe(out="stopped").out
-    assert Checkpoints(out).steps()[-1] == 5
-    done = train(recipe(out="stopped", device="cpu", keep_last=5))
-    assert done.record["status"] == "finished"
-    assert steps(out) == steps(recipe(out="whole").out)
-    assert weights(out) == weights(recipe(out="whole").out)
-
-
-def test_a_finished_training_is_only_read(recipe: Recipe) -> None:
-    """The same call again takes no step; another recipe over the same folder is refused by the name of its key."""
-    first = train(recipe())
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, 1, lambda: pytest.fail("a step was taken"))
-        assert train(recipe()) == first
-        with pytest.raises(InputError, match=r"recipe\.learning_rate: 0\.001 → 0\.002"):
-            train(recipe(learning_rate=2e-3))
-        with pytest.raises(InputError, match=r"parent\.weights"):
-            train(recipe(weights="random"))
-
-
-def test_two_processes_do_not_train_in_one_folder(recipe: Recipe) -> None:
-    """While a training runs, a second one over the same folder is refused."""
-    code = (
-        "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); "
-        "print('held', flush=True); sys.stdin.read()"
-    )
-    recipe().out.mkdir()
-    lock = [sys.executable, "-c", code, str(recipe().out / ".lock")]
-    with subprocess.Popen(lock, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"held\n"
-        with pytest.raises(InputError, match="another process trains here"):
-            train(recipe())
-        other.communicate()
-    assert train(recipe(steps=1)).record["steps"] == 1
 
 
 def test_a_task_of_your_own_is_learnt(
@@ -215,36 +130,6 @@ def test_the_recipes_of_the_page_are_recipes() -> None:
     )
 
 
-def test_a_damaged_checkpoint_is_not_resumed_from(recipe: Recipe) -> None:
-    """A torn training state is never taken for one: the run goes on from the checkpoint before, to the same end."""
-    train(recipe(out="whole", keep_last=9))
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, 7, lambda: signal.raise_signal(signal.SIGINT))
-        with pytest.raises(UnfinishedError):
-            train(recipe(keep_last=9))
-    checkpoints = Checkpoints(recipe().out)
-    assert checkpoints.steps() == [3, 6, 7]
-    state = checkpoints.folder(7) / "optimizer.safetensors"
-    state.write_bytes(state.read_bytes()[:-100])
-    (checkpoints.folder(6) / "training.json").write_text("{")
-    newest = checkpoints.newest()
-    assert newest is not None
-    assert newest.step == 3
-    train(recipe(keep_last=9))
-    assert steps(recipe().out) == steps(recipe(out="whole").out)
-    assert weights(recipe().out) == weights(recipe(out="whole").out)
-
-
-def test_a_full_disk_leaves_the_last_checkpoint(recipe: Recipe) -> None:
-    """A checkpoint that does not fit is an error that names it, and the run goes on from the earlier one."""
-    with pytest.MonkeyPatch.context() as patch, ExitStack() as full:
-        stop_after(patch, 5, lambda: full.enter_context(small_files(200_000)))
-        with pytest.raises(OSError, match="step-00000006"):
-            train(recipe())
-    assert Checkpoints(recipe().out).steps() == [3]
-    assert train(recipe()).record["steps"] == 8
-
-
 @pytest.mark.parametrize("task", [*TASKS, "masked"])
 def test_passes_change_nothing(recipe: Recipe, task: str) -> None:
     """A batch in one pass and in at least four passes of different sizes gives the same losses over 50 steps."""
@@ -263,70 +148,6 @@ def test_passes_change_nothing(recipe: Recipe, task: str) -> None:
     for a, b in zip(steps(one.out), steps(many.out), strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5), a["step"]
         assert (a["counts"], a["tokens"]) == (b["counts"], b["tokens"])
-
-
-def test_validation_is_the_evaluation_and_disturbs_nothing(recipe: Recipe, tmp_path: Path) -> None:
-    """With validations the weights are those of the run without; a score is what `evaluate` gives for that folder."""
-    train(recipe(out="without"))
-    config = recipe(validate_split="val", keep_last=9)
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    done = train(config)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert weights(config.out) == weights(recipe(out="without").out)
-    lines = [json.loads(line) for line in (config.out / "validations.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [3, 6, 8]
-    top = max(lines, key=lambda line: line["scores"]["accuracy"])
-    assert done.record["validation"] == top
-    assert done.best == config.out / "checkpoints" / f"step-{top['step']:08d}"
-    assert done.best is not None
-    again = EvaluateConfig(
-        task="vqa",
-        split="val",
-        annotations=config.annotations,
-        features=config.features,
-        model=done.best,
-        out=tmp_path / "runs",
-    )
-    with Pool(PoolConfig(inline=True)) as pool:
-        scores = evaluate(again, pool).scores
-    assert scores is not None
-    assert scores["scores"] == top["scores"]
-    assert top["wrong_image"]["accuracy"] < top["scores"]["accuracy"]
-
-
-def test_an_interrupted_validation_is_made_up_for(recipe: Recipe) -> None:
-    """A run that ended between a checkpoint and its validation validates that checkpoint before its next step."""
-    config = recipe(validate_split="val", own_image_only=True)
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("visualbert_core.training.run.validate", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
-    train(config)
-    lines = [json.loads(line) for line in (config.out / "validations.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [3, 6, 8]
-
-
-def test_best_and_patience() -> None:
-    """The earlier of equal scores is better, and patience counts the validations since the best one."""
-    history = [Validation(n, "m", {"m": score}, None) for n, score in enumerate((1.0, 3.0, 3.0, 2.0))]
-    assert [each.step for each in best(history, 2)] == [1, 2]
-    assert [is_over(history, patience) for patience in (None, 1, 2, 3)] == [False, True, True, False]
-    assert not is_over([], 1)
-
-
-def test_an_early_stop_keeps_best_and_last(recipe: Recipe) -> None:
-    """With a rate of 0 no validation is better than the first, so patience ends the run; the best is still there."""
-    config = recipe(validate_split="val", learning_rate=0.0, save_every=1, patience=2, keep_last=1, own_image_only=True)
-    done = train(config)
-    assert done.record["steps"] == 3
-    assert done.best is not None
-    assert (done.best.name, done.last.name) == ("step-00000001", "step-00000003")
-    assert sorted(path.name for path in (config.out / "checkpoints").iterdir()) == [done.best.name, done.last.name]
 
 
 def test_a_checkpoint_says_what_it_was_trained_on(recipe: Recipe) -> None:
@@ -458,76 +279,6 @@ def test_batches_for_a_loop_of_your_own(recipe: Recipe) -> None:
     again = next(iter(batches(config, first_step=6)))
     assert again.example_ids == found[6].example_ids
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in found[6].tensors.items())
-
-
-@pytest.fixture
-def captions(small_night: SmallNight, tmp_path: Path) -> Path:
-    """Return a folder with COCO's file of captions, about the images of Flickr30K."""
-    flickr, listed = small_night.out / "synthetic" / "flickr30k", []
-    names = (flickr / "val.txt").read_text().split()
-    for number, name in enumerate(names):
-        for line in (flickr / "Sentences" / f"{name}.txt").read_text().splitlines():
-            text = re.sub(r"\[/EN\S+ |\]", "", line)
-            listed.append({"id": len(listed), "image_id": number, "caption": text})
-    images = [{"id": number, "file_name": f"{name}.jpg"} for number, name in enumerate(names)]
-    (tmp_path / "captions_val2014.json").write_text(json.dumps({"images": images, "annotations": listed}))
-    return tmp_path
-
-
-def test_pre_training_on_pairs_of_captions(recipe: Recipe, captions: Path) -> None:
-    """Masked words and pairs are learnt together, and transformers opens the result."""
-    config = recipe("caption-pairs", annotations=captions, weights="random")
-    done = train(config)
-    first, *_ = lines = steps(config.out)
-    vocabulary = len((config.model / "vocab.txt").read_text().split())
-    assert first["terms"]["words"] == pytest.approx(math.log(vocabulary), rel=0.1)
-    assert first["terms"]["pairs"] == pytest.approx(math.log(2), rel=0.1)
-    assert first["loss"] == pytest.approx(sum(first["terms"].values()))
-    assert all(line["counts"][1] == line["examples"] for line in lines)
-    _, said = transformers.VisualBertForPreTraining.from_pretrained(done.last, output_loading_info=True)
-    assert not said["missing_keys"]
-    with pytest.raises(ConfigError, match="pre-training answers no benchmark"):
-        train(recipe("caption-pairs", annotations=captions, validate_split="val"))
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_masked_words_of_every_task(recipe: Recipe, task: str) -> None:
-    """Task pre-training hides words of question and answer, sentence, choice or caption, and asks whether they are true
-    where the task says so."""
-    config = recipe(task, objective="masked-words", weights="random", dropout=0.0)
-    train(config)
-    pairs = task in ("vcr", "nlvr2")
-    for line in steps(config.out):
-        assert list(line["terms"]) == (["words", "pairs"] if pairs else ["words"])
-    made = next(iter(batches(config)))
-    ids, labels = made.tensors["input_ids"], made.tensors["labels"][:, : made.tensors["input_ids"].shape[1]]
-    hidden = labels != -100
-    assert 0 < int(hidden.sum()) == steps(config.out)[0]["counts"][0]
-    pieces = (config.model / "vocab.txt").read_text().split()
-    special = torch.tensor([pieces.index("[CLS]"), pieces.index("[SEP]")])
-    assert not torch.isin(labels[hidden], special).any()
-    assert (ids[hidden] == pieces.index("[MASK]")).any()
-    assert ("sentence_image_labels" in made.tensors) == pairs
-
-
-def test_masks_and_pairs_are_drawn_anew_at_each_visit(recipe: Recipe, captions: Path) -> None:
-    """A visit is the same whenever it is read; the next visit of a caption has other masks. A label may be turned."""
-    config = recipe("caption-pairs", annotations=captions, weights="random", steps=14)
-    order = Order(40, 6, config.seed)
-    index = order.batch(0)[1][0]
-    visits = [step for step in range(14) if index in order.batch(step)[1]]
-    assert len(visits) == 2
-    made = [next(iter(batches(config, step))) for step in visits]
-    places = [order.batch(step)[1].index(index) for step in visits]
-    first, second = (
-        (batch.example_ids[at], batch.tensors["input_ids"][at]) for batch, at in zip(made, places, strict=True)
-    )
-    assert first[0] == second[0]
-    assert first[1].tolist() != second[1].tolist()
-    again = next(iter(batches(config)))
-    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in made[0].tensors.items())
-    turned = next(iter(batches(dataclasses.replace(config, own_caption_label=0))))
-    assert torch.equal(turned.tensors["sentence_image_labels"], 1 - again.tensors["sentence_image_labels"])
 
 
 def test_the_order_is_a_permutation_that_never_changes() -> None:
