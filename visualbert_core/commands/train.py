@@ -82,6 +82,7 @@ class Command:
             return found.code
         for line in describe(found):
             say(line)
+        say(f"page: {found.folder / 'sweep.html'}")
         return found.code
 
 

@@ -18,6 +18,7 @@
     stopping.py     signals, and the hours that a training may take
     launch.py       `train(...)`: the order of all this
     grid.py         the lists of a recipe → the trainings of a sweep, and their table over seeds
+    sweep_page.py   sweep.html
     sweeps.py       `sweep(...)`: these trainings, in turn or side by side
 
 The authors' recipes and their results are in Li et al. 2019 (arXiv:1908.03557) and github.com/uclanlp/visualbert at

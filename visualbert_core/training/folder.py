@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -128,8 +129,8 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     publish(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
-def read_validations(out: Path, step: int) -> list[Validation]:
-    """Return the validations of the first `step` steps."""
+def read_validations(out: Path, step: float = math.inf) -> list[Validation]:
+    """Return the validations of the first `step` steps. Default: all of them."""
     path = out / "validations.jsonl"
     lines = path.read_bytes().splitlines() if path.exists() else []
     return [each for line in lines if (each := Validation(**parse_json(line))).step <= step]

@@ -119,7 +119,7 @@ class PageWriter:
             plots=list(_plots(curves, history, parent, config.validate_split)),
             rows=_table(curves),
             validations=_validations(history, parent),
-            smoothing=_smoothing(curves.each),
+            smoothing=smoothing(curves.each),
             cells=[] if shown is None else [shown],
             no_parent=self._no_parent(),
             columns=[name for name in columns if optional.get(name, True)],
@@ -129,8 +129,8 @@ class PageWriter:
             scales=scales(cells),
             counts=list(_counts(record["examples"])),
             recipe=_recipe_yaml(config, self._places),
-            chosen=_keys(config, self._places, chosen=True),
-            defaults=_keys(config, self._places, chosen=False),
+            chosen=recipe_rows(config, self._places, chosen=True),
+            defaults=recipe_rows(config, self._places, chosen=False),
             provenance=list(leaves(record["provenance"])),
             style=static("page.css"),
         )
@@ -186,16 +186,19 @@ class PageWriter:
 
     @cached_property
     def _places(self) -> Places:
-        """Return the words for the folders of this machine: equal trainings give equal pages on every machine."""
-        config = self._config
-        named: list[tuple[str, Locations | None]]
-        named = [("OUT", config.folder), ("ANNOTATIONS", config.annotations), ("FEATURES", config.features)]
-        named += [
-            ("VALIDATE_ANNOTATIONS", config.validate_annotations),
-            ("VALIDATE_FEATURES", config.validate_features),
-        ]
-        found = [(word, Path(folder)) for word, folder in named if isinstance(folder, Path)]
-        return Places.of([*found, ("MODELS", config.model.parent), (ELSEWHERE, config.annotations.parent)])
+        return places_of(self._config)
+
+
+def places_of(config: TrainConfig) -> Places:
+    """Return the words for the folders of this machine: equal trainings give equal pages on every machine."""
+    named: list[tuple[str, Locations | None]]
+    named = [("OUT", config.folder), ("ANNOTATIONS", config.annotations), ("FEATURES", config.features)]
+    named += [
+        ("VALIDATE_ANNOTATIONS", config.validate_annotations),
+        ("VALIDATE_FEATURES", config.validate_features),
+    ]
+    found = [(word, Path(folder)) for word, folder in named if isinstance(folder, Path)]
+    return Places.of([*found, ("MODELS", config.model.parent), (ELSEWHERE, config.annotations.parent)])
 
 
 def _plots(
@@ -268,7 +271,8 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def _smoothing(each: int) -> str:
+def smoothing(each: int) -> str:
+    """Return how the loss of a plot is smoothed, and how many steps a point stands for."""
     points = "" if each == 1 else f" A point stands for {each:,} steps."
     return f"The loss is smoothed: each step keeps {100 * KEPT:.0f} % of the value before.{points}"
 
@@ -297,7 +301,7 @@ def _set(config: TrainConfig | AlsoTask) -> dict[str, Any]:
     return found
 
 
-def _keys(config: TrainConfig, places: Places, chosen: bool) -> list[tuple[str, str]]:
+def recipe_rows(config: TrainConfig, places: Places, chosen: bool) -> list[tuple[str, str]]:
     """Return (key, value) of the keys that were set, or of those that have their defaults."""
     found = _set(config)
     return [

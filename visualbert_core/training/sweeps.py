@@ -1,6 +1,7 @@
 """Runs a sweep: a training for each point of a grid, one after the other or side by side on Ray.
 
     OUT/sweep.json                               the grid, a row for each training, mean and deviation of each setting
+    OUT/sweep.html                               the same as a page, with curves and links, see `sweep_page`
     OUT/learning_rate=1e-05/seed=0/              a training, as `launch` writes it
 
 A training that fails is a row with its reason, and the others go on. The same call again goes on with the trainings
@@ -37,6 +38,8 @@ from visualbert_core.training.grid import (
 )
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.stopping import listening
+from visualbert_core.training.sweep_page import SWEEP_PAGE, write_sweep_page
+from visualbert_core.training.watch import noted
 
 INGREDIENT = None
 
@@ -87,6 +90,8 @@ def sweep(config: TrainConfig, grid: Grid, parallel: int | None = None) -> Sweep
             rows[index] = row
             found = Sweep(out, grid, config.validate_split, tuple(rows))
             write_record(out / RECORD, found.document())
+            with noted(SWEEP_PAGE):
+                write_sweep_page(config, found)
             done = sum(each.status == FINISHED for each in rows)
             _LOG.info("%s: %s; %s of %s trainings are finished", row.name, row, f"{done:,}", f"{len(rows):,}")
     return Sweep(out, grid, config.validate_split, tuple(rows))

@@ -39,13 +39,13 @@ class Watch:
     def update(self, record: Mapping[str, Any], history: Sequence[Validation]) -> None:
         """Write and send what is new. `record` is run.json, `history` the validations so far."""
         out, finished = self._config.folder, record["status"] == "finished"
-        with _noted(PAGE):
+        with noted(PAGE):
             self._page.write(record, history, self._parent)
         if finished:
-            with _noted(CURVES):
+            with noted(CURVES):
                 write_parquet(out)
         for tracker in self._config.trackers:
-            with _noted("a tracker"):
+            with noted("a tracker"):
                 self._track(tracker, record, history)
 
     def _track(self, tracker: str, record: Mapping[str, Any], history: Sequence[Validation]) -> None:
@@ -81,7 +81,7 @@ class Watch:
 
 
 @contextmanager
-def _noted(what: str) -> Iterator[None]:
+def noted(what: str) -> Iterator[None]:
     """Log an error of this package or of the system in place of ending the training."""
     try:
         yield
