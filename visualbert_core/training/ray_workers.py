@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from visualbert_core.engine.worker_process import set_threads
@@ -32,11 +32,12 @@ from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.run import Run
 from visualbert_core.training.sources import open_tasks
 from visualbert_core.training.state import Checkpoints
-from visualbert_core.training.step import Group
+from visualbert_core.training.step import Group, SmallerPassesError
 
 _LOG = logger(__name__)
 _POLL_SECONDS = 0.5
 _ASK_SECONDS = 1.0
+_SMALLER = "%s; from here on a pass has at most %s: all workers start again from the checkpoint of step %s"
 _PATIENCE = 7 * 24 * 3600
 """Seconds that workers wait for the first one, which may evaluate or save. A worker that ends is noticed at once."""
 
@@ -57,6 +58,11 @@ def train_on_ray(
     attempt = _Attempt(config, record, stop, show)
     ended, reached = 0, Checkpoints(config.folder).last()
     while (error := attempt(ray)) is not None:
+        if isinstance(error, SmallerPassesError):
+            attempt = replace(attempt, tokens=error.tokens)
+            last = Checkpoints(config.folder).last()
+            _LOG.warning(_SMALLER, error.said, f"{error.tokens:,}", f"{last:,}")
+            continue
         ended, reached, before = ended + 1, Checkpoints(config.folder).last(), reached
         if reached > before:
             ended = 1
@@ -103,9 +109,12 @@ class _Attempt:
     record: dict[str, Any]
     stop: Callable[[], str | None]
     show: Callable[[Progress], None]
+    tokens: int | None = None
+    """The size of passes that an earlier attempt came to."""
 
     def __call__(self, ray: Any) -> Exception | None:
-        """Return None where the training is finished, and an error of Ray Train where workers ended.
+        """Return None where the training is finished, an error of Ray Train where workers ended, and a
+        SmallerPassesError where one of them needs smaller passes.
 
         Raise the error of a worker that is of this package, or an OSError.
         """
@@ -116,6 +125,7 @@ class _Attempt:
         fitting.start()  # in a thread: in the main thread, Ray Train would take Ctrl-C for itself
         told: str | None = None
         errors: dict[int, Exception] = {}
+        smaller: list[SmallerPassesError] = []
         while True:
             alive = fitting.is_alive()
             fitting.join(_POLL_SECONDS)
@@ -127,10 +137,13 @@ class _Attempt:
             for progress in news.progress:
                 self.show(progress)
             errors |= news.errors
+            smaller += news.smaller
             if not alive:
                 break
         if errors:
             raise errors[min(errors)]
+        if smaller:
+            return min(smaller, key=lambda each: each.tokens)
         return failed[0] if failed else None
 
     def _fit(self, board: Any, room: _Room, failed: list[Exception]) -> None:
@@ -141,7 +154,12 @@ class _Attempt:
         try:
             TorchTrainer(
                 _work,
-                train_loop_config={"config": config, "record": self.record, "board": board},
+                train_loop_config={
+                    "config": config,
+                    "record": self.record,
+                    "board": board,
+                    "tokens": self.tokens,
+                },
                 torch_config=TorchConfig(timeout_s=_PATIENCE),
                 scaling_config=ScalingConfig(
                     num_workers=room.workers,
@@ -177,6 +195,7 @@ class _News:
     """Level and text of log lines."""
     errors: dict[int, Exception] = field(default_factory=dict)
     """Rank of a worker → its error."""
+    smaller: list[SmallerPassesError] = field(default_factory=list)
 
 
 class _Board:
@@ -205,6 +224,10 @@ class _Board:
         """Take the error of a worker."""
         self._news.errors[rank] = error
 
+    def needs(self, smaller: SmallerPassesError) -> None:
+        """Take the smaller passes that a worker needs."""
+        self._news.smaller.append(smaller)
+
     def news(self) -> _News:
         """Return what is new for the driver."""
         found, self._news = self._news, _News()
@@ -222,23 +245,27 @@ def _work(settings: dict[str, Any]) -> None:
     context, board = ray.train.get_context(), settings["board"]
     group = Group(context.get_world_rank(), context.get_world_size(), str(ray.train.torch.get_device()))
     try:
-        _take_steps(settings["config"], settings["record"], board, group)
+        _take_steps(settings, group)
+    except SmallerPassesError as error:
+        ray.get(board.needs.remote(error))
+        raise
     except (VisualBertCoreError, OSError) as error:
         ray.get(board.failed.remote(group.rank, error))
         raise
 
 
-def _take_steps(config: TrainConfig, record: dict[str, Any], board: Any, group: Group) -> None:
+def _take_steps(settings: dict[str, Any], group: Group) -> None:
+    config, record, board = settings["config"], settings["record"], settings["board"]
     set_threads(config.threads)
     lessons = open_tasks(config)
     if other := differences(record["provenance"], lessons.provenance(config)):
         raise ClusterError(f"worker {group.rank + 1} has other code or data than the driver: {'; '.join(other[:3])}")
-    stop = _Asking(board)
+    run = Run(config, lessons, record, _Asking(board), group, tokens=settings["tokens"])
     if not group.first:
-        Run(config, lessons, record, stop, group).go(lambda _: None, nullcontext)
+        run.go(lambda _: None, nullcontext)
         return
     with _lines_to(board):
-        Run(config, lessons, record, stop, group).go(board.progressed.remote, nullcontext)
+        run.go(board.progressed.remote, nullcontext)
 
 
 class _Asking:

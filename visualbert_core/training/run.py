@@ -58,8 +58,12 @@ class Run:
         stop: Callable[[], str | None],
         group: Group = ALONE,
         saved: Callable[[], None] = lambda: None,
+        tokens: int | None = None,
     ) -> None:
-        """Take what `train` has opened. `saved` is called when checkpoints or run.json were written or removed."""
+        """Take what `train` has opened. `saved` is called when checkpoints or run.json were written or removed.
+
+        `tokens` is the size of passes that an earlier attempt came to.
+        """
         self.config, self.lessons, self.record, self.stop, self.group = config, lessons, record, stop, group
         self.saved = saved
         self.order = lessons.order(config)
@@ -69,7 +73,7 @@ class Run:
         self.optimizer = _optimizer(config, self.order, self.total, lessons)
         self.stepper = Stepper(lessons.model, self.optimizer, config, group)
         self.averages = Averages(self.optimizer, config.ema)
-        self.size = PassSize(config, halves=group.size == 1)
+        self.size = PassSize(config, group, tokens)
         self.checkpoints = Checkpoints(config.folder)
         self.history: list[Validation] = []
 
@@ -129,7 +133,8 @@ class Run:
             return 0
         restore(state, self.optimizer, self.lessons.model)
         self.averages.exchange()
-        self.stepper.skipped, self.size.tokens = state.about["skipped"], state.about["tokens_per_pass"]
+        self.stepper.skipped = state.about["skipped"]
+        self.size.tokens = min(self.size.tokens, state.about["tokens_per_pass"])
         self.history = read_validations(self.config.folder, state.step)
         if self.group.first:
             _LOG.info("%s: going on after step %s of %s", self.config.folder, f"{step:,}", f"{self.total:,}")

@@ -8,7 +8,8 @@ as it was.
 Workers have a copy of the network each. torch's DistributedDataParallel (Li et al. 2020, arXiv:2006.15704) adds their
 gradients during the backward pass. A training in one process is a group of one, which exchanges nothing.
 
-A pass that does not fit into the memory of a GPU is halved. On a CPU an error names the settings.
+A pass that does not fit into the memory of a GPU is halved; several workers begin anew from the newest checkpoint for
+that. On a CPU an error names the settings.
 """
 
 from __future__ import annotations
@@ -222,6 +223,17 @@ def _memory() -> Iterator[None]:
         raise ShortMemoryError(of_host=True) from None
 
 
+class SmallerPassesError(Exception):
+    """A worker needs passes of at most `tokens` tokens, and the others already wait for its gradients.
+
+    So all begin anew from the newest checkpoint, with smaller passes.
+    """
+
+    def __init__(self, said: str, tokens: int) -> None:
+        super().__init__(said, tokens)
+        self.said, self.tokens = said, tokens
+
+
 class PassSize:
     """The largest number of tokens in a pass. It halves where a device has too little memory.
 
@@ -229,15 +241,16 @@ class PassSize:
     training, and a checkpoint records it.
     """
 
-    def __init__(self, config: TrainConfig, halves: bool = True) -> None:
-        """`halves` is False where several workers compute: the others would wait for the one that begins anew."""
-        self.tokens = config.tokens_per_pass
-        self._config, self._halves, self._cut_before = config, halves, 0
+    def __init__(self, config: TrainConfig, group: Group = ALONE, tokens: int | None = None) -> None:
+        """`tokens` is what an earlier attempt of several workers came to. Default: as in the recipe."""
+        self.tokens = tokens or config.tokens_per_pass
+        self._config, self._group, self._cut_before = config, group, 0
 
     def take(self, batch: Prepared, step: Callable[[Prepared], Outcome], prepare: Callable[[int], Prepared]) -> Outcome:
         """Take a step with passes that fit. `prepare` makes the batch of a step anew, in passes of `tokens`.
 
-        Raise ConfigError where passes cannot become smaller, or where the memory of the host ends.
+        Raise ConfigError where passes cannot become smaller, or where the memory of the host ends. Raise
+        SmallerPassesError in a worker of several.
         """
         if batch.step < self._cut_before:  # a thread made this batch before the size was halved
             batch = prepare(batch.step)
@@ -257,10 +270,12 @@ class PassSize:
         held = min(self.tokens, batch.tokens)
         where = "host" if of_host else "device"
         said = f"step {batch.step + 1}: {held:,} tokens at once do not fit into the memory of the {where}"
-        divisible = len(batch.passes) < len(batch.example_ids)
-        if of_host or not self._halves or not divisible:
+        divisible = len(batch.passes) < len(self._group.share(batch.example_ids))
+        if of_host or not divisible:
             raise ConfigError(f"{said}: {self._advice(divisible)}")
         self.tokens = max(1, held // 2)
+        if self._group.size > 1:
+            raise SmallerPassesError(said, self.tokens)
         self._cut_before = batch.step + 1 + self._config.read_ahead
         _LOG.warning("%s; from here on a pass has at most %s", said, f"{self.tokens:,}")
 
