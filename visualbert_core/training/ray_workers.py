@@ -262,6 +262,7 @@ def _take_steps(settings: dict[str, Any], group: Group) -> None:
         raise ClusterError(f"worker {group.rank + 1} has other code or data than the driver: {'; '.join(other[:3])}")
     run = Run(config, lessons, record, _Asking(board), group, tokens=settings["tokens"])
     if not group.first:
+        logging.getLogger("visualbert_core").setLevel(logging.ERROR)  # the first worker warns for all
         run.go(lambda _: None, nullcontext)
         return
     with _lines_to(board):

@@ -83,7 +83,7 @@ class Run:
         Raise UnfinishedError in the first worker where it was told to stop. The other workers only return.
         """
         step = self._resume()
-        watch = self._watch() if self.group.first else None
+        watch = self._watch()
         log = StepLog(self.config.folder / "steps.jsonl", step) if self.group.first else None
         try:
             over = self._validate_if_due(step)
@@ -110,8 +110,11 @@ class Run:
         if watch is not None:
             self._finish(step, watch)
 
-    def _watch(self) -> Watch:
-        parent = validate_parent(self.config)
+    def _watch(self) -> Watch | None:
+        """Validate the parent, and return what shows the training. Return None in all workers but the first."""
+        parent = validate_parent(self.config, self.group)
+        if not self.group.first:
+            return None
         self.record["parent"] = None if parent is None else asdict(parent)
         return Watch(self.config, self.total, parent)
 
@@ -193,10 +196,12 @@ class Run:
         """Evaluate the checkpoint of this step if that is due and was not done. Return whether the training is over."""
         if self.config.validate_split is None:
             return False
-        if self.group.first and step and self._due(step) and all(each.step != step for each in self.history):
-            found = validate(self.config, self.checkpoints.folder(step), step)
-            self.history.append(found)
-            write_validations(self.config.folder, self.history)
+        lacking = step > 0 and self._due(step) and all(each.step != step for each in self.history)
+        if self.group.from_first(lacking):  # the others do not keep the history
+            found = validate(self.config, self.checkpoints.folder(step), step, self.group)
+            if found is not None:
+                self.history.append(found)
+                write_validations(self.config.folder, self.history)
         return bool(self.group.from_first(is_over(self.history, self.config.patience)))
 
     def _prune(self) -> None:

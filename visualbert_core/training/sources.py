@@ -209,9 +209,11 @@ def _with_features(
     if not missing:
         return every, 0
     kept = [example for example in every if not missing.keys() & set(example.image_ids)]
-    lack, get = ("have no features in", "extract") if config.images is None else ("cannot be read in", "add")
+    one = len(missing) == 1
+    has, images = ("has", "1 image") if one else ("have", f"{len(missing):,} images")
+    lack, get = (f"{has} no features", "extract") if config.images is None else ("cannot be read", "add")
     said = (
-        f"{len(missing):,} images of {config.task} {config.split} {lack} "
+        f"{images} of {config.task} {config.split} {lack} in "
         f"{place_names(config.features or config.images)} "
         f"({_named(list(missing))}): {len(every) - len(kept):,} of {len(every):,} examples"
     )

@@ -50,7 +50,7 @@ class Group:
 
     @property
     def first(self) -> bool:
-        """Return whether this worker writes the files, evaluates and decides."""
+        """Return whether this worker writes the files, scores and decides."""
         return self.rank == 0
 
     def share(self, batch: Sequence[T]) -> list[T]:
@@ -70,6 +70,10 @@ class Group:
         held = torch.tensor(value, device=self.device)
         dist.broadcast(held, 0)
         return int(held)
+
+    def wait(self) -> None:
+        """Wait until all workers are here."""
+        self.sum(torch.zeros((), device=self.device)).item()
 
     def losses(self, model: Trainable[Any]) -> nn.Module:
         """Return a module that computes `model.losses`, whose backward pass adds the gradients over all workers."""

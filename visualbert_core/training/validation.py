@@ -6,13 +6,16 @@ goes on like every evaluation, and nothing about it is part of the training stat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from visualbert_core.config import EvaluateConfig, PoolConfig
-from visualbert_core.engine.pool import Pool
+from visualbert_core.engine.pool import AnyShard, Pool
+from visualbert_core.engine.shards import Marker
+from visualbert_core.engine.worker_process import Worker
 from visualbert_core.errors import ConfigError, CoverageError
 from visualbert_core.evaluation.inputs import ImageSource, RegionSource
 from visualbert_core.evaluation.run import evaluate
@@ -24,6 +27,7 @@ from visualbert_core.provenance import digest_files
 from visualbert_core.tasks import find_task, open_task
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.sources import check_part, metadata_task
+from visualbert_core.training.step import ALONE, Group
 
 _LOG = logger(__name__)
 
@@ -77,14 +81,37 @@ def check_validation(config: TrainConfig) -> None:
                 )
 
 
-def validate_parent(config: TrainConfig) -> Validation | None:
+class _SharedPool(Pool):
+    """The part of one worker in the evaluation of all: it predicts its share of the shards, the first worker scores."""
+
+    def __init__(self, config: PoolConfig, group: Group) -> None:
+        super().__init__(config)
+        self._group = group
+
+    def run(self, make_worker: Callable[[], Worker[AnyShard]], shards: Sequence[AnyShard], label: str) -> list[Marker]:
+        """Run this worker's share, and wait for the others. Raise _NotFirstError in all workers but the first."""
+        group = self._group
+        # By id and not by place: a worker that comes later finds fewer shards that are left.
+        own = [shard for shard in shards if zlib.crc32(shard.shard_id.encode()) % group.size == group.rank]
+        markers = super().run(make_worker, own, label)
+        group.wait()
+        if not group.first:
+            raise _NotFirstError
+        return markers
+
+
+class _NotFirstError(Exception):
+    """This worker has predicted its share, and another one scores."""
+
+
+def validate_parent(config: TrainConfig, group: Group = ALONE) -> Validation | None:
     """Evaluate the checkpoint that the training starts from, as step 0. A finished evaluation is only read.
 
     Return None where nothing is validated, and where the training does not take the head of that checkpoint.
     """
     if config.validate_split is None or config.weights != "checkpoint":
         return None
-    return validate(config, config.model, 0)
+    return validate(config, config.model, 0, group)
 
 
 def validation_run(config: TrainConfig, checkpoint: Path, step: int, visual: Any = "own") -> Run:
@@ -102,18 +129,24 @@ def on_training_annotations(config: TrainConfig, provenance: Mapping[str, Any]) 
     return [on_training_split(f"{config.task} {config.validate_split} is what is learnt")]
 
 
-def validate(config: TrainConfig, checkpoint: Path, step: int) -> Validation:
+def validate(config: TrainConfig, checkpoint: Path, step: int, group: Group = ALONE) -> Validation | None:
     """Evaluate a checkpoint on the validation split. A finished evaluation is only read.
 
+    Each worker predicts a share of the examples. Return None in all workers but the first.
     Raise what `evaluate` raises: CoverageError where examples are left without a prediction, UnfinishedError after a
     signal.
     """
     found = {}
     for visual in ("own",) if config.own_image_only else ("own", "wrong-image"):
-        with Pool(PoolConfig(inline=True, threads_per_worker=config.threads)) as pool:
-            run = evaluate(_evaluation(config, checkpoint, step, visual), pool)
+        try:
+            with _SharedPool(PoolConfig(inline=True, threads_per_worker=config.threads), group) as pool:
+                run = evaluate(_evaluation(config, checkpoint, step, visual), pool)
+        except _NotFirstError:
+            continue
         assert run.scores is not None  # `check` refuses a split without public labels
         found[visual] = run.scores
+    if not group.first:
+        return None
     own, wrong = found["own"], found.get("wrong-image")
     headline = own["headline"]
     if config.part is not None:
