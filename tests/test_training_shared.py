@@ -1,64 +1,21 @@
-"""What several workers of a training share: smaller passes where one has too little memory, and the validation."""
+"""What several workers of a training share, without Ray: passes, and the shards of a validation."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytest
-from small_device_task import SMALL, TOKENS
-from test_training import recipe, steps  # noqa: F401  (recipe is a fixture)
-from test_training_workers import two_nodes  # noqa: F401  (a fixture)
+from test_training import recipe  # noqa: F401  (recipe is a fixture)
 
 from visualbert_core.config import PoolConfig
 from visualbert_core.engine.shards import FileDigest, Marker, Shard
 from visualbert_core.errors import ConfigError
-from visualbert_core.models.visualbert.trainable import VisualBertTrainable
-from visualbert_core.training import TrainConfig, train
-from visualbert_core.training.folder import read_validations
+from visualbert_core.training import TrainConfig
 from visualbert_core.training.step import Group, PassSize, Prepared, ShortMemoryError, SmallerPassesError
 from visualbert_core.training.validation import _NotFirstError, _SharedPool
 
 Recipe = Callable[..., TrainConfig]
-
-
-@pytest.fixture
-def losses_stay() -> Iterator[None]:
-    """Put the losses of this process back after the test: the driver opens the task, too."""
-    real = VisualBertTrainable.losses
-    yield
-    VisualBertTrainable.losses = real  # type: ignore[method-assign]
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("losses_stay", "two_nodes")
-def test_workers_share_smaller_passes_and_the_validation(
-    recipe: Recipe,  # noqa: F811
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """A pass that does not fit in one worker makes it smaller in all. The losses are those of a device that is large
-    enough; run.json has the size; no restart is counted. The validation of the parent has the bytes of one worker."""
-    annotations = Path(shutil.copytree(recipe().annotations, tmp_path / "annotations"))
-    options: dict[str, Any] = {"task_name": "small_device_task:SmallDeviceVqa", "annotations": annotations}
-    options |= {"dropout": 0.0, "restarts": 0, "steps": 6, "learning_rate": 1e-4, "validate_split": "val"}
-    train(recipe("vqa", "large", **options))
-    (annotations / SMALL).touch()
-    done = train(recipe("vqa", "small", workers=2, **options))
-    assert done.record["tokens_per_pass"] <= TOKENS
-    said = [line.message for line in caplog.records if "all workers start again" in line.message]
-    assert said
-    assert all("do not fit into the memory of the device; from here on a pass has at most" in line for line in said)
-    for a, b in zip(steps(tmp_path / "large"), steps(tmp_path / "small"), strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
-    one, two = (tmp_path / name / "validation" / "step-00000000" for name in ("large", "small"))
-    files = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
-    assert len([name for name in files if name.name == "scores.json"]) == 2
-    assert files == {path.relative_to(two) for path in two.rglob("*") if path.is_file()}
-    assert [str(name) for name in files if (one / name).read_bytes() != (two / name).read_bytes()] == []
-    assert len(read_validations(done.folder)) == 2
 
 
 def test_a_worker_counts_its_own_share(recipe: Recipe) -> None:  # noqa: F811
