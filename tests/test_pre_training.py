@@ -6,15 +6,16 @@ import dataclasses
 import json
 import math
 import re
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from conftest import SmallNight
-from test_training import TASKS, Recipe, recipe, steps, weights  # noqa: F401  (recipe is a fixture)
+from test_training import TASKS, Recipe, recipe, steps, stop_after, weights  # noqa: F401  (recipe is a fixture)
 
-from visualbert_core.errors import ConfigError
+from visualbert_core.errors import ConfigError, UnfinishedError
 from visualbert_core.training import batches, train
 from visualbert_core.training.order import Order
 
@@ -87,3 +88,17 @@ def test_masks_and_pairs_are_drawn_anew_at_each_visit(recipe: Recipe, captions: 
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in made[0].tensors.items())
     turned = next(iter(batches(dataclasses.replace(config, own_caption_label=0))))
     assert torch.equal(turned.tensors["sentence_image_labels"], 1 - again.tensors["sentence_image_labels"])
+
+
+@pytest.mark.parametrize("number", [2, 5, 8])
+def test_a_stopped_pre_training_ends_like_an_uninterrupted_one(recipe: Recipe, captions: Path, number: int) -> None:  # noqa: F811
+    """Stopped before a checkpoint, between two and in the last step, weights and losses are those without a stop."""
+    options = {"annotations": captions, "weights": "random", "tokens_per_pass": 120}
+    train(recipe("caption-pairs", "whole", **options))
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, number, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(UnfinishedError):
+            train(recipe("caption-pairs", **options))
+    train(recipe("caption-pairs", **options))
+    assert steps(recipe().out) == steps(recipe(out="whole").out)
+    assert weights(recipe().out) == weights(recipe(out="whole").out)
