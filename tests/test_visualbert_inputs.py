@@ -489,6 +489,20 @@ def test_box_geometry(vocab: Path) -> None:
     assert torch.allclose(tensors["visual_embeds"][0, 0], torch.tensor(expected))
 
 
+def test_box_range_and_feature_scale(vocab: Path) -> None:
+    """The box numbers are stretched from [0, 1] to the range, and the features are multiplied, with and without them.
+    Plain features stay the array of the store."""
+    encoder = InputEncoder(vocab, box_geometry=True, box_range=(-4, 4), feature_scale=0.25)
+    image = regions(2, size=2)
+    tensors = collate([encoder.question(question("a"), [image])])
+    expected = [0, 0, -3.2, -3.2, -1.6, -1.6, -2.4, -2.4]  # the numbers of the test above, minus 0.5, times 8
+    assert torch.allclose(tensors["visual_embeds"][0, 0], torch.tensor(expected))
+    assert tensors["visual_embeds"][0, 1, :2].tolist() == (image.features[1] / 4).tolist() != [0, 0]
+    without = InputEncoder(vocab, feature_scale=0.25).question(question("a"), [image])
+    assert without.features.tolist() == (image.features / 4).tolist()
+    assert InputEncoder(vocab).question(question("a"), [image]).images[0] is image.features
+
+
 def test_collate_pads_exactly(encoder: InputEncoder) -> None:
     """Masks cover exactly the real entries, padding is 0, or -1 for positions, and the dtypes are the forward's."""
     words = ("a", "cat", "and", "a", "dog")

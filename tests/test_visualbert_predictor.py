@@ -261,6 +261,31 @@ def test_box_geometry_comes_from_the_boxes(tmp_path: Path) -> None:
     assert abs(here.scores[0] - there.scores[0]) > 1e-4
 
 
+def test_scaled_inputs_are_a_change_of_the_projection(tmp_path: Path) -> None:
+    """A network that reads boxes from -4 to 4 and a quarter of the features scores as one whose projection does so with
+    plain inputs. The fingerprint names both, and neither where it is plain, so older fingerprints stay."""
+    task, about = "flickr30k_entities", {"box_geometry": True}
+    scaled = about | {"box_range": [-4, 4], "feature_scale": 0.25}
+    folder = write(tmp_path, task, scaled, visual_embedding_dim=SIZE + 6)
+    after = open_cpu(folder, task)
+    (folder / "visualbert_core.json").write_text(json.dumps(about | {"box_range": [0.0, 1], "feature_scale": 1.0}))
+    before = open_cpu(folder, task)
+    example = batch(task)[1]
+    assert abs(before.predict([example])[0].scores[0] - after.predict([example])[0].scores[0]) > 1e-4
+
+    def fold(network: Any) -> None:
+        projection = network.visual_bert.embeddings.visual_projection
+        projection.bias.sub_(4 * projection.weight[:, SIZE:].sum(1))
+        projection.weight[:, SIZE:].mul_(8)
+        projection.weight[:, :SIZE].mul_(0.25)
+
+    edited(folder, task, fold)
+    (folded,), (found,) = (model.predict([example]) for model in (open_cpu(folder, task), after))
+    assert folded.scores == pytest.approx(found.scores, rel=1e-4)
+    assert (after.fingerprint()["box_range"], after.fingerprint()["feature_scale"]) == ([-4, 4], 0.25)
+    assert before.fingerprint().keys() == after.fingerprint().keys() - {"box_range", "feature_scale"}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # the folder
 
@@ -334,6 +359,11 @@ def moved(before: VisualBertPredictor, after: VisualBertPredictor) -> set[str]:
         ({"feature_spce": "x"}, "unknown key 'feature_spce'; did you mean 'feature_space'"),
         ({"feature_space": ""}, "feature_space: is empty"),
         ({"box_geometry": "yes"}, "box_geometry: 'yes' has the wrong type"),
+        ({"box_geometry": True, "box_range": 8}, "box_range: 8 has the wrong type"),
+        ({"box_geometry": True, "box_range": [4, -4]}, r"box_range: must be two numbers, the smaller one first, got"),
+        ({"box_geometry": True, "box_range": [0, True]}, "box_range: must be two numbers"),
+        ({"box_range": [-4, 4]}, "box_range: needs box_geometry"),
+        ({"feature_scale": 0.0}, "feature_scale: must be above 0, got 0"),
         ({"recipe": "hf-doc"}, "recipe: unknown name 'hf-doc'; did you mean 'hf-docs'"),
         ({"fix_quirks": 1}, "fix_quirks: 1 has the wrong type"),
         ({"recipe": "hf-docs", "fix_quirks": True}, "fix_quirks: belongs to recipe original, not to hf-docs"),

@@ -47,6 +47,7 @@ RECIPES = ("original", "hf-docs")
 MAX_TOKENS = 128
 NLVR2_REGIONS_PER_IMAGE = 144
 GEOMETRY_SIZE = 6
+PLAIN_BOXES = (0.0, 1.0)
 # The names that R2C gives to people. 'Peyton' is there twice; `fix_quirks` removes one.
 NEUTRAL_NAMES = (
     *("Casey", "Riley", "Jessie", "Jackie", "Avery", "Jaime", "Peyton", "Kerry"),
@@ -79,7 +80,8 @@ class InputEncoder:
     """Encodes examples of every task with one vocabulary. Raises CheckpointError if `vocab` is not a BERT vocabulary.
 
     `max_length` is the longest text in tokens, with [CLS] and [SEP]. `num_positions` is the size of the position table.
-    `box_geometry` appends [x1/W, y1/H, x2/W, y2/H, w/W, h/H] to every feature. `recipe` is one of RECIPES (ValueError
+    `box_geometry` appends [x1/W, y1/H, x2/W, y2/H, w/W, h/H] to every feature, and `box_range` stretches these numbers
+    from [0, 1] to another range. `feature_scale` multiplies the features. `recipe` is one of RECIPES (ValueError
     otherwise); the head of this file describes them.
 
     The authors' code has four bugs. The published weights were trained with them, so recipe "original" keeps them.
@@ -99,6 +101,8 @@ class InputEncoder:
         max_length: int = MAX_TOKENS,
         num_positions: int = 512,
         box_geometry: bool = False,
+        box_range: tuple[float, float] = PLAIN_BOXES,
+        feature_scale: float = 1.0,
         recipe: str = "original",
         fix_quirks: bool = False,
     ) -> None:
@@ -111,7 +115,7 @@ class InputEncoder:
         self.max_length = min(max_length, num_positions)
         self._cls, self._sep, self.mask = (self._pieces.special(token) for token in ("[CLS]", "[SEP]", "[MASK]"))
         self._num_positions = num_positions
-        self._box_geometry = box_geometry
+        self._box_geometry, self._box_range, self._feature_scale = box_geometry, box_range, feature_scale
         self._original, self._fix_quirks = recipe == "original", fix_quirks
         self._names = tuple(dict.fromkeys(NEUTRAL_NAMES)) if fix_quirks else NEUTRAL_NAMES
         # By thread: if threads shared it, their turns would decide how often a batch holds an image, and with that the
@@ -247,17 +251,23 @@ class InputEncoder:
         return np.repeat(np.arange(len(lengths)) if self._original else np.ones(len(lengths), np.int64), lengths)
 
     def _features(self, image: Regions) -> np.ndarray:
-        """Return the features of an image, with the box numbers appended if `box_geometry` is set: float [R, D]."""
-        if not self._box_geometry:
+        """Return the scaled features of an image, with the box numbers if `box_geometry` is set: float [R, D]."""
+        if not self._box_geometry and self._feature_scale == 1:
             return image.features
         # Examples of one image follow each other, and `Encoded` promises that they share one array.
         last, features = self._last_features.get(get_ident(), (None, image.features))
         if last is not image:
-            corners = image.boxes / np.array([image.width, image.height] * 2, dtype=np.float32)
-            sides = corners[:, 2:] - corners[:, :2]
-            features = np.concatenate((image.features, corners, sides), axis=1, dtype=np.float32)
+            features = np.multiply(image.features, self._feature_scale, dtype=np.float32)
+            if self._box_geometry:
+                features = np.hstack((features, self._box_numbers(image)))
             self._last_features[get_ident()] = image, features
         return features
+
+    def _box_numbers(self, image: Regions) -> np.ndarray:
+        """Return six numbers for each box, stretched to the range: float32 [R, 6]."""
+        corners = image.boxes / np.array([image.width, image.height] * 2, dtype=np.float32)
+        low, high = self._box_range
+        return np.asarray(low + (high - low) * np.hstack((corners, corners[:, 2:] - corners[:, :2])))
 
     def _named(self, tokens: Iterable[MixedToken], objects: Sequence[str], names: dict[int, str]) -> _Text:
         """Spell out the object tags of a text, and enter the words chosen into `names`.

@@ -116,9 +116,7 @@ class VisualBertPredictor(Family):
         self.reads = ReadsRegions(size, sidecar.feature_space, likely)
         self._fingerprint = {
             "class": NETWORKS[form].__name__,
-            "recipe": sidecar.recipe,
-            "fix_quirks": sidecar.fix_quirks,
-            "box_geometry": sidecar.box_geometry,
+            **sidecar.inputs,
             "precision": precision,
             "weights": weights_digest(folder),
             "config": digest_json(config.to_dict()),
@@ -253,6 +251,8 @@ def checkpoint_encoder(folder: Path, config: VisualBertConfig, sidecar: Checkpoi
         folder / VOCAB_FILE,
         num_positions=config.max_position_embeddings,
         box_geometry=sidecar.box_geometry,
+        box_range=sidecar.box_range,
+        feature_scale=sidecar.feature_scale,
         recipe=sidecar.recipe,
         fix_quirks=sidecar.fix_quirks,
     )

@@ -166,16 +166,14 @@ class VisualBertTrainable:
         share_modules(self.network, other.network)
 
     def _reading(self) -> tuple[Any, ...]:
-        about, config = self._metadata, replace(self.network.config, num_labels=2, id2label=None)
-        return config, digest_file(self._folder / VOCAB_FILE), about.recipe, about.fix_quirks, about.box_geometry
+        config = replace(self.network.config, num_labels=2, id2label=None)
+        return config, digest_file(self._folder / VOCAB_FILE), self._metadata.inputs
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the digests of what the training starts from."""
         return {
             "class": type(self.network).__name__,
-            "recipe": self._metadata.recipe,
-            "fix_quirks": self._metadata.fix_quirks,
-            "box_geometry": self._metadata.box_geometry,
+            **self._metadata.inputs,
             "weights": None if self._start.weights == "random" else weights_digest(self._folder),
             "config": digest_json(self.network.config.to_dict()),
             "vocab": digest_file(self._folder / VOCAB_FILE),
