@@ -7,7 +7,7 @@ import math
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.features.extract import extract
 from visualbert_core.provenance import digest_file
-from visualbert_core.schema import Question
+from visualbert_core.schema import Question, Statement
 from visualbert_core.synthetic import WEIGHTS
 from visualbert_core.synthetic.files import make_synthetic
 from visualbert_core.synthetic.lessons import Captions, Choices, Questions, Statements
+from visualbert_core.synthetic.scenes import Thing
 from visualbert_core.synthetic.training_files import recipe as shipped_recipe
 from visualbert_core.synthetic.training_files import write_lessons
 from visualbert_core.tasks.example_source import ExampleSource
@@ -343,6 +344,39 @@ def test_grounding_is_for_questions_and_statements(recipe: Recipe) -> None:
     config = recipe(names=("flickr",))
     with pytest.raises(ConfigError, match="only questions and statements have this term"):
         train(replace(config, also={"flickr": replace(config.also["flickr"], grounding=1.0)}))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("The left image contains a red ball.", {"left image": [1, 1, 0, 0], "red ball.": [1, 0, 0, 0]}),
+        ("There is exactly one red ball in the right image.", {"right image.": [0, 0, 1, 1], "red ball": [0, 0, 0, 1]}),
+        ("Both images contain a red ball.", {"red ball.": [1, 0, 0, 1]}),
+        (
+            "There are more red things in the left image than in the right image.",
+            {"left image": [1, 1, 0, 0], "right image.": [0, 0, 1, 1], "red things": [1, 0, 1, 1]},
+        ),
+    ],
+)
+def test_a_statement_names_regions_of_the_image_that_it_is_about(
+    tmp_path: Path, text: str, named: dict[str, list[int]]
+) -> None:
+    """A side names all regions of its image. A description names what fits there, or in both images where the sentence
+    is about both. Each phrase shares 1 among its regions."""
+    scenes = {"a": ("red ball", "blue box"), "b": ("red star", "red ball")}
+    here, there = (10.0, 10.0, 50.0, 50.0), (100.0, 100.0, 140.0, 140.0)
+    lines = []
+    for image_id, words in scenes.items():
+        looks = [each.split() for each in words]
+        things = [Thing(shape, color, "small", box) for (color, shape), box in zip(looks, (here, there), strict=True)]
+        lines.append(json.dumps({"image_id": image_id, "things": [asdict(thing) for thing in things]}))
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    boxes = [np.array([here, there], np.float32)] * 2
+    found = Statements(tmp_path, "train").named_regions(Statement("s", ("a", "b"), text), boxes)
+    assert {each.text for each in found.phrases} == named.keys()
+    for phrase, shares in zip(found.phrases, found.shares, strict=True):
+        hits = np.array(named[phrase.text])
+        assert shares.tolist() == pytest.approx((hits / hits.sum()).tolist())
 
 
 def test_tasks_share_the_head_for_phrases(recipe: Recipe) -> None:

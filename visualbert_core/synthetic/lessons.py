@@ -27,6 +27,8 @@ from visualbert_core.tasks.example_source import ExampleSource
 
 ANSWER_SHARE = 0.4
 """The share of VCR visits that ask for the answer. The others ask for the rationale, which is learnt later."""
+SIDES = ("left", "right")
+"""How a sentence names the first and the second image: "the left image"."""
 VCR_MIN_THINGS = 4
 """Most VCR families offer four objects as choices."""
 
@@ -87,21 +89,22 @@ class SceneLessons(ExampleSource):
     def empty(self, image_id: str) -> Any:
         """Return the example of a scene before it asks anything."""
 
-    def _named(self, example: Question | Statement, boxes: Sequence[np.ndarray]) -> NamedRegions:
-        """Return what the descriptions in a text name: in each image, all things that fit."""
+    def _named(
+        self, example: Question | Statement, boxes: Sequence[np.ndarray], images: Sequence[int]
+    ) -> list[tuple[Phrase, np.ndarray]]:
+        """Return what each description in a text names: all things that fit in `images`, as bool [R]."""
         words = example.text.split(" ")
-        phrases, rows = [], []
+        found = []
         for start, stop, it in descriptions(words):
             if start and words[start - 1] in DIRECTIONS:
                 continue  # "the leftmost thing" names one thing, not all that fit
-            phrases.append(Phrase(start, stop, " ".join(words[start:stop])))
-            scenes = [self._scenes[image_id] for image_id in example.image_ids]
-            gold = [np.array([things[i].box for i in it.find(things)]).reshape(-1, 4) for things in scenes]
-            hits = [region_shares(found, [wanted])[0] > 0 for found, wanted in zip(boxes, gold, strict=True)]
-            hit = np.concatenate(hits).astype(np.float32)
-            rows.append(hit / max(hit.sum(), np.float32(1)))
-        width = sum(len(each) for each in boxes)
-        return NamedRegions(tuple(phrases), np.array(rows, np.float32).reshape(-1, width))
+            hits = []
+            for image, (image_id, regions) in enumerate(zip(example.image_ids, boxes, strict=True)):
+                things = self._scenes[image_id]
+                fitting = [things[i].box for i in it.find(things)] if image in images else []
+                hits.append(region_shares(regions, [np.array(fitting).reshape(-1, 4)])[0] > 0)
+            found.append((Phrase(start, stop, " ".join(words[start:stop])), np.concatenate(hits)))
+        return found
 
 
 class Questions(SceneLessons):
@@ -124,7 +127,7 @@ class Questions(SceneLessons):
 
     def named_regions(self, example: Any, boxes: Sequence[np.ndarray]) -> NamedRegions:
         """Return which regions the descriptions in the question name."""
-        return self._named(example, boxes)
+        return _shared(self._named(example, boxes, [0]), boxes)
 
 
 class Statements(SceneLessons):
@@ -152,8 +155,17 @@ class Statements(SceneLessons):
         return int(example.holds)
 
     def named_regions(self, example: Any, boxes: Sequence[np.ndarray]) -> NamedRegions:
-        """Return which regions of both images the descriptions in the sentence name."""
-        return self._named(example, boxes)
+        """Return which regions the sentence names.
+
+        "The left image" names all of its regions. A description names what fits in the one image that the sentence is
+        about, or in both. So words also teach which region is of which image.
+        """
+        words = example.text.split(" ")
+        sides = {n: SIDES.index(word) for n, word in enumerate(words) if word in SIDES}
+        of_image = np.repeat([0, 1], [len(each) for each in boxes])
+        named = [(Phrase(n, n + 2, " ".join(words[n : n + 2])), of_image == side) for n, side in sides.items()]
+        about = set(sides.values())
+        return _shared(named + self._named(example, boxes, list(about) if len(about) == 1 else [0, 1]), boxes)
 
 
 class Choices(SceneLessons):
@@ -215,6 +227,12 @@ class Captions(SceneLessons):
         """Return equal shares of the regions that show each phrase: float32 [K, R]."""
         things = self._scenes[example.example_id]
         return region_shares(boxes[0], [np.array([things[i].box for i in members]) for members in example.named])
+
+
+def _shared(named: Sequence[tuple[Phrase, np.ndarray]], boxes: Sequence[np.ndarray]) -> NamedRegions:
+    """Return phrases with equal shares of the regions that each names."""
+    hits = np.array([hit for _, hit in named], np.float32).reshape(-1, sum(map(len, boxes)))
+    return NamedRegions(tuple(phrase for phrase, _ in named), hits / hits.sum(axis=1, keepdims=True).clip(min=1))
 
 
 def _thing(record: dict[str, Any]) -> Thing:
