@@ -7,16 +7,16 @@
     world/detected, given    links to the feature stores: regions that the detector finds, and regions at the true boxes
     world/start/             a checkpoint folder with random weights, and answers.txt for the head of questions
 
-The scenes are the first of those that the detector was trained on. Three choices about the start mattered, by single
-runs and not by ablations:
+The scenes are the first of those that the detector was trained on. Three choices about the start matter:
 
+    box numbers        are stretched to ±4 (`box_range` of the checkpoint's metadata)
+    region features    are multiplied by 0.25 (`feature_scale`)
     embedding tables   start with standard deviation 0.1; with BERT's 0.02, words and alignment are too weak beside the
                        region features
-    box geometry       counts eight times; with less, the size of a thing was still at chance after 2,000 steps
-    region features    count a quarter, also to give the words more weight
 
-They are choices of `train_visualbert`. There the inputs are scaled, here the weights that read them. Both networks
-begin alike, but Adam then moves the weights of the box numbers less far here, so places are compared later.
+Adam moves all weights alike, so the size of an input decides how soon it counts. Phrases such as "the leftmost
+ball" were found in 65 % of the cases after 6,000 steps with stretched boxes alone, and in 98 % with both (one seed
+each). Smaller or larger weights at the start are no substitute: 48 % after 4,500 steps.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from visualbert_core.synthetic.train_detector import CONFIG, TRAIN
 from visualbert_core.training import TrainConfig
 
 SEED = 2026
-FEATURE_SCALE, GEOMETRY_SCALE, TABLE_STD = 0.25, 8.0, 0.1
+FEATURE_SCALE, BOX_RANGE, TABLE_STD = 0.25, (-4.0, 4.0), 0.1
 SPLIT = "train"
 RECIPE = Path(__file__).with_name("recipes") / "four-tasks.yaml"
 _STORES: dict[str, Literal["none", "beside"]] = {"detected": "none", "given": "beside"}
@@ -140,20 +140,13 @@ def write_start(folder: Path, seed: int) -> None:
     network = VisualBertForVisualReasoning(config)
     for table in (module for module in network.visual_bert.modules() if isinstance(module, nn.Embedding)):
         nn.init.normal_(table.weight, std=TABLE_STD)
-    _scale(network.visual_bert.embeddings.visual_projection, size)
     network.save_pretrained(folder)
     (folder / VOCAB_FILE).write_text("".join(f"{word}\n" for word in words))
     (folder / "answers.txt").write_text("".join(f"{answer}\n" for answer in ask.ANSWERS))
-    CheckpointMetadata(feature_space=CONFIG.space, box_geometry=True).save(folder)
-
-
-@torch.no_grad()
-def _scale(projection: nn.Linear, feature_size: int) -> None:
-    """Change the weights as if features counted a quarter, and box numbers eight times and around their middle."""
-    scale = torch.tensor([FEATURE_SCALE] * feature_size + [GEOMETRY_SCALE] * GEOMETRY_SIZE)
-    shift = torch.tensor([0.0] * feature_size + [-GEOMETRY_SCALE / 2] * GEOMETRY_SIZE)
-    projection.bias.add_(projection.weight @ shift)
-    projection.weight.mul_(scale)
+    about = CheckpointMetadata(
+        feature_space=CONFIG.space, box_geometry=True, box_range=BOX_RANGE, feature_scale=FEATURE_SCALE
+    )
+    about.save(folder)
 
 
 if __name__ == "__main__":
