@@ -70,8 +70,8 @@ LESSONS = {
         masked=True,
     ),
     "nlvr2": Lesson(
-        *("nlvr2", "nlvr2", "nlvr2_sets", (4000, 64), 4500),
-        *("accuracy", 85.0, "nlvr2/images/dev"),
+        *("nlvr2", "nlvr2", "nlvr2_sets", (4000, 64), 6000),
+        *("accuracy", 90.0, "nlvr2/images/dev"),
         split="dev",
         together=True,
     ),

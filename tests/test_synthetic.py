@@ -6,28 +6,27 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import ROOT, SmallNight
 from PIL import Image
 from safetensors.torch import load_file
-from tolerances import close
 
 from visualbert_core.config import SyntheticConfig
 from visualbert_core.errors import ConfigError
-from visualbert_core.models.visualbert import VisualBertModel
 from visualbert_core.models.visualbert.inputs import InputEncoder
 from visualbert_core.schema import Grounding, MultipleChoice, Question, Regions, Statement
 from visualbert_core.synthetic import questions as ask
 from visualbert_core.synthetic import references as refer
-from visualbert_core.synthetic import train, train_visualbert
+from visualbert_core.synthetic import train
 from visualbert_core.synthetic.files import VALIDATION, make_synthetic
 from visualbert_core.synthetic.language import Description, vocabulary
 from visualbert_core.synthetic.scenes import COLORS, SHAPES, SIZE, Scene, Thing, make_scene
 from visualbert_core.synthetic.train_detector import HELD_OUT, LABELS, TRAIN, label_of
+from visualbert_core.synthetic.training_files import recipe
 from visualbert_core.tasks import open_task
 
 WEIGHTS = ROOT / "visualbert_core" / "synthetic" / "weights"
@@ -216,9 +215,10 @@ def test_the_recipe_runs_from_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     """The training module, at a tiny size, writes nine checkpoint folders that open, with their scores."""
     for name, value in {
         "SCENES": 60,
+        "VISUALBERT_SCENES": 60,
         "HELD_OUT_SCENES": 4,
         "DETECTOR_STEPS": 2,
-        "VISUALBERT_STEPS": 8,
+        "recipe": partial(recipe, steps=8, save_every=8),
         "IMAGE_CYCLES": (2, 1),
         "PACKED_STEPS": 2,
         "PLAIN_STEPS": 2,
@@ -237,19 +237,3 @@ def test_the_recipe_runs_from_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
             k: (v.shape, v.dtype) for k, v in tensors[1].items()
         }
         assert "in percent" in (made / "README.md").read_text()
-
-
-def test_folding_the_scaling_changes_no_state() -> None:
-    """The exported projection on plain inputs gives what the trained one gives on scaled inputs."""
-    torch.manual_seed(0)
-    trunk = VisualBertModel(train_visualbert.config(20, 5)).eval()
-    torch.nn.init.normal_(trunk.embeddings.visual_projection.weight, std=0.3)
-    words, features = torch.tensor([[2, 7, 3]]), torch.rand(1, 4, 5 + 6)
-    scale, shift = train_visualbert._scaling(5)
-    with torch.no_grad():
-        scaled = trunk(words, visual_embeds=features * scale + shift).last_hidden_state
-        unfolded = trunk(words, visual_embeds=features).last_hidden_state
-        train_visualbert.fold_scaling(trunk)
-        folded = trunk(words, visual_embeds=features).last_hidden_state
-    assert (scaled - unfolded).abs().max() > 0.1
-    close(folded, scaled)

@@ -11,9 +11,9 @@ how good VisualBERT is on the real benchmarks.
     files.py             the validation files, in the official layouts
     lessons.py           questions that are made anew at each visit, for `visualbert train`
     training_files.py    python -m visualbert_core.synthetic.training_files: what recipes/four-tasks.yaml learns from
+    recipes/             the recipe of VisualBERT
     train.py             python -m visualbert_core.synthetic.train: trains the weights from random ones
     train_detector.py    the training of the detector
-    train_visualbert.py  the training of VisualBERT
     train_image_side.py  the training of the layers that see, which the models of pixels share
     train_vilt.py        the training of ViLT
     train_generative.py  the training of a small LLaVA

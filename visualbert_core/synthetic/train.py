@@ -2,20 +2,20 @@
 
     python -m visualbert_core.synthetic.train --out visualbert_core/synthetic/weights
 
-Draws 10,000 training scenes, trains the detector, extracts the regions of the scenes, and trains one VisualBERT trunk
-with four heads. From the pixels of the same scenes it trains a ViLT trunk with two heads, a small generative model and
-a captioner; these need the extra [transformers]. Then it writes a checkpoint folder in float16 for each, with a
-README.md that shows its scores. The scores are measured on the validation files (`synthetic.files`), as in `make demo`.
-These files share no scene with the training. Finished stages are kept in --work, so a stopped run continues after the
-last of them.
+Draws 10,000 training scenes and trains the detector. One VisualBERT trunk with four heads learns by the public recipe
+`recipes/four-tasks.yaml`, over the files of `training_files`. From the pixels of the same scenes it trains a ViLT trunk
+with two heads, a small generative model and a captioner; these need the extra [transformers]. Then it writes a
+checkpoint folder in float16 for each, with a README.md that shows its scores. The scores are measured on the validation
+files (`synthetic.files`), as in `make demo`. These files share no scene with the training. Finished stages are kept in
+--work, so a stopped run continues after the last of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import datetime
 import pickle
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
 
 from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig, SyntheticConfig
 from visualbert_core.detector.torchvision_rcnn import TorchvisionRCNN, build
@@ -32,25 +31,21 @@ from visualbert_core.engine.shards import publish
 from visualbert_core.errors import end
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.features.extract import extract
-from visualbert_core.models.visualbert import CheckpointMetadata, VisualBertModel
-from visualbert_core.synthetic import questions as ask
-from visualbert_core.synthetic import (
-    train_captioner,
-    train_detector,
-    train_generative,
-    train_image_side,
-    train_vilt,
-    train_visualbert,
-)
+from visualbert_core.models.base import METADATA_FILE
+from visualbert_core.models.visualbert.checkpoint.metadata import FORMS
+from visualbert_core.models.visualbert.inputs import VOCAB_FILE
+from visualbert_core.models.visualbert.predictor import ANSWERS_FILE, NETWORKS
+from visualbert_core.synthetic import train_captioner, train_detector, train_generative, train_image_side, train_vilt
 from visualbert_core.synthetic.captions import SceneCaptions
 from visualbert_core.synthetic.files import make_synthetic
-from visualbert_core.synthetic.language import vocabulary
+from visualbert_core.synthetic.training_files import recipe, write_lessons
+from visualbert_core.training import train
 
 T = TypeVar("T")
 
 SEED = 2026
-SCENES, HELD_OUT_SCENES = 10_000, 400
-DETECTOR_STEPS, VISUALBERT_STEPS = 1_800, 8_000
+SCENES, VISUALBERT_SCENES, HELD_OUT_SCENES = 10_000, 4_000, 400
+DETECTOR_STEPS = 1_800
 IMAGE_CYCLES, PACKED_STEPS, PLAIN_STEPS, GENERATIVE_STEPS = (2_400, 1_800), 2_000, 300, 1_100
 CAPTIONER_STEPS = 2_000
 VALIDATION_FILES: dict[str, tuple[str, str, str, Literal["none", "beside"]]] = {
@@ -62,8 +57,8 @@ VALIDATION_FILES: dict[str, tuple[str, str, str, Literal["none", "beside"]]] = {
 """Task → (split, annotations, images, boxes), as in demo.yaml."""
 RECIPES = {
     "detector": f"{DETECTOR_STEPS} steps of {train_detector.BATCH} scenes out of {SCENES:,}, AdamW, one-cycle",
-    "visualbert": f"{VISUALBERT_STEPS:,} steps, one trunk with four heads, questions generated during training from "
-    f"{SCENES:,} scenes, AdamW, cosine",
+    "visualbert": "`visualbert_core/synthetic/recipes/four-tasks.yaml`: one trunk with four heads, questions generated "
+    f"during training from {VISUALBERT_SCENES:,} scenes, AdamW, cosine",
     "vilt": f"{sum(IMAGE_CYCLES):,} steps on what each patch shows, {PACKED_STEPS:,} on images with all their texts, "
     f"{PLAIN_STEPS:,} on single texts; {SCENES:,} scenes, AdamW, cosine, bfloat16",
     "vlm": f"{sum(IMAGE_CYCLES):,} steps on what each patch shows, then {GENERATIVE_STEPS:,} of projector and "
@@ -97,17 +92,8 @@ def main() -> int:
         args.work / "detector.pkl",
         lambda: train_detector.train_detector(scenes, SEED, DETECTOR_STEPS, Progress("detector")).state_dict(),
     )
-    detector = _write_detector(args.out / "detector", state)
-    samples = _stage(
-        args.work / "pool.pkl", lambda: train_visualbert.extract_samples(detector, scenes, Progress("regions"))
-    )
-    vocab = args.work / "vocab.txt"
-    vocab.write_text("".join(f"{word}\n" for word in vocabulary()))
-    models = _stage(
-        args.work / "visualbert.pkl",
-        lambda: train_visualbert.train_visualbert(samples, vocab, SEED, VISUALBERT_STEPS, Progress("visualbert")),
-    )
-    _write_visualberts(args.out, models, detector.space)
+    _write_detector(args.out / "detector", state)
+    _write_visualberts(args.out, args.work)
     _write_pixel_models(args.out, args.work, train_image_side.pictures(scenes))
     with tempfile.TemporaryDirectory() as folder, Pool(PoolConfig(inline=True)) as pool:
         _score_visualberts(args.out, Path(folder), pool)
@@ -145,7 +131,7 @@ def _stage(path: Path, make: Callable[[], T]) -> T:
     return value
 
 
-def _write_detector(folder: Path, state: dict[str, torch.Tensor]) -> TorchvisionRCNN:
+def _write_detector(folder: Path, state: dict[str, torch.Tensor]) -> None:
     model = build(train_detector.CONFIG)
     model.load_state_dict(state)
     TorchvisionRCNN(model, train_detector.CONFIG, "", "cpu").save_pretrained(folder, torch.float16)
@@ -154,21 +140,21 @@ def _write_detector(folder: Path, state: dict[str, torch.Tensor]) -> Torchvision
     heading = f"{HELD_OUT_SCENES} held-out scenes; things found with the right class at IoU 0.5, in percent:"
     scores = train_detector.found_share(detector, held_out)
     _card(folder, "Faster R-CNN for the synthetic scenes", RECIPES["detector"], heading, scores)
-    return detector
 
 
-def _write_visualberts(out: Path, models: dict[str, nn.Module], space: str) -> None:
-    trunk = copy.deepcopy(models["vqa"].visual_bert)
-    assert isinstance(trunk, VisualBertModel)
-    train_visualbert.fold_scaling(trunk)
-    for task, model in models.items():
-        folder = out / f"visualbert-{task.removesuffix('_entities')}"
-        model.visual_bert = trunk
-        model.save_pretrained(folder, dtype=torch.float16)  # type: ignore[operator]
-        (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in vocabulary()))
-        CheckpointMetadata(task=task, feature_space=space, box_geometry=True).save(folder)
-        if task == "vqa":
-            (folder / "answers.txt").write_text("".join(f"{answer}\n" for answer in ask.ANSWERS))
+def _write_visualberts(out: Path, work: Path) -> None:
+    """Train by the public recipe, and write its last checkpoint in float16, a folder for each task."""
+    world = work / "world"
+    if not (world / "given").exists():  # the last file that is written
+        write_lessons(world, SEED, VISUALBERT_SCENES, out / "detector")
+    last = train(recipe(world, out=str(work / "visualbert"))).last
+    assert isinstance(last, Path)
+    for task, form in FORMS.items():
+        # A checkpoint of several tasks is the folder of the first, and holds one for each of the others.
+        found, folder = last if task == "nlvr2" else last / task, out / f"visualbert-{task.removesuffix('_entities')}"
+        NETWORKS[form].from_pretrained(found).save_pretrained(folder, dtype=torch.float16)
+        for name in (VOCAB_FILE, METADATA_FILE, *([ANSWERS_FILE] if task == "vqa" else [])):
+            shutil.copyfile(found / name, folder / name)
 
 
 def _write_pixel_models(out: Path, work: Path, pictures: train_image_side.Pictures) -> None:
