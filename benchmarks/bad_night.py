@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from visualbert_core.commands.nightly import run_night
 from visualbert_core.errors import end
-from visualbert_core.nightly.matrix import Night, load_matrix
+from visualbert_core.nightly.matrix import load_matrix
+from visualbert_core.nightly.night import Night
 from visualbert_core.synthetic import DEMO
 
 NIGHTS = ("2026-02-01", "2026-02-02", "2026-02-03", "2026-02-04")

@@ -32,8 +32,8 @@ from visualbert_core.evaluation.worker import encode, read_predictions
 from visualbert_core.models import visual_source
 from visualbert_core.models.registry import FAMILIES
 from visualbert_core.nightly.dry_run import plan_night
-from visualbert_core.nightly.matrix import Night, load_matrix
-from visualbert_core.nightly.stages import runs_folder
+from visualbert_core.nightly.matrix import load_matrix, runs_folder
+from visualbert_core.nightly.night import Night
 from visualbert_core.report.html import render
 from visualbert_core.schema import Generated, Prediction, Question
 from visualbert_core.tasks import judge, open_task
@@ -327,7 +327,7 @@ def test_an_empty_detector_is_one_clear_error(nights: Nights, tmp_path: Path) ->
 def test_bounds_of_a_model_without_an_image(nights: Nights) -> None:
     """A score over grey images outside its bounds is a line that names the baseline."""
     from visualbert_core.nightly.gating import CellResult
-    from visualbert_core.nightly.matrix import missed
+    from visualbert_core.nightly.night import missed
 
     config = load_matrix(nights.matrix, {})
     cell = replace(config.cells[1], no_image={"accuracy": (99.0, 100.0)})

@@ -19,7 +19,8 @@ from visualbert_core.comparison.compare import compare
 from visualbert_core.errors import ConfigError
 from visualbert_core.evaluation.run_folder import Run, read_run
 from visualbert_core.nightly.dry_run import plan_night
-from visualbert_core.nightly.matrix import Night, load_matrix
+from visualbert_core.nightly.matrix import load_matrix
+from visualbert_core.nightly.night import Night
 
 WRITERS = {"vqa": "llava", "vcr": "llava", "nlvr2": "llava", "flickr30k_entities": "paligemma"}
 CLASSIFIERS = {"vqa": "vilt", "nlvr2": "pair"}

@@ -24,8 +24,8 @@ from visualbert_core.comparison.history import History
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.evaluation.run_folder import claim
 from visualbert_core.nightly.dry_run import plan_night
-from visualbert_core.nightly.matrix import Night, load_matrix
-from visualbert_core.nightly.stages import runs_folder
+from visualbert_core.nightly.matrix import load_matrix, runs_folder
+from visualbert_core.nightly.night import Night
 
 WEIGHTS = ROOT / "visualbert_core" / "synthetic" / "weights"
 CELL = "visualbert-vqa__vqa__val"
@@ -428,7 +428,7 @@ def test_a_corpus_that_the_system_does_not_hand_out_ends_its_cells_only(
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied", "s3://bucket/images")
 
-    monkeypatch.setattr("visualbert_core.nightly.matrix.extract", refuse)
+    monkeypatch.setattr("visualbert_core.nightly.night.extract", refuse)
     night = run_night(load_matrix(write_matrix(tmp_path, gate=None), {}))
     assert night.exit_code == 1
     (cell,) = night.cells

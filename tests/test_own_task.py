@@ -24,7 +24,8 @@ from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import AnnotationError, ConfigError, InputError
 from visualbert_core.evaluation.run import evaluate
-from visualbert_core.nightly.matrix import Night, load_matrix
+from visualbert_core.nightly.matrix import load_matrix
+from visualbert_core.nightly.night import Night
 from visualbert_core.schema import Grounding, MultipleChoice, Prediction, Question, Statement
 from visualbert_core.tasks import Task, find_task, judge, open_task, summarize
 from visualbert_core.tasks.nlvr2 import Nlvr2Task

@@ -28,7 +28,7 @@ from visualbert_core.comparison.compare import Comparison
 from visualbert_core.comparison.flips import Flip, Flips
 from visualbert_core.comparison.gate import Check, Gate, Watched
 from visualbert_core.comparison.history import History, Row, Timing
-from visualbert_core.nightly.matrix import Night
+from visualbert_core.nightly.night import Night
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.flip_gallery import FLIPS, flip_gallery
 from visualbert_core.report.gate_section import CellNight, GatedNight

@@ -35,7 +35,8 @@ from visualbert_core.evaluation.run_folder import Run, read_run
 from visualbert_core.evaluation.units import read_units
 from visualbert_core.evaluation.worker import plan_examples, read_predictions
 from visualbert_core.models import ReadsPixels, load_model
-from visualbert_core.nightly.matrix import Night, load_matrix
+from visualbert_core.nightly.matrix import load_matrix
+from visualbert_core.nightly.night import Night
 from visualbert_core.schema import Example, Image, Pixels, Prediction, Question
 from visualbert_core.tasks import open_task
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from test_nightly import ANNOTATIONS, CELL, write_matrix
 
 from visualbert_core.commands.nightly import run_night
-from visualbert_core.nightly.matrix import Night, load_matrix
+from visualbert_core.nightly.matrix import load_matrix
+from visualbert_core.nightly.night import Night
 from visualbert_core.report.places import Places
 
 

@@ -13,7 +13,7 @@ from visualbert_core.printable import say, unguarded
 
 if TYPE_CHECKING:
     from visualbert_core.config import NightlyConfig
-    from visualbert_core.nightly.matrix import Night
+    from visualbert_core.nightly.night import Night
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ class Command:
     def run(self) -> int:
         """Run the matrix, or print its plan."""
         from visualbert_core.nightly.dry_run import plan_night
-        from visualbert_core.nightly.matrix import load_matrix
-        from visualbert_core.nightly.stages import runs_folder
+        from visualbert_core.nightly.matrix import load_matrix, runs_folder
 
         flags = {"out": self.out, "night": self.night, "limit": self.limit}
         config = load_matrix(self.matrix, {name: value for name, value in flags.items() if value is not None})
@@ -58,7 +57,7 @@ class Command:
 
 def run_night(config: NightlyConfig) -> Night:
     """Run the matrix. If it names the synthetic data, make them first where they are missing."""
-    from visualbert_core.nightly.matrix import run_matrix
+    from visualbert_core.nightly.night import run_matrix
 
     if config.synthetic:
         from visualbert_core.synthetic.files import make_synthetic
