@@ -494,3 +494,14 @@ def test_transformers_reads_what_a_training_saves(tmp_path: Path) -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(trainable.network.parameters(), again.network.parameters(), strict=True)
     )
+
+
+@pytest.mark.parametrize(("task", "form"), [("vqa", Question), ("nlvr2", Statement), ("vcr", MultipleChoice)])
+def test_a_new_head_is_random_although_the_old_one_fits(task: str, form: type) -> None:
+    """A new head has nothing of the old head, whose rows may stand for other answers. The trunk is that of the file."""
+    folder = WEIGHTS / f"visualbert-{task}"
+    kept = load_trainable(folder, form, Start()).network.state_dict()
+    fresh = load_trainable(folder, form, Start(weights="new-head")).network.state_dict()
+    differ = {key for key in kept if not torch.equal(kept[key], fresh[key])}
+    assert "cls.weight" in differ
+    assert all(key.startswith("cls.") for key in differ)

@@ -150,8 +150,13 @@ class VisualBertTrainable:
                 return kind(config).train()
             if self._bert:
                 return bert_network(self._folder, config, self._start.seed)[0].train()
-            new_head = self._start.weights == "new-head"
-            return kind.from_pretrained(self._folder, config=config, new_head=new_head).train()
+            if self._start.weights == "checkpoint":
+                return kind.from_pretrained(self._folder, config=config).train()
+            # `from_pretrained(new_head=True)` would keep a head that fits, with rows that stand for other answers.
+            network = kind(config)
+            network.visual_bert = VisualBertModel.from_pretrained(self._folder, config=config)
+            network.tie_weights()
+            return network.train()
 
     def share(self, other: VisualBertTrainable) -> None:
         """Use the trunk of `other`, and its head for phrases where both have one.
