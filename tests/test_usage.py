@@ -6,6 +6,7 @@ import importlib
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tyro
@@ -24,6 +25,7 @@ MISTAKES = {
     # the typing error, not the flag --task that is missing because of it
     "evaluate --tsk vqa": "unknown flag '--tsk'; did you mean --task?",
     "store ls STORE --limt 3": "unknown flag '--limt'; did you mean --limit?",
+    "train --lr 1": "unknown flag '--lr' (see `visualbert train --help`)",
     f"evaluate {ALL} --zzz": "unknown flag '--zzz' (see `visualbert evaluate --help`)",
     # missing flags and arguments
     "evaluate --task vqa --split val": "--annotations, --model, --out are missing",
@@ -53,6 +55,17 @@ def test_a_mistake_is_one_line(line: str, capfd: pytest.CaptureFixture[str]) -> 
         main(line.split())
     assert "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_is_no_folder_to_write_to(tmp_path: Path) -> None:
+    """An --out that is a file is wrong input, exit code 2, and the line begins with its path."""
+    (tmp_path / "out").write_text("")
+    words = ["demo", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", "visualbert_core", *words], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path / 'out'}: File exists: correct this and run the same line again\n"
 
 
 def test_a_mistake_ends_with_two() -> None:

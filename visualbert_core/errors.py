@@ -43,6 +43,10 @@ LONGEST = 800
 """The number of characters of a message that `end` prints."""
 
 
+_WRONG_PATH = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+"""What the system says of an --out that is a file, or that this user may not write."""
+
+
 class VisualBertCoreError(Exception):
     """The root of the tree. A job that this error ends returns `exit_code`."""
 
@@ -151,8 +155,9 @@ def _code(job: Callable[[], int]) -> int:
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _stdout_is_closed():
             return 1
-        sys.stderr.write(f"error: {printable(str(error))}: correct this and run the same line again\n")
-        return 1
+        about = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        sys.stderr.write(f"error: {printable(about)}: correct this and run the same line again\n")
+        return InputError.exit_code if isinstance(error, _WRONG_PATH) else 1
     return code
 
 

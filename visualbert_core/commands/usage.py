@@ -67,9 +67,10 @@ def _unknown(word: str, command: Any, words: Sequence[str]) -> str:
         return f"unknown {word!r}{nearest(word, below)}"
     if not word.startswith("-"):
         return f"{word!r} is one word too many: remove it"
-    known = [name for each in below.values() for flag in flags(each) for name in flag.names]
-    close = difflib.get_close_matches(word.partition("=")[0], known, n=1)
-    return f"unknown flag {word!r}" + (f"; did you mean {close[0]}?" if close else "")
+    # Without the dashes: they alone would make --part look like --lr.
+    known = {name.lstrip("-"): name for each in below.values() for flag in flags(each) for name in flag.names}
+    close = difflib.get_close_matches(word.partition("=")[0].lstrip("-"), known, n=1)
+    return f"unknown flag {word!r}" + (f"; did you mean {known[close[0]]}?" if close else "")
 
 
 def _name(argument: Any) -> str:

@@ -110,9 +110,13 @@ def _imported(folder: Path, more: dict[str, str] | None = None) -> Any:
 
 def _family(folder: Path, more: dict[str, str]) -> str:
     """Return the module:class for the `model_type` of a folder. Raise CheckpointError if no family has that type."""
+    if folder.is_file():
+        raise CheckpointError(f"{folder}: a checkpoint is a folder, and this is a file: name the folder")
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such checkpoint folder")
     path = folder / CONFIG_FILE
+    if not path.exists():
+        raise CheckpointError(f"{folder}: no checkpoint folder, because it has no {CONFIG_FILE}: name another folder")
     config = read_json(path, CheckpointError)
     found = config.get("model_type") if isinstance(config, dict) else None
     families = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)} | FAMILIES | more

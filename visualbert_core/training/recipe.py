@@ -257,7 +257,7 @@ class TrainConfig:
             raise ConfigError(f"min_workers {self.min_workers} is more than workers {self.workers}")
         check_names(self.also, self.validate_task or self.task)
         if self.warmup >= 1:
-            raise ConfigError(f"warmup is {self.warmup:g} of the steps: it must be shorter than the run")
+            raise ConfigError(f"warmup is {self.warmup:g} of the steps: it is a share below 1, such as 0.1")
 
     @property
     def folder(self) -> Path:
