@@ -61,13 +61,23 @@ def _commands() -> Iterator[str]:
     )
     yield _table(
         ("command", "what it does"),
-        [(f"[`visualbert {name}`](#visualbert-{name})", does) for name, (_, does) in COMMANDS.items()],
+        [(f"[`visualbert {name}`](#visualbert-{_first(name)})", does) for name, (_, does) in COMMANDS.items()],
     )
-    for name, (module, _) in COMMANDS.items():
-        for below, declaration in subcommands(import_module(f"visualbert_core.commands.{module}").Command).items():
+    for name in COMMANDS:
+        for below, declaration in _below(name).items():
             yield f"## {' '.join(filter(None, ('visualbert', name, below)))}"
             yield inspect.cleandoc(declaration.__doc__)
             yield _table(("flag", "type", "default", "meaning"), [_row(flag) for flag in flags(declaration)])
+
+
+def _below(command: str) -> dict[str, Any]:
+    module, _ = COMMANDS[command]
+    return subcommands(import_module(f"visualbert_core.commands.{module}").Command)
+
+
+def _first(command: str) -> str:
+    """Return the end of the anchor of a command's first heading. `store` has a heading for each subcommand only."""
+    return "-".join(filter(None, (command, next(iter(_below(command))))))
 
 
 def _matrix() -> Iterator[str]:
