@@ -337,6 +337,7 @@ def test_the_command_reads_a_recipe_and_flags(
         ({"epochs": 1}, "epochs and steps exclude each other"),
         ({"patience": 1}, "patience needs a validation"),
         ({"warmup": 1.0}, "warmup is 1 of the steps"),
+        ({"device": "cudda"}, "device: 'cudda' cannot be used here"),
         ({"split": "test"}, "test2015_questions.json: not found"),
         ({"split": "dev"}, "unknown VQA split 'dev'"),
         ({"steps": None, "epochs": 1, "batch_size": 64, "planned_steps": "authors"}, "fewer than one batch of 64"),

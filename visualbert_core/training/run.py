@@ -68,8 +68,7 @@ class Run:
         self.saved = saved
         self.order = lessons.order(config)
         self.total = total_steps(config, self.order)
-        device = group.device or config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.network = lessons.model.network.to(device)
+        self.network = lessons.model.network.to(_device(group.device or config.device))
         self.optimizer = _optimizer(config, self.order, self.total, lessons)
         self.stepper = Stepper(lessons.model, self.optimizer, config, group)
         self.averages = Averages(self.optimizer, config.ema)
@@ -249,6 +248,18 @@ def _line(batch: Prepared, outcome: Outcome, pace: Pace) -> dict[str, Any]:
         "seconds": round(pace.seconds, 4),
         "waiting": round(pace.waiting, 4),
     }
+
+
+def _device(name: str | None) -> str:
+    """Return the device to compute on. Raise ConfigError where this machine has none of that name."""
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without CUDA
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"device: {name!r} cannot be used here: name another, such as cpu ({reason})") from None
+    return name
 
 
 def _optimizer(config: TrainConfig, order: Order | Mixture, total: int, lessons: Lessons) -> Optimizer:
