@@ -18,9 +18,9 @@ YES_NO = ("yes", "no")
 DETECTOR = "visualbert_core/synthetic/weights/detector"
 NEXT = """visualbert extract --images {0}/val2014 --detector {1} --out {0}/features
 visualbert evaluate --task vqa --split val --annotations {0} --features STORE --model FOLDER --out {0}/runs
-python examples/easy_vqa_vilt.py {0} {0}/vilt 8000
+python examples/easy_vqa_vilt.py {0} {0}/vilt 4000
 visualbert evaluate --task vqa --split val --annotations {0} --images {0}/val2014 \\
-    --model {0}/vilt/checkpoints/step-00008000 --out {0}/runs"""
+    --model {0}/vilt/checkpoints/step-00004000 --out {0}/runs"""
 
 
 def write(folder: Path, split: str, questions: tuple[Sequence[str], ...], images: Mapping[int, str]) -> None:

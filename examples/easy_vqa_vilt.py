@@ -37,6 +37,6 @@ if __name__ == "__main__":
     data, out, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     write_start(data, out / "start")
     source = {"task": "vqa", "split": "train", "annotations": data, "images": data / "train2014"}
-    rates = {"learning_rate": 1e-3, "warmup": min(300, steps // 2) / steps, "weight_decay": 0, "batch_size": 16}
+    rates = {"learning_rate": 1e-3, "warmup": min(300, steps // 2) / steps, "weight_decay": 0, "batch_size": 64}
     done = train(TrainConfig(model=out / "start", weights="random", out=out, steps=steps, **source, **rates))
     print(f"checkpoint: {done.last}")

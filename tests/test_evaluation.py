@@ -157,6 +157,14 @@ def test_damaged_documents_are_named(vqa: EvaluateConfig, text: str) -> None:
         read_run(folder / "predictions")
 
 
+def test_the_folder_of_a_training_is_named_and_not_called_damaged(vqa: EvaluateConfig) -> None:
+    """A user who compares two trainings is not told to delete the record of one."""
+    folder = run(vqa)
+    (folder / "steps.jsonl").touch()
+    with pytest.raises(InputError, match="is the folder of a training: name the run of an evaluation"):
+        read_run(folder)
+
+
 def test_run_folders_lie_on_a_disk(vqa: EvaluateConfig) -> None:
     """A bucket as --out is refused at once, because run folders must lie on a disk."""
     for out in (Path("s3://bucket/runs"), location("s3://bucket/runs")):

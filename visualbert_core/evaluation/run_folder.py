@@ -73,6 +73,11 @@ def read_run(folder: Path) -> Run:
 
 def _read_record(folder: Path) -> dict[str, Any]:
     try:
+        if (folder / "steps.jsonl").exists():
+            raise InputError(
+                f"{folder} is the folder of a training: name the run of an evaluation; `visualbert evaluate` makes one "
+                "of a checkpoint"
+            )
         return _document(folder / "run.json", spec=dict, provenance=dict, status=str, warnings=list)
     except FileNotFoundError:
         raise InputError(f"{folder} is not a run folder: it has no run.json; name the folder of a run") from None
