@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, small_files
+from test_pre_training import captions  # noqa: F401  (a fixture)
 from test_training import TASKS, Recipe, recipe, steps, stop_after, weights  # noqa: F401  (recipe is a fixture)
 
 from visualbert_core.errors import InputError, UnfinishedError
@@ -22,15 +23,20 @@ from visualbert_core.training.state import Checkpoints
 
 
 @pytest.mark.slow
-def test_killed_trainings_end_like_uninterrupted_ones(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
+def test_killed_trainings_end_like_uninterrupted_ones(
+    recipe: Recipe,  # noqa: F811
+    captions: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
     """After kills at random points, weights and every logged loss are those of the uninterrupted run, bit for bit: for
-    four tasks and for masked words, with dropout, with and without passes."""
+    four tasks and for both kinds of pre-training, with dropout, with and without passes."""
     jobs: list[dict[str, Any]] = []
-    for task in (*TASKS, "masked"):
-        named, objective = ("flickr30k_entities", "masked-words") if task == "masked" else (task, "task")
-        start = "random" if task == "masked" else "checkpoint"
+    masked = {"task": "flickr30k_entities", "objective": "masked-words", "weights": "random"}
+    pairs = {"task": "caption-pairs", "annotations": captions, "weights": "random"}
+    trainings: dict[str, dict[str, Any]] = {task: {"task": task} for task in TASKS} | {"masked": masked, "pairs": pairs}
+    for name, keys in trainings.items():
         for kind, seed in (("whole", None), ("killed", len(jobs))):
-            config = recipe(named, f"{task}-{kind}", objective=objective, weights=start, tokens_per_pass=150)
+            config = recipe(out=f"{name}-{kind}", tokens_per_pass=150, **keys)
             values = {each.name: getattr(config, each.name) for each in dataclasses.fields(config)}
             held = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
             held = {name: list(value) if isinstance(value, tuple) else value for name, value in held.items()}
@@ -43,10 +49,10 @@ def test_killed_trainings_end_like_uninterrupted_ones(recipe: Recipe, tmp_path: 
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert sum(json.loads(done.stdout.splitlines()[-1])) >= 20
-    for task in (*TASKS, "masked"):
-        whole, killed = tmp_path / f"{task}-whole", tmp_path / f"{task}-killed"
-        assert steps(killed) == steps(whole), task
-        assert weights(killed) == weights(whole), task
+    for name in trainings:
+        whole, killed = tmp_path / f"{name}-whole", tmp_path / f"{name}-killed"
+        assert steps(killed) == steps(whole), name
+        assert weights(killed) == weights(whole), name
         assert len(steps(whole)) == 8
 
 
