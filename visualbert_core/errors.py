@@ -113,6 +113,13 @@ class UnfinishedError(VisualBertCoreError):
     exit_code = 6
 
 
+def described(error: Exception) -> str:
+    """Return an error in words. An error of the system is its file and what is wrong, without its number."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or the name of its class where it has no text."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
@@ -155,8 +162,7 @@ def _code(job: Callable[[], int]) -> int:
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _stdout_is_closed():
             return 1
-        about = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-        sys.stderr.write(f"error: {printable(about)}: correct this and run the same line again\n")
+        sys.stderr.write(f"error: {printable(described(error))}: correct this and run the same line again\n")
         return InputError.exit_code if isinstance(error, _WRONG_PATH) else 1
     return code
 

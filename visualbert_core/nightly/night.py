@@ -27,6 +27,7 @@ from visualbert_core.errors import (
     TrackerError,
     UnfinishedError,
     VisualBertCoreError,
+    described,
 )
 from visualbert_core.evaluation.inputs import ImageSource
 from visualbert_core.evaluation.run import evaluate
@@ -254,5 +255,6 @@ def _note(title: str, error: Exception, codes: list[int]) -> str:
     if isinstance(error, (UnfinishedError, ClusterError)):
         raise error
     codes.append(error.exit_code if isinstance(error, VisualBertCoreError) else 1)
-    _LOG.error("%s: %s", title, error)
-    return str(error)
+    said = described(error)
+    _LOG.error("%s: %s", title, said)
+    return said
