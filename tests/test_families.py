@@ -222,7 +222,7 @@ def test_a_rise_of_unparsed_texts_is_a_regression(nights: Nights) -> None:
 
 
 def test_a_paper_s_number_stands_beside_one_way_to_ask(small_night: SmallNight) -> None:
-    """Of BLIP-2's three published ways to ask, the paper's number on val stands beside its own, LAVIS's number beside
+    """BLIP-2 has three published ways to ask. The paper's number on val stands beside its own, LAVIS's number beside
     none, because its program scores otherwise, and the guide has no number."""
     task = open_task("vqa", small_night.out / "synthetic" / "vqa", "val")
     task.subset = None  # The few questions stand for the whole split.

@@ -97,7 +97,7 @@ def _status(rows: Sequence[Row]) -> str:
 
 
 def _ranked(found: Sweep) -> list[Setting]:
-    """Return the settings with a score, the best mean first. Of equal means the earlier in the grid is better."""
+    """Return the settings with a score, the best mean first. Equal means keep the order of the grid."""
     return sorted((each for each in found.settings if each.mean is not None), key=lambda each: -(each.mean or 0.0))
 
 

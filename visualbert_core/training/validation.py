@@ -184,7 +184,7 @@ def _visuals(config: TrainConfig) -> tuple[Locations | None, Location | None]:
 
 
 def best(history: Sequence[Validation], count: int = 1) -> list[Validation]:
-    """Return the `count` best validations, the best first. Of equal scores the earlier is better."""
+    """Return the `count` best validations, the best first. Where scores are equal, the earlier is better."""
     return sorted(history, key=lambda each: (-each.score, each.step))[:count]
 
 
