@@ -14,8 +14,8 @@ from typing import Literal
 INGREDIENT = "training"
 
 MASKED, TO_MASK, DRAWN = 0.15, 0.8, 0.9
-"""A piece is predicted where its draw is below the first number. The draw, divided by that number, then decides: below the
-second the piece becomes [MASK], below the third a piece drawn from the vocabulary, and otherwise it stays as it is."""
+"""A piece is predicted where its draw is below the first number. The draw, divided by that number, then decides: below
+the second the piece becomes [MASK], below the third a piece drawn from the vocabulary. Otherwise it stays as it is."""
 _LEAST = 32
 """The authors' cut leaves at least so many pieces of the first text."""
 
