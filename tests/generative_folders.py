@@ -88,8 +88,11 @@ def write_blip2(folder: Path, t5: bool = False, queries: int | None = 4, **chang
     return _saved(folder, transformers.Blip2ForConditionalGeneration(config), processor)
 
 
-def write_llava(folder: Path, chat: bool = True, side: int = 32) -> Path:
-    """Write a LLaVA: a CLIP encoder and a Llama. An image becomes `side` × `side` pixels, in patches of 8."""
+def write_llava(folder: Path, chat: bool = True, side: int = 32, read: int = -1) -> Path:
+    """Write a LLaVA: a CLIP encoder, of which a Llama reads the layer `read`.
+
+    An image becomes `side` × `side` pixels, in patches of 8.
+    """
     torch.manual_seed(0)
     words = tokenizer()
     config = transformers.LlavaConfig(
@@ -98,7 +101,7 @@ def write_llava(folder: Path, chat: bool = True, side: int = 32) -> Path:
             vocab_size=len(words), **TEXT, **SPREAD, bos_token_id=1, eos_token_id=2, pad_token_id=0
         ),
         image_token_index=words.convert_tokens_to_ids("<image>"),
-        vision_feature_layer=-1,
+        vision_feature_layer=read,
     )
     crop = {"height": side, "width": side}
     images = transformers.CLIPImageProcessor(size={"shortest_edge": side}, crop_size=crop)

@@ -31,7 +31,7 @@ from visualbert_core.evaluation.worker import read_predictions
 from visualbert_core.models import load_model
 from visualbert_core.models.generative import captioning
 from visualbert_core.models.generative.asked import Asked, Outcome
-from visualbert_core.models.generative.image_encoder import embed_by_products
+from visualbert_core.models.generative.image_encoder import embed_by_products, leave_out_unread_layers
 from visualbert_core.models.generative.inputs import Inputs
 from visualbert_core.models.generative.model import GenerativeModel, network_name
 from visualbert_core.models.generative.protocol import PLAIN, cleaned
@@ -224,6 +224,31 @@ def test_patches_are_embedded_by_a_product() -> None:
         given = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         assert changed(given).shape == plain(given).shape
         close(changed(given).detach().numpy(), plain(given).detach().numpy())
+
+
+@pytest.mark.parametrize(("read", "unread"), [(-1, 0), (-2, 1), (1, 2), ([0, -3], 2), ([-2, -1], 0)])
+def test_unread_layers(read: int | list[int], unread: int) -> None:
+    """The image features of LLaVA and LLaVA-NeXT are the same bits without the layers that nobody reads."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    parts: dict[str, Any] = {
+        "vision_config": transformers.CLIPVisionConfig(image_size=16, patch_size=8, **sizes),
+        "text_config": transformers.LlamaConfig(vocab_size=40, **sizes),
+        "vision_feature_layer": read,
+    }
+    pixels = torch.randn(1, 2, 3, 16, 16)
+    one = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(**parts))
+    next_config = transformers.LlavaNextConfig(**parts, image_grid_pinpoints=[[16, 16]])
+    tiled = transformers.LlavaNextForConditionalGeneration(next_config)
+    cases: list[tuple[Any, dict[str, torch.Tensor]]] = [
+        (one, {"pixel_values": pixels[0]}),
+        (tiled, {"pixel_values": pixels, "image_sizes": torch.tensor([[16, 16]])}),
+    ]
+    for network, image in cases:
+        with torch.inference_mode():
+            whole = network.eval().get_image_features(**image).pooler_output
+            leave_out_unread_layers(network)
+            assert sum(type(module).__name__ == "UnreadCLIPEncoderLayer" for module in network.modules()) == unread
+            assert all(map(torch.equal, whole, network.get_image_features(**image).pooler_output))
 
 
 def test_a_roomy_cache_holds_the_bits_of_transformers(folders: Mapping[str, Path]) -> None:

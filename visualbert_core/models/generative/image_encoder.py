@@ -7,6 +7,8 @@ Shared images   transformers encodes the image of each row of a batch. Several q
 Patches         The image processors of Qwen cut the patches. The kernel of their Conv3d covers exactly one patch, so
                 the convolution is a product of matrices. PyTorch computes it one patch after the other, which takes a
                 CPU about four times as long. vLLM takes the product, too (`_forward_mulmat` of its `Conv3dLayer`).
+Unread layers   LLaVA reads the output of the last layer but one (Liu et al. 2023, arXiv:2304.08485, section 4.1).
+                transformers computes the last layer all the same. Here it does nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from torch.nn import functional
 
 _ENCODERS = ("vision_model", "vision_tower", "visual")
 """The names of image encoders in the networks of transformers."""
+_LLAVA = ("llava", "llava_next")
+"""Model types that read of their image encoder the layers in `vision_feature_layer`, and nothing else."""
 
 
 class SharedImages:
@@ -105,3 +109,22 @@ def embed_by_products(network: nn.Module) -> None:
     for module in network.modules():
         if type(module) is nn.Conv3d:
             module.__class__ = PatchProduct
+
+
+def leave_out_unread_layers(network: Any) -> None:
+    """Let the layers of LLaVA's image encoder behind the last one that is read return what they get."""
+    if network.config.model_type not in _LLAVA:
+        return
+    read = network.config.vision_feature_layer
+    read = [read] if isinstance(read, int) else read
+    towers = (module for name, module in network.named_modules() if name.rpartition(".")[2] == "vision_tower")
+    layers = getattr(getattr(next(towers, None), "encoder", None), "layers", ())
+    # Number 0 is what enters the first layer, and -1 is what leaves the last one.
+    last = max((each if each >= 0 else len(layers) + 1 + each for each in read), default=len(layers))
+    for layer in layers[last:]:
+        # transformers finds the outputs of layers by their class, so the class stays its parent.
+        layer.__class__ = type(f"Unread{type(layer).__name__}", (type(layer),), {"forward": _unchanged})
+
+
+def _unchanged(self: nn.Module, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    return hidden_states

@@ -110,7 +110,7 @@ class GenerativeModel(Family):
             "precision": precision,
             "protocol": self.protocol,
             "decoding": self._decoding.settings(),
-            "special_tokens": self._network.special_tokens(),
+            "special_tokens": self._network.special_tokens,
             "strict_length": answering.strict_length,
             "padding": "right" if t5 else "left",
             "image_processor": _image_processor(self._inputs.processor.image_processor),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from visualbert_core.errors import CheckpointError
 from visualbert_core.float32 import whole_float32
 from visualbert_core.models.generative.asked import Asked, Outcome
-from visualbert_core.models.generative.image_encoder import SharedImages, embed_by_products
+from visualbert_core.models.generative.image_encoder import SharedImages, embed_by_products, leave_out_unread_layers
 from visualbert_core.models.generative.inputs import Inputs, Tensors, passes
 from visualbert_core.models.generative.protocol import Decoding
 from visualbert_core.models.transformers_folder import load_network, opened
@@ -77,6 +78,7 @@ class GenerativeNetwork:
             outcomes.append(Outcome(log_likelihoods=sums, tokens=tokens))
         return outcomes
 
+    @cached_property
     def special_tokens(self) -> dict[str, Any]:
         """Return the numbers of the tokens that begin, end and pad a text, of the folder's generation settings.
 
@@ -115,6 +117,7 @@ class GenerativeNetwork:
                     "use bfloat16 or a larger device; one model takes one device"
                 ) from None
             embed_by_products(self._loaded)
+            leave_out_unread_layers(self._loaded)
             self._images.attach(self._loaded)
         return self._loaded
 
@@ -136,7 +139,7 @@ class GenerativeNetwork:
     def _written(self, batch: Tensors, decoding: Decoding) -> list[tuple[Outcome, float | None]]:
         # The first token of an encoder-decoder's output is the start token.
         start = 1 if self.encoder_decoder else batch["input_ids"].shape[1]
-        found = write(self._network, batch, self.special_tokens(), decoding, start)
+        found = write(self._network, batch, self.special_tokens, decoding, start)
         texts = [self.inputs.tokenizer.decode(each.ids, skip_special_tokens=False) for each in found]
         return [
             (Outcome(self._plain(text), cut=each.cut), each.probability)
