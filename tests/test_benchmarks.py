@@ -65,6 +65,14 @@ def test_vilt_compares_equal_logits() -> None:
     assert all(float(difference) < relative(SHALLOW) * 4 for difference in differences)
 
 
+def test_vilt_logits_lists_both_distances() -> None:
+    """The table has a row for each image, and ours is about as far from transformers as transformers from itself."""
+    printed = run_within("vilt_logits.py", "--layers", "0")
+    rows = re.findall(r"^tiny +\w+ +(\S+) +(\S+)$", printed, re.MULTILINE)
+    assert len(rows) == 5
+    assert all(float(distance) < relative(SHALLOW) for row in rows for distance in row)
+
+
 def test_generation_compares_equal_texts() -> None:
     """Both families write the texts that transformers writes for the whole batch, with four questions about each image
     and with one."""
