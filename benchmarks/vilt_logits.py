@@ -38,7 +38,7 @@ B32 = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, nargs="*", default=[0, 2, 12], help="of B/32; 0 is a tiny network")
-    parser.add_argument("--spread", type=float, help="of the weights, a standard deviation; B/32 has 0.02, the tiny one 0.1")
+    parser.add_argument("--spread", type=float, help="deviation of the weights; B/32 has 0.02, the tiny one 0.1")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{'network':<14} {'image':<8} {'transformers':>13} {'visualbert_core':>16}")
