@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from visualbert_core.training.stopping import listening
+from visualbert_core.engine.stopping import Stop
 
 
 def dies(deaths: Path) -> None:
@@ -19,8 +19,8 @@ def dies(deaths: Path) -> None:
 
 def waits_for_a_signal(began: Path) -> str:
     """Return the name of the signal that comes."""
-    with listening() as stop:
+    with Stop() as stop:
         began.touch()
-        while stop.reason(None) is None:
+        while stop.reason() is None:
             time.sleep(0.02)
     return str(stop.signal)

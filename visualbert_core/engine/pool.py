@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import sys
-import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, redirect_stdout
 from typing import Any, Protocol, Self, TypeVar
 
 from visualbert_core.config import PoolConfig
@@ -26,6 +24,7 @@ from visualbert_core.engine.progress import Figures, Progress
 from visualbert_core.engine.ray_session import LOCAL_ENVIRONMENT, start_ray
 from visualbert_core.engine.scheduler import IN_FLIGHT, Scheduler
 from visualbert_core.engine.shards import Marker, Shard
+from visualbert_core.engine.stopping import Stop
 from visualbert_core.engine.worker_process import Worker, WorkerProcess, set_threads, unusable
 from visualbert_core.errors import UnfinishedError, first_line
 from visualbert_core.printable import logger
@@ -59,15 +58,13 @@ class Pool:
         self.config = config or PoolConfig()
         self._exit = ExitStack()
         self._actors: _Actors | None = None
-        self._began = time.monotonic()
-        self._signal: str | None = None
-        self._before: dict[signal.Signals, Any] = {}
+        self._stop = Stop(self.config.max_hours, self._heard)
         self._idle = True  # no stage is running
 
     def __enter__(self) -> Self:
         if not self.config.inline:
             self._exit.enter_context(redirect_stdout(sys.stderr))
-        self._exit.enter_context(self._listening())
+        self._exit.enter_context(self._stop)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,18 +87,17 @@ class Pool:
         """
         if not shards:
             return []
-        if reason := self._reason():
+        if reason := self._stop.reason():
             raise UnfinishedError(f"stopped ({reason}): {label} is left; run the same line again to compute it")
         self._idle = False
         try:
             if self._actors is None:
                 self._actors = self._start()
-                if self._signal is None:
-                    self._listen()  # again, because ray.init replaces the handlers
+                self._stop.listen()  # again, because ray.init replaces the handlers
             actors = self._actors.serving(make_worker)
             total = sum(len(shard.items) for shard in shards)
             with Progress(label, total, actors.publish) as progress:
-                return Scheduler(actors, shards, progress, self.config, self._reason).run()
+                return Scheduler(actors, shards, progress, self.config, self._stop.reason).run()
         finally:
             self._idle = True
 
@@ -110,37 +106,9 @@ class Pool:
         self._exit.callback(actors.close)
         return actors
 
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Handle signals inside the context. In another thread do nothing: Python allows handlers in the main thread
-        only."""
-        if threading.current_thread() is threading.main_thread():
-            self._before = {n: signal.getsignal(n) or signal.SIG_DFL for n in (signal.SIGTERM, signal.SIGINT)}
-        self._listen()
-        try:
-            yield
-        finally:
-            self._restore_signals()
-
-    def _listen(self) -> None:
-        for number in self._before:
-            signal.signal(number, self._stop)
-
-    def _restore_signals(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _stop(self, number: int, _: object) -> None:
-        self._signal = signal.Signals(number).name
-        self._restore_signals()
+    def _heard(self, name: str) -> None:
         if self._idle:
-            raise UnfinishedError(f"stopped ({self._signal}); run the same line again to go on from here")
-
-    def _reason(self) -> str | None:
-        """Return why no further shard may be started, or None where it may."""
-        hours = self.config.max_hours
-        over = hours is not None and time.monotonic() - self._began > hours * 3600
-        return self._signal or (f"{hours:g} hours are over" if over else None)
+            raise UnfinishedError(f"stopped ({name}); run the same line again to go on from here")
 
 
 def read_parquet(paths: Sequence[str], decode: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:

@@ -22,13 +22,13 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
+from visualbert_core.engine.stopping import SIGNALS, Stop
 from visualbert_core.errors import ClusterError, UnfinishedError
 
 LOCK = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # the file system has no locks
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
@@ -65,35 +65,16 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-@contextmanager
-def stopping(what: str) -> Iterator[None]:
-    """Raise UnfinishedError in the main thread at SIGTERM or SIGINT. A second signal acts as it would without this.
+def stopping(what: str) -> Stop:
+    """Return a context that raises UnfinishedError in the main thread at SIGTERM or SIGINT.
 
     `what` completes the message "stopped (SIGTERM) …".
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before: dict[int, Any] = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def end(name: str) -> None:
+        raise UnfinishedError(f"stopped ({name}) {what}; run the same line again to restart it")
 
-    owner = os.getpid()
-
-    def stop(number: int, _: object) -> None:
-        if os.getpid() != owner:  # a child that has just been forked still has this handler
-            return
-        restore()
-        raise UnfinishedError(f"stopped ({signal.Signals(number).name}) {what}; run the same line again to restart it")
-
-    for number in SIGNALS:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        restore()
+    return Stop(heard=end)
 
 
 class DraftFolder:

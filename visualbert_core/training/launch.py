@@ -6,9 +6,9 @@ One worker takes the steps in this process and needs no Ray. Several take them t
 from __future__ import annotations
 
 from contextlib import nullcontext
-from functools import partial
 
 from visualbert_core.engine.calls import on_ray
+from visualbert_core.engine.stopping import Stop
 from visualbert_core.engine.worker_process import set_threads
 from visualbert_core.io.hub import with_folder
 from visualbert_core.report.trackers import check_trackers
@@ -19,7 +19,6 @@ from visualbert_core.training.ray_workers import train_on_ray
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.run import Run
 from visualbert_core.training.sources import open_tasks, out_of_place
-from visualbert_core.training.stopping import listening
 from visualbert_core.training.validation import check_validation
 
 
@@ -46,12 +45,11 @@ def train(config: TrainConfig) -> Training:
                 total = total_steps(config, lessons.order(config))
                 live = Live(f"training on {config.task} {config.split}", total, config.log_seconds)
                 # Ray replaces the handlers of signals, so they are set after it has started.
-                with on_ray() if several else nullcontext(), listening() as stop, live:
-                    told = partial(stop.reason, config.max_hours)
+                with on_ray() if several else nullcontext(), Stop(config.max_hours) as stop, live:
                     if several:
-                        train_on_ray(config, record, told, live.show)
+                        train_on_ray(config, record, stop.reason, live.show)
                     else:
-                        Run(config, lessons, record, told, saved=copy.send).go(live.show, live.paused)
+                        Run(config, lessons, record, stop.reason, saved=copy.send).go(live.show, live.paused)
             return copy.placed(opened(config.folder))
     finally:
         if before is not None:

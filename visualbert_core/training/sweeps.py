@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from visualbert_core.engine.calls import Lost, on_ray, side_by_side
+from visualbert_core.engine.stopping import Stop
 from visualbert_core.errors import ConfigError, InputError, UnfinishedError, VisualBertCoreError, first_line
 from visualbert_core.io.locations import absolute
 from visualbert_core.printable import logger
@@ -37,7 +38,6 @@ from visualbert_core.training.grid import (
     points,
 )
 from visualbert_core.training.recipe import TrainConfig
-from visualbert_core.training.stopping import listening
 from visualbert_core.training.sweep_page import SWEEP_PAGE, write_sweep_page
 from visualbert_core.training.watch import noted
 
@@ -85,8 +85,8 @@ def sweep(config: TrainConfig, grid: Grid, parallel: int | None = None) -> Sweep
     rows = [Row(point.name, point.setting, point.values, WAITING) for point in every]
     # Several workers start Ray themselves, so these trainings take turns.
     beside = (parallel is not None or bool(os.environ.get("RAY_ADDRESS"))) and parallel != 1 and config.workers == 1
-    with alone(out), on_ray() if beside else nullcontext(), listening() as stop:
-        for index, row in _ended(jobs, parallel, beside, lambda: stop.reason(config.max_hours) is not None):
+    with alone(out), on_ray() if beside else nullcontext(), Stop(config.max_hours) as stop:
+        for index, row in _ended(jobs, parallel, beside, lambda: stop.reason() is not None):
             rows[index] = row
             found = Sweep(out, grid, config.validate_split, tuple(rows))
             write_record(out / RECORD, found.document())
