@@ -11,33 +11,42 @@ import pytest
 from conftest import SmallNight, small_files
 
 from visualbert_core.errors import ConfigError, TrackerError
-from visualbert_core.evaluation.run_folder import read_run
-from visualbert_core.report.trackers import TrackedNight, check_trackers, track
+from visualbert_core.evaluation.run_folder import Run, read_run
+from visualbert_core.report.trackers import Tracked, check_trackers, track, tracked_night
 
 CELL = "visualbert-vqa__vqa__val"
 
 
 @pytest.fixture
-def night(small_night: SmallNight, tmp_path: Path) -> TrackedNight:
-    """Return a real run over the synthetic data, as the nightly passes it to a tracker."""
-    runs = {CELL: read_run(small_night.out / "runs" / "demo" / CELL)}
-    return TrackedNight("demo", "2026-02-03", runs, "pass", small_night.out / "report.html", tmp_path)
+def scored(small_night: SmallNight) -> Run:
+    """Return a real run over the synthetic data."""
+    return read_run(small_night.out / "runs" / "demo" / CELL)
 
 
-def test_metrics_are_the_runs_scores(night: TrackedNight) -> None:
+@pytest.fixture
+def night(small_night: SmallNight, scored: Run, tmp_path: Path) -> Tracked:
+    """Return the night of the run, as the nightly passes it to a tracker."""
+    return tracked_night("demo", "2026-02-03", {CELL: scored}, "pass", small_night.out / "report.html", tmp_path)
+
+
+def metrics(night: Tracked) -> dict[str, float]:
+    ((_, values),) = night.points
+    return dict(values)
+
+
+def test_metrics_are_the_runs_scores(night: Tracked, scored: Run) -> None:
     """Every score and both ends of its interval are metrics in percent under the cell's name, and no digest is
     empty."""
-    scores = night.runs[CELL].scores
+    scores, values = scored.scores, metrics(night)
     assert scores is not None
-    metrics = night.metrics()
-    assert metrics[f"{CELL}/accuracy"] == scores["scores"]["accuracy"]
+    assert values[f"{CELL}/accuracy"] == scores["scores"]["accuracy"]
     low, high = scores["intervals"]["accuracy"]
-    assert (metrics[f"{CELL}/accuracy.low"], metrics[f"{CELL}/accuracy.high"]) == (low, high)
-    assert {f"{CELL}/model", f"{CELL}/features", f"{CELL}/annotations"} <= night.ingredients().keys()
-    assert all(night.ingredients().values())
+    assert (values[f"{CELL}/accuracy.low"], values[f"{CELL}/accuracy.high"]) == (low, high)
+    assert {f"{CELL}/model", f"{CELL}/features", f"{CELL}/annotations"} <= night.settings.keys()
+    assert all(night.settings.values())
 
 
-def test_mlflow(night: TrackedNight, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow(night: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:
     """A night that is sent twice is one run, with metrics, digests, verdict and page."""
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # else MLflow refuses its store in files
@@ -46,14 +55,15 @@ def test_mlflow(night: TrackedNight, monkeypatch: pytest.MonkeyPatch) -> None:
     track("mlflow", night)
     (run,) = mlflow.search_runs(experiment_names=["demo"], output_format="list")
     assert run.info.run_name == "2026-02-03"
-    assert run.data.metrics == pytest.approx(night.metrics())
-    assert run.data.params == night.ingredients()
+    assert run.data.metrics == pytest.approx(metrics(night))
+    assert run.data.params == night.settings
     assert run.data.tags["verdict"] == "pass"
     (page,) = Path(run.info.artifact_uri.removeprefix("file://")).iterdir()
-    assert page.read_bytes() == night.report.read_bytes()
+    assert night.page is not None
+    assert page.read_bytes() == night.page.read_bytes()
 
 
-def test_mlflow_that_does_not_answer(night: TrackedNight, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_that_does_not_answer(night: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that does not answer is one line that names the tracker."""
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -62,7 +72,7 @@ def test_mlflow_that_does_not_answer(night: TrackedNight, monkeypatch: pytest.Mo
         track("mlflow", night)
 
 
-def test_wandb(night: TrackedNight, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb(night: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:
     """An offline run under the night's name has the metrics, the digests and the page."""
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -71,17 +81,18 @@ def test_wandb(night: TrackedNight, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb.teardown()  # W&B's own process writes the journal; teardown waits for its last block
     (folder,) = (night.out / "wandb").glob("offline-run-*-demo-2026-02-03")
     (page,) = folder.rglob("report.html")
-    assert page.read_bytes() == night.report.read_bytes()
+    assert night.page is not None
+    assert page.read_bytes() == night.page.read_bytes()
     from wandb.proto.wandb_internal_pb2 import Record
 
     (journal,) = folder.glob("*.wandb")
-    metrics, config = {}, {}
+    values, config = {}, {}
     for data in log_records(journal.read_bytes()):
         record = Record.FromString(data)
-        metrics |= {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+        values |= {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
         config |= {item.key: item.value_json for item in record.run.config.update}
-    assert {name: json.loads(metrics[name]) for name in night.metrics()} == pytest.approx(night.metrics())
-    assert json.loads(config[f"{CELL}/model"]) == night.ingredients()[f"{CELL}/model"]
+    assert {name: json.loads(values[name]) for name in metrics(night)} == pytest.approx(metrics(night))
+    assert json.loads(config[f"{CELL}/model"]) == night.settings[f"{CELL}/model"]
 
 
 def log_records(log: bytes) -> Iterator[bytes]:
@@ -100,7 +111,7 @@ def log_records(log: bytes) -> Iterator[bytes]:
             piece = b""
 
 
-def test_tensorboard(night: TrackedNight) -> None:
+def test_tensorboard(night: Tracked) -> None:
     """An event file has each metric once, under its name, at the night's date whenever it was sent."""
     pytest.importorskip("tensorboardX")
     from tensorboardX.proto.event_pb2 import Event
@@ -114,7 +125,7 @@ def test_tensorboard(night: TrackedNight) -> None:
         found |= {value.tag: value.simple_value for value in event.summary.value}
         assert not event.summary.value or event.step == date(2026, 2, 3).toordinal()
         data = data[16 + size :]
-    assert found == pytest.approx(night.metrics())
+    assert found == pytest.approx(metrics(night))
 
 
 def test_a_tracker_that_is_missing_is_said_before_the_night(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,10 +138,10 @@ def test_a_tracker_that_is_missing_is_said_before_the_night(monkeypatch: pytest.
         check_trackers(["wandb"], "m.yaml")
 
 
-def test_ingredients_are_the_historys(night: TrackedNight) -> None:
+def test_ingredients_are_the_historys(night: Tracked) -> None:
     """The ingredients are JSON values that fit every tracker's limit (MLflow allows 6,000 characters per value)."""
-    assert json.loads(json.dumps(night.ingredients())) == night.ingredients()
-    assert max(map(len, night.ingredients().values())) < 100
+    assert json.loads(json.dumps(night.settings)) == night.settings
+    assert max(map(len, night.settings.values())) < 100
 
 
 @pytest.mark.parametrize(
@@ -138,7 +149,7 @@ def test_ingredients_are_the_historys(night: TrackedNight) -> None:
     [("tensorboard", "tensorboardX", "tensorboard/demo"), ("mlflow", "mlflow", "mlruns")],
 )
 def test_a_full_disk_names_the_place(
-    night: TrackedNight, monkeypatch: pytest.MonkeyPatch, tracker: str, package: str, where: str
+    night: Tracked, monkeypatch: pytest.MonkeyPatch, tracker: str, package: str, where: str
 ) -> None:
     """When a disk is full, one line names the tracker and the place it wrote to. A limit of ten bytes per file stands
     in for the full disk."""

@@ -309,7 +309,7 @@ def test_a_page_that_cannot_be_written_does_not_end_the_training(
 
     with pytest.MonkeyPatch.context() as patch, caplog.at_level("ERROR", "visualbert_core"):
         patch.setattr(PageWriter, "write", full)
-        patch.setattr("visualbert_core.training.watch.track_training", refuse)
+        patch.setattr("visualbert_core.training.watch.track", refuse)
         assert train(config).record["status"] == "finished"
     said = "\n".join(record.getMessage() for record in caplog.records)
     assert "the training goes on, but training.html is not up to date: " in said

@@ -42,7 +42,7 @@ from visualbert_core.printable import logger
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.html import write_report
 from visualbert_core.report.places import ELSEWHERE, Places
-from visualbert_core.report.trackers import TrackedNight, track
+from visualbert_core.report.trackers import track, tracked_night
 from visualbert_core.tasks import Task, open_task, title_of
 
 INGREDIENT = None
@@ -113,7 +113,7 @@ def _track(
 ) -> None:
     runs = {cell.name: cell.run for cell in cells if cell.run is not None}
     verdict = judged.gate.verdict if judged else None
-    night = TrackedNight(config.name, str(config.night), runs, verdict, report, config.out)
+    night = tracked_night(config.name, str(config.night), runs, verdict, report, config.out)
     for tracker in config.trackers:
         try:
             track(tracker, night)

@@ -18,25 +18,24 @@ from typing import TYPE_CHECKING
 from visualbert_core import __version__
 from visualbert_core.comparison.compare import p_value
 from visualbert_core.engine.shards import publish
+from visualbert_core.evaluation.beside import PERSON
 from visualbert_core.report import ReportCell, ReportInfo
-from visualbert_core.report.flip_gallery import FlipGallery, flip_gallery
+from visualbert_core.report.flip_gallery import flip_gallery
 from visualbert_core.report.forms import overlap, sentence
-from visualbert_core.report.gate_section import CellNight, GatedNight, Verdict, points, reach, verdict
+from visualbert_core.report.gate_section import CellNight, GatedNight, points, reach, verdict
 from visualbert_core.report.pictures import colour_class
 from visualbert_core.report.scores import (
     SYNTHETIC,
     guesses,
-    has_no_image,
-    has_person,
-    has_wrong_image,
     label,
     papers,
     percent,
     persons,
     scales,
+    scores_of,
 )
-from visualbert_core.report.sections import Section, plural, section
-from visualbert_core.report.side_by_side import SideBySide, side_by_side
+from visualbert_core.report.sections import plural, section
+from visualbert_core.report.side_by_side import side_by_side
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -64,38 +63,6 @@ NIGHT_BEFORE = Before(
 )
 
 
-@dataclass(frozen=True)
-class Page:
-    """Everything that the templates show."""
-
-    info: ReportInfo
-    cells: Sequence[Section]
-    verdict: Verdict | None
-    side_by_side: Sequence[SideBySide]
-    flips: FlipGallery | None
-    columns: Sequence[str]
-    """Columns of the score table."""
-    guesses: Sequence[str]
-    """How chance is computed, a phrase for each benchmark."""
-    scales: Sequence[str]
-    """The metrics that are not in percent, and how far they go."""
-    persons: Sequence[str]
-    """Who the person is, a phrase for each benchmark."""
-    papers: Sequence[str]
-    """Where the numbers of the papers come from."""
-    style: str
-    script: str
-    """Empty on a page without flips."""
-    before: Before = NIGHT_BEFORE
-    synthetic: str = SYNTHETIC
-    version: str = __version__
-
-    @property
-    def script_digest(self) -> str:
-        """Return the digest by which the content security policy allows the script (base64 of SHA-256)."""
-        return base64.b64encode(hashlib.sha256(self.script.encode()).digest()).decode()
-
-
 def write_report(path: Path, info: ReportInfo, cells: Sequence[ReportCell], night: GatedNight | None = None) -> None:
     """Render the page and publish it at `path`, whole or not at all."""
     # JSON may hold half a surrogate pair ("\ud800"), which UTF-8 cannot encode.
@@ -106,23 +73,34 @@ def render(info: ReportInfo, cells: Sequence[ReportCell], night: GatedNight | No
     """Return the page. Cells keep their order. A cell without a score says why. `night` is what a gate adds."""
     nights: Sequence[CellNight | None] = night.cells if night else [None] * len(cells)
     flips = flip_gallery(cells, night.cells) if night else None
-    shown = {"earlier": bool(night), "wrong image": has_wrong_image(cells), "no image": has_no_image(cells)}
-    shown |= {"paper": not info.synthetic, "person": has_person(cells)}
+    script = static("flips.js") if flips else ""
+    absent = {
+        "earlier": not night,
+        "wrong image": all(cell.baseline is None for cell in cells),
+        "no image": all(cell.no_image is None for cell in cells),
+        "person": not any(PERSON in (scores_of(cell.run) or {}) for cell in cells),
+        "paper": info.synthetic,
+    }
     columns = ("metric", "score", "earlier", "wrong image", "no image", "chance", "person", "paper", "n")
-    page = Page(
-        info=info,
-        cells=[section(info, cell, each) for cell, each in zip(cells, nights, strict=True)],
-        verdict=verdict(night, cells) if night else None,
-        side_by_side=side_by_side(cells),
-        flips=flips,
-        columns=[name for name in columns if shown.get(name, True)],
-        guesses=guesses(cells),
-        persons=persons(cells),
-        scales=scales(cells),
-        papers=papers(cells),
-        style=static("page.css"),
-        script=static("flips.js") if flips else "",
-    )
+    page = {
+        "info": info,
+        "cells": [section(info, cell, each) for cell, each in zip(cells, nights, strict=True)],
+        "verdict": verdict(night, cells) if night else None,
+        "side_by_side": side_by_side(cells),
+        "flips": flips,
+        "columns": [name for name in columns if not absent.get(name)],
+        "guesses": guesses(cells),
+        "scales": scales(cells),
+        "persons": persons(cells),
+        "papers": papers(cells),
+        "style": static("page.css"),
+        "script": script,
+        # The content security policy allows only the script with this digest.
+        "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "before": NIGHT_BEFORE,
+        "synthetic": SYNTHETIC,
+        "version": __version__,
+    }
     return environment().get_template("page.html").render(page=page)
 
 

@@ -85,21 +85,6 @@ def score_lines(cell: ReportCell) -> list[ScoreLine]:
     ]
 
 
-def has_wrong_image(cells: Iterable[ReportCell]) -> bool:
-    """Return whether any cell has a wrong-image baseline."""
-    return any(cell.baseline is not None for cell in cells)
-
-
-def has_no_image(cells: Iterable[ReportCell]) -> bool:
-    """Return whether any cell has a baseline without an image."""
-    return any(cell.no_image is not None for cell in cells)
-
-
-def has_person(cells: Iterable[ReportCell]) -> bool:
-    """Return whether any cell has the score of a person."""
-    return any(PERSON in (scores_of(cell.run) or {}) for cell in cells)
-
-
 def scores_of(run: Run | None) -> dict[str, Any] | None:
     """Return the scores document of a complete run, else None."""
     return None if run is None else run.scores

@@ -16,8 +16,6 @@ from visualbert_core.report.scores import (
     SYNTHETIC,
     Estimate,
     ScoreLine,
-    has_no_image,
-    has_wrong_image,
     percent,
     reason,
     score_lines,
@@ -39,7 +37,8 @@ def print_table(info: ReportInfo, cells: Sequence[ReportCell], console: Console)
     console.print(_text(info.title, "bold underline"))
     if info.synthetic:
         console.print(Text(SYNTHETIC, "yellow"))
-    widths = _WIDTHS | (_BOTH if has_no_image(cells) else _WRONG_IMAGE if has_wrong_image(cells) else {})
+    both, wrong = any(cell.no_image for cell in cells), any(cell.baseline for cell in cells)
+    widths = _WIDTHS | (_BOTH if both else _WRONG_IMAGE if wrong else {})
     console.print("", _indented(_table(widths, [list(widths)], "dim")), sep="\n")
     for cell in cells:
         lines = score_lines(cell)

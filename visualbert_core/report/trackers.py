@@ -18,7 +18,7 @@ import importlib.util
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -28,54 +28,49 @@ from visualbert_core.errors import ConfigError, TrackerError
 from visualbert_core.evaluation.run_folder import Run, made_of
 from visualbert_core.provenance import INGREDIENTS, changed, digest_json
 
-
-@dataclass(frozen=True)
-class TrackedNight:
-    """What a tracker gets. `runs` are the runs with a score, by the name of their cell."""
-
-    name: str
-    night: str
-    runs: Mapping[str, Run]
-    verdict: str | None
-    report: Path
-    out: Path
-
-    def metrics(self) -> dict[str, float]:
-        """Return CELL/METRIC → percent, and CELL/METRIC.low and .high → the ends of its interval."""
-        found = {}
-        for cell, run in self.runs.items():
-            assert run.scores is not None
-            for metric, score in run.scores["scores"].items():
-                found[f"{cell}/{metric}"] = score
-                ends = zip(("low", "high"), run.scores["intervals"].get(metric, ()), strict=False)
-                found |= {f"{cell}/{metric}.{name}": end for name, end in ends if end is not None}
-        return found
-
-    def ingredients(self) -> dict[str, str]:
-        """Return CELL/INGREDIENT → digest, as the history has it."""
-        parts = {cell: changed({}, made_of(run)) for cell, run in self.runs.items()}
-        return {f"{cell}/{name}": digest_json(of.get(name, [])) for cell, of in parts.items() for name in INGREDIENTS}
+PROJECT = "visualbert-train"
+_BATCH = 1000  # values in one request to MLflow, which allows no more
 
 
 @dataclass(frozen=True)
-class TrackedTraining:
-    """What a tracker gets at a checkpoint of a training."""
+class Tracked:
+    """What a tracker gets: a whole night, or what is new of a training."""
 
+    project: str
+    """The experiment or project."""
     name: str
     identity: str
-    """Names the run. A training that goes on has the same one."""
+    """Names the run. A night replaces the run of the same identity, and a training goes on with it."""
     settings: Mapping[str, str]
-    """The recipe."""
+    """The ingredients of a night, or the recipe of a training."""
     points: Sequence[tuple[int, Mapping[str, float]]]
-    """(step, name → value) in the order of the steps: the losses and scores that were not sent before."""
+    """(step, name → value) in the order of the steps: what was not sent before."""
     out: Path
     page: Path | None
-    """The page of a finished training."""
+    """The page of a night or of a finished training."""
+    training: bool = True
+    verdict: str | None = None
+    """The verdict of the gate."""
 
 
-PROJECT = "visualbert-train"
-_IDENTITY = "visualbert_core.training"
-_BATCH = 1000  # values in one request to MLflow, which allows no more
+def tracked_night(
+    name: str, night: str, runs: Mapping[str, Run], verdict: str | None, page: Path, out: Path
+) -> Tracked:
+    """Return a night of the matrix `name`. `runs` are the runs with a score, by the name of their cell.
+
+    Its settings are CELL/INGREDIENT → digest, as the history has it. Its values are CELL/METRIC → percent, and
+    CELL/METRIC.low and .high → the ends of its interval.
+    """
+    digests, values = {}, {}
+    for cell, run in runs.items():
+        assert run.scores is not None
+        parts = changed({}, made_of(run))
+        digests |= {f"{cell}/{ingredient}": digest_json(parts.get(ingredient, [])) for ingredient in INGREDIENTS}
+        for metric, score in run.scores["scores"].items():
+            values[f"{cell}/{metric}"] = score
+            ends = zip(("low", "high"), run.scores["intervals"].get(metric, ()), strict=False)
+            values |= {f"{cell}/{metric}.{end}": value for end, value in ends if value is not None}
+    return Tracked(name, night, night, digests, [(0, values)], out, page, training=False, verdict=verdict)
 
 
 def check_trackers(names: Sequence[str], where: str) -> None:
@@ -83,64 +78,41 @@ def check_trackers(names: Sequence[str], where: str) -> None:
     for name in names:
         if name not in _TRACKERS:
             raise ConfigError(f"{where}: trackers: unknown tracker {name!r}{nearest(name, _TRACKERS)}")
-        package = _TRACKERS[name].package
+        package, _ = _TRACKERS[name]
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"{where}: trackers: {name} is not installed: pip install 'visualbert-core[{name}]'")
 
 
-def track(tracker: str, night: TrackedNight) -> None:
-    """Send a night. Raise TrackerError where that fails. The night is on disk by then."""
-    _TRACKERS[tracker].night(night)
+def track(tracker: str, sent: Tracked) -> None:
+    """Send a night or a training. Raise TrackerError where that fails. Everything is on disk by then."""
+    _, send = _TRACKERS[tracker]
+    send(sent)
 
 
-def track_training(tracker: str, training: TrackedTraining) -> None:
-    """Send what is new of a training. Raise TrackerError where that fails. The log is on disk by then."""
-    _TRACKERS[tracker].training(training)
-
-
-def _mlflow(night: TrackedNight) -> None:
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    tags = {"visualbert_core.night": night.night} | ({"verdict": night.verdict} if night.verdict else {})
-    try:
-        experiment = mlflow.set_experiment(night.name)
-        earlier = mlflow.search_runs(
-            [experiment.experiment_id],
-            f"tags.`visualbert_core.night` = '{night.night}'",
-            output_format="list",
-        )
-        for run in earlier:
-            mlflow.delete_run(run.info.run_id)
-        with mlflow.start_run(run_name=night.night, tags=tags):
-            mlflow.log_params(night.ingredients())
-            mlflow.log_metrics({_mlflow_name(name): value for name, value in night.metrics().items()})
-            mlflow.log_artifact(str(night.report))
-    except (MlflowException, OSError) as error:
-        raise TrackerError(f"mlflow: {_line(error, mlflow.get_tracking_uri())}") from error
-
-
-def _mlflow_training(training: TrackedTraining) -> None:
+def _mlflow(sent: Tracked) -> None:
     import mlflow
     from mlflow.entities import Metric
     from mlflow.exceptions import MlflowException
 
-    now, tags = int(time.time() * 1000), {_IDENTITY: training.identity}
+    now, tag = int(time.time() * 1000), f"visualbert_core.{'training' if sent.training else 'night'}"
+    tags = {tag: sent.identity} | ({"verdict": sent.verdict} if sent.verdict else {})
     values = [
-        Metric(_mlflow_name(name), value, now, step) for step, found in training.points for name, value in found.items()
+        Metric(_mlflow_name(name), value, now, step) for step, found in sent.points for name, value in found.items()
     ]
     try:
-        experiment = mlflow.set_experiment(PROJECT)
-        wanted = f"tags.`{_IDENTITY}` = '{training.identity}'"
+        experiment = mlflow.set_experiment(sent.project)
+        wanted = f"tags.`{tag}` = '{sent.identity}'"
         held = mlflow.search_runs([experiment.experiment_id], wanted, output_format="list")
-        known = held[0].info.run_id if held else None
-        with mlflow.start_run(known, run_name=training.name, tags=None if known else tags) as run:
+        for earlier in () if sent.training else held:
+            mlflow.delete_run(earlier.info.run_id)
+        known = held[0].info.run_id if held and sent.training else None
+        with mlflow.start_run(known, run_name=sent.name, tags=None if known else tags) as run:
             if known is None:
-                mlflow.log_params(dict(training.settings))
+                mlflow.log_params(dict(sent.settings))
             for start in range(0, len(values), _BATCH):
                 mlflow.MlflowClient().log_batch(run.info.run_id, values[start : start + _BATCH])
-            if training.page is not None:
-                mlflow.log_artifact(str(training.page))
+            if sent.page is not None:
+                mlflow.log_artifact(str(sent.page))
     except (MlflowException, OSError) as error:
         raise TrackerError(f"mlflow: {_line(error, mlflow.get_tracking_uri())}") from error
 
@@ -150,77 +122,51 @@ def _mlflow_name(name: str) -> str:
     return re.sub(r"[^/\w.\- :]", "_", name)
 
 
-def _wandb(night: TrackedNight) -> None:
+def _wandb(sent: Tracked) -> None:
     import wandb
 
-    folder = os.environ.get("WANDB_DIR", night.out)
+    folder = os.environ.get("WANDB_DIR", sent.out)
     try:
         with wandb.init(
-            project=night.name,
-            name=night.night,
-            id=f"{night.name}-{night.night}",
+            project=sent.project,
+            name=sent.name,
+            id=sent.identity if sent.training else f"{sent.project}-{sent.identity}",
+            resume="allow" if sent.training else None,
             dir=folder,
-            config=night.ingredients() | {"verdict": night.verdict},
+            config=dict(sent.settings) | ({} if sent.training else {"verdict": sent.verdict}),
             settings=wandb.Settings(silent=True),
         ) as run:
-            run.log(night.metrics())
-            run.save(night.report, base_path=night.report.parent, policy="now")
-    except (wandb.Error, OSError) as error:
-        raise TrackerError(f"wandb: {_line(error, folder)}") from error
-
-
-def _wandb_training(training: TrackedTraining) -> None:
-    import wandb
-
-    folder = os.environ.get("WANDB_DIR", training.out)
-    try:
-        with wandb.init(
-            project=PROJECT,
-            name=training.name,
-            id=training.identity,
-            resume="allow",
-            dir=folder,
-            config=dict(training.settings),
-            settings=wandb.Settings(silent=True),
-        ) as run:
-            for step, found in training.points:
+            for step, found in sent.points:
                 run.log(dict(found), step=step)
-            if training.page is not None:
-                run.save(training.page, base_path=training.page.parent, policy="now")
+            if sent.page is not None:
+                run.save(sent.page, base_path=sent.page.parent, policy="now")
     except (wandb.Error, OSError) as error:
         raise TrackerError(f"wandb: {_line(error, folder)}") from error
 
 
-def _tensorboard(night: TrackedNight) -> None:
+def _tensorboard(sent: Tracked) -> None:
     from tensorboardX import SummaryWriter
 
-    try:
-        day = date.fromisoformat(night.night)
-    except ValueError:  # the user may name a night with any word
-        day = datetime.now(UTC).date()
-    folder = night.out / "tensorboard" / night.name
-    try:
-        with SummaryWriter(str(folder)) as writer:
-            for name, value in night.metrics().items():
-                writer.add_scalar(name, value, day.toordinal())
-    except OSError as error:
-        raise TrackerError(f"tensorboard: {_line(error, folder)}") from error
-
-
-def _tensorboard_training(training: TrackedTraining) -> None:
-    from tensorboardX import SummaryWriter
-
-    if not training.points:
+    if not sent.points:
         return
-    folder = training.out / "tensorboard"
+    first = 0 if sent.training else _day(sent.name)
+    folder = sent.out / "tensorboard" / ("" if sent.training else sent.project)
     try:
         # Without the step in its name, a file replaces the one that was written in the same second.
-        with SummaryWriter(str(folder), filename_suffix=f".{training.points[0][0]}") as writer:
-            for step, found in training.points:
+        with SummaryWriter(str(folder), filename_suffix=f".{first + sent.points[0][0]}") as writer:
+            for step, found in sent.points:
                 for name, value in found.items():
-                    writer.add_scalar(name, value, step)
+                    writer.add_scalar(name, value, first + step)
     except OSError as error:
         raise TrackerError(f"tensorboard: {_line(error, folder)}") from error
+
+
+def _day(night: str) -> int:
+    """Return the step of a night: its date, or today where the user named it otherwise."""
+    try:
+        return date.fromisoformat(night).toordinal()
+    except ValueError:
+        return datetime.now(UTC).toordinal()
 
 
 def _line(error: Exception, where: str | Path) -> str:
@@ -229,17 +175,5 @@ def _line(error: Exception, where: str | Path) -> str:
     return f"{line}: {where}" if isinstance(error, OSError) and error.filename is None else line
 
 
-@dataclass(frozen=True)
-class _Tracker:
-    """The package of a tracker, and the functions that send to it."""
-
-    package: str
-    night: Callable[[TrackedNight], None]
-    training: Callable[[TrackedTraining], None]
-
-
-_TRACKERS = {
-    "mlflow": _Tracker("mlflow", _mlflow, _mlflow_training),
-    "wandb": _Tracker("wandb", _wandb, _wandb_training),
-    "tensorboard": _Tracker("tensorboardX", _tensorboard, _tensorboard_training),
-}
+_TRACKERS = {"mlflow": ("mlflow", _mlflow), "wandb": ("wandb", _wandb), "tensorboard": ("tensorboardX", _tensorboard)}
+"""Tracker → its package, and the function that sends to it."""

@@ -17,7 +17,7 @@ from visualbert_core.engine.shards import publish
 from visualbert_core.errors import InputError, VisualBertCoreError
 from visualbert_core.io.documents import read_json
 from visualbert_core.printable import logger
-from visualbert_core.report.trackers import TrackedTraining, track_training
+from visualbert_core.report.trackers import PROJECT, Tracked, track
 from visualbert_core.training.log import CURVES, read_steps, write_parquet
 from visualbert_core.training.page import PAGE, PageWriter
 from visualbert_core.training.recipe import TrainConfig
@@ -58,7 +58,7 @@ class Watch:
         points = self._points(state["sent"].get(tracker, -1), history)
         recipe = {name: json.dumps(value) for name, value in record["provenance"]["recipe"].items()}
         page = out / PAGE if record["status"] == "finished" else None
-        track_training(tracker, TrackedTraining(out.name, state["training"], recipe, points, out, page))
+        track(tracker, Tracked(PROJECT, out.name, state["training"], recipe, points, out, page))
         if points:
             state["sent"][tracker] = points[-1][0]
             publish(path, json.dumps(state).encode())
