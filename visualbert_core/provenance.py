@@ -22,7 +22,7 @@ import platform
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -170,7 +170,7 @@ def installed_version(name: str) -> str:
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Return a line for each key in which two provenance mappings differ, as `versions.torch: 2.11.0 → 2.12.0`."""
-    before, after = dict(_leaves(a)), dict(_leaves(b))
+    before, after = dict(leaves(a)), dict(leaves(b))
     names = sorted(before.keys() | after.keys())
     pairs = ((name, before.get(name, "(absent)"), after.get(name, "(absent)")) for name in names)
     return [f"{name}: {old} → {new}" for name, old, new in pairs if old != new]
@@ -187,9 +187,10 @@ def changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[str]]:
     return {name: lines for name, lines in found.items() if lines}
 
 
-def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for name, leaf in value.items():
+def leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (name, text) of everything in a provenance, in the order of the names, such as versions.torch."""
+    for name, leaf in sorted(value.items()):
         if isinstance(leaf, Mapping):
-            yield from _leaves(leaf, f"{prefix}{name}.")
+            yield from leaves(leaf, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", leaf if isinstance(leaf, str) else json.dumps(leaf, sort_keys=True)

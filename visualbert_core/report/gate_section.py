@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from visualbert_core.comparison.compare import Change, Comparison
-from visualbert_core.comparison.gate import Check, Gate
+from visualbert_core.comparison.gate import Gate
 from visualbert_core.comparison.history import Row
 from visualbert_core.report import ReportCell
-from visualbert_core.tasks import Task
 
 ORDER = ("fail", "cannot tell", "pass")
 """Order of verdicts on the page: failures come first."""
@@ -39,51 +39,31 @@ class GatedNight:
     cells: tuple[CellNight, ...]
 
 
-@dataclass(frozen=True)
-class Story:
-    """What the verdict says about a cell."""
-
-    number: int
-    title: str
-    task: Task | None
-    checks: Sequence[Check]
-    comparison: Comparison | None
-
-    @property
-    def unchanged(self) -> bool:
-        """Return whether the cell passed and nothing changed: the page then shows only its name."""
-        passed = all(check.verdict == "pass" for check in self.checks)
-        return self.comparison is not None and not self.comparison.causes and passed
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The section of the verdict."""
-
-    gate: Gate
-    counts: Sequence[tuple[int, str]]
-    """How many metrics have each verdict."""
-    stories: Sequence[Story]
-    cells: dict[str, ReportCell]
-    """Name of the cell in the gate → cell."""
-
-
-def verdict(night: GatedNight, cells: Sequence[ReportCell]) -> Verdict:
-    """Return the section: a story for each cell, failures first."""
+def verdict(night: GatedNight, cells: Sequence[ReportCell]) -> dict[str, Any]:
+    """Return what the section of the verdict shows: a story for each cell, failures first."""
     gate = night.gate
-    verdicts = [check.verdict for check in gate.checks]
-    stories = []
+    stories: list[dict[str, Any]] = []
     for number, (each, cell) in enumerate(zip(night.cells, cells, strict=True), start=1):
         checks = [check for check in gate.checks if check.watched.cell == each.name]
-        stories.append(
-            (ORDER.index(gate.cell_verdict(each.name)), Story(number, cell.title, cell.task, checks, each.comparison))
-        )
-    return Verdict(
-        gate=gate,
-        counts=[(verdicts.count(name), name) for name in ORDER if name in verdicts],
-        stories=[story for _, story in sorted(stories, key=lambda pair: pair[0])],
-        cells={each.name: cell for each, cell in zip(night.cells, cells, strict=True)},
-    )
+        passed = all(check.verdict == "pass" for check in checks)
+        story = {
+            "number": number,
+            "title": cell.title,
+            "task": cell.task,
+            "verdict": gate.cell_verdict(each.name),
+            "checks": checks,
+            "comparison": each.comparison,
+            # The page shows only the name of a cell that passed and in which nothing changed.
+            "unchanged": passed and each.comparison is not None and not each.comparison.causes,
+        }
+        stories.append(story)
+    verdicts = [check.verdict for check in gate.checks]
+    return {
+        "gate": gate,
+        "counts": [(verdicts.count(name), name) for name in ORDER if name in verdicts],
+        "stories": sorted(stories, key=lambda story: ORDER.index(story["verdict"])),
+        "cells": {each.name: cell for each, cell in zip(night.cells, cells, strict=True)},
+    }
 
 
 def points(value: float) -> str:

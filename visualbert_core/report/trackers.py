@@ -61,7 +61,8 @@ def tracked_night(
     Its settings are CELL/INGREDIENT → digest, as the history has it. Its values are CELL/METRIC → percent, and
     CELL/METRIC.low and .high → the ends of its interval.
     """
-    digests, values = {}, {}
+    digests: dict[str, str] = {}
+    values: dict[str, float] = {}
     for cell, run in runs.items():
         assert run.scores is not None
         parts = changed({}, made_of(run))

@@ -23,13 +23,14 @@ from visualbert_core.features.store import FeatureStore
 from visualbert_core.features.stores import open_stores
 from visualbert_core.io.locations import Locations
 from visualbert_core.printable import printable
+from visualbert_core.provenance import leaves
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.curves import Line, Plot, plot
 from visualbert_core.report.gate_section import CellNight
 from visualbert_core.report.html import Before, environment, static
 from visualbert_core.report.places import ELSEWHERE, Places
 from visualbert_core.report.scores import guesses, papers, persons, scales
-from visualbert_core.report.sections import Section, leaves, section
+from visualbert_core.report.sections import Section, section
 from visualbert_core.tasks import Task, open_task, title_of
 from visualbert_core.training.log import KEPT, Curves, read_curves
 from visualbert_core.training.recipe import EPOCHS, PATHS, AlsoTask, TrainConfig
