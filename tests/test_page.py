@@ -145,7 +145,7 @@ def test_flips_of_a_model_without_regions(night: Night) -> None:
     nights = [CellNight(name, comparison, ()) for name, comparison in night.judged.comparisons.items()]
     flips = flip_gallery(cells, nights)
     assert flips is not None
-    assert flips.complaints == []
+    assert flips["complaints"] == []
     section = environment().get_template("flips.html").render(page={"flips": flips})
     figures = figures_of(section)
     sizes = {re.findall(r'viewBox="0 0 (\d+) (\d+)"', figure)[0] for figure in figures}

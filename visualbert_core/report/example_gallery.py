@@ -19,9 +19,10 @@ from visualbert_core.evaluation.units import read_units
 from visualbert_core.evaluation.worker import read_predictions
 from visualbert_core.features.label_names import label_name
 from visualbert_core.report import ReportCell
-from visualbert_core.report.forms import FORMS, Piece, marked, regions_of, sides
-from visualbert_core.report.pictures import Picture, picture
+from visualbert_core.report.forms import FORMS, marked, regions_of, sides
+from visualbert_core.report.pictures import picture
 from visualbert_core.schema import Prediction, Regions
+from visualbert_core.tasks import Task
 
 _NAMED = 12  # names of labels under a picture
 
@@ -45,42 +46,8 @@ class RunAnswers:
         return cls({p.example_id: p for p in predictions}, {key: fmean(value) for key, value in values.items()})
 
 
-@dataclass(frozen=True)
-class ExampleFigure:
-    """An example with all its answers. `other` is the prediction over the wrong image, or None."""
-
-    example: Any
-    asked: Sequence[Piece]
-    pictures: Sequence[Picture]
-    gold: Any
-    given: Prediction
-    worth: float
-    other: Prediction | None
-    other_worth: float | None
-    references: Sequence[str]
-    """What people answered in their own words."""
-    marked: Sequence[Piece]
-    """The answer with its true and false words; empty where the benchmark does not tell."""
-    other_marked: Sequence[Piece]
-    """The same of `other`."""
-    names: Sequence[Sequence[str]]
-    """For each picture the label names of its regions: highest detector score first, every name once."""
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Figures of one form of example, drawn from `total` examples. `faulty` figures are not right."""
-
-    form: str
-    total: int
-    faulty: int
-    regions: bool
-    """Whether the model reads regions."""
-    figures: Sequence[ExampleFigure]
-
-
-def gallery(cell: ReportCell, count: int) -> Gallery | None:
-    """Return figures of `count` examples, or None for a cell without a score.
+def gallery(cell: ReportCell, count: int) -> dict[str, Any] | None:
+    """Return figures of `count` examples, all of one form, or None for a cell without a score.
 
     Raise VisualBertCoreError where the run can no longer be read.
     """
@@ -92,9 +59,13 @@ def gallery(cell: ReportCell, count: int) -> Gallery | None:
     if not chosen:
         return None
     examples = {example.example_id: example for example in cell.task.examples()}
-    figures = [_figure(cell, examples[example_id], own, other) for example_id in chosen]
-    faulty = sum(figure.worth < 1 for figure in figures)
-    return Gallery(FORMS[type(figures[0].example)].name, len(examples), faulty, cell.store is not None, figures)
+    return {
+        "form": FORMS[type(examples[chosen[0]])].name,
+        "total": len(examples),
+        "faulty": sum(own.worth[example_id] < 1 for example_id in chosen),  # those that are not right
+        "regions": cell.store is not None,
+        "figures": [_figure(cell, cell.task, examples[example_id], own, other) for example_id in chosen],
+    }
 
 
 def choose(worth: Mapping[str, float], count: int) -> list[str]:
@@ -107,32 +78,35 @@ def choose(worth: Mapping[str, float], count: int) -> list[str]:
     return [example_id for example_id in order if example_id in chosen]
 
 
-def _figure(cell: ReportCell, example: Any, own: RunAnswers, other: RunAnswers) -> ExampleFigure:
-    assert cell.task is not None
+def _figure(cell: ReportCell, task: Task, example: Any, own: RunAnswers, other: RunAnswers) -> dict[str, Any]:
+    """Return an example with all its answers. `other` holds the answers over the wrong image."""
     name, form = example.example_id, FORMS[type(example)]
-    task, other_prediction = cell.task, other.predictions.get(name)
-    given, gold, regions = own.predictions[name], cell.task.gold(name), regions_of(cell, example)
-    return ExampleFigure(
-        example=example,
-        asked=form.asked(example, None),
-        pictures=[
+    given, wrong = own.predictions[name], other.predictions.get(name)
+    gold, regions = task.gold(name), regions_of(cell, example)
+    return {
+        "example": example,
+        "asked": form.asked(example, None),
+        "pictures": [
             picture(side, image_id, cell.images.get(image_id), each, form.answer_boxes(example, each, given, gold))
             for side, image_id, each in zip(sides(example), example.image_ids, regions, strict=True)
         ],
-        gold=gold,
-        given=given,
-        worth=own.worth[name],
-        other=other_prediction,
-        other_worth=other.worth.get(name),
-        references=task.references(name),
-        marked=marked(task, name, given.answer),
-        other_marked=marked(task, name, other_prediction.answer) if other_prediction else (),
-        names=list(_names(cell, regions)),
-    )
+        "gold": gold,
+        "given": given,
+        "worth": own.worth[name],
+        "other": wrong,
+        "other_worth": other.worth.get(name),
+        "references": task.references(name),  # what people answered in their own words
+        "marked": marked(task, name, given.answer),
+        "other_marked": marked(task, name, wrong.answer) if wrong else (),
+        "names": list(_names(cell, regions)),
+    }
 
 
 def _names(cell: ReportCell, regions: Sequence[Regions | None]) -> Iterator[list[str]]:
-    """Yield the label names of each picture; nothing where the store has no names."""
+    """Yield the label names of each picture's regions: highest detector score first, every name once.
+
+    Yield nothing where the store has no names.
+    """
     for each in regions:
         if each is not None and cell.store is not None and cell.store.label_names:
             names = list(dict.fromkeys(label_name(label, cell.store.label_names) for label in each.labels.tolist()))

@@ -47,14 +47,6 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Overlap:
-    """How well a box answers a phrase: its best `iou` with a right box. `value` is 1 for a hit, else 0."""
-
-    iou: float
-    value: float
-
-
-@dataclass(frozen=True)
 class Form:
     """How a form of example is drawn."""
 
@@ -85,10 +77,10 @@ def sides(example: Example) -> tuple[str, ...]:
     return ("left picture", "right picture") if len(example.image_ids) > 1 else ("picture",)
 
 
-def overlap(answer: Sequence[Sequence[float]], right: Sequence[Sequence[float]]) -> Overlap:
-    """Compare the first of the ranked boxes `answer` with the boxes `right`. The overlap is 0 without an answer."""
+def overlap(answer: Sequence[Sequence[float]], right: Sequence[Sequence[float]]) -> tuple[float, bool]:
+    """Return the best IoU of the first of the ranked boxes `answer` with a box of `right`, and whether it is a hit."""
     iou = float(box_iou(np.array(answer[:1]), np.array(right)).max()) if answer else 0.0
-    return Overlap(iou, float(iou >= IOU_THRESHOLD))
+    return iou, iou >= IOU_THRESHOLD
 
 
 def sentence(tokens: Sequence[Token], objects: Sequence[str]) -> tuple[Piece, ...]:
@@ -177,9 +169,9 @@ def _phrase_boxes(_: Any, __: Regions | None, given: Prediction, gold: Sequence[
     """Return the right boxes of each phrase, and the model's first choice for it."""
     boxes: list[Box] = []
     for index, (answer, right) in enumerate(zip(given.answer, gold, strict=True)):
-        number = str(index + 1)
+        number, (_, hit) = str(index + 1), overlap(answer, right)
         # On a hit, the right box lies over the answer: a second number would hide the first.
-        shown = "" if overlap(answer, right).value else number
+        shown = "" if hit else number
         boxes += [Box(corners, "gold", index, shown) for corners in right]
         boxes += [Box(corners, "answer", index, number, _drawn_before(corners, boxes)) for corners in answer[:1]]
     return boxes

@@ -10,7 +10,7 @@ import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import Self
+from typing import Any, Self
 
 from PIL import Image as Pillow
 
@@ -39,45 +39,6 @@ class Box:
 
 
 @dataclass(frozen=True)
-class PlacedBox:
-    """A box and its label as they are drawn, in pixels of the original image."""
-
-    kind: str  # CSS classes
-    x: float
-    y: float
-    width: float
-    height: float
-    label: str
-    label_x: float
-    label_y: float
-    label_size: float
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture of a figure."""
-
-    name: str
-    """Such as "left picture", for readers who do not see it."""
-    image_id: str
-    width: int
-    height: int
-    source: str
-    """A data: address. For a picture of a sheet, the id of its element. Empty where it cannot be shown."""
-    why: str
-    """Why it cannot be shown."""
-    boxes: Sequence[PlacedBox]
-    outlines: str = ""
-    """For a picture of a sheet whose regions are drawn, the id of the element that draws them."""
-    regions: int = 0
-
-    @property
-    def many(self) -> bool:
-        """Return whether there are so many boxes or regions that they are drawn fainter."""
-        return max(len(self.boxes), self.regions) > _MANY
-
-
-@dataclass(frozen=True)
 class Thumbnail:
     """A JPEG as a data: address with the (width, height) of its original image; or why there is none."""
 
@@ -98,8 +59,10 @@ class Thumbnail:
         return cls(f"data:image/jpeg;base64,{encoded}", (pixels.shape[1], pixels.shape[0]))
 
 
-def picture(name: str, image_id: str, image: Image | None, regions: Regions | None, boxes: Sequence[Box]) -> Picture:
-    """Return the image with `boxes` over it."""
+def picture(
+    name: str, image_id: str, image: Image | None, regions: Regions | None, boxes: Sequence[Box]
+) -> dict[str, Any]:
+    """Return the image with `boxes` over it. `name` is for readers who do not see it, such as "left picture"."""
     thumbnail = Thumbnail.of(image)
     return _picture(name, image_id, thumbnail, thumbnail.source, regions, boxes)
 
@@ -142,7 +105,7 @@ class Sheet:
         regions: Regions | None,
         boxes: Sequence[Box],
         outlined: bool,
-    ) -> Picture:
+    ) -> dict[str, Any]:
         """Return a picture of the sheet with `boxes` over it, and with its regions if `outlined`."""
         element, thumbnail = self.thumbnails[image]
         outlines = self.outlines[_path(regions)] if regions and outlined else ""
@@ -162,12 +125,24 @@ def _picture(
     regions: Regions | None,
     boxes: Sequence[Box],
     outlines: str = "",
-) -> Picture:
+) -> dict[str, Any]:
+    """Return what a template draws. For a picture of a sheet, `source` and `outlines` are the ids of elements."""
     size = (regions.width, regions.height) if regions else thumbnail.size
     width, height = size or _FRAME
     placed = [_placed(box, width, height) for box in boxes] if size else []
     drawn = regions.num_regions if regions and outlines else 0
-    return Picture(name, image_id, width, height, source, thumbnail.why, placed, outlines, drawn)
+    return {
+        "name": name,
+        "image_id": image_id,
+        "width": width,
+        "height": height,
+        "source": source,
+        "why": thumbnail.why,
+        "boxes": placed,
+        "outlines": outlines,
+        "regions": drawn,
+        "many": max(len(placed), drawn) > _MANY,
+    }
 
 
 def _jpeg(pixels: Pillow.Image, limit: float) -> bytes:
@@ -187,13 +162,23 @@ def _path(regions: Regions) -> str:
     )
 
 
-def _placed(box: Box, width: int, height: int) -> PlacedBox:
+def _placed(box: Box, width: int, height: int) -> dict[str, Any]:
+    """Return a box and its label as they are drawn, in pixels of the original image. `kind` holds CSS classes."""
     size = max(width, height) / 18
     inset = box.depth * size / 4
     x1, y1, x2, y2 = (float(corner) + sign * inset for corner, sign in zip(box.corners, (1, 1, -1, -1), strict=True))
-    place = _under(box, size, width, height) if box.below else _above(box, size)
-    kind = box.kind if box.colour is None else f"{box.kind} {colour_class(box.colour)}"
-    return PlacedBox(kind, x1, y1, max(x2 - x1, 0), max(y2 - y1, 0), box.label, *place, size)
+    label_x, label_y = _under(box, size, width, height) if box.below else _above(box, size)
+    return {
+        "kind": box.kind if box.colour is None else f"{box.kind} {colour_class(box.colour)}",
+        "x": x1,
+        "y": y1,
+        "width": max(x2 - x1, 0),
+        "height": max(y2 - y1, 0),
+        "label": box.label,
+        "label_x": label_x,
+        "label_y": label_y,
+        "label_size": size,
+    }
 
 
 def _above(box: Box, size: float) -> tuple[float, float]:
