@@ -19,46 +19,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from visualbert_core.comparison.compare import compare
-    from visualbert_core.config import EvaluateConfig, ExtractConfig, PoolConfig
-    from visualbert_core.detector import load_detector
-    from visualbert_core.engine.pool import Pool
-    from visualbert_core.evaluation.ask import ask
-    from visualbert_core.evaluation.run import evaluate
-    from visualbert_core.evaluation.run_folder import read_run
-    from visualbert_core.evaluation.score import read_prediction_set, score
-    from visualbert_core.features.extract import extract
-    from visualbert_core.features.store import FeatureStore
-    from visualbert_core.models import load_model
-    from visualbert_core.models.captioner.make import make_captioner
-    from visualbert_core.tasks import Task, open_task
-    from visualbert_core.training import TrainConfig, train
+    from visualbert_core.comparison.compare import compare as compare
+    from visualbert_core.config import EvaluateConfig as EvaluateConfig
+    from visualbert_core.config import ExtractConfig as ExtractConfig
+    from visualbert_core.config import PoolConfig as PoolConfig
+    from visualbert_core.detector import load_detector as load_detector
+    from visualbert_core.engine.pool import Pool as Pool
+    from visualbert_core.evaluation.ask import ask as ask
+    from visualbert_core.evaluation.run import evaluate as evaluate
+    from visualbert_core.evaluation.run_folder import read_run as read_run
+    from visualbert_core.evaluation.score import read_prediction_set as read_prediction_set
+    from visualbert_core.evaluation.score import score as score
+    from visualbert_core.features.extract import extract as extract
+    from visualbert_core.features.store import FeatureStore as FeatureStore
+    from visualbert_core.models import load_model as load_model
+    from visualbert_core.models.captioner.make import make_captioner as make_captioner
+    from visualbert_core.tasks import Task as Task
+    from visualbert_core.tasks import open_task as open_task
+    from visualbert_core.training import TrainConfig as TrainConfig
+    from visualbert_core.training import train as train
 
 INGREDIENT = "predictions"
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "EvaluateConfig",
-    "ExtractConfig",
-    "FeatureStore",
-    "Pool",
-    "PoolConfig",
-    "Task",
-    "TrainConfig",
-    "ask",
-    "compare",
-    "evaluate",
-    "extract",
-    "load_detector",
-    "load_model",
-    "make_captioner",
-    "open_task",
-    "read_prediction_set",
-    "read_run",
-    "score",
-    "train",
-]
 
 _MODULES = {
     "EvaluateConfig": "config",
@@ -81,6 +64,8 @@ _MODULES = {
     "score": "evaluation.score",
     "train": "training",
 }
+"""Name → the module that it is in."""
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

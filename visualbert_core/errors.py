@@ -1,21 +1,5 @@
 """The errors that end a job, and the exit code of each.
 
-    VisualBertCoreError                 exit 1
-    ├── InputError                      exit 2   bad configuration or input: correct it and run the same line again
-    │   ├── ConfigError                          an unknown key, a wrong type, or a name of something that is missing
-    │   ├── AnnotationError                      an annotation file that is missing, truncated or malformed
-    │   ├── CheckpointError                      weights or a config.json that do not fit
-    │   ├── StoreError                           a feature store that is unfinished, damaged or of another space
-    │   └── DriftError                           a detector that does not give a store's features (--canary)
-    ├── CoverageError                   exit 3   examples have no prediction; or no image has features; or more images
-    │                                            failed than --max-failures allows
-    ├── ClusterError                    exit 1   Ray does not start, or the cluster does not answer or refuses the job
-    ├── ShardError                      exit 1   a shard could not be computed; the finished shards are kept
-    ├── TrainingError                   exit 1   a loss or gradient is not finite; the checkpoints are kept
-    ├── TrackerError                    exit 1   a finished night could not be sent to a tracker
-    ├── NotComparableError              exit 5   two runs answer different questions
-    └── UnfinishedError                 exit 6   the job was told to stop before it was done; the same line resumes it
-
 A message is one line: what is wrong, where (file, line, id), what to do. The failure of a single image or example is
 not an exception. It is a row (`schema.Failure`), which is counted and reported. No score ignores it.
 
@@ -41,7 +25,6 @@ INGREDIENT = None
 
 LONGEST = 800
 """The number of characters of a message that `end` prints."""
-
 
 _WRONG_PATH = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 """What the system says of an --out that is a file, or that this user may not write."""

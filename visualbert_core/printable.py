@@ -42,23 +42,18 @@ def say_json(value: Any, indent: int | None = None) -> None:
     sys.stdout.write(text + "\n")
 
 
-class _OneLineRecords(logging.Filter):
-    """Makes a record one printable line before any handler gets it, since a user's handler may write to a terminal too,
-    or send it where a lone surrogate is an error."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = printable(record.getMessage()), None
-        return True
-
-
-_ONE_LINE = _OneLineRecords()
-
-
 def logger(name: str) -> logging.Logger:
     """Return the logger of a module. Its records hold no control characters."""
     found = logging.getLogger(name)
-    found.addFilter(_ONE_LINE)  # adding the same filter twice changes nothing
+    found.addFilter(_one_line)  # adding the same filter twice changes nothing
     return found
+
+
+def _one_line(record: logging.LogRecord) -> bool:
+    """Make a record one printable line before any handler gets it, since a user's handler may write to a terminal too,
+    or send it where a lone surrogate is an error."""
+    record.msg, record.args = printable(record.getMessage()), None
+    return True
 
 
 class _StderrHandler(logging.Handler):

@@ -17,6 +17,7 @@ inherit its declaration.
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import platform
 import re
@@ -32,8 +33,8 @@ import xxhash
 
 from visualbert_core.errors import ConfigError
 
-_CHUNK = 1 << 24
 _PACKAGE = __name__.partition(".")[0]
+_DECLARATION = re.compile(rb'^INGREDIENT = (?:None|"(\w+)")', re.MULTILINE)
 _PACKAGES = ("torch", "torchvision", "pyarrow", "ray", "numpy", "pillow", "tokenizers")
 
 INGREDIENTS = {
@@ -52,11 +53,8 @@ INGREDIENTS = {
 
 def digest_file(path: str | Path) -> str:
     """Return the xxh3-128 of a file's bytes. Raise OSError where the file cannot be read."""
-    state = xxhash.xxh3_128()
     with Path(path).open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            state.update(chunk)
-    return state.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def digest_bytes(data: bytes) -> str:
@@ -97,9 +95,15 @@ def _code_digest(ingredient: str) -> str:
 def _sources() -> tuple[tuple[str | None, bytes], ...]:
     """Return the ingredient and the text of every module of this package."""
     texts = {path: path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))}
-    # Parsing every file would take half a second of each job.
-    declaring = {path: ast.parse(text) for path, text in texts.items() if b"\nINGREDIENT = " in text}
-    return tuple((_ingredient(path, declaring), text) for path, text in texts.items())
+    declared = {path: found[1] for path, text in texts.items() if (found := _DECLARATION.search(text))}
+    return tuple((_ingredient(path, declared), text) for path, text in texts.items())
+
+
+def _ingredient(path: Path, declared: Mapping[Path, bytes | None]) -> str | None:
+    """Return what a module declares or, where it declares nothing, what the nearest package around it declares."""
+    places = (path, *(folder / "__init__.py" for folder in path.parents))
+    nearest = next(declared[place] for place in places if place in declared)
+    return None if nearest is None else nearest.decode()
 
 
 def outside_code(name: str, kind: type) -> dict[str, str]:
@@ -122,16 +126,6 @@ def outside_code(name: str, kind: type) -> dict[str, str]:
 
 def _lies_in(file: Path, folders: tuple[str, ...]) -> bool:
     return "site-packages" not in file.parts and any(file.is_relative_to(folder) for folder in folders)
-
-
-def _ingredient(path: Path, declaring: Mapping[Path, ast.Module]) -> str | None:
-    """Return what a module declares or, where it declares nothing, what the nearest package around it declares."""
-    for file in (path, *(folder / "__init__.py" for folder in path.parents)):
-        for statement in declaring[file].body if file in declaring else ():
-            match statement:
-                case ast.Assign(targets=[ast.Name(id="INGREDIENT")], value=ast.Constant(value=declared)):
-                    return declared if isinstance(declared, str) else None
-    raise AssertionError(f"{path}: no package around it declares an INGREDIENT")
 
 
 def _essence(node: Any) -> Any:
