@@ -529,7 +529,7 @@ def test_an_ingredient_that_an_old_row_lacks_has_not_changed() -> None:
     common |= {"intervals": {"accuracy": [40.0, 60.0]}, "units": {"accuracy": 9}}
     digests = ({"model": "1"}, {"model": "1", "images": "2"}, {"model": "3", "images": "2"})
     rows = [Row(night=str(n), ingredients=each, **common) for n, each in enumerate(digests)]  # type: ignore[arg-type]
-    assert [night.differs for night in trend(rows, None).nights] == [None, [], ["model"]]
+    assert [night["differs"] for night in trend(rows, None)["nights"]] == [None, [], ["model"]]
 
 
 def test_the_trend_is_a_plot_and_a_table() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -54,25 +55,21 @@ class Command:
     def run(self) -> int:
         """Compare the runs and print the comparison."""
         if (seeds := read_seeds(self.before)) and (others := read_seeds(self.after)):
-            return self._over_seeds(seeds, others)
+            if self.annotations or self.force:
+                raise ConfigError(
+                    "--annotations and --force compare two run folders, and these folders hold several seeds"
+                )
+            over_seeds = compare_seeds(seeds, others)
+            return self._print(over_seeds.document(), describe_seeds(over_seeds))
         before, after = read_run(self.before), read_run(self.after)
         tasks = dict(self._opened(folder, after) for folder in self.annotations)
         comparison = compare(before, after, tasks, self.force, self.flips)
-        if self.json:
-            say_json(comparison.document())
-            return 0
-        for line in describe(comparison):
-            say(line)
-        return 0
+        return self._print(comparison.document(), describe(comparison))
 
-    def _over_seeds(self, before: dict[int, Run], after: dict[int, Run]) -> int:
-        if self.annotations or self.force:
-            raise ConfigError("--annotations and --force compare two run folders, and these folders hold several seeds")
-        comparison = compare_seeds(before, after)
+    def _print(self, document: dict[str, Any], lines: Iterable[str]) -> int:
         if self.json:
-            say_json(comparison.document())
-            return 0
-        for line in describe_seeds(comparison):
+            say_json(document)
+        for line in () if self.json else lines:
             say(line)
         return 0
 

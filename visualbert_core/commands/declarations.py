@@ -42,20 +42,13 @@ def _location(flag: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """Return the rule that reads a location, or several. Without it tyro would read an address as a Path."""
     if UPath not in get_args(flag.type):
         return None
-    if _are_several(flag.type):
-        return PrimitiveConstructorSpec(
-            nargs="*",
-            metavar="PATH [PATH …]",
-            instance_from_str=_locations,
-            is_instance=lambda value: isinstance(value, Path | UPath | tuple),
-            str_from_instance=lambda value: [str(each) for each in (value if isinstance(value, tuple) else (value,))],
-        )
+    several = _are_several(flag.type)
     return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PATH",
-        instance_from_str=lambda words: location(words[0]),
-        is_instance=lambda value: isinstance(value, get_args(flag.type)),
-        str_from_instance=lambda value: [str(value)],
+        nargs="*" if several else 1,
+        metavar="PATH [PATH …]" if several else "PATH",
+        instance_from_str=_locations if several else lambda words: location(words[0]),
+        is_instance=lambda value: value is None or isinstance(value, Path | UPath | tuple),
+        str_from_instance=lambda value: [str(each) for each in (value if isinstance(value, tuple) else (value,))],
     )
 
 
@@ -73,22 +66,17 @@ def _locations(words: list[str]) -> Locations:
 
 def absolute_paths(config: Config) -> Config:
     """Make the paths of a configuration absolute, because a worker has another working folder."""
-    values: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(config)}
-    inside: dict[str, Any] = {
-        name: {key: _inside(each) for key, each in value.items()}  # the further tasks of a recipe
-        for name, value in values.items()
-        if isinstance(value, dict)
-    }
-    several = {name: tuple(map(absolute, value)) for name, value in values.items() if _holds_paths(value)}
-    one = {name: absolute(value) for name, value in values.items() if isinstance(value, Path)}
-    return replace(config, **one, **several, **inside)
+    changes: dict[str, Any] = {field.name: _absolute(getattr(config, field.name)) for field in fields(config)}
+    return replace(config, **changes)
 
 
-def _holds_paths(value: Any) -> bool:
-    return isinstance(value, tuple) and any(isinstance(each, Path) for each in value)
-
-
-def _inside(value: Any) -> Any:
+def _absolute(value: Any) -> Any:
+    if isinstance(value, Path):
+        return absolute(value)
+    if isinstance(value, tuple):
+        return tuple(map(_absolute, value))
+    if isinstance(value, dict):  # the further tasks of a recipe
+        return {key: _absolute(each) for key, each in value.items()}
     return absolute_paths(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from visualbert_core.commands.declarations import Flat, absolute_paths
 from visualbert_core.config import EvaluateConfig, PoolConfig
@@ -59,11 +59,9 @@ class Command:
         other = task.other_scorer(self.java) if self.java else None  # before the first shard: it may be missing
         with Pool(self.pool) as pool:
             run = evaluate(evaluation, pool, task=task)
-        if run.record["status"] == "sample":
-            self._sampled(run)
-            return 0
         if run.scores is None:
-            self._submitted(run)
+            document, line = self._without_score(run)
+            say_json({"run": str(run.folder), **document}) if self.json else say(line)
             return 0
         java = {JAVA: other(_predictions(run))} if other else {}
         if self.json:
@@ -84,20 +82,15 @@ class Command:
             say(line)
         return REGRESSION if check.changed else 0
 
-    def _sampled(self, run: Run) -> None:
-        if self.json:
-            say_json({"run": str(run.folder), "coverage": run.record["coverage"]})
-        else:
-            say(f"a sample ({self.evaluation.limit} examples), so no score: {run.folder}")
-
-    def _submitted(self, run: Run) -> None:
-        submission = run.folder / run.record["submission"]
+    def _without_score(self, run: Run) -> tuple[dict[str, Any], str]:
+        """Return what is printed in place of scores: for a program, and for people."""
+        if run.record["status"] == "sample":
+            line = f"a sample ({self.evaluation.limit} examples), so no score: {run.folder}"
+            return {"coverage": run.record["coverage"]}, line
         if "subset" in run.record:
             _LOG.warning("%s", run.record["subset"])
-        if self.json:
-            say_json({"run": str(run.folder), "submission": str(submission)})
-        else:
-            say(f"no public labels, so no score: {submission}")
+        submission = run.folder / run.record["submission"]
+        return {"submission": str(submission)}, f"no public labels, so no score: {submission}"
 
 
 def _predictions(run: Run) -> dict[str, Prediction]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import ceil, floor, log10
 
 HEIGHT = 170
-_TOP, _BOTTOM = 12, 24  # pixels; the numbers of the steps are under the plot
+_TOP, _BOTTOM = 12, 24  # pixels; the numbers of the steps, or the names of the nights, are under the plot
 _STEPS = 3  # parts of the axis of steps: longer numbers do not fit on a phone
 
 Point = tuple[int, float]
@@ -57,15 +57,11 @@ def plot(title: str, note: str, lines: Sequence[Line], steps: int) -> Plot | Non
     if not lines:
         return None
     low, high, step = scale([value for line in lines for _, value in line.points])
-
-    def y(value: float) -> float:
-        return _TOP + (high - value) / (high - low) * (HEIGHT - _TOP - _BOTTOM)
-
     drawn = [
         DrawnLine(
             line.name,
             [value for _, value in line.points],
-            [(100 * number / steps, y(value)) for number, value in line.points],
+            [(100 * number / steps, height(value, low, high)) for number, value in line.points],
             line.marks or len(line.points) == 1,  # a line of one point cannot be seen
         )
         for line in lines
@@ -76,7 +72,7 @@ def plot(title: str, note: str, lines: Sequence[Line], steps: int) -> Plot | Non
         note,
         steps,
         drawn,
-        [(f"{tick:,g}", y(tick)) for tick in ticks(low, high, step)],
+        [(f"{tick:,g}", height(tick, low, high)) for tick in ticks(low, high, step)],
         [(f"{tick:,.0f}", 100 * tick / steps) for tick in numbers],
     )
 
@@ -93,6 +89,11 @@ def scale(values: Sequence[float], parts: int = 4, least: float = 0.0) -> tuple[
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= 0.999 * rough)
     bottom, top = floor(low / step + 1e-9) * step, ceil(high / step - 1e-9) * step
     return bottom, top if top > bottom else bottom + step, step
+
+
+def height(value: float, low: float, high: float) -> float:
+    """Return the y of a value on a scale from `low` to `high`."""
+    return _TOP + (high - value) / (high - low) * (HEIGHT - _TOP - _BOTTOM)
 
 
 def ticks(low: float, high: float, step: float) -> list[float]:

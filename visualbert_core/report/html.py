@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from visualbert_core import __version__
 from visualbert_core.comparison.compare import p_value
@@ -24,16 +24,7 @@ from visualbert_core.report.flip_gallery import flip_gallery
 from visualbert_core.report.forms import overlap, sentence
 from visualbert_core.report.gate_section import CellNight, GatedNight, points, reach, verdict
 from visualbert_core.report.pictures import colour_class
-from visualbert_core.report.scores import (
-    SYNTHETIC,
-    guesses,
-    label,
-    papers,
-    percent,
-    persons,
-    scales,
-    scores_of,
-)
+from visualbert_core.report.scores import SYNTHETIC, label, notes, percent, scores_of
 from visualbert_core.report.sections import plural, section
 from visualbert_core.report.side_by_side import side_by_side
 
@@ -73,7 +64,6 @@ def render(info: ReportInfo, cells: Sequence[ReportCell], night: GatedNight | No
     """Return the page. Cells keep their order. A cell without a score says why. `night` is what a gate adds."""
     nights: Sequence[CellNight | None] = night.cells if night else [None] * len(cells)
     flips = flip_gallery(cells, night.cells) if night else None
-    script = static("flips.js") if flips else ""
     absent = {
         "earlier": not night,
         "wrong image": all(cell.baseline is None for cell in cells),
@@ -89,19 +79,23 @@ def render(info: ReportInfo, cells: Sequence[ReportCell], night: GatedNight | No
         "side_by_side": side_by_side(cells),
         "flips": flips,
         "columns": [name for name in columns if not absent.get(name)],
-        "guesses": guesses(cells),
-        "scales": scales(cells),
-        "persons": persons(cells),
-        "papers": papers(cells),
+        "notes": notes(cells),
+        "before": NIGHT_BEFORE,
+        "synthetic": SYNTHETIC,
+    }
+    return draw("page.html", page, static("flips.js") if flips else "")
+
+
+def draw(template: str, page: Mapping[str, Any], script: str = "") -> str:
+    """Return a whole page, of which the template shows `page` and what every page has."""
+    shared = {
         "style": static("page.css"),
         "script": script,
         # The content security policy allows only the script with this digest.
         "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        "before": NIGHT_BEFORE,
-        "synthetic": SYNTHETIC,
         "version": __version__,
     }
-    return environment().get_template("page.html").render(page=page)
+    return environment().get_template(template).render(page={**page, **shared})
 
 
 @cache

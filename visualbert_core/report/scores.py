@@ -113,27 +113,22 @@ def label(metric: str, task: Task | None) -> str:
     return metric if task is None else task.metric_labels.get(metric, metric)
 
 
-def papers(cells: Iterable[ReportCell]) -> list[str]:
-    """Return the sources of the published numbers of these cells."""
-    return sorted({published.source for cell in cells if (published := _published(cell)) is not None})
+def notes(cells: Iterable[ReportCell]) -> dict[str, list[str]]:
+    """Return what is written about the columns, each a phrase for each benchmark that says so.
 
-
-def guesses(cells: Iterable[ReportCell]) -> list[str]:
-    """Return how chance is computed, a phrase for each benchmark that says so."""
-    tasks = [cell.task for cell in cells if cell.task and cell.task.guess]
-    return list(dict.fromkeys(f"for {task.title} {task.guess}" for task in tasks))
-
-
-def persons(cells: Iterable[ReportCell]) -> list[str]:
-    """Return who the person is and who judges, a phrase for each benchmark that says so."""
-    tasks = [cell.task for cell in cells if cell.task and cell.task.person_is]
-    return list(dict.fromkeys(f"for {task.title} {task.person_is}" for task in tasks))
-
-
-def scales(cells: Iterable[ReportCell]) -> list[str]:
-    """Return how far each metric goes that is not in percent: "CIDEr-D: up to 1,000"."""
-    found = [(cell.task, *pair) for cell in cells if cell.task for pair in cell.task.scales.items()]
-    return list(dict.fromkeys(f"{label(metric, task)}: up to {scale:,.0f}" for task, metric, scale in found))
+    How chance is computed, who the person is and who judges, the sources of the published numbers, and how far each
+    metric goes that is not in percent: "CIDEr-D: up to 1,000".
+    """
+    cells = list(cells)
+    tasks = [cell.task for cell in cells if cell.task]
+    scales = [(task, *pair) for task in tasks for pair in task.scales.items()]
+    found = {
+        "guesses": [f"for {task.title} {task.guess}" for task in tasks if task.guess],
+        "persons": [f"for {task.title} {task.person_is}" for task in tasks if task.person_is],
+        "papers": sorted(published.source for cell in cells if (published := _published(cell)) is not None),
+        "scales": [f"{label(metric, task)}: up to {scale:,.0f}" for task, metric, scale in scales],
+    }
+    return {name: list(dict.fromkeys(lines)) for name, lines in found.items()}
 
 
 def percent(value: float | None) -> str:

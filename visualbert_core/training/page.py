@@ -29,7 +29,7 @@ from visualbert_core.report.curves import Line, Plot, plot
 from visualbert_core.report.gate_section import CellNight
 from visualbert_core.report.html import Before, environment, static
 from visualbert_core.report.places import ELSEWHERE, Places
-from visualbert_core.report.scores import guesses, papers, persons, scales
+from visualbert_core.report.scores import notes
 from visualbert_core.report.sections import Section, section
 from visualbert_core.tasks import Task, open_task, title_of
 from visualbert_core.training.log import KEPT, Curves, read_curves
@@ -71,10 +71,8 @@ class TrainingPage:
     no_parent: str
     """Why there is no score of a parent."""
     columns: Sequence[str]
-    guesses: Sequence[str]
-    papers: Sequence[str]
-    persons: Sequence[str]
-    scales: Sequence[str]
+    notes: Mapping[str, Sequence[str]]
+    """What is written about the columns."""
     counts: Sequence[str]
     """What was counted in the training split."""
     recipe: str
@@ -124,10 +122,7 @@ class PageWriter:
             cells=[] if shown is None else [shown],
             no_parent=self._no_parent(),
             columns=[name for name in columns if optional.get(name, True)],
-            guesses=guesses(cells),
-            papers=papers(cells),
-            persons=persons(cells),
-            scales=scales(cells),
+            notes=notes(cells),
             counts=list(_counts(record["examples"])),
             recipe=_recipe_yaml(config, self._places),
             chosen=recipe_rows(config, self._places, chosen=True),
