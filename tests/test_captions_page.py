@@ -21,7 +21,7 @@ from captions_golden import coco_folder
 from PIL import Image as Pillow
 from rich.console import Console
 
-from visualbert_core.commands.evaluate import _scored
+from visualbert_core.commands.evaluate import result_lines
 from visualbert_core.comparison.compare import compare
 from visualbert_core.comparison.gate import Gate
 from visualbert_core.config import EvaluateConfig, PoolConfig
@@ -166,7 +166,7 @@ def test_flips_are_ordered_by_the_change_of_cider(nights: Nights) -> None:
     assert flips.index(">7<") < flips.index(">0<") < flips.index(">3<")
 
 
-def test_numbers_beside_the_score(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_beside_the_score(nights: Nights) -> None:
     """scores.json, page, terminal and `evaluate` have a person and the model by the person's judges, the wrong image,
     length, distinct captions, the share that was cut, and the decoding."""
     run = nights.cell.run
@@ -176,8 +176,7 @@ def test_numbers_beside_the_score(nights: Nights, capsys: pytest.CaptureFixture[
     assert run.scores["beside"]["distinct captions"] == len(SCENES)
     out = io.StringIO()
     print_table(nights.info, [nights.cell], Console(file=out, width=80))
-    _scored(run)
-    page, shown = text_of(nights.page), (re.sub(r"\s+", " ", out.getvalue()), capsys.readouterr().out)
+    page, shown = text_of(nights.page), (re.sub(r"\s+", " ", out.getvalue()), "\n".join(result_lines(run.scores)))
     assert re.search(rf"{person:.1f} model {own:.1f}", page)
     assert "a person gets: for Scenes each reference of an image, judged by the image's other references" in page
     assert "Scores in percent (CIDEr-D: up to 1,000), with 95 % intervals" in page

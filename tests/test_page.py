@@ -30,11 +30,11 @@ from visualbert_core.comparison.gate import Check, Gate, Watched
 from visualbert_core.comparison.history import History, Row, Timing
 from visualbert_core.nightly.night import Night
 from visualbert_core.report import ReportCell, ReportInfo
+from visualbert_core.report.curves import trend
 from visualbert_core.report.flip_gallery import FLIPS, flip_gallery
 from visualbert_core.report.gate_section import CellNight, GatedNight
 from visualbert_core.report.html import environment, render
 from visualbert_core.report.pictures import Sheet
-from visualbert_core.report.trend import trend
 from visualbert_core.schema import Image, Regions
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Iterable
 from typing import Any, TextIO, cast
 
 INGREDIENT = None
@@ -54,6 +55,14 @@ def _one_line(record: logging.LogRecord) -> bool:
     or send it where a lone surrogate is an error."""
     record.msg, record.args = printable(record.getMessage()), None
     return True
+
+
+def say_result(as_json: bool, document: Any, lines: Iterable[object]) -> None:
+    """Print the result of a command to stdout: for a program its JSON document, for people its lines."""
+    if as_json:
+        say_json(document)
+    for line in () if as_json else lines:
+        say(line)
 
 
 class _StderrHandler(logging.Handler):

@@ -11,7 +11,7 @@ import tyro
 from visualbert_core.commands.declarations import Flat
 from visualbert_core.config import AnsweringConfig
 from visualbert_core.io.locations import Location
-from visualbert_core.printable import say, say_json
+from visualbert_core.printable import say_result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +49,18 @@ class Command:
         """Ask, and print a line for each answer."""
         from visualbert_core.evaluation.ask import ask
 
-        given = {"detector": self.detector, "features": self.features}
-        asked = (self.model, self.image, self.question, self.top_k)
-        answers = ask(*asked, **given, precision=self.precision, answering=self.answering)  # type: ignore[arg-type]
-        if self.json:
-            ranked = [{"answer": each.answer, "score": each.score} for each in answers]
-            say_json({"model": str(self.model), "images": self.image, "question": self.question, "answers": ranked})
-            return 0
-        for each in answers:
-            say(each.answer if each.score is None else f"{each.score:<9.3g} {each.answer}")
+        answers = ask(
+            self.model,
+            self.image,
+            self.question,
+            self.top_k,
+            detector=self.detector,
+            features=self.features,
+            precision=self.precision,
+            answering=self.answering,
+        )
+        asked = {"model": str(self.model), "images": self.image, "question": self.question}
+        ranked = [{"answer": each.answer, "score": each.score} for each in answers]
+        lines = (each.answer if each.score is None else f"{each.score:<9.3g} {each.answer}" for each in answers)
+        say_result(self.json, asked | {"answers": ranked}, lines)
         return 0

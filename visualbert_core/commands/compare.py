@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -14,7 +13,7 @@ from visualbert_core.comparison.seeds import compare_seeds, describe_seeds
 from visualbert_core.comparison.text import describe
 from visualbert_core.errors import ConfigError
 from visualbert_core.evaluation.run_folder import Run, read_run
-from visualbert_core.printable import say, say_json
+from visualbert_core.printable import say_result
 from visualbert_core.provenance import digest_files
 from visualbert_core.tasks import TASKS, Task, open_task
 from visualbert_core.training.grid import read_seeds
@@ -60,17 +59,12 @@ class Command:
                     "--annotations and --force compare two run folders, and these folders hold several seeds"
                 )
             over_seeds = compare_seeds(seeds, others)
-            return self._print(over_seeds.document(), describe_seeds(over_seeds))
+            say_result(self.json, over_seeds.document(), describe_seeds(over_seeds))
+            return 0
         before, after = read_run(self.before), read_run(self.after)
         tasks = dict(self._opened(folder, after) for folder in self.annotations)
         comparison = compare(before, after, tasks, self.force, self.flips)
-        return self._print(comparison.document(), describe(comparison))
-
-    def _print(self, document: dict[str, Any], lines: Iterable[str]) -> int:
-        if self.json:
-            say_json(document)
-        for line in () if self.json else lines:
-            say(line)
+        say_result(self.json, comparison.document(), describe(comparison))
         return 0
 
     def _opened(self, folder: Path, run: Run) -> tuple[str, Task]:

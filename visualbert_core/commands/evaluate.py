@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from visualbert_core.commands.declarations import Flat, absolute_paths
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.errors import ConfigError
 from visualbert_core.io.hub import with_folder
-from visualbert_core.printable import logger, say, say_json
+from visualbert_core.printable import logger, say_result
 
 if TYPE_CHECKING:
     from visualbert_core.evaluation.run_folder import Run
@@ -61,13 +62,10 @@ class Command:
             run = evaluate(evaluation, pool, task=task)
         if run.scores is None:
             document, line = self._without_score(run)
-            say_json({"run": str(run.folder), **document}) if self.json else say(line)
+            say_result(self.json, {"run": str(run.folder), **document}, [line])
             return 0
-        java = {JAVA: other(_predictions(run))} if other else {}
-        if self.json:
-            say_json(run.scores | java | {"run": str(run.folder)})
-        else:
-            _scored(replace(run, scores=run.scores | java))
+        scores = run.scores | ({JAVA: other(_predictions(run))} if other else {})
+        say_result(self.json, scores | {"run": str(run.folder)}, (*result_lines(scores), run.folder))
         return 0
 
     def _check(self, evaluation: EvaluateConfig) -> int:
@@ -76,10 +74,7 @@ class Command:
 
         start_ray()  # here, so that the two pools of the check share one Ray
         check = check_invariance(evaluation, self.pool)
-        if self.json:
-            say_json(asdict(check))
-        for line in () if self.json else describe(check):
-            say(line)
+        say_result(self.json, asdict(check), describe(check))
         return REGRESSION if check.changed else 0
 
     def _without_score(self, run: Run) -> tuple[dict[str, Any], str]:
@@ -99,20 +94,18 @@ def _predictions(run: Run) -> dict[str, Prediction]:
     return {row.example_id: row for row in read_predictions(run.folder / "predictions")[0]}
 
 
-def _scored(run: Run) -> None:
+def result_lines(scores: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what people read of the scores of a run."""
     from visualbert_core.evaluation.beside import against_person, how_answered
 
-    assert run.scores is not None
-    subset = [run.scores["subset"]] if "subset" in run.scores else []
-    for warning in (*subset, *run.scores["warnings"]):
-        say(f"WARNING: {warning}")
-    for metric, value in run.scores["scores"].items():
-        low, high = run.scores["intervals"][metric]
+    subset = [scores["subset"]] if "subset" in scores else []
+    yield from (f"WARNING: {warning}" for warning in (*subset, *scores["warnings"]))
+    for metric, value in scores["scores"].items():
+        low, high = scores["intervals"][metric]
         spread = "" if low is None else f"  [{low:.2f}, {high:.2f}]"
-        others = run.scores.get("other_protocols", {}).items()
+        others = scores.get("other_protocols", {}).items()
         under = "".join(f"  {protocol} {values[metric]:.2f}" for protocol, values in others)
-        say(f"{metric:>14} {value:6.2f}{spread}  n={run.scores['units'][metric]}{under}")
-    say(run.scores["protocol"])
-    for line in (*against_person(run.scores, {}), *how_answered(run.scores)):
-        say(line)
-    say(run.folder)
+        yield f"{metric:>14} {value:6.2f}{spread}  n={scores['units'][metric]}{under}"
+    yield scores["protocol"]
+    yield from against_person(scores, {})
+    yield from how_answered(scores)

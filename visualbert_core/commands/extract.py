@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from visualbert_core.commands.declarations import Flat
 from visualbert_core.config import DriftConfig, ExtractConfig, PoolConfig
-from visualbert_core.printable import logger, say, say_json
+from visualbert_core.printable import logger, say_result
 
 _LOG = logger(__name__)
 
@@ -44,8 +44,6 @@ class Command:
             _LOG.warning("%s of %s images quarantined", f"{len(failures):,}", f"{len(store) + len(failures):,}")
         for failure in failures[:10]:
             _LOG.warning("quarantined: %s: %s: %s", failure.item_id, failure.stage, failure.message)
-        if self.json:
-            say_json({"store": str(store.folder), "images": len(store), "quarantined": len(failures)})
-        else:
-            say(store.folder)
+        document = {"store": str(store.folder), "images": len(store), "quarantined": len(failures)}
+        say_result(self.json, document, [store.folder])
         return 0

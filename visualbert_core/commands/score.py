@@ -10,7 +10,7 @@ from visualbert_core.errors import ConfigError
 from visualbert_core.evaluation.beside import JAVA
 from visualbert_core.evaluation.score import Mode, describe, read_prediction_set, score
 from visualbert_core.metrics.boxes import CONVENTIONS
-from visualbert_core.printable import say, say_json
+from visualbert_core.printable import say, say_result
 from visualbert_core.provenance import digest_files
 from visualbert_core.tasks import open_task
 from visualbert_core.tasks.reading import choose
@@ -70,9 +70,5 @@ class Command:
         document = score(task, answers, digest, mode)
         if other:
             document[JAVA] = other({row.example_id: row for row in answers.predictions})
-        if self.json:
-            say_json(document)
-            return 0
-        for line in describe(document, task):
-            say(line)
+        say_result(self.json, document, describe(document, task))
         return 0

@@ -15,7 +15,7 @@ from visualbert_core.config_mapping import from_mapping
 from visualbert_core.errors import ConfigError
 from visualbert_core.io.documents import read_yaml
 from visualbert_core.io.hub import with_folder
-from visualbert_core.printable import say, say_json
+from visualbert_core.printable import say, say_json, say_result
 from visualbert_core.training.grid import Grid, split_lists
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.recipes import shipped
@@ -77,12 +77,8 @@ class Command:
         from visualbert_core.training.sweeps import sweep
 
         found = sweep(absolute_paths(with_folder(self.training)), self.grid, self.parallel)
-        if self.json:
-            say_json(found.document() | {"folder": str(found.folder)})
-            return found.code
-        for line in describe(found):
-            say(line)
-        say(f"page: {found.folder / 'sweep.html'}")
+        lines = (*describe(found), f"page: {found.folder / 'sweep.html'}")
+        say_result(self.json, found.document() | {"folder": str(found.folder)}, lines)
         return found.code
 
 

@@ -1,6 +1,6 @@
-"""Curves over the steps of a training, as the page plots them.
+"""Plots with an axis: the curves over the steps of a training, and the trend of a metric over the nights.
 
-Owns the scales of all plots with an axis, and the places of the marks: x in percent of the width, y in pixels.
+Owns their scales, and the places of the marks: x in percent of the width, y in pixels.
 """
 
 from __future__ import annotations
@@ -8,9 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log10
+from typing import Any
+
+from visualbert_core.comparison.history import Row
+from visualbert_core.report.scores import label
+from visualbert_core.tasks import Task
+
+NIGHTS = 60
+"""The most nights that a plot shows: the last ones."""
 
 HEIGHT = 170
 _TOP, _BOTTOM = 12, 24  # pixels; the numbers of the steps, or the names of the nights, are under the plot
+_NAMES = 4  # names of nights under the axis: more dates do not fit on a phone
 _STEPS = 3  # parts of the axis of steps: longer numbers do not fit on a phone
 
 Point = tuple[int, float]
@@ -75,6 +84,47 @@ def plot(title: str, note: str, lines: Sequence[Line], steps: int) -> Plot | Non
         [(f"{tick:,g}", height(tick, low, high)) for tick in ticks(low, high, step)],
         [(f"{tick:,.0f}", 100 * tick / steps) for tick in numbers],
     )
+
+
+def trend(rows: Sequence[Row], task: Task | None) -> dict[str, Any]:
+    """Return the plot of a cell's headline metric over its nights. `rows` has at least one."""
+    rows = rows[-NIGHTS:]
+    metric = rows[-1].headline
+    rows = [row for row in rows if metric in row.scores]
+    intervals = [_interval(row, metric) for row in rows]
+    ends = [end for interval in intervals for end in interval]
+    low, high, step = scale([row.scores[metric] for row in rows] + ends, least=0.4)
+    every = max(1, ceil(len(rows) / _NAMES))
+    nights = [
+        {
+            "row": row,
+            "score": row.scores[metric],
+            "interval": interval,
+            "x": 100 * (index + 0.5) / len(rows),
+            "y": height(row.scores[metric], low, high),
+            "reach": [height(end, low, high) for end in interval],
+            "named": (len(rows) - 1 - index) % every == 0,  # whether its name is written under the axis
+            "differs": _differs(rows[index - 1], row) if index else None,
+        }
+        for index, (row, interval) in enumerate(zip(rows, intervals, strict=True))
+    ]
+    return {
+        "metric": label(metric, task),
+        "ticks": [(tick, height(tick, low, high)) for tick in ticks(low, high, step)],
+        "nights": nights,
+        "height": HEIGHT,
+    }
+
+
+def _interval(row: Row, metric: str) -> tuple[float, ...]:
+    """Return the two ends of the interval; nothing for a single image, which gives no interval."""
+    return tuple(end for end in row.intervals[metric] if end is not None)
+
+
+def _differs(before: Row, row: Row) -> list[str]:
+    """Return the ingredients that differ. A row of an older version may lack an ingredient, which says nothing."""
+    both = before.ingredients.keys() & row.ingredients.keys()
+    return [name for name in row.ingredients if name in both and before.ingredients[name] != row.ingredients[name]]
 
 
 def scale(values: Sequence[float], parts: int = 4, least: float = 0.0) -> tuple[float, float, float]:

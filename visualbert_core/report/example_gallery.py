@@ -2,10 +2,12 @@
 
 Owns which examples are shown: a hash of the ids draws them, and about half of them are not right. Each figure also has
 the answer of the same model over the wrong image. If both answers are the same, the model did not need the image.
+Beside the gallery are a few texts of a model that writes its answers, as they came.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +23,13 @@ from visualbert_core.features.label_names import label_name
 from visualbert_core.report import ReportCell
 from visualbert_core.report.forms import FORMS, marked, regions_of, sides
 from visualbert_core.report.pictures import picture
-from visualbert_core.schema import Prediction, Regions
+from visualbert_core.schema import Generated, Prediction, Regions
 from visualbert_core.tasks import Task
 
+FAULTS = ("unparsed", "cut", "")
+"""The kinds of texts, in the order in which they are shown."""
+_SAMPLES = 6  # texts
+_LONGEST = 300  # characters of one text
 _NAMED = 12  # names of labels under a picture
 
 
@@ -46,31 +52,65 @@ class RunAnswers:
         return cls({p.example_id: p for p in predictions}, {key: fmean(value) for key, value in values.items()})
 
 
-def gallery(cell: ReportCell, count: int) -> dict[str, Any] | None:
-    """Return figures of `count` examples, all of one form, or None for a cell without a score.
+def shown_examples(cell: ReportCell, count: int) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Return a few texts of a model that writes its answers, and figures of `count` examples.
 
-    Raise VisualBertCoreError where the run can no longer be read.
+    Each is None where there is nothing to show, as for a cell without a score. Raise VisualBertCoreError where the run
+    can no longer be read.
     """
     if cell.task is None or cell.run is None or cell.run.scores is None:
-        return None
+        return None, None
     own = RunAnswers.of(cell.run)
-    other = RunAnswers.of(cell.baseline) if cell.baseline and cell.baseline.scores else RunAnswers({}, {})
-    chosen = choose(own.worth, count)
-    if not chosen:
-        return None
+    chosen, generated = choose(own.worth, count), cell.run.scores.get("generated")
+    if not chosen and not generated:
+        return None, None
     examples = {example.example_id: example for example in cell.task.examples()}
-    return {
-        "form": FORMS[type(examples[chosen[0]])].name,
+    texts = {"total": generated["texts"], "samples": _samples(own.predictions, examples)} if generated else None
+    if not chosen:
+        return texts, None
+    other = RunAnswers.of(cell.baseline) if cell.baseline and cell.baseline.scores else RunAnswers({}, {})
+    figures = {
+        "form": FORMS[type(examples[chosen[0]])].name,  # a benchmark asks one form
         "total": len(examples),
         "faulty": sum(own.worth[example_id] < 1 for example_id in chosen),  # those that are not right
         "regions": cell.store is not None,
         "figures": [_figure(cell, cell.task, examples[example_id], own, other) for example_id in chosen],
     }
+    return texts, figures
+
+
+def _samples(predictions: Mapping[str, Prediction], examples: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a few texts as the model wrote them: the kinds in their order, and within each by a hash of the id."""
+
+    def order(found: tuple[str, int, Generated]) -> tuple[int, str, int]:
+        example_id, number, text = found
+        return FAULTS.index(_fault(text)), _hash(example_id), number
+
+    texts = (
+        (row.example_id, number, text) for row in predictions.values() for number, text in enumerate(row.generated)
+    )
+    return [
+        {
+            "example_id": example_id,
+            "asked": FORMS[type(examples[example_id])].asked(examples[example_id], part),
+            "text": text.text if len(text.text) <= _LONGEST else text.text[:_LONGEST] + " …",
+            "fault": _fault(text),
+        }
+        for example_id, part, text in heapq.nsmallest(_SAMPLES, texts, key=order)
+    ]
+
+
+def _fault(text: Generated) -> str:
+    return "unparsed" if not text.parsed else "cut" if text.cut else ""
+
+
+def _hash(example_id: str) -> str:
+    return xxhash.xxh3_128_hexdigest(example_id.encode())
 
 
 def choose(worth: Mapping[str, float], count: int) -> list[str]:
     """Return `count` ids in the order of their hashes. Half of them are not fully right, or as many as there are."""
-    order = sorted(worth, key=lambda example_id: xxhash.xxh3_128_hexdigest(example_id.encode()))
+    order = sorted(worth, key=_hash)
     right = [example_id for example_id in order if worth[example_id] == 1]
     faulty = [example_id for example_id in order if worth[example_id] < 1]
     faulty = faulty[: max(count // 2, count - len(right))]

@@ -17,12 +17,11 @@ from visualbert_core.evaluation.beside import what_came
 from visualbert_core.evaluation.run_folder import Run
 from visualbert_core.provenance import leaves
 from visualbert_core.report import ReportCell, ReportInfo
-from visualbert_core.report.example_gallery import gallery
+from visualbert_core.report.curves import trend
+from visualbert_core.report.example_gallery import shown_examples
 from visualbert_core.report.gate_section import CellNight
 from visualbert_core.report.places import Places
 from visualbert_core.report.scores import Estimate, in_order, label, reason, score_lines, scores_of, warnings
-from visualbert_core.report.trend import trend
-from visualbert_core.report.written import written
 from visualbert_core.schema import Failure
 from visualbert_core.tasks import Task
 
@@ -42,7 +41,7 @@ def section(info: ReportInfo, cell: ReportCell, night: CellNight | None) -> Sect
     lines, scores = score_lines(cell), scores_of(cell.run) or {}
     texts, examples, no_examples = None, None, ""
     try:
-        texts, examples = written(cell), gallery(cell, info.examples)
+        texts, examples = shown_examples(cell, info.examples)
     except VisualBertCoreError as error:
         no_examples = hide(str(error))
     return {
@@ -185,21 +184,15 @@ def command(cell: ReportCell, run: Run) -> str:
         **_read(cell, run),
         "model": f"MODELS/{spec['model']}",
         "out": hide(str(run.folder.parent)),
-        "visual": spec["visual"],
-        "batch-size": spec["batch_size"],
-        "shard-size": spec["shard_size"],
-        "precision": spec["precision"],
+        **{name: spec[name] for name in ("visual", "batch_size", "shard_size", "precision")},
+        **({"feature_space": spec["feature_space"]} if "feature_space" in spec else {}),
+        **spec.get("answering", {}),
+        **({"allow_feature_space_mismatch": True} if spec["allow_feature_space_mismatch"] else {}),
     }
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    words += ["--feature-space", spec["feature_space"]] if "feature_space" in spec else []
-    words += [word for name, value in spec.get("answering", {}).items() for word in _flag(name, value)]
-    return shlex.join(
-        ["visualbert", "evaluate", *words, *["--allow-feature-space-mismatch"] * spec["allow_feature_space_mismatch"]]
-    )
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    return [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    words = ["visualbert", "evaluate"]
+    for name, value in options.items():
+        words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join(words)
 
 
 def _read(cell: ReportCell, run: Run) -> dict[str, str]:
