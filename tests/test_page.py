@@ -34,7 +34,7 @@ from visualbert_core.report.curves import trend
 from visualbert_core.report.flip_gallery import FLIPS, flip_gallery
 from visualbert_core.report.gate_section import CellNight, GatedNight
 from visualbert_core.report.html import environment, render
-from visualbert_core.report.pictures import Sheet
+from visualbert_core.report.pictures import Sheet, picture
 from visualbert_core.schema import Image, Regions
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -488,11 +488,11 @@ def test_pictures_share_their_bytes(tmp_path: Path) -> None:
     for limit in (1_000_000, 8_000):
         sheet = Sheet.of([(image, regions)], limit)
         sizes.append(len(drawn("pictures.html", "sheet", sheet)))
-        shown = sheet.picture("picture", "a", image, regions, [], outlined=True)
+        shown = picture("picture", "a", image, regions, [], sheet, outlined=True)
         assert '<use href="#picture-0">' in drawn("pictures.html", "shared", shown)
     assert sizes[1] < 8_000 * 4 / 3 + 4_000 < sizes[0]
     gone = Image("b", str(tmp_path / "b.png"))
-    shown = Sheet.of([(gone, regions)], 1000).picture("picture", "b", gone, regions, [], outlined=True)
+    shown = picture("picture", "b", gone, regions, [], Sheet.of([(gone, regions)], 1000), outlined=True)
     assert "b cannot be shown: No such file" in drawn("pictures.html", "shared", shown)
 
 
@@ -507,7 +507,7 @@ def test_images_of_one_file_are_not_mixed_up(tmp_path: Path) -> None:
     (tmp_path / "shard.tar").write_bytes(data)
     (regions,) = Noise().fetch_many(("a",))
     sheet = Sheet.of([(image, regions) for image in images], 1_000_000)
-    shown = [sheet.picture("picture", "", image, regions, [], outlined=False) for image in images]
+    shown = [picture("picture", "", image, regions, [], sheet) for image in images]
     uses = [re.search(r'<use href="#(picture-\d)">', drawn("pictures.html", "shared", each)) for each in shown]
     assert [found and found[1] for found in uses] == ["picture-0", "picture-1"]
     html = drawn("pictures.html", "sheet", sheet)

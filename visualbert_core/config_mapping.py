@@ -62,9 +62,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in args:
             return None
         if UPath in args:  # before the last line of this case, which would take an address for a Path
-            if isinstance(value, list) and any(get_origin(each) is tuple for each in args):
-                return _locations(value, where)
-            return _location(_path(value, where), where)
+            for each in args:
+                if get_origin(each) is tuple and isinstance(value, list) and value:
+                    return _convert(each, value, where)
+            return _location(value, where)
         return _convert(next(a for a in args if a is not type(None)), value, where)
     if origin is Literal:
         if value not in args:
@@ -96,14 +97,8 @@ def _path(value: Any, where: str) -> str:
     return text
 
 
-def _locations(values: list[Any], where: str) -> tuple[Location, ...]:
-    if not values:
-        raise ConfigError(f"{where} is empty: name a path, or leave the key out")
-    places = ((_path(value, f"{where}[{i}]"), f"{where}[{i}]") for i, value in enumerate(values))
-    return tuple(_location(text, place) for text, place in places)
-
-
-def _location(text: str, where: str) -> Location:
+def _location(value: Any, where: str) -> Location:
+    text = _path(value, where)
     try:
         return location(text).expanduser()
     except ConfigError as error:

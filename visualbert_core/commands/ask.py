@@ -46,7 +46,6 @@ class Command:
     """Print one JSON object."""
 
     def run(self) -> int:
-        """Ask, and print a line for each answer."""
         from visualbert_core.evaluation.ask import ask
 
         answers = ask(

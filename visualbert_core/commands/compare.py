@@ -52,7 +52,6 @@ class Command:
     """Print one JSON object."""
 
     def run(self) -> int:
-        """Compare the runs and print the comparison."""
         if (seeds := read_seeds(self.before)) and (others := read_seeds(self.after)):
             if self.annotations or self.force:
                 raise ConfigError(

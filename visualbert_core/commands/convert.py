@@ -35,7 +35,6 @@ class Detector:
     """New folder, with config.json and model.safetensors."""
 
     def run(self) -> int:
-        """Convert the file, and print what was found in it."""
         from visualbert_core.detector.convert import convert
 
         return _report(convert(self.name, self.source, self.out))
@@ -65,7 +64,6 @@ class Checkpoint:
         check_values(self)
 
     def run(self) -> int:
-        """Convert the file, and print what was found in it."""
         from visualbert_core.models.visualbert.checkpoint.convert import convert
 
         return _report(convert(self.source, self.out, self.task, self.attention_heads, self.feature_space))
@@ -97,7 +95,6 @@ class Bert:
         check_range(self, 0, None, "seed")
 
     def run(self) -> int:
-        """Convert the folder, and print what was found in it."""
         from visualbert_core.models.visualbert.checkpoint.bert import from_bert
 
         return _report(from_bert(self.source, self.out, self.feature_size, self.feature_space, self.seed))

@@ -32,8 +32,7 @@ Flat = Annotated[T, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes]
 """A configuration whose fields, and the fields of its configurations, are flags of the command itself."""
 REGISTRY = ConstructorRegistry()
 """Rules by which tyro reads further types."""
-_Positional = tyro.conf.Positional[str]
-_POSITIONAL = get_args(_Positional)[1]
+_POSITIONAL = get_args(tyro.conf.Positional[str])[1]
 _SUPPRESSED = get_args(tyro.conf.Suppress[str])[1]
 
 
@@ -96,7 +95,7 @@ class Flag:
 def subcommands(command: Any) -> dict[str, Any]:
     """Return name → declaration for each subcommand. A command that is not a union, as `store` is, has one named ""."""
     if isinstance(command, UnionType):
-        return {_dashed(each.__name__.lower()): each for each in get_args(command)}
+        return {each.__name__.lower(): each for each in get_args(command)}
     return {"": command}
 
 
@@ -127,7 +126,7 @@ def field_docstrings(declaration: Any) -> dict[str, str]:
 def _flag(field: Field[Any], hint: Any, marks: list[Any], sentence: str) -> Flag:
     metavar = next((mark.metavar for mark in marks if getattr(mark, "metavar", None)), field.name.upper())
     aliases = [alias for mark in marks for alias in getattr(mark, "aliases", None) or ()]
-    names = (metavar,) if _POSITIONAL in marks else (f"--{_dashed(field.name)}", *aliases)
+    names = (metavar,) if _POSITIONAL in marks else (f"--{field.name.replace('_', '-')}", *aliases)
     return Flag(names, _kind(hint), _default(field), sentence)
 
 
@@ -155,7 +154,3 @@ def _default(field: Field[Any]) -> str | None:
     if field.default is MISSING:
         return None if field.default_factory is MISSING else ""
     return "" if field.default in (None, False, ()) else str(field.default)
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")

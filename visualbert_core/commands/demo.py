@@ -23,7 +23,6 @@ class Command:
     """Folder for the scenes, the features, the runs and report.html."""
 
     def run(self) -> int:
-        """Run the matrix of the package."""
         from visualbert_core.nightly.matrix import load_matrix
         from visualbert_core.synthetic import DEMO
 

@@ -47,7 +47,6 @@ class Command:
             raise ConfigError("--java needs a score: leave out --limit and --invariance-check")
 
     def run(self) -> int:
-        """Predict the examples without a prediction, then score, then print the scores."""
         from visualbert_core.engine.pool import Pool
         from visualbert_core.evaluation.beside import JAVA
         from visualbert_core.evaluation.run import evaluate

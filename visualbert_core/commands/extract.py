@@ -30,7 +30,6 @@ class Command:
     """Print one JSON object."""
 
     def run(self) -> int:
-        """Compare with a store if --canary asks for it, then extract the shards that are not done."""
         from visualbert_core.engine.pool import Pool
         from visualbert_core.features.drift import check_plan
         from visualbert_core.features.extract import plan_extraction, run_extraction

@@ -30,7 +30,6 @@ class Command:
     """The name of the split in the dataset. Default: the value of --split."""
 
     def run(self) -> int:
-        """Import the split, and print the names of the written files."""
         from visualbert_core.tasks.hub import import_annotations
 
         for path in import_annotations(self.task, self.dataset, self.dataset_split or self.split, self.split, self.out):

@@ -55,7 +55,6 @@ class Command:
         choose("convention of boxes", self.boxes, CONVENTIONS)
 
     def run(self) -> int:
-        """Convert every record, warn of the malformed records, and print the folder of the store."""
         from visualbert_core.engine.pool import Pool
         from visualbert_core.features.importers.run import import_features
 

@@ -40,7 +40,6 @@ class Command:
         check_range(self, 0, None, "seed")
 
     def run(self) -> int:
-        """Make the folder, and print what is in it."""
         from visualbert_core.models.captioner.make import make_captioner
 
         own = {"image_processor": self.image_processor, "tokenizer": self.tokenizer}

@@ -42,7 +42,6 @@ class Command:
     """Print what the night would do, and do nothing."""
 
     def run(self) -> int:
-        """Run the matrix, or print its plan."""
         from visualbert_core.nightly.dry_run import plan_night
         from visualbert_core.nightly.matrix import load_matrix, runs_folder
 

@@ -58,7 +58,6 @@ class Command:
             choose("convention of boxes", self.boxes, CONVENTIONS)
 
     def run(self) -> int:
-        """Read the predictions, check their coverage, score them and print the scores."""
         mode: Mode = "partial" if self.allow_partial else "official" if self.official_lenient else "strict"
         task = open_task(self.task, self.annotations, self.split, self.protocol)
         other = task.other_scorer(self.java) if self.java else None

@@ -41,7 +41,6 @@ class Ls:
     """List only the first N images."""
 
     def run(self) -> int:
-        """Print a line for each image or region."""
         store = FeatureStore.open(self.store)
         if self.limit is not None and self.limit < 0:
             raise ConfigError(f"--limit is {self.limit}: it must be at least 0")
@@ -70,7 +69,6 @@ class Info:
     """Folder or s3://… address of the store."""
 
     def run(self) -> int:
-        """Print the description of the store."""
         say_json(FeatureStore.open(self.store).info(), indent=1)
         return 0
 
@@ -91,7 +89,6 @@ class Name:
     """Text file with the names of the attributes."""
 
     def run(self) -> int:
-        """Write the names into the store."""
         store = FeatureStore.open(self.store)
         found = LabelNames(_vocabulary(self.labels), _vocabulary(self.attributes) if self.attributes else ())
         names.write(store.folder, store.fingerprint, found)

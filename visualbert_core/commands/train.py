@@ -51,7 +51,6 @@ class Command:
     """Print one JSON object."""
 
     def run(self) -> int:
-        """Train, or go on, and print the checkpoints."""
         from visualbert_core.training import train
 
         if self.grid:

@@ -17,7 +17,7 @@ from visualbert_core.errors import VisualBertCoreError
 from visualbert_core.report import ReportCell
 from visualbert_core.report.forms import FORMS, marked, regions_of, right_boxes, sides
 from visualbert_core.report.gate_section import CellNight
-from visualbert_core.report.pictures import Sheet
+from visualbert_core.report.pictures import Sheet, picture
 from visualbert_core.report.scores import label
 from visualbert_core.schema import Grounding, Regions
 from visualbert_core.tasks import Task
@@ -51,12 +51,12 @@ def flip_gallery(cells: Sequence[ReportCell], nights: Sequence[CellNight]) -> di
     if not chosen:
         return None
     cases, complaints = _cases(cells, chosen)
-    shown = [
+    pictures = [
         (case.cell.images.get(image_id), regions)
         for case in cases
         for image_id, regions in zip(case.example.image_ids, case.regions, strict=True)
     ]
-    sheet = Sheet.of(shown, PICTURE_BYTES)
+    sheet = Sheet.of(pictures, PICTURE_BYTES)
     figures = [_figure(case, sheet) for case in cases]
     every = [found for night in nights if night.comparison for found in night.comparison.flips.values()]
     return {
@@ -65,7 +65,7 @@ def flip_gallery(cells: Sequence[ReportCell], nights: Sequence[CellNight]) -> di
         "complaints": complaints[:_SAID],
         "sheet": sheet,
         "cells": {number: cells[number - 1].title for number in sorted({case.number for case in cases})},
-        "regions": any(picture["outlines"] for figure in figures for picture in figure["pictures"]),
+        "regions": any(shown["outlines"] for figure in figures for shown in figure["pictures"]),
     }
 
 
@@ -113,7 +113,7 @@ def _figure(case: _Case, sheet: Sheet) -> dict[str, Any]:
     for side, image_id, regions in zip(sides(example), example.image_ids, case.regions, strict=True):
         boxes = form.flip_boxes(example, regions, flip, gold)
         image = cell.images.get(image_id)
-        pictures.append(sheet.picture(side, image_id, image, regions, boxes, outlined=form.flip_regions))
+        pictures.append(picture(side, image_id, image, regions, boxes, sheet, outlined=form.flip_regions))
     return {
         "number": case.number,
         "cell": cell.title,

@@ -59,14 +59,6 @@ class Thumbnail:
         return cls(f"data:image/jpeg;base64,{encoded}", (pixels.shape[1], pixels.shape[0]))
 
 
-def picture(
-    name: str, image_id: str, image: Image | None, regions: Regions | None, boxes: Sequence[Box]
-) -> dict[str, Any]:
-    """Return the image with `boxes` over it. `name` is for readers who do not see it, such as "left picture"."""
-    thumbnail = Thumbnail.of(image)
-    return _picture(name, image_id, thumbnail, thumbnail.source, regions, boxes)
-
-
 @dataclass(frozen=True)
 class Sheet:
     """Pictures and their regions. Each is in the page once, and figures refer to it by its id."""
@@ -97,36 +89,27 @@ class Sheet:
         """Return (id, thumbnail) of the pictures that can be shown."""
         return [(name, thumbnail) for name, thumbnail in self.thumbnails.values() if thumbnail.source]
 
-    def picture(
-        self,
-        name: str,
-        image_id: str,
-        image: Image | None,
-        regions: Regions | None,
-        boxes: Sequence[Box],
-        outlined: bool,
-    ) -> dict[str, Any]:
-        """Return a picture of the sheet with `boxes` over it, and with its regions if `outlined`."""
-        element, thumbnail = self.thumbnails[image]
-        outlines = self.outlines[_path(regions)] if regions and outlined else ""
-        return _picture(name, image_id, thumbnail, element if thumbnail.source else "", regions, boxes, outlines)
-
 
 def colour_class(colour: int) -> str:
     """Return the CSS class that paints text and boxes in one colour."""
     return f"c{colour % COLOURS}"
 
 
-def _picture(
+def picture(
     name: str,
     image_id: str,
-    thumbnail: Thumbnail,
-    source: str,
+    image: Image | None,
     regions: Regions | None,
     boxes: Sequence[Box],
-    outlines: str = "",
+    sheet: Sheet | None = None,
+    outlined: bool = False,
 ) -> dict[str, Any]:
-    """Return what a template draws. For a picture of a sheet, `source` and `outlines` are the ids of elements."""
+    """Return an image with `boxes` over it. `name` is for readers who do not see it, such as "left picture".
+
+    With a `sheet`, `source` is the id of the picture there. Its regions are drawn too if `outlined`.
+    """
+    element, thumbnail = sheet.thumbnails[image] if sheet else ("", Thumbnail.of(image))
+    outlines = sheet.outlines[_path(regions)] if sheet and regions and outlined else ""
     size = (regions.width, regions.height) if regions else thumbnail.size
     width, height = size or _FRAME
     placed = [_placed(box, width, height) for box in boxes] if size else []
@@ -136,7 +119,7 @@ def _picture(
         "image_id": image_id,
         "width": width,
         "height": height,
-        "source": source,
+        "source": element if sheet and thumbnail.source else thumbnail.source,
         "why": thumbnail.why,
         "boxes": placed,
         "outlines": outlines,
