@@ -14,7 +14,6 @@ from visualbert_core.printable import logger, say_result
 
 if TYPE_CHECKING:
     from visualbert_core.evaluation.run_folder import Run
-    from visualbert_core.schema import Prediction
 
 _LOG = logger(__name__)
 
@@ -50,6 +49,7 @@ class Command:
         from visualbert_core.engine.pool import Pool
         from visualbert_core.evaluation.beside import JAVA
         from visualbert_core.evaluation.run import evaluate
+        from visualbert_core.evaluation.worker import read_predictions
         from visualbert_core.tasks import open_task
 
         evaluation = absolute_paths(with_folder(self.evaluation))
@@ -63,7 +63,8 @@ class Command:
             document, line = self._without_score(run)
             say_result(self.json, {"run": str(run.folder), **document}, [line])
             return 0
-        scores = run.scores | ({JAVA: other(_predictions(run))} if other else {})
+        predictions, _ = read_predictions(run.folder / "predictions") if other else ([], [])
+        scores = run.scores | ({JAVA: other({row.example_id: row for row in predictions})} if other else {})
         say_result(self.json, scores | {"run": str(run.folder)}, (*result_lines(scores), run.folder))
         return 0
 
@@ -85,12 +86,6 @@ class Command:
             _LOG.warning("%s", run.record["subset"])
         submission = run.folder / run.record["submission"]
         return {"submission": str(submission)}, f"no public labels, so no score: {submission}"
-
-
-def _predictions(run: Run) -> dict[str, Prediction]:
-    from visualbert_core.evaluation.worker import read_predictions
-
-    return {row.example_id: row for row in read_predictions(run.folder / "predictions")[0]}
 
 
 def result_lines(scores: Mapping[str, Any]) -> Iterator[str]:

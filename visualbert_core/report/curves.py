@@ -6,7 +6,7 @@ Owns their scales, and the places of the marks: x in percent of the width, y in 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor, log10
 from typing import Any
 
@@ -28,21 +28,12 @@ Point = tuple[int, float]
 
 @dataclass(frozen=True)
 class Line:
-    """What a plot shows under one name. With `marks`, every point has one."""
+    """What a plot shows under one name. With `marks`, every point has one. `plot` adds the places of the points."""
 
     name: str
     points: Sequence[Point]
     marks: bool = False
-
-
-@dataclass(frozen=True)
-class DrawnLine:
-    """A line with its places."""
-
-    name: str
-    values: Sequence[float]
-    places: Sequence[tuple[float, float]]
-    marks: bool
+    places: Sequence[tuple[float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,7 @@ class Plot:
     title: str
     note: str
     steps: int
-    lines: Sequence[DrawnLine]
+    lines: Sequence[Line]
     values: Sequence[tuple[str, float]]
     """(value, y) of each line of the scale."""
     numbers: Sequence[tuple[str, float]]
@@ -67,11 +58,10 @@ def plot(title: str, note: str, lines: Sequence[Line], steps: int) -> Plot | Non
         return None
     low, high, step = scale([value for line in lines for _, value in line.points])
     drawn = [
-        DrawnLine(
-            line.name,
-            [value for _, value in line.points],
-            [(100 * number / steps, height(value, low, high)) for number, value in line.points],
-            line.marks or len(line.points) == 1,  # a line of one point cannot be seen
+        replace(
+            line,
+            places=[(100 * number / steps, height(value, low, high)) for number, value in line.points],
+            marks=line.marks or len(line.points) == 1,  # a line of one point cannot be seen
         )
         for line in lines
     ]

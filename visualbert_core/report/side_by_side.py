@@ -6,11 +6,10 @@ reads regions is compared with a model that reads pixels, question by question.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from visualbert_core.comparison.compare import compare
-from visualbert_core.comparison.history import Timing
 from visualbert_core.errors import VisualBertCoreError
 from visualbert_core.evaluation.run_folder import Run
 from visualbert_core.report import ReportCell
@@ -41,7 +40,7 @@ def _table(group: Sequence[tuple[int, ReportCell]]) -> Iterator[dict[str, Any]]:
 
 def _row(number: int, cell: ReportCell, first: Run) -> dict[str, Any]:
     """Return one model. Without a score, its `line` is None. `reason` says why there is no score or no difference."""
-    record, scores = cell.run.record if cell.run else {}, scores_of(cell.run) or {}
+    record, generated = cell.run.record if cell.run else {}, (scores_of(cell.run) or {}).get("generated", {})
     headline = next((line for line in score_lines(cell) if line.headline), None)
     change, why = None, reason(cell) if headline is None else ""
     if headline is not None and cell.run is not None and cell.run.folder != first.folder:
@@ -55,20 +54,9 @@ def _row(number: int, cell: ReportCell, first: Run) -> dict[str, Any]:
         "network": record.get("network", ""),
         "answering": record.get("answering", ""),
         "line": headline,
-        "unparsed": _unparsed(scores.get("generated")),
-        "seconds": _seconds(cell.timing),
+        # In percent of the texts. A caption always holds an answer.
+        "unparsed": 100 * generated["unparsed"] / generated["texts"] if "unparsed" in generated else None,
+        "seconds": cell.timing.seconds / cell.timing.items if cell.timing and cell.timing.items else None,
         "change": change,
         "reason": cell.places.hide(why),
     }
-
-
-def _unparsed(generated: Mapping[str, int] | None) -> float | None:
-    """Return the percent of the texts that held no answer. A caption always holds one."""
-    if generated is None or "unparsed" not in generated:
-        return None
-    return 100 * generated["unparsed"] / generated["texts"]
-
-
-def _seconds(timing: Timing | None) -> float | None:
-    """Return the seconds an answer took on this night, or None where no answer was computed."""
-    return timing.seconds / timing.items if timing is not None and timing.items else None
