@@ -15,7 +15,7 @@ from visualbert_core.config_mapping import from_mapping
 from visualbert_core.errors import ConfigError
 from visualbert_core.io.documents import read_yaml
 from visualbert_core.io.hub import with_folder
-from visualbert_core.printable import say, say_json, say_result
+from visualbert_core.printable import say_result
 from visualbert_core.training.grid import Grid, split_lists
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.recipes import shipped
@@ -58,17 +58,12 @@ class Command:
         if self.parallel is not None:
             raise ConfigError("--parallel is for a sweep, and no key of this recipe has a list of values: leave it out")
         done = train(absolute_paths(with_folder(self.training)))
-        if self.json:
-            say_json(done.record | {"folder": str(done.folder)})
-            return 0
-        for warning in done.record["warnings"]:
-            say(f"WARNING: {warning}")
-        for name, score in ((done.record["validation"] or {}).get("scores") or {}).items():
-            say(f"{name:>14} {score:6.2f}")
-        if done.best is not None:
-            say(f"best: {done.best}")
-        say(f"last: {done.last}")
-        say(f"page: {done.folder / 'training.html'}")
+        scores = (done.record["validation"] or {}).get("scores") or {}
+        lines = [f"WARNING: {warning}" for warning in done.record["warnings"]]
+        lines += [f"{name:>14} {score:6.2f}" for name, score in scores.items()]
+        lines += [f"best: {done.best}"] if done.best is not None else []
+        lines += [f"last: {done.last}", f"page: {done.folder / 'training.html'}"]
+        say_result(self.json, done.record | {"folder": str(done.folder)}, lines)
         return 0
 
     def _sweep(self) -> int:

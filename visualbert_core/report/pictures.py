@@ -7,7 +7,7 @@ holds the pictures that many figures show: each is in the document once, and all
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any, Self
@@ -63,7 +63,8 @@ class Thumbnail:
 class Sheet:
     """Pictures and their regions. Each is in the page once, and figures refer to it by its id."""
 
-    thumbnails: dict[Image | None, tuple[str, Thumbnail]]  # keyed by image: a tar or a table holds many under one path
+    thumbnails: dict[Image | None, tuple[str, Thumbnail]]
+    """Image → id of its element, and the thumbnail. A tar or a table holds many images under one path."""
     outlines: dict[str, str]
     """The regions of a picture as one SVG path → id of its element."""
 
@@ -83,11 +84,6 @@ class Sheet:
             thumbnails[image] = f"picture-{number}", thumbnail
         paths = dict.fromkeys(_path(regions) for _, regions in shown if regions is not None)
         return cls(thumbnails, {path: f"regions-{number}" for number, path in enumerate(paths)})
-
-    @property
-    def pictures(self) -> Iterable[tuple[str, Thumbnail]]:
-        """Return (id, thumbnail) of the pictures that can be shown."""
-        return [(name, thumbnail) for name, thumbnail in self.thumbnails.values() if thumbnail.source]
 
 
 def colour_class(colour: int) -> str:

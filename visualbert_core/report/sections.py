@@ -20,7 +20,6 @@ from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.curves import trend
 from visualbert_core.report.example_gallery import shown_examples
 from visualbert_core.report.gate_section import CellNight
-from visualbert_core.report.places import Places
 from visualbert_core.report.scores import Estimate, in_order, label, reason, score_lines, scores_of, warnings
 from visualbert_core.schema import Failure
 from visualbert_core.tasks import Task
@@ -81,16 +80,16 @@ def _failures(cell: ReportCell) -> Iterator[dict[str, Any]]:
     """Yield the images without features, and the examples without a prediction."""
     if cell.store and (quarantined := cell.store.failures()):
         total = len(quarantined)
-        yield _failure_list(f"{plural(total, 'image')} in quarantine", quarantined, total, cell.places)
+        yield _failure_list(cell, f"{plural(total, 'image')} in quarantine", quarantined, total)
     if cell.run and (failed := cell.run.record.get("failed")):
         # The record keeps the first of them only; its coverage has their number.
         missing = cell.run.record["coverage"]["missing"]
-        what = f"{plural(missing, 'example')} without a prediction"
-        yield _failure_list(what, [Failure(**row) for row in failed], missing, cell.places)
+        failures = [Failure(**row) for row in failed]
+        yield _failure_list(cell, f"{plural(missing, 'example')} without a prediction", failures, missing)
 
 
-def _failure_list(what: str, failures: Sequence[Failure], total: int, places: Places) -> dict[str, Any]:
-    listed = [replace(failure, message=places.hide(failure.message)) for failure in failures[:_LISTED]]
+def _failure_list(cell: ReportCell, what: str, failures: Sequence[Failure], total: int) -> dict[str, Any]:
+    listed = [replace(failure, message=cell.places.hide(failure.message)) for failure in failures[:_LISTED]]
     return {"what": what, "shown": listed[:_SHOWN], "folded": listed[_SHOWN:], "unlisted": total - len(listed)}
 
 
