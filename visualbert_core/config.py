@@ -291,10 +291,9 @@ class CellConfig:
             for metric, bounds in getattr(self, name).items():
                 if len(bounds) != 2 or bounds[0] > bounds[1]:
                     raise ConfigError(f"{name}.{metric}: expected [low, high], found {list(bounds)}")
-        watched: dict[str, float | None] = {f"drops.{metric}": drop for metric, drop in self.drops.items()}
-        for name, points in (watched | {"unparsed_rise": self.unparsed_rise}).items():
+        for key, points in (*_parts(self, "drops"), *_parts(self, "unparsed_rise")):
             if points == 0:
-                raise ConfigError(f"{name} is 0: it must be above 0 points")
+                raise ConfigError(f"{key} is 0: it must be above 0 points")
 
 
 @dataclass(frozen=True, kw_only=True)

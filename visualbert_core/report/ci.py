@@ -25,7 +25,8 @@ def junit(name: str, gate: Gate) -> bytes:
     The verdict `fail` is a JUnit failure, and `cannot tell` is a JUnit error.
     """
     suite = TestSuite(_clean(f"{name} {gate.night}"))
-    suite.add_testcases([_case(check) for check in gate.checks] + [_missed(line) for line in gate.missed])
+    suite.add_testcases([_case(c.watched.metric, c.watched.cell, c.verdict, c.reason) for c in gate.checks])
+    suite.add_testcases([_case(line, "bounds", "out of bounds", line) for line in gate.missed])
     document, written = JUnitXml(), BytesIO()
     document.add_testsuite(suite)
     # junitparser uses lxml where it is installed. With and without it, only pretty-printed bytes are equal.
@@ -33,18 +34,12 @@ def junit(name: str, gate: Gate) -> bytes:
     return written.getvalue()
 
 
-def _case(check: Check) -> TestCase:
-    case = TestCase(_clean(check.watched.metric), _clean(check.watched.cell))
-    if check.verdict == "pass":
-        case.system_out = _clean(check.reason)
+def _case(name: str, group: str, verdict: str, reason: str) -> TestCase:
+    case = TestCase(_clean(name), _clean(group))
+    if verdict == "pass":
+        case.system_out = _clean(reason)
     else:
-        case.result = (Failure if check.verdict == "fail" else Error)(_clean(check.reason), check.verdict)
-    return case
-
-
-def _missed(line: str) -> TestCase:
-    case = TestCase(_clean(line), "bounds")
-    case.result = Failure(_clean(line), "out of bounds")
+        case.result = (Error if verdict == "cannot tell" else Failure)(_clean(reason), verdict)
     return case
 
 

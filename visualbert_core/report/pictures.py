@@ -146,7 +146,7 @@ def _placed(box: Box, width: int, height: int) -> dict[str, Any]:
     size = max(width, height) / 18
     inset = box.depth * size / 4
     x1, y1, x2, y2 = (float(corner) + sign * inset for corner, sign in zip(box.corners, (1, 1, -1, -1), strict=True))
-    label_x, label_y = _under(box, size, width, height) if box.below else _above(box, size)
+    label_x, label_y = _label_place(box, size, width, height)
     return {
         "kind": box.kind if box.colour is None else f"{box.kind} {colour_class(box.colour)}",
         "x": x1,
@@ -160,16 +160,12 @@ def _placed(box: Box, width: int, height: int) -> dict[str, Any]:
     }
 
 
-def _above(box: Box, size: float) -> tuple[float, float]:
-    """Return where a label above its box starts. At the top of the picture it starts inside the box."""
-    x, y = max(float(box.corners[0]), 2) + box.depth * size, float(box.corners[1])
-    return x, y + (-0.3 * size if y > size else size)
-
-
-def _under(box: Box, size: float, width: int, height: int) -> tuple[float, float]:
-    """Return where a label under its box starts. At the bottom of the picture it starts beside the box."""
-    x1, _, x2, y2 = map(float, box.corners)
+def _label_place(box: Box, size: float, width: int, height: int) -> tuple[float, float]:
+    """Return where a label starts: over its box, or under it."""
+    x1, y1, x2, y2 = map(float, box.corners)
+    if not box.below:  # at the top of the picture it starts inside the box
+        return max(x1, 2) + box.depth * size, y1 + (-0.3 * size if y1 > size else size)
     if y2 + 1.2 * size < height:
         return x1, y2 + size
-    wide = 0.7 * size * len(box.label)
+    wide = 0.7 * size * len(box.label)  # at the bottom of the picture it starts beside the box
     return (x2 + 0.3 * size if x2 + wide < width else max(x1 - wide, 0)), y2

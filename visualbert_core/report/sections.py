@@ -22,7 +22,6 @@ from visualbert_core.report.example_gallery import shown_examples
 from visualbert_core.report.gate_section import CellNight
 from visualbert_core.report.scores import Estimate, in_order, label, reason, score_lines, scores_of, warnings
 from visualbert_core.schema import Failure
-from visualbert_core.tasks import Task
 
 _SHOWN = 5  # failures that are not folded
 _LISTED = 200  # failures at most
@@ -54,7 +53,7 @@ def section(info: ReportInfo, cell: ReportCell, night: CellNight | None) -> Sect
         "comparison": comparison,
         "trend": trend(night.rows, cell.task) if night and night.rows else None,
         "failures": list(_failures(cell)),
-        "breakdowns": list(_changes(comparison, cell.task) if comparison else _breakdowns(cell)),
+        "breakdowns": list(_breakdowns(cell, comparison)),
         "cost": _cost(info, cell, night.rows[-1]) if scores and night and night.rows else None,
         "written": texts,
         "gallery": examples,
@@ -70,8 +69,7 @@ def _about(cell: ReportCell) -> Iterator[str]:
     record = cell.run.record
     yield from (record[name] for name in ("network", "answering") if record.get(name))
     yield record["provenance"]["protocol"]
-    coverage = cell.run.record.get("coverage")
-    if coverage:
+    if coverage := record.get("coverage"):
         faults = (f"{coverage[kind]:,} {kind}" for kind in ("missing", "duplicate", "unknown") if coverage[kind])
         yield ", ".join([f"{coverage['predicted']:,} of {coverage['expected']:,} predicted", *faults])
 
@@ -93,53 +91,47 @@ def _failure_list(cell: ReportCell, what: str, failures: Sequence[Failure], tota
     return {"what": what, "shown": listed[:_SHOWN], "folded": listed[_SHOWN:], "unlisted": total - len(listed)}
 
 
-def _breakdowns(cell: ReportCell) -> Iterator[dict[str, Any]]:
-    """Yield a table for each kind of group and each metric."""
+def _breakdowns(cell: ReportCell, comparison: Comparison | None) -> Iterator[dict[str, Any]]:
+    """Yield a table for each kind of group and each metric: the changes since the earlier night, or else the scores.
+
+    A short table of the headline metric is shown at once; others are folded.
+    """
     own, other = scores_of(cell.run), scores_of(cell.baseline)
     if own is None:
         return
-    for kind, groups in own["breakdown"].items():
-        others = other["breakdown"].get(kind, {}) if other else {}
+    wrong: Mapping[str, Mapping[str, Any]] = other["breakdown"] if other else {}
+    kinds: Mapping[str, Mapping[str, Any]] = comparison.groups if comparison else own["breakdown"]
+    for kind, groups in kinds.items():
         for metric in in_order({metric for values in groups.values() for metric in values}, own["headline"]):
-            rows = [
-                {
-                    "name": name,
-                    "own": Estimate(values[metric][0]),
-                    "wrong_image": _estimate(others.get(name, {}).get(metric)),
-                    "units": values[metric][1],
-                }
-                for name, values in groups.items()
-                if metric in values
-            ]
-            yield _breakdown(kind, label(metric, cell.task), metric == own["headline"], scores=rows)
+            found = {name: values[metric] for name, values in groups.items() if metric in values}
+            others = {name: values[metric] for name, values in wrong.get(kind, {}).items() if metric in values}
+            yield {
+                "kind": kind,
+                "metric": label(metric, cell.task),
+                "at_once": metric == own["headline"] and len(found) <= _OPEN_ROWS,
+                "changes": _group_changes(found) if comparison else (),
+                "scores": () if comparison else _group_scores(found, others),
+            }
 
 
-def _estimate(found: tuple[float | None, int] | None) -> Estimate | None:
-    return None if found is None or found[0] is None else Estimate(found[0])
+def _group_scores(found: Mapping[str, Any], wrong_image: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for each group. Both mappings hold (percent, units) of the groups."""
+    rows = []
+    for name, (value, units) in found.items():
+        other, _ = wrong_image.get(name, (None, 0))
+        estimate = None if other is None else Estimate(other)
+        rows.append({"name": name, "own": Estimate(value), "wrong_image": estimate, "units": units})
+    return rows
 
 
-def _changes(comparison: Comparison, task: Task | None) -> Iterator[dict[str, Any]]:
-    """Yield the same tables with before and now. The groups that fell most come first."""
-    for kind, groups in comparison.groups.items():
-        for metric in in_order({metric for changes in groups.values() for metric in changes}, comparison.headline):
-            found = [(name, changes[metric]) for name, changes in groups.items() if metric in changes]
-            found.sort(key=lambda pair: (pair[1].difference, pair[0]))
-            rows = [_group_change(name, change) for name, change in found]
-            yield _breakdown(kind, label(metric, task), metric == comparison.headline, changes=rows)
-
-
-def _group_change(name: str, change: Change) -> dict[str, Any]:
-    p = change.p if change.p_holm is None else change.p_holm
-    way = "worse" if change.difference < 0 else "better"
-    return {"name": name, "change": change, "now": Estimate(change.after), "p": p, "surely": way if p < _SURE else ""}
-
-
-def _breakdown(
-    kind: str, metric: str, headline: bool, scores: Sequence[Any] = (), changes: Sequence[Any] = ()
-) -> dict[str, Any]:
-    """Return a table of scores or of changes. A short one of the headline is shown at once; others are folded."""
-    at_once = headline and len(scores or changes) <= _OPEN_ROWS
-    return {"kind": kind, "metric": metric, "at_once": at_once, "scores": scores, "changes": changes}
+def _group_changes(found: Mapping[str, Change]) -> list[dict[str, Any]]:
+    """Return a row for each group. The groups that fell most come first."""
+    rows = []
+    for name, change in sorted(found.items(), key=lambda pair: (pair[1].difference, pair[0])):
+        p = change.p if change.p_holm is None else change.p_holm
+        surely = "" if p >= _SURE else "worse" if change.difference < 0 else "better"
+        rows.append({"name": name, "change": change, "now": Estimate(change.after), "p": p, "surely": surely})
+    return rows
 
 
 def _cost(info: ReportInfo, cell: ReportCell, row: Row) -> dict[str, Any]:
