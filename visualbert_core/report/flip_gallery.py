@@ -19,7 +19,7 @@ from visualbert_core.report.forms import FORMS, marked, regions_of, right_boxes,
 from visualbert_core.report.gate_section import CellNight
 from visualbert_core.report.pictures import Sheet, picture
 from visualbert_core.report.scores import label
-from visualbert_core.schema import Grounding, Regions
+from visualbert_core.schema import Grounding, Image, Regions
 from visualbert_core.tasks import Task
 
 FLIPS = 200
@@ -32,8 +32,8 @@ _WAYS = ("worse", "better")
 
 
 @dataclass(frozen=True)
-class _Case:
-    """A flip, with what its figure needs."""
+class _Listed:
+    """A flip, with its cell, metric and direction."""
 
     number: int  # of the cell on the page, from 1
     cell: ReportCell
@@ -41,84 +41,68 @@ class _Case:
     metric: str
     way: str
     flip: Flip
-    example: Any
-    regions: tuple[Regions | None, ...]
 
 
 def flip_gallery(cells: Sequence[ReportCell], nights: Sequence[CellNight]) -> dict[str, Any] | None:
-    """Return what the section shows, or None where nothing flipped."""
+    """Return what the section shows, or None where nothing flipped. A complaint stands for a flip without a figure."""
     chosen = _chosen(list(_lists(cells, nights)), FLIPS)
     if not chosen:
         return None
-    cases, complaints = _cases(cells, chosen)
-    pictures = [
-        (case.cell.images.get(image_id), regions)
-        for case in cases
-        for image_id, regions in zip(case.example.image_ids, case.regions, strict=True)
-    ]
-    sheet = Sheet.of(pictures, PICTURE_BYTES)
-    figures = [_figure(case, sheet) for case in cases]
-    every = [found for night in nights if night.comparison for found in night.comparison.flips.values()]
+    examples: dict[int, Mapping[str, Any]] = {}
+    found, complaints = [], []
+    for each in chosen:
+        if each.number not in examples:
+            examples[each.number] = {example.example_id: example for example in each.task.examples()}
+        example = examples[each.number][each.flip.example_id]
+        try:
+            found.append((each, example, regions_of(each.cell, example)))
+        except VisualBertCoreError as error:
+            complaints.append(f"{each.flip.unit_id} cannot be shown: {each.cell.places.hide(str(error))}")
+    shown: list[tuple[Image | None, Regions | None]] = []
+    for each, example, regions in found:
+        shown += zip(map(each.cell.images.get, example.image_ids), regions, strict=True)
+    sheet = Sheet.of(shown, PICTURE_BYTES)
+    figures = [_figure(*each, sheet) for each in found]
+    every = [flips for night in nights if night.comparison for flips in night.comparison.flips.values()]
     return {
-        "flipped": sum(found.worse_count + found.better_count for found in every),
+        "flipped": sum(flips.worse_count + flips.better_count for flips in every),
         "figures": figures,
         "complaints": complaints[:_SAID],
         "sheet": sheet,
-        "cells": {number: cells[number - 1].title for number in sorted({case.number for case in cases})},
+        "cells": {number: cells[number - 1].title for number in sorted({each.number for each, *_ in found})},
         "regions": any(shown["outlines"] for figure in figures for shown in figure["pictures"]),
     }
 
 
-_Listed = tuple[int, Task, str, str, Flip]
-
-
 def _lists(cells: Sequence[ReportCell], nights: Sequence[CellNight]) -> Iterator[list[_Listed]]:
-    """Yield a list of (index of the cell, its task, metric, way, flip) for each cell, metric and way; "worse" first."""
+    """Yield the flips of each cell, metric and way as a list; "worse" comes first."""
     for way in _WAYS:
-        for index, (cell, night) in enumerate(zip(cells, nights, strict=True)):
+        for number, (cell, night) in enumerate(zip(cells, nights, strict=True), start=1):
             if night.comparison and cell.task:
                 for metric, found in night.comparison.flips.items():
-                    yield [(index, cell.task, metric, way, flip) for flip in getattr(found, way)]
+                    yield [_Listed(number, cell, cell.task, metric, way, flip) for flip in getattr(found, way)]
 
 
 def _chosen(lists: Sequence[list[_Listed]], count: int) -> list[_Listed]:
     """Take the first flip of every list, then every second flip, and so on. Return worse flips before better ones."""
     turns = chain.from_iterable(zip_longest(*lists))
     taken = [turn for turn in turns if turn is not None][:count]
-    return sorted(taken, key=lambda listed: _WAYS.index(listed[3]))
+    return sorted(taken, key=lambda listed: _WAYS.index(listed.way))
 
 
-def _cases(cells: Sequence[ReportCell], chosen: Sequence[_Listed]) -> tuple[list[_Case], list[str]]:
-    """Return the flips with what their figures need, and a line for each flip that can no longer be shown."""
-    examples: dict[int, Mapping[str, Any]] = {}
-    cases = []
-    complaints = []
-    for index, task, metric, way, flip in chosen:
-        cell = cells[index]
-        if index not in examples:
-            examples[index] = {example.example_id: example for example in task.examples()}
-        example = examples[index][flip.example_id]
-        try:
-            cases.append(_Case(index + 1, cell, task, metric, way, flip, example, regions_of(cell, example)))
-        except VisualBertCoreError as error:
-            complaints.append(f"{flip.unit_id} cannot be shown: {cell.places.hide(str(error))}")
-    return cases, complaints
-
-
-def _figure(case: _Case, sheet: Sheet) -> dict[str, Any]:
+def _figure(listed: _Listed, example: Any, regions: tuple[Regions | None, ...], sheet: Sheet) -> dict[str, Any]:
     """Return a flip as the template of its form draws it."""
-    cell, task, flip, example = case.cell, case.task, case.flip, case.example
+    cell, task, flip = listed.cell, listed.task, listed.flip
     form, gold = FORMS[type(example)], task.gold(flip.example_id)
     pictures = []
-    for side, image_id, regions in zip(sides(example), example.image_ids, case.regions, strict=True):
-        boxes = form.flip_boxes(example, regions, flip, gold)
-        image = cell.images.get(image_id)
-        pictures.append(picture(side, image_id, image, regions, boxes, sheet, outlined=form.flip_regions))
+    for side, image_id, each in zip(sides(example), example.image_ids, regions, strict=True):
+        boxes, image = form.flip_boxes(example, each, flip, gold), cell.images.get(image_id)
+        pictures.append(picture(side, image_id, image, each, boxes, sheet, outlined=form.flip_regions))
     return {
-        "number": case.number,
+        "number": listed.number,
         "cell": cell.title,
-        "metric": label(case.metric, task) if case.metric != task.headline else "",
-        "way": case.way,
+        "metric": label(listed.metric, task) if listed.metric != task.headline else "",
+        "way": listed.way,
         "form": form.name,
         "flip": flip,
         "example": example,

@@ -167,12 +167,16 @@ def _provenance(cell: ReportCell, run: Run, comparison: Comparison | None) -> di
 
 def command(cell: ReportCell, run: Run) -> str:
     """Return the command that made the run, with words in place of the folders of this machine."""
-    spec, hide = run.record["spec"], cell.places.hide
+    spec, hide, made_of = run.record["spec"], cell.places.hide, run.record["provenance"]
+    if "images" in made_of:
+        read = {"images": "IMAGES"} | ({"features": "FEATURES"} if "features" in made_of else {})
+    else:
+        read = {"features": hide(str(cell.store.folder)) if cell.store else "FEATURES"}
     options = {
         "task": spec["task"],
         "split": spec["split"],
         "annotations": hide(str(cell.task.annotation_files()[0].parent)) if cell.task else "ANNOTATIONS",
-        **_read(cell, run),
+        **read,
         "model": f"MODELS/{spec['model']}",
         "out": hide(str(run.folder.parent)),
         **{name: spec[name] for name in ("visual", "batch_size", "shard_size", "precision")},
@@ -184,13 +188,6 @@ def command(cell: ReportCell, run: Run) -> str:
     for name, value in options.items():
         words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return shlex.join(words)
-
-
-def _read(cell: ReportCell, run: Run) -> dict[str, str]:
-    """Return the flag for what the model read: a feature store or a corpus of images."""
-    if "images" in run.record["provenance"]:
-        return {"images": "IMAGES"} | ({"features": "FEATURES"} if "features" in run.record["provenance"] else {})
-    return {"features": cell.places.hide(str(cell.store.folder)) if cell.store else "FEATURES"}
 
 
 def plural(count: int, noun: str) -> str:
