@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 from upath import UPath
 
@@ -21,8 +21,6 @@ from visualbert_core.io.documents import brief
 from visualbert_core.io.hub import checkpoint_name
 from visualbert_core.io.locations import ADDRESS, Location, Locations, location
 from visualbert_core.printable import printable
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)

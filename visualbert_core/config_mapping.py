@@ -25,7 +25,6 @@ T = TypeVar("T")
 _POWER = re.compile(r"[-+]?\d+e[-+]?\d+", re.ASCII)
 """A number such as 2e-5, which YAML 1.1 takes for a text because it has no point."""
 
-
 _REFUSED = object()
 
 

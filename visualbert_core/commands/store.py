@@ -20,7 +20,6 @@ from visualbert_core.printable import say, say_json
 from visualbert_core.schema import LabelNames, Regions
 
 Store = Annotated[tyro.conf.Positional[Location], tyro.conf.arg(metavar="STORE")]
-"""The folder that holds manifest.json, or its s3://… address."""
 
 
 @dataclass(frozen=True)

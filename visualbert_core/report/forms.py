@@ -173,13 +173,10 @@ def _phrase_boxes(_: Any, __: Regions | None, given: Prediction, gold: Sequence[
         # On a hit, the right box lies over the answer: a second number would hide the first.
         shown = "" if hit else number
         boxes += [Box(corners, "gold", index, shown) for corners in right]
-        boxes += [Box(corners, "answer", index, number, _drawn_before(corners, boxes)) for corners in answer[:1]]
+        for corners in answer[:1]:
+            same = sum(box.kind == "answer" and box.corners == corners for box in boxes)  # earlier phrases' answer
+            boxes.append(Box(corners, "answer", index, number, same))
     return boxes
-
-
-def _drawn_before(corners: Sequence[float], boxes: Sequence[Box]) -> int:
-    """Count the phrases that already have this box as their answer."""
-    return sum(box.kind == "answer" and box.corners == corners for box in boxes)
 
 
 def _flipped_boxes(_: Any, __: Regions | None, flip: Flip, gold: Sequence[Any]) -> list[Box]:
