@@ -89,11 +89,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _path(value: Any, where: str) -> str:
-    """Return the text of a path. An empty text would name the working folder."""
-    text = _expect(str, value, where)
-    if not text.strip():
-        raise ConfigError(f"{where} is empty: name a path, or leave the key out")
-    return text
+    """Return the text of a path. An empty text would name the working folder, and an empty list names none."""
+    if value != [] and (text := _expect(str, value, where)).strip():
+        return text
+    raise ConfigError(f"{where} is empty: name a path, or leave the key out")
 
 
 def _location(value: Any, where: str) -> Location:
