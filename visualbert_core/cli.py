@@ -47,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ("",)
     if name in ("", "-h", "--help"):
-        _overview()
+        say("usage: visualbert COMMAND …     (visualbert COMMAND --help says more)")
+        say()
+        for each, (_, does) in COMMANDS.items():
+            say(f"  {each:<20}{does}")
         return 0 if name else 2
     if name == "--version":
         say(__version__)
@@ -62,13 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = tyro.cli(module.Command, args=rest, prog=f"visualbert {name}", **options)
     code: int = command.run()
     return code
-
-
-def _overview() -> None:
-    say("usage: visualbert COMMAND …     (visualbert COMMAND --help says more)")
-    say()
-    for name, (_, does) in COMMANDS.items():
-        say(f"  {name:<20}{does}")
 
 
 def entry() -> NoReturn:

@@ -52,11 +52,11 @@ class ScoreLine:
     paper: float | None
     """The published number for the same network, split and protocols. Never show it beside synthetic data."""
     units: int
-    person: float | None = None
+    person: float | None
     """What a person gets."""
-    as_person: float | None = None
+    as_person: float | None
     """What the model gets under the conditions of the person, such as one reference less."""
-    others: Sequence[tuple[str, float]] = ()
+    others: Sequence[tuple[str, float]]
     """(short name of another protocol, percent of the same answers under it)."""
 
 
@@ -90,7 +90,7 @@ def scores_of(run: Run | None) -> dict[str, Any] | None:
     return None if run is None else run.scores
 
 
-def warnings(cell: ReportCell, synthetic: bool = False) -> list[str]:
+def warnings(cell: ReportCell, synthetic: bool) -> list[str]:
     """Return the warnings that belong beside the scores of a cell.
 
     They name annotations that are not the official split, features of another space than the checkpoint's, and scores
