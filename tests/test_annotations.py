@@ -191,7 +191,7 @@ def test_records_of_another_split_or_image(
     layout = changed(LAYOUTS[task], file, old, new)
     if not message:  # two images under one img_id
         layout = changed(layout, file, '"annot_id": "val-1"', '"annot_id": "val-1", "img_id": "i"')
-        message = r"line 3 .val-2.: img_id i is m/y.jpg here, but m/x@1.jpg before"
+        message = r"line 3 .val-2.: 'img_fn' is 'm/y.jpg', but in val-1 it is 'm/x@1.jpg'; .* of the image i "
     with pytest.raises(AnnotationError, match=message):
         open_task(task, layout.write(tmp_path), layout.split)
 
@@ -297,7 +297,7 @@ def test_gold_boxes_outside_their_image(tmp_path: Path, size: tuple[int, int], r
     if not refused:
         assert len(open_task(layout.task, layout.write(tmp_path), layout.split).expected()) == 2
         return
-    outside = r"5\.xml: bndbox \[0\.0, 1\.0, 90\.0, 50\.0\] of chain 1, 2 reaches outside the <size> {} × {}, ".format(
+    outside = r"5\.xml: bndbox of chain 1, 2: \[0\.0, 1\.0, 90\.0, 50\.0\] reaches outside the <size> {} × {}, ".format(
         *size
     )
     with pytest.raises(AnnotationError, match=outside):

@@ -269,7 +269,11 @@ def without(key: str) -> dict[str, Any]:
 FAULTY: dict[str, tuple[str, dict[str, str], str]] = {
     "no file": ("val2014", {}, "captions_val2014.json: not found; the annotations folder must hold"),
     "no images": ("val2014", {"captions_val2014.json": json.dumps(without("images"))}, "no list 'images'"),
-    "no annotations": ("val2014", {"captions_val2014.json": json.dumps(without("annotations"))}, "no 'annotations'"),
+    "no annotations": (
+        "val2014",
+        {"captions_val2014.json": json.dumps(without("annotations"))},
+        "no list 'annotations'",
+    ),
     "an image twice": (
         "val2014",
         {"captions_val2014.json": json.dumps(COCO | {"images": [*COCO["images"], {"id": 1}]})},
@@ -278,7 +282,7 @@ FAULTY: dict[str, tuple[str, dict[str, str], str]] = {
     "an image without an id": (
         "val2014",
         {"captions_val2014.json": json.dumps(COCO | {"images": [{"file_name": "a.jpg"}]})},
-        "captions_val2014.json images[0]: no 'id'",
+        "captions_val2014.json images[0]: Object missing required field `id`",
     ),
     "a caption of an unknown image": (
         "val2014",
@@ -293,7 +297,7 @@ FAULTY: dict[str, tuple[str, dict[str, str], str]] = {
     "a caption that is null": (
         "val2014",
         {"captions_val2014.json": json.dumps(COCO | {"annotations": [{"image_id": 1, "caption": None}]})},
-        "captions_val2014.json image_id 1: 'caption' is NoneType, not a string",
+        "json annotations[0] (image_id 1): Expected `str`, got `null` - at `$.caption`",
     ),
     "a file name that leads elsewhere": (
         "val2014",
@@ -376,10 +380,16 @@ def test_submission_comes_back(tmp_path: Path) -> None:
         ([*GOOD, GOOD[0]], "1 duplicate (1)"),
         ([*GOOD, {"image_id": 3, "caption": "a"}], "1 unknown (3)"),
         ([], "2 missing"),
-        ([GOOD[0], {"image_id": 2, "caption": None}], "captions.json image_id 2: 'caption' is NoneType, not a string"),
-        ([GOOD[0], {"image_id": 2, "caption": 5}], "'caption' is int, not a string"),
-        ([GOOD[0], {"caption": "a"}], "captions.json [1]: no 'image_id'"),
-        ({"image_id": 2}, "captions.json: is dict, not a list"),
+        (
+            [GOOD[0], {"image_id": 2, "caption": None}],
+            "captions.json record 2 (image_id 2): Expected `str`, got `null` - at `$.caption`",
+        ),
+        ([GOOD[0], {"image_id": 2, "caption": 5}], "Expected `str`, got `int` - at `$.caption`"),
+        (
+            [GOOD[0], {"caption": "a"}],
+            "captions.json record 2: Object missing required field `image_id`; write the leaderboard's format",
+        ),
+        ({"image_id": 2}, "captions.json: dict, not a list of records; write the leaderboard's format"),
     ],
 )
 def test_predictions_that_do_not_cover_the_set_have_no_score(tmp_path: Path, records: Any, words: str) -> None:

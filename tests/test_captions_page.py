@@ -35,8 +35,8 @@ from visualbert_core.report.gate_section import CellNight, GatedNight
 from visualbert_core.report.html import render
 from visualbert_core.report.terminal import print_table
 from visualbert_core.schema import Captioning, Example, Generated, Pixels, Prediction
-from visualbert_core.tasks.base import Words
 from visualbert_core.tasks.captions import CaptionsTask
+from visualbert_core.tasks.shown import Words
 
 SCENES = ("red circle", "blue square", "green star", "black cross", "white moon", "pink heart", "grey box", "gold ring")
 

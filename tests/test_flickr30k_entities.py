@@ -100,7 +100,7 @@ def test_lenient_reading_is_mdetrs(made_up: Path, tmp_path: Path) -> None:
     captions without boxed phrases are skipped, and a sentence id may be text."""
     task = Flickr30kEntitiesTask(made_up, "val")
     path = saved(tmp_path / "p.json", GOLDEN["predictions"] + GOLDEN["forgiven"])
-    with pytest.raises(InputError, match="record 29: 'sentence_id' is str, not int"):
+    with pytest.raises(InputError, match=r"record 29 .*Expected `int`, got `str` - at `\$.sentence_id`"):
         task.read_submission(path)
     first: dict[str, Prediction] = {}
     for row in task.read_submission(path, lenient=True):
@@ -369,15 +369,21 @@ def test_reading_keeps_what_coverage_must_judge(task: Flickr30kEntitiesTask, tmp
         ("", "not JSON at line 1 column 1"),
         ('[{"image_id": "77", "sent', "p.json: not JSON at line 1 .*truncated"),
         ("{}", "p.json: dict, not a list of records"),
-        ("[3]", "record 1: the record is int; write"),
+        ("[3]", "record 1: Expected `object`, got `int`; write"),
         ("[" * 100_000, "p.json: .*lists are too deep"),
         (f"[{'9' * 5000}]", "p.json: a number is too long"),
-        ('[{"sentence_id": 1, "boxes": []}]', "record 1: no 'image_id'"),
-        ('[{"image_id": null, "sentence_id": 1, "boxes": []}]', "record 1: 'image_id' is NoneType, not str or int"),
-        ('[{"image_id": "77", "sentence_id": true, "boxes": []}]', "record 1: 'sentence_id' is bool, not int"),
-        ('[{"image_id": "77", "sentence_id": 1, "boxes": {}}]', "record 1: 'boxes' is dict, not list"),
+        ('[{"sentence_id": 1, "boxes": []}]', "record 1: .*missing required field `image_id`"),
+        (
+            '[{"image_id": null, "sentence_id": 1, "boxes": []}]',
+            r"record 1: Exp.* got `null` - at `\$.image_id`",
+        ),
+        ('[{"image_id": "77", "sentence_id": true, "boxes": []}]', r"record 1 .*, got `bool` - at `\$.sentence_id`"),
+        (
+            '[{"image_id": "77", "sentence_id": 1, "boxes": {}}]',
+            r"record 1 .*Expected `array`.* at `\$.boxes`",
+        ),
         ('[{"image_id": "7\\n7", "sentence_id": 1, "boxes": []}]', "is not the id of a caption"),
-        ('[{"image_id": "\\ud800", "sentence_id": 1, "boxes": []}]', "is not the id of a caption"),
+        ('[{"image_id": "\\ud800", "sentence_id": 1, "boxes": []}]', "holds half a character"),
         ('[{"image_id": "77", "sentence_id": 1, "boxes": [[]]}]', r"record 1 .77/1.: 1 ranked lists for 2 phrases"),
         ('[{"image_id": "77", "sentence_id": 1, "boxes": [[], [[0, 0, NaN, 1]]]}]', "phrase 1: .*not finite"),
         ('[{"image_id": "77", "sentence_id": 1, "boxes": [[], [[0, 0, 1e999, 1]]]}]', "phrase 1: .*not finite"),
@@ -401,7 +407,7 @@ def test_submission_that_is_no_text(task: Flickr30kEntitiesTask, tmp_path: Path)
     """A missing file, a folder and a picture are refused by name."""
     (tmp_path / "p.json").write_bytes(b"\xff\xd8\xff")
     for path, message in (
-        (tmp_path / "no.json", "cannot be read"),
+        (tmp_path / "no.json", "no.json: not found; name the file of predictions"),
         (tmp_path, "cannot be read"),
         (tmp_path / "p.json", "a JPEG image"),
     ):

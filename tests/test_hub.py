@@ -128,9 +128,9 @@ def test_what_a_dataset_lacks(tmp_path: Path, task: str, columns: dict[str, list
 @pytest.mark.parametrize(
     ("task", "columns", "says"),
     [
-        ("vqa", without(VQA, question=[None, "What?"]), "questions.json question_id 42000: 'question' is NoneType"),
+        ("vqa", without(VQA, question=[None, "What?"]), r"json questions\[0\] \(question_id 42000\): .*`\$.question`"),
         ("vqa", without(VQA, question_id=[7, 7]), "questions.json: question_id 7 occurs twice"),
-        ("vqa", without(VQA, answers=[answers("red"), None]), "annotations.json question_id 7001: 'answers' is NoneT"),
+        ("vqa", without(VQA, answers=[answers("red"), None]), r"annotations\[1\] .*7001\): .*`null` - at `\$.answers`"),
         ("nlvr2", without(NLVR2, identifier=["dev-1-0-0", "b"]), "dev.json line 2: identifier 'b' is not"),
     ],
 )

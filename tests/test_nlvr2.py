@@ -130,7 +130,7 @@ def test_groups_need_their_ingredients(made_up: Path) -> None:
     assert summarize(judge(test, gold(test))).breakdown.keys() == {"balance"}
     (made_up / "annotated_dev_examples.txt").unlink()
     without = [records[0] | {"left_url": None}, *records[1:]]
-    with pytest.raises(AnnotationError, match=r"line 1 .*'left_url' is NoneType"):
+    with pytest.raises(AnnotationError, match=r"line 1 .*`null` - at `\$.left_url`"):
         Nlvr2Task(write(made_up, without), "dev")
     del without[0]["left_url"], without[0]["right_url"]
     task = Nlvr2Task(write(made_up, without), "dev")
@@ -319,13 +319,13 @@ def test_other_answers_are_refused(tmp_path: Path, answer: Any) -> None:
     ("line", "message"),
     [
         ('{"identifier": "dev-1-0-1", "sente', "dev.json line 2: not JSON"),
-        ("[]", "line 2: is list"),
-        ('{"sentence": "x"}', "line 2: no 'identifier'"),
+        ("[]", "line 2: Expected `object`, got `array`"),
+        ('{"sentence": "x"}', "line 2: .*missing required field `identifier`"),
         (json.dumps(record("dev-1-0-0")), "line 2: identifier dev-1-0-0 occurs twice"),
         (json.dumps(record("dev-1-0")), "line 2: identifier 'dev-1-0' is not split-set-pair-sentence"),
         (json.dumps(record("dev\n-1-0-0")), r"line 2: identifier 'dev\\n-1-0-0' is not split-set-pair-sentence"),
         (json.dumps(record("dev-1-0-1", "true")), "line 2 .*'label' is 'true'"),
-        (json.dumps(record("dev-1-0-1", sentence=3)), "line 2 .*'sentence' is int, not a string"),
+        (json.dumps(record("dev-1-0-1", sentence=3)), r"line 2 .*Expected `str`, got `int` - at `\$.sentence`"),
     ],
 )
 def test_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:

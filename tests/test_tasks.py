@@ -191,7 +191,7 @@ def test_half_a_character_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(record))
     assert next(open_task("nlvr2", tmp_path, "dev").examples()).text == "\N{DOG FACE}"  # type: ignore[union-attr]
     path.write_text(json.dumps(record | {"sentence": "\ud83d"}))
-    with pytest.raises(AnnotationError, match=r"line 1 .*'\\ud83d' holds half a character"):
+    with pytest.raises(AnnotationError, match=r"line 1 .*holds half a character"):
         open_task("nlvr2", tmp_path, "dev")
 
 

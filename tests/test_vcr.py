@@ -144,12 +144,12 @@ def test_choice_out_of_range_is_refused(tmp_path: Path, answer: Any) -> None:
     [
         ({"question": ["Why", [4], "?"]}, r"question: tag \[4\] is out of range for 4 objects"),
         ({"rationale_choices": [["b"], ["b"], ["b"], [[-1]]]}, r"rationale_choices: tag \[-1\] is out of range"),
-        ({"answer_label": 4}, "'answer_label' is 4"),
-        ({"answer_choices": [["a"]] * 3}, "'answer_choices' has 3 choices, not 4"),
-        ({"answer_choices": "abcd"}, "'answer_choices' is str, not a list"),
-        ({"question": ["Why", 3]}, "question: is int, not a list"),
-        ({"question": ["Why", ["3"]]}, "question: is str, not a whole number"),
-        ({"objects": ["person", 2]}, "'objects' is int, not a string"),
+        ({"answer_label": 4}, r"Expected `int` <= 3 - at `\$.answer_label`"),
+        ({"answer_choices": [["a"]] * 3}, r"Expected `array` of length 4, got 3 - at `\$.answer_choices`"),
+        ({"answer_choices": "abcd"}, r"Expected `array`, got `str` - at `\$.answer_choices`"),
+        ({"question": ["Why", 3]}, r"Expected `str \| array`, got `int` - at `\$.question\[1\]`"),
+        ({"question": ["Why", ["3"]]}, r"Expected `int`, got `str` - at `\$.question\[1\]\[0\]`"),
+        ({"objects": ["person", 2]}, r"Expected `str`, got `int` - at `\$.objects\[1\]`"),
         ({"annot_id": "val-1"}, "annot_id val-1 occurs twice"),
         ({"annot_id": "val\n2"}, r"annot_id 'val\\n2' is not an id"),
         ({"annot_id": ""}, "annot_id '' is not an id"),
@@ -158,8 +158,8 @@ def test_choice_out_of_range_is_refused(tmp_path: Path, answer: Any) -> None:
         ({"img_fn": "/movie/x.jpg"}, "not a file below the image folder"),
         ({"img_fn": ""}, "'img_fn' is '', not a file"),
         ({"img_fn": "movie/\ud800.jpg"}, "holds half a character"),
-        ({"rationale_label": 1.0}, "'rationale_label' is float, not a whole number"),
-        ({"question": [["Why"]]}, "question: is str, not a whole number"),
+        ({"rationale_label": 1.0}, r"Expected `int`, got `float` - at `\$.rationale_label`"),
+        ({"question": [["Why"]]}, r"Expected `int`, got `str` - at `\$.question\[0\]\[0\]`"),
     ],
 )
 def test_bad_record_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -173,7 +173,7 @@ def test_bad_record_is_named(tmp_path: Path, changes: dict[str, Any], message: s
 
 def test_labelled_split_needs_labels(tmp_path: Path) -> None:
     """A val file with test records cannot be opened."""
-    with pytest.raises(AnnotationError, match=r"line 1 .test-1.: no 'answer_label'"):
+    with pytest.raises(AnnotationError, match=r"line 1 \(annot_id test-1\): .*missing required field `answer_label`"):
         VcrTask(write(tmp_path, unlabelled()), "val")
     with pytest.raises(ConfigError, match="'tset'; known: val, train, test"):
         VcrTask(tmp_path, "tset")
@@ -328,12 +328,12 @@ HEADER = ",".join(COLUMNS)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "empty; its first line must name the 21 columns"),
+        ("", "line 1: column 'annot_id' is missing.* must name 21 columns"),
         (row_of(), "line 1: column 'annot_id' is missing"),
         (HEADER.replace("a3_3", "a3_4"), "column 'rationale_conditioned_on_a3_3' is missing"),
-        (HEADER.replace("answer_1", "answer_0"), "column 'answer_0' is there twice"),
-        (HEADER + ",extra", "column 'extra' is not one of the leaderboard's 21"),
-        (f"{HEADER}\n{row_of()}\n{row_of()[:-9]}", "line 3: 19 cells for 21 columns; truncated"),
+        (HEADER.replace("answer_1", "answer_0"), "column 'answer_1' is missing, there twice"),
+        (HEADER + ",extra", "column 'extra' is .*not known"),
+        (f"{HEADER}\n{row_of()}\n{row_of()[:-9]}", "line 3: the row does not have 21 cells"),
         (f"{HEADER}\n{row_of(answer_2='')}", "line 2 .test-1. answer_2: '' is not a finite number"),
         (f"{HEADER}\n{row_of(answer_2='nan')}", "answer_2: 'nan' is not a finite number"),
         (f"{HEADER}\n{row_of(answer_2='1e999')}", "answer_2: '1e999' is not a finite number"),

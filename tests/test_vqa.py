@@ -139,7 +139,7 @@ def test_many_questions_score_as_one_by_one(rows: list[tuple[list[dict[str, Any]
     assert table.values([answer for _, answer in rows]).tolist() == one_by_one
     best = table.values([table.best(row) for row in range(len(rows))])
     assert (best >= np.array(one_by_one) - 1e-12).all()  # the sum of equally many matches may differ in the last bit
-    assert not table.values([table.unmatched_answer()] * len(rows)).any()
+    assert not table.values([table.unmatched_answer] * len(rows)).any()
 
 
 @pytest.mark.parametrize(("runs", "percent"), golden("vqa_corner_cases.json")["rounding"])
@@ -279,11 +279,11 @@ def test_a_pair_counts_if_both_answers_have_full_marks(folder: Path) -> None:
     ("text", "message"),
     [
         ("[[42000, 1]]", "question_id 1 is not in v2_OpenEnded"),
-        ("[[42000, 73000], [42000]]", r"\[1\]: \[42000\] is not a pair"),
-        ("[[42000, 42000]]", "is not a pair"),
-        ('[[42000, "73000"]]', r"\[0\]: is str, not a whole number"),
-        ("[42000]", r"\[0\]: is int, not a list"),
-        ('{"pairs": []}', "is dict, not a list"),
+        ("[[42000, 73000], [42000]]", r"\[1\]: \[42000\] is no pair"),
+        ("[[42000, 42000]]", "is no pair"),
+        ('[[42000, "73000"]]', r"\[0\]: Expected `int`, got `str` - at `\$\[1\]`"),
+        ("[42000]", r"\[0\]: Expected `array`, got `int`"),
+        ('{"pairs": []}', "JSON, but not a list"),
     ],
 )
 def test_bad_pairs_end_in_one_line(folder: Path, text: str, message: str) -> None:
@@ -322,7 +322,7 @@ def test_a_split_without_labels_makes_submissions_only(folder: Path, split: str)
         lambda: task.best("42000"),
         lambda: task.worst("42000"),
     ):
-        with pytest.raises(ConfigError, match=f"vqa {split}: this split has no public labels"):
+        with pytest.raises(ConfigError, match=f"VQA {split} has no public labels"):
             judged()
 
 
@@ -343,12 +343,18 @@ def test_a_submission_is_read_back(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[{"question_id": "42000", "answer": "a"}]', r"\[0\]: 'question_id' is str, not a whole number"),
-        ('[{"question_id": 1, "answer": "a"}, {"question_id": 2, "answer": 3}]', "question_id 2: 'answer' is int"),
-        ('[{"question_id": 1}]', "question_id 1: no 'answer'"),
-        ('[["question_id", 1]]', r"\[0\]: is list, not an object"),
-        ('{"question_id": 1, "answer": "a"}', "is dict, not a list"),
-        ('[{"question_id": 1, "answer": "a"}', "not JSON at line 1 column 35"),
+        ('[{"question_id": "42000", "answer": "a"}]', r"record 1: Expected `int`, got `str` - at `\$.question_id`"),
+        (
+            '[{"question_id": 1, "answer": "a"}, {"question_id": 2, "answer": 3}]',
+            r"record 2 \(question_id 2\): .*`int` - at",
+        ),
+        ('[{"question_id": 1}]', r"record 1 \(question_id 1\): .*missing required field `answer`"),
+        ('[["question_id", 1]]', "record 1: Expected `object`, got `array`"),
+        ('{"question_id": 1, "answer": "a"}', "dict, not a list of records"),
+        (
+            '[{"question_id": 1, "answer": "a"}',
+            r"not JSON at line 1 column 35 .*or write it again",
+        ),
         ("", "not JSON at line 1 column 1"),
     ],
 )
@@ -384,19 +390,19 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "missing folder": (lambda f: [p.unlink() for p in f.iterdir()] and f.rmdir(), "vqa: not found"),
     "missing file": (lambda f: (f / ANNOTATIONS).unlink(), f"{ANNOTATIONS}: not found"),
     "truncated": (lambda f: (f / QUESTIONS).write_text((f / QUESTIONS).read_text()[:-40]), "not JSON at line 1 column"),
-    "not an object": (lambda f: (f / QUESTIONS).write_text("[]"), "is list, not an object"),
+    "not an object": (lambda f: (f / QUESTIONS).write_text("[]"), "JSON, but not an object"),
     "binary": (lambda f: (f / QUESTIONS).write_bytes(b"\x1f\x8b\xff"), "compressed by gzip: unpack it"),
-    "questions is no list": (lambda f: (f / QUESTIONS).write_text('{"questions": {}}'), "'questions' is dict"),
+    "questions is no list": (lambda f: (f / QUESTIONS).write_text('{"questions": {}}'), "no list 'questions'"),
     "no questions": (lambda f: _edit(f / QUESTIONS, "questions", lambda q: q.clear()), "is empty"),
     "a number as question": (
         lambda f: _edit(f / QUESTIONS, "questions", lambda q: q.append(3)),
-        "is int, not an object",
+        "Expected `object`, got `int`",
     ),
     "a number as answer": (
         lambda f: _edit(f / ANNOTATIONS, "annotations", lambda a: a[0]["answers"].append(3)),
-        "73000: is int, not an object",
+        r"73000\): Expected `object`, got `int` - at `\$.answers\[10\]`",
     ),
-    "missing key": (lambda f: _edit(f / ANNOTATIONS, "annotations", lambda a: a[1].pop("answers")), "42001.*'answers'"),
+    "missing key": (lambda f: _edit(f / ANNOTATIONS, "annotations", lambda a: a[1].pop("answers")), "42001.*`answers`"),
     "string id": (
         lambda f: _edit(f / QUESTIONS, "questions", lambda q: q[2].update(question_id="1")),
         r"questions\[2\]",
@@ -406,7 +412,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "no question": (lambda f: _edit(f / QUESTIONS, "questions", lambda q: q.pop()), "73000 is not in v2_OpenEnded"),
     "numbered common answer": (
         lambda f: _edit(f / ANNOTATIONS, "annotations", lambda a: a[2].update(multiple_choice_answer=7)),
-        "42000: 'multiple_choice_answer' is int",
+        r"42000\): .*`int` - at `\$.multiple_choice_answer`",
     ),
     "common answer but no answers": (
         lambda f: _edit(f / ANNOTATIONS, "annotations", lambda a: a[0].update(answers=[], multiple_choice_answer="x")),
@@ -455,7 +461,7 @@ def test_an_annotation_may_name_its_image_in_any_way_or_not_at_all(folder: Path)
         assert len(VqaTask(folder, "val").expected()) == 3
     for image_id, message in (
         ("43", "'image_id' is '43', but in v2_Open.* it is 42"),
-        ([42], "image_id: is list, not a whole"),
+        ([42], r"got `array` - at `\$.image_id`"),
     ):
         _edit(folder / ANNOTATIONS, "annotations", lambda a, i=image_id: a[2].update(image_id=i))
         with pytest.raises(AnnotationError, match=f"question_id 42000.*{message}"):

@@ -13,7 +13,7 @@ import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import count
 from typing import Any
 
@@ -175,6 +175,7 @@ class AnswerTable:
         forms = [normalise(answer) for answer in answers]
         return max(answers, key=lambda answer: forms.count(normalise(answer)))
 
+    @cached_property
     def unmatched_answer(self) -> str:
         """Return a string that matches no annotator of any question, normalised or not."""
         taken = {*self._code_of.answers, *map(normalise, self._code_of.answers)}

@@ -5,11 +5,12 @@ benchmark by its name. `scoring` applies it to predictions. `reading` reads anno
 """
 
 from visualbert_core.metrics.statistics import Metric, Summary, summarize
-from visualbert_core.tasks.base import Published, Task
+from visualbert_core.tasks.base import Task
 from visualbert_core.tasks.caption_pairs import CaptionPairs
 from visualbert_core.tasks.joined_splits import JoinedSplits
 from visualbert_core.tasks.registry import TASKS, find_task, open_lessons, open_task, title_of
 from visualbert_core.tasks.scoring import judge, score_units
+from visualbert_core.tasks.shown import Published
 
 __all__ = [
     "TASKS",

@@ -12,11 +12,11 @@ import json
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from msgspec import Struct
 
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.metrics.coverage import Lenient
@@ -34,38 +34,18 @@ from visualbert_core.schema import (
     Statement,
     Target,
 )
-from visualbert_core.tasks.reading import choose
-from visualbert_core.tasks.shown import Person, Words
-from visualbert_core.tasks.splits import protocol_name, subset_line
-from visualbert_core.tasks.submissions import submission_records
+from visualbert_core.tasks.reading import choose, submission_records
+from visualbert_core.tasks.shown import Person, Published, Words
 
 TRUTH_VALUES = ("False", "True")
 """The two answers to a `Statement`, in the order of a prediction's `scores`."""
 
 
-@dataclass(frozen=True)
-class Published:
-    """Holds what a source reports for one network on one split. Reports show it beside runs of equal protocols only."""
+class _Submitted(Struct):
+    """Holds a record of the default submission."""
 
-    network: str
-    """The network, as `Model.name` has it."""
-    split: str
-    """The split, as the source names it. It may be a split that is not scored here."""
-    percent: Mapping[str, float]
-    """Metric → percent."""
-    source: str
-    protocol: str
-    """How the answers were scored: a short name of the benchmark's `protocols`, or other words where it is none."""
-    answering: str = ""
-    """How the network was asked, as `Model.protocol` has it. Empty where a head gives the answers."""
-    note: str = ""
-    """What else a reader must know, such as the data of the training."""
-
-    def __str__(self) -> str:
-        scores = ", ".join(f"{metric} {value:.2f}" for metric, value in self.percent.items())
-        asked = f"; asked: {self.answering}" if self.answering else ""
-        note = f"; {self.note}" if self.note else ""
-        return f"{self.network}: {scores}; scored: {self.protocol}{asked}{note} ({self.source})"
+    example_id: str
+    answer: Any
 
 
 class Task(ABC):
@@ -264,14 +244,8 @@ class Task(ABC):
         Duplicates stay. So do unknown ids, whose image id is "". With `lenient`, every record that the official program
         accepts silently is accepted. Raises InputError that names the file and the record.
         """
-        image_ids, found = self.expected(), []
-        for number, record in enumerate(submission_records(path), start=1):
-            match record:
-                case {"example_id": str(example_id), "answer": answer}:
-                    found.append(Prediction(example_id, image_ids.get(example_id, ""), answer, ()))
-                case _:
-                    raise InputError(f"{path} record {number}: write it as {{'example_id': a string, 'answer': …}}")
-        return found
+        records, image_ids = submission_records(path, _Submitted), self.expected()
+        return [Prediction(each.example_id, image_ids.get(each.example_id, ""), each.answer, ()) for each in records]
 
     def in_pixels(
         self, predictions: Sequence[Prediction], convention: str | None, believe: bool = False
@@ -349,6 +323,14 @@ class Task(ABC):
 
     # No benchmark replaces these.
 
+    def need_labels(self) -> None:
+        """Raise ConfigError on an unlabelled split."""
+        if not self.labelled:
+            raise ConfigError(
+                f"{self.title} {self.split} has no public labels, so it has no score here; send the leaderboard its "
+                f"{self.submission_name} instead"
+            )
+
     def published_here(self) -> tuple[Published, ...]:
         """Return everything that is published for this split, under any protocol; nothing for a part of the split."""
         return tuple(each for each in self.published if each.split == self.split) if self.subset is None else ()
@@ -366,10 +348,19 @@ class Task(ABC):
 
         A benchmark with `sizes` calls this at the end of `read`.
         """
-        lines = [subset_line(self.split, units, count, self.sizes[units]) for units, count in counts.items()]
-        self.subset = next(filter(None, lines), None)
-        units, count = list(counts.items())[-1]
-        self.protocol = protocol_name(self.protocols[self.protocol_key], units, count, self.subset)
+        # A file that was cut at the end of a line reads without an error, and so does one file of two. Only the size
+        # shows the fault.
+        for units, count in counts.items():
+            known = self.sizes[units][self.split]
+            if self.subset is None and count != known:
+                less = f"{count:,} of {known:,} {units}"
+                more = f"{count:,} {units} where {known:,} are official"
+                self.subset = (
+                    f"{less if count < known else more}: this is not the official {self.split} split, so its score is "
+                    "not official and has no paper's number"
+                )
+        if self.subset is not None:
+            self.protocol += f"; own set or subset of {count:,} {units}"
 
     def judged(self, example: Example, prediction: Prediction) -> JudgedAnswer:
         """Return a prediction's answer and the model's confidence in it, for `Score.judged`.

@@ -22,26 +22,27 @@ from statistics import fmean
 from typing import Any, ClassVar
 
 import numpy as np
-from msgspec import Struct
 
-from visualbert_core.errors import AnnotationError, ConfigError, InputError
+from visualbert_core.errors import AnnotationError, ConfigError
 from visualbert_core.metrics.captions import CIDER_BEST, LONGEST, Cider, Tokens, bleu_counts, caption, rouge_l
 from visualbert_core.metrics.java_captions import check_programs, java_scores
 from visualbert_core.metrics.ptb_tokenizer import SHIFTING, tokenize
 from visualbert_core.metrics.statistics import summarize
 from visualbert_core.metrics.sums import FUNCTIONS
 from visualbert_core.schema import Captioning, Counts, Example, JudgedAnswer, Prediction, Score
-from visualbert_core.tasks.base import Published, Task
+from visualbert_core.tasks.base import Task
 from visualbert_core.tasks.captions_files import (
     TOKEN_FILE,
+    CaptionRecord,
     Images,
     read_coco,
     read_karpathy,
-    read_sentences,
+    read_sentence_files,
     read_tokens,
 )
-from visualbert_core.tasks.reading import read_list, typed
-from visualbert_core.tasks.shown import Person
+from visualbert_core.tasks.flickr30k_files import read_image_ids
+from visualbert_core.tasks.reading import submission_records
+from visualbert_core.tasks.shown import Person, Published
 
 NOCAPS = "nocaps_val_4500_captions.json"
 KARPATHY = {"coco": "dataset_coco.json", "flickr30k": "dataset_flickr30k.json"}
@@ -70,13 +71,6 @@ OFFICIAL_NAMES = {"cider": "CIDEr", **{f"bleu-{n}": f"Bleu_{n}" for n in range(1
 """Metric → its name in coco-caption."""
 
 
-class ResultRecord(Struct):
-    """Holds a record of COCO's result form."""
-
-    image_id: int | str
-    caption: str
-
-
 class CaptionsTask(Task):
     """Represents one split of a caption benchmark. An answer is a caption.
 
@@ -99,66 +93,72 @@ class CaptionsTask(Task):
     sizes: ClassVar = {"images": SIZES}
     person_is = "each reference of an image, judged by the image's other references"
     guess = "a person's caption of another image"
-    published = (
+    published = tuple(
         Published(
-            "BLIP-2 ViT-g OPT-2.7B",
+            network,
             "coco-test",
-            {"bleu-4": 43.7, "cider": 145.8},
-            "BLIP-2, arXiv:2301.12597, as quoted by LAVIS",
+            percent,
+            source,
             "coco-caption",
             "a photo of; 5 beams, 8 to 30 tokens",
             "fine-tuned on COCO, images of 364 pixels",
-        ),
-        Published(
-            "BLIP-2 ViT-g OPT-2.7B, released",
-            "coco-test",
-            {"bleu-4": 43.8, "rouge-l": 62.0, "cider": 146.1},
-            "configurations of github.com/salesforce/LAVIS at 506965b",
-            "coco-caption",
-            "a photo of; 5 beams, 8 to 30 tokens",
-            "fine-tuned on COCO, images of 364 pixels",
-        ),
+        )
+        for network, percent, source in (
+            (
+                "BLIP-2 ViT-g OPT-2.7B",
+                {"bleu-4": 43.7, "cider": 145.8},
+                "BLIP-2, arXiv:2301.12597, as quoted by LAVIS",
+            ),
+            (
+                "BLIP-2 ViT-g OPT-2.7B, released",
+                {"bleu-4": 43.8, "rouge-l": 62.0, "cider": 146.1},
+                "configurations of github.com/salesforce/LAVIS at 506965b",
+            ),
+        )
     )
     submission_name = "captions.json"
     has_range = False
 
     def read(self) -> None:
         """Read the images of the split and their references."""
-        images, note = self._read_images()
-        self._images: Images = images
-        self.compare_size(images=len(images))
-        self.protocol += note
+        self.images = self._read_images()
+        if not self.images:
+            raise AnnotationError(f"{self.files[0]}: no image of this split; name the folder of the right data set")
+        for name, image in self.images.items():
+            if not image.captions:  # The official program would drop it unseen where its result is missing too.
+                raise AnnotationError(
+                    f"{self.files[-1]}: image {name} has no reference caption, so no score is defined; add one or "
+                    "remove the image"
+                )
+        self.compare_size(images=len(self.images))
+        if self.files[-1].parent.name == "Sentences":
+            self.protocol += "; references of Sentences/, tokenised before"
 
-    def _read_images(self) -> tuple[Images, str]:
-        """Return the images, and what the protocol's name says of the references. Sets `files`."""
+    def _read_images(self) -> Images:
+        """Return the images. Sets `files`."""
         data_set, _, part = self.split.partition("-")
         if part and data_set in KARPATHY:
             self.files = (self.folder / KARPATHY[data_set],)
-            return read_karpathy(self.files[0], part), ""
+            return read_karpathy(self.files[0], part)
         ids = self.folder / f"{self.split}.txt"
         coco = self.folder / (NOCAPS if data_set == "nocaps" else f"captions_{self.split}.json")
         if self.split not in ("test", "val", "train") or not ids.exists():
             self.files = (coco,)
-            return read_coco(coco), ""
+            return read_coco(coco)
         if coco.exists():
             raise AnnotationError(
                 f"{self.folder}: {coco.name} and {ids.name} are two data sets; put each into a folder of its own"
             )
+        names = read_image_ids(ids)
         if (tokens := self.folder / TOKEN_FILE).exists():
             self.files = (ids, tokens)
-            return read_tokens(tokens, ids), ""
-        found = read_sentences(self.folder, ids)
-        self.files = (ids, *(self.folder / "Sentences" / f"{name}.txt" for name in found))
-        return found, "; references of Sentences/, tokenised before"
-
-    @property
-    def images(self) -> Images:
-        """Return the images with their references, in file order."""
-        return self._images
+            return read_tokens(tokens, names)
+        self.files = (ids, *(self.folder / "Sentences" / f"{name}.txt" for name in names))
+        return read_sentence_files(self.folder, names)
 
     def examples(self) -> Iterator[Captioning]:
         """Yield the images in file order. The `example_id` is the id in result files, as a string."""
-        for example_id, image in self._images.items():
+        for example_id, image in self.images.items():
             yield Captioning(example_id, (image.image_id,))
 
     def lessons(self) -> Iterator[Captioning]:
@@ -166,22 +166,22 @@ class CaptionsTask(Task):
 
         The `example_id` is "<id in result files>/<number of the caption from 0>".
         """
-        for example_id, image in self._images.items():
+        for example_id, image in self.images.items():
             for number in range(len(image.captions)):
                 yield Captioning(f"{example_id}/{number}", (image.image_id,))
 
     def target(self, example: Example, boxes: Sequence[np.ndarray]) -> str:
         """Return the caption of one of the `lessons`."""
         name, _, number = example.example_id.rpartition("/")
-        return self._images[name].captions[int(number)]
+        return self.images[name].captions[int(number)]
 
     def expected(self) -> dict[str, str]:
         """Return id in result files → image id."""
-        return {example_id: image.image_id for example_id, image in self._images.items()}
+        return {example_id: image.image_id for example_id, image in self.images.items()}
 
     def references(self, example_id: str) -> tuple[str, ...]:
         """Return people's captions of an image, in file order."""
-        return self._images[example_id].captions
+        return self.images[example_id].captions
 
     def score(self, predictions: Mapping[str, Prediction]) -> Iterator[Score]:
         """Yield CIDEr-D, BLEU-1 to BLEU-4 and ROUGE-L of every image. Raises InputError where an answer is no string.
@@ -203,8 +203,13 @@ class CaptionsTask(Task):
         counts = np.array([bleu_counts(*each) for each in zip(candidates, references, strict=True)])
         sums = {n: counts[:, [*range(n), *range(LONGEST, LONGEST + n), -2, -1]] for n in range(1, LONGEST + 1)}
         bleus = {n: FUNCTIONS["bleu"](found)[0].tolist() for n, found in sums.items()}
-        for row, (example_id, image) in enumerate(self._images.items()):
-            unit = partial(Score, example_id, cluster=image.image_id, groups=image.groups)
+        for row, (example_id, image) in enumerate(self.images.items()):
+            unit = partial(
+                Score,
+                example_id,
+                cluster=image.image_id,
+                groups={} if image.domain is None else {"domain": (image.domain,)},
+            )
             yield unit("cider", ciders[row] / CIDER_BEST, judged=judged[row] if judged else None)
             for n in sums:
                 yield unit(f"bleu-{n}", bleus[n][row], counts=Counts("bleu", tuple(sums[n][row].tolist())))
@@ -212,8 +217,8 @@ class CaptionsTask(Task):
 
     @cached_property
     def _references(self) -> dict[str, list[Tokens]]:
-        texts = iter(_tokens([text for image in self._images.values() for text in image.captions]))
-        return {name: [next(texts) for _ in image.captions] for name, image in self._images.items()}
+        texts = iter(_tokens([text for image in self.images.values() for text in image.captions]))
+        return {name: [next(texts) for _ in image.captions] for name, image in self.images.items()}
 
     def official(self, scores: Sequence[Score]) -> dict[str, Any]:
         """Return the corpus scores with the names of coco-caption: BLEU and ROUGE-L in [0, 1], CIDEr in [0, 10]."""
@@ -239,7 +244,7 @@ class CaptionsTask(Task):
         turns = range(min(map(len, every)))
         if len(turns) < 2:
             return None
-        given = _tokens([predictions[name].answer for name in self._images])
+        given = _tokens([predictions[name].answer for name in self.images])
         persons, models = [], []
         for turn in turns:
             judges = [refs[:turn] + refs[turn + 1 :] for refs in every]
@@ -252,7 +257,7 @@ class CaptionsTask(Task):
 
     def beside(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
         """Return the mean number of words and how many captions differ: a short or general caption may score well."""
-        captions = tokenize([predictions[name].answer for name in self._images])
+        captions = tokenize([predictions[name].answer for name in self.images])
         return {
             "words per caption": fmean(len(text.split()) for text in captions),
             "distinct captions": len(set(captions)),
@@ -263,34 +268,38 @@ class CaptionsTask(Task):
         check_programs(programs)
 
         def scores(predictions: Mapping[str, Prediction]) -> dict[str, float]:
-            texts = iter(tokenize([text for image in self._images.values() for text in image.captions]))
-            references = {name: [next(texts) for _ in image.captions] for name, image in self._images.items()}
-            given = tokenize([predictions[name].answer for name in self._images])
-            return java_scores(programs, dict(zip(self._images, given, strict=True)), references)
+            texts = iter(tokenize([text for image in self.images.values() for text in image.captions]))
+            references = {name: [next(texts) for _ in image.captions] for name, image in self.images.items()}
+            given = tokenize([predictions[name].answer for name in self.images])
+            return java_scores(programs, dict(zip(self.images, given, strict=True)), references)
 
         return scores
 
     def remarks(self, predictions: Mapping[str, Prediction]) -> list[str]:
         """Return warnings of a set with one image, of captions and references without a word, and of line breaks."""
-        answers = [predictions[name].answer for name in self._images]
-        references = [text for image in self._images.values() for text in image.captions]
+        answers = [predictions[name].answer for name in self.images]
+        references = [text for image in self.images.values() for text in image.captions]
         empty = sum(not text for text in tokenize(answers))
-        broken = [sum(bool(SHIFTING.search(text)) for text in texts) for texts in (answers, references)]
-        single = "the set has one image: no word tells it from others, so CIDEr is 0 whatever the caption"
-        some = f"{empty:,} of {len(answers):,} captions have no word: each gets 0"
-        shift = (
-            f"a line break in {broken[0]:,} of {len(answers):,} captions and {broken[1]:,} of {len(references):,} "
-            "references is a space here; coco-caption would give all later captions to the wrong images: remove it "
-            "before you compare with coco-caption"
-        )
         wordless = sum(not text.length for texts in self._references.values() for text in texts)
-        blank = f"{wordless:,} of {len(references):,} references have no word: no caption can agree with them"
-        found = {single: len(answers) == 1, some: empty, blank: wordless, shift: any(broken)}
-        return [line for line, holds in found.items() if holds]
+        broken = [sum(bool(SHIFTING.search(text)) for text in texts) for texts in (answers, references)]
+        found = []
+        if len(answers) == 1:
+            found += ["the set has one image: no word tells it from others, so CIDEr is 0 whatever the caption"]
+        if empty:
+            found += [f"{empty:,} of {len(answers):,} captions have no word: each gets 0"]
+        if wordless:
+            found += [f"{wordless:,} of {len(references):,} references have no word: no caption can agree with them"]
+        if any(broken):
+            found += [
+                f"a line break in {broken[0]:,} of {len(answers):,} captions and {broken[1]:,} of {len(references):,} "
+                "references is a space here; coco-caption would give all later captions to the wrong images: remove it "
+                "before you compare with coco-caption"
+            ]
+        return found
 
     def gold(self, example_id: str) -> str:
         """Return the first person's caption."""
-        return self._images[example_id].captions[0]
+        return self.images[example_id].captions[0]
 
     def worst(self, example_id: str) -> Any:
         """Raise ConfigError: no caption is the worst, because a longer one lowers the BLEU of the set further."""
@@ -302,7 +311,7 @@ class CaptionsTask(Task):
     def submission(self, predictions: Mapping[str, Prediction]) -> bytes:
         """Return a file in COCO's result form, in the order of the split."""
         records = [
-            {"image_id": image.result_id, "caption": predictions[name].answer} for name, image in self._images.items()
+            {"image_id": image.result_id, "caption": predictions[name].answer} for name, image in self.images.items()
         ]
         return json.dumps(records, ensure_ascii=False).encode()
 
@@ -312,14 +321,9 @@ class CaptionsTask(Task):
         coco-caption accepts no faulty file silently, so `lenient` changes nothing. Raises InputError that names the
         file and the record.
         """
+        given = [(str(record.image_id), record.caption) for record in submission_records(path, CaptionRecord)]
         image_ids = self.expected()
-        try:
-            return [
-                Prediction(example_id := str(record.image_id), image_ids.get(example_id, ""), record.caption, ())
-                for record, _ in typed(path, None, read_list(path)[1], ResultRecord)
-            ]
-        except AnnotationError as error:
-            raise InputError(str(error)) from None
+        return [Prediction(example_id, image_ids.get(example_id, ""), answer, ()) for example_id, answer in given]
 
 
 def _means(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -1,27 +1,24 @@
 """Reads the files of caption benchmarks into images with their reference captions.
 
-    captions_{split}.json                  COCO (Chen et al. 2015, arXiv:1504.00325), and any set in the same form
-    dataset_coco.json                      Karpathy's splits of COCO (Karpathy and Fei-Fei 2015, arXiv:1412.2306)
-    dataset_flickr30k.json                 Karpathy's splits of Flickr30k
-    {split}.txt, results_20130124.token    Flickr30k (Young et al. 2014), with the split of a list of image ids
-    {split}.txt, Sentences/                the captions of Flickr30K Entities, without their tags
-    nocaps_val_4500_captions.json          NoCaps (Agrawal et al. 2019, arXiv:1812.08658); images have a domain
-
-An image without a reference is an error. The official program would drop it unseen where its result is missing too.
+captions_{split}.json                  COCO (Chen et al. 2015, arXiv:1504.00325), and any set in the same form
+dataset_coco.json                      Karpathy's splits of COCO (Karpathy and Fei-Fei 2015, arXiv:1412.2306)
+dataset_flickr30k.json                 Karpathy's splits of Flickr30k
+{split}.txt, results_20130124.token    Flickr30k (Young et al. 2014), with the split of a list of image ids
+{split}.txt, Sentences/                the captions of Flickr30K Entities, without their tags
+nocaps_val_4500_captions.json          NoCaps (Agrawal et al. 2019, arXiv:1812.08658); images have a domain
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
 from visualbert_core.errors import AnnotationError
 from visualbert_core.io.documents import brief
-from visualbert_core.tasks.flickr30k_files import read_captions, read_image_ids
+from visualbert_core.tasks.flickr30k_files import read_sentences
 from visualbert_core.tasks.reading import read_list, read_text, typed
 
 TOKEN_FILE = "results_20130124.token"
@@ -39,11 +36,6 @@ class Described:
     captions: tuple[str, ...]
     domain: str | None = None
 
-    @property
-    def groups(self) -> dict[str, tuple[str, ...]]:
-        """Return the places of the image in breakdowns."""
-        return {} if self.domain is None else {"domain": (self.domain,)}
-
 
 Images = dict[str, Described]
 """Example id, which is the result id as a string → image, in file order."""
@@ -56,12 +48,12 @@ class ImageRecord(Struct):
     """Holds an element of "images" in COCO's form. Only NoCaps has a domain."""
 
     id: int | str
-    file_name: str | UnsetType = UNSET  # A user's own files may lack it. The image then has the name of its id.
-    domain: str | UnsetType = UNSET
+    file_name: str | None = None  # A user's own files may lack it. The image then has the name of its id.
+    domain: str | None = None
 
 
 class CaptionRecord(Struct):
-    """Holds an element of "annotations" in COCO's form."""
+    """Holds an element of "annotations" in COCO's form, and of COCO's result form."""
 
     image_id: int | str
     caption: str
@@ -100,25 +92,17 @@ def read_coco(path: Path) -> Images:
                 "images and annotations from one release"
             )
         captions[str(annotation.image_id)].append(annotation.caption)
-    return _complete(
-        path,
-        {
-            name: Described(
-                record.id,
-                name if record.file_name is UNSET else _stem(record.file_name, f"{path} image {name}"),
-                tuple(captions[name]),
-                None if record.domain is UNSET else record.domain,
-            )
-            for name, record in records.items()
-        },
-    )
+    images: Images = {}
+    for name, record in records.items():
+        image_id = name if record.file_name is None else _stem(record.file_name, f"{path} image {name}")
+        images[name] = Described(record.id, image_id, tuple(captions[name]), record.domain)
+    return images
 
 
 def read_karpathy(path: Path, split: str) -> Images:
     """Read one split of Karpathy's file."""
-    _, elements = read_list(path, "images")
     found: Images = {}
-    for record, _ in typed(path, "images", elements, KarpathyRecord):
+    for record, _ in typed(path, "images", read_list(path, "images")[1], KarpathyRecord):
         if record.split != split:
             continue
         stem = _stem(record.filename, f"{path} images")
@@ -126,54 +110,36 @@ def read_karpathy(path: Path, split: str) -> Images:
         if str(result_id) in found:
             raise AnnotationError(f"{path}: image {result_id} occurs twice; download the file again")
         found[str(result_id)] = Described(result_id, stem, tuple(sentence.raw for sentence in record.sentences))
-    return _complete(path, found)
+    return found
 
 
-def read_tokens(path: Path, ids: Path) -> Images:
-    """Read the captions of a token file of Flickr30k, of the images that the file `ids` lists."""
-    captions: dict[str, list[str]] = {name: [] for name in read_image_ids(ids)}
-    for name, caption in _token_lines(path):
-        if name in captions:
-            captions[name].append(caption)
-    return _complete(path, {name: Described(name, name, tuple(found)) for name, found in captions.items()})
-
-
-def read_sentences(folder: Path, ids: Path) -> Images:
-    """Read the captions of Flickr30K Entities, without tags, of the images that the file `ids` lists."""
-    images = {name: Described(name, name, read_captions(folder, name)) for name in read_image_ids(ids)}
-    return _complete(folder / "Sentences", images)
-
-
-def _token_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield (image id, caption) of each line of a token file: "36979.jpg#0<TAB>A group of people"."""
+def read_tokens(path: Path, names: Sequence[str]) -> Images:
+    """Read the captions of the named images from a token file: "36979.jpg#0<TAB>A group of people" on each line."""
+    captions: dict[str, list[str]] = {name: [] for name in names}
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
-            key, tab, caption = line.partition("\t")
-            name, sign, _ = key.rpartition("#")
+            key, tab, text = line.partition("\t")
+            file_name, sign, _ = key.rpartition("#")
             if not (tab and sign):
                 raise AnnotationError(
                     f"{path} line {number}: does not read <image>.jpg#<number><TAB><caption>; download the file again"
                 )
-            yield _stem(name, f"{path} line {number}"), caption
+            if (name := _stem(file_name, f"{path} line {number}")) in captions:
+                captions[name].append(text)
+    return {name: Described(name, name, tuple(found)) for name, found in captions.items()}
 
 
-def _complete(path: Path, images: Images) -> Images:
-    """Return the images. Raises AnnotationError where there is none, and for an image without a reference."""
-    if not images:
-        raise AnnotationError(f"{path}: no image of this split; name the folder of the right data set")
-    for name, image in images.items():
-        if not image.captions:
-            raise AnnotationError(
-                f"{path}: image {name} has no reference caption, so no score is defined; add one or remove the image"
-            )
-    return images
+def read_sentence_files(folder: Path, names: Sequence[str]) -> Images:
+    """Read the captions of the named images from Flickr30K Entities."""
+    captions = {name: tuple(" ".join(words) for words, _ in read_sentences(folder, name)) for name in names}
+    return {name: Described(name, name, found) for name, found in captions.items()}
 
 
 def _stem(file_name: str, where: str) -> str:
     return _checked(PurePosixPath(file_name).stem, where)
 
 
-def _checked(name: Any, where: str) -> str:
+def _checked(name: str, where: str) -> str:
     if not name or not name.isprintable():
         raise AnnotationError(f"{where}: {brief(name)} is not the id of an image; correct the record")
-    return str(name)
+    return name

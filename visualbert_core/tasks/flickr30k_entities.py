@@ -33,16 +33,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from msgspec import Struct
 
 from visualbert_core.errors import AnnotationError, InputError
 from visualbert_core.metrics.boxes import to_xyxy
 from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.metrics.recall import chance_recall, enclosing, hits, overlaps, points, recall
 from visualbert_core.schema import Grounding, JudgedAnswer, Prediction, Score
-from visualbert_core.tasks.base import Published, Task
+from visualbert_core.tasks.base import Task
 from visualbert_core.tasks.flickr30k_files import Caption, read_image, read_image_ids
 from visualbert_core.tasks.predicted_boxes import Asked, check, ranked_boxes
-from visualbert_core.tasks.submissions import submission_records
+from visualbert_core.tasks.reading import submission_records
+from visualbert_core.tasks.shown import Published
 
 SPLITS = ("test", "val", "train")
 SIZES = {"test": 1_000, "val": 1_000, "train": 29_783}
@@ -66,6 +68,20 @@ def _published() -> Iterator[Published]:
     for network, value, page in (("MDETR-ENB5", 84.3, "MDETR"), ("GLIP-T", 85.7, "GLIP"), ("GLIP-L", 87.1, "GLIP")):
         yield Published(network, "test", {"recall@1": value}, f"project page of {page}", "any-box")
     yield Published("KOSMOS-2", "test", {"recall@1": 78.7}, "project page of KOSMOS-2", "not said", "boxes as text")
+
+
+class LenientRecord(Struct):
+    """Holds a record that MDETR's evaluator accepts."""
+
+    image_id: str | int
+    sentence_id: int | str  # from 0
+    boxes: list[Any]  # for each boxed phrase, a ranked list of boxes
+
+
+class ResultRecord(LenientRecord):
+    """Holds a record of a submission."""
+
+    sentence_id: int
 
 
 class Flickr30kEntitiesTask(Task):
@@ -101,11 +117,11 @@ class Flickr30kEntitiesTask(Task):
         parts = (("Sentences", ".txt"), ("Annotations", ".xml"))
         of_images = (self.folder / part / f"{image_id}{suffix}" for image_id in images for part, suffix in parts)
         self.files = (names, *of_images)
-        self._sizes = {image_id: image.size for image_id, image in images.items() if image.size is not None}
+        self._sizes = {image_id: size for image_id, (_, size) in images.items() if size is not None}
         captions = {
             f"{image_id}/{index}": caption
-            for image_id, image in images.items()
-            for index, caption in enumerate(image.captions)
+            for image_id, (found, _) in images.items()
+            for index, caption in enumerate(found)
         }
         self._items = {example_id: caption for example_id, caption in captions.items() if caption.mentions}
         self._unasked = captions.keys() - self._items.keys()
@@ -220,15 +236,17 @@ class Flickr30kEntitiesTask(Task):
         counts them as misses. Raises InputError that names the file and the record.
         """
         found: list[Prediction] = []
-        for number, record in enumerate(submission_records(path), start=1):
-            where = f"{path} record {number}"
-            example_id, boxes = _record(record, where, (int, str) if lenient else (int,))
+        records = submission_records(path, LenientRecord if lenient else ResultRecord)
+        for number, record in enumerate(records, start=1):
+            where, example_id = f"{path} record {number}", f"{record.image_id}/{record.sentence_id}"
+            if not example_id.isprintable():
+                raise InputError(f"{where}: {example_id!r} is not the id of a caption; correct the record")
             if example_id in self._unasked:
                 continue
             item = self._items.get(example_id)
             if item is not None:
-                ranked_boxes(boxes, len(item.mentions), f"{where} ({example_id})")
-            found.append(Prediction(example_id, item.image_id if item else "", boxes, ()))
+                ranked_boxes(record.boxes, len(item.mentions), f"{where} ({example_id})")
+            found.append(Prediction(example_id, item.image_id if item else "", record.boxes, ()))
         return found
 
     def in_pixels(
@@ -241,7 +259,7 @@ class Flickr30kEntitiesTask(Task):
         """
         known = [(p, self._items[p.example_id]) for p in predictions if p.example_id in self._items]
         asked = [
-            Asked(ranked, gold, self._sizes.get(item.image_id, (np.inf, np.inf)), item.image_id)
+            Asked(ranked, gold, self._size(item), item.image_id)
             for prediction, item in known
             for ranked, gold in self._phrases(prediction, item)
         ]
@@ -260,21 +278,25 @@ class Flickr30kEntitiesTask(Task):
         item = self._items.get(prediction.example_id)
         if item is None:
             return prediction
-        size = self._sizes.get(item.image_id, (np.inf, np.inf))
-        answer = [to_xyxy(ranked, convention, *size).tolist() for ranked, _ in self._phrases(prediction, item)]
+        phrases = self._phrases(prediction, item)
+        answer = [to_xyxy(ranked, convention, *self._size(item)).tolist() for ranked, _ in phrases]
         return replace(prediction, answer=answer)
 
     def image_sizes(self) -> dict[str, tuple[int, int]]:
         """Return image id → the (width, height) in its XML; images without a size are absent."""
         return self._sizes
 
-    def _gold(self, item: Caption) -> tuple[np.ndarray, ...]:
-        return item.boxes if self.protocol_key == "any-box" else tuple(map(enclosing, item.boxes))
+    def _size(self, item: Caption) -> tuple[float, float]:
+        return self._sizes.get(item.image_id, (np.inf, np.inf))
+
+    def _gold(self, item: Caption) -> list[np.ndarray]:
+        boxes = [mention.boxes for mention in item.mentions]
+        return boxes if self.protocol_key == "any-box" else list(map(enclosing, boxes))
 
     def _phrases(self, prediction: Prediction, item: Caption) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield, for each phrase, its ranked candidates [N, 4] and its gold boxes [M, 4]."""
         where = f"prediction of {prediction.example_id}"
-        return zip(ranked_boxes(prediction.answer, len(item.boxes), where), self._gold(item), strict=True)
+        return zip(ranked_boxes(prediction.answer, len(item.mentions), where), self._gold(item), strict=True)
 
 
 def _ranks(predictions: Iterable[Prediction]) -> bool:
@@ -285,22 +307,3 @@ def _ranks(predictions: Iterable[Prediction]) -> bool:
 
 def _area(box: Sequence[float]) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _record(record: Any, where: str, sentence_types: tuple[type, ...]) -> tuple[str, list[Any]]:
-    """Return the example id and the boxes of one record of a submission."""
-    if not isinstance(record, dict):
-        raise InputError(
-            f"{where}: the record is {type(record).__name__}; write an object with image_id, sentence_id and boxes"
-        )
-    kinds = {"image_id": (str, int), "sentence_id": sentence_types, "boxes": (list,)}
-    for key, types in kinds.items():
-        if key not in record:
-            raise InputError(f"{where}: no {key!r}; write an object with image_id, sentence_id and boxes")
-        if not isinstance(record[key], types) or isinstance(record[key], bool):
-            names = " or ".join(kind.__name__ for kind in types)
-            raise InputError(f"{where}: {key!r} is {type(record[key]).__name__}, not {names}; correct the record")
-    example_id = f"{record['image_id']}/{record['sentence_id']}"
-    if not example_id.isprintable():
-        raise InputError(f"{where}: {example_id!r} is not the id of a caption; correct the record")
-    return example_id, record["boxes"]

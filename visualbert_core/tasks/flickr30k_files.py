@@ -14,7 +14,6 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -25,46 +24,31 @@ from visualbert_core.schema import Phrase
 from visualbert_core.tasks.reading import read_text
 
 _TAG = re.compile(r"\[/EN#(?P<chain>\d+)(?P<types>(?:/[a-z]+)+)", re.ASCII)
-_NOT_VISUAL = "0"
+_NOT_VISUAL = "0"  # the chain of a phrase that names nothing in the image
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
+
+Words = tuple[str, ...]
+Named = tuple[Phrase, str, tuple[str, ...]]
+"""A phrase, its chain and its types. The chain is the id of an entity in the XML."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """Holds a phrase of a caption. The chain is the entity's id in the XML; chain "0" means "not visual"."""
+    """Holds a phrase of a caption that has a box.
+
+    `boxes` is float64 [B, 4] xyxy, B >= 1, in the coordinates and the order of the XML.
+    """
 
     phrase: Phrase
-    chain: str
     types: tuple[str, ...]
+    boxes: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """Holds a caption and its mentions that have a box; there may be no such mention.
-
-    `boxes[i]` holds the boxes of mention i: float64 [B, 4] xyxy, B >= 1, in the coordinates and the order of the XML.
-    """
-
     image_id: str
     words: tuple[str, ...]
     mentions: tuple[Mention, ...]
-    boxes: tuple[np.ndarray, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """Holds the captions of an image, and its (width, height) in pixels; None where the XML has no size."""
-
-    captions: tuple[Caption, ...]
-    size: tuple[int, int] | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Boxes:
-    # Chain → float64 [B, 4]. The XML flags some chains (`scene`, `nobndbox`) and gives them no box: they are absent.
-    of_chain: dict[str, np.ndarray]
-    chains: frozenset[str]  # all chains, with the flagged ones
-    size: tuple[int, int] | None
 
 
 def read_image_ids(path: Path) -> tuple[str, ...]:
@@ -80,40 +64,20 @@ def read_image_ids(path: Path) -> tuple[str, ...]:
     return tuple(counts)
 
 
-def read_image(root: Path, image_id: str) -> Image:
-    """Return every caption of an image with its boxes. Empty lines are skipped, as in the official parser."""
-    xml = root / "Annotations" / f"{image_id}.xml"
-    boxes = _read_boxes(xml, image_id)
-    path = root / "Sentences" / f"{image_id}.txt"
-    captions: list[Caption] = []
-    named: set[str] = set()
-    for number, line in enumerate(line for line in read_text(path).split("\n") if line):
-        words, mentions = _parse(line, f"{path} sentence {number}")
-        boxed = tuple(mention for mention in mentions if mention.chain in boxes.of_chain)
-        named.update(mention.chain for mention in mentions if mention.chain != _NOT_VISUAL)
-        captions.append(Caption(image_id, words, boxed, tuple(boxes.of_chain[mention.chain] for mention in boxed)))
-    if named and boxes.chains and named.isdisjoint(boxes.chains):
-        raise AnnotationError(
-            f"{path} and {xml} have no chain in common ({min(named)}, {min(boxes.chains)}), so they are not of one "
-            "image; download both again"
-        )
-    return Image(tuple(captions), boxes.size)
+def read_sentences(root: Path, image_id: str) -> list[tuple[Words, list[Named]]]:
+    """Return the words and the phrases of each caption of an image.
 
-
-def read_captions(root: Path, image_id: str) -> tuple[str, ...]:
-    """Return the captions of an image without their tags. Empty lines are skipped, as in the official parser."""
-    path = root / "Sentences" / f"{image_id}.txt"
-    lines = [line for line in read_text(path).split("\n") if line]
-    return tuple(" ".join(_parse(line, f"{path} sentence {number}")[0]) for number, line in enumerate(lines))
-
-
-def _parse(line: str, where: str) -> tuple[tuple[str, ...], list[Mention]]:
-    """Return the words and the mentions of a line such as "[/EN#1/people Two guys] wait .".
-
-    A mention reads [/EN#<chain>/<type>(/<type>)* <words>].
+    Empty lines are skipped, as in the official parser.
     """
+    path = root / "Sentences" / f"{image_id}.txt"
+    lines = (line for line in read_text(path).split("\n") if line)
+    return [_parse(line, f"{path} sentence {number}") for number, line in enumerate(lines)]
+
+
+def _parse(line: str, where: str) -> tuple[Words, list[Named]]:
+    """Parse a line such as "[/EN#1/people Two guys] wait .". A phrase reads [/EN#<chain>/<type>(/<type>)* <words>]."""
     words: list[str] = []
-    mentions: list[Mention] = []
+    phrases: list[Named] = []
     opened: tuple[int, str, tuple[str, ...]] | None = None  # start, chain and types of the open phrase
     for token in line.split():
         if token.startswith("["):
@@ -122,19 +86,41 @@ def _parse(line: str, where: str) -> tuple[tuple[str, ...], list[Mention]]:
                 fault = "is inside another phrase" if tag else "does not read [/EN#<number>/<type>"
                 raise AnnotationError(f"{where}: {token!r} {fault}; download the file again")
             opened = (len(words), tag["chain"], tuple(tag["types"][1:].split("/")))
-            continue
-        closes = opened is not None and token.endswith("]")
-        words.append(token[:-1] if closes else token)
-        if opened is not None and closes:
+        elif opened is not None and token.endswith("]"):
+            words.append(token[:-1])
             start, chain, types = opened
-            mentions.append(Mention(Phrase(start, len(words), " ".join(words[start:])), chain, types))
+            phrases.append((Phrase(start, len(words), " ".join(words[start:])), chain, types))
             opened = None
+        else:
+            words.append(token)
     if opened is not None:
         raise AnnotationError(f"{where}: a phrase is not closed by ']'; download the file again")
-    return tuple(words), mentions
+    return tuple(words), phrases
 
 
-def _read_boxes(path: Path, image_id: str) -> _Boxes:
+def read_image(root: Path, image_id: str) -> tuple[list[Caption], tuple[int, int] | None]:
+    """Return the captions of an image, and its (width, height) in pixels; None where the XML has no size."""
+    xml = root / "Annotations" / f"{image_id}.xml"
+    boxes, size = _read_boxes(xml, image_id)
+    captions: list[Caption] = []
+    named: set[str] = set()
+    for words, phrases in read_sentences(root, image_id):
+        boxed = (each for each in phrases if len(boxes.get(each[1], ())))
+        captions.append(Caption(image_id, words, tuple(Mention(p, types, boxes[chain]) for p, chain, types in boxed)))
+        named.update(chain for _, chain, _ in phrases if chain != _NOT_VISUAL)
+    if named and boxes and named.isdisjoint(boxes):
+        raise AnnotationError(
+            f"Sentences/{image_id}.txt and {xml} have no chain in common ({min(named)}, {min(boxes)}), so they are not "
+            "of one image; download both again"
+        )
+    return captions, size
+
+
+def _read_boxes(path: Path, image_id: str) -> tuple[dict[str, np.ndarray], tuple[int, int] | None]:
+    """Return chain → its boxes, float64 [B, 4], and the (width, height) of the image.
+
+    The XML flags some chains (`scene`, `nobndbox`) and gives them no box: B is 0.
+    """
     text = read_text(path)
     if "<!DOCTYPE" in text:  # A DOCTYPE can declare XML entities that expand without end ("billion laughs").
         raise AnnotationError(f"{path}: the file has a DOCTYPE, but no official file has one; download it again")
@@ -147,18 +133,13 @@ def _read_boxes(path: Path, image_id: str) -> _Boxes:
         raise AnnotationError(f"{path}: the file is of the image {named[:80]!r}, not of {image_id}; download it again")
     size = _size(root, path)
     boxes: defaultdict[str, list[list[float]]] = defaultdict(list)
-    chains: set[str] = set()
     for thing in root.findall("object"):
         names = [name.text or "" for name in thing.findall("name")]
-        chains.update(names)
         box = thing.find("bndbox")
-        if box is not None:
-            corners = _corners(box, path)
-            _check_inside(corners, size, f"{path}: bndbox {corners} of chain {', '.join(names)}")
-            for name in names:
-                boxes[name].append(corners)
-    found = {chain: np.array(corners) for chain, corners in boxes.items()}
-    return _Boxes(found, frozenset(chains), size)
+        corners = [] if box is None else [_corners(box, size, f"{path}: bndbox of chain {', '.join(names)}")]
+        for name in names:
+            boxes[name] += corners
+    return {chain: np.array(corners) for chain, corners in boxes.items()}, size
 
 
 def _size(root: ET.Element, path: Path) -> tuple[int, int] | None:
@@ -176,23 +157,20 @@ def _size(root: ET.Element, path: Path) -> tuple[int, int] | None:
     return (width, height) if width > 0 and height > 0 else None
 
 
-def _corners(box: ET.Element, path: Path) -> list[float]:
-    try:
-        corners = [float(box.findtext(side, "")) for side in _SIDES]
-    except ValueError:
-        raise AnnotationError(f"{path}: a bndbox lacks a number in {', '.join(_SIDES)}; download it again") from None
-    if not np.isfinite(corners).all() or corners[0] > corners[2] or corners[1] > corners[3]:
-        raise AnnotationError(f"{path}: bndbox {corners} is not a box ({', '.join(_SIDES)}); correct the file")
-    return corners
+def _corners(box: ET.Element, size: tuple[int, int] | None, where: str) -> list[float]:
+    """Return the corners of a bndbox.
 
-
-def _check_inside(corners: Sequence[float], size: tuple[int, int] | None, box: str) -> None:
-    """Raise AnnotationError where a box lies outside the size in the same file.
-
-    The boxes of all 31,783 official files lie between 1 and that size. A user's own files may count from 0.
+    The boxes of all 31,783 official files lie between 1 and the size. A user's own files may count from 0.
     """
-    if size is not None and (min(corners) < 0 or corners[2] > size[0] or corners[3] > size[1]):
+    try:
+        corners = left, top, right, bottom = [float(box.findtext(side, "")) for side in _SIDES]
+    except ValueError:
+        raise AnnotationError(f"{where} lacks a number in {', '.join(_SIDES)}; download the file again") from None
+    if not np.isfinite(corners).all() or left > right or top > bottom:
+        raise AnnotationError(f"{where}: {corners} is not a box ({', '.join(_SIDES)}); correct the file")
+    if size is not None and (min(corners) < 0 or right > size[0] or bottom > size[1]):
         raise AnnotationError(
-            f"{box} reaches outside the <size> {size[0]} × {size[1]}, so box and size are not of one image size; "
-            "download the file again, or scale one of them"
+            f"{where}: {corners} reaches outside the <size> {size[0]} × {size[1]}, so box and size are not of one "
+            "image size; download the file again, or scale one of them"
         )
+    return corners

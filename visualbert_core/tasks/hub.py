@@ -28,14 +28,16 @@ from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from visualbert_core.config import nearest
 from visualbert_core.corpus.sources import SUFFIXES
 from visualbert_core.errors import AnnotationError, ConfigError
 from visualbert_core.io.lfs import REASON, is_pointer_file
 from visualbert_core.io.numbered import gaps
-from visualbert_core.tasks import nlvr2, vqa
+from visualbert_core.tasks import vqa
+from visualbert_core.tasks.base import Task
+from visualbert_core.tasks.nlvr2 import Nlvr2Task
 from visualbert_core.tasks.reading import choose
 
 Record = Mapping[str, Any]
@@ -60,15 +62,15 @@ def import_annotations(task: str, source: str, source_split: str, split: str, ou
     """
     if task in _NOT_OFFERED:
         raise ConfigError(f"{task} cannot be imported from a dataset: {_NOT_OFFERED[task]}")
-    write, splits, read = _WRITERS[choose("task", task, _WRITERS)]
-    choose(f"{task} split", split, splits)
+    write, benchmark = _WRITERS[choose("task", task, _WRITERS)]
+    choose(f"{task} split", split, benchmark.splits)
     records = _Records(source, source_split)
     out.mkdir(parents=True, exist_ok=True)
     # The benchmark's reader checks a draft of the files before they replace anything.
     with TemporaryDirectory(prefix=".import-", dir=out) as draft:
         written = write(records, split, Path(draft))
         try:
-            read(Path(draft), split)
+            benchmark(Path(draft), split)
         except AnnotationError as error:
             raise AnnotationError(f"{source}: written as {str(error).replace(f'{draft}/', '')}") from None
         return tuple(path.replace(out / path.name) for path in written)
@@ -126,7 +128,9 @@ def _open(source: str, split: str) -> tuple[Any, int | None]:
         held = found if isinstance(found, dict) else {str(found.split or split): found}
         _check_split(source, split, held)
         return held[split], None
-    _refuse_scripts(folder)
+    # In a repository named NAME, NAME.py is the program that makes the dataset.
+    if (script := folder / f"{folder.resolve().name}.py").is_file():
+        raise ConfigError(_a_script(source, script.name))
     builder = datasets.load_dataset_builder(source)
     described, named = builder.info.splits or {}, builder.config.data_files or {}
     if known := list(map(str, named or described)):  # Without these names, an unknown split shows only when it is read.
@@ -163,13 +167,6 @@ def _one_line(source: str, split: str) -> Iterator[None]:
         if "scripts are no longer supported" in reason:
             raise ConfigError(_a_script(source, reason.rpartition(" ")[2])) from None
         raise ConfigError(f"{source}: split {split!r} cannot be opened as a dataset ({reason})") from None
-
-
-def _refuse_scripts(folder: Path) -> None:
-    """Raise ConfigError where a program makes the dataset. In a repository named NAME, that program is NAME.py."""
-    script = folder / f"{folder.resolve().name}.py"
-    if script.is_file():
-        raise ConfigError(_a_script(str(folder), script.name))
 
 
 def _a_script(source: str, script: str) -> str:
@@ -227,22 +224,20 @@ def _write_nlvr2(records: _Records, split: str, out: Path) -> tuple[Path, ...]:
 
     def rows() -> Iterator[tuple[Record, ...]]:
         for where, row in records.read((*names, "left_url", "right_url")):
-            yield ({**row, "label": _label(row["label"], where)},)
+            label = {"true": "True", "false": "False", "1": "True", "0": "False"}.get(str(row["label"]).lower())
+            if label is None:
+                raise AnnotationError(f"{where}: 'label' is {row['label']!r}, neither true nor false; correct the row")
+            yield ({**row, "label": label},)
 
     paths = (out / f"{split}.json",)
     _write(paths, rows(), [""], "\n", "\n")
     return paths
 
 
-class _Writer(NamedTuple):
-    write: Callable[[_Records, str, Path], tuple[Path, ...]]
-    splits: tuple[str, ...]
-    read: Callable[[Path, str], object]
-
-
-_WRITERS = {
-    "vqa": _Writer(_write_vqa, tuple(vqa.SUBSETS), vqa.VqaTask),
-    "nlvr2": _Writer(_write_nlvr2, nlvr2.SPLITS, nlvr2.Nlvr2Task),
+_Write = Callable[[_Records, str, Path], tuple[Path, ...]]
+_WRITERS: dict[str, tuple[_Write, type[Task]]] = {
+    "vqa": (_write_vqa, vqa.VqaTask),
+    "nlvr2": (_write_nlvr2, Nlvr2Task),
 }
 
 
@@ -254,13 +249,6 @@ def _integer(value: Any, where: str) -> int:
     if number is None or len(number[1]) > _LONGEST_NUMBER:
         raise AnnotationError(f"{where}: {value!r} does not end in a number; correct the row")
     return int(number[1])
-
-
-def _label(value: Any, where: str) -> str:
-    labels = {"true": "True", "false": "False", "1": "True", "0": "False"}
-    if str(value).lower() not in labels:
-        raise AnnotationError(f"{where}: 'label' is {value!r}, neither true nor false; correct the row")
-    return labels[str(value).lower()]
 
 
 def _write(

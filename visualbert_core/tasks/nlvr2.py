@@ -31,10 +31,9 @@ from msgspec import UNSET, Struct, UnsetType
 from visualbert_core.errors import AnnotationError, InputError
 from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.schema import JudgedAnswer, Prediction, Score, Statement
-from visualbert_core.tasks.base import TRUTH_VALUES, Published, Task
-from visualbert_core.tasks.reading import check_same, family, read_lines, read_text
-from visualbert_core.tasks.splits import check_split
-from visualbert_core.tasks.submissions import submission_text
+from visualbert_core.tasks.base import TRUTH_VALUES, Task
+from visualbert_core.tasks.reading import check_same, check_split, family, read_lines, read_text, submission_text
+from visualbert_core.tasks.shown import Published
 
 SUBSETS = ("balanced-dev", "unbalanced-dev", "balanced-test1", "unbalanced-test1")
 SPLITS = ("dev", "test1", "test2", "train", *SUBSETS)

@@ -1,6 +1,7 @@
-"""Reads annotation files for the tasks: text, JSON and JSON Lines as typed records, with one-line errors.
+"""Reads the files of a benchmark for the tasks: text, JSON and JSON Lines as typed records, with one-line errors.
 
-Every error names the file, the record in it (a line, an index or an id), what is wrong, and what to do.
+Every error names the file, the record in it (a line or a number), what is wrong, and what to do. It is an
+AnnotationError for annotations and an InputError for predictions.
 
 msgspec decodes and validates in one step, into structs that document the official formats. It does not name the line of
 a fault, and it refuses some text that Python's `json` writes, such as NaN. So `json` reads a refused text a second
@@ -14,26 +15,49 @@ import csv
 import io
 import json
 import mmap
-import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct
 
-from visualbert_core.errors import AnnotationError, ConfigError
+from visualbert_core.errors import AnnotationError, ConfigError, InputError
 from visualbert_core.io.documents import brief
 from visualbert_core.printable import printable
 from visualbert_core.tasks.formats import HEAD, not_text
 
 T = TypeVar("T")
 
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # An escape in JSON may give one, but UTF-8 cannot encode it.
-_JSON_NAMES = {str: "a string", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
 _REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # the errors that msgspec raises
 _CHUNK = 1 << 16  # bytes
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What the errors about one kind of files are and advise."""
+
+    error: type[InputError]
+    missing: str
+    damaged: str
+    another: str
+
+
+_ANNOTATIONS = _Files(
+    AnnotationError,
+    "the annotations folder must hold the benchmark's official files by their names",
+    "download it again",
+    "this is not the official format",
+)
+_PREDICTIONS = _Files(
+    InputError,
+    "name the file of predictions",
+    "name the file of predictions, or write it again",
+    "write the leaderboard's format",
+)
 
 
 def choose(what: str, name: str | None, options: Collection[str]) -> str:
@@ -43,6 +67,10 @@ def choose(what: str, name: str | None, options: Collection[str]) -> str:
     if name in options:
         return name
     raise ConfigError(f"unknown {what} {name!r}; known: {', '.join(options)}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# checks of annotations
 
 
 def check_same(where: str, key: str, here: object, first: str, there: object, of: str) -> None:
@@ -57,67 +85,16 @@ def check_same(where: str, key: str, here: object, first: str, there: object, of
         )
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a whole UTF-8 file, with "\\n" for every line end. Raises AnnotationError."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    _refuse_other_formats(path, data)
-    try:
-        return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read()
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, error.start) from None
+def check_split(where: str, key: str, found: str, own: str, official: Collection[str]) -> None:
+    """Raise AnnotationError where the id or field `key` names another official split than `own`.
 
-
-def _refuse_other_formats(path: Path, head: bytes) -> None:
-    if found := not_text(head[:HEAD]):
-        raise AnnotationError(f"{path}: {found}")
-
-
-def _unreadable(path: Path, error: OSError) -> AnnotationError:
-    if isinstance(error, FileNotFoundError):
-        lacking = path if path.parent.is_dir() else path.parent
-        return AnnotationError(
-            f"{lacking}: not found; the annotations folder must hold the benchmark's official files by their names"
-        )
-    return AnnotationError(f"{path}: cannot be read ({error.strerror}); download it again")
-
-
-def _not_utf8(path: Path, byte: int) -> AnnotationError:
-    return AnnotationError(f"{path}: cannot be read (not UTF-8 at byte {byte}); download it again")
-
-
-def _parse(text: str, where: str, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=hook)
-    except json.JSONDecodeError as error:
-        at = f"line {error.lineno} column {error.colno}"
-        reason = "a byte order mark: save it without" if text.startswith("\ufeff") else error.msg
-        raise AnnotationError(f"{where}: not JSON at {at} ({reason}); truncated? download it again") from None
-    except (ValueError, RecursionError):  # Python limits the digits of an integer and the depth of nested lists.
+    A name that no official split has belongs to the user's own set, so it passes.
+    """
+    if found != own and found in official:
         raise AnnotationError(
-            f"{where}: a number is too long, or lists are too deep; this is not the official format"
-        ) from None
-
-
-def field(record: dict[str, Any], key: str, kind: type[T], where: str) -> T:
-    """Return `record[key]`. Raises AnnotationError where it is missing or has another JSON type than `kind`."""
-    if key not in checked(record, dict, where):
-        raise AnnotationError(f"{where}: no {key!r}; this is not the official format")
-    return checked(record[key], kind, where, key)
-
-
-def checked(value: Any, kind: type[T], where: str, key: str | None = None) -> T:
-    """Return `value`. Raises AnnotationError where it has another JSON type than `kind`."""
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):  # In Python, a bool is an int.
-        subject = f"{key!r} is" if key else "is"
-        raise AnnotationError(
-            f"{where}: {subject} {type(value).__name__}, not {_JSON_NAMES[kind]}; this is not the official format"
+            f"{where}: {key} is of the split {found!r}, but the file should be {own!r}; put the files of one split "
+            "together"
         )
-    if isinstance(value, str) and not value.isascii() and _LONE_SURROGATE.search(value):
-        raise AnnotationError(f"{where}: {value!a} holds half a character (a lone surrogate); correct the record")
-    return value
 
 
 def family(record: Any) -> dict[str, tuple[str, ...]]:
@@ -126,7 +103,63 @@ def family(record: Any) -> dict[str, tuple[str, ...]]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# text
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a whole UTF-8 file of annotations, with "\\n" for every line end. Raises AnnotationError."""
+    return _text(path, _ANNOTATIONS, "utf-8").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def submission_text(path: Path, keep_mark: bool = False) -> str:
+    """Return the text of a whole UTF-8 file of predictions; line ends stay as they are. Raises InputError.
+
+    A byte order mark is dropped, because spreadsheets write one. With `keep_mark`, it stays.
+    """
+    return _text(path, _PREDICTIONS, "utf-8" if keep_mark else "utf-8-sig")
+
+
+def _text(path: Path, files: _Files, encoding: str) -> str:
+    with _one_line(path, files):
+        data = path.read_bytes()
+        _refuse_other_formats(path, data, files)
+        return data.decode(encoding)
+
+
+@contextmanager
+def _one_line(path: Path, files: _Files) -> Iterator[None]:
+    """Turn an error of reading or decoding a file into one line."""
+    try:
+        yield
+    except FileNotFoundError:
+        lacking = path if path.parent.is_dir() else path.parent
+        raise files.error(f"{lacking}: not found; {files.missing}") from None
+    except OSError as error:
+        raise files.error(f"{path}: cannot be read ({error.strerror}); {files.damaged}") from None
+    except UnicodeDecodeError as error:
+        raise files.error(f"{path}: cannot be read (not UTF-8 at byte {error.start}); {files.damaged}") from None
+
+
+def _refuse_other_formats(path: Path, data: bytes | mmap.mmap, files: _Files) -> None:
+    if found := not_text(data[:HEAD]):
+        raise files.error(f"{path}: {found}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # typed records
+
+
+def submission_records(path: Path, kind: type[T]) -> list[T]:
+    """Return the records of the JSON list in a file of predictions. Raises InputError."""
+    text = submission_text(path)
+    try:
+        return msgspec.json.decode(text, type=list[kind])  # type: ignore[valid-type]
+    except _REFUSED:
+        records = _parse(text, str(path), _PREDICTIONS)
+    if not isinstance(records, list):
+        raise InputError(f"{path}: {type(records).__name__}, not a list of records; write the leaderboard's format")
+    named = ((f"{path} record {number}", record) for number, record in enumerate(records, start=1))
+    return [_second_look(record, kind, where, _PREDICTIONS) for where, record in named]
 
 
 def read_lines(path: Path, kind: type[T]) -> Iterator[tuple[str, T]]:
@@ -141,7 +174,7 @@ def read_lines(path: Path, kind: type[T]) -> Iterator[tuple[str, T]]:
             try:
                 record = decode(line)
             except _REFUSED:
-                record = _second_look(_parse(line, where), kind, where, lambda at, _, name: f"{at} ({name})")
+                record = _second_look(_parse(line, where), kind, where)
             yield where, record
 
 
@@ -163,23 +196,40 @@ def read_by_id(path: Path, kind: type[T]) -> dict[str, T]:
 
 
 def _read_csv(path: Path, kind: type[T]) -> Iterator[tuple[str, T]]:
-    """Yield (where, record) of each row below the header. Text such as "3" is read as a number where one is declared.
+    """Yield (where, record) of each row. Text such as "3" is read as a number where a number is declared."""
+    for where, row in _rows(path, read_text(path).removeprefix("\ufeff"), _ANNOTATIONS):
+        try:
+            yield where, msgspec.convert(row, kind, strict=False)
+        except msgspec.ValidationError as error:
+            raise AnnotationError(f"{where}: {error}; correct the row or the header") from None
 
-    Raises AnnotationError that names the line.
+
+def submission_rows(path: Path, columns: Collection[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield (where, column → text) of each row of a CSV file of predictions. Blank lines are skipped.
+
+    Raises InputError, also where the first line does not name each of the columns once, in any order.
     """
-    rows = csv.DictReader(io.StringIO(read_text(path).removeprefix("\ufeff"), newline=""), strict=True)
+    return _rows(path, submission_text(path), _PREDICTIONS, columns)
+
+
+def _rows(
+    path: Path, text: str, files: _Files, columns: Collection[str] | None = None
+) -> Iterator[tuple[str, dict[str, str]]]:
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        header, wanted = Counter(rows.fieldnames or ()), Counter(columns)
+        if columns is not None and (odd := (wanted - header) + (header - wanted)):
+            raise files.error(
+                f"{path} line 1: column {next(iter(odd))!r} is missing, there twice or not known; the first line must "
+                f"name {len(columns)} columns: {', '.join(list(columns)[:3])}, …"
+            )
         for row in rows:
             where = f"{path} line {rows.line_num}"
             if None in row or None in row.values():
-                raise AnnotationError(
-                    f"{where}: the row does not have {len(rows.fieldnames or ())} cells like the header; correct it"
-                )
-            yield where, msgspec.convert(row, kind, strict=False)
+                raise files.error(f"{where}: the row does not have {len(header)} cells like the header; correct it")
+            yield where, row
     except csv.Error as error:
-        raise AnnotationError(f"{path} line {rows.reader.line_num}: not CSV ({error}); write the file again") from None
-    except msgspec.ValidationError as error:
-        raise AnnotationError(f"{where}: {error}; correct the row or the header") from None
+        raise files.error(f"{path} line {rows.reader.line_num}: not CSV ({error}); write the file again") from None
 
 
 def read_list(path: Path, key: str | None = None) -> tuple[dict[str, Any], list[Any]]:
@@ -200,30 +250,33 @@ def read_list(path: Path, key: str | None = None) -> tuple[dict[str, Any], list[
     except _REFUSED:
         text = str(data, "utf-8")
         # Most files that come here are large and cut short. This pass keeps no objects, so it needs little memory.
-        _parse(text, str(path), lambda _: None)
+        _parse(text, str(path), hook=lambda _: None)
 
         def keep(found: list[tuple[str, Any]]) -> dict[str, Any]:
             pairs[:] = found  # The outermost object comes last, so its pairs stay, with equal keys.
             return dict(found)
 
-        parsed = _parse(text, str(path), keep)
-        if key is None:
-            return {}, checked(parsed, list, str(path))
-        checked(parsed, dict, str(path))
+        parsed = _parse(text, str(path), hook=keep)
+        if key is None and isinstance(parsed, list):
+            return {}, parsed
+        if key is None or not isinstance(parsed, dict):
+            wanted = "a list" if key is None else "an object"
+            raise AnnotationError(f"{path}: JSON, but not {wanted}; this is not the official format") from None
     head: dict[str, Any] = {}
     for name, value in pairs:
         if name in head:
             raise AnnotationError(f"{path}: the key {name!r} occurs twice; this is not the official format")
         head[name] = value
-    elements = field(head, key, list, str(path))
-    del head[key]
+    elements = head.pop(key, None)
+    if not isinstance(elements, list):
+        raise AnnotationError(f"{path}: no list {key!r}; this is not the official format")
     return head, elements
 
 
 def typed(path: Path, key: str | None, elements: Iterable[Any], kind: type[T]) -> Iterator[tuple[T, Any]]:
     """Yield (record, element) for each of the elements that `read_list` returned for `key`.
 
-    Raises AnnotationError. It names a record by its first field, or by its index where the first field is wrong.
+    Raises AnnotationError that names the record by its index and, where it is known, its first field.
     """
     decode = msgspec.json.Decoder(kind).decode
     for index, element in enumerate(elements):
@@ -231,7 +284,7 @@ def typed(path: Path, key: str | None, elements: Iterable[Any], kind: type[T]) -
             record = decode(element if isinstance(element, Raw) else b"")
         except _REFUSED:
             where = f"{path} {key or ''}[{index}]"
-            record = _second_look(untyped(element, where), kind, where, lambda _, first, name: f"{path} {first} {name}")
+            record = _second_look(untyped(element, where), kind, where)
         yield record, element
 
 
@@ -248,67 +301,56 @@ class _Name:
 
 
 def _content(path: Path) -> bytes | mmap.mmap:
-    """Return the bytes of a UTF-8 file, mapped into memory where possible. Raises AnnotationError."""
-    try:
+    """Return the bytes of a UTF-8 file of annotations, mapped into memory where possible. Raises AnnotationError."""
+    with _one_line(path, _ANNOTATIONS):
         with path.open("rb") as file:
             try:
                 data: bytes | mmap.mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except (OSError, ValueError):  # A pipe and an empty file cannot be mapped.
                 data = file.read()
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    _refuse_other_formats(path, data[:HEAD])
-    # Checking in chunks keeps memory small: a large file is never held as one string.
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
+        _refuse_other_formats(path, data, _ANNOTATIONS)
+        # Checking in chunks keeps memory small: a large file is never held as one string.
+        decoder = codecs.getincrementaldecoder("utf-8")()
         for at in range(0, len(data), _CHUNK):
-            decoder.decode(data[at : at + _CHUNK], final=at + _CHUNK >= len(data))
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, at - len(decoder.getstate()[0]) + error.start) from None
+            try:
+                decoder.decode(data[at : at + _CHUNK], final=at + _CHUNK >= len(data))
+            except UnicodeDecodeError as error:
+                error.start += at - len(decoder.getstate()[0])
+                raise
     return data
 
 
-def _second_look(value: Any, kind: type[T], where: str, named: Callable[[str, str, str], str]) -> T:
-    """Return the record of a text that msgspec refused.
-
-    `named(where, field, value)` returns a better `where` once the first field is known. Raises AnnotationError. Its
-    words are msgspec's only where `_explain` finds no fault.
-    """
-    _explain(value, kind, where, None, named)
+def _parse(
+    text: str,
+    where: str,
+    files: _Files = _ANNOTATIONS,
+    hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
+) -> Any:
     try:
-        return msgspec.convert(value, kind)
-    except UnicodeEncodeError:  # `_explain` checks the values, so the lone surrogate is in a key.
-        raise AnnotationError(f"{where}: a key holds half a character (a lone surrogate); correct the record") from None
+        return json.loads(text, object_pairs_hook=hook)
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno} column {error.colno}"
+        reason = "a byte order mark: save it without" if text.startswith("\ufeff") else error.msg
+        raise files.error(f"{where}: not JSON at {at} ({reason}); truncated? {files.damaged}") from None
+    except (ValueError, RecursionError):  # Python limits the digits of an integer and the depth of nested lists.
+        raise files.error(f"{where}: a number is too long, or lists are too deep; {files.another}") from None
+
+
+def _second_look(value: Any, kind: type[T], where: str, files: _Files = _ANNOTATIONS) -> T:
+    """Return the record of a text that msgspec refused. An error names the first field, if it is right."""
+    try:
+        record = msgspec.convert(value, kind)
+        msgspec.json.encode(record)
+        return record
+    except UnicodeEncodeError:  # An escape in JSON may give half a character, which UTF-8 cannot encode.
+        fault = "a text holds half a character (a lone surrogate); correct the record"
     except msgspec.ValidationError as error:
-        raise AnnotationError(f"{where}: {error}; this is not the official format") from None
-
-
-def _explain(
-    value: Any, kind: Any, where: str, key: str | None, named: Callable[[str, str, str], str] | None = None
-) -> None:
-    """Raise AnnotationError for the first part of `value` that does not fit the declaration `kind`, if there is one."""
-    if kind is Any:
-        return
-    options = [option for option in get_args(kind) if option is not UnsetType]
-    if get_origin(kind) is UnionType and len(options) > 1:
-        fitting = next((option for option in options if isinstance(value, _json_type(option))), options[0])
-        _explain(value, fitting, f"{where} {key}" if key else where, None)
-    elif get_origin(kind) is UnionType:
-        _explain(value, options[0], where, key)
-    elif _json_type(kind) is list:
-        for item in checked(value, list, where, key):
-            _explain(item, options[0], where, key)
-    elif _json_type(kind) is dict:
-        for declared in msgspec.structs.fields(kind):
-            if declared.required or declared.name in checked(value, dict, where):
-                _explain(field(value, declared.name, object, where), declared.type, where, declared.name)
-                if named is not None:
-                    where, named = named(where, declared.name, printable(str(value[declared.name])[:40])), None
-    else:
-        checked(value, kind, where, key)
-
-
-def _json_type(kind: Any) -> type:
-    """Return the Python type that `json` gives for a declared type: list for a tuple, dict for a struct."""
-    origin = get_origin(kind) or kind
-    return list if origin is tuple else dict if issubclass(origin, Struct) else origin
+        fault = f"{error}; {files.another}"
+    if isinstance(kind, type) and issubclass(kind, Struct) and isinstance(value, dict):
+        first = msgspec.structs.fields(kind)[0]
+        try:
+            name = str(msgspec.convert(value[first.name], first.type))
+            where += f" ({first.name} {printable(name[:40])})"
+        except (KeyError, msgspec.ValidationError, UnicodeEncodeError):
+            pass  # The first field is not right either.
+    raise files.error(f"{where}: {fault}")

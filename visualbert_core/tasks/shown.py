@@ -1,9 +1,34 @@
-"""What a benchmark tells reports beside its scores: what a person gets, and which words of an answer are true."""
+"""What a benchmark tells reports beside its scores: published numbers, what a person gets, which words are true."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Published:
+    """Holds what a source reports for one network on one split. Reports show it beside runs of equal protocols only."""
+
+    network: str
+    """The network, as `Model.name` has it."""
+    split: str
+    """The split, as the source names it. It may be a split that is not scored here."""
+    percent: Mapping[str, float]
+    """Metric → percent."""
+    source: str
+    protocol: str
+    """How the answers were scored: a short name of the benchmark's `protocols`, or other words where it is none."""
+    answering: str = ""
+    """How the network was asked, as `Model.protocol` has it. Empty where a head gives the answers."""
+    note: str = ""
+    """What else a reader must know, such as the data of the training."""
+
+    def __str__(self) -> str:
+        scores = ", ".join(f"{metric} {value:.2f}" for metric, value in self.percent.items())
+        asked = f"; asked: {self.answering}" if self.answering else ""
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.network}: {scores}; scored: {self.protocol}{asked}{note} ({self.source})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,23 +19,20 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, zip_longest
 from math import fsum
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
-from visualbert_core.errors import AnnotationError, ConfigError, InputError
+from visualbert_core.errors import AnnotationError, InputError
 from visualbert_core.schema import JudgedAnswer, MultipleChoice, Prediction, Score, Token
-from visualbert_core.tasks.base import Published, Task
-from visualbert_core.tasks.reading import check_same, family, read_lines
-from visualbert_core.tasks.splits import check_split
-from visualbert_core.tasks.submissions import submission_text
+from visualbert_core.tasks.base import Task
+from visualbert_core.tasks.reading import check_same, check_split, family, read_lines, submission_rows
+from visualbert_core.tasks.shown import Published
 
 SPLITS = ("val", "train", "test")
-UNLABELLED = ("test",)
 SIZES = {"val": 26_534, "train": 212_923, "test": 25_263}
 """Split → the number of its records, as the paper gives them.
 
@@ -53,6 +50,8 @@ COLUMNS = ("annot_id", *(f"{block}_{i}" for block in BLOCKS.values() for i in ra
 """The columns of the submission, in order."""
 
 Tokens = tuple[Token, ...]
+Choices = tuple[Tokens, Tokens, Tokens, Tokens]
+Label = Annotated[int, Meta(ge=0, lt=CHOICES)]
 
 # The official file is described at https://visualcommonsense.com/download. Keys that are not named here are not read.
 
@@ -64,30 +63,23 @@ class Record(Struct):
     img_fn: str  # path below the image folder
     objects: tuple[str, ...]  # the class of each object
     question: Tokens
-    answer_choices: tuple[Tokens, ...]
-    rationale_choices: tuple[Tokens, ...]
+    answer_choices: Choices
+    rationale_choices: Choices
     img_id: Any = None  # A user's own files may lack this key and the next.
     metadata_fn: Any = None
     family: str | UnsetType = UNSET
+
+    @property
+    def image_id(self) -> str:
+        """Return the name of the image. It may hold dots, such as "….avi@12.jpg"; only the last suffix is dropped."""
+        return PurePosixPath(self.img_fn).stem
 
 
 class LabelledRecord(Record, kw_only=True):
     """Holds a line of train or val."""
 
-    answer_label: int
-    rationale_label: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    image_id: str
-    objects: tuple[str, ...]
-    question: Tokens
-    answers: tuple[Tokens, ...]
-    rationales: tuple[Tokens, ...]
-    answer_label: int  # -1 on an unlabelled split
-    rationale_label: int  # -1 on an unlabelled split
-    groups: dict[str, tuple[str, ...]]
+    answer_label: Label
+    rationale_label: Label
 
 
 def _published() -> Iterator[Published]:
@@ -111,7 +103,7 @@ class VcrTask(Task):
 
     name, title = "vcr", "VCR"
     form = MultipleChoice
-    splits, unlabelled = SPLITS, UNLABELLED
+    splits, unlabelled = SPLITS, ("test",)
     metrics = ("q_to_ar", "q_to_a", "qa_to_r")
     parts: ClassVar = {"answer": "q_to_a", "rationale": "qa_to_r"}
     metric_labels: ClassVar = {"q_to_a": PARTS["answer"], "qa_to_r": PARTS["rationale"], "q_to_ar": "Q → AR"}
@@ -136,44 +128,50 @@ class VcrTask(Task):
         """
         for annot_id, item in self._items.items():
             image_ids, mentioned = (item.image_id,), _mentioned(item)
-            given = {"answer": (item.question, item.answers)}
-            if self.labelled:
-                given["rationale"] = (item.question + item.answers[item.answer_label], item.rationales)
+            given = {"answer": (item.question, item.answer_choices)}
+            if isinstance(item, LabelledRecord):
+                right = item.answer_choices[item.answer_label]
+                given["rationale"] = (item.question + right, item.rationale_choices)
             else:
-                for index, answer in enumerate(item.answers):
-                    given[f"rationale/{index}"] = (item.question + answer, item.rationales)
+                for index, answer in enumerate(item.answer_choices):
+                    given[f"rationale/{index}"] = (item.question + answer, item.rationale_choices)
             for part, (context, choices) in given.items():
                 label = PARTS[part.partition("/")[0]]
                 yield MultipleChoice(f"{annot_id}/{part}", image_ids, item.objects, context, choices, mentioned, label)
 
     def expected(self) -> dict[str, str]:
         """Return example id → image id. A record has two examples, or five on an unlabelled split."""
-        return {f"{annot_id}/{part}": item.image_id for annot_id, item in self._items.items() for part in self._parts}
+        image_ids = {annot_id: item.image_id for annot_id, item in self._items.items()}
+        return {f"{annot_id}/{part}": image_id for annot_id, image_id in image_ids.items() for part in self._parts}
 
     def score(self, predictions: Mapping[str, Prediction]) -> Iterator[Score]:
         """Yield q_to_a, qa_to_r and q_to_ar of every record.
 
         Raises InputError where an answer is not 0, 1, 2 or 3, ConfigError on an unlabelled split.
         """
-        self._need_labels()
-        for annot_id, item in self._items.items():
+        for annot_id, item in self._judged.items():
             answer, rationale = (_judged(predictions[f"{annot_id}/{part}"]) for part in ("answer", "rationale"))
             right, reasoned = answer.answer == item.answer_label, rationale.answer == item.rationale_label
+            image_id, groups = item.image_id, family(item)
             values = (right, answer), (reasoned, rationale), (right and reasoned, None)
             for metric, (value, judged) in zip(PRINTED, values, strict=True):
-                yield Score(annot_id, metric, float(value), item.image_id, item.groups, judged)
+                yield Score(annot_id, metric, float(value), image_id, groups, judged)
 
     def chance(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
         """Return the percent that random choices among four get. Raises ConfigError on an unlabelled split."""
-        self._need_labels()
+        self.need_labels()
         return {"q_to_a": 100 / CHOICES, "qa_to_r": 100 / CHOICES, "q_to_ar": 100 / CHOICES**2}
 
     def gold(self, example_id: str) -> int:
         """Return the index of the right choice. Raises ConfigError on an unlabelled split."""
-        self._need_labels()
         annot_id, _, part = example_id.rpartition("/")
-        item = self._items[annot_id]
+        item = self._judged[annot_id]
         return item.answer_label if part == "answer" else item.rationale_label
+
+    @property
+    def _judged(self) -> dict[str, LabelledRecord]:
+        self.need_labels()
+        return cast(dict[str, LabelledRecord], self._items)
 
     def official(self, scores: Sequence[Score]) -> dict[str, float]:
         """Return what eval_q2ar.py prints: "Answer acc", "Rationale acc" and "Joint acc" with three decimals."""
@@ -204,11 +202,13 @@ class VcrTask(Task):
         nothing. Raises InputError that names the file and the line.
         """
         found: list[Prediction] = []
-        for where, row in _rows(path):
+        for where, row in submission_rows(path, COLUMNS):
             annot_id, item = row["annot_id"], self._items.get(row["annot_id"])
+            if not annot_id or not annot_id.isprintable():
+                raise InputError(f"{where}: annot_id {annot_id!r} is not the id of a record; correct it")
             if item is None:
                 blocks = {"answer": BLOCKS["answer"]}
-            elif self.labelled:
+            elif isinstance(item, LabelledRecord):
                 blocks = {"answer": BLOCKS["answer"], "rationale": BLOCKS[f"rationale/{item.answer_label}"]}
             else:
                 blocks = BLOCKS
@@ -218,13 +218,6 @@ class VcrTask(Task):
                 answer = max(range(CHOICES), key=scores.__getitem__)
                 found.append(Prediction(f"{annot_id}/{part}", item.image_id if item else "", answer, scores))
         return found
-
-    def _need_labels(self) -> None:
-        if not self.labelled:
-            raise ConfigError(
-                f"VCR {self.split} has no public labels, so it has no score; send the leaderboard its "
-                f"{self.submission_name} instead"
-            )
 
 
 def _four_scores(predictions: Mapping[str, Prediction], example_id: str) -> tuple[float, ...]:
@@ -239,41 +232,6 @@ def _four_scores(predictions: Mapping[str, Prediction], example_id: str) -> tupl
     return scores
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield (where, column → text) of each row below the header. Blank lines are skipped."""
-    lines = csv.reader(io.StringIO(submission_text(path), newline=""), strict=True)
-    header: list[str] | None = None
-    try:
-        for cells in lines:
-            where = f"{path} line {lines.line_num}"
-            if header is None:
-                header = cells
-                _check_header(header, where)
-            elif cells:
-                if len(cells) != len(header):
-                    raise InputError(
-                        f"{where}: {len(cells)} cells for {len(header)} columns; truncated? write the file again"
-                    )
-                row = dict(zip(header, cells, strict=True))
-                if not row["annot_id"] or not row["annot_id"].isprintable():
-                    raise InputError(f"{where}: annot_id {row['annot_id']!r} is not the id of a record; correct it")
-                yield where, row
-    except csv.Error as error:
-        raise InputError(f"{path} line {lines.line_num}: not CSV ({error}); write the file again") from None
-    if header is None:
-        raise InputError(f"{path}: the file is empty; its first line must name the {len(COLUMNS)} columns")
-
-
-def _check_header(header: list[str], where: str) -> None:
-    for column in COLUMNS:
-        if header.count(column) != 1:
-            fault = "there twice" if column in header else "missing"
-            raise InputError(f"{where}: column {column!r} is {fault}; the header must name {', '.join(COLUMNS[:3])}, …")
-    if len(header) != len(COLUMNS):
-        extra = next(column for column in header if column not in COLUMNS)
-        raise InputError(f"{where}: column {extra!r} is not one of the leaderboard's {len(COLUMNS)}; remove it")
-
-
 def _number(text: str, where: str) -> float:
     try:
         number = float(text)
@@ -284,19 +242,14 @@ def _number(text: str, where: str) -> float:
     return number
 
 
-def _chosen(prediction: Prediction) -> int:
-    answer = prediction.answer
+def _judged(prediction: Prediction) -> JudgedAnswer:
+    answer, scores = prediction.answer, prediction.scores
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < CHOICES:
         raise InputError(f"prediction of {prediction.example_id}: answer {answer!r} is not 0, 1, 2 or 3")
-    return answer
+    return JudgedAnswer(prediction.example_id, answer, scores[answer] if scores else None)
 
 
-def _judged(prediction: Prediction) -> JudgedAnswer:
-    chosen, scores = _chosen(prediction), prediction.scores
-    return JudgedAnswer(prediction.example_id, chosen, scores[chosen] if scores else None)
-
-
-def _mentioned(item: _Item) -> tuple[int, ...]:
+def _mentioned(item: Record) -> tuple[int, ...]:
     """Return the indices of the objects that a tag anywhere in the record mentions, in ascending order.
 
     By R2C's rules, "everyone" mentions all persons, and a record without a mention mentions all persons. A record
@@ -304,7 +257,7 @@ def _mentioned(item: _Item) -> tuple[int, ...]:
     """
     persons = {index for index, name in enumerate(item.objects) if name == "person"}
     found: set[int] = set()
-    for tokens in (item.question, *item.answers, *item.rationales):
+    for tokens in (item.question, *item.answer_choices, *item.rationale_choices):
         for token in tokens:
             if isinstance(token, tuple):
                 found.update(token)
@@ -313,36 +266,37 @@ def _mentioned(item: _Item) -> tuple[int, ...]:
     return tuple(sorted(found or persons or range(len(item.objects))))
 
 
-def _read(path: Path, split: str, labelled: bool) -> dict[str, _Item]:
-    items: dict[str, _Item] = {}
-    images: dict[str, str] = {}  # img_id → img_fn
-    firsts: dict[str, Record] = {}  # img_fn → its first record
+def _read(path: Path, split: str, labelled: bool) -> dict[str, Record]:
+    items: dict[str, Record] = {}
+    firsts: dict[tuple[str, str], Record] = {}  # (key, its value) → the first record with that image
     for where, record in read_lines(path, LabelledRecord if labelled else Record):
-        annot_id, img_id, img_fn = record.annot_id, record.img_id, record.img_fn
+        annot_id, img_fn = record.annot_id, record.img_fn
         if not annot_id or not annot_id.isprintable():
             raise AnnotationError(f"{where}: annot_id {annot_id!r} is not an id; correct the record")
         if annot_id in items:
             raise AnnotationError(f"{where}: annot_id {annot_id} occurs twice; remove one of its lines")
-        items[annot_id] = _item(record, f"{where} ({annot_id})")
-        check_split(where, f"annot_id {annot_id[:40]}", annot_id.partition("-")[0], split, SIZES)
-        _check_image(record, firsts.setdefault(img_fn, record), f"{where} ({annot_id})")
-        if not isinstance(img_id, str):
-            continue
-        check_split(where, f"img_id {img_id[:40]}", img_id.partition("-")[0], split, SIZES)
-        if images.setdefault(img_id, img_fn) != img_fn:
+        items[annot_id] = record
+        named, image = f"{where} ({annot_id})", PurePosixPath(img_fn)
+        if not image.name or image.is_absolute() or ".." in image.parts or not img_fn.isprintable():
             raise AnnotationError(
-                f"{where} ({annot_id}): img_id {img_id[:40]} is {img_fn} here, but {images[img_id]} before; download "
-                "the file again"
+                f"{named}: 'img_fn' is {img_fn!r}, not a file below the image folder; correct the record"
             )
+        _check_tags(record, named)
+        for key in ("annot_id", "img_id"):
+            if isinstance(name := getattr(record, key), str):
+                check_split(where, f"{key} {name[:40]}", name.partition("-")[0], split, SIZES)
+        for key in ("img_fn", "img_id"):
+            if isinstance(name := getattr(record, key), str):
+                _check_image(record, firsts.setdefault((key, name), record), named, name)
     if not items:
         raise AnnotationError(f"{path}: no records; download it again")
     return items
 
 
-def _check_image(record: Record, first: Record, where: str) -> None:
+def _check_image(record: Record, first: Record, where: str, image: str) -> None:
     """Raise AnnotationError where a record and the first record of its image disagree about the image."""
-    of = f"the image {record.img_fn}"
-    for key in ("img_id", "metadata_fn"):
+    of = f"the image {image[:80]}"
+    for key in ("img_fn", "img_id", "metadata_fn"):
         here, there = getattr(record, key), getattr(first, key)
         if None not in (here, there):
             check_same(where, key, here, first.annot_id, there, of)
@@ -351,47 +305,14 @@ def _check_image(record: Record, first: Record, where: str) -> None:
             check_same(where, f"objects[{index}]", here, first.annot_id, there, of)
 
 
-def _item(record: Record, where: str) -> _Item:
-    _check_tags((record.question,), len(record.objects), f"{where} question")
-    labelled = isinstance(record, LabelledRecord)
-    return _Item(
-        image_id=_image_id(record.img_fn, where),
-        objects=record.objects,
-        question=record.question,
-        answers=_choices(record, "answer_choices", where),
-        rationales=_choices(record, "rationale_choices", where),
-        answer_label=_label(record, "answer_label", where) if labelled else -1,
-        rationale_label=_label(record, "rationale_label", where) if labelled else -1,
-        groups=family(record),
-    )
-
-
-def _image_id(img_fn: str, where: str) -> str:
-    path = PurePosixPath(img_fn)
-    if not path.name or path.is_absolute() or ".." in path.parts or not img_fn.isprintable():
-        raise AnnotationError(f"{where}: 'img_fn' is {img_fn!r}, not a file below the image folder; correct the record")
-    return path.stem  # A name may hold dots, such as "….avi@12.jpg", so only the last suffix is dropped.
-
-
-def _choices(record: Record, key: str, where: str) -> tuple[Tokens, ...]:
-    choices: tuple[Tokens, ...] = getattr(record, key)
-    if len(choices) != CHOICES:
-        raise AnnotationError(f"{where}: {key!r} has {len(choices)} choices, not {CHOICES}; download the file again")
-    _check_tags(choices, len(record.objects), f"{where} {key}")
-    return choices
-
-
-def _label(record: Record, key: str, where: str) -> int:
-    label: int = getattr(record, key)
-    if not 0 <= label < CHOICES:
-        raise AnnotationError(f"{where}: {key!r} is {label}, not 0, 1, 2 or 3; correct the record")
-    return label
-
-
-def _check_tags(texts: tuple[Tokens, ...], num_objects: int, where: str) -> None:
+def _check_tags(record: Record, where: str) -> None:
     """Raise AnnotationError where a tag is not the index of an object."""
-    for token in chain.from_iterable(texts):
-        if isinstance(token, tuple) and any(not 0 <= index < num_objects for index in token):
-            raise AnnotationError(
-                f"{where}: tag {list(token)} is out of range for {num_objects} objects (from 0); correct the record"
-            )
+    num_objects = len(record.objects)
+    for key in ("question", "answer_choices", "rationale_choices"):
+        tokens = getattr(record, key)
+        for token in tokens if key == "question" else chain.from_iterable(tokens):
+            if isinstance(token, tuple) and any(not 0 <= index < num_objects for index in token):
+                raise AnnotationError(
+                    f"{where} {key}: tag {list(token)} is out of range for {num_objects} objects (from 0); correct the "
+                    "record"
+                )

@@ -18,20 +18,20 @@ import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from msgspec import Struct
 
-from visualbert_core.errors import AnnotationError, ConfigError, InputError
-from visualbert_core.metrics.accuracy import AnswerTable, official_percent
+from visualbert_core.errors import AnnotationError, InputError
+from visualbert_core.metrics.accuracy import official_percent
 from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.schema import Example, JudgedAnswer, Prediction, Question, Score
-from visualbert_core.tasks.base import Published, Task
-from visualbert_core.tasks.reading import read_list, typed
-from visualbert_core.tasks.vqa_files import Labels, not_in, read_annotations, read_pairs, read_questions
+from visualbert_core.tasks.base import Task
+from visualbert_core.tasks.reading import submission_records
+from visualbert_core.tasks.shown import Published
+from visualbert_core.tasks.vqa_files import Labels, not_in, read_labels, read_questions
 
 SUBSETS = {"val": "val2014", "train": "train2014", "test": "test2015", "test-dev": "test-dev2015"}
 
@@ -129,13 +129,13 @@ class VqaTask(Task):
     def read(self) -> None:
         """Read the questions. For a labelled split, read the annotations, and the complementary pairs if they exist."""
         subset = SUBSETS[self.split]
-        questions = _questions_file(self.folder, self.split)
         annotations = self.folder / f"v2_mscoco_{subset}_annotations.json"
         pairs = self.folder / f"v2_mscoco_{subset}_complementary_pairs.json"
-        labels = (annotations, pairs) if pairs.exists() else (annotations,)
-        self.files = (questions, *labels) if self.labelled else (questions,)
-        self._questions = read_questions(questions, subset)
-        self._labels = self._read_labels(subset) if self.labelled else None
+        self.files = (_questions_file(self.folder, self.split),)
+        self._questions = read_questions(self.files[0], subset)
+        if self.labelled:
+            self.files += (annotations, pairs) if pairs.exists() else (annotations,)
+            self._labels = read_labels(self.files, self._questions, subset, self.protocol_key == ALWAYS)
         self.compare_size(questions=len(self._questions.rows))
 
     def examples(self) -> Iterator[Question]:
@@ -226,7 +226,7 @@ class VqaTask(Task):
 
     def worst(self, example_id: str) -> str:
         """Return a string that no annotator of the split wrote, so its score is 0."""
-        return self._unmatched_answer
+        return self._judged.answers.unmatched_answer
 
     def submission(self, predictions: Mapping[str, Prediction]) -> bytes:
         """Return EvalAI's file: a JSON list of {"question_id": int, "answer": str} in the order of the questions.
@@ -243,27 +243,27 @@ class VqaTask(Task):
         return json.dumps(records).encode()
 
     def _test_questions(self) -> dict[str, int]:
-        path = _questions_file(self.folder, "test")
+        path, asked = _questions_file(self.folder, "test"), self._questions
+        required = f"EvalAI requires all {SIZES['test']:,} questions of test2015"
         if not path.exists():
             raise InputError(
-                f"no submission of test-dev alone: EvalAI requires all {SIZES['test']:,} questions of test2015 in its "
-                f"test-dev phase too; run the split test and submit its file, or put {path.name} into {self.folder} "
-                "and run the same line again"
+                f"no submission of test-dev alone: {required} in its test-dev phase too; run the split test and submit "
+                f"its file, or put {path.name} into {self.folder} and run the same line again"
             )
-        whole, asked = read_questions(path, SUBSETS["test"]), self._questions
-        for (example_id, row), text in zip(asked.rows.items(), asked.texts, strict=True):
-            there = whole.rows.get(example_id)
-            if there is None:
+        whole = read_questions(path, SUBSETS["test"])
+        there = dict(zip(whole.rows, zip(whole.image_ids, whole.texts, strict=True), strict=True))
+        for example_id, *question in zip(asked.rows, asked.image_ids, asked.texts, strict=True):
+            if example_id not in there:
                 raise not_in(self.files[0], example_id, path)
-            if (whole.image_ids[there], whole.texts[there]) != (asked.image_ids[row], text):
+            if there[example_id] != tuple(question):
                 raise AnnotationError(
                     f"{self.files[0]}: question_id {example_id} has another image or other words in {path.name}; "
                     "take both files from one release"
                 )
-        if self.subset is None and len(whole.rows) != SIZES["test"]:
+        if self.subset is None and len(there) != SIZES["test"]:
             raise InputError(
-                f"no submission: EvalAI requires all {SIZES['test']:,} questions of test2015, but {path} has "
-                f"{len(whole.rows):,}; download it again and run the same line again"
+                f"no submission: {required}, but {path} has {len(there):,}; download it again and run the same line "
+                "again"
             )
         return whole.rows
 
@@ -273,27 +273,14 @@ class VqaTask(Task):
         VQAEval is not lenient with a record: an id that is a string fails an assertion, and an answer that is not a
         string raises an error. So `lenient` changes nothing. Raises InputError that names the file and the record.
         """
+        given = [(str(record.question_id), record.answer) for record in submission_records(path, ResultRecord)]
         image_ids = self.expected()
-        try:
-            return [
-                Prediction(example_id := str(record.question_id), image_ids.get(example_id, ""), record.answer, ())
-                for record, _ in typed(path, None, read_list(path)[1], ResultRecord)
-            ]
-        except AnnotationError as error:
-            raise InputError(str(error)) from None
+        return [Prediction(example_id, image_ids.get(example_id, ""), answer, ()) for example_id, answer in given]
 
     @property
     def _judged(self) -> Labels:
-        if self._labels is None:
-            raise ConfigError(
-                f"{self.name} {self.split}: this split has no public labels, so it has no score here; send the "
-                f"leaderboard its {self.submission_name} instead"
-            )
+        self.need_labels()
         return self._labels
-
-    @cached_property
-    def _unmatched_answer(self) -> str:
-        return self._judged.answers.unmatched_answer()
 
     def _percent(self, values: Sequence[float]) -> dict[str, float]:
         """Return every metric over the values of all questions."""
@@ -303,18 +290,6 @@ class VqaTask(Task):
     def _pair_values(self, values: Sequence[float]) -> list[float]:
         rows = self._questions.rows
         return [float(values[rows[first]] == values[rows[second]] == 1.0) for first, second in self._judged.pairs]
-
-    def _read_labels(self, subset: str) -> Labels:
-        rows = self._questions.rows
-        labels = Labels(
-            AnswerTable(len(rows), always_normalise=self.protocol_key == ALWAYS),
-            common=[""] * len(rows),
-            groups=[{}] * len(rows),
-            order=[],
-            pairs=read_pairs(self.files[2], self.files[0], rows) if len(self.files) > 2 else [],
-        )
-        read_annotations(self.files[1], self.files[0], self._questions, labels, subset)
-        return labels
 
 
 def soft_answers(answers: Sequence[str]) -> dict[str, float]:

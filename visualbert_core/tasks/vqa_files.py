@@ -7,8 +7,9 @@ that contradict each other, and files of another split than their names say.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,7 @@ from visualbert_core.tasks.reading import read_list, typed, untyped
 # test2014 is of the first version of VQA.
 _SUBTYPES = ("val2014", "train2014", "test2015", "test-dev2015", "test2014")
 
-Groups = dict[str, tuple[str, ...]]
-
-# The official files are described at https://visualqa.org/download.html. Keys that are not named here are not read. The
-# file of questions holds a list under "questions". The file of annotations holds a list under "annotations". `_heads`
-# names some of their other keys. The file of pairs is a list of [question_id, question_id].
+# Keys that are not named here are not read.
 
 
 class QuestionRecord(Struct):
@@ -73,7 +70,7 @@ class Labels:
 
     answers: AnswerTable
     common: list[str]  # the commonest answers
-    groups: list[Groups]  # one "answer type" and one "question type"
+    groups: list[dict[str, tuple[str, ...]]]  # one "answer type" and one "question type"
     order: list[str]  # the example ids in the order of the annotations
     pairs: list[tuple[str, str]]  # example ids; empty where the file of pairs does not exist
 
@@ -84,16 +81,15 @@ def read_questions(path: Path, subset: str) -> Questions:
     _check_head(path, head, subset)
     questions = Questions(head.get("data_subtype"), {}, [], [], {})
     folder, images = subset.replace("-dev", ""), questions.images
-    texts: dict[str, str] = {}  # Equal questions share one string object, to save memory: pairs have equal questions.
     for record, _ in typed(path, "questions", elements, QuestionRecord):
-        example_id, image_id, text = str(record.question_id), record.image_id, record.question
+        example_id, image_id = str(record.question_id), record.image_id
         if example_id in questions.rows:
             raise _twice(path, example_id)
         if image_id not in images:
             images[image_id] = f"COCO_{folder}_{image_id:012d}"  # COCO's file name, without its suffix
         questions.rows[example_id] = len(questions.rows)
         questions.image_ids.append(images[image_id])
-        questions.texts.append(texts.setdefault(text, text))
+        questions.texts.append(sys.intern(record.question))  # Pairs have equal questions: each text is held once.
     if not questions.rows:
         raise AnnotationError(f"{path}: 'questions' is empty; download it again")
     return questions
@@ -104,53 +100,43 @@ def _check_head(path: Path, head: Mapping[str, Any], subset: str) -> None:
 
     A value that no official file has belongs to the user's own set, so it passes.
     """
-    for key, (own, others) in _heads(subset).items():
+    own = (subset, subset.replace("-dev", ""))  # test-dev shares its images with test, so both names are right.
+    for key, right, others in (
+        ("data_subtype", subset, [name for name in _SUBTYPES if name not in own]),
+        ("data_type", "mscoco", ["abstract_v002"]),
+        ("task_type", "Open-Ended", ["Multiple-Choice"]),
+    ):
         if head.get(key) in others:
             raise AnnotationError(
-                f"{path}: {key!r} is {head[key]!r}, but the file should be {own!r}; put the files of one split "
+                f"{path}: {key!r} is {head[key]!r}, but the file should be {right!r}; put the files of one split "
                 "together under their official names"
             )
 
 
-def _check_subsets(path: Path, judged: object, questions_path: Path, asked: object) -> None:
-    """Raise AnnotationError where questions and annotations of the user's own set name different splits.
-
-    A pair with an official name passes: a part of an official split may have a new name in only one of its files.
-    """
-    if judged != asked and not any(name is None or name in _SUBTYPES for name in (judged, asked)):
-        raise AnnotationError(
-            f"{path}: 'data_subtype' is {brief(judged)}, but in {questions_path.name} it is {brief(asked)}; put the "
-            "files of one split together"
-        )
-
-
-def _heads(subset: str) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Return key → (the right value, the values that official files of another kind have)."""
-    own = {subset, subset.replace("-dev", "")}  # test-dev shares its images with test, so both names are right.
-    return {
-        "data_subtype": (subset, tuple(name for name in _SUBTYPES if name not in own)),
-        "data_type": ("mscoco", ("abstract_v002",)),
-        "task_type": ("Open-Ended", ("Multiple-Choice",)),
-    }
-
-
-def read_annotations(path: Path, questions_path: Path, questions: Questions, labels: Labels, subset: str) -> None:
-    """Fill the rows of `labels` from the file of annotations.
+def read_labels(files: Sequence[Path], questions: Questions, subset: str, always_normalise: bool) -> Labels:
+    """Read the annotations and, where `files` names them, the pairs. `files` are those of the task.
 
     Raises AnnotationError where a question does not have exactly one annotation. Their order does not matter.
     """
+    asked, path, *more = files
     rows = questions.rows
-    # Equal values share one object, which saves memory on hundreds of thousands of questions.
-    answers: dict[str, str] = {}  # commonest answer → itself
-    groups: dict[tuple[str, str], Groups] = {}  # (answer type, question type) → the groups
+    pairs = _read_pairs(more[0], asked, rows) if more else []
+    labels = Labels(AnswerTable(len(rows), always_normalise), [""] * len(rows), [{}] * len(rows), [], pairs)
+    groups: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {}  # Equal groups share one object, to save memory.
     head, elements = read_list(path, "annotations")
     _check_head(path, head, subset)
-    _check_subsets(path, head.get("data_subtype"), questions_path, questions.subset)
+    subsets = head.get("data_subtype"), questions.subset
+    # A pair with an official name passes: a part of an official split may have a new name in only one of its files.
+    if subsets[0] != subsets[1] and not any(name is None or name in _SUBTYPES for name in subsets):
+        raise AnnotationError(
+            f"{path}: 'data_subtype' is {brief(subsets[0])}, but in {asked.name} it is {brief(subsets[1])}; put the "
+            "files of one split together"
+        )
     for record, element in typed(path, "annotations", elements, AnnotationRecord):
         example_id = str(record.question_id)
         row = rows.get(example_id)
         if row is None:
-            raise not_in(path, example_id, questions_path)
+            raise not_in(path, example_id, asked)
         if labels.groups[row]:
             raise _twice(path, example_id)
         if not record.answers:
@@ -160,13 +146,14 @@ def read_annotations(path: Path, questions_path: Path, questions: Questions, lab
             # VQAEval's leave-one-out compares whole records. Where the ids do not tell the annotators apart, records
             # may be equal, so they are kept with all their keys.
             labels.answers[row] = untyped(element, str(path))["answers"]
-        if questions.images.get(record.image_id) is not questions.image_ids[row]:
-            where = f"{path} question_id {example_id}"
-            _refuse_image(record.image_id, questions.image_ids[row], where, questions_path)
+        given, image_id = record.image_id, questions.image_ids[row]
+        if questions.images.get(given) is not image_id and given is not None and str(given) != str(int(image_id[-12:])):
+            raise AnnotationError(
+                f"{path} question_id {example_id}: 'image_id' is {given!r}, but in {asked.name} it is "
+                f"{int(image_id[-12:])}; take both from one release"
+            )
         common = record.multiple_choice_answer
-        if common is UNSET:
-            common = Counter(said).most_common(1)[0][0]
-        labels.common[row] = answers.setdefault(common, common)
+        labels.common[row] = sys.intern(Counter(said).most_common(1)[0][0] if common is UNSET else common)
         types = record.answer_type, record.question_type
         if types not in groups:
             groups[types] = {"answer type": types[:1], "question type": types[1:]}
@@ -174,22 +161,11 @@ def read_annotations(path: Path, questions_path: Path, questions: Questions, lab
         labels.order.append(example_id)
     for example_id, row in rows.items():
         if not labels.groups[row]:
-            raise not_in(questions_path, example_id, path)
+            raise not_in(asked, example_id, path)
+    return labels
 
 
-def _refuse_image(given: object, image: str, where: str, questions_path: Path) -> None:
-    """Raise AnnotationError where the two files name different images for a question.
-
-    An annotation without an image passes.
-    """
-    asked = int(image.rpartition("_")[2])
-    if given is not None and str(given) != str(asked):
-        raise AnnotationError(
-            f"{where}: 'image_id' is {given!r}, but in {questions_path.name} it is {asked}; take both from one release"
-        )
-
-
-def read_pairs(path: Path, questions_path: Path, rows: Mapping[str, int]) -> list[tuple[str, str]]:
+def _read_pairs(path: Path, asked: Path, rows: Mapping[str, int]) -> list[tuple[str, str]]:
     """Read the pairs in file order; each pair is kept once.
 
     Raises AnnotationError where a question of a pair is missing, also in a slice of the benchmark: leaving out a pair
@@ -198,22 +174,21 @@ def read_pairs(path: Path, questions_path: Path, rows: Mapping[str, int]) -> lis
     pairs: dict[frozenset[str], tuple[str, str]] = {}
     for index, (ids, _) in enumerate(typed(path, None, read_list(path)[1], list[int])):
         if len(ids) != 2 or ids[0] == ids[1]:
-            where = f"{path} [{index}]"
-            raise AnnotationError(f"{where}: {ids} is not a pair of questions; this is not the official format")
-        for question_id in ids:
-            if str(question_id) not in rows:
-                raise not_in(path, question_id, questions_path)
+            raise AnnotationError(f"{path} [{index}]: {ids} is no pair of questions; this is not the official format")
         first, second = map(str, ids)
+        for example_id in (first, second):
+            if example_id not in rows:
+                raise not_in(path, example_id, asked)
         pairs.setdefault(frozenset((first, second)), (first, second))
     return list(pairs.values())
 
 
-def not_in(path: Path, question_id: object, other: Path) -> AnnotationError:
+def not_in(path: Path, question_id: str, other: Path) -> AnnotationError:
     """Return the error for a question of one file that the other file lacks."""
     return AnnotationError(
         f"{path}: question_id {question_id} is not in {other.name}; take both files from one release, or cut both"
     )
 
 
-def _twice(path: Path, question_id: object) -> AnnotationError:
+def _twice(path: Path, question_id: str) -> AnnotationError:
     return AnnotationError(f"{path}: question_id {question_id} occurs twice; remove one of its records")
