@@ -339,10 +339,8 @@ def test_submission_comes_back_the_same(made_up: Path, tmp_path: Path) -> None:
     assert (type(record["image_id"]), type(record["sentence_id"])) == (str, int)
 
 
-def test_submission_needs_every_caption(task: Flickr30kEntitiesTask) -> None:
-    """A caption without a prediction, or with a malformed one, is named."""
-    with pytest.raises(InputError, match="no prediction of 77/1"):
-        task.submission({})
+def test_submission_needs_well_formed_answers(task: Flickr30kEntitiesTask) -> None:
+    """A caption with a malformed prediction is named."""
     with pytest.raises(InputError, match="77/1: 1 ranked lists for 2 phrases"):
         task.submission({"77/1": predict([[]])[0]})
 

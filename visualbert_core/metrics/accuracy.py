@@ -105,13 +105,7 @@ class AnswerTable:
         self._others: dict[int, list[dict[str, Any]]] = {}  # row → records; the codes of such a row mean nothing
 
     def __setitem__(self, row: int, annotators: list[dict[str, Any]]) -> None:
-        """Set the records of a row.
-
-        Raise AttributeError, KeyError or TypeError where a record is not an object with a string "answer". Raise
-        ValueError where there is no record.
-        """
-        if not annotators:
-            raise ValueError("a question needs an annotator")
+        """Set the records of a row, one or more."""
         answers = [record["answer"] for record in annotators]
         if not self.take_ten(row, answers, [record.get("answer_id") for record in annotators]):
             self._others[row] = annotators
@@ -137,10 +131,6 @@ class AnswerTable:
             return self._others[row]
         codes = self._codes[row * _TEN : (row + 1) * _TEN]
         return [{"answer": self._code_of.answers[code], "answer_id": i} for i, code in enumerate(codes, start=1)]
-
-    def value(self, row: int, answer: str) -> float:
-        """Return the `soft_accuracy` of an answer to the question of that row."""
-        return soft_accuracy(answer, self[row], self._always_normalise)
 
     def values(self, answers: Sequence[str], always_normalise: bool | None = None) -> np.ndarray:
         """Return the `soft_accuracy` of one answer to each question, in the order of the rows: float64 [rows].
@@ -169,9 +159,7 @@ class AnswerTable:
         """Return an annotator's answer with the highest score that the question allows."""
         answers: list[str] = [record["answer"] for record in self[row]]
         if row in self._others:
-            return max(answers, key=lambda answer: self.value(row, answer))
-        if len(set(answers)) == 1:
-            return answers[0]
+            return max(answers, key=lambda answer: soft_accuracy(answer, self[row], self._always_normalise))
         forms = [normalise(answer) for answer in answers]
         return max(answers, key=lambda answer: forms.count(normalise(answer)))
 

@@ -44,38 +44,23 @@ def _cxcywh(b: np.ndarray) -> np.ndarray:
     return np.concatenate([b[:, :2] - b[:, 2:] / 2, b[:, :2] + b[:, 2:] / 2], axis=1)
 
 
-_ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "xyxy": lambda b: b,
-    "xywh": _xywh,
-    "yxyx": lambda b: b[:, [1, 0, 3, 2]],
-    "cxcywh": _cxcywh,
-    "yxhw": lambda b: _xywh(b[:, [1, 0, 3, 2]]),
-    "xxyy": lambda b: b[:, [0, 2, 1, 3]],
-    "reversed": lambda b: b[:, [2, 3, 0, 1]],
+_ORDERS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
+    "xyxy": ("left, top, right, bottom", lambda b: b),
+    "xywh": ("x, y, width, height", _xywh),
+    "yxyx": ("y, x, y, x, or width and height of the images swapped", lambda b: b[:, [1, 0, 3, 2]]),
+    "cxcywh": ("x and y of the centre, width, height", _cxcywh),
+    "yxhw": ("y, x, height, width", lambda b: _xywh(b[:, [1, 0, 3, 2]])),
+    "xxyy": ("x, x, y, y", lambda b: b[:, [0, 2, 1, 3]]),
+    "reversed": ("right, bottom, left, top", lambda b: b[:, [2, 3, 0, 1]]),
 }
-_ORDER_WORDS = {
-    "xyxy": "left, top, right, bottom",
-    "xywh": "x, y, width, height",
-    "yxyx": "y, x, y, x, or width and height of the images swapped",
-    "cxcywh": "x and y of the centre, width, height",
-    "yxhw": "y, x, height, width",
-    "xxyy": "x, x, y, y",
-    "reversed": "right, bottom, left, top",
-}
+"""Order → its words, and the function that turns boxes [N, 4] into left, top, right, bottom."""
 _SCALES = {"": 0.0, "normalised": 1.0, "per-mille": 1000.0}
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Split the name of a convention into scale and order."""
-    for scale in ("normalised", "per-mille"):
-        if name == scale or name.startswith(f"{scale}-"):
-            return scale, name[len(scale) + 1 :] or "xyxy"
-    return "", name
-
-
-CONVENTIONS: tuple[str, ...] = tuple(
-    order if not scale else scale if order == "xyxy" else f"{scale}-{order}" for scale in _SCALES for order in _ORDERS
-)
+_PARTS = {
+    order if not scale else scale if order == "xyxy" else f"{scale}-{order}": (scale, order)
+    for scale in _SCALES
+    for order in _ORDERS
+}
+CONVENTIONS = tuple(_PARTS)
 """Names of conventions, as flags take them: `xyxy`, `xywh`, …, `normalised` (xyxy in parts of the sides),
 `normalised-xywh`, …, `per-mille`, …"""
 
@@ -93,10 +78,17 @@ class Suspicion:
         return self.trouble if self.looks_like is None else f"{self.trouble}: {words(self.looks_like)}?"
 
 
+def is_scaled(convention: str) -> bool:
+    """Return whether boxes of a convention are parts of the sides of their image, so that they need its size."""
+    return bool(_PARTS[convention][0])
+
+
 def words(convention: str) -> str:
     """Return a convention in plain words: `normalised` or `x, y, width, height`."""
-    scale, order = _split(convention)
-    return ", ".join(filter(None, (scale, _ORDER_WORDS[order] if order != "xyxy" or not scale else "")))
+    scale, order = _PARTS[convention]
+    if not scale or order == "xyxy":
+        return scale or _ORDERS[order][0]
+    return f"{scale}, {_ORDERS[order][0]}"
 
 
 def to_xyxy(
@@ -107,8 +99,8 @@ def to_xyxy(
     `width` and `height` belong to the one image of all boxes, or to the image of each box [N]. Only normalised and
     per-mille conventions need them.
     """
-    scale, order = _split(convention)
-    boxes = _ORDERS[order](np.asarray(boxes, np.float64).reshape(-1, 4))
+    scale, order = _PARTS[convention]
+    boxes = _ORDERS[order][1](np.asarray(boxes, np.float64).reshape(-1, 4))
     if not scale:
         return boxes
     ones = np.ones(len(boxes))
@@ -144,7 +136,7 @@ def suspect(
     if not number:
         return seen.small(declared)
     share = len(np.unique(seen.rows[bad])) / len(np.unique(seen.rows))
-    names = [name for name in CONVENTIONS if share > _FEW_BAD_SCALED or not _split(name)[0]]
+    names = [name for name in CONVENTIONS if share > _FEW_BAD_SCALED or not is_scaled(name)]
     # A single bad box may be a slip in the file, and names no convention unless it is most of the boxes.
     few = 1 < number >= _FEW_BAD * count
     enough = few or 2 * number > count or (share > 0.5 and number > _FEW)  # enough bad boxes to name a convention
@@ -169,14 +161,14 @@ class _Seen:
     def bad(self, convention: str) -> np.ndarray:
         """Return which boxes cannot be of this convention: bool [N]."""
         inverted, outside = self._faults(convention)
-        return np.asarray(inverted | outside | (self._in_first_pixel() & (_split(convention)[0] != "normalised")))
+        return np.asarray(inverted | outside | (self._in_first_pixel() & (_PARTS[convention][0] != "normalised")))
 
     def trouble(self, convention: str) -> str:
         """Return, in words, what is wrong with most of the bad boxes."""
         of = f" of {len(self.boxes)} {'box' if len(self.boxes) == 1 else 'boxes'}"
         read = "" if convention == "xyxy" else f", read as {convention},"
         inverted, outside = (int(fault.sum()) for fault in self._faults(convention))
-        in_first = self._in_first_pixel() & (_split(convention)[0] != "normalised")
+        in_first = self._in_first_pixel() & (_PARTS[convention][0] != "normalised")
         first = int(in_first.sum())
         frame = "[0, 1]" if (self.boxes[in_first] >= -_FRAME).all() else "[-1, 1]"
         if first == len(self.boxes):
@@ -202,7 +194,7 @@ class _Seen:
             return Suspicion("no box comes near 1000", self.fitting([n for n in CONVENTIONS if n in _ORDERS], declared))
         sides = np.minimum(self.width, self.height)
         large = len(self.boxes) >= _MANY and len(np.unique(self.rows)) >= 5 and sides.min() > 1200
-        if _split(declared)[0] or not large or not np.isfinite(sides).all() or not self._spans("per-mille"):
+        if _PARTS[declared][0] or not large or not np.isfinite(sides).all() or not self._spans("per-mille"):
             return None
         if self.boxes.max() > 1000:
             return None
@@ -210,8 +202,8 @@ class _Seen:
 
     def _faults(self, convention: str) -> tuple[np.ndarray, np.ndarray]:
         """Return which boxes end before they begin, and which reach outside their image or frame: bool [N] each."""
-        scale, order = _split(convention)
-        b = _ORDERS[order](self.boxes)
+        scale, order = _PARTS[convention]
+        b = _ORDERS[order][1](self.boxes)
         if frame := _SCALES[scale]:
             sides = np.full((len(b), 2), frame)
             slack = sides * _FRAME
@@ -243,8 +235,8 @@ class _Seen:
 
         Some must reach 500. Where there are many boxes, some must reach 900 in x and in y.
         """
-        scale, order = _split(convention)
+        scale, order = _PARTS[convention]
         if scale != "per-mille":
             return True
-        far = _ORDERS[order](self.boxes)[:, 2:].max(axis=0)
+        far = _ORDERS[order][1](self.boxes)[:, 2:].max(axis=0)
         return bool((far >= 900).all() if len(self.boxes) >= _MANY else far.max() >= 500)

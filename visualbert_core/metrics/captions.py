@@ -125,20 +125,11 @@ class Cider:
 
     def scores(self, candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
         """Return CIDEr-D of each image, float64 in [0, 10]. With a single image, each score is 0."""
-        weighed: dict[int, _Weighed] = {}
-
-        def of(tokens: Tokens) -> _Weighed:
-            found = weighed.get(id(tokens))
-            if found is None:
-                found = weighed[id(tokens)] = self._weigh(tokens)
-            return found
-
-        return np.array(
-            [
-                CIDER_BEST * sum(_similar(of(each), of(given)) for each in of_image) / len(of_image)
-                for given, of_image in zip(candidates, references, strict=True)
-            ]
-        )
+        found = []
+        for candidate, of_image in zip(map(self._weigh, candidates), references, strict=True):
+            similar = sum(_similar(self._weigh(each), candidate) for each in of_image)
+            found.append(CIDER_BEST * similar / len(of_image))
+        return np.array(found)
 
     def _weigh(self, tokens: Tokens) -> _Weighed:
         """Weigh each n-gram by its count and by the logarithm of the share of images that mention it."""

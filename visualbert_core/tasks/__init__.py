@@ -4,7 +4,7 @@ Each benchmark has one file. `base` holds the contract and the parts that most b
 benchmark by its name. `scoring` applies it to predictions. `reading` reads annotation files.
 """
 
-from visualbert_core.metrics.statistics import Metric, Summary, summarize
+from visualbert_core.metrics.statistics import summarize
 from visualbert_core.tasks.base import Task
 from visualbert_core.tasks.caption_pairs import CaptionPairs
 from visualbert_core.tasks.joined_splits import JoinedSplits
@@ -16,9 +16,7 @@ __all__ = [
     "TASKS",
     "CaptionPairs",
     "JoinedSplits",
-    "Metric",
     "Published",
-    "Summary",
     "Task",
     "find_task",
     "judge",

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import astuple
 
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.metrics.coverage import Lenient
@@ -41,7 +42,7 @@ TRUTH_VALUES = ("False", "True")
 """The two answers to a `Statement`, in the order of a prediction's `scores`."""
 
 
-class _Submitted(Struct):
+class ResultRecord(Struct):
     """Holds a record of the default submission."""
 
     example_id: str
@@ -89,6 +90,8 @@ class Task(ABC):
     """The published numbers. Reports show those of the same network, split and protocols beside a score."""
     submission_name: ClassVar[str] = "submission.json"
     """The file name of a submission."""
+    result: ClassVar[type[Struct]] = ResultRecord
+    """The form of the records that `read_submission` reads: an id, then an answer. Further keys are not read."""
     has_range: ClassVar[bool] = True
     """Whether missing answers have a worst and a best value, so that an incomplete set has a range of scores."""
     lenient: ClassVar[Lenient] = Lenient(duplicate="refuse", unknown="refuse")
@@ -242,10 +245,12 @@ class Task(ABC):
         """Read a leaderboard's file of any system, in file order.
 
         Duplicates stay. So do unknown ids, whose image id is "". With `lenient`, every record that the official program
-        accepts silently is accepted. Raises InputError that names the file and the record.
+        accepts silently is accepted. Default: a JSON list of `result`. Raises InputError that names the file and the
+        record.
         """
-        records, image_ids = submission_records(path, _Submitted), self.expected()
-        return [Prediction(each.example_id, image_ids.get(each.example_id, ""), each.answer, ()) for each in records]
+        found, image_ids = map(astuple, submission_records(path, self.result)), self.expected()
+        named = ((str(example_id), answer) for example_id, answer in found)
+        return [Prediction(example_id, image_ids.get(example_id, ""), answer, ()) for example_id, answer in named]
 
     def in_pixels(
         self, predictions: Sequence[Prediction], convention: str | None, believe: bool = False

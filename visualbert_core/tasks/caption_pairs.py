@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -41,21 +42,19 @@ class CaptionPairs(ExampleSource):
         self._of_image: dict[str, list[str]] = {}
         for task in tasks:
             for name, image in task.images.items():
-                self._add(task.split, name, image.image_id, image.captions)
+                for number, caption in enumerate(image.captions):
+                    example_id = f"{name}/{number}"
+                    if example_id in self._pairs:
+                        raise AnnotationError(
+                            f"{task.split}: image {name!r} is in another of the splits, too: learn one of them"
+                        )
+                    self._pairs[example_id] = CaptionPair(example_id, (image.image_id,), caption)
+                    self._of_image.setdefault(image.image_id, []).append(example_id)
         if len(self._of_image) < 2:
             raise AnnotationError(f"{self._files[0]}: pairs need captions of two images, here is one")
         self._ids = list(self._pairs)
 
-    def _add(self, split: str, name: str, image_id: str, captions: Sequence[str]) -> None:
-        for number, caption in enumerate(captions):
-            example_id = f"{name}/{number}"
-            if example_id in self._pairs:
-                raise AnnotationError(f"{split}: image {name!r} is in another of the splits, too: learn one of them")
-            self._pairs[example_id] = CaptionPair(example_id, (image_id,), caption)
-            self._of_image.setdefault(image_id, []).append(example_id)
-
     def annotation_files(self) -> tuple[Path, ...]:
-        """Return the files that were read; their digest identifies the annotations."""
         return self._files
 
     def examples(self) -> Iterator[CaptionPair]:
@@ -79,11 +78,9 @@ class CaptionPairs(ExampleSource):
         An image with one caption always gets a caption of another image; the authors' code fails there.
         """
         image_id = example.image_ids[0]
-        own = [each for each in self._of_image[image_id] if each != example.example_id]
-        if draws.random() > OTHER_IMAGE or not own:
+        others = [each for each in self._of_image[image_id] if each != example.example_id]
+        own = draws.random() <= OTHER_IMAGE and bool(others)
+        second = self._pairs[draws.choice(others if own else self._ids)]
+        while not own and second.image_ids[0] == image_id:
             second = self._pairs[draws.choice(self._ids)]
-            while second.image_ids[0] == image_id:
-                second = self._pairs[draws.choice(self._ids)]
-            return CaptionPair(example.example_id, example.image_ids, example.first, second.first, own=False)
-        second = self._pairs[draws.choice(own)]
-        return CaptionPair(example.example_id, example.image_ids, example.first, second.first, own=True)
+        return replace(example, second=second.first, own=own)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
 
@@ -41,7 +40,6 @@ from visualbert_core.tasks.captions_files import (
     read_tokens,
 )
 from visualbert_core.tasks.flickr30k_files import read_image_ids
-from visualbert_core.tasks.reading import submission_records
 from visualbert_core.tasks.shown import Person, Published
 
 NOCAPS = "nocaps_val_4500_captions.json"
@@ -117,10 +115,10 @@ class CaptionsTask(Task):
         )
     )
     submission_name = "captions.json"
+    result = CaptionRecord
     has_range = False
 
     def read(self) -> None:
-        """Read the images of the split and their references."""
         self.images = self._read_images()
         if not self.images:
             raise AnnotationError(f"{self.files[0]}: no image of this split; name the folder of the right data set")
@@ -175,12 +173,7 @@ class CaptionsTask(Task):
         name, _, number = example.example_id.rpartition("/")
         return self.images[name].captions[int(number)]
 
-    def expected(self) -> dict[str, str]:
-        """Return id in result files → image id."""
-        return {example_id: image.image_id for example_id, image in self.images.items()}
-
     def references(self, example_id: str) -> tuple[str, ...]:
-        """Return people's captions of an image, in file order."""
         return self.images[example_id].captions
 
     def score(self, predictions: Mapping[str, Prediction]) -> Iterator[Score]:
@@ -190,7 +183,7 @@ class CaptionsTask(Task):
         """
         judged = [self.judged(example, predictions[example.example_id]) for example in self.examples()]
         candidates = _tokens([each.answer for each in judged])
-        yield from self._judge(candidates, list(self._references.values()), judged)
+        yield from self._judge(candidates, self._references, judged)
 
     def _judge(
         self,
@@ -216,9 +209,14 @@ class CaptionsTask(Task):
             yield unit("rouge-l", rouge_l(candidates[row], references[row]))
 
     @cached_property
-    def _references(self) -> dict[str, list[Tokens]]:
-        texts = iter(_tokens([text for image in self.images.values() for text in image.captions]))
-        return {name: [next(texts) for _ in image.captions] for name, image in self.images.items()}
+    def _texts(self) -> list[list[str]]:
+        """Return the tokenised references of each image, in the order of the split."""
+        texts = iter(tokenize([text for image in self.images.values() for text in image.captions]))
+        return [[next(texts) for _ in image.captions] for image in self.images.values()]
+
+    @cached_property
+    def _references(self) -> list[list[Tokens]]:
+        return [list(map(caption, texts)) for texts in self._texts]
 
     def official(self, scores: Sequence[Score]) -> dict[str, Any]:
         """Return the corpus scores with the names of coco-caption: BLEU and ROUGE-L in [0, 1], CIDEr in [0, 10]."""
@@ -227,11 +225,11 @@ class CaptionsTask(Task):
 
     def chance(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
         """Return what a person's caption of another image gets: the first reference of the image half a set away."""
-        firsts = [captions[0] for captions in self._references.values()]
+        firsts = [captions[0] for captions in self._references]
         if len(firsts) < 2:
             return {}
         half = len(firsts) // 2
-        return self._shown(self._judge(firsts[half:] + firsts[:half], list(self._references.values())))
+        return self._shown(firsts[half:] + firsts[:half], self._references)
 
     def person(self, predictions: Mapping[str, Prediction]) -> Person | None:
         """Return what a person gets: each reference of an image is judged by the others, and the mean is taken.
@@ -240,20 +238,20 @@ class CaptionsTask(Task):
         the predictions, too. There are as many turns as the image with the fewest references allows. Return None where
         an image has a single reference.
         """
-        every = list(self._references.values())
-        turns = range(min(map(len, every)))
+        turns = range(min(map(len, self._references)))
         if len(turns) < 2:
             return None
         given = _tokens([predictions[name].answer for name in self.images])
         persons, models = [], []
         for turn in turns:
-            judges = [refs[:turn] + refs[turn + 1 :] for refs in every]
-            persons.append(self._shown(self._judge([refs[turn] for refs in every], judges)))
-            models.append(self._shown(self._judge(given, judges)))
+            judges = [refs[:turn] + refs[turn + 1 :] for refs in self._references]
+            persons.append(self._shown([refs[turn] for refs in self._references], judges))
+            models.append(self._shown(given, judges))
         return Person(_means(persons), _means(models))
 
-    def _shown(self, scores: Iterator[Score]) -> dict[str, float]:
-        return {name: metric.value for name, metric in summarize(scores, self.scales).metrics.items()}
+    def _shown(self, candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> dict[str, float]:
+        summary = summarize(self._judge(candidates, references), self.scales)
+        return {name: metric.value for name, metric in summary.metrics.items()}
 
     def beside(self, predictions: Mapping[str, Prediction]) -> dict[str, float]:
         """Return the mean number of words and how many captions differ: a short or general caption may score well."""
@@ -268,9 +266,8 @@ class CaptionsTask(Task):
         check_programs(programs)
 
         def scores(predictions: Mapping[str, Prediction]) -> dict[str, float]:
-            texts = iter(tokenize([text for image in self.images.values() for text in image.captions]))
-            references = {name: [next(texts) for _ in image.captions] for name, image in self.images.items()}
             given = tokenize([predictions[name].answer for name in self.images])
+            references = dict(zip(self.images, self._texts, strict=True))
             return java_scores(programs, dict(zip(self.images, given, strict=True)), references)
 
         return scores
@@ -280,7 +277,7 @@ class CaptionsTask(Task):
         answers = [predictions[name].answer for name in self.images]
         references = [text for image in self.images.values() for text in image.captions]
         empty = sum(not text for text in tokenize(answers))
-        wordless = sum(not text.length for texts in self._references.values() for text in texts)
+        wordless = sum(not text for texts in self._texts for text in texts)
         broken = [sum(bool(SHIFTING.search(text)) for text in texts) for texts in (answers, references)]
         found = []
         if len(answers) == 1:
@@ -298,7 +295,6 @@ class CaptionsTask(Task):
         return found
 
     def gold(self, example_id: str) -> str:
-        """Return the first person's caption."""
         return self.images[example_id].captions[0]
 
     def worst(self, example_id: str) -> Any:
@@ -314,16 +310,6 @@ class CaptionsTask(Task):
             {"image_id": image.result_id, "caption": predictions[name].answer} for name, image in self.images.items()
         ]
         return json.dumps(records, ensure_ascii=False).encode()
-
-    def read_submission(self, path: Path, lenient: bool = False) -> list[Prediction]:
-        """Read any system's file in COCO's result form. Further keys of a record are not read.
-
-        coco-caption accepts no faulty file silently, so `lenient` changes nothing. Raises InputError that names the
-        file and the record.
-        """
-        given = [(str(record.image_id), record.caption) for record in submission_records(path, CaptionRecord)]
-        image_ids = self.expected()
-        return [Prediction(example_id, image_ids.get(example_id, ""), answer, ()) for example_id, answer in given]
 
 
 def _means(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -61,7 +61,6 @@ UNRANKED = (
 
 
 def _published() -> Iterator[Published]:
-    """Yield the published numbers."""
     source = "VisualBERT, arXiv:1908.03557, table 4"
     for split, values in (("val", (70.40, 84.49, 86.31, 86.97)), ("test", (71.33, 84.98, 86.51, 87.45))):
         yield Published("VisualBERT", split, dict(zip(RECALLS, values, strict=True)), source, "any-box")
@@ -132,17 +131,10 @@ class Flickr30kEntitiesTask(Task):
         self.compare_size(images=len(images), phrases=sum(len(item.mentions) for item in self._items.values()))
 
     def examples(self) -> Iterator[Grounding]:
-        """Yield the captions with a boxed phrase, in file order.
-
-        The `example_id` is "<image id>/<sentence index from 0>".
-        """
+        """Yield the captions with a boxed phrase. The `example_id` is "<image id>/<sentence index from 0>"."""
         for example_id, item in self._items.items():
             phrases = tuple(mention.phrase for mention in item.mentions)
             yield Grounding(example_id, (item.image_id,), item.words, phrases)
-
-    def expected(self) -> dict[str, str]:
-        """Return "<image id>/<sentence index>" → image id."""
-        return {example_id: item.image_id for example_id, item in self._items.items()}
 
     def score(self, predictions: Mapping[str, Prediction]) -> Iterator[Score]:
         """Yield recall@1, recall@5, recall@10, upper_bound and pointing of every phrase.
@@ -191,7 +183,7 @@ class Flickr30kEntitiesTask(Task):
 
     def best(self, example_id: str) -> list[list[list[float]]]:
         """Return, for each phrase, the largest of its gold boxes. That box gets the highest value of every metric."""
-        return [[max(boxes, key=_area)] for boxes in self.gold(example_id)]
+        return [[max(boxes, key=lambda b: (b[2] - b[0]) * (b[3] - b[1]))] for boxes in self.gold(example_id)]
 
     def official(self, scores: Sequence[Score]) -> dict[str, float]:
         """Return what MDETR's `FlickrEvaluator` returns: fractions under "Recall@1_all", …, "Upper_bound_<category>".
@@ -214,14 +206,9 @@ class Flickr30kEntitiesTask(Task):
         return {name: float(f"{printed[key]:f}") for name, key in names.items() if key in printed}
 
     def submission(self, predictions: Mapping[str, Prediction]) -> bytes:
-        """Return a file in MDETR's form, one caption per line, in the order of the split. No server takes this file.
-
-        Raises InputError where a caption has no prediction, or has one that cannot be scored.
-        """
+        """Return a file in MDETR's form, one caption per line, in the order of the split. No server takes this file."""
         lines = []
         for example_id, item in self._items.items():
-            if example_id not in predictions:
-                raise InputError(f"no prediction of {example_id}: predict every caption before writing a submission")
             boxes = [ranked.tolist() for ranked, _ in self._phrases(predictions[example_id], item)]
             sentence_id = int(example_id.rpartition("/")[2])
             lines.append(json.dumps({"image_id": item.image_id, "sentence_id": sentence_id, "boxes": boxes}))
@@ -283,7 +270,6 @@ class Flickr30kEntitiesTask(Task):
         return replace(prediction, answer=answer)
 
     def image_sizes(self) -> dict[str, tuple[int, int]]:
-        """Return image id → the (width, height) in its XML; images without a size are absent."""
         return self._sizes
 
     def _size(self, item: Caption) -> tuple[float, float]:
@@ -303,7 +289,3 @@ def _ranks(predictions: Iterable[Prediction]) -> bool:
     """Return whether some phrase has two boxes or more. Answers of a wrong form have no ranking."""
     answers = (p.answer for p in predictions if isinstance(p.answer, (list, tuple)))
     return any(isinstance(boxes, (list, tuple)) and len(boxes) > 1 for answer in answers for boxes in answer)
-
-
-def _area(box: Sequence[float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])

@@ -22,7 +22,10 @@ PLUS = "+"
 
 
 class JoinedSplits:
-    """Represents the examples of several splits, in the order of the splits."""
+    """Represents the examples of several splits, in the order of the splits.
+
+    Each method about an example returns what the task of the example's split returns.
+    """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         """Take open splits of one benchmark. Raises AnnotationError where two splits hold the same example_id."""
@@ -41,26 +44,20 @@ class JoinedSplits:
                 self._task_of[example.example_id] = task
 
     def annotation_files(self) -> tuple[Path, ...]:
-        """Return the files of all splits; their digest identifies the annotations."""
         return tuple(dict.fromkeys(path for task in self._tasks for path in task.annotation_files()))
 
     def lessons(self) -> Iterator[Example]:
-        """Yield the examples of an epoch of training: those of the first split, then those of the next."""
         for task in self._tasks:
             yield from task.lessons()
 
     def target(self, example: Example, boxes: Sequence[np.ndarray]) -> Target:
-        """Return what `Task.target` of the example's split returns."""
         return self._task_of[example.example_id].target(example, boxes)
 
     def told(self, example: Example, draws: random.Random) -> Target:
-        """Return what `Task.told` of the example's split returns."""
         return self._task_of[example.example_id].told(example, draws)
 
     def drawn(self, example: Example, draws: random.Random) -> Example:
-        """Return what `Task.drawn` of the example's split returns."""
         return self._task_of[example.example_id].drawn(example, draws)
 
     def named_regions(self, example: Example, boxes: Sequence[np.ndarray]) -> NamedRegions:
-        """Return what `Task.named_regions` of the example's split returns."""
         return self._task_of[example.example_id].named_regions(example, boxes)

@@ -24,7 +24,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -60,7 +60,7 @@ class Record(Struct):
     """Holds a line of the official file (github.com/lil-lab/nlvr, nlvr2/data). Other keys of the line are not read."""
 
     identifier: str
-    label: str
+    label: Literal["True", "False"]
     sentence: str
     left_url: str | UnsetType = UNSET  # A user's own files may lack both URLs, but not only one of them.
     right_url: str | UnsetType = UNSET
@@ -135,10 +135,6 @@ class Nlvr2Task(Task):
         for identifier, item in self._items.items():
             yield Statement(identifier, item.image_ids, item.text)
 
-    def expected(self) -> dict[str, str]:
-        """Return identifier → left image id."""
-        return {identifier: item.image_ids[0] for identifier, item in self._items.items()}
-
     def score(self, predictions: Mapping[str, Prediction]) -> Iterator[Score]:
         """Yield the accuracy of every statement, then the consistency of every sentence of a set.
 
@@ -162,7 +158,6 @@ class Nlvr2Task(Task):
         return {"accuracy": 50.0, "consistency": 100 * sum(0.5**size for size in sizes) / len(sizes)}
 
     def gold(self, example_id: str) -> str:
-        """Return the label: "True" or "False"."""
         return self._items[example_id].label
 
     def submission(self, predictions: Mapping[str, Prediction]) -> bytes:
@@ -212,24 +207,18 @@ def _path(folder: Path, split: str) -> Path:
 
 
 def _phenomena(path: Path) -> dict[str, tuple[str, ...]]:
-    """Read sentence → its phenomena from blocks with empty lines between them.
-
-    A block is a sentence and the lines "* phenomenon" below it.
-    """
+    """Read sentence → its phenomena. A block is a sentence and lines "* phenomenon" below it; empty lines end it."""
     found: dict[str, tuple[str, ...]] = {}
-    sentence = None
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line:
-            sentence = None
-        elif sentence is None:
-            sentence = line
-            if sentence in found:
-                raise AnnotationError(f"{path} line {number}: this sentence occurs twice; remove one of its blocks")
-            found[sentence] = ()
-        elif line.startswith("* "):
-            found[sentence] += (line[2:],)
-        else:
-            raise AnnotationError(f"{path} line {number}: neither an empty line nor '* phenomenon'; download it again")
+    for block in re.split(r"\n{2,}", read_text(path).strip("\n")):
+        sentence, *lines = block.split("\n")
+        if sentence in found:
+            raise AnnotationError(f"{path}: the sentence {sentence[:60]!r} occurs twice; remove one of its blocks")
+        for line in lines:
+            if not line.startswith("* "):
+                raise AnnotationError(
+                    f"{path}: {line[:60]!r} is neither an empty line nor '* phenomenon'; download it again"
+                )
+        found[sentence] = tuple(line[2:] for line in lines)
     return found
 
 
@@ -255,39 +244,30 @@ def _read(path: Path, phenomena: Mapping[str, tuple[str, ...]], split: str) -> d
     items: dict[str, _Item] = {}
     firsts: dict[str, str] = {}  # sentence_id → its first identifier
     for where, record in read_lines(path, Record):
-        identifier = record.identifier
+        identifier, text, left, right = record.identifier, record.sentence, record.left_url, record.right_url
         check_split(where, f"identifier {identifier[:40]}", identifier.partition("-")[0], split, SIZES)
         if identifier in items:
             raise AnnotationError(f"{where}: identifier {identifier} occurs twice; remove one of its lines")
-        items[identifier] = item = _item(record, phenomena, where)
+        parts = _IDENTIFIER.fullmatch(identifier)
+        if parts is None:
+            raise AnnotationError(
+                f"{where}: identifier {identifier[:40]!r} is not split-set-pair-sentence; correct the record"
+            )
+        where = f"{where} ({identifier})"
+        if (left is UNSET) != (right is UNSET):
+            raise AnnotationError(f"{where}: no {'left_url' if left is UNSET else 'right_url'!r}; give both or none")
+        pair = f"{parts['set']}-{parts['pair']}"
+        items[identifier] = item = _Item(
+            set_id=parts["set"],
+            sentence_id=f"{parts['set']}-{parts['sentence']}",
+            image_ids=(f"{pair}-img0", f"{pair}-img1"),
+            text=text,
+            label=record.label,
+            urls=None if left is UNSET or right is UNSET else (left, right),
+            groups=family(record) | ({"phenomenon": phenomena[text]} if text in phenomena else {}),
+        )
         first = firsts.setdefault(item.sentence_id, identifier)
-        of = f"the sentence {item.sentence_id}"
-        check_same(f"{where} ({identifier})", "sentence", item.text, first, items[first].text, of)
+        check_same(where, "sentence", text, first, items[first].text, f"the sentence {item.sentence_id}")
     if not items:
         raise AnnotationError(f"{path}: no records; download it again")
     return items
-
-
-def _item(record: Record, phenomena: Mapping[str, tuple[str, ...]], where: str) -> _Item:
-    identifier, text, left, right = record.identifier, record.sentence, record.left_url, record.right_url
-    parts = _IDENTIFIER.fullmatch(identifier)
-    if parts is None:
-        raise AnnotationError(
-            f"{where}: identifier {identifier[:40]!r} is not split-set-pair-sentence; correct the record"
-        )
-    where = f"{where} ({identifier})"
-    if record.label not in TRUTH_VALUES:
-        raise AnnotationError(f"{where}: 'label' is {record.label!r}, not 'True' or 'False'; correct the record")
-    if (left is UNSET) != (right is UNSET):
-        raise AnnotationError(f"{where}: no {'left_url' if left is UNSET else 'right_url'!r}; give both or none")
-    urls = None if left is UNSET or right is UNSET else (left, right)
-    pair = f"{parts['set']}-{parts['pair']}"
-    return _Item(
-        set_id=parts["set"],
-        sentence_id=f"{parts['set']}-{parts['sentence']}",
-        image_ids=(f"{pair}-img0", f"{pair}-img1"),
-        text=text,
-        label=record.label,
-        urls=urls,
-        groups=family(record) | ({"phenomenon": phenomena[text]} if text in phenomena else {}),
-    )

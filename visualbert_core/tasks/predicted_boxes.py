@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from visualbert_core.errors import InputError
-from visualbert_core.metrics.boxes import CONVENTIONS, SLACK, SLACK_PIXELS, suspect, to_xyxy, words
+from visualbert_core.metrics.boxes import CONVENTIONS, SLACK, SLACK_PIXELS, is_scaled, suspect, to_xyxy, words
 from visualbert_core.metrics.recall import IOU_THRESHOLD
 
 # Another reading is believed only if it passes all three limits.
@@ -69,37 +69,28 @@ def check(asked: Sequence[Asked], convention: str | None) -> list[str]:
     `convention` is the declared one; None means pixels. Raises InputError where the boxes look like another convention,
     or where the convention needs the size of an image that is not known.
     """
-    boxes, sides, rows = _flat(asked)
+    boxes = np.concatenate([np.empty((0, 4)), *(each.ranked for each in asked)])  # [N, 4]
     if not len(boxes):
         return []
+    rows = np.arange(len(asked)).repeat([len(each.ranked) for each in asked])  # [N]: the phrase of each box
+    sides = np.array([each.size for each in asked], np.float64)[rows]  # [N, 2]: the sides of its image
     declared = convention or "xyxy"
-    _need_sizes(asked, declared)
-    found = suspect(boxes, sides[:, 0], sides[:, 1], rows, declared)
-    read = to_xyxy(boxes, declared, sides[:, 0], sides[:, 1])
-    firsts = np.flatnonzero(np.diff(rows, prepend=-1))
-    other = _other_reading(boxes[firsts], read[firsts], [asked[row] for row in rows[firsts]])
-    if other and not (found and found.looks_like == other.convention is not None):
-        raise InputError(f"{found.trouble + '; ' if found else ''}{other.line}{_remedy(other.convention)}")
-    if found:
-        raise InputError(f"{found}{_remedy(found.looks_like)}")
-    return _flaws(read, sides)
-
-
-def _flat(asked: Sequence[Asked]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return all boxes [N, 4], the sides of their images [N, 2], and the index of each box's phrase [N]."""
-    counts = [len(each.ranked) for each in asked]
-    boxes = np.concatenate([np.empty((0, 4)), *(each.ranked for each in asked)])
-    sides = np.array([each.size for each in asked], np.float64).reshape(-1, 2).repeat(counts, axis=0)
-    return boxes, sides, np.arange(len(asked)).repeat(counts)
-
-
-def _need_sizes(asked: Sequence[Asked], declared: str) -> None:
     unknown = next((each.image_id for each in asked if not np.isfinite(each.size).all()), None)
-    if unknown is not None and declared.startswith(("normalised", "per-mille")):
+    if unknown is not None and is_scaled(declared):
         raise InputError(
             f"{declared} boxes need the size of every image, but the annotations of {unknown} have no <size>; "
             "write the boxes in pixels"
         )
+    found = suspect(boxes, sides[:, 0], sides[:, 1], rows, declared)
+    read = to_xyxy(boxes, declared, sides[:, 0], sides[:, 1])
+    firsts = np.flatnonzero(np.diff(rows, prepend=-1))
+    other = _other_reading(boxes[firsts], read[firsts], [asked[row] for row in rows[firsts]])
+    if other and not (found and found.looks_like == other[1] is not None):
+        line, looks_like = other
+        raise InputError(f"{found.trouble + '; ' if found else ''}{line}{_remedy(looks_like)}")
+    if found:
+        raise InputError(f"{found}{_remedy(found.looks_like)}")
+    return _flaws(read, sides)
 
 
 def _remedy(looks_like: str | None) -> str:
@@ -127,14 +118,10 @@ def _flaws(boxes: np.ndarray, sides: np.ndarray) -> list[str]:
 # other readings of the boxes
 
 
-@dataclass(frozen=True)
-class _Reading:
-    line: str
-    convention: str | None
+def _other_reading(written: np.ndarray, read: np.ndarray, asked: Sequence[Asked]) -> tuple[str, str | None] | None:
+    """Return a line about the reading that finds most phrases, and its convention if it is one.
 
-
-def _other_reading(written: np.ndarray, read: np.ndarray, asked: Sequence[Asked]) -> _Reading | None:
-    """Return the reading that finds most phrases; None unless it finds far more than the declared reading.
+    Return None unless it finds far more than the declared reading.
 
     Only the first-ranked box of each of the P phrases counts. `written` [P, 4] holds these boxes as they were written,
     and `read` [P, 4] holds them in pixels by the declared convention.
@@ -152,10 +139,10 @@ def _other_reading(written: np.ndarray, read: np.ndarray, asked: Sequence[Asked]
         return None
     convention = name if name in CONVENTIONS else None
     what = f"look like {words(name)}" if convention else name
-    counts = (
-        f"{int(now.sum()):,} of {len(asked):,} phrases are found as declared, {int(then.sum()):,} with that reading"
-    )
-    return _Reading(f"the boxes {what}: {counts}", convention)
+    return (
+        f"the boxes {what}: {int(now.sum()):,} of {len(asked):,} phrases are found as declared, {int(then.sum()):,} "
+        "with that reading"
+    ), convention
 
 
 def _readings(
@@ -167,7 +154,7 @@ def _readings(
     """
     known = bool(np.isfinite(sizes).all())
     for name in CONVENTIONS:
-        if known or not name.startswith(("normalised", "per-mille")):
+        if known or not is_scaled(name):
             yield name, to_xyxy(written, name, sizes[:, 0], sizes[:, 1])
     units: dict[str, Callable[[], np.ndarray]] = {"to one part of their size": lambda: np.ones_like(sizes)}
     if known:

@@ -83,7 +83,6 @@ class LabelledRecord(Record, kw_only=True):
 
 
 def _published() -> Iterator[Published]:
-    """Yield the published numbers."""
     source = "VisualBERT, arXiv:1908.03557, table 2"
     for split, values in (("val", (70.8, 73.2, 52.2)), ("test", (71.6, 73.2, 52.4))):
         yield Published("VisualBERT", split, _three(*values), source, "official")
@@ -114,7 +113,6 @@ class VcrTask(Task):
     submission_name = "submission.csv"
 
     def read(self) -> None:
-        """Read {split}.jsonl."""
         self._items = _read(self.files[0], self.split, self.labelled)
         self._parts = ("answer", "rationale") if self.labelled else tuple(BLOCKS)
         self.compare_size(records=len(self._items))
@@ -140,7 +138,6 @@ class VcrTask(Task):
                 yield MultipleChoice(f"{annot_id}/{part}", image_ids, item.objects, context, choices, mentioned, label)
 
     def expected(self) -> dict[str, str]:
-        """Return example id → image id. A record has two examples, or five on an unlabelled split."""
         image_ids = {annot_id: item.image_id for annot_id, item in self._items.items()}
         return {f"{annot_id}/{part}": image_id for annot_id, image_id in image_ids.items() for part in self._parts}
 
@@ -163,7 +160,6 @@ class VcrTask(Task):
         return {"q_to_a": 100 / CHOICES, "qa_to_r": 100 / CHOICES, "q_to_ar": 100 / CHOICES**2}
 
     def gold(self, example_id: str) -> int:
-        """Return the index of the right choice. Raises ConfigError on an unlabelled split."""
         annot_id, _, part = example_id.rpartition("/")
         item = self._judged[annot_id]
         return item.answer_label if part == "answer" else item.rationale_label

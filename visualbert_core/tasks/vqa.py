@@ -29,7 +29,6 @@ from visualbert_core.metrics.accuracy import official_percent
 from visualbert_core.metrics.coverage import Lenient
 from visualbert_core.schema import Example, JudgedAnswer, Prediction, Question, Score
 from visualbert_core.tasks.base import Task
-from visualbert_core.tasks.reading import submission_records
 from visualbert_core.tasks.shown import Published
 from visualbert_core.tasks.vqa_files import Labels, not_in, read_labels, read_questions
 
@@ -92,7 +91,11 @@ def _published() -> Iterator[Published]:
 
 
 class ResultRecord(Struct):
-    """Holds a record of the list that EvalAI takes."""
+    """Holds a record of the list that EvalAI takes.
+
+    VQAEval is not lenient with a record: an id that is a string fails an assertion, and an answer that is not a string
+    raises an error.
+    """
 
     question_id: int
     answer: str
@@ -124,6 +127,7 @@ class VqaTask(Task):
     sizes: ClassVar = {"questions": SIZES}
     guess = "the commonest answer of each question type"
     published = tuple(_published())
+    result = ResultRecord
     lenient = Lenient(duplicate="last", unknown="refuse")
 
     def read(self) -> None:
@@ -145,7 +149,6 @@ class VqaTask(Task):
             yield Question(example_id, (image_id,), text)
 
     def expected(self) -> dict[str, str]:
-        """Return question_id → image id."""
         return dict(zip(self._questions.rows, self._questions.image_ids, strict=True))
 
     def score(self, predictions: Mapping[str, Prediction]) -> Iterator[Score]:
@@ -197,7 +200,6 @@ class VqaTask(Task):
         return self._percent(labels.answers.values([guess[question_type] for question_type in types]).tolist())
 
     def other_protocols(self, predictions: Mapping[str, Prediction]) -> dict[str, dict[str, float]]:
-        """Return the percent of the answers under the protocol that normalises the other answers."""
         labels, always = self._judged, self.protocol_key == ALWAYS
         answers = [_answer(predictions, example_id) for example_id in self._questions.rows]
         values = labels.answers.values(answers, always_normalise=not always).tolist()
@@ -221,7 +223,6 @@ class VqaTask(Task):
         return self._judged.common[self._questions.rows[example_id]]
 
     def best(self, example_id: str) -> str:
-        """Return an annotator's answer with the highest score."""
         return self._judged.answers.best(self._questions.rows[example_id])
 
     def worst(self, example_id: str) -> str:
@@ -266,16 +267,6 @@ class VqaTask(Task):
                 "again"
             )
         return whole.rows
-
-    def read_submission(self, path: Path, lenient: bool = False) -> list[Prediction]:
-        """Read any system's file in EvalAI's form. Further keys of a record are not read.
-
-        VQAEval is not lenient with a record: an id that is a string fails an assertion, and an answer that is not a
-        string raises an error. So `lenient` changes nothing. Raises InputError that names the file and the record.
-        """
-        given = [(str(record.question_id), record.answer) for record in submission_records(path, ResultRecord)]
-        image_ids = self.expected()
-        return [Prediction(example_id, image_ids.get(example_id, ""), answer, ()) for example_id, answer in given]
 
     @property
     def _judged(self) -> Labels:

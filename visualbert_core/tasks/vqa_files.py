@@ -7,7 +7,6 @@ that contradict each other, and files of another split than their names say.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,6 +80,7 @@ def read_questions(path: Path, subset: str) -> Questions:
     _check_head(path, head, subset)
     questions = Questions(head.get("data_subtype"), {}, [], [], {})
     folder, images = subset.replace("-dev", ""), questions.images
+    texts: dict[str, str] = {}  # Equal questions share one string object, to save memory: pairs have equal questions.
     for record, _ in typed(path, "questions", elements, QuestionRecord):
         example_id, image_id = str(record.question_id), record.image_id
         if example_id in questions.rows:
@@ -89,7 +89,7 @@ def read_questions(path: Path, subset: str) -> Questions:
             images[image_id] = f"COCO_{folder}_{image_id:012d}"  # COCO's file name, without its suffix
         questions.rows[example_id] = len(questions.rows)
         questions.image_ids.append(images[image_id])
-        questions.texts.append(sys.intern(record.question))  # Pairs have equal questions: each text is held once.
+        questions.texts.append(texts.setdefault(record.question, record.question))
     if not questions.rows:
         raise AnnotationError(f"{path}: 'questions' is empty; download it again")
     return questions
@@ -122,7 +122,9 @@ def read_labels(files: Sequence[Path], questions: Questions, subset: str, always
     rows = questions.rows
     pairs = _read_pairs(more[0], asked, rows) if more else []
     labels = Labels(AnswerTable(len(rows), always_normalise), [""] * len(rows), [{}] * len(rows), [], pairs)
-    groups: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {}  # Equal groups share one object, to save memory.
+    # Equal values share one object, which saves memory on hundreds of thousands of questions.
+    answers: dict[str, str] = {}  # commonest answer → itself
+    groups: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {}  # (answer type, question type) → the groups
     head, elements = read_list(path, "annotations")
     _check_head(path, head, subset)
     subsets = head.get("data_subtype"), questions.subset
@@ -153,7 +155,9 @@ def read_labels(files: Sequence[Path], questions: Questions, subset: str, always
                 f"{int(image_id[-12:])}; take both from one release"
             )
         common = record.multiple_choice_answer
-        labels.common[row] = sys.intern(Counter(said).most_common(1)[0][0] if common is UNSET else common)
+        if common is UNSET:
+            common = Counter(said).most_common(1)[0][0]
+        labels.common[row] = answers.setdefault(common, common)
         types = record.answer_type, record.question_type
         if types not in groups:
             groups[types] = {"answer type": types[:1], "question type": types[1:]}
