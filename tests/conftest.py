@@ -29,7 +29,7 @@ import yaml
 
 from visualbert_core import errors
 from visualbert_core.commands.nightly import run_night
-from visualbert_core.engine.pool import start_ray
+from visualbert_core.engine.ray_session import start_ray
 from visualbert_core.engine.shards import ShardFolder
 from visualbert_core.nightly.matrix import load_matrix
 from visualbert_core.nightly.night import Night

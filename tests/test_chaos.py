@@ -29,9 +29,10 @@ from visualbert_core.config import PoolConfig
 from visualbert_core.corpus.listing import list_images
 from visualbert_core.engine import pool as cluster
 from visualbert_core.engine import scheduler
-from visualbert_core.engine.pool import LOCAL_ENVIRONMENT, Pool
+from visualbert_core.engine.hardware import SIMULATED
+from visualbert_core.engine.pool import Pool
+from visualbert_core.engine.ray_session import LOCAL_ENVIRONMENT
 from visualbert_core.engine.shards import Marker, Part, Shard, ShardFolder, plan
-from visualbert_core.engine.worker_process import SIMULATED
 from visualbert_core.errors import StoreError, VisualBertCoreError
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.features.worker import FeatureWorker, full_fingerprint, plan_images

@@ -18,9 +18,9 @@ import pytest
 from visualbert_core.config import PoolConfig
 from visualbert_core.engine import pool as cluster
 from visualbert_core.engine import scheduler
-from visualbert_core.engine.pool import Pool
+from visualbert_core.engine.hardware import SIMULATED, halving_on_memory_error
+from visualbert_core.engine.pool import Pool, WorkerProcess
 from visualbert_core.engine.shards import Marker, Part, Shard, ShardFolder, plan
-from visualbert_core.engine.worker_process import SIMULATED, WorkerProcess, halving_on_memory_error
 from visualbert_core.errors import CheckpointError, ShardError, UnfinishedError
 
 pytestmark = pytest.mark.usefixtures("ray_session", "no_waiting")

@@ -24,8 +24,7 @@ from test_training import steps
 
 from visualbert_core.cli import main
 from visualbert_core.config import ExtractConfig, PoolConfig
-from visualbert_core.engine.pool import Pool
-from visualbert_core.engine.worker_process import WorkerProcess
+from visualbert_core.engine.pool import Pool, WorkerProcess
 from visualbert_core.features.extract import extract
 
 pytestmark = pytest.mark.slow

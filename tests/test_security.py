@@ -14,7 +14,7 @@ from conftest import ROOT
 LISTENING = """
 import os
 from pathlib import Path
-from visualbert_core.engine.pool import start_ray
+from visualbert_core.engine.ray_session import start_ray
 
 start_ray()
 import ray

@@ -69,7 +69,7 @@ class Command:
         return 0
 
     def _check(self, evaluation: EvaluateConfig) -> int:
-        from visualbert_core.engine.pool import start_ray
+        from visualbert_core.engine.ray_session import start_ray
         from visualbert_core.evaluation.invariance_check import REGRESSION, check_invariance, describe
 
         start_ray()  # here, so that the two pools of the check share one Ray

@@ -16,20 +16,18 @@ import time
 import urllib.parse
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stdout
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from visualbert_core.config import PoolConfig
 from visualbert_core.engine.backend import Backend, LostError
+from visualbert_core.engine.hardware import check_gpu, set_threads, unusable
 from visualbert_core.engine.progress import Figures, Progress
-from visualbert_core.engine.ray_session import LOCAL_ENVIRONMENT, start_ray
+from visualbert_core.engine.ray_session import start_ray
 from visualbert_core.engine.scheduler import IN_FLIGHT, Scheduler
 from visualbert_core.engine.shards import Marker, Shard
 from visualbert_core.engine.stopping import Stop
-from visualbert_core.engine.worker_process import Worker, WorkerProcess, set_threads, unusable
 from visualbert_core.errors import UnfinishedError, first_line
 from visualbert_core.printable import logger
-
-__all__ = ["LOCAL_ENVIRONMENT", "Pool", "read_parquet", "start_ray"]
 
 _LOG = logger(__name__)
 
@@ -38,6 +36,17 @@ UNPLACED_SECONDS = 1.0  # between two queries for the actors that wait for a nod
 TAG_SAFE = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")  # characters that a tag may hold as is
 
 AnyShard = TypeVar("AnyShard", bound=Shard)
+Work = TypeVar("Work", bound=Shard, contravariant=True)
+
+
+class Worker(Protocol[Work]):
+    """The contract between a pool and a worker.
+
+    `run` is called from two threads at once. It computes the items of `shard.touched`, takes the failure rows of
+    `shard.lost()` for the other items, commits the part, and returns its marker.
+    """
+
+    def run(self, shard: Work) -> Marker: ...
 
 
 class Pool:
@@ -109,14 +118,6 @@ class Pool:
     def _heard(self, name: str) -> None:
         if self._idle:
             raise UnfinishedError(f"stopped ({name}); run the same line again to go on from here")
-
-
-def read_parquet(paths: Sequence[str], decode: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    """Return a `ray.data.Dataset` over Parquet files, whose batches (column → array) `decode` maps. Start Ray."""
-    start_ray()
-    import ray.data
-
-    return ray.data.read_parquet(list(paths)).map_batches(decode, batch_format="numpy")
 
 
 class _Actors(Backend, Protocol):
@@ -191,6 +192,30 @@ class _Inline:
 
     def discard(self, actor: Any) -> None:
         pass
+
+
+class WorkerProcess(Generic[AnyShard]):
+    """The class that becomes a Ray actor.
+
+    `boot` makes the worker, and not the constructor: an exception in an actor's constructor reaches the driver as text
+    only.
+    """
+
+    worker: Worker[AnyShard] | None = None
+
+    def boot(self, make_worker: Callable[[], Worker[AnyShard]], threads: int, gpus: float) -> None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        if not gpus:  # Ray shows all GPUs of a node to an actor that asked for none (ray-project/ray#62492)
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        self.worker = None  # frees the model of the last stage before the model of this stage is loaded
+        self.worker = make_worker()
+        if gpus:
+            check_gpu()
+        set_threads(threads)
+
+    def run(self, shard: AnyShard) -> Marker:
+        assert self.worker is not None
+        return self.worker.run(shard)
 
 
 class _RayActors:

@@ -11,6 +11,7 @@ import secrets
 import socket
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from visualbert_core.errors import ClusterError, first_line
@@ -48,6 +49,14 @@ def start_ray() -> bool:
     else:
         _start(ray)
     return True
+
+
+def read_parquet(paths: Sequence[str], decode: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """Return a `ray.data.Dataset` over Parquet files, whose batches (column → array) `decode` maps. Start Ray."""
+    start_ray()
+    import ray.data
+
+    return ray.data.read_parquet(list(paths)).map_batches(decode, batch_format="numpy")
 
 
 # Ray on this machine -------------------------------------------------------------------------------------------------

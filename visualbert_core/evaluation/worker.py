@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from visualbert_core.config import AnsweringConfig
+from visualbert_core.engine.hardware import halving_on_memory_error
 from visualbert_core.engine.shards import Marker, Part, Shard, ShardFolder, plan
-from visualbert_core.engine.worker_process import halving_on_memory_error
 from visualbert_core.errors import CheckpointError, InputError
 from visualbert_core.features.parts import encode_failures
 from visualbert_core.io.locations import Location

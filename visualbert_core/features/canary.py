@@ -22,9 +22,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from visualbert_core.engine.pool import Pool
+from visualbert_core.engine.pool import Pool, Worker
 from visualbert_core.engine.shards import FileDigest, Marker, Part, Shard, ShardFolder
-from visualbert_core.engine.worker_process import Worker
 from visualbert_core.errors import DriftError, InputError
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.metrics.recall import box_iou

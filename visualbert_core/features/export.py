@@ -122,7 +122,7 @@ def to_ray(store: FeatureStore) -> Any:
 
     Ray reads the parts as Parquet in parallel, and `decode` turns the bytes into arrays.
     """
-    from visualbert_core.engine.pool import read_parquet
+    from visualbert_core.engine.ray_session import read_parquet
 
     return read_parquet(list(map(str, store.part_paths)), partial(decode, D=store.feature_size))
 

@@ -17,9 +17,8 @@ from visualbert_core.config import ExtractConfig
 from visualbert_core.corpus.images import fetch
 from visualbert_core.corpus.listing import Corpus, corpus_name, list_images
 from visualbert_core.detector import Detector, HasLabelNames, ObjectEncoder, load_detector
-from visualbert_core.engine.pool import Pool
+from visualbert_core.engine.pool import Pool, Worker
 from visualbert_core.engine.shards import Marker, ShardFolder, publish
-from visualbert_core.engine.worker_process import Worker
 from visualbert_core.errors import ConfigError, CoverageError, StoreError
 from visualbert_core.features import label_names as names
 from visualbert_core.features.corpus_check import check_images

@@ -27,8 +27,8 @@ import PIL
 
 from visualbert_core.corpus.images import DecodeError, image_shape, read_boxes, read_image, read_objects
 from visualbert_core.detector import Detection, Detector, ObjectEncoder, load_detector
+from visualbert_core.engine.hardware import halving_on_memory_error
 from visualbert_core.engine.shards import LazyTuple, Marker, Part, Shard, ShardFolder, plan
-from visualbert_core.engine.worker_process import halving_on_memory_error
 from visualbert_core.errors import CheckpointError
 from visualbert_core.features.parts import encode, encode_failures, to_half
 from visualbert_core.io.locations import Location

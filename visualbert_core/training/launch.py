@@ -8,8 +8,8 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 from visualbert_core.engine.calls import on_ray
+from visualbert_core.engine.hardware import set_threads
 from visualbert_core.engine.stopping import Stop
-from visualbert_core.engine.worker_process import set_threads
 from visualbert_core.io.hub import with_folder
 from visualbert_core.report.trackers import check_trackers
 from visualbert_core.training.data import total_steps

@@ -23,7 +23,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from visualbert_core.engine.worker_process import set_threads
+from visualbert_core.engine.hardware import set_threads
 from visualbert_core.errors import ClusterError, VisualBertCoreError, first_line
 from visualbert_core.printable import logger
 from visualbert_core.provenance import differences

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from visualbert_core.config import EvaluateConfig, PoolConfig
-from visualbert_core.engine.pool import AnyShard, Pool
+from visualbert_core.engine.pool import AnyShard, Pool, Worker
 from visualbert_core.engine.shards import Marker
-from visualbert_core.engine.worker_process import Worker
 from visualbert_core.errors import ConfigError, CoverageError
 from visualbert_core.evaluation.inputs import ImageSource, RegionSource
 from visualbert_core.evaluation.run import evaluate

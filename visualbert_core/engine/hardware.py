@@ -1,7 +1,7 @@
-"""The process around a worker: its threads, its GPU, its memory, and the calls that a pool makes.
+"""What a process has to compute with: its threads, its GPU and the memory of the GPU.
 
-Owns what must be the same wherever a worker runs, so that it computes the same bytes everywhere, or does not begin. It
-knows nothing of Ray: `pool.py` makes a Ray actor of a `WorkerProcess`.
+A worker computes the same bytes wherever it runs, or it does not begin. What does not fit into the memory of a GPU is
+halved. torch is not imported here, because that takes seconds.
 """
 
 from __future__ import annotations
@@ -9,26 +9,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Generic, Protocol, TypeVar
-
-from visualbert_core.engine.shards import Marker, Shard
+from typing import TypeVar
 
 SIMULATED = "VISUALBERT_CORE_SIMULATED_GPUS"  # set in tests, whose nodes claim GPUs that they do not have
 
-AnyShard = TypeVar("AnyShard", bound=Shard)
-Work = TypeVar("Work", bound=Shard, contravariant=True)
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
-
-
-class Worker(Protocol[Work]):
-    """The contract between a pool and a worker.
-
-    `run` is called from two threads at once. It computes the items of `shard.touched`, takes the failure rows of
-    `shard.lost()` for the other items, commits the part, and returns its marker.
-    """
-
-    def run(self, shard: Work) -> Marker: ...
 
 
 def halving_on_memory_error(compute: Callable[[Sequence[Item]], list[Answer]], batch: Sequence[Item]) -> list[Answer]:
@@ -46,30 +32,6 @@ def halving_on_memory_error(compute: Callable[[Sequence[Item]], list[Answer]], b
     return halving_on_memory_error(compute, batch[:half]) + halving_on_memory_error(compute, batch[half:])
 
 
-class WorkerProcess(Generic[AnyShard]):
-    """The class that becomes a Ray actor.
-
-    `boot` makes the worker, and not the constructor: an exception in an actor's constructor reaches the driver as text
-    only.
-    """
-
-    worker: Worker[AnyShard] | None = None
-
-    def boot(self, make_worker: Callable[[], Worker[AnyShard]], threads: int, gpus: float) -> None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-        if not gpus:  # Ray shows all GPUs of a node to an actor that asked for none (ray-project/ray#62492)
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        self.worker = None  # frees the model of the last stage before the model of this stage is loaded
-        self.worker = make_worker()
-        if gpus:
-            _check_gpu()
-        set_threads(threads)
-
-    def run(self, shard: AnyShard) -> Marker:
-        assert self.worker is not None
-        return self.worker.run(shard)
-
-
 def unusable(error: Exception) -> bool:
     """Return whether an error makes its process unusable.
 
@@ -80,7 +42,7 @@ def unusable(error: Exception) -> bool:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    return type(error).__name__ == "OutOfMemoryError"  # by name, because importing torch takes seconds
+    return type(error).__name__ == "OutOfMemoryError"
 
 
 def set_threads(threads: int) -> int | None:
@@ -93,7 +55,7 @@ def set_threads(threads: int) -> int | None:
     return before
 
 
-def _check_gpu() -> None:
+def check_gpu() -> None:
     """Raise RuntimeError where Ray gave this process a GPU that torch cannot use. Otherwise the CPU would compute, for
     days and without a message."""
     torch = sys.modules.get("torch")
