@@ -74,7 +74,8 @@ def test_losses_on_given_logits(case: str) -> None:
     loss.backward()
     assert close(loss.item(), CASES[case]["loss"], max(1, abs(CASES[case]["loss"])))
     assert logits.grad is not None
-    assert close(logits.grad, held(case, "grad"))
+    # A gradient is a share minus a target. Where the two are nearly equal, it is small and their rounding is not.
+    assert close(logits.grad, held(case, "grad"), 1.0)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith("flickr")])
