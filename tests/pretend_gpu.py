@@ -109,8 +109,8 @@ def pretend_gpu() -> Iterator[PretendGPU]:
     """Make `DEVICE` usable inside the block."""
     mode, attention = PretendGPU(), functional.scaled_dot_product_attention
 
-    def attend(*states: Tensor) -> Tensor:
-        answer = attention(*map(held, states))
+    def attend(*states: Tensor, dropout_p: float = 0.0) -> Tensor:
+        answer = attention(*map(held, states), dropout_p=dropout_p)
         return OnGPU(answer) if isinstance(states[0], OnGPU) else answer
 
     replaced: dict[Any, dict[str, Callable[..., Any]]] = {

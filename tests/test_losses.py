@@ -28,9 +28,8 @@ from visualbert_core.models.visualbert import (
 )
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
 from visualbert_core.models.visualbert.inputs import Encoded, InputEncoder
-from visualbert_core.models.visualbert.losses import LOSSES, Labels, cross_entropy, divergence
+from visualbert_core.models.visualbert.losses import Labels, cross_entropy, divergence, losses, read_states
 from visualbert_core.models.visualbert.masking import cut_pair, mask_pieces
-from visualbert_core.models.visualbert.packed_states import read_states
 from visualbert_core.models.visualbert.packing import Packed, pack
 from visualbert_core.schema import CaptionPair, Grounding, MultipleChoice, Phrase, Question, Regions, Statement
 from visualbert_core.synthetic import WEIGHTS
@@ -102,7 +101,7 @@ def test_phrases_on_given_states(case: str) -> None:
         shares.append(held(case, "labels")[row][: len(phrases), :regions])
         lengths.append(len(states[-1]))
     packed = cast(Packed, SimpleNamespace(read_lengths=tuple(lengths)))
-    (loss,) = LOSSES[type(network)](network, torch.cat(states), packed, Labels(shares=tuple(shares)))
+    (loss,) = losses(network, torch.cat(states), packed, Labels(shares=tuple(shares)))
     (loss / len(hidden)).backward()
     assert close(loss.item() / len(hidden), CASES[case]["loss"], max(1, abs(CASES[case]["loss"])))
     assert hidden.grad is not None
@@ -170,8 +169,7 @@ def golden_batch(head: str) -> tuple[Packed, Labels, int]:
         masked = np.flatnonzero(labels[row] != -1).tolist() if head == "pretraining" else []
         everywhere = [*phrases, *range(text, text + regions)]
         reads.append({"vqa": [text - 2], "flickr": everywhere, "pretraining": [0, *masked]}.get(head, [0]))
-    by_id = {id(sequence): read for sequence, read in zip(sequences, reads, strict=True)}
-    packed = pack(sequences, lambda sequence: by_id[id(sequence)])
+    packed = pack(sequences, reads)
     order, count = list(packed.order), len(labels)
     if head == "vqa":
         return packed, Labels(soft=torch.from_numpy(labels)[order]), count
@@ -193,9 +191,8 @@ def golden_batch(head: str) -> tuple[Packed, Labels, int]:
     every = Labels(
         words=torch.tensor(words),
         word_rows=torch.tensor(rows),
-        cls_rows=torch.from_numpy(starts),
         own=torch.from_numpy(given["sentence"])[order],
-        own_rows=torch.arange(count),
+        own_rows=torch.from_numpy(starts),
     )
     return packed, every, count
 
@@ -206,7 +203,7 @@ def test_packed_network_equals_the_golden_model(head: str) -> None:
     network = golden_network(head)
     packed, labels, count = golden_batch(head)
     states = read_states(cast(Any, network.get_submodule("visual_bert")), packed)
-    terms = LOSSES[type(network)](network, states, packed, labels)
+    terms = losses(network, states, packed, labels)
     counts = [int(labels.words.numel()), count] if labels.words is not None else [count]
     loss = torch.stack([term / number for term, number in zip(terms, counts, strict=True)]).sum()
     loss.backward()

@@ -149,7 +149,7 @@ def test_onednn_weights(task: str, act: str, precision: str, monkeypatch: pytest
     monkeypatch.setattr(inference, "_onednn_pays", lambda dtype: False)
     plain = packed(made, batch, precision)
     monkeypatch.setattr(inference, "_onednn_pays", lambda dtype: True)
-    monkeypatch.setattr(inference, "_PlainDense", None)
+    monkeypatch.setattr(inference, "_plain_dense", None)
     spread = max(1.0, float(np.concatenate([part.ravel() for part in plain]).std()))
     allowed = tolerance(plain) if precision == "float32" else 0.05 * spread
     assert largest_difference(packed(made, batch, precision), plain) < allowed
@@ -196,7 +196,7 @@ def test_an_image_is_sent_once() -> None:
     twin = first.copy()
     rng = np.random.default_rng(0)
     batch = [sequence("vqa", rng, [image]) for image in (first, second, first, twin, first)]
-    found = pack(batch, lambda s: (0,))
+    found = pack(batch, [(0,)] * len(batch))
     assert len(found.features) == 2 * len(first) + len(second)
     assert found.features.dtype == torch.float16
     for place, original in enumerate(found.order):
@@ -221,7 +221,7 @@ def test_features_of_two_sizes_are_refused() -> None:
     """A batch with two feature sizes is refused."""
     one, other = (Encoded([2, 3], [0, 0], (np.ones((1, d)),), np.arange(1), np.zeros(1, int)) for d in (4, 5))
     with pytest.raises(ValueError, match=r"a batch needs one feature size, got \[4, 5\]"):
-        pack([one, other], lambda s: (0,))
+        pack([one, other], [(0,), (0,)])
 
 
 def test_no_autograd_state() -> None:

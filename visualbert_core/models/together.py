@@ -34,6 +34,36 @@ class Member:
     space: str | None
 
 
+@dataclass(frozen=True)
+class Part:
+    """The model of one task, whose items count the terms of all tasks."""
+
+    model: Any
+    at: int
+    """The place of the task."""
+    before: int
+    """How many terms come before those of the model."""
+    after: int
+
+    def has_target(self, target: Target) -> bool:
+        """Return whether anything can be learnt from this target."""
+        return bool(self.model.has_target(target))
+
+    def encode(
+        self, example: Example | CaptionPair, visual: tuple[Any, ...], target: Target, draws: random.Random
+    ) -> Item:
+        """Turn an example of this task into an item."""
+        return self._widened(self.model.encode(example, visual, target, draws))
+
+    def ground(self, item: Item, example: Example | CaptionPair, named: NamedRegions) -> Item:
+        """Add to an item which regions its words name."""
+        return self._widened(self.model.ground(_inner([item])[1][0], example, named))
+
+    def _widened(self, item: Item) -> Item:
+        counts = (0,) * self.before + item.counts + (0,) * self.after
+        return replace(item, counts=counts, content=(self.at, item))
+
+
 class Together:
     """The models of several tasks as one model. The first gives its trunk to the others."""
 
@@ -49,19 +79,10 @@ class Together:
         self.reads = first.model.reads
         self.network: nn.Module = nn.ModuleDict({member.name: member.model.network for member in members})
         self.terms = tuple(f"{member.name} {term}" for member in members for term in member.model.terms)
-
-    def parts(self) -> list[Part]:
-        """Return each model as one that makes items for all."""
-        return [Part(self, at) for at in range(len(self._members))]
-
-    def place(self, at: int) -> tuple[int, int]:
-        """Return how many terms come before those of model `at`, and after them."""
-        before = sum(len(member.model.terms) for member in self._members[:at])
-        return before, len(self.terms) - before - len(self.model(at).terms)
-
-    def model(self, at: int) -> Trainable[Any]:
-        """Return the model of a task by its place."""
-        return self._members[at].model
+        counts = [len(member.model.terms) for member in members]
+        self.parts = [
+            Part(member.model, at, sum(counts[:at]), sum(counts[at + 1 :])) for at, member in enumerate(members)
+        ]
 
     def fingerprint(self) -> dict[str, Any]:
         """Return name of a task → what its model starts from."""
@@ -70,19 +91,19 @@ class Together:
     def prepare(self, items: Sequence[Item]) -> tuple[int, Any]:
         """Turn the items of one task into the tensors of one pass."""
         at, inner = _inner(items)
-        return at, self.model(at).prepare(inner)
+        return at, self.parts[at].model.prepare(inner)
 
     def padded(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """Turn the items of one task into padded tensors with labels."""
         at, inner = _inner(items)
-        return self.model(at).padded(inner)
+        return self.parts[at].model.padded(inner)
 
     def losses(self, prepared: tuple[int, Any]) -> Tensor:
         """Compute one pass: the sums of the terms of its task, and 0 for the others."""
         at, inner = prepared
-        sums = self.model(at).losses(inner)
-        before, after = self.place(at)
-        return torch.cat((sums.new_zeros(before), sums, sums.new_zeros(after)))
+        part = self.parts[at]
+        sums = part.model.losses(inner)
+        return torch.cat((sums.new_zeros(part.before), sums, sums.new_zeros(part.after)))
 
     def save(self, folder: Path, task: str | None, space: str | None) -> None:
         """Write the checkpoint of the first task into `folder`, and those of the others into folders inside."""
@@ -101,36 +122,6 @@ class Together:
 
     def _place(self, folder: Path, at: int) -> Path:
         return folder / self._members[at].name if at else folder
-
-
-@dataclass(frozen=True)
-class Part:
-    """The model of one task, whose items count the terms of all tasks."""
-
-    together: Together
-    at: int
-
-    @property
-    def _model(self) -> Any:
-        return self.together.model(self.at)
-
-    def has_target(self, target: Target) -> bool:
-        """Return whether anything can be learnt from this target."""
-        return bool(self._model.has_target(target))
-
-    def encode(
-        self, example: Example | CaptionPair, visual: tuple[Any, ...], target: Target, draws: random.Random
-    ) -> Item:
-        """Turn an example of this task into an item."""
-        return self._widened(self._model.encode(example, visual, target, draws))
-
-    def ground(self, item: Item, example: Example | CaptionPair, named: NamedRegions) -> Item:
-        """Add to an item which regions its words name."""
-        return self._widened(self._model.ground(_inner([item])[1][0], example, named))
-
-    def _widened(self, item: Item) -> Item:
-        before, after = self.together.place(self.at)
-        return replace(item, counts=(0,) * before + item.counts + (0,) * after, content=(self.at, item))
 
 
 def _inner(items: Sequence[Item]) -> tuple[int, list[Item]]:

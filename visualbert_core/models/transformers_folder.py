@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from visualbert_core.errors import CheckpointError, ConfigError, UnfinishedError, first_line
+from visualbert_core.errors import CheckpointError, UnfinishedError, first_line
 from visualbert_core.io.documents import read_json
 from visualbert_core.provenance import digest_file, installed_version
 
@@ -60,13 +60,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def number_format(precision: str) -> torch.dtype:
-    """Return the dtype of a precision. Raise ConfigError where there is none of this name."""
-    if precision not in PRECISIONS:
-        raise ConfigError(f"unknown precision {precision!r}: transformers computes in {', '.join(PRECISIONS)}")
-    return PRECISIONS[precision]
-
-
 def opened(folder: Path | str, what: str, read: Callable[[], T]) -> T:
     """Return what `read` reads of a folder. Raise CheckpointError, with `what` it is, where transformers raises."""
     try:
@@ -88,12 +81,11 @@ def load_network(
     layers. transformers would leave such layers out and say nothing. Weights whose names begin with `unread` may be
     missing, because no answer depends on them.
     """
-    dtype = number_format(precision)
 
     def read() -> Any:
         network, found = kind.from_pretrained(
             folder,
-            dtype=dtype,
+            dtype=PRECISIONS[precision],
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # its error would not name them
@@ -114,17 +106,18 @@ def _check_weights(folder: Path, network: Any, found: dict[str, Any], unread: st
     missing = found["missing_keys"]
     if lacking := sorted(name for name in missing if unread is None or not name.startswith(unread)):
         raise CheckpointError(
-            f"{folder}: the weights lack {_few(lacking)}: it is not a checkpoint of {type(network).__name__}"
+            f"{folder}: the weights lack {few(lacking)}: it is not a checkpoint of {type(network).__name__}"
         )
     shapes = [f"{name} {list(held)} and not {list(wanted)}" for name, held, wanted in found["mismatched_keys"]]
     if shapes:
-        raise CheckpointError(f"{folder}: the weights have other sizes than config.json says: {_few(sorted(shapes))}")
+        raise CheckpointError(f"{folder}: the weights have other sizes than config.json says: {few(sorted(shapes))}")
     known = {_LAYER.sub("0", name) for name in network.state_dict()}
     if further := sorted(name for name in found["unexpected_keys"] if _LAYER.sub("0", name) in known):
-        raise CheckpointError(f"{folder}: the weights have more layers than config.json says: {_few(further)}")
+        raise CheckpointError(f"{folder}: the weights have more layers than config.json says: {few(further)}")
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """Join names into one line, at most three of them."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

@@ -33,8 +33,9 @@ from visualbert_core.evaluation.run import evaluate
 from visualbert_core.features.extract import extract
 from visualbert_core.models.base import METADATA_FILE
 from visualbert_core.models.visualbert.checkpoint.metadata import FORMS
+from visualbert_core.models.visualbert.heads import NETWORKS
 from visualbert_core.models.visualbert.inputs import VOCAB_FILE
-from visualbert_core.models.visualbert.predictor import ANSWERS_FILE, NETWORKS
+from visualbert_core.models.visualbert.predictor import ANSWERS_FILE
 from visualbert_core.synthetic import train_captioner, train_detector, train_generative, train_image_side, train_vilt
 from visualbert_core.synthetic.captions import SceneCaptions
 from visualbert_core.synthetic.files import make_synthetic

@@ -320,7 +320,7 @@ def open_tasks(config: TrainConfig) -> Lessons:
             for name, part, one in zip(names, parts, configs, strict=True)
         ]
     )
-    parts = [replace(part, model=cast(Any, model)) for part, model in zip(parts, together.parts(), strict=True)]
+    parts = [replace(part, model=cast(Any, model)) for part, model in zip(parts, together.parts, strict=True)]
     remarks = first.remarks | {"also": {name: part.remarks for name, part in zip(names[1:], parts[1:], strict=True)}}
     examples = [example for part in parts for example in part.examples]
     return SeveralLessons(

@@ -8,7 +8,6 @@ transformers also leaves the special tokens to the caller. Here they are set whe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,8 @@ from typing import Any
 import torch
 
 from visualbert_core.errors import CheckpointError
-from visualbert_core.models.captioner.checks import (
-    REQUIRED,
-    check_decoder,
-    check_encoder,
-    check_vocabulary,
-    tokens_of,
-)
-from visualbert_core.models.transformers_folder import opened, read_config, require_transformers
+from visualbert_core.models.captioner.folder import REQUIRED, check_decoder, check_vocabulary, tokens_of
+from visualbert_core.models.transformers_folder import few, opened, read_config, require_transformers
 
 INGREDIENT = None
 
@@ -74,7 +67,7 @@ def make_captioner(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target}: exists and is not empty: name a new folder")
     configs = [_read(transformers.AutoConfig, each, "the configuration") for each in (encoder, decoder)]
-    check_encoder(encoder, configs[0])
+    _check_encoder(encoder, configs[0])
     check_decoder(decoder, configs[1])
     images = _read(transformers.AutoImageProcessor, image_processor or encoder, "the image processor")
     words = _read(transformers.AutoTokenizer, tokenizer or decoder, "the tokenizer")
@@ -82,7 +75,11 @@ def make_captioner(
     tokens = _tokens(tokenizer or decoder, words)
     with torch.random.fork_rng(devices=[]):  # the weights are made on the CPU
         torch.manual_seed(seed)
-        model, new = _random(*configs) if random else _pretrained(encoder, decoder, *configs)
+        if random:
+            joined = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(*configs)
+            model, new = transformers.VisionEncoderDecoderModel(joined), []
+        else:
+            model, new = _pretrained(encoder, decoder, *configs)
     for place in (model.config, model.generation_config):
         for key, number in tokens.items():
             setattr(place, key, number)
@@ -92,6 +89,18 @@ def make_captioner(
         part.save_pretrained(target)
     name = f"{configs[0].model_type} + {configs[1].model_type}"
     return MadeCaptioner(target, name, sum(each.numel() for each in model.parameters()), tuple(new), tokens)
+
+
+def _check_encoder(where: object, encoder: Any) -> None:
+    """Raise CheckpointError where the network of a configuration does not read pixels alone."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    kind = MODEL_MAPPING.get(type(encoder), None)
+    if getattr(kind, "main_input_name", None) != "pixel_values" or not hasattr(encoder, "hidden_size"):
+        raise CheckpointError(
+            f"{where}: the model type {encoder.model_type} is no image encoder with one hidden size: take "
+            "ViT, BEiT, DeiT, Swin or the like"
+        )
 
 
 def _read(kind: Any, source: str | Path, what: str) -> Any:
@@ -116,13 +125,6 @@ def _tokens(source: str | Path, tokenizer: Any) -> dict[str, int]:
     return found
 
 
-def _random(encoder: Any, decoder: Any) -> tuple[Any, list[str]]:
-    import transformers
-
-    joined = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
-    return transformers.VisionEncoderDecoderModel(joined), []
-
-
 def _pretrained(encoder: str | Path, decoder: str | Path, image: Any, text: Any) -> tuple[Any, list[str]]:
     import transformers
 
@@ -144,10 +146,8 @@ def _weights(kind: Any, source: str | Path, config: Any, what: str) -> tuple[Any
     return network, sorted(found["missing_keys"])
 
 
-def _check_complete(source: str | Path, lacking: Iterable[str]) -> None:
-    names = list(lacking)
-    if names:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+def _check_complete(source: str | Path, lacking: list[str]) -> None:
+    if lacking:
         raise CheckpointError(
-            f"{source}: the weights lack {', '.join(names[:3])}{more}: name a complete checkpoint, or begin at random"
+            f"{source}: the weights lack {few(lacking)}: name a complete checkpoint, or begin at random"
         )

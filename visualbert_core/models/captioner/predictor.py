@@ -20,15 +20,14 @@ from torch import Tensor
 from visualbert_core.config import AnsweringConfig
 from visualbert_core.errors import ConfigError
 from visualbert_core.models.base import NOT_FINITE, Family, ReadsPixels
-from visualbert_core.models.captioner.checks import positions
-from visualbert_core.models.captioner.folder import POOLER, open_parts
+from visualbert_core.models.captioner.folder import POOLER, open_parts, positions
 from visualbert_core.models.generative.protocol import CAPTION, Decoding, chosen
 from visualbert_core.models.transformers_folder import folder_fingerprint, load_network, opened
 from visualbert_core.models.writing import Written, write
 from visualbert_core.schema import Captioning, CaptionPair, Example, Failure, Generated, Pixels, Prediction
 
 if TYPE_CHECKING:
-    from visualbert_core.models.captioner.trainable import CaptionerTrainable
+    from visualbert_core.models.captioner.training import CaptionerTrainable
     from visualbert_core.models.trainable import Start
 
 _GREY = np.full((64, 96, 3), 128, np.uint8)
@@ -78,8 +77,8 @@ class Captioner(Family):
 
     @classmethod
     def to_train(cls, folder: Path, form: type[Example] | type[CaptionPair], start: Start) -> CaptionerTrainable:
-        """Open a folder to train it. See `trainable.CaptionerTrainable`."""
-        from visualbert_core.models.captioner.trainable import CaptionerTrainable  # only a training needs it
+        """Open a folder to train it. See `training.CaptionerTrainable`."""
+        from visualbert_core.models.captioner.training import CaptionerTrainable  # only a training needs it
 
         return CaptionerTrainable(folder, form, start)
 

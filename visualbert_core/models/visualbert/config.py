@@ -48,37 +48,45 @@ class VisualBertConfig:
     id2label: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in _SIZES:
-            _require(_is_whole(getattr(self, name)) and getattr(self, name) > 0, self, name, "a positive whole number")
-            # A wrong size shows when the weights are compared with it. A wrong number of labels may not: some heads
-            # have no tensor of that size, and their label list would fill the memory.
-            most = _MOST_LABELS if name == "num_labels" else 2**31
-            _require(getattr(self, name) <= most, self, name, f"at most {most:,}")
-        for name in ("bypass_transformer", "special_visual_initialize"):
-            _require(isinstance(getattr(self, name), bool), self, name, "true or false")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            _require(_is_real(getattr(self, name)) and 0 <= getattr(self, name) < 1, self, name, "in [0, 1)")
-        for name in ("initializer_range", "layer_norm_eps"):
-            _require(_is_real(getattr(self, name)) and getattr(self, name) > 0, self, name, "a positive number")
+        for name, kind in ((each.name, each.type) for each in fields(self)):
+            value = getattr(self, name)
+            if kind == "int":
+                _require(type(value) is int and value > 0, self, name, "a positive whole number")
+                # A wrong size shows when the weights are compared with it. A wrong number of labels may not: some heads
+                # have no tensor of that size, and their label list would fill the memory.
+                most = _MOST_LABELS if name == "num_labels" else 2**31
+                _require(value <= most, self, name, f"at most {most:,}")
+            elif kind == "bool":
+                _require(type(value) is bool, self, name, "true or false")
+            elif kind == "float" and "dropout" in name:
+                _require(type(value) in (int, float) and 0 <= value < 1, self, name, "in [0, 1)")
+            elif kind == "float":
+                _require(type(value) in (int, float) and value > 0, self, name, "a positive number")
         _require(self.hidden_act in ACTIVATIONS, self, "hidden_act", f"one of {', '.join(ACTIVATIONS)}")
         divides = self.hidden_size % self.num_attention_heads == 0
         _require(divides, self, "hidden_size", f"a multiple of num_attention_heads ({self.num_attention_heads})")
         pad = self.pad_token_id
-        known = pad is None or (_is_whole(pad) and 0 <= pad < self.vocab_size)
+        known = pad is None or (type(pad) is int and 0 <= pad < self.vocab_size)
         _require(known, self, "pad_token_id", "null or an index of the vocabulary")
         named = self.id2label is None or len(self.id2label) == self.num_labels
         _require(named, self, "num_labels", "the number of labels in id2label")
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> VisualBertConfig:
-        """Read `config.json`. Raise CheckpointError naming the file and the key if it is missing or wrong."""
+    def from_folder(cls, folder: str | Path, model_type: str = MODEL_TYPE, **changes: Any) -> VisualBertConfig:
+        """Read the `config.json` of a network of this type, with `changes` in place of some of its values.
+
+        Raise CheckpointError naming the file and the key if it is missing or wrong.
+        """
         path = Path(folder) / CONFIG_FILE
         found = read_json(path, CheckpointError)
-        if not isinstance(found, dict) or found.get("model_type") != MODEL_TYPE:
+        if not isinstance(found, dict) or found.get("model_type") != model_type:
             kind = found.get("model_type") if isinstance(found, dict) else type(found).__name__
-            raise CheckpointError(f"{path}: model_type must be {MODEL_TYPE!r}, got {brief(kind)}")
+            raise CheckpointError(f"{path}: model_type must be {model_type!r}, got {brief(kind)}")
+        known = {each.name: found[each.name] for each in fields(cls) if each.name in found}
         try:
-            return cls(**_known(found))
+            if known.get("id2label") is not None:
+                known["id2label"], known["num_labels"] = _ordered(known["id2label"])
+            return cls(**known | changes)
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from None
 
@@ -95,25 +103,6 @@ class VisualBertConfig:
 
 
 _MOST_LABELS = 1_000_000
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "visual_embedding_dim",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "num_labels",
-)
-
-
-def _known(found: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys of `found` that shape the network, with the labels as an ordered tuple."""
-    known = {f.name: found[f.name] for f in fields(VisualBertConfig) if f.name in found}
-    if (labels := known.pop("id2label", None)) is not None:
-        known["id2label"], known["num_labels"] = _ordered(labels)
-    return known
 
 
 def _ordered(labels: Any) -> tuple[tuple[str, ...] | None, int]:
@@ -125,14 +114,6 @@ def _ordered(labels: Any) -> tuple[tuple[str, ...] | None, int]:
         raise ValueError("id2label: must map 0, 1, 2, … to the names of the labels") from None
     nameless = all(name == f"LABEL_{i}" for i, name in enumerate(names))
     return (None if nameless else names), len(names)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_real(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _require(good: bool, config: VisualBertConfig, name: str, expected: str) -> None:

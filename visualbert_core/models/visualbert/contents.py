@@ -6,7 +6,7 @@ The form of the target says which labels a batch has, because all its examples a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,26 +33,21 @@ class Content:
     named: Named | None = None  # a question or statement with the term grounding
 
 
-def packed_labels(
-    contents: Sequence[Content], ordered: Sequence[Content], packed: Packed, answers: int, choices: bool
-) -> Labels:
-    """Return the targets of a pack. `contents` are in the order of the items, `ordered` in the order of the pack.
-
-    `choices` says that an example has a sequence for each of its choices.
-    """
+def packed_labels(contents: Sequence[Content], packed: Packed, answers: int, choices: bool) -> Labels:
+    """Return the targets of a pack. `choices` says that an example has a sequence for each of its choices."""
     first = contents[0]
+    if first.hidden is None and choices:
+        places = iter(np.argsort(packed.order).tolist())  # of the sequences in the pack
+        rows = tuple(tuple(next(places) for _ in content.sequences) for content in contents)
+        return Labels(classes=torch.tensor([content.label for content in contents]), choices=rows)
+    ordered = [contents[at] for at in packed.order]
     if first.hidden is not None:
         return _word_labels(ordered, packed)
     if first.soft is not None:
         return Labels(soft=_soft(ordered, answers))
     if first.shares is not None:
         return Labels(shares=tuple(torch.from_numpy(c.shares) for c in ordered if c.shares is not None))
-    if not choices:
-        return Labels(classes=torch.tensor([content.label for content in ordered]))
-    sequences = [each for content in contents for each in content.sequences]
-    places = {id(sequences[at]): place for place, at in enumerate(packed.order)}
-    rows = tuple(tuple(places[id(each)] for each in content.sequences) for content in contents)
-    return Labels(classes=torch.tensor([content.label for content in contents]), choices=rows)
+    return Labels(classes=torch.tensor([content.label for content in ordered]))
 
 
 def padded_labels(contents: Sequence[Content], tensors: Mapping[str, Tensor], answers: int) -> dict[str, Tensor]:
@@ -92,19 +87,19 @@ def _word_labels(ordered: Sequence[Content], packed: Packed) -> Labels:
     """Return the labels of masked words and of pairs. A pair reads [CLS] before its masked words."""
     words: list[int] = []
     word_rows: list[int] = []
-    starts = np.cumsum([0, *packed.read_lengths[:-1]]).tolist()
-    pairs = [at for at, content in enumerate(ordered) if content.label is not None]
+    starts = packed.read_starts.tolist()
+    pairs: list[tuple[int, int]] = []
     for start, content in zip(starts, ordered, strict=True):
         hidden = content.hidden or {}
         words += hidden.values()
+        if content.label is not None:
+            pairs.append((content.label, start))
         first = start + (content.label is not None)
         word_rows += range(first, first + len(hidden))
-    labels = Labels(words=torch.tensor(words, dtype=torch.long), word_rows=torch.tensor(word_rows, dtype=torch.long))
-    if not pairs:
-        return labels
-    return replace(
-        labels,
-        own=torch.tensor([ordered[at].label for at in pairs]),
-        own_rows=torch.tensor(pairs),
-        cls_rows=torch.tensor(starts),
+    own, own_rows = torch.tensor(pairs).unbind(1) if pairs else (None, None)
+    return Labels(
+        words=torch.tensor(words, dtype=torch.long),
+        word_rows=torch.tensor(word_rows, dtype=torch.long),
+        own=own,
+        own_rows=own_rows,
     )

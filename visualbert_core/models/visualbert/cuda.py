@@ -69,17 +69,6 @@ class VariableLength:
         return mixed.flatten(1)
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """The rounded sizes of a batch, for which one recording is made."""
-
-    sequences: int
-    tokens: int
-    reads: int
-    longest: int
-    most_reads: int
-
-
 @dataclass(frozen=True, eq=False)
 class _Inputs:
     """The tensors from which a recording takes its batch. Rows after the end of the batch are never read."""
@@ -97,51 +86,39 @@ class _Inputs:
         _fill(self.read_ends, packed.read_lengths)
 
 
-@dataclass(frozen=True, eq=False)
-class _Graph:
-    """One recording. To use it, fill `inputs`, call `replay`, and read `states`."""
-
-    inputs: _Inputs
-    replay: Callable[[], None]
-    states: Tensor  # float32 [R, H]
-
-
 class GraphedEncoder:
     """Runs `encode` as a CUDA graph: records it once for each bucket of sizes, then replays it."""
 
     def __init__(self, encode: Encode, record: Record, make_attend: MakeAttend = VariableLength) -> None:
-        self._encode = encode
-        self._make_attend = make_attend
-        self._record = record
-        self._graphs: dict[_Sizes, _Graph] = {}
+        self._encode, self._record, self._make_attend = encode, record, make_attend
+        self._recordings: dict[tuple[int, ...], tuple[_Inputs, Callable[[], None], Tensor]] = {}
 
     def __call__(self, hidden: Tensor, packed: Packed) -> Tensor:
         """Encode float32 [N, H] → [R, H]. The next call overwrites the result."""
-        sizes = _Sizes(
-            bucket(len(packed.lengths)),
-            bucket(len(hidden)),
-            bucket(len(packed.reads)),
-            bucket(packed.lengths[-1]),
-            bucket(max(packed.read_lengths)),
-        )
-        graph = self._graphs.get(sizes)
-        if graph is None:
-            graph = self._graphs[sizes] = self._recorded(sizes, hidden, packed)
-        graph.inputs.fill(hidden, packed)
-        graph.replay()
-        return graph.states[: len(packed.reads)]
+        exact = len(packed.lengths), len(hidden), len(packed.reads), packed.lengths[-1], max(packed.read_lengths)
+        sizes = tuple(map(bucket, exact))
+        if sizes not in self._recordings:
+            self._recordings[sizes] = self._recorded(sizes, hidden, packed)
+        inputs, replay, states = self._recordings[sizes]
+        inputs.fill(hidden, packed)
+        replay()
+        return states[: len(packed.reads)]
 
-    def _recorded(self, sizes: _Sizes, hidden: Tensor, packed: Packed) -> _Graph:
-        device = hidden.device
-        reads = torch.zeros(sizes.reads, dtype=torch.long, device=device)
-        ends = [torch.zeros(sizes.sequences + 1, dtype=torch.int32, device=device) for _ in range(2)]
-        inputs = _Inputs(hidden.new_zeros(sizes.tokens, hidden.shape[1]), reads, *ends)
+    def _recorded(
+        self, sizes: tuple[int, ...], hidden: Tensor, packed: Packed
+    ) -> tuple[_Inputs, Callable[[], None], Tensor]:
+        """Return the inputs of a recording, the call that replays it, and its states: float32 [R, H]."""
+        sequences, tokens, reads, longest, most_reads = sizes
+        inputs = _Inputs(
+            hidden.new_zeros(tokens, hidden.shape[1]),
+            packed.reads.new_zeros(reads),
+            *(packed.reads.new_zeros(sequences + 1, dtype=torch.int32) for _ in range(2)),
+        )
         # A recording first runs the encoder once. That run should see a real batch and not only zeros.
         inputs.fill(hidden, packed)
-        attend = self._make_attend(inputs.token_ends, inputs.token_ends, sizes.longest, sizes.longest)
-        attend_reads = self._make_attend(inputs.read_ends, inputs.token_ends, sizes.most_reads, sizes.longest)
-        replay, states = self._record(lambda: self._encode(inputs.hidden, attend, inputs.reads, attend_reads))
-        return _Graph(inputs, replay, states)
+        attend = self._make_attend(inputs.token_ends, inputs.token_ends, longest, longest)
+        attend_reads = self._make_attend(inputs.read_ends, inputs.token_ends, most_reads, longest)
+        return inputs, *self._record(lambda: self._encode(inputs.hidden, attend, inputs.reads, attend_reads))
 
 
 class Recorder:

@@ -8,6 +8,7 @@ whether it is true.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
 from visualbert_core.models.visualbert.config import VisualBertConfig
-from visualbert_core.models.visualbert.heads import RegionToPhraseAttention
+from visualbert_core.models.visualbert.heads import HeadNetwork, RegionToPhraseAttention
 from visualbert_core.models.visualbert.inputs import Encoded, InputEncoder, pythia_tokens
 from visualbert_core.models.visualbert.losses import divergence
 from visualbert_core.models.visualbert.modeling import initialize
@@ -48,9 +48,9 @@ def add_head(network: nn.Module, config: VisualBertConfig, seed: int) -> None:
     network.add_module(TERM, head)
 
 
-def share_modules(network: Pretrained, other: Pretrained) -> None:
+def share_modules(network: HeadNetwork, other: HeadNetwork) -> None:
     """Give a network the trunk of `other`, and its head for phrases where both have one."""
-    network.add_module("visual_bert", other.get_submodule("visual_bert"))
+    network.visual_bert = other.visual_bert
     network.tie_weights()  # the vocabulary head has the word embeddings of the trunk
     ours, theirs = _phrase_head(network), _phrase_head(other)
     if ours is not None and theirs is not None:
@@ -59,8 +59,8 @@ def share_modules(network: Pretrained, other: Pretrained) -> None:
 
 def _phrase_head(network: nn.Module) -> str | None:
     """Return the name of the head that compares phrases with regions."""
-    names = [name for name, module in network.named_children() if isinstance(module, RegionToPhraseAttention)]
-    return names[0] if names else None
+    found = (name for name, module in network.named_children() if isinstance(module, RegionToPhraseAttention))
+    return next(found, None)
 
 
 def located(encoder: InputEncoder, example: Question | Statement, sequence: Encoded, named: NamedRegions) -> Named:
@@ -82,13 +82,7 @@ def located(encoder: InputEncoder, example: Question | Statement, sequence: Enco
     return Named(tuple(positions), named.shares[kept][:, sequence.rows])
 
 
-def reads(sequence: Encoded, named: Named) -> tuple[int, ...]:
-    """Return the positions whose states the term reads: the phrases, then all regions."""
-    text = len(sequence.input_ids)
-    return (*named.positions, *range(text, text + len(sequence.rows)))
-
-
-def grounding_loss(network: nn.Module, states: Tensor, packed: Packed, shares: tuple[Tensor, ...]) -> Tensor:
+def grounding_loss(network: nn.Module, states: Tensor, packed: Packed, shares: Sequence[Tensor]) -> Tensor:
     """Return the sum of the divergences of all phrases.
 
     A sequence reads the state of its head, then those of its K phrases and V regions. `shares` holds float32 [K, V] of
@@ -96,31 +90,21 @@ def grounding_loss(network: nn.Module, states: Tensor, packed: Packed, shares: t
     """
     head = network.get_submodule(TERM)
     assert isinstance(head, RegionToPhraseAttention)
-    losses = [states.new_zeros((), dtype=torch.float32)]
-    for read, wanted in zip(torch.split(states, list(packed.read_lengths)), shares, strict=True):
+    sums = [states.new_zeros((), dtype=torch.float32)]
+    for read, wanted in zip(states.split_with_sizes(packed.read_lengths), shares, strict=True):
         phrases = len(wanted)
         if phrases:
             query, key = head.query(read[1 : 1 + phrases]), head.key(read[1 + phrases :])
-            losses.append(divergence(query @ key.T / query.shape[-1] ** 0.5, wanted.to(states.device)))
-    return torch.stack(losses).sum()
+            sums.append(divergence(query @ key.T / query.shape[-1] ** 0.5, wanted.to(states.device)))
+    return torch.stack(sums).sum()
 
 
-def first_reads(states: Tensor, packed: Packed) -> Tensor:
-    """Return the states that the heads of answers read: the first of each sequence."""
-    starts = np.cumsum([0, *packed.read_lengths[:-1]])
-    return states.index_select(0, torch.from_numpy(starts).to(states.device))
-
-
-def save_head(head: nn.Module, folder: Path) -> None:
+def save_head(network: nn.Module, folder: Path) -> None:
     """Write the head beside a checkpoint. Its file is read only to go on with a training."""
-    save_file({name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}, folder / FILE)
+    state = network.get_submodule(TERM).state_dict()
+    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / FILE)
 
 
 def saved_head(folder: Path) -> dict[str, Tensor]:
     """Return the weights of the head by their names in the network."""
     return {f"{TERM}.{name}": value for name, value in load_file(folder / FILE).items()}
-
-
-def with_shares(shares: list[np.ndarray | None]) -> tuple[Tensor, ...]:
-    """Return the shares of each sequence as tensors; an empty one where it names nothing."""
-    return tuple(torch.zeros(0, 0) if each is None else torch.from_numpy(each) for each in shares)

@@ -36,6 +36,7 @@ from visualbert_core.models.visualbert.input_checks import (
     require_text_first,
 )
 from visualbert_core.models.visualbert.modeling import ACTIVATION, VisualBertModel, VisualBertOutput, initialize
+from visualbert_core.schema import Example, Grounding, MultipleChoice, Question, Statement
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,26 @@ class PreTrainingOutput:
     attentions: tuple[Tensor, ...] | None = None
 
 
-class VisualBertForQuestionAnswering(Pretrained):
-    """Scores `num_labels` answers from the state of the second-last text token ([MASK] in the authors' layout)."""
+class HeadNetwork(Pretrained):
+    """A trunk with a head."""
 
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__(config)
         self.visual_bert = VisualBertModel(config)
+
+
+class Classifier(HeadNetwork):
+    """A trunk with dropout and one dense layer, `cls`, of `labels` outputs."""
+
+    def __init__(self, config: VisualBertConfig, labels: int | None = None) -> None:
+        super().__init__(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.cls = nn.Linear(config.hidden_size, config.num_labels)
+        self.cls = nn.Linear(config.hidden_size, config.num_labels if labels is None else labels)
         initialize(self.cls, config)
+
+
+class VisualBertForQuestionAnswering(Classifier):
+    """Scores `num_labels` answers from the state of the second-last text token ([MASK] in the authors' layout)."""
 
     def forward(
         self,
@@ -94,15 +106,8 @@ class VisualBertForQuestionAnswering(Pretrained):
         return _output(logits, loss, states)
 
 
-class VisualBertForVisualReasoning(Pretrained):
+class VisualBertForVisualReasoning(Classifier):
     """Scores `num_labels` classes (NLVR2: False, True) from the pooled [CLS] state."""
-
-    def __init__(self, config: VisualBertConfig) -> None:
-        super().__init__(config)
-        self.visual_bert = VisualBertModel(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.cls = nn.Linear(config.hidden_size, config.num_labels)
-        initialize(self.cls, config)
 
     def forward(self, input_ids: Tensor | None = None, *, labels: Tensor | None = None, **inputs: Any) -> HeadOutput:
         """Return logits [B, num_labels].
@@ -115,15 +120,11 @@ class VisualBertForVisualReasoning(Pretrained):
         return _output(logits, loss, states)
 
 
-class VisualBertForMultipleChoice(Pretrained):
+class VisualBertForMultipleChoice(Classifier):
     """Scores each choice (VCR) from the pooled [CLS] state of its sequence. Every choice has a sequence."""
 
     def __init__(self, config: VisualBertConfig) -> None:
-        super().__init__(config)
-        self.visual_bert = VisualBertModel(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.cls = nn.Linear(config.hidden_size, 1)
-        initialize(self.cls, config)
+        super().__init__(config, labels=1)
 
     def forward(
         self,
@@ -173,14 +174,13 @@ TIED_DECODER = {
 """Copy → original, as transformers ties them."""
 
 
-class VisualBertForPreTraining(Pretrained):
+class VisualBertForPreTraining(HeadNetwork):
     """Predicts a word for every position, regions included, and whether the sentence belongs to the image."""
 
     tied: ClassVar[Mapping[str, str]] = TIED_DECODER
 
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__(config)
-        self.visual_bert = VisualBertModel(config)
         self.cls = PreTrainingHeads(config)
         initialize(self.cls, config)
         self.tie_weights()
@@ -213,7 +213,7 @@ class VisualBertForPreTraining(Pretrained):
         return PreTrainingOutput(words, sentences, loss, states.hidden_states, states.attentions)
 
 
-class VisualBertForRegionToPhraseAlignment(Pretrained):
+class VisualBertForRegionToPhraseAlignment(HeadNetwork):
     """Scores each region for each phrase (Flickr30K Entities) with one attention head over their last states.
 
     The forward does not use the pre-training heads `cls.*` and `attention.value`. They exist because checkpoints hold
@@ -224,7 +224,6 @@ class VisualBertForRegionToPhraseAlignment(Pretrained):
 
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__(config)
-        self.visual_bert = VisualBertModel(config)
         self.cls = PreTrainingHeads(config)
         self.attention = RegionToPhraseAttention(config)
         initialize(self.cls, config)
@@ -261,6 +260,15 @@ class VisualBertForRegionToPhraseAlignment(Pretrained):
         logits = self.attention(phrases, hidden[:, text_mask.shape[1] :], visual_mask)
         loss = None if labels is None else _divergence(logits, labels)
         return _output(logits, loss, states)
+
+
+NETWORKS: dict[type[Example], type[HeadNetwork]] = {
+    Question: VisualBertForQuestionAnswering,
+    MultipleChoice: VisualBertForMultipleChoice,
+    Statement: VisualBertForVisualReasoning,
+    Grounding: VisualBertForRegionToPhraseAlignment,
+}
+"""Form of example → the network that answers it."""
 
 
 class RegionToPhraseAttention(nn.Module):

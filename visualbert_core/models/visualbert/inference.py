@@ -20,21 +20,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from visualbert_core.float32 import whole_float32
-from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
 from visualbert_core.models.visualbert.cuda import Attend, GraphedEncoder, Recorder, has_variable_length
 from visualbert_core.models.visualbert.heads import (
+    Classifier,
+    HeadNetwork,
     VisualBertForMultipleChoice,
     VisualBertForQuestionAnswering,
     VisualBertForRegionToPhraseAlignment,
     VisualBertForVisualReasoning,
 )
 from visualbert_core.models.visualbert.inputs import Encoded
-from visualbert_core.models.visualbert.modeling import ACTIVATION, Layer, VisualBertModel
+from visualbert_core.models.visualbert.modeling import ACTIVATION, Embeddings, Layer, VisualBertModel
 from visualbert_core.models.visualbert.packing import Packed, pack
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -44,7 +46,7 @@ Dense = Callable[[Tensor], Tensor]
 class InferenceNetwork:
     """The network of one task, for inference. It keeps no autograd state. Only one thread may call it at a time."""
 
-    def __init__(self, network: Pretrained, precision: str = "float32", device: torch.device | None = None) -> None:
+    def __init__(self, network: HeadNetwork, precision: str = "float32", device: torch.device | None = None) -> None:
         """Prepare the weights of `network`, a head of `heads`. Its encoder is not needed afterwards.
 
         `precision` is one of PRECISIONS (ValueError otherwise). bfloat16 is for GPUs and for CPUs with AVX512_BF16 or
@@ -54,15 +56,13 @@ class InferenceNetwork:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.device = device or torch.device("cpu")
         network = network.eval().to(self.device)
-        trunk = network.get_submodule("visual_bert")
-        assert isinstance(trunk, VisualBertModel)
-        self._read, make_head = _HEADS[type(network)]
-        self._head = make_head(network)
-        self._trunk = _Trunk(trunk, PRECISIONS[precision], self.device)
+        self._read = READS[type(network)]
+        self._head = _head(network)
+        self._trunk = _Trunk(network.visual_bert, PRECISIONS[precision], self.device)
 
     def prepare(self, batch: Sequence[Encoded]) -> Packed:
         """Pack a batch on the CPU. This needs no GPU, so a caller can do it while the previous batch computes."""
-        return pack(batch, self._read)
+        return pack(batch, [self._read(sequence) for sequence in batch])
 
     def __call__(self, packed: Packed) -> list[Tensor]:
         """Return the logits of each sequence, float32 on the CPU, in the order of the batch.
@@ -76,7 +76,7 @@ class InferenceNetwork:
             flat = torch.cat([logits.flatten() for logits in found]).cpu()
         sizes = [logits.numel() for logits in found]
         parts = [part.view_as(f) for part, f in zip(flat.split_with_sizes(sizes), found, strict=True)]
-        return [parts[place] for place in _inverse(packed.order)]
+        return [parts[place] for place in np.argsort(packed.order)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -99,18 +99,26 @@ def _read_phrases_and_regions(sequence: Encoded) -> Sequence[int]:
     return (*(sequence.phrases or ()), *range(text, text + len(sequence.rows)))
 
 
-def _classifier(network: Pretrained) -> Head:
-    classify = network.get_submodule("cls")
-    return lambda states, packed: list(classify(states).unbind())
+READS: dict[type[HeadNetwork], Read] = {
+    VisualBertForQuestionAnswering: _read_mask,
+    VisualBertForVisualReasoning: _read_cls,
+    VisualBertForMultipleChoice: _read_cls,
+    VisualBertForRegionToPhraseAlignment: _read_phrases_and_regions,
+}
 
 
-def _pooled_classifier(network: Pretrained) -> Head:
-    pool, classify = network.get_submodule("visual_bert.pooler.dense"), network.get_submodule("cls")
+def _head(network: HeadNetwork) -> Head:
+    if isinstance(network, VisualBertForRegionToPhraseAlignment):
+        return _aligner(network)
+    assert isinstance(network, Classifier)
+    pool, classify = network.visual_bert.pooler.dense, network.cls
+    if isinstance(network, VisualBertForQuestionAnswering):
+        return lambda states, packed: list(classify(states).unbind())
     return lambda states, packed: list(classify(torch.tanh(pool(states))).unbind())
 
 
-def _aligner(network: Pretrained) -> Head:
-    ask, answer = network.get_submodule("attention.query"), network.get_submodule("attention.key")
+def _aligner(network: VisualBertForRegionToPhraseAlignment) -> Head:
+    ask, answer = network.attention.query, network.attention.key
 
     def align(states: Tensor, packed: Packed) -> list[Tensor]:
         """Return [K, V] for each sequence. Its read states are those of K phrases, then those of V regions."""
@@ -124,13 +132,6 @@ def _aligner(network: Pretrained) -> Head:
     return align
 
 
-_HEADS: dict[type[Pretrained], tuple[Read, Callable[[Pretrained], Head]]] = {
-    VisualBertForQuestionAnswering: (_read_mask, _classifier),
-    VisualBertForVisualReasoning: (_read_cls, _pooled_classifier),
-    VisualBertForMultipleChoice: (_read_cls, _pooled_classifier),
-    VisualBertForRegionToPhraseAlignment: (_read_phrases_and_regions, _aligner),
-}
-
 # ---------------------------------------------------------------------------------------------------------------------
 # the trunk
 
@@ -142,20 +143,17 @@ class _Trunk:
         self._dtype = dtype
         self._embeddings = trunk.embeddings
         self._project = _dense(trunk.embeddings.visual_projection, dtype=dtype)
-        layers = [layer for layer in trunk.encoder.layer if isinstance(layer, Layer)]
-        self._late_fusion = trunk.config.bypass_transformer
-        if self._late_fusion:
-            layers.append(trunk.additional_layer)
-        act = trunk.config.hidden_act
-        self._layers = [_Layer(layer, act, dtype) for layer in layers[:-1]]
-        self._last = _LastLayer(layers[-1], act, dtype)
+        *layers, last = trunk.layers()
+        self._late_fusion, act = trunk.config.bypass_transformer, trunk.config.hidden_act
+        self._layers = [_layer(layer, act, dtype) for layer in layers]
+        self._last = _last_layer(last, act, dtype)
         head_size = trunk.config.hidden_size // trunk.config.num_attention_heads
         # With late fusion only the last layer sees the regions. `_encode`, which a graph records, does not apply.
         graphed = has_variable_length(device, dtype, head_size) and not self._late_fusion
         self._graphed = GraphedEncoder(self._encode, Recorder(device)) if graphed else None
 
     def __call__(self, packed: Packed) -> Tensor:
-        rows = self._embed(packed)
+        rows = embedded(self._embeddings, self._project(packed.features.to(self._dtype)).float(), packed)
         read = Groups.of(packed.read_lengths, packed.lengths)
         if self._late_fusion:
             text = len(packed.input_ids)
@@ -174,71 +172,55 @@ class _Trunk:
             hidden = layer(hidden, attend)
         return hidden
 
-    def _embed(self, packed: Packed) -> Tensor:
-        """Return the embeddings of all texts [T], then of all regions [V]: float32 [T + V, H]."""
-        tables = self._embeddings
-        text = tables.word_embeddings(packed.input_ids)
-        text = text + tables.token_type_embeddings(packed.token_type_ids)
-        text = text + tables.position_embeddings(packed.position_ids)
-        regions = self._project(packed.features.to(self._dtype)).float()[packed.feature_rows]
-        regions = regions + tables.visual_token_type_embeddings(packed.visual_types)
-        # All regions have visual position 0, as in `modeling`.
-        regions = regions + tables.visual_position_embeddings.weight[0]
-        if packed.mentions is not None:
-            regions = regions + tables.mentions(packed.mentions)
-        return tables.LayerNorm(torch.cat((text, regions)))  # type: ignore[no-any-return]
+
+def embedded(tables: Embeddings, projected: Tensor, packed: Packed) -> Tensor:
+    """Return the embeddings of all texts, then of all regions, [T + V, H], from the projected features [U, H]."""
+    text = tables.text(tables.word_embeddings(packed.input_ids), packed.token_type_ids, packed.position_ids)
+    regions = tables.regions(projected.index_select(0, packed.feature_rows), packed.visual_types, packed.mentions)
+    return tables.normalised(torch.cat((text, regions)))
 
 
-class _Layer:
-    """One encoder layer over packed tokens: float32 [N, H] → [N, H]."""
+def _layer(layer: Layer, act: str, dtype: torch.dtype) -> Callable[[Tensor, Attend], Tensor]:
+    """Return an encoder layer over packed tokens: float32 [N, H] → [N, H]."""
+    attention, heads = layer.attention.self, layer.attention.self.num_heads
+    project = _dense(attention.query, attention.key, attention.value, dtype=dtype)
+    feed_forward = _feed_forward(layer, act, dtype)
 
-    def __init__(self, layer: Layer, act: str, dtype: torch.dtype) -> None:
-        attention = layer.attention.self
-        self._dtype = dtype
-        self._num_heads = attention.num_heads
-        self._query_key_value = _dense(attention.query, attention.key, attention.value, dtype=dtype)
-        self._feed_forward = _FeedForward(layer, act, dtype)
+    def compute(hidden: Tensor, attend: Attend) -> Tensor:
+        query, key, value = project(hidden.to(dtype)).view(len(hidden), 3, heads, -1).unbind(1)
+        return feed_forward(attend(query, key, value), hidden)
 
-    def __call__(self, hidden: Tensor, attend: Attend) -> Tensor:
-        projected = self._query_key_value(hidden.to(self._dtype))
-        query, key, value = projected.view(len(hidden), 3, self._num_heads, -1).unbind(1)
-        return self._feed_forward(attend(query, key, value), hidden)
+    return compute
 
 
-class _LastLayer:
-    """The last encoder layer, for the read tokens only. They attend to all tokens: float32 [N, H] → [R, H]."""
+def _last_layer(layer: Layer, act: str, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Attend], Tensor]:
+    """Return the last layer, for the read tokens only. They attend to all tokens: float32 [N, H] → [R, H]."""
+    attention, heads = layer.attention.self, layer.attention.self.num_heads
+    ask, know = _dense(attention.query, dtype=dtype), _dense(attention.key, attention.value, dtype=dtype)
+    feed_forward = _feed_forward(layer, act, dtype)
 
-    def __init__(self, layer: Layer, act: str, dtype: torch.dtype) -> None:
-        attention = layer.attention.self
-        self._dtype = dtype
-        self._num_heads = attention.num_heads
-        self._query = _dense(attention.query, dtype=dtype)
-        self._key_value = _dense(attention.key, attention.value, dtype=dtype)
-        self._feed_forward = _FeedForward(layer, act, dtype)
-
-    def __call__(self, hidden: Tensor, reads: Tensor, attend: Attend) -> Tensor:
+    def compute(hidden: Tensor, reads: Tensor, attend: Attend) -> Tensor:
         read = hidden[reads]
-        query = self._query(read.to(self._dtype)).view(len(read), self._num_heads, -1)
-        key, value = self._key_value(hidden.to(self._dtype)).view(len(hidden), 2, self._num_heads, -1).unbind(1)
-        return self._feed_forward(attend(query, key, value), read)
+        query = ask(read.to(dtype)).view(len(read), heads, -1)
+        key, value = know(hidden.to(dtype)).view(len(hidden), 2, heads, -1).unbind(1)
+        return feed_forward(attend(query, key, value), read)
+
+    return compute
 
 
-class _FeedForward:
-    """The part of a layer that follows attention."""
+def _feed_forward(layer: Layer, act: str, dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the part of a layer that follows attention."""
+    mix, mix_norm = _dense(layer.attention.output.dense, dtype=dtype), layer.attention.output.LayerNorm
+    widen = _dense(layer.intermediate.dense, dtype=dtype, act=act)
+    narrow, narrow_norm = _dense(layer.output.dense, dtype=dtype), layer.output.LayerNorm
 
-    def __init__(self, layer: Layer, act: str, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._mix = _dense(layer.attention.output.dense, dtype=dtype)
-        self._mix_norm = layer.attention.output.LayerNorm
-        self._widen = _dense(layer.intermediate.dense, dtype=dtype, act=act)
-        self._narrow = _dense(layer.output.dense, dtype=dtype)
-        self._narrow_norm = layer.output.LayerNorm
-
-    def __call__(self, mixed: Tensor, residual: Tensor) -> Tensor:
+    def compute(mixed: Tensor, residual: Tensor) -> Tensor:
         # float32 + bfloat16 gives float32, so the residual is never rounded. A bfloat16 residual gave three times the
         # error in the logits when it was measured.
-        hidden = self._mix_norm(residual + self._mix(mixed))
-        return self._narrow_norm(hidden + self._narrow(self._widen(hidden.to(self._dtype))))  # type: ignore[no-any-return]
+        hidden = mix_norm(residual + mix(mixed))
+        return narrow_norm(hidden + narrow(widen(hidden.to(dtype))))  # type: ignore[no-any-return]
+
+    return compute
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -261,65 +243,47 @@ class Groups:
         runs = groupby(zip(queries, keys, strict=True))
         return cls(tuple((sum(1 for _ in run), *shape) for shape, run in runs))
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
         """Attend: queries [Q, heads, W], keys and values [N, heads, W] → [Q, heads * W]."""
-        mixed = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         asked = [count * queries for count, queries, _ in self.groups]
         known = [count * keys for count, _, keys in self.groups]
-        outs, *parts = (
-            states.split_with_sizes(sizes)
-            for states, sizes in ((mixed, asked), (query, asked), (key, known), (value, known))
-        )
-        for (count, queries, _), out, *part in zip(self.groups, outs, *parts, strict=True):
-            q, k, v = (states.unflatten(0, (count, -1)).transpose(1, 2) for states in part)
-            found = functional.scaled_dot_product_attention(q, k, v)
-            out.unflatten(0, (count, queries)).copy_(found.transpose(1, 2))
-        return mixed.flatten(1)
+        mixed = []
+        each = (states.split_with_sizes(sizes) for states, sizes in ((query, asked), (key, known), (value, known)))
+        for (count, queries, keys), *parts in zip(self.groups, *each, strict=True):
+            # The sizes are explicit, because a caption without a masked word has no query.
+            q, k, v = (
+                part.unflatten(0, (count, size)).transpose(1, 2)
+                for part, size in zip(parts, (queries, keys, keys), strict=True)
+            )
+            found = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+            mixed.append(found.transpose(1, 2).flatten(2).flatten(0, 1))
+        return torch.cat(mixed)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # products
 
 
-def _dense(*layers: nn.Module, dtype: torch.dtype, act: str | None = None) -> Dense:
+def _dense(*layers: nn.Linear, dtype: torch.dtype, act: str | None = None) -> Dense:
     """Join `layers`, which take the same input, into one product, followed by an activation."""
-    linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
-    weight, bias = (
-        torch.cat(parts).to(dtype) if len(parts) > 1 else parts[0].to(dtype)
-        for parts in ([linear.weight.detach() for linear in linears], [linear.bias.detach() for linear in linears])
-    )
-    if weight.device.type == "cpu" and _onednn_pays(dtype):
-        return _OneDnnDense(weight, bias, act)
-    return _PlainDense(weight, bias, act)
+    weight = torch.cat([layer.weight.detach() for layer in layers]).to(dtype)
+    bias = torch.cat([layer.bias.detach() for layer in layers]).to(dtype)
+    packed = weight.device.type == "cpu" and _onednn_pays(dtype)
+    return (_onednn_dense if packed else _plain_dense)(weight, bias, act)
 
 
-@dataclass(frozen=True, eq=False)
-class _PlainDense:
-    """A product with the weights in torch's layout, followed by an activation."""
-
-    weight: Tensor
-    bias: Tensor
-    act: str | None
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        outputs = functional.linear(inputs, self.weight, self.bias)
-        return outputs if self.act is None else ACTIVATION[self.act](outputs)
+def _plain_dense(weight: Tensor, bias: Tensor, act: str | None) -> Dense:
+    if act is None:
+        return lambda inputs: functional.linear(inputs, weight, bias)
+    activate = ACTIVATION[act]
+    return lambda inputs: activate(functional.linear(inputs, weight, bias))
 
 
-class _OneDnnDense:
-    """A product whose weights are reordered once into oneDNN's layout. It computes the activation inside."""
-
-    def __init__(self, weight: Tensor, bias: Tensor, act: str | None) -> None:
-        # oneDNN chooses the layout for this number of rows, about twenty questions. Any number gives right results.
-        rows = 1024
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-        self._bias = bias
-        self._act = _ONEDNN_ACTIVATION[act]
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        name, algorithm = self._act
-        outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._weight, self._bias, name, [], algorithm)
-        return outputs
+def _onednn_dense(weight: Tensor, bias: Tensor, act: str | None) -> Dense:
+    """Reorder the weights once into oneDNN's layout, whose product computes the activation inside."""
+    # oneDNN chooses the layout for 1,024 rows, about twenty questions. Any number gives right results.
+    packed, (name, algorithm) = torch.ops.mkldnn._reorder_linear_weight(weight, 1024), _ONEDNN_ACTIVATION[act]
+    return lambda inputs: torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, name, [], algorithm)
 
 
 _ONEDNN_ACTIVATION = {
@@ -349,11 +313,3 @@ def _onednn_has_bfloat16() -> bool:
     only a part of AVX-512.
     """
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _inverse(order: Sequence[int]) -> list[int]:
-    """Return the place in the pack of each sequence of the batch."""
-    places = [0] * len(order)
-    for place, original in enumerate(order):
-        places[original] = place
-    return places

@@ -9,6 +9,8 @@ an example as a failure.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -40,7 +42,7 @@ def require_ids(name: str, ids: Tensor, stop: int, least: int = 0, ignored: int 
     """Raise ValueError unless `ids` are whole numbers from `least` to `stop` - 1, or `ignored`."""
     if ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name} must be whole numbers (torch.long), got {ids.dtype}")
-    if not visible(ids) or not ids.numel():
+    if not visible(ids):
         return
     outside = (ids < least) | (ids >= stop)
     if ignored is not None:
@@ -85,53 +87,37 @@ def require_text_first(mask: Tensor) -> None:
         raise ValueError("attention_mask must cover two tokens or more: the head reads the second-last token")
 
 
-def check_inputs(
-    config: VisualBertConfig,
-    input_ids: Tensor | None,
-    attention_mask: Tensor | None,
-    token_type_ids: Tensor | None,
-    position_ids: Tensor | None,
-    inputs_embeds: Tensor | None,
-    visual_embeds: Tensor | None,
-    visual_attention_mask: Tensor | None,
-    visual_token_type_ids: Tensor | None,
-    image_text_alignment: Tensor | None,
-) -> None:
+def check_inputs(config: VisualBertConfig, **given: Tensor | None) -> None:
     """Raise ValueError unless the arguments of `VisualBertModel.forward` fit each other and the network."""
-    examples, length = _check_words(config, input_ids, inputs_embeds)
-    _check_mask("attention_mask", attention_mask, B=examples, T=length)
-    for name, ids, stop in (
-        ("token_type_ids", token_type_ids, config.type_vocab_size),
-        ("position_ids", position_ids, config.max_position_embeddings),
-    ):
-        if ids is not None:
-            require_shape(name, ids, B=_or_one(ids, examples), T=length)
-            require_ids(name, ids, stop)
-    if visual_embeds is None:
-        others = {
-            "visual_attention_mask": visual_attention_mask,
-            "visual_token_type_ids": visual_token_type_ids,
-            "image_text_alignment": image_text_alignment,
-        }
-        for name, value in others.items():
-            if value is not None:
-                raise ValueError(f"{name} is given without visual_embeds")
-        return
-    require_shape("visual_embeds", visual_embeds, B=examples, V=None, D=config.visual_embedding_dim)
-    if not visual_embeds.is_floating_point():
-        raise ValueError(f"visual_embeds must be floating-point features, got {visual_embeds.dtype}")
-    regions = visual_embeds.shape[1]
-    _check_mask("visual_attention_mask", visual_attention_mask, B=examples, V=regions)
-    if visual_token_type_ids is not None:
-        types = visual_token_type_ids
-        require_shape("visual_token_type_ids", types, B=_or_one(types, examples), V=regions)
-        require_ids("visual_token_type_ids", types, config.type_vocab_size)
-    if image_text_alignment is not None:
-        alignment = image_text_alignment
-        require_shape("image_text_alignment", alignment, B=_or_one(alignment, examples), V=None, A=None)
-        if alignment.shape[1] < regions:
-            raise ValueError(f"image_text_alignment covers {alignment.shape[1]} regions, visual_embeds {regions}")
-        require_ids("image_text_alignment", alignment, config.max_position_embeddings, least=-1)
+    found = {name: tensor for name, tensor in given.items() if tensor is not None}
+    examples, length = _check_words(config, found)
+    regions = 0
+    if "visual_embeds" in found:
+        features = found["visual_embeds"]
+        require_shape("visual_embeds", features, B=examples, V=None, D=config.visual_embedding_dim)
+        if not features.is_floating_point():
+            raise ValueError(f"visual_embeds must be floating-point features, got {features.dtype}")
+        regions = features.shape[1]
+    elif lonely := [name for name in found if name.startswith("visual_") or name == "image_text_alignment"]:
+        raise ValueError(f"{lonely[0]} is given without visual_embeds")
+    for name, axes in (("attention_mask", {"T": length}), ("visual_attention_mask", {"V": regions})):
+        if name in found:
+            require_shape(name, found[name], B=examples, **axes)
+            _check_mask(name, found[name])
+    types, positions = config.type_vocab_size, config.max_position_embeddings
+    ids: tuple[tuple[str, dict[str, int | None], int, int], ...] = (
+        ("token_type_ids", {"T": length}, 0, types),
+        ("position_ids", {"T": length}, 0, positions),
+        ("visual_token_type_ids", {"V": regions}, 0, types),
+        ("image_text_alignment", {"V": None, "A": None}, -1, positions),
+    )
+    for name, sizes, least, stop in ids:
+        if name in found:
+            rows = 1 if found[name].shape[:1] == (1,) else examples  # one row may serve all examples
+            require_shape(name, found[name], B=rows, **sizes)
+            require_ids(name, found[name], stop, least)
+    if "image_text_alignment" in found and (aligned := found["image_text_alignment"].shape[1]) < regions:
+        raise ValueError(f"image_text_alignment covers {aligned} regions, visual_embeds {regions}")
 
 
 def visible(tensor: Tensor) -> bool:
@@ -139,17 +125,17 @@ def visible(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _check_words(config: VisualBertConfig, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int, int]:
+def _check_words(config: VisualBertConfig, found: Mapping[str, Tensor]) -> tuple[int, int]:
     """Check the words. Return the number of examples and the number of text tokens."""
-    if inputs_embeds is not None and input_ids is None:
-        require_shape("inputs_embeds", inputs_embeds, B=None, T=None, hidden=config.hidden_size)
-        words = inputs_embeds
-    elif input_ids is not None and inputs_embeds is None:
-        require_shape("input_ids", input_ids, B=None, T=None)
-        require_ids("input_ids", input_ids, config.vocab_size)
-        words = input_ids
-    else:
+    if ("input_ids" in found) == ("inputs_embeds" in found):
         raise ValueError("give either input_ids or inputs_embeds")
+    if "input_ids" in found:
+        words = found["input_ids"]
+        require_shape("input_ids", words, B=None, T=None)
+        require_ids("input_ids", words, config.vocab_size)
+    else:
+        words = found["inputs_embeds"]
+        require_shape("inputs_embeds", words, B=None, T=None, hidden=config.hidden_size)
     examples, length = words.shape[:2]
     if not length:
         raise ValueError("text must hold one token or more: the first one is pooled")
@@ -159,19 +145,13 @@ def _check_words(config: VisualBertConfig, input_ids: Tensor | None, inputs_embe
     return examples, length
 
 
-def _check_mask(name: str, mask: Tensor | None, **axes: int) -> None:
-    """Raise ValueError unless the mask has these axes, is not additive, and leaves a token in every text."""
-    if mask is None:
+def _check_mask(name: str, mask: Tensor) -> None:
+    """Raise ValueError if a mask is additive, or leaves a text without a token."""
+    if not visible(mask):
         return
-    require_shape(name, mask, **axes)
     # Some callers pass an additive mask: 0 for a token, a large negative number for padding. As a 1/0 mask it would
     # mean the opposite.
-    if visible(mask) and mask.dtype != torch.bool and mask.numel() and (mask < 0).any():
+    if mask.dtype != torch.bool and mask.numel() and (mask < 0).any():
         raise ValueError(f"{name} must be 1 where there is something and 0 where there is not, got {mask.min():g}")
-    if name == "attention_mask" and visible(mask) and not mask.bool().any(1).all():
+    if name == "attention_mask" and not mask.bool().any(1).all():
         raise ValueError("attention_mask must leave one token or more of every text")
-
-
-def _or_one(tensor: Tensor, examples: int) -> int:
-    """Return the allowed size of the first axis: 1 if all examples share one row, otherwise `examples`."""
-    return 1 if tensor.dim() and tensor.shape[0] == 1 else examples

@@ -127,6 +127,11 @@ class InputEncoder:
         """Encode an example and the regions of its images. Multiple choice gives one sequence for each choice."""
         raise TypeError(f"no layout for {type(example).__name__}")
 
+    def sequences(self, example: Example, regions: Sequence[Regions]) -> tuple[Encoded, ...]:
+        """Encode an example as `encode` does, and return a single sequence in a tuple, too."""
+        encoded = self.encode(example, regions)
+        return encoded if isinstance(encoded, tuple) else (encoded,)
+
     @encode.register
     def question(self, example: Question, regions: Sequence[Regions]) -> Encoded:
         """Encode a VQA v2 question. One of more than 124 word pieces loses "? [MASK]", as in the authors' training."""

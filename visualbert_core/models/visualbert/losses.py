@@ -1,4 +1,8 @@
-"""The losses of VisualBERT's five heads over packed sequences, as sums.
+"""The trunk over packed sequences, with gradients and dropout, and the losses of VisualBERT's five heads, as sums.
+
+The trunk computes what `modeling` computes, from the same modules, and skips what no loss needs: nothing for padding,
+and the last layer only for the tokens that the head reads. `inference.py` does the same for answers, from weights that
+it prepares once. A training cannot prepare them, because they change at every step.
 
 Divided by its counts, each sum is the loss of the head in `heads`, and so that of transformers and of the authors'
 code (github.com/uclanlp/visualbert at 2a9e8bd58a20). Golden values compare value and gradient.
@@ -9,26 +13,32 @@ code (github.com/uclanlp/visualbert at 2a9e8bd58a20). Golden values compare valu
     pre-training         cross-entropy per masked word, and per pair of captions; the two means are added
 
 Label smoothing changes the cross-entropies alone, as torch.nn.functional.cross_entropy defines it.
+
+Shapes: T text tokens and V regions of all sequences, N = T + V, R read tokens, H hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
 from visualbert_core.models.visualbert.heads import (
+    Classifier,
+    HeadNetwork,
     VisualBertForMultipleChoice,
     VisualBertForPreTraining,
     VisualBertForQuestionAnswering,
     VisualBertForRegionToPhraseAlignment,
     VisualBertForVisualReasoning,
 )
+from visualbert_core.models.visualbert.inference import Groups, embedded
+from visualbert_core.models.visualbert.modeling import Layer, VisualBertModel
 from visualbert_core.models.visualbert.packing import Packed
 
 INGREDIENT = "training"
@@ -44,15 +54,47 @@ class Labels:
     shares: tuple[Tensor, ...] = ()  # for each caption, float32 [K, V]
     words: Tensor | None = None  # long [M], the masked words
     word_rows: Tensor | None = None  # long [M], the rows of the masked words among the read states
-    cls_rows: Tensor | None = None  # long [B], the rows of [CLS] among the read states
     own: Tensor | None = None  # long [P], the labels of the pairs
-    own_rows: Tensor | None = None  # long [P], the sequences that are pairs
+    own_rows: Tensor | None = None  # long [P], the rows of [CLS] of the pairs among the read states
     smoothing: float = 0.0  # the share of each class target that all classes get alike
 
     def to(self, device: torch.device) -> Labels:
         """Copy the tensors to `device`."""
         moved: dict[str, Any] = {n: each.to(device) for n, each in vars(self).items() if isinstance(each, Tensor)}
         return replace(self, **moved, shares=tuple(each.to(device) for each in self.shares))
+
+
+def read_states(trunk: VisualBertModel, packed: Packed, checkpointing: bool = False) -> Tensor:
+    """Return the last states of the read tokens: [R, H], in the order of the pack.
+
+    With `checkpointing` only the input of each layer is kept, and the backward pass computes the layer again (Chen et
+    al. 2016, https://arxiv.org/abs/1604.06174). Values and gradients are the same, with the same draws of dropout.
+    """
+    compute = partial(checkpoint, _layer, use_reentrant=False) if checkpointing else _layer
+    rows = embedded(trunk.embeddings, trunk.embeddings.visual_projection(packed.features.float()), packed)
+    late, text = trunk.config.bypass_transformer, len(packed.input_ids)
+    hidden = rows[:text] if late else rows.index_select(0, packed.source)
+    lengths = packed.text_lengths if late else packed.lengths
+    groups = Groups.of(lengths, lengths)
+    *layers, last = trunk.layers()
+    for layer in layers:
+        hidden = compute(layer, hidden, hidden, groups)
+    if late:
+        hidden = torch.cat((hidden, rows[text:])).index_select(0, packed.source)
+    read = Groups.of(packed.read_lengths, packed.lengths)
+    return compute(last, hidden.index_select(0, packed.reads), hidden, read)
+
+
+def _layer(layer: Layer, asking: Tensor, known: Tensor, groups: Groups) -> Tensor:
+    """Return the states [Q, H] of the asking tokens after a layer, whose attention reads the known tokens [N, H]."""
+    attention = layer.attention.self
+    query, key, value = (
+        project(states).unflatten(1, (attention.num_heads, -1))
+        for project, states in ((attention.query, asking), (attention.key, known), (attention.value, known))
+    )
+    mixed = groups(query, key, value, attention.dropout if attention.training else 0.0)
+    hidden = layer.attention.output(mixed, asking)
+    return layer.output(layer.intermediate(hidden), hidden)  # type: ignore[no-any-return]
 
 
 def divergence(logits: Tensor, targets: Tensor) -> Tensor:
@@ -66,70 +108,59 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
     return functional.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
 
 
-def _questions(network: Pretrained, states: Tensor, packed: Packed, labels: Labels) -> list[Tensor]:
-    assert isinstance(network, VisualBertForQuestionAnswering)
-    assert labels.soft is not None
-    return [divergence(network.cls(network.dropout(states)), labels.soft)]
+def losses(network: HeadNetwork, states: Tensor, packed: Packed, labels: Labels) -> list[Tensor]:
+    """Return the sum of each term of the loss, from the read states [R, H]."""
+    match network:
+        case VisualBertForQuestionAnswering():
+            assert labels.soft is not None
+            return [divergence(network.cls(network.dropout(states)), labels.soft)]
+        case VisualBertForVisualReasoning():
+            assert labels.classes is not None
+            return [cross_entropy(_pooled(network, states), labels.classes, labels.smoothing)]
+        case VisualBertForMultipleChoice():
+            return [_choices(_pooled(network, states).float().squeeze(1), labels)]
+        case VisualBertForRegionToPhraseAlignment():
+            return [_phrases(network, states, packed, labels)]
+        case VisualBertForPreTraining():
+            return _pre_training(network, states, labels)
+    raise TypeError(f"{type(network).__name__} has no loss")
 
 
-def _statements(network: Pretrained, states: Tensor, packed: Packed, labels: Labels) -> list[Tensor]:
-    assert isinstance(network, VisualBertForVisualReasoning)
+def _choices(scores: Tensor, labels: Labels) -> Tensor:
     assert labels.classes is not None
-    return [cross_entropy(_pooled(network, network.cls, states), labels.classes, labels.smoothing)]
-
-
-def _choices(network: Pretrained, states: Tensor, packed: Packed, labels: Labels) -> list[Tensor]:
-    assert isinstance(network, VisualBertForMultipleChoice)
-    assert labels.classes is not None
-    scores = _pooled(network, network.cls, states).float().squeeze(1)
     rows = [scores[list(places)] for places in labels.choices]
     if labels.smoothing:  # a choice that is not there must get no share, so every example is a call
         pairs = zip(rows, labels.classes.unsqueeze(1).unbind(), strict=True)
-        return [torch.stack([cross_entropy(row[None], right, labels.smoothing) for row, right in pairs]).sum()]
+        return torch.stack([cross_entropy(row[None], right, labels.smoothing) for row, right in pairs]).sum()
     # Examples may differ in their number of choices. A choice that is not there gets no probability.
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=float("-inf"))
-    return [cross_entropy(padded, labels.classes)]
+    return cross_entropy(padded, labels.classes)
 
 
-def _pooled(
-    network: VisualBertForVisualReasoning | VisualBertForMultipleChoice, cls: nn.Module, states: Tensor
-) -> Tensor:
-    dense = network.visual_bert.pooler.dense
-    return cls(network.dropout(torch.tanh(dense(states))))  # type: ignore[no-any-return]
+def _pooled(network: Classifier, states: Tensor) -> Tensor:
+    pooled = torch.tanh(network.visual_bert.pooler.dense(states))
+    return network.cls(network.dropout(pooled))  # type: ignore[no-any-return]
 
 
-def _phrases(network: Pretrained, states: Tensor, packed: Packed, labels: Labels) -> list[Tensor]:
+def _phrases(network: VisualBertForRegionToPhraseAlignment, states: Tensor, packed: Packed, labels: Labels) -> Tensor:
     """The read states of a sequence are those of its K phrases, then those of its V regions."""
-    assert isinstance(network, VisualBertForRegionToPhraseAlignment)
     queries = network.attention.query(states).float().split(packed.read_lengths)
     keys = network.attention.key(states).float().split(packed.read_lengths)
-    losses = [states.new_zeros((), dtype=torch.float32)]
+    sums = [states.new_zeros((), dtype=torch.float32)]
     for query, key, shares in zip(queries, keys, labels.shares, strict=True):
         phrases = len(shares)
         logits = query[:phrases] @ key[phrases:].T / query.shape[-1] ** 0.5
-        losses.append(divergence(logits, shares))
-    return [torch.stack(losses).sum()]
+        sums.append(divergence(logits, shares))
+    return torch.stack(sums).sum()
 
 
-def _pre_training(network: Pretrained, states: Tensor, packed: Packed, labels: Labels) -> list[Tensor]:
+def _pre_training(network: VisualBertForPreTraining, states: Tensor, labels: Labels) -> list[Tensor]:
     """Score the vocabulary only at masked words, which is most of the work of a padded network."""
-    assert isinstance(network, VisualBertForPreTraining)
     assert labels.words is not None
     assert labels.word_rows is not None
     predicted = network.cls.predictions(states.index_select(0, labels.word_rows))
     words = cross_entropy(predicted, labels.words, labels.smoothing)
-    if labels.own is None or labels.cls_rows is None or labels.own_rows is None:
+    if labels.own is None or labels.own_rows is None:
         return [words]
-    read = states.index_select(0, labels.cls_rows.index_select(0, labels.own_rows))
-    pooled = torch.tanh(network.visual_bert.pooler.dense(read))
+    pooled = torch.tanh(network.visual_bert.pooler.dense(states.index_select(0, labels.own_rows)))
     return [words, cross_entropy(network.cls.seq_relationship(pooled), labels.own, labels.smoothing)]
-
-
-LOSSES: dict[type[Pretrained], Callable[[Pretrained, Tensor, Packed, Labels], Sequence[Tensor]]] = {
-    VisualBertForQuestionAnswering: _questions,
-    VisualBertForVisualReasoning: _statements,
-    VisualBertForMultipleChoice: _choices,
-    VisualBertForRegionToPhraseAlignment: _phrases,
-    VisualBertForPreTraining: _pre_training,
-}
-"""Network → the function of (network, read states [R, H], pack, labels) that returns the sum of each term."""

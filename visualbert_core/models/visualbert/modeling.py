@@ -70,12 +70,34 @@ class Embeddings(nn.Module):
         visual_token_type_ids: Tensor | None,
         image_text_alignment: Tensor | None,
     ) -> Tensor:
-        embedded = self._text(words, token_type_ids, position_ids)
-        if visual_embeds is not None:
-            regions = self._regions(visual_embeds, visual_token_type_ids, image_text_alignment)
-            embedded = torch.cat((embedded, regions), dim=1)
-        embedded = self.LayerNorm(embedded)
-        return self.dropout(embedded)  # type: ignore[no-any-return]
+        if position_ids is None:
+            position_ids = torch.arange(words.shape[1], device=words.device)[None]
+        if token_type_ids is None:
+            token_type_ids = torch.zeros(words.shape[:2], dtype=torch.long, device=words.device)
+        text = self.text(words, token_type_ids, position_ids)
+        if visual_embeds is None:
+            return self.normalised(text)
+        if visual_token_type_ids is None:
+            visual_token_type_ids = torch.ones(visual_embeds.shape[:2], dtype=torch.long, device=words.device)
+        if image_text_alignment is not None:
+            image_text_alignment = image_text_alignment[:, : visual_embeds.shape[1]]
+        regions = self.regions(self.visual_projection(visual_embeds), visual_token_type_ids, image_text_alignment)
+        return self.normalised(torch.cat((text, regions), dim=1))
+
+    def text(self, words: Tensor, types: Tensor, positions: Tensor) -> Tensor:
+        """Return the sums of text tokens, [..., hidden], from the embeddings of their words."""
+        return words + self.token_type_embeddings(types) + self.position_embeddings(positions)  # type: ignore[no-any-return]
+
+    def regions(self, projected: Tensor, types: Tensor, alignment: Tensor | None) -> Tensor:
+        """Return the sums of regions, [..., hidden], from their projected features."""
+        # Every region has visual position 0, as in the authors' code: regions are a set, and no other row was trained.
+        position = self.visual_position_embeddings.weight[0]
+        embedded: Tensor = projected + self.visual_token_type_embeddings(types) + position
+        return embedded if alignment is None else embedded + self._mentions(alignment)
+
+    def normalised(self, embedded: Tensor) -> Tensor:
+        """Return the embeddings as the first layer takes them."""
+        return self.dropout(self.LayerNorm(embedded))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def copy_text_tables(self) -> None:
@@ -83,25 +105,7 @@ class Embeddings(nn.Module):
         self.visual_token_type_embeddings.weight.copy_(self.token_type_embeddings.weight)
         self.visual_position_embeddings.weight.copy_(self.position_embeddings.weight)
 
-    def _text(self, words: Tensor, token_type_ids: Tensor | None, position_ids: Tensor | None) -> Tensor:
-        if position_ids is None:
-            position_ids = torch.arange(words.shape[1], device=words.device)[None]
-        if token_type_ids is None:
-            token_type_ids = torch.zeros(words.shape[:2], dtype=torch.long, device=words.device)
-        types: Tensor = self.token_type_embeddings(token_type_ids)
-        positions: Tensor = self.position_embeddings(position_ids)
-        return words + types + positions
-
-    def _regions(self, features: Tensor, types: Tensor | None, alignment: Tensor | None) -> Tensor:
-        if types is None:
-            types = torch.ones(features.shape[:2], dtype=torch.long, device=features.device)
-        # Every region has visual position 0, as in the authors' code: regions are a set, and no other row was trained.
-        position = self.visual_position_embeddings.weight[0]
-        embedded: Tensor = self.visual_projection(features)
-        embedded = embedded + self.visual_token_type_embeddings(types) + position
-        return embedded if alignment is None else embedded + self.mentions(alignment[:, : features.shape[1]])
-
-    def mentions(self, alignment: Tensor) -> Tensor:
+    def _mentions(self, alignment: Tensor) -> Tensor:
         """Return the mean embedding [..., hidden] of the text positions [..., A] that name each region.
 
         Positions are padded with -1. A region without a position gets 0.
@@ -269,15 +273,15 @@ class VisualBertModel(Pretrained):
         """
         check_inputs(
             self.config,
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            visual_embeds,
-            visual_attention_mask,
-            visual_token_type_ids,
-            image_text_alignment,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            visual_embeds=visual_embeds,
+            visual_attention_mask=visual_attention_mask,
+            visual_token_type_ids=visual_token_type_ids,
+            image_text_alignment=image_text_alignment,
         )
         words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         mask = _key_mask(words, attention_mask, visual_embeds, visual_attention_mask)
@@ -294,6 +298,11 @@ class VisualBertModel(Pretrained):
             hidden_states=states if output_hidden_states else None,
             attentions=attentions if output_attentions else None,
         )
+
+    def layers(self) -> list[Layer]:
+        """Return all layers. With late fusion, the last one alone reads the regions."""
+        late = [self.additional_layer] if self.config.bypass_transformer else []
+        return [layer for layer in (*self.encoder.layer, *late) if isinstance(layer, Layer)]
 
     def _late_fusion(self, embedded: Tensor, mask: Tensor, length: int, with_weights: bool) -> tuple[Tensors, Tensors]:
         """Encode the text alone, then join it with the embedded regions in one additional layer.

@@ -7,7 +7,7 @@ computed for padding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from visualbert_core.models.visualbert.inputs import Encoded
 
@@ -62,6 +63,11 @@ class Packed:
     source: Tensor  # long [N], the row of each token among all texts [T] followed by all regions [V]
     reads: Tensor  # long [R], into the tokens [N]
 
+    @property
+    def read_starts(self) -> np.ndarray:
+        """Return the row of the first read token of each sequence among the R read tokens: long [B]."""
+        return _starts(self.read_lengths)
+
     def to(self, device: torch.device) -> Packed:
         """Copy the tensors to `device`. A copy to a GPU uses pinned memory and does not wait."""
         moved: dict[str, Any] = {}
@@ -73,12 +79,11 @@ class Packed:
         return replace(self, **moved)
 
 
-def pack(sequences: Sequence[Encoded], read: Callable[[Encoded], Sequence[int]]) -> Packed:
-    """Lay the sequences of one task end to end, on the CPU. `read` returns the positions that the head reads.
+def pack(sequences: Sequence[Encoded], reads: Sequence[Sequence[int]]) -> Packed:
+    """Lay the sequences of one task end to end, on the CPU. `reads` are the positions that the head reads of each.
 
     Raise ValueError if the features differ in size.
     """
-    reads = [tuple(read(sequence)) for sequence in sequences]
     shape = [(len(s.input_ids) + len(s.rows), len(r)) for s, r in zip(sequences, reads, strict=True)]
     order = sorted(range(len(sequences)), key=shape.__getitem__)
     sequences, reads = [sequences[i] for i in order], [reads[i] for i in order]
@@ -86,9 +91,6 @@ def pack(sequences: Sequence[Encoded], read: Callable[[Encoded], Sequence[int]])
     lengths = [text + region for text, region in zip(texts, regions, strict=True)]
     starts = _starts(lengths)
     features, rows = _shared(sequences)
-    mentions = None
-    if sequences[0].mentions is not None:
-        mentions = torch.from_numpy(_alignment([m for s in sequences for m in s.mentions or ()]))
     return Packed(
         order=tuple(order),
         lengths=tuple(lengths),
@@ -100,7 +102,7 @@ def pack(sequences: Sequence[Encoded], read: Callable[[Encoded], Sequence[int]])
         features=torch.from_numpy(features),
         feature_rows=torch.from_numpy(rows),
         visual_types=torch.from_numpy(np.concatenate([s.visual_types for s in sequences])),
-        mentions=mentions,
+        mentions=None if sequences[0].mentions is None else _alignment(sequences),
         source=torch.from_numpy(_source(texts, regions)),
         reads=_flat([[start + position for position in r] for start, r in zip(starts, reads, strict=True)]),
     )
@@ -110,9 +112,7 @@ def _shared(sequences: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
     """Return the features of every image once, float [U, D], and the row of each region in them, long [V]."""
     # By identity: sequences about one image share the array object (see `Encoded`), and comparing arrays is slow.
     images = {id(image): image for sequence in sequences for image in sequence.images}
-    sizes = {image.shape[1] for image in images.values()}
-    if len(sizes) > 1:
-        raise ValueError(f"a batch needs one feature size, got {sorted(sizes)}")
+    _check_sizes(images.values())
     first = dict(zip(images, _starts([len(image) for image in images.values()]), strict=True))
     rows = []
     for sequence in sequences:
@@ -124,11 +124,8 @@ def _shared(sequences: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
 
 def _source(texts: Sequence[int], regions: Sequence[int]) -> np.ndarray:
     """Return the row of each token of the pack in the order of all texts, then all regions: long [N]."""
-    first_region = sum(texts)
-    parts = []
-    for text_start, text, region_start, region in zip(_starts(texts), texts, _starts(regions), regions, strict=True):
-        parts += [np.arange(text) + text_start, np.arange(region) + first_region + region_start]
-    return np.concatenate(parts)
+    sequence_of_row = np.repeat([*range(len(texts))] * 2, [*texts, *regions])
+    return np.argsort(sequence_of_row, kind="stable")
 
 
 def _starts(lengths: Sequence[int]) -> np.ndarray:
@@ -141,51 +138,38 @@ def _flat(values: Iterable[Iterable[int]]) -> Tensor:
 
 def _padded(sequences: Sequence[Encoded]) -> dict[str, Tensor]:
     """Return the tensors of `collate` for sequences without a choice axis."""
-    texts, images = [len(s.input_ids) for s in sequences], [len(s.rows) for s in sequences]
-    arrays = {
-        "input_ids": _rows([s.input_ids for s in sequences], texts),
-        "attention_mask": _lengths(texts),
-        "token_type_ids": _rows([s.token_type_ids for s in sequences], texts),
-        "visual_embeds": _regions([s.features for s in sequences], images),
-        "visual_attention_mask": _lengths(images),
-        "visual_token_type_ids": _rows([s.visual_types for s in sequences], images),
+    texts, regions = [len(s.input_ids) for s in sequences], [len(s.rows) for s in sequences]
+    features = [s.features for s in sequences]
+    _check_sizes(features)
+    found = {
+        "input_ids": _rows(s.input_ids for s in sequences),
+        "attention_mask": _rows([1] * text for text in texts),
+        "token_type_ids": _rows(s.token_type_ids for s in sequences),
+        "visual_embeds": pad_sequence([torch.from_numpy(each).float() for each in features], batch_first=True),
+        "visual_attention_mask": _rows([1] * region for region in regions),
+        "visual_token_type_ids": _rows(s.visual_types for s in sequences),
     }
     if sequences[0].mentions is not None:
-        aligned = _alignment([m for s in sequences for m in s.mentions or ()])
-        padded = np.full((len(sequences), max(images), aligned.shape[1]), -1, dtype=np.int64)
-        padded[_lengths(images).astype(bool)] = aligned
-        arrays["image_text_alignment"] = padded
+        found["image_text_alignment"] = pad_sequence([*_alignment(sequences).split_with_sizes(regions)], True, -1)
     if sequences[0].phrases is not None:
-        phrases = [s.phrases or () for s in sequences]
-        arrays["region_to_phrase_position"] = _rows(phrases, [len(p) for p in phrases], fill=-1)
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        found["region_to_phrase_position"] = _rows((s.phrases or () for s in sequences), fill=-1)
+    return found
 
 
-def _rows(values: Sequence[Iterable[int]], lengths: Sequence[int], fill: int = 0) -> np.ndarray:
-    rows = np.full((len(lengths), max(lengths)), fill, dtype=np.int64)
-    rows[_lengths(lengths).astype(bool)] = np.fromiter(chain.from_iterable(values), np.int64, sum(lengths))
-    return rows
+def _rows(values: Iterable[Sequence[int] | np.ndarray], fill: int = 0) -> Tensor:
+    """Return the rows padded to the length of the longest: long [B, longest]."""
+    return pad_sequence([torch.as_tensor(row, dtype=torch.long) for row in values], True, fill)
 
 
-def _lengths(lengths: Sequence[int]) -> np.ndarray:
-    """Return the mask [B, longest] of padded rows: 1 for a real position, 0 for padding."""
-    return (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
-
-
-def _regions(features: Sequence[np.ndarray], lengths: Sequence[int]) -> np.ndarray:
-    sizes = {part.shape[1] for part in features}
+def _check_sizes(features: Iterable[np.ndarray]) -> None:
+    sizes = {each.shape[1] for each in features}
     if len(sizes) > 1:
         raise ValueError(f"a batch needs one feature size, got {sorted(sizes)}")
-    padded = np.zeros((len(features), max(lengths), *sizes), dtype=np.float32)
-    for row, part in zip(padded, features, strict=True):
-        row[: len(part)] = part
-    return padded
 
 
-def _alignment(mentions: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """Return for each region the text positions that name it, padded with -1: [V, A], with A at least 1."""
-    lengths = [len(positions) for positions in mentions]
-    padded = np.full((len(mentions), max([1, *lengths])), -1, dtype=np.int64)
-    for row, positions in zip(padded, mentions, strict=True):
-        row[: len(positions)] = positions
-    return padded
+def _alignment(sequences: Sequence[Encoded]) -> Tensor:
+    """Return for each region of a batch the text positions that name it, padded with -1: long [V, A], A at least 1."""
+    mentions = [positions for sequence in sequences for positions in sequence.mentions or ()]
+    longest = max([1, *map(len, mentions)])
+    rows = [[*positions, *[-1] * (longest - len(positions))] for positions in mentions]
+    return torch.tensor(rows, dtype=torch.long).view(len(rows), longest)

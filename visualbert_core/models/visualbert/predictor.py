@@ -9,7 +9,7 @@ order of the weights: `answers.txt` as published with Pythia (https://github.com
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +23,8 @@ from visualbert_core.io.documents import brief
 from visualbert_core.models.base import NOT_FINITE, Family, ReadsRegions
 from visualbert_core.models.visualbert.checkpoint.files import weights_digest
 from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata
-from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
 from visualbert_core.models.visualbert.config import CONFIG_FILE, VisualBertConfig
-from visualbert_core.models.visualbert.heads import (
-    VisualBertForMultipleChoice,
-    VisualBertForQuestionAnswering,
-    VisualBertForRegionToPhraseAlignment,
-    VisualBertForVisualReasoning,
-)
+from visualbert_core.models.visualbert.heads import NETWORKS
 from visualbert_core.models.visualbert.inference import PRECISIONS, InferenceNetwork
 from visualbert_core.models.visualbert.inputs import (
     GEOMETRY_SIZE,
@@ -50,7 +44,6 @@ from visualbert_core.schema import (
     Example,
     Failure,
     Grounding,
-    MultipleChoice,
     Prediction,
     Question,
     RankedAnswer,
@@ -66,18 +59,6 @@ ANSWERS_FILE = "answers.txt"
 UNKNOWN_ANSWER = "<unk>"
 _PADDED_TO = (64, 128)  # some tools pad the word table to a multiple of this, because GPUs multiply whole blocks
 _LOG = logger(__name__)
-
-Answer = tuple[Any, tuple[float, ...]]
-"""The `answer` and the `scores` of a prediction."""
-
-
-NETWORKS: dict[type[Example], type[Pretrained]] = {
-    Question: VisualBertForQuestionAnswering,
-    MultipleChoice: VisualBertForMultipleChoice,
-    Statement: VisualBertForVisualReasoning,
-    Grounding: VisualBertForRegionToPhraseAlignment,
-}
-"""Form of example → the network that answers it."""
 
 
 class VisualBertPredictor(Family):
@@ -96,9 +77,9 @@ class VisualBertPredictor(Family):
     ) -> None:
         """Open a folder. Callers use `from_pretrained`, which checks the arguments first."""
         sidecar = CheckpointMetadata.from_folder(folder)
-        if sidecar.form not in (None, form):
+        if sidecar.form is not None and sidecar.form is not form:
             raise CheckpointError(
-                f"{folder}: trained for {sidecar.task}, so it answers {_called(sidecar.form)} and not {_called(form)}: "
+                f"{folder}: trained for {sidecar.task}, so it answers {sidecar.form.__name__} and not {form.__name__}: "
                 "give a checkpoint of this task"
             )
         config = VisualBertConfig.from_folder(folder)
@@ -153,8 +134,7 @@ class VisualBertPredictor(Family):
             self._check(example, regions)
         if not batch:
             return []
-        encoded = [self._encoder.encode(example, regions) for example, regions in batch]
-        items = [item if isinstance(item, tuple) else (item,) for item in encoded]
+        items = [self._encoder.sequences(example, regions) for example, regions in batch]
         packed = self._network.prepare([sequence for item in items for sequence in item])
         with self._lock:
             logits = iter(self._network(packed))
@@ -182,67 +162,53 @@ class VisualBertPredictor(Family):
         trunk = VisualBertModel.from_pretrained(self._folder).eval().to(self._network.device)
         if trunk.config.bypass_transformer:
             raise CheckpointError(f"{self._folder}: bypass_transformer: its layers attend over different lengths")
-        found = []
-        for example, regions in batch:
-            encoded = self._encoder.encode(example, regions)
-            sequences = encoded if isinstance(encoded, tuple) else (encoded,)
-            found.append(tuple(_attention(trunk, sequence) for sequence in sequences))
-        return found
+        return [
+            tuple(_attention(trunk, sequence) for sequence in self._encoder.sequences(example, regions))
+            for example, regions in batch
+        ]
 
     def _check(self, example: Example, regions: tuple[Regions, ...]) -> None:
         if not isinstance(example, self._form):
-            raise TypeError(f"{self._folder} answers a {_called(self._form)}, got a {_called(type(example))}")
-        for image in regions:
-            if (size := image.features.shape[1]) != self.reads.size:
-                raise CheckpointError(
-                    f"{self._folder} needs {self.reads.size}-d features, the store holds {size}-d: extract features "
-                    "with the detector that this checkpoint was trained with"
-                )
+            raise TypeError(f"{self._folder} answers a {self._form.__name__}, got a {type(example).__name__}")
+        check_features(self._folder, self.reads.size, regions)
 
     def _decoded(
         self, example: Example, regions: tuple[Regions, ...], logits: np.ndarray
     ) -> tuple[Prediction, np.ndarray] | Failure:
         """Return the answer to one example and the logits that decide it, or a `Failure` if these are not finite."""
-        deciding = self._deciding(example, regions, logits)
+        if isinstance(example, Question):
+            # The authors' accuracy masks <unk> too. Their writer of test submissions does not.
+            logits = np.where(self._unanswerable, -np.inf, logits)
         # The answer is the largest logit. NaN anywhere makes the maximum NaN, so one check of the maximum is enough. An
         # image without regions has no logits and is answered with no box.
-        if deciding.size and not np.isfinite(deciding.max(-1)).all():
+        if logits.size and not np.isfinite(logits.max(-1)).all():
             return Failure(example.example_id, "predict", "NotFinite", NOT_FINITE)
-        answer, scores = _DECODERS[self._form](self, example, regions, logits)
-        return Prediction(example.example_id, example.image_ids[0], answer, scores), deciding
+        answer, scores = self._answer(example, regions, logits)
+        return Prediction(example.example_id, example.image_ids[0], answer, scores), logits
 
-    def _deciding(self, example: Example, regions: tuple[Regions, ...], logits: np.ndarray) -> np.ndarray:
+    def _answer(
+        self, example: Example, regions: tuple[Regions, ...], logits: np.ndarray
+    ) -> tuple[Any, tuple[float, ...]]:
+        """Return the `answer` and the `scores` of a prediction."""
+        probabilities = _softmax(logits)
         if isinstance(example, Grounding):
-            return logits[: len(example.phrases), : regions[0].num_regions]
-        return np.where(self._unanswerable, -np.inf, logits) if isinstance(example, Question) else logits
-
-    def _choose_answer(self, example: Question, regions: tuple[Regions, ...], logits: np.ndarray) -> Answer:
-        # The authors' accuracy masks <unk> too. Their writer of test submissions does not.
-        masked = self._deciding(example, regions, logits)
-        best = int(masked.argmax())
-        return self._answers[best], (float(_softmax(masked)[best]),)
-
-    def _choose(self, example: MultipleChoice, regions: tuple[Regions, ...], logits: np.ndarray) -> Answer:
-        return int(logits.argmax()), tuple(_softmax(logits).tolist())
-
-    def _judge(self, example: Statement, regions: tuple[Regions, ...], logits: np.ndarray) -> Answer:
-        return ("False", "True")[int(logits.argmax())], tuple(_softmax(logits).tolist())
-
-    def _rank_boxes(self, example: Grounding, regions: tuple[Regions, ...], logits: np.ndarray) -> Answer:
-        boxes = regions[0].boxes.astype(np.float64).round(2)
-        ranked, scores = [], []
-        for row in self._deciding(example, regions, logits):
-            ranked.append(boxes[np.argsort(-row, kind="stable")].tolist())
-            scores.append(float(_softmax(row).max(initial=0.0)))
-        return ranked, tuple(scores)
+            boxes = regions[0].boxes.astype(np.float64).round(2)
+            ranked = boxes[np.argsort(-logits, kind="stable")].tolist()
+            return ranked, tuple(probabilities.max(-1, initial=0.0).tolist())
+        best = int(logits.argmax())
+        if isinstance(example, Question):
+            return self._answers[best], (float(probabilities[best]),)
+        return ("False", "True")[best] if isinstance(example, Statement) else best, tuple(probabilities.tolist())
 
 
-_DECODERS: dict[type[Example], Callable[..., Answer]] = {
-    Question: VisualBertPredictor._choose_answer,
-    MultipleChoice: VisualBertPredictor._choose,
-    Statement: VisualBertPredictor._judge,
-    Grounding: VisualBertPredictor._rank_boxes,
-}
+def check_features(folder: Path, size: int, regions: Sequence[Regions]) -> None:
+    """Raise CheckpointError if the features do not have `size` numbers."""
+    for image in regions:
+        if (held := image.features.shape[1]) != size:
+            raise CheckpointError(
+                f"{folder} needs {size}-d features, the store holds {held}-d: extract features with the detector that "
+                "this checkpoint was trained with"
+            )
 
 
 def checkpoint_encoder(folder: Path, config: VisualBertConfig, sidecar: CheckpointMetadata) -> InputEncoder:
@@ -267,33 +233,36 @@ def checkpoint_encoder(folder: Path, config: VisualBertConfig, sidecar: Checkpoi
     return encoder
 
 
-def read_answers(folder: Path, config: VisualBertConfig | None) -> tuple[str, ...]:
-    """Return the answers in the order of the weights, from `answers.txt` or else from `id2label`.
-
-    Without a `config`, `folder` is the file of answers itself, for weights that are still to be trained.
-    """
-    path = folder if config is None else folder / ANSWERS_FILE
-    if config is not None and not path.exists():
-        if config.id2label is None:
+def read_answers(folder: Path, config: VisualBertConfig) -> tuple[str, ...]:
+    """Return the answers in the order of the weights, from `answers.txt` or else from `id2label`."""
+    path = folder / ANSWERS_FILE
+    if path.exists():
+        answers = answer_list(path)
+        if len(answers) != config.num_labels:
             raise CheckpointError(
-                f"{folder}: the answers are missing: add {ANSWERS_FILE}, or name them in id2label of {CONFIG_FILE}"
+                f"{path}: {len(answers)} answers, but {CONFIG_FILE} has {config.num_labels} labels: use the list of "
+                "this checkpoint"
             )
-        if named_twice := repeated(config.id2label):
-            raise CheckpointError(f"{folder / CONFIG_FILE}: id2label: {named_twice}, counted from 1")
-        return config.id2label
+        return answers
+    if config.id2label is None:
+        raise CheckpointError(
+            f"{folder}: the answers are missing: add {ANSWERS_FILE}, or name them in id2label of {CONFIG_FILE}"
+        )
+    if twice := repeated(config.id2label):
+        raise CheckpointError(f"{folder / CONFIG_FILE}: id2label: {twice}, counted from 1")
+    return config.id2label
+
+
+def answer_list(path: Path) -> tuple[str, ...]:
+    """Read a file of answers, one a line."""
     answers = tuple(read_lines(path))
     # LXMERT's list has the same answers in another order, without <unk>. With it a good checkpoint scores almost 0.
     if answers[0] != UNKNOWN_ANSWER:
         raise CheckpointError(
             f"{path}: line 1 must be {UNKNOWN_ANSWER}, got {brief(answers[0])}: use the list of this checkpoint"
         )
-    if listed_twice := repeated(answers):
-        raise CheckpointError(f"{path}: {listed_twice}: not the list that the weights were trained with")
-    if config is not None and len(answers) != config.num_labels:
-        raise CheckpointError(
-            f"{path}: {len(answers)} answers, but {CONFIG_FILE} has {config.num_labels} labels: use the list of this "
-            "checkpoint"
-        )
+    if twice := repeated(answers):
+        raise CheckpointError(f"{path}: {twice}: not the list that the weights were trained with")
     return answers
 
 
@@ -307,11 +276,7 @@ def _attention(trunk: VisualBertModel, sequence: Encoded) -> np.ndarray:
     return torch.cat(output.attentions).float().cpu().numpy()
 
 
-def _called(form: type[Example] | None) -> str:
-    return "" if form is None else form.__name__
-
-
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the probabilities over all values. There may be no values."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(initial=-np.inf))
-    return np.asarray(powers / powers.sum())
+    """Return the probabilities over the last axis, which may have no values."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(-1, initial=-np.inf, keepdims=True))
+    return np.asarray(powers / powers.sum(-1, keepdims=True))

@@ -24,32 +24,29 @@ from visualbert_core.models.trainable import Item, Start
 from visualbert_core.models.visualbert.checkpoint.bert import bert_config, bert_network, is_bert
 from visualbert_core.models.visualbert.checkpoint.files import SAFETENSORS_FILE, weights_digest
 from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata
-from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
 from visualbert_core.models.visualbert.config import VisualBertConfig
 from visualbert_core.models.visualbert.contents import Content, packed_labels, padded_labels
 from visualbert_core.models.visualbert.grounding import (
     TERM,
     add_head,
-    first_reads,
     grounding_loss,
     located,
-    reads,
     save_head,
     saved_head,
     share_modules,
-    with_shares,
 )
-from visualbert_core.models.visualbert.heads import VisualBertForPreTraining, VisualBertForQuestionAnswering
+from visualbert_core.models.visualbert.heads import NETWORKS, HeadNetwork, VisualBertForPreTraining
+from visualbert_core.models.visualbert.inference import READS
 from visualbert_core.models.visualbert.inputs import GEOMETRY_SIZE, VOCAB_FILE, Encoded
-from visualbert_core.models.visualbert.losses import LOSSES, Labels
+from visualbert_core.models.visualbert.losses import Labels, losses, read_states
 from visualbert_core.models.visualbert.masking import cut_pair, mask_pieces
 from visualbert_core.models.visualbert.modeling import VisualBertModel
-from visualbert_core.models.visualbert.packed_states import read_states
 from visualbert_core.models.visualbert.packing import Packed, collate, pack
 from visualbert_core.models.visualbert.predictor import (
     ANSWERS_FILE,
-    NETWORKS,
     UNKNOWN_ANSWER,
+    answer_list,
+    check_features,
     checkpoint_encoder,
     read_answers,
 )
@@ -87,32 +84,30 @@ class VisualBertTrainable:
         """Open a folder. With random weights it needs no weights: `config.json`, `vocab.txt` and, for questions, the
         answers. Raise CheckpointError where it is incomplete, ConfigError where `start` does not fit it."""
         self._folder, self._form, self._start = folder, form, start
-        self._bert = is_bert(folder)
-        self._metadata = CheckpointMetadata.from_folder(folder)
-        config = self._bert_config() if self._bert else VisualBertConfig.from_folder(folder)
-        if start.dropout is not None:
-            config = replace(config, hidden_dropout_prob=start.dropout, attention_probs_dropout_prob=start.dropout)
-        words = form is CaptionPair or start.objective == WORDS
         if form is not CaptionPair and form not in NETWORKS:
             raise CheckpointError(f"{folder}: VisualBERT learns {', '.join(each.__name__ for each in NETWORKS)}")
-        kind: type[Pretrained] = VisualBertForPreTraining if words else NETWORKS[form]  # type: ignore[index]
-        self._words = words
+        self._words = words = form is CaptionPair or start.objective == WORDS
         if start.label_smoothing and not words and form in (Question, Grounding):
             raise ConfigError(
                 f"label_smoothing {start.label_smoothing:g}: the targets of {_TERM[form]} are shares already; it is "
                 "for choices, statements and masked words"
             )
-        self.terms = _TERMS_OF_WORDS.get(form, ("words", "pairs")) if words else (_TERM[form],)
-        self._answers = self._read_answers(config) if kind is VisualBertForQuestionAnswering else ()
+        self._bert = is_bert(folder)
+        self._metadata = CheckpointMetadata.from_folder(folder)
+        config = self._bert_config() if self._bert else VisualBertConfig.from_folder(folder)
+        if start.dropout is not None:
+            config = replace(config, hidden_dropout_prob=start.dropout, attention_probs_dropout_prob=start.dropout)
+        # A pair of texts, a choice and a statement have a second term: whether the text is true, or of the image.
+        alone = form in (Question, Grounding)
+        self.terms: tuple[str, ...] = (("words",) if alone else ("words", "pairs")) if words else (_TERM[form],)
+        self._answers = () if words or form is not Question else self._read_answers(config)
         if start.answers is not None and self._answers:
             config = replace(config, num_labels=len(self._answers), id2label=None)
         elif form is Statement:
             config = replace(config, num_labels=2, id2label=None)
-        self._index: dict[str, int] = {
-            answer: at for at, answer in enumerate(self._answers) if answer != UNKNOWN_ANSWER
-        }
+        self._index = {answer: at for at, answer in enumerate(self._answers) if answer != UNKNOWN_ANSWER}
         self._encoder = checkpoint_encoder(folder, config, self._metadata)
-        self.network = self._opened(kind, config)
+        self.network = self._opened(VisualBertForPreTraining if words else NETWORKS[form], config)  # type: ignore[index]
         self._grounding = start.grounding > 0
         if self._grounding:
             if words or form not in (Question, Statement):
@@ -124,8 +119,7 @@ class VisualBertTrainable:
 
     def _bert_config(self) -> VisualBertConfig:
         """Return the configuration for features of the store. Raise CheckpointError unless this is a pre-training."""
-        words = self._form is CaptionPair or self._start.objective == WORDS
-        if not words or self._start.weights == "new-head" or self._start.features is None:
+        if not self._words or self._start.weights == "new-head" or self._start.features is None:
             raise CheckpointError(
                 f"{self._folder}: a BERT starts a pre-training only (task caption-pairs, or objective masked-words); "
                 "for anything else make a VisualBERT of it first: `visualbert convert bert IN OUT`"
@@ -140,9 +134,9 @@ class VisualBertTrainable:
             return read_answers(self._folder, config)
         if self._start.weights == "checkpoint":
             raise ConfigError("answers: another list needs a new head: set weights to new-head")
-        return read_answers(self._start.answers, None)
+        return answer_list(self._start.answers)
 
-    def _opened(self, kind: type[Pretrained], config: VisualBertConfig) -> Pretrained:
+    def _opened(self, kind: type[HeadNetwork], config: VisualBertConfig) -> HeadNetwork:
         """Return the network in training mode. Whatever starts at random is drawn from the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._start.seed)
@@ -199,11 +193,7 @@ class VisualBertTrainable:
         draws: random.Random,
     ) -> Item:
         """Turn an example into an item. Raise CheckpointError if the features do not have `reads.size` numbers."""
-        for image in visual:
-            if image.features.shape[1] != self.reads.size:
-                raise CheckpointError(
-                    f"{self._folder} needs {self.reads.size}-d features, the store holds {image.features.shape[1]}-d"
-                )
+        check_features(self._folder, self.reads.size, visual)
         content = self._masked(example, visual, target, draws) if self._words else self._asked(example, visual, target)
         tokens = sum(len(each.input_ids) + len(each.rows) for each in content.sequences)
         counts: tuple[int, ...] = (1,)
@@ -220,8 +210,8 @@ class VisualBertTrainable:
         return replace(item, counts=counts, content=replace(content, named=found))
 
     def _asked(self, example: Example | CaptionPair, visual: tuple[Regions, ...], target: Target) -> Content:
-        encoded = self._encoder.encode(example, visual)
-        sequences = encoded if isinstance(encoded, tuple) else (encoded,)
+        assert not isinstance(example, CaptionPair)
+        sequences = self._encoder.sequences(example, visual)
         if isinstance(target, Mapping):
             known = {self._index[answer]: weight for answer, weight in target.items() if answer in self._index}
             return Content(sequences, soft=known)
@@ -249,13 +239,10 @@ class VisualBertTrainable:
         elif isinstance(example, MultipleChoice):
             chosen = draws.randrange(len(example.choices))
             label = int(chosen == target)
-            sequences = self._encoder.encode(example, visual)
-            assert isinstance(sequences, tuple)
-            sequence = sequences[chosen]
+            sequence = self._encoder.sequences(example, visual)[chosen]
         else:
-            encoded = self._encoder.encode(example, visual)
-            assert isinstance(encoded, Encoded)
-            sequence, label = encoded, target if isinstance(target, int) else None
+            (sequence,) = self._encoder.sequences(example, visual)
+            label = target if isinstance(target, int) else None
         places = [place for place, piece in enumerate(sequence.input_ids) if self._encoder.is_text(piece)]
         pieces = [sequence.input_ids[place] for place in places]
         shown, masked = mask_pieces(pieces, draws, self._encoder.mask, self._encoder.vocab_size)
@@ -269,27 +256,24 @@ class VisualBertTrainable:
     def prepare(self, items: Sequence[Item]) -> Prepared:
         """Pack the sequences of the items, and bring the targets into the order of the pack."""
         contents: list[Content] = [item.content for item in items]
-        sequences = [each for content in contents for each in content.sequences]
-        owner = {id(each): content for content in contents for each in content.sequences}
-        packed = pack(sequences, lambda sequence: self._read(sequence, owner[id(sequence)]))
-        ordered = [owner[id(sequences[at])] for at in packed.order]
-        labels = packed_labels(contents, ordered, packed, len(self._answers), self._form is MultipleChoice)
+        pairs = [(sequence, content) for content in contents for sequence in content.sequences]
+        packed = pack([sequence for sequence, _ in pairs], [self._read(*pair) for pair in pairs])
+        labels = packed_labels(contents, packed, len(self._answers), self._form is MultipleChoice)
         if not self._grounding:
             return Prepared(packed, labels)
-        return Prepared(packed, labels, with_shares([None if c.named is None else c.named.shares for c in ordered]))
+        named = [contents[at].named for at in packed.order]
+        shares = [torch.zeros(0, 0) if each is None else torch.from_numpy(each.shares) for each in named]
+        return Prepared(packed, labels, tuple(shares))
 
     def _read(self, sequence: Encoded, content: Content) -> Sequence[int]:
         """Return the positions whose last states the loss reads."""
-        text = len(sequence.input_ids)
-        if content.named is not None and content.named.positions:
-            return (*self._read(sequence, replace(content, named=None)), *reads(sequence, content.named))
         if content.hidden is not None:
             return (0, *content.hidden) if len(self.terms) == 2 else tuple(content.hidden)
-        if self._form is Question:
-            return (text - 2,)
-        if self._form is Grounding:
-            return (*(sequence.phrases or ()), *range(text, text + len(sequence.rows)))
-        return (0,)
+        read = READS[type(self.network)](sequence)
+        if content.named is None or not content.named.positions:
+            return read
+        text = len(sequence.input_ids)
+        return (*read, *content.named.positions, *range(text, text + len(sequence.rows)))
 
     def padded(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """Return the tensors of `packing.collate`, with `labels` and, for pairs, `sentence_image_labels`.
@@ -304,16 +288,14 @@ class VisualBertTrainable:
     def losses(self, prepared: Prepared) -> Tensor:
         """Return the sum of each term: float32 [terms]. The heads compute in float32 under autocast too."""
         device = next(self.network.parameters()).device
-        trunk = self.network.get_submodule("visual_bert")
-        assert isinstance(trunk, VisualBertModel)
         packed = prepared.packed.to(device)
-        states = read_states(trunk, packed, self._start.gradient_checkpointing).float()
+        states = read_states(self.network.visual_bert, packed, self._start.gradient_checkpointing).float()
         labels = replace(prepared.labels.to(device), smoothing=self._start.label_smoothing)
         with torch.autocast(device.type, enabled=False):
-            asked = first_reads(states, packed) if prepared.named else states
-            found = LOSSES[type(self.network)](self.network, asked, packed, labels)
             if not prepared.named:
-                return torch.stack(list(found))
+                return torch.stack(losses(self.network, states, packed, labels))
+            asked = states.index_select(0, torch.from_numpy(packed.read_starts).to(device))
+            found = losses(self.network, asked, packed, labels)
             named = grounding_loss(self.network, states, packed, prepared.named)
             return torch.stack([*found, self._start.grounding * named])
 
@@ -326,7 +308,7 @@ class VisualBertTrainable:
         """Write config.json, float32 weights, vocab.txt, the answers and the metadata into `folder`."""
         self.network.save_pretrained(folder, without=TERM)
         if self._grounding:
-            save_head(self.network.get_submodule(TERM), folder)
+            save_head(self.network, folder)
         shutil.copyfile(self._folder / VOCAB_FILE, folder / VOCAB_FILE)
         if self._answers and self._answers[0] == UNKNOWN_ANSWER:
             (folder / ANSWERS_FILE).write_text("".join(f"{each}\n" for each in self._answers), encoding="utf-8")
@@ -340,8 +322,3 @@ _TERM: dict[type, str] = {
     Grounding: "phrases",
 }
 """Form of example → the name of the one term of its loss."""
-
-
-_TERMS_OF_WORDS: dict[type, tuple[str, ...]] = {Question: ("words",), Grounding: ("words",)}
-"""Form of example → the terms where its words are masked. The other forms have a second term: whether the text is true,
-or the right choice, or of the image."""

@@ -7,14 +7,13 @@ tables. The visual projection is random, because BERT has none. (github.com/ucla
 from __future__ import annotations
 
 import shutil
-from dataclasses import fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from visualbert_core.errors import CheckpointError
-from visualbert_core.io.documents import brief, read_json
+from visualbert_core.io.documents import read_json
 from visualbert_core.models.visualbert.checkpoint.files import read_weights, shown, weights_file
 from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata
 from visualbert_core.models.visualbert.config import CONFIG_FILE, VisualBertConfig
@@ -24,6 +23,8 @@ from visualbert_core.printable import printable
 
 INGREDIENT = "training"
 
+BERT = "bert"
+"""The `model_type` of a BERT."""
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 """The names in checkpoints that were converted from TensorFlow, such as bert-base-uncased."""
 _TABLES = "visual_bert.embeddings."
@@ -64,7 +65,7 @@ def from_bert(
 def is_bert(folder: Path) -> bool:
     """Return whether a folder holds a BERT by its config.json."""
     held = read_json(folder / CONFIG_FILE, CheckpointError)
-    return isinstance(held, dict) and held.get("model_type") == "bert"
+    return isinstance(held, dict) and held.get("model_type") == BERT
 
 
 def bert_network(folder: Path, config: VisualBertConfig, seed: int) -> tuple[VisualBertForPreTraining, list[str]]:
@@ -116,14 +117,4 @@ def _renamed(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 def bert_config(folder: Path, feature_size: int) -> VisualBertConfig:
     """Return the configuration of a VisualBERT with the sizes of the BERT in a folder. Raise CheckpointError."""
-    path = folder / CONFIG_FILE
-    held = read_json(path, CheckpointError)
-    if not isinstance(held, dict) or held.get("model_type") != "bert":
-        kind = held.get("model_type") if isinstance(held, dict) else type(held).__name__
-        raise CheckpointError(f"{path}: model_type must be 'bert', got {brief(kind)}")
-    names = {each.name for each in fields(VisualBertConfig)} - {"num_labels", "id2label"}
-    known = {name: value for name, value in held.items() if name in names}
-    try:
-        return VisualBertConfig(**known | {"visual_embedding_dim": feature_size})
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    return VisualBertConfig.from_folder(folder, BERT, visual_embedding_dim=feature_size, num_labels=2, id2label=None)

@@ -16,25 +16,16 @@ from torch import Tensor
 
 from visualbert_core.errors import CheckpointError
 from visualbert_core.models.visualbert.checkpoint.files import SAFETENSORS_FILE, read_weights, shown
-from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata
-from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
+from visualbert_core.models.visualbert.checkpoint.metadata import FORMS, CheckpointMetadata
 from visualbert_core.models.visualbert.config import VisualBertConfig
-from visualbert_core.models.visualbert.heads import (
-    VisualBertForMultipleChoice,
-    VisualBertForPreTraining,
-    VisualBertForQuestionAnswering,
-    VisualBertForRegionToPhraseAlignment,
-    VisualBertForVisualReasoning,
-)
+from visualbert_core.models.visualbert.heads import NETWORKS as NETWORK_OF_FORM
+from visualbert_core.models.visualbert.heads import HeadNetwork, VisualBertForPreTraining
 from visualbert_core.printable import printable
 
 DETECTOR_FILE = "detector.safetensors"
-NETWORKS: dict[str, type[Pretrained]] = {
+NETWORKS: dict[str, type[HeadNetwork]] = {
     "pretraining": VisualBertForPreTraining,
-    "vqa": VisualBertForQuestionAnswering,
-    "vcr": VisualBertForMultipleChoice,
-    "nlvr2": VisualBertForVisualReasoning,
-    "flickr30k_entities": VisualBertForRegionToPhraseAlignment,
+    **{task: NETWORK_OF_FORM[form] for task, form in FORMS.items()},
 }
 _CLASSES = {1: "vcr", 2: "nlvr2", 3129: "vqa"}
 _PREFIXES = {

@@ -16,7 +16,7 @@ from torch import Tensor
 from visualbert_core.errors import CheckpointError
 from visualbert_core.io.documents import read_json
 from visualbert_core.io.hub import HUB_ID, snapshot
-from visualbert_core.io.weights import load, shapes
+from visualbert_core.io.weights import load
 from visualbert_core.models.visualbert.config import CONFIG_FILE
 from visualbert_core.provenance import digest_file, digest_files
 
@@ -82,17 +82,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             )
         found |= held
     return found
-
-
-def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor that `read_weights` would read, without reading the tensors.
-
-    Raise CheckpointError if a file is damaged.
-    """
-    if not path.name.endswith(INDEX):
-        return shapes(path)
-    files = sorted(set(_shards(path).values()))
-    return {key: shape for name in files for key, shape in shapes(path.parent / name).items()}
 
 
 def shown(names: list[str], limit: int = 6) -> str:

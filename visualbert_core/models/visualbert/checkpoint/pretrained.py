@@ -12,28 +12,25 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Self, TypeVar
+from typing import ClassVar, Self
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from visualbert_core.errors import CheckpointError
-from visualbert_core.io.weights import Shapes, blocks, unbuilt, without_numbers
+from visualbert_core.io.weights import blocks, unbuilt, without_numbers
 from visualbert_core.models.visualbert.checkpoint.files import (
     SAFETENSORS_FILE,
     checkpoint_folder,
     read_weights,
     shown,
-    weight_shapes,
     weights_file,
 )
 from visualbert_core.models.visualbert.config import CONFIG_FILE, VisualBertConfig
 from visualbert_core.printable import logger
 
 _LOG = logger(__name__)
-
-T = TypeVar("T")
 
 
 class Pretrained(nn.Module):
@@ -66,9 +63,8 @@ class Pretrained(nn.Module):
         them. Raise CheckpointError naming the file and the keys or shapes that do not fit.
         """
         folder = checkpoint_folder(source, revision, cache_dir)
-        path, config = weights_file(folder), config or VisualBertConfig.from_folder(folder)
-        cls._check_sizes(config, weight_shapes(path), path)
-        return cls.from_weights(config, read_weights(path), path, new_head)
+        path = weights_file(folder)
+        return cls.from_weights(config or VisualBertConfig.from_folder(folder), read_weights(path), path, new_head)
 
     @classmethod
     def from_weights(
@@ -80,13 +76,9 @@ class Pretrained(nn.Module):
         """
         if new_head and cls.trunk is None:
             raise ValueError(f"{cls.__name__} has no head that could be new")
-        cls._check_sizes(config, {key: tuple(value.shape) for key, value in found.items()}, path)
-        if new_head:
-            with torch.device("cpu"):
-                model = cls(config)
-        else:
-            with unbuilt():
-                model = cls(config)
+        cls._check_sizes(config, found, path)
+        with torch.device("cpu") if new_head else unbuilt():
+            model = cls(config)
         model.load_state_dict(model._fitted(found, path, new_head), assign=True, strict=not new_head)
         model.tie_weights()
         return model.eval()
@@ -119,21 +111,21 @@ class Pretrained(nn.Module):
             setattr(self.get_submodule(owner), name, self.get_parameter(original))
 
     @classmethod
-    def _check_sizes(cls, config: VisualBertConfig, shapes: Shapes, path: Path) -> None:
+    def _check_sizes(cls, config: VisualBertConfig, found: Mapping[str, Tensor], path: Path) -> None:
         """Compare the sizes of the trunk with the shapes of the weights. Raise CheckpointError if they differ.
 
         This comes before the network is built, because a wrong size in `config.json` could fill the memory.
         """
-        found = cls._renamed(shapes)
+        shapes = {key: tuple(value.shape) for key, value in cls._renamed(found).items()}
         trunk = "" if cls.trunk is None else f"{cls.trunk}."
         expected = {f"{trunk}{key}.weight": shape for key, shape in _tables(config).items()}
-        if missing := sorted(expected.keys() - found.keys()):
+        if missing := sorted(expected.keys() - shapes.keys()):
             raise CheckpointError(f"{path}: does not fit {cls.__name__}: missing {shown(missing)}")
-        differ = [key for key in expected if found[key] != expected[key]]
-        wrong = [f"{key} {list(found[key])} instead of {list(expected[key])}" for key in differ]
+        differ = [key for key in expected if shapes[key] != expected[key]]
+        wrong = [f"{key} {list(shapes[key])} instead of {list(expected[key])}" for key in differ]
         if wrong:
             raise CheckpointError(f"{path}: shapes do not fit {CONFIG_FILE}: {shown(wrong)}")
-        (layers,) = blocks(found, f"{trunk}encoder.layer.")
+        (layers,) = blocks(shapes, f"{trunk}encoder.layer.")
         if layers < config.num_hidden_layers:
             stated = f"{CONFIG_FILE} has num_hidden_layers {config.num_hidden_layers}"
             raise CheckpointError(f"{path}: has only {layers} encoder layers, {stated}")
@@ -184,7 +176,7 @@ class Pretrained(nn.Module):
         return key.startswith(f"{self.trunk}.")
 
     @classmethod
-    def _renamed(cls, found: Mapping[str, T]) -> dict[str, T]:
+    def _renamed(cls, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Add or remove the prefix of the trunk.
 
         A trunk is read from the file of a head by removing it. A head accepts a file without it, as transformers writes
