@@ -262,7 +262,7 @@ def test_threads_share_a_predictor(tmp_path: Path) -> None:
 
 
 class ByEnds:
-    """Compute attention like `cuda.VariableLength`, in a loop; rows after the last end stay undefined (NaN)."""
+    """Compute attention like `cuda.variable_length`, in a loop; rows after the last end stay undefined (NaN)."""
 
     def __init__(self, query_ends: Tensor, key_ends: Tensor, most_queries: int, most_keys: int) -> None:
         self.ends, self.most = (query_ends, key_ends), (most_queries, most_keys)

@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from visualbert_core.models.visualbert.packing import Packed
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(queries [Q, heads, W], keys and values [N, heads, W]) → [Q, heads * W]."""
 Encode = Callable[[Tensor, Attend, Tensor, Attend], Tensor]
 """(hidden [N, H], attention of all tokens, reads [R], attention of the read tokens) → states [R, H]."""
 MakeAttend = Callable[[Tensor, Tensor, int, int], Attend]
@@ -46,27 +47,21 @@ def has_variable_length(device: torch.device, dtype: torch.dtype, head_size: int
     return fits and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-@dataclass(frozen=True, eq=False)
-class VariableLength:
-    """Attention within each of the sequences that lie end to end.
+def variable_length(query_ends: Tensor, key_ends: Tensor, most_queries: int, most_keys: int) -> Attend:
+    """Return attention within each of the sequences that lie end to end, for bfloat16.
 
     `query_ends` and `key_ends` are int32 [B + 1]: 0, then the end of every sequence.
     """
 
-    query_ends: Tensor
-    key_ends: Tensor
-    most_queries: int
-    most_keys: int
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend: bfloat16 queries [Q, heads, W], keys and values [N, heads, W] → [Q, heads * W]."""
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
-        ends = self.query_ends, self.key_ends
         with sdpa_kernel(_FLASH_FIRST, set_priority=True):
-            mixed = varlen_attn(query, key, value, *ends, self.most_queries, self.most_keys)
+            mixed = varlen_attn(query, key, value, query_ends, key_ends, most_queries, most_keys)
         assert isinstance(mixed, Tensor)
         return mixed.flatten(1)
+
+    return attend
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +84,7 @@ class _Inputs:
 class GraphedEncoder:
     """Runs `encode` as a CUDA graph: records it once for each bucket of sizes, then replays it."""
 
-    def __init__(self, encode: Encode, record: Record, make_attend: MakeAttend = VariableLength) -> None:
+    def __init__(self, encode: Encode, record: Record, make_attend: MakeAttend = variable_length) -> None:
         self._encode, self._record, self._make_attend = encode, record, make_attend
         self._recordings: dict[tuple[int, ...], tuple[_Inputs, Callable[[], None], Tensor]] = {}
 

@@ -9,10 +9,8 @@ whether it is true.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 from visualbert_core.models.visualbert.config import VisualBertConfig
 from visualbert_core.models.visualbert.heads import HeadNetwork, RegionToPhraseAttention
 from visualbert_core.models.visualbert.inputs import Encoded, InputEncoder, pythia_tokens
-from visualbert_core.models.visualbert.losses import divergence
+from visualbert_core.models.visualbert.losses import Named, divergence
 from visualbert_core.models.visualbert.modeling import initialize
 from visualbert_core.models.visualbert.packing import Packed
 from visualbert_core.schema import NamedRegions, Question, Statement
@@ -29,14 +27,6 @@ INGREDIENT = "training"
 
 TERM = "grounding"
 FILE = "grounding.safetensors"
-
-
-@dataclass(frozen=True, eq=False)
-class Named:
-    """The phrases of a sequence and their regions."""
-
-    positions: tuple[int, ...]  # K, text positions
-    shares: np.ndarray  # float32 [K, V], over the regions of the sequence
 
 
 def add_head(network: nn.Module, config: VisualBertConfig, seed: int) -> None:

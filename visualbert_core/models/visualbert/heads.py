@@ -1,8 +1,9 @@
 """The heads of VisualBERT for the four tasks and for pre-training.
 
 Owns which state each head reads, and each loss (VisualBERT, Li et al. 2019; transformers `modeling_visual_bert`). The
-forward arguments are those of Hugging Face transformers. Given the same tensors, logits and losses are equal to those
-of transformers, with five deliberate differences:
+forward arguments are those of Hugging Face transformers: those of `VisualBertModel.forward`, and what the docstring of
+a head says. Given the same tensors, logits and losses are equal to those of transformers, with five deliberate
+differences:
 
     raw logits        logits stay raw if labels are given; transformers returns their log-softmax for question answering
     shared features   multiple choice also takes features as [B, V, D] and `image_text_alignment` as [B, C, V, A]
@@ -29,10 +30,8 @@ from visualbert_core.models.visualbert.config import VisualBertConfig
 from visualbert_core.models.visualbert.input_checks import (
     IGNORED,
     require,
-    require_classes,
     require_ids,
     require_shape,
-    require_targets,
     require_text_first,
 )
 from visualbert_core.models.visualbert.modeling import ACTIVATION, VisualBertModel, VisualBertOutput, initialize
@@ -93,8 +92,7 @@ class VisualBertForQuestionAnswering(Classifier):
 
         `labels` are soft targets of the same shape. The loss is the KL divergence, averaged over the examples.
         `attention_mask` [B, T] is required, because it says which token the head reads: at least two ones in each row,
-        and zeros only on the right. Raise ValueError for any other mask. The other arguments are those of
-        `VisualBertModel.forward`.
+        and zeros only on the right. Raise ValueError for any other mask.
         """
         mask = require(attention_mask, "attention_mask", "the head reads the second-last text token")
         require_shape("attention_mask", mask, B=None, T=None)
@@ -110,10 +108,7 @@ class VisualBertForVisualReasoning(Classifier):
     """Scores `num_labels` classes (NLVR2: False, True) from the pooled [CLS] state."""
 
     def forward(self, input_ids: Tensor | None = None, *, labels: Tensor | None = None, **inputs: Any) -> HeadOutput:
-        """Return logits [B, num_labels].
-
-        `labels` are long [B]. The loss is cross-entropy. The other arguments are those of `VisualBertModel.forward`.
-        """
+        """Return logits [B, num_labels]. `labels` are long [B]. The loss is cross-entropy."""
         states = self.visual_bert(input_ids, **inputs)
         logits = self.cls(self.dropout(states.pooler_output))
         loss = None if labels is None else _cross_entropy(logits, labels)
@@ -137,11 +132,10 @@ class VisualBertForMultipleChoice(Classifier):
     ) -> HeadOutput:
         """Return logits [B, C].
 
-        `labels` are long [B]. The loss is cross-entropy over the choices. The other arguments are those of
-        `VisualBertModel.forward` with a choice axis in second place: `input_ids` [B, C, T], `visual_embeds`
-        [B, C, V, D]. `visual_embeds`, `visual_attention_mask` and `visual_token_type_ids` may leave this axis out. All
-        choices then see the same regions. `image_text_alignment` may be [B, C, V, A] or, as in transformers,
-        [B * C, V, A].
+        `labels` are long [B]. The loss is cross-entropy over the choices. The other arguments have a choice axis in
+        second place: `input_ids` [B, C, T], `visual_embeds` [B, C, V, D]. `visual_embeds`, `visual_attention_mask` and
+        `visual_token_type_ids` may leave this axis out. All choices then see the same regions. `image_text_alignment`
+        may be [B, C, V, A] or, as in transformers, [B * C, V, A].
         """
         if inputs_embeds is None:
             words = require(input_ids, "input_ids", "they say how many choices there are")
@@ -150,17 +144,16 @@ class VisualBertForMultipleChoice(Classifier):
             words = inputs_embeds
             require_shape("inputs_embeds", words, B=None, C=None, T=None, hidden=self.config.hidden_size)
         examples, choices = words.shape[:2]
-        flat = {
-            key: _flat_choices(key, value, examples, choices) if isinstance(value, Tensor) else value
-            for key, value in inputs.items()
-        }
         if image_text_alignment is not None and image_text_alignment.dim() == 4:
             image_text_alignment = image_text_alignment.flatten(0, 1)
         states = self.visual_bert(
             None if input_ids is None else input_ids.flatten(0, 1),
             inputs_embeds=None if inputs_embeds is None else inputs_embeds.flatten(0, 1),
             image_text_alignment=image_text_alignment,
-            **flat,
+            **{
+                name: _flat_choices(name, value, examples, choices) if isinstance(value, Tensor) else value
+                for name, value in inputs.items()
+            },
         )
         logits = self.cls(self.dropout(states.pooler_output)).view(-1, choices)
         loss = None if labels is None else _cross_entropy(logits, labels)
@@ -197,9 +190,8 @@ class VisualBertForPreTraining(HeadNetwork):
 
         `labels` long [B, T + V] are the masked words. They are -100 at every position without a target, so at all
         regions. `sentence_image_labels` long [B] are 0 for the sentence of the image and 1 for a random one. The loss
-        is the sum of the cross-entropies of the labels that are given; either may be left out. transformers returns no
-        loss for `sentence_image_labels` alone. The other arguments are those of `VisualBertModel.forward`. Raise
-        ValueError if `labels` are not as long as text and regions together.
+        is the sum of the cross-entropies of the labels that are given; either may be left out. Raise ValueError if
+        `labels` are not as long as text and regions together.
         """
         states = self.visual_bert(input_ids, **inputs)
         words, sentences = self.cls(states.last_hidden_state, states.pooler_output)
@@ -245,8 +237,8 @@ class VisualBertForRegionToPhraseAlignment(HeadNetwork):
         Masked regions get the lowest finite number. Rows of padded phrases have no meaning.
         `region_to_phrase_position` long [B, K] is the text position that stands for each phrase, padded with -1.
         `labels` float [B, K, V] are target distributions over the regions. They are all zero for a padded phrase and
-        for a phrase without a matching region. The loss is the KL divergence, averaged over the examples. The other
-        arguments are those of `VisualBertModel.forward`. Raise ValueError without positions or without both masks.
+        for a phrase without a matching region. The loss is the KL divergence, averaged over the examples. Raise
+        ValueError without positions or without both masks.
         """
         positions = require(region_to_phrase_position, "region_to_phrase_position", "it says where a phrase is")
         text_mask = require(attention_mask, "attention_mask", "it says where the regions start")
@@ -340,10 +332,17 @@ def _flat_choices(name: str, value: Tensor, examples: int, choices: int) -> Tens
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, name: str = "labels") -> Tensor:
-    return functional.cross_entropy(logits, require_classes(name, labels, logits), ignore_index=IGNORED)
+    """Return the mean over logits [N, classes]. Label -100 is ignored."""
+    if labels.numel() != logits.shape[0]:
+        raise ValueError(f"{name} must hold {logits.shape[0]} labels, got {list(labels.shape)}")
+    require_ids(name, labels, logits.shape[1], ignored=IGNORED)
+    return functional.cross_entropy(logits, labels.reshape(-1).long(), ignore_index=IGNORED)
 
 
 def _divergence(logits: Tensor, targets: Tensor) -> Tensor:
-    require_targets(targets, logits)
+    # The loss would broadcast other shapes without an error.
+    if not targets.is_floating_point() or targets.shape != logits.shape:
+        kind = f"{list(targets.shape)} of {targets.dtype}"
+        raise ValueError(f"labels must be floating-point targets {list(logits.shape)}, got {kind}")
     # float32 even under autocast: on the CPU, autocast would round the log-probabilities to bfloat16.
     return functional.kl_div(logits.float().log_softmax(-1), targets, reduction="batchmean")

@@ -86,23 +86,15 @@ Read = Callable[[Encoded], Sequence[int]]
 Head = Callable[[Tensor, Packed], list[Tensor]]
 
 
-def _read_mask(sequence: Encoded) -> Sequence[int]:
-    return (len(sequence.input_ids) - 2,)
-
-
-def _read_cls(sequence: Encoded) -> Sequence[int]:
-    return (0,)
-
-
 def _read_phrases_and_regions(sequence: Encoded) -> Sequence[int]:
     text = len(sequence.input_ids)
     return (*(sequence.phrases or ()), *range(text, text + len(sequence.rows)))
 
 
 READS: dict[type[HeadNetwork], Read] = {
-    VisualBertForQuestionAnswering: _read_mask,
-    VisualBertForVisualReasoning: _read_cls,
-    VisualBertForMultipleChoice: _read_cls,
+    VisualBertForQuestionAnswering: lambda sequence: (len(sequence.input_ids) - 2,),
+    VisualBertForVisualReasoning: lambda sequence: (0,),
+    VisualBertForMultipleChoice: lambda sequence: (0,),
     VisualBertForRegionToPhraseAlignment: _read_phrases_and_regions,
 }
 

@@ -52,27 +52,6 @@ def require_ids(name: str, ids: Tensor, stop: int, least: int = 0, ignored: int 
         raise ValueError(f"{name} must be {least} to {stop - 1}{also}, got {int(ids[outside][0])}")
 
 
-def require_classes(name: str, labels: Tensor, logits: Tensor) -> Tensor:
-    """Return the labels of a cross-entropy as long [N], for logits [N, classes]. Label -100 is allowed.
-
-    Raise ValueError if their number or a value is wrong.
-    """
-    if labels.numel() != logits.shape[0]:
-        raise ValueError(f"{name} must hold {logits.shape[0]} labels, got {list(labels.shape)}")
-    require_ids(name, labels, logits.shape[1], ignored=IGNORED)
-    return labels.reshape(-1).long()
-
-
-def require_targets(labels: Tensor, logits: Tensor) -> None:
-    """Raise ValueError unless `labels` are floats of exactly the shape of the logits.
-
-    The loss would broadcast other shapes without an error.
-    """
-    if not labels.is_floating_point() or labels.shape != logits.shape:
-        kind = f"{list(labels.shape)} of {labels.dtype}"
-        raise ValueError(f"labels must be floating-point targets {list(logits.shape)}, got {kind}")
-
-
 def require_text_first(mask: Tensor) -> None:
     """Raise ValueError unless a text mask has at least two tokens in each row, and padding on the right only.
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatchmethod
 from pathlib import Path
 from threading import get_ident
@@ -39,7 +39,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from visualbert_core.errors import CheckpointError
 from visualbert_core.io import lfs
 from visualbert_core.io.documents import brief
-from visualbert_core.schema import Example, Grounding, MultipleChoice, Question, Regions, Statement
+from visualbert_core.schema import Example, Grounding, MultipleChoice, Phrase, Question, Regions, Statement
 from visualbert_core.schema import Token as MixedToken
 
 VOCAB_FILE = "vocab.txt"
@@ -111,9 +111,9 @@ class InputEncoder:
         if fix_quirks and recipe != "original":
             raise ValueError(f"fix_quirks belongs to recipe original, got {recipe!r}")
         self._pieces = _WordPieces(Path(vocab))
-        self.vocab_size = self._pieces.size
+        self.vocab_size = len(self._pieces.ids)
         self.max_length = min(max_length, num_positions)
-        self._cls, self._sep, self.mask = (self._pieces.special(token) for token in ("[CLS]", "[SEP]", "[MASK]"))
+        self._cls, self._sep, self.mask = (self._pieces.ids[token] for token in ("[CLS]", "[SEP]", "[MASK]"))
         self._num_positions = num_positions
         self._box_geometry, self._box_range, self._feature_scale = box_geometry, box_range, feature_scale
         self._original, self._fix_quirks = recipe == "original", fix_quirks
@@ -164,11 +164,9 @@ class InputEncoder:
         last = self.max_length - 2
         phrases = []
         for phrase in example.phrases:
-            stop = phrase.stop
-            if not self._fix_quirks:
-                stop = _first_stop(example.words, example.words[phrase.start : phrase.stop])
+            stop = phrase.stop if self._fix_quirks else _first_stop(example.words, phrase)
             phrases.append(min(ends[stop - 1], last))
-        return self._single(ids, regions[:1], phrases=tuple(phrases))
+        return replace(self._single(ids, regions[:1]), phrases=tuple(phrases))
 
     @encode.register
     def multiple_choice(self, example: MultipleChoice, regions: Sequence[Regions]) -> tuple[Encoded, ...]:
@@ -207,10 +205,7 @@ class InputEncoder:
 
     def pair(self, first: list[int], second: list[int], regions: Regions) -> Encoded:
         """Return [CLS] first [SEP] second [SEP] with all regions of one image. An empty second text has no [SEP]."""
-        ids, token_types = self._pair(first, second)
-        features = self._features(regions)
-        rows = np.arange(len(features))
-        return Encoded(ids, token_types, (features,), rows, self._visual_types(len(features)))
+        return self._over(self._pair(first, second), [regions])
 
     def _cut(self, context: _Text, choice: _Text) -> tuple[_Text, _Text]:
         """Cut the two texts so that together they fit into the longest sequence."""
@@ -231,20 +226,15 @@ class InputEncoder:
                 of_row[index + 1].append(position)
         return tuple(tuple(of_row[row]) for row in rows)
 
-    def _single(
-        self,
-        pieces: list[int],
-        regions: Sequence[Regions],
-        limit: int | None = None,
-        phrases: tuple[int, ...] | None = None,
-    ) -> Encoded:
+    def _single(self, pieces: list[int], regions: Sequence[Regions], limit: int | None = None) -> Encoded:
         """Return [CLS] pieces [SEP], cut at the end, with the first `limit` regions of each image."""
-        ids, token_types = self._pair(pieces[: self.max_length - 2], [])
+        return self._over(self._pair(pieces[: self.max_length - 2], []), regions, limit)
+
+    def _over(self, text: tuple[list[int], list[int]], regions: Sequence[Regions], limit: int | None = None) -> Encoded:
         images = tuple(map(self._features, regions))
         starts = np.cumsum([0, *map(len, images)])
         kept = [np.arange(start, start + len(image[:limit])) for start, image in zip(starts, images, strict=False)]
-        types = self._visual_types(*map(len, kept))
-        return Encoded(ids, token_types, images, np.concatenate(kept), types, phrases=phrases)
+        return Encoded(*text, images, np.concatenate(kept), self._visual_types(*map(len, kept)))
 
     def _pair(self, first: list[int], second: list[int]) -> tuple[list[int], list[int]]:
         """Return [CLS] first [SEP] with token type 0, then second [SEP] with type 1 unless `second` is empty."""
@@ -334,8 +324,7 @@ class _WordPieces(dict[str, tuple[int, ...]]):
         lacking = [token for token in ("[UNK]", "[CLS]", "[SEP]", "[MASK]") if token not in vocab]
         if lacking:
             raise CheckpointError(f"{path}: not a BERT vocabulary: {', '.join(lacking)} missing")
-        self._ids = vocab
-        self.size = len(vocab)
+        self.ids = vocab
         self._tokenizer = Tokenizer(WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
         self._tokenizer.normalizer = BertNormalizer(lowercase=True)
         self._tokenizer.pre_tokenizer = BertPreTokenizer()
@@ -346,9 +335,6 @@ class _WordPieces(dict[str, tuple[int, ...]]):
 
     def of(self, words: Iterable[str]) -> list[int]:
         return [piece for word in words for piece in self[word]]
-
-    def special(self, token: str) -> int:
-        return self._ids[token]
 
 
 def _vocabulary(path: Path) -> dict[str, int]:
@@ -390,8 +376,8 @@ def pythia_tokens(question: str) -> list[str]:
     return [word for part in re.split(r"(\W+)", text) if (word := part.strip())]
 
 
-def _first_stop(words: Sequence[str], phrase: Sequence[str]) -> int:
-    """Return the index after the first occurrence of `phrase` in `words`."""
-    size = len(phrase)
-    starts = (start for start in range(len(words)) if words[start : start + size] == phrase)
-    return next(starts) + size
+def _first_stop(words: Sequence[str], phrase: Phrase) -> int:
+    """Return the index after the first occurrence of the words of a phrase."""
+    size = phrase.stop - phrase.start
+    named = words[phrase.start : phrase.stop]
+    return next(stop for stop in range(size, len(words) + 1) if words[stop - size : stop] == named)

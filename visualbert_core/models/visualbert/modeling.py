@@ -61,29 +61,6 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(
-        self,
-        words: Tensor,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
-        visual_embeds: Tensor | None,
-        visual_token_type_ids: Tensor | None,
-        image_text_alignment: Tensor | None,
-    ) -> Tensor:
-        if position_ids is None:
-            position_ids = torch.arange(words.shape[1], device=words.device)[None]
-        if token_type_ids is None:
-            token_type_ids = torch.zeros(words.shape[:2], dtype=torch.long, device=words.device)
-        text = self.text(words, token_type_ids, position_ids)
-        if visual_embeds is None:
-            return self.normalised(text)
-        if visual_token_type_ids is None:
-            visual_token_type_ids = torch.ones(visual_embeds.shape[:2], dtype=torch.long, device=words.device)
-        if image_text_alignment is not None:
-            image_text_alignment = image_text_alignment[:, : visual_embeds.shape[1]]
-        regions = self.regions(self.visual_projection(visual_embeds), visual_token_type_ids, image_text_alignment)
-        return self.normalised(torch.cat((text, regions), dim=1))
-
     def text(self, words: Tensor, types: Tensor, positions: Tensor) -> Tensor:
         """Return the sums of text tokens, [..., hidden], from the embeddings of their words."""
         return words + self.token_type_embeddings(types) + self.position_embeddings(positions)  # type: ignore[no-any-return]
@@ -285,9 +262,21 @@ class VisualBertModel(Pretrained):
         )
         words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         mask = _key_mask(words, attention_mask, visual_embeds, visual_attention_mask)
-        embedded = self.embeddings(
-            words, token_type_ids, position_ids, visual_embeds, visual_token_type_ids, image_text_alignment
-        )
+        tables, device = self.embeddings, words.device
+        if position_ids is None:
+            position_ids = torch.arange(words.shape[1], device=device)[None]
+        if token_type_ids is None:
+            token_type_ids = torch.zeros(words.shape[:2], dtype=torch.long, device=device)
+        embedded = tables.text(words, token_type_ids, position_ids)
+        if visual_embeds is not None:
+            if visual_token_type_ids is None:
+                visual_token_type_ids = torch.ones(visual_embeds.shape[:2], dtype=torch.long, device=device)
+            if image_text_alignment is not None:
+                image_text_alignment = image_text_alignment[:, : visual_embeds.shape[1]]
+            projected = tables.visual_projection(visual_embeds)
+            regions = tables.regions(projected, visual_token_type_ids, image_text_alignment)
+            embedded = torch.cat((embedded, regions), dim=1)
+        embedded = tables.normalised(embedded)
         if self.config.bypass_transformer and visual_embeds is not None:
             states, attentions = self._late_fusion(embedded, mask, words.shape[1], output_attentions)
         else:

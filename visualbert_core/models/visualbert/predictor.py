@@ -115,9 +115,7 @@ class VisualBertPredictor(Family):
     def predict(self, batch: Sequence[tuple[Example, tuple[Regions, ...]]]) -> list[Prediction | Failure]:
         """Answer every example, in order. `schema.Prediction` describes the answer of each form.
 
-        Ties go to the lowest index. If features or weights hold NaN or infinity, the logits behind an answer may not be
-        finite. Such an example gets a `Failure`, and the other answers of the batch stay the same. Raise
-        CheckpointError if the features do not have `reads.size` numbers.
+        Ties go to the lowest index. Raise CheckpointError if the features do not have `reads.size` numbers.
         """
         found = self.examine(batch)
         return [each if isinstance(each, Failure) else each[0] for each in found]

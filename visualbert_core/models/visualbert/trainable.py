@@ -25,7 +25,6 @@ from visualbert_core.models.visualbert.checkpoint.bert import bert_config, bert_
 from visualbert_core.models.visualbert.checkpoint.files import SAFETENSORS_FILE, weights_digest
 from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata
 from visualbert_core.models.visualbert.config import VisualBertConfig
-from visualbert_core.models.visualbert.contents import Content, packed_labels, padded_labels
 from visualbert_core.models.visualbert.grounding import (
     TERM,
     add_head,
@@ -38,7 +37,14 @@ from visualbert_core.models.visualbert.grounding import (
 from visualbert_core.models.visualbert.heads import NETWORKS, HeadNetwork, VisualBertForPreTraining
 from visualbert_core.models.visualbert.inference import READS
 from visualbert_core.models.visualbert.inputs import GEOMETRY_SIZE, VOCAB_FILE, Encoded
-from visualbert_core.models.visualbert.losses import Labels, losses, read_states
+from visualbert_core.models.visualbert.losses import (
+    Content,
+    Labels,
+    losses,
+    packed_labels,
+    padded_labels,
+    read_states,
+)
 from visualbert_core.models.visualbert.masking import cut_pair, mask_pieces
 from visualbert_core.models.visualbert.modeling import VisualBertModel
 from visualbert_core.models.visualbert.packing import Packed, collate, pack
