@@ -26,6 +26,6 @@ class SmallDeviceVqa(VqaTask):
 
 def _losses(self: VisualBertTrainable, prepared: Any, real: Any = VisualBertTrainable.losses) -> torch.Tensor:
     sums: torch.Tensor = real(self, prepared)
-    if sum(prepared.packed.lengths) > TOKENS:
+    if sum(prepared[0].lengths) > TOKENS:
         raise torch.OutOfMemoryError("CUDA out of memory")
     return sums

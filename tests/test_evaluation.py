@@ -31,8 +31,7 @@ from visualbert_core.evaluation.worker import ImageFile, batches, encode, plan_e
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.io.locations import location
 from visualbert_core.models import Model, ReadsRegions, load_model
-from visualbert_core.models.visualbert.checkpoint.metadata import FORMS
-from visualbert_core.models.visualbert.published import published_space
+from visualbert_core.models.visualbert.checkpoint.metadata import FORMS, published_space
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.html import render
 from visualbert_core.report.terminal import print_table

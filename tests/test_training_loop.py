@@ -191,7 +191,7 @@ def small_device(patch: pytest.MonkeyPatch, tokens: int) -> list[int]:
     real, refused = VisualBertTrainable.losses, list[int]()
 
     def losses(self: VisualBertTrainable, prepared: Any) -> torch.Tensor:
-        size = sum(prepared.packed.lengths)
+        size = sum(prepared[0].lengths)
         sums = real(self, prepared)
         if size > tokens:
             refused.append(size)

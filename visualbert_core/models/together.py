@@ -39,24 +39,19 @@ class Part:
     """The model of one task, whose items count the terms of all tasks."""
 
     model: Any
-    at: int
-    """The place of the task."""
-    before: int
-    """How many terms come before those of the model."""
+    at: int  # the place of the task
+    before: int  # how many terms come before those of the model
     after: int
 
     def has_target(self, target: Target) -> bool:
-        """Return whether anything can be learnt from this target."""
         return bool(self.model.has_target(target))
 
     def encode(
         self, example: Example | CaptionPair, visual: tuple[Any, ...], target: Target, draws: random.Random
     ) -> Item:
-        """Turn an example of this task into an item."""
         return self._widened(self.model.encode(example, visual, target, draws))
 
     def ground(self, item: Item, example: Example | CaptionPair, named: NamedRegions) -> Item:
-        """Add to an item which regions its words name."""
         return self._widened(self.model.ground(_inner([item])[1][0], example, named))
 
     def _widened(self, item: Item) -> Item:
@@ -89,12 +84,10 @@ class Together:
         return {member.name: member.model.fingerprint() for member in self._members}
 
     def prepare(self, items: Sequence[Item]) -> tuple[int, Any]:
-        """Turn the items of one task into the tensors of one pass."""
         at, inner = _inner(items)
         return at, self.parts[at].model.prepare(inner)
 
     def padded(self, items: Sequence[Item]) -> dict[str, Tensor]:
-        """Turn the items of one task into padded tensors with labels."""
         at, inner = _inner(items)
         return self.parts[at].model.padded(inner)
 
@@ -113,7 +106,6 @@ class Together:
             member.model.save(place, member.task, member.space)
 
     def saved_weights(self, folder: Path) -> Mapping[str, Tensor]:
-        """Return the weights of a checkpoint that `save` wrote, by the names of the network's parameters."""
         found: dict[str, Tensor] = {}
         for at, member in enumerate(self._members):
             weights = member.model.saved_weights(self._place(folder, at))

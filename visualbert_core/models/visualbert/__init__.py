@@ -14,8 +14,7 @@ Given the same tensors, its numbers equal those of Hugging Face transformers.
     packing.py        encoded sequences → the tensors of a batch
     inference.py      the fast network for answers; cuda.py holds its GPU parts
     checkpoint/       checkpoint folders
-    trainable.py      the `Trainable` contract, with losses.py, packed_states.py and masking.py
-    published.py      the feature spaces of the published checkpoints
+    trainable.py      the `Trainable` contract, with losses.py and masking.py
     predictor.py      the `Model` contract over all of these
 """
 

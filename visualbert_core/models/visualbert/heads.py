@@ -17,7 +17,7 @@ Shapes: B examples, C choices, T text tokens, V regions, K phrases.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -100,8 +100,7 @@ class VisualBertForQuestionAnswering(Classifier):
         states = self.visual_bert(input_ids, mask, **inputs)
         position = (mask.bool().sum(1) - 2)[:, None, None].expand(-1, 1, states.last_hidden_state.shape[-1])
         logits = self.cls(self.dropout(states.last_hidden_state.gather(1, position).squeeze(1)))
-        loss = None if labels is None else _divergence(logits, labels)
-        return _output(logits, loss, states)
+        return _output(states, logits, labels, _divergence)
 
 
 class VisualBertForVisualReasoning(Classifier):
@@ -111,8 +110,7 @@ class VisualBertForVisualReasoning(Classifier):
         """Return logits [B, num_labels]. `labels` are long [B]. The loss is cross-entropy."""
         states = self.visual_bert(input_ids, **inputs)
         logits = self.cls(self.dropout(states.pooler_output))
-        loss = None if labels is None else _cross_entropy(logits, labels)
-        return _output(logits, loss, states)
+        return _output(states, logits, labels, _cross_entropy)
 
 
 class VisualBertForMultipleChoice(Classifier):
@@ -156,8 +154,7 @@ class VisualBertForMultipleChoice(Classifier):
             },
         )
         logits = self.cls(self.dropout(states.pooler_output)).view(-1, choices)
-        loss = None if labels is None else _cross_entropy(logits, labels)
-        return _output(logits, loss, states)
+        return _output(states, logits, labels, _cross_entropy)
 
 
 TIED_DECODER = {
@@ -250,8 +247,7 @@ class VisualBertForRegionToPhraseAlignment(HeadNetwork):
         hidden = states.last_hidden_state
         phrases = hidden.gather(1, positions.long().clamp(min=0).unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
         logits = self.attention(phrases, hidden[:, text_mask.shape[1] :], visual_mask)
-        loss = None if labels is None else _divergence(logits, labels)
-        return _output(logits, loss, states)
+        return _output(states, logits, labels, _divergence)
 
 
 NETWORKS: dict[type[Example], type[HeadNetwork]] = {
@@ -292,34 +288,31 @@ class PreTrainingHeads(nn.Module):
 
 
 class LanguageModelHead(nn.Module):
-    """One dense layer, then a decoder that shares its weights with the word table."""
+    """One dense layer with activation and LayerNorm, then a decoder that shares its weights with the word table."""
 
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
-        self.transform = LanguageModelTransform(config)
+        self.activation = ACTIVATION[config.hidden_act]
+        self.transform = nn.ModuleDict(
+            {
+                "dense": nn.Linear(config.hidden_size, config.hidden_size),
+                "LayerNorm": nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps),
+            }
+        )
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         # The same tensor as `decoder.bias` (see TIED_DECODER). Both names exist because checkpoints hold both.
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.decoder(self.transform(hidden))  # type: ignore[no-any-return]
+        transformed = self.transform["LayerNorm"](self.activation(self.transform["dense"](hidden)))
+        return self.decoder(transformed)  # type: ignore[no-any-return]
 
 
-class LanguageModelTransform(nn.Module):
-    """The dense layer of the masked-language head, with activation and LayerNorm."""
-
-    def __init__(self, config: VisualBertConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = ACTIVATION[config.hidden_act]
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.LayerNorm(self.activation(self.dense(hidden)))  # type: ignore[no-any-return]
-
-
-def _output(logits: Tensor, loss: Tensor | None, states: VisualBertOutput) -> HeadOutput:
-    return HeadOutput(logits, loss, states.hidden_states, states.attentions)
+def _output(
+    states: VisualBertOutput, logits: Tensor, labels: Tensor | None, loss: Callable[[Tensor, Tensor], Tensor]
+) -> HeadOutput:
+    found = None if labels is None else loss(logits, labels)
+    return HeadOutput(logits, found, states.hidden_states, states.attentions)
 
 
 def _flat_choices(name: str, value: Tensor, examples: int, choices: int) -> Tensor:

@@ -114,6 +114,7 @@ class InputEncoder:
         self.vocab_size = len(self._pieces.ids)
         self.max_length = min(max_length, num_positions)
         self._cls, self._sep, self.mask = (self._pieces.ids[token] for token in ("[CLS]", "[SEP]", "[MASK]"))
+        self.ends = (self._cls, self._sep)
         self._num_positions = num_positions
         self._box_geometry, self._box_range, self._feature_scale = box_geometry, box_range, feature_scale
         self._original, self._fix_quirks = recipe == "original", fix_quirks
@@ -198,10 +199,6 @@ class InputEncoder:
     def told(self, example: Question, answer: Sequence[str], regions: Sequence[Regions]) -> Encoded:
         """Return [CLS] question ? answer [SEP] for pre-training. `answer` holds its words, or its letters."""
         return self._single(self._pieces.of([*pythia_tokens(example.text), "?", *answer]), regions[:1])
-
-    def is_text(self, piece: int) -> bool:
-        """Return whether a piece is neither [CLS] nor [SEP]."""
-        return piece not in (self._cls, self._sep)
 
     def pair(self, first: list[int], second: list[int], regions: Regions) -> Encoded:
         """Return [CLS] first [SEP] second [SEP] with all regions of one image. An empty second text has no [SEP]."""

@@ -8,7 +8,7 @@ masked, and neither are [CLS] and [SEP].
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 INGREDIENT = "training"
@@ -21,14 +21,17 @@ _LEAST = 32
 
 
 def mask_pieces(
-    pieces: Sequence[int], draws: random.Random, mask: int, vocab_size: int
+    pieces: Sequence[int], draws: random.Random, mask: int, vocab_size: int, never: Collection[int] = ()
 ) -> tuple[list[int], dict[int, int]]:
     """Return the pieces with some of them replaced, and the place → piece of those that are to be predicted.
 
-    A replacement is drawn from the whole vocabulary, special pieces included. There is no rule for whole words.
+    A replacement is drawn from the whole vocabulary, special pieces included. There is no rule for whole words. Pieces
+    in `never` stay, and take no draw.
     """
     shown, hidden = list(pieces), {}
     for place, piece in enumerate(pieces):
+        if piece in never:
+            continue
         draw = draws.random()
         if draw >= MASKED:
             continue

@@ -8,7 +8,7 @@ computed for padding.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -32,13 +32,29 @@ def collate(batch: Sequence[Encoded | tuple[Encoded, ...]]) -> dict[str, Tensor]
     Multiple choice has a choice axis in second place in each tensor. Raise ValueError if the examples differ in number
     of choices or in feature size.
     """
-    choices = {len(item) for item in batch if isinstance(item, tuple)}
-    if not choices:
-        return _padded([item for item in batch if isinstance(item, Encoded)])
+    items = [item if isinstance(item, tuple) else (item,) for item in batch]
+    choices = {len(item) for item in items}
     if len(choices) > 1:
         raise ValueError(f"a batch needs one number of choices, got {sorted(choices)}")
-    flat = _padded([sequence for item in batch if isinstance(item, tuple) for sequence in item])
-    return {name: tensor.view(len(batch), *choices, *tensor.shape[1:]) for name, tensor in flat.items()}
+    sequences = [sequence for item in items for sequence in item]
+    texts, regions = [len(s.input_ids) for s in sequences], [len(s.rows) for s in sequences]
+    features = [s.features for s in sequences]
+    _check_sizes(features)
+    found = {
+        "input_ids": _rows(s.input_ids for s in sequences),
+        "attention_mask": _rows([1] * text for text in texts),
+        "token_type_ids": _rows(s.token_type_ids for s in sequences),
+        "visual_embeds": pad_sequence([torch.from_numpy(each).float() for each in features], batch_first=True),
+        "visual_attention_mask": _rows([1] * region for region in regions),
+        "visual_token_type_ids": _rows(s.visual_types for s in sequences),
+    }
+    if sequences[0].mentions is not None:
+        found["image_text_alignment"] = pad_sequence([*_alignment(sequences).split_with_sizes(regions)], True, -1)
+    if sequences[0].phrases is not None:
+        found["region_to_phrase_position"] = _rows((s.phrases or () for s in sequences), fill=-1)
+    if isinstance(batch[0], Encoded):
+        return found
+    return {name: tensor.view(len(batch), *choices, *tensor.shape[1:]) for name, tensor in found.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +86,10 @@ class Packed:
 
     def to(self, device: torch.device) -> Packed:
         """Copy the tensors to `device`. A copy to a GPU uses pinned memory and does not wait."""
-        moved: dict[str, Any] = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, Tensor):
-                value = value.pin_memory() if device.type == "cuda" else value
-                moved[f.name] = value.to(device, non_blocking=True)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        if device.type == "cuda":
+            tensors = {name: value.pin_memory() for name, value in tensors.items()}
+        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
         return replace(self, **moved)
 
 
@@ -134,26 +148,6 @@ def _starts(lengths: Sequence[int]) -> np.ndarray:
 
 def _flat(values: Iterable[Iterable[int]]) -> Tensor:
     return torch.tensor(list(chain.from_iterable(values)), dtype=torch.long)
-
-
-def _padded(sequences: Sequence[Encoded]) -> dict[str, Tensor]:
-    """Return the tensors of `collate` for sequences without a choice axis."""
-    texts, regions = [len(s.input_ids) for s in sequences], [len(s.rows) for s in sequences]
-    features = [s.features for s in sequences]
-    _check_sizes(features)
-    found = {
-        "input_ids": _rows(s.input_ids for s in sequences),
-        "attention_mask": _rows([1] * text for text in texts),
-        "token_type_ids": _rows(s.token_type_ids for s in sequences),
-        "visual_embeds": pad_sequence([torch.from_numpy(each).float() for each in features], batch_first=True),
-        "visual_attention_mask": _rows([1] * region for region in regions),
-        "visual_token_type_ids": _rows(s.visual_types for s in sequences),
-    }
-    if sequences[0].mentions is not None:
-        found["image_text_alignment"] = pad_sequence([*_alignment(sequences).split_with_sizes(regions)], True, -1)
-    if sequences[0].phrases is not None:
-        found["region_to_phrase_position"] = _rows((s.phrases or () for s in sequences), fill=-1)
-    return found
 
 
 def _rows(values: Iterable[Sequence[int] | np.ndarray], fill: int = 0) -> Tensor:

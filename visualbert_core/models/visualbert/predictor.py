@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from visualbert_core.errors import CheckpointError
 from visualbert_core.float32 import whole_float32
 from visualbert_core.io.documents import brief
 from visualbert_core.models.base import NOT_FINITE, Family, ReadsRegions
+from visualbert_core.models.trainable import Start, Trainable
 from visualbert_core.models.visualbert.checkpoint.files import weights_digest
-from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata
+from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata, published_space
 from visualbert_core.models.visualbert.config import CONFIG_FILE, VisualBertConfig
 from visualbert_core.models.visualbert.heads import NETWORKS
 from visualbert_core.models.visualbert.inference import PRECISIONS, InferenceNetwork
@@ -36,7 +37,6 @@ from visualbert_core.models.visualbert.inputs import (
 )
 from visualbert_core.models.visualbert.modeling import VisualBertModel
 from visualbert_core.models.visualbert.packing import collate
-from visualbert_core.models.visualbert.published import published_space
 from visualbert_core.printable import logger
 from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import (
@@ -50,10 +50,6 @@ from visualbert_core.schema import (
     Regions,
     Statement,
 )
-
-if TYPE_CHECKING:
-    from visualbert_core.models.trainable import Start
-    from visualbert_core.models.visualbert.trainable import VisualBertTrainable
 
 ANSWERS_FILE = "answers.txt"
 UNKNOWN_ANSWER = "<unk>"
@@ -106,7 +102,7 @@ class VisualBertPredictor(Family):
         }
 
     @classmethod
-    def to_train(cls, folder: Path, form: type[Example] | type[CaptionPair], start: Start) -> VisualBertTrainable:
+    def to_train(cls, folder: Path, form: type[Example] | type[CaptionPair], start: Start) -> Trainable[Regions]:
         """Open a folder to train it. See `trainable.VisualBertTrainable`."""
         from visualbert_core.models.visualbert.trainable import VisualBertTrainable  # it imports this file
 
@@ -211,15 +207,7 @@ def check_features(folder: Path, size: int, regions: Sequence[Regions]) -> None:
 
 def checkpoint_encoder(folder: Path, config: VisualBertConfig, sidecar: CheckpointMetadata) -> InputEncoder:
     """Open the vocabulary of a folder. Raise CheckpointError if it does not fit the word table of the weights."""
-    encoder = InputEncoder(
-        folder / VOCAB_FILE,
-        num_positions=config.max_position_embeddings,
-        box_geometry=sidecar.box_geometry,
-        box_range=sidecar.box_range,
-        feature_scale=sidecar.feature_scale,
-        recipe=sidecar.recipe,
-        fix_quirks=sidecar.fix_quirks,
-    )
+    encoder = InputEncoder(folder / VOCAB_FILE, num_positions=config.max_position_embeddings, **sidecar.inputs)
     pieces, rows = encoder.vocab_size, config.vocab_size
     if pieces != rows and rows not in {pieces + -pieces % multiple for multiple in _PADDED_TO}:
         raise CheckpointError(

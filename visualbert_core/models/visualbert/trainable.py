@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +25,23 @@ from visualbert_core.models.visualbert.checkpoint.bert import bert_config, bert_
 from visualbert_core.models.visualbert.checkpoint.files import SAFETENSORS_FILE, weights_digest
 from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata
 from visualbert_core.models.visualbert.config import VisualBertConfig
-from visualbert_core.models.visualbert.grounding import (
-    TERM,
-    add_head,
-    grounding_loss,
-    located,
-    save_head,
-    saved_head,
-    share_modules,
-)
 from visualbert_core.models.visualbert.heads import NETWORKS, HeadNetwork, VisualBertForPreTraining
 from visualbert_core.models.visualbert.inference import READS
 from visualbert_core.models.visualbert.inputs import GEOMETRY_SIZE, VOCAB_FILE, Encoded
 from visualbert_core.models.visualbert.losses import (
+    TERM,
     Content,
     Labels,
+    add_head,
+    grounding_loss,
+    located,
     losses,
     packed_labels,
     padded_labels,
     read_states,
+    save_head,
+    saved_head,
+    share_modules,
 )
 from visualbert_core.models.visualbert.masking import cut_pair, mask_pieces
 from visualbert_core.models.visualbert.modeling import VisualBertModel
@@ -74,13 +72,8 @@ INGREDIENT = "training"
 WORDS = "masked-words"
 
 
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """The tensors of one pass."""
-
-    packed: Packed
-    labels: Labels
-    named: tuple[Tensor, ...] = ()  # with the term grounding: for each sequence, the shares of its phrases
+Prepared = tuple[Packed, Labels]
+"""The tensors of one pass."""
 
 
 class VisualBertTrainable:
@@ -230,34 +223,28 @@ class VisualBertTrainable:
         self, example: Example | CaptionPair, visual: tuple[Regions, ...], target: Target, draws: random.Random
     ) -> Content:
         """Mask the text of an example, in the order of the authors' draws. `target` comes from `Task.told`."""
-        label = None
+        encoder, label = self._encoder, None
         if isinstance(example, CaptionPair):
             own = self._start.own_caption_label
             label = own if example.own else 1 - own
-            texts = (self._encoder.words(example.first), self._encoder.words(example.second))
-            cut = cut_pair(*texts, self._encoder.max_length - 3, self._start.pair_cut)
-            sequence = self._encoder.pair(*cut, visual[0])
+            texts = (encoder.words(example.first), encoder.words(example.second))
+            cut = cut_pair(*texts, encoder.max_length - 3, self._start.pair_cut)
+            sequence = encoder.pair(*cut, visual[0])
         elif isinstance(example, Question):
             assert isinstance(target, str)
             # The authors join a string with spaces, as if it were a list of words: "r e d".
             answer = [*target] if self._start.answer_letters else target.split(" ")
-            sequence = self._encoder.told(example, answer, visual)
+            sequence = encoder.told(example, answer, visual)
         elif isinstance(example, MultipleChoice):
             chosen = draws.randrange(len(example.choices))
             label = int(chosen == target)
-            sequence = self._encoder.sequences(example, visual)[chosen]
+            sequence = encoder.sequences(example, visual)[chosen]
         else:
-            (sequence,) = self._encoder.sequences(example, visual)
+            (sequence,) = encoder.sequences(example, visual)
             label = target if isinstance(target, int) else None
-        places = [place for place, piece in enumerate(sequence.input_ids) if self._encoder.is_text(piece)]
-        pieces = [sequence.input_ids[place] for place in places]
-        shown, masked = mask_pieces(pieces, draws, self._encoder.mask, self._encoder.vocab_size)
-        ids = list(sequence.input_ids)
-        for place, piece in zip(places, shown, strict=True):
-            ids[place] = piece
-        hidden = {places[at]: piece for at, piece in masked.items()}
+        shown, hidden = mask_pieces(sequence.input_ids, draws, encoder.mask, encoder.vocab_size, encoder.ends)
         # A padded batch asks for phrases only where they are answered.
-        return Content((replace(sequence, input_ids=ids, phrases=None),), label=label, hidden=hidden)
+        return Content((replace(sequence, input_ids=shown, phrases=None),), label=label, hidden=hidden)
 
     def prepare(self, items: Sequence[Item]) -> Prepared:
         """Pack the sequences of the items, and bring the targets into the order of the pack."""
@@ -265,11 +252,11 @@ class VisualBertTrainable:
         pairs = [(sequence, content) for content in contents for sequence in content.sequences]
         packed = pack([sequence for sequence, _ in pairs], [self._read(*pair) for pair in pairs])
         labels = packed_labels(contents, packed, len(self._answers), self._form is MultipleChoice)
-        if not self._grounding:
-            return Prepared(packed, labels)
-        named = [contents[at].named for at in packed.order]
-        shares = [torch.zeros(0, 0) if each is None else torch.from_numpy(each.shares) for each in named]
-        return Prepared(packed, labels, tuple(shares))
+        if self._grounding:
+            named = [contents[at].named for at in packed.order]
+            shares = [torch.zeros(0, 0) if each is None else torch.from_numpy(each.shares) for each in named]
+            labels = replace(labels, named=tuple(shares))
+        return packed, labels
 
     def _read(self, sequence: Encoded, content: Content) -> Sequence[int]:
         """Return the positions whose last states the loss reads."""
@@ -293,17 +280,15 @@ class VisualBertTrainable:
 
     def losses(self, prepared: Prepared) -> Tensor:
         """Return the sum of each term: float32 [terms]. The heads compute in float32 under autocast too."""
-        device = next(self.network.parameters()).device
-        packed = prepared.packed.to(device)
+        device, smoothing = next(self.network.parameters()).device, self._start.label_smoothing
+        packed, labels = prepared[0].to(device), replace(prepared[1].to(device), smoothing=smoothing)
         states = read_states(self.network.visual_bert, packed, self._start.gradient_checkpointing).float()
-        labels = replace(prepared.labels.to(device), smoothing=self._start.label_smoothing)
         with torch.autocast(device.type, enabled=False):
-            if not prepared.named:
+            if not labels.named:
                 return torch.stack(losses(self.network, states, packed, labels))
             asked = states.index_select(0, torch.from_numpy(packed.read_starts).to(device))
-            found = losses(self.network, asked, packed, labels)
-            named = grounding_loss(self.network, states, packed, prepared.named)
-            return torch.stack([*found, self._start.grounding * named])
+            named = grounding_loss(self.network, states, packed, labels.named)
+            return torch.stack([*losses(self.network, asked, packed, labels), self._start.grounding * named])
 
     def saved_weights(self, folder: Path) -> Mapping[str, Tensor]:
         """Return the weights of a checkpoint that `save` wrote. The file has the names of the network."""

@@ -1,13 +1,16 @@
 """The metadata file `visualbert_core.json` of a checkpoint folder.
 
 Owns what `config.json` and the weights cannot say: task, input recipe and feature space. The file is this project's own
-and optional. transformers ignores it.
+and optional. transformers ignores it. The published checkpoints do not have it, so the feature space in which each was
+trained is recognised by name and size. docs/checkpoints.md has the whole table. Sizes and features are from the
+authors' configurations (https://github.com/uclanlp/visualbert).
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from visualbert_core.config import nearest
 from visualbert_core.errors import CheckpointError
 from visualbert_core.io.documents import brief, read_json
 from visualbert_core.models.base import METADATA_FILE
+from visualbert_core.models.visualbert.config import VisualBertConfig
 from visualbert_core.models.visualbert.inputs import PLAIN_BOXES, RECIPES
 from visualbert_core.schema import Example, Grounding, MultipleChoice, Question, Statement
 
@@ -121,3 +125,28 @@ _TYPES = {
     "feature_scale": float,
     "fix_quirks": bool,
 }
+
+_SPACES = {"vqa": ("pythia_fpn", 2048), "nlvr2": ("detectron_fpn", 1024), "vcr": ("r2c_resnet50", 512)}
+"""What a checkpoint was trained for → (feature space, size of a feature)."""
+_TRAINED_FOR: dict[type[Example], tuple[str, int | None]] = {
+    Question: ("vqa", 3129),
+    Statement: ("nlvr2", 2),
+    MultipleChoice: ("vcr", None),
+}
+"""Form of example → (what its published checkpoint was trained for, number of labels; None if it has none)."""
+_NAME = re.compile(r"visualbert[-_](vqa|nlvr2|vcr)([-_]coco)?([-_]pre)?", re.IGNORECASE)
+
+
+def published_space(folder: Path, form: type[Example], config: VisualBertConfig) -> str | None:
+    """Return the feature space of the published checkpoint that this one looks like; None if it looks like none.
+
+    A folder name on the path and the feature size decide first. Form, number of labels and feature size decide if no
+    name fits. Parent folders count because the Hub's cache puts the name of a model there.
+    """
+    named = [found[1].lower() for part in folder.absolute().parts if (found := _NAME.search(part))]
+    if form in _TRAINED_FOR:
+        task, labels = _TRAINED_FOR[form]
+        if labels in (None, config.num_labels):
+            named.insert(0, task)  # tried last
+    sized = (_SPACES[name] for name in reversed(named) if name in _SPACES)
+    return next((space for space, size in sized if size == config.visual_embedding_dim), None)
