@@ -34,9 +34,9 @@ from visualbert_core.models.visualbert import (
     VisualBertForVisualReasoning,
 )
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
+from visualbert_core.models.visualbert.heads import collate
 from visualbert_core.models.visualbert.inference import InferenceNetwork
 from visualbert_core.models.visualbert.inputs import Encoded
-from visualbert_core.models.visualbert.packing import collate
 
 Item = Encoded | tuple[Encoded, ...]
 Answer = Callable[[], Tensor]

@@ -27,10 +27,10 @@ from visualbert_core.models.visualbert import (
     VisualBertForVisualReasoning,
 )
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
+from visualbert_core.models.visualbert.inference import Packed, pack
 from visualbert_core.models.visualbert.inputs import Encoded, InputEncoder
 from visualbert_core.models.visualbert.losses import Labels, cross_entropy, divergence, losses, read_states
 from visualbert_core.models.visualbert.masking import cut_pair, mask_pieces
-from visualbert_core.models.visualbert.packing import Packed, pack
 from visualbert_core.schema import CaptionPair, Grounding, MultipleChoice, Phrase, Question, Regions, Statement
 from visualbert_core.synthetic import WEIGHTS
 from visualbert_core.tasks import CaptionPairs, open_task

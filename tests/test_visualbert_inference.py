@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from visualbert_core.errors import ConfigError
-from visualbert_core.models.visualbert import VisualBertConfig, inference
+from visualbert_core.models.visualbert import VisualBertConfig, inference, kernels
 from visualbert_core.models.visualbert.checkpoint.metadata import FORMS
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
-from visualbert_core.models.visualbert.cuda import GraphedEncoder, bucket, has_variable_length
-from visualbert_core.models.visualbert.inference import PRECISIONS, Groups, InferenceNetwork
+from visualbert_core.models.visualbert.heads import collate
+from visualbert_core.models.visualbert.inference import PRECISIONS, Groups, InferenceNetwork, pack
 from visualbert_core.models.visualbert.inputs import Encoded
-from visualbert_core.models.visualbert.packing import collate, pack
+from visualbert_core.models.visualbert.kernels import GraphedEncoder, bucket, has_variable_length
 from visualbert_core.models.visualbert.predictor import NETWORKS, VisualBertPredictor
 from visualbert_core.schema import Question, Regions
 
@@ -146,10 +146,10 @@ def test_onednn_weights(task: str, act: str, precision: str, monkeypatch: pytest
     if precision == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("oneDNN computes bfloat16 with AVX-512 or AMX only")
     made, batch = network(task, hidden_act=act), draw(task, 5, 7)
-    monkeypatch.setattr(inference, "_onednn_pays", lambda dtype: False)
+    monkeypatch.setattr(kernels, "_onednn_pays", lambda dtype: False)
     plain = packed(made, batch, precision)
-    monkeypatch.setattr(inference, "_onednn_pays", lambda dtype: True)
-    monkeypatch.setattr(inference, "_plain_dense", None)
+    monkeypatch.setattr(kernels, "_onednn_pays", lambda dtype: True)
+    monkeypatch.setattr(kernels, "_plain_dense", None)
     spread = max(1.0, float(np.concatenate([part.ravel() for part in plain]).std()))
     allowed = tolerance(plain) if precision == "float32" else 0.05 * spread
     assert largest_difference(packed(made, batch, precision), plain) < allowed
@@ -159,7 +159,7 @@ def test_where_onednn_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN is used with AVX-512 only, because with AVX2 the default library is as fast."""
     for capability, expected in (("AVX512", True), ("AVX2", False), ("DEFAULT", False)):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
-        assert inference._onednn_pays(torch.float32) is expected
+        assert kernels._onednn_pays(torch.float32) is expected
 
 
 def test_where_onednn_computes_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,9 +167,9 @@ def test_where_onednn_computes_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> N
     bfloat16 with torch's default library, because oneDNN's operators would raise."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     for supported in (False, True):
-        monkeypatch.setattr(inference, "_onednn_has_bfloat16", lambda supported=supported: supported)
-        assert inference._onednn_pays(torch.float32) is True
-        assert inference._onednn_pays(torch.bfloat16) is supported
+        monkeypatch.setattr(kernels, "_onednn_has_bfloat16", lambda supported=supported: supported)
+        assert kernels._onednn_pays(torch.float32) is True
+        assert kernels._onednn_pays(torch.bfloat16) is supported
 
 
 @pytest.mark.parametrize("task", FORMS)
@@ -262,7 +262,7 @@ def test_threads_share_a_predictor(tmp_path: Path) -> None:
 
 
 class ByEnds:
-    """Compute attention like `cuda.variable_length`, in a loop; rows after the last end stay undefined (NaN)."""
+    """Compute attention like `kernels.variable_length`, in a loop; rows after the last end stay undefined (NaN)."""
 
     def __init__(self, query_ends: Tensor, key_ends: Tensor, most_queries: int, most_keys: int) -> None:
         self.ends, self.most = (query_ends, key_ends), (most_queries, most_keys)

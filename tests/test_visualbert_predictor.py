@@ -21,8 +21,8 @@ from visualbert_core.models import NOT_FINITE, GivesAttentions, load_model
 from visualbert_core.models.visualbert import VisualBertConfig
 from visualbert_core.models.visualbert.checkpoint.metadata import FORMS, CheckpointMetadata
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
+from visualbert_core.models.visualbert.heads import collate
 from visualbert_core.models.visualbert.inputs import InputEncoder
-from visualbert_core.models.visualbert.packing import collate
 from visualbert_core.models.visualbert.predictor import NETWORKS, VisualBertPredictor
 from visualbert_core.schema import (
     Example,

@@ -8,11 +8,10 @@ Given the same tensors, its numbers equal those of Hugging Face transformers.
 
     config.py         the sizes of a network
     modeling.py       the trunk
-    heads.py          the heads of the four tasks and of pre-training
+    heads.py          the heads of the four tasks and of pre-training, and their padded batches
     input_checks.py   the checks of the tensors that callers pass
     inputs.py         text and regions → tokens, in the authors' layout
-    packing.py        encoded sequences → the tensors of a batch
-    inference.py      the fast network for answers; cuda.py holds its GPU parts
+    inference.py      the fast network for answers, over packed sequences; kernels.py holds what depends on the device
     checkpoint/       checkpoint folders
     trainable.py      the `Trainable` contract, with losses.py and masking.py
     predictor.py      the `Model` contract over all of these
@@ -28,10 +27,10 @@ from visualbert_core.models.visualbert.heads import (
     VisualBertForQuestionAnswering,
     VisualBertForRegionToPhraseAlignment,
     VisualBertForVisualReasoning,
+    collate,
 )
 from visualbert_core.models.visualbert.inputs import Encoded, InputEncoder
 from visualbert_core.models.visualbert.modeling import VisualBertModel, VisualBertOutput
-from visualbert_core.models.visualbert.packing import collate
 from visualbert_core.models.visualbert.predictor import VisualBertPredictor
 
 __all__ = [

@@ -17,13 +17,15 @@ Shapes: B examples, C choices, T text tokens, V regions, K phrases.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from visualbert_core.models.visualbert.checkpoint.pretrained import Pretrained
 from visualbert_core.models.visualbert.config import VisualBertConfig
@@ -34,8 +36,51 @@ from visualbert_core.models.visualbert.input_checks import (
     require_shape,
     require_text_first,
 )
+from visualbert_core.models.visualbert.inputs import Encoded, alignment, check_sizes
 from visualbert_core.models.visualbert.modeling import ACTIVATION, VisualBertModel, VisualBertOutput, initialize
 from visualbert_core.schema import Example, Grounding, MultipleChoice, Question, Statement
+
+
+def collate(batch: Sequence[Encoded | tuple[Encoded, ...]]) -> dict[str, Tensor]:
+    """Pad the sequences of one task. Return the keyword tensors for the forward of its head, on the CPU.
+
+        input_ids, attention_mask, token_type_ids      long [B, T]
+        visual_embeds                                  float32 [B, V, D]
+        visual_attention_mask, visual_token_type_ids   long [B, V]
+        image_text_alignment                           long [B, V, A], padded with -1, for VCR
+        region_to_phrase_position                      long [B, K], padded with -1, for Flickr30K Entities
+
+    Multiple choice has a choice axis in second place in each tensor. Raise ValueError if the examples differ in number
+    of choices or in feature size.
+    """
+    items = [item if isinstance(item, tuple) else (item,) for item in batch]
+    choices = {len(item) for item in items}
+    if len(choices) > 1:
+        raise ValueError(f"a batch needs one number of choices, got {sorted(choices)}")
+    sequences = [sequence for item in items for sequence in item]
+    texts, regions = [len(s.input_ids) for s in sequences], [len(s.rows) for s in sequences]
+    features = [s.features for s in sequences]
+    check_sizes(features)
+    found = {
+        "input_ids": _rows(s.input_ids for s in sequences),
+        "attention_mask": _rows([1] * text for text in texts),
+        "token_type_ids": _rows(s.token_type_ids for s in sequences),
+        "visual_embeds": pad_sequence([torch.from_numpy(each).float() for each in features], batch_first=True),
+        "visual_attention_mask": _rows([1] * region for region in regions),
+        "visual_token_type_ids": _rows(s.visual_types for s in sequences),
+    }
+    if sequences[0].mentions is not None:
+        found["image_text_alignment"] = pad_sequence([*alignment(sequences).split_with_sizes(regions)], True, -1)
+    if sequences[0].phrases is not None:
+        found["region_to_phrase_position"] = _rows((s.phrases or () for s in sequences), fill=-1)
+    if isinstance(batch[0], Encoded):
+        return found
+    return {name: tensor.view(len(batch), *choices, *tensor.shape[1:]) for name, tensor in found.items()}
+
+
+def _rows(values: Iterable[Sequence[int] | np.ndarray], fill: int = 0) -> Tensor:
+    """Return the rows padded to the length of the longest: long [B, longest]."""
+    return pad_sequence([torch.as_tensor(row, dtype=torch.long) for row in values], True, fill)
 
 
 @dataclass(frozen=True)

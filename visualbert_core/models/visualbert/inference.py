@@ -9,24 +9,24 @@ Owns everything that inference does differently from `heads`. The answers stay t
     one product for q, k, v  and attention in groups of sequences of equal length, without a mask
     prepared weights         in oneDNN's layout, with GELU inside the product, on CPUs where this is faster
     bfloat16                 on request, for products and attention; residuals, norms and heads stay float32
-    CUDA                     bfloat16 uses attention of variable length and replays CUDA graphs (see `cuda`)
+    CUDA                     bfloat16 uses attention of variable length and replays CUDA graphs (see `kernels`)
 
 Shapes: B sequences, N tokens, R read tokens, H hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, groupby
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from visualbert_core.float32 import whole_float32
-from visualbert_core.models.visualbert.cuda import Attend, GraphedEncoder, Recorder, has_variable_length
 from visualbert_core.models.visualbert.heads import (
     Classifier,
     HeadNetwork,
@@ -35,12 +35,111 @@ from visualbert_core.models.visualbert.heads import (
     VisualBertForRegionToPhraseAlignment,
     VisualBertForVisualReasoning,
 )
-from visualbert_core.models.visualbert.inputs import Encoded
-from visualbert_core.models.visualbert.modeling import ACTIVATION, Embeddings, Layer, VisualBertModel
-from visualbert_core.models.visualbert.packing import Packed, pack
+from visualbert_core.models.visualbert.inputs import Encoded, alignment, check_sizes
+from visualbert_core.models.visualbert.kernels import Attend, GraphedEncoder, Recorder, dense, has_variable_length
+from visualbert_core.models.visualbert.modeling import Embeddings, Layer, VisualBertModel
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-Dense = Callable[[Tensor], Tensor]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# packing
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """B sequences end to end, sorted so that sequences of equal shape are neighbours.
+
+    They have N tokens: T of text and V regions. The images have U feature rows, each image once. The head reads the
+    last state of R tokens.
+    """
+
+    order: tuple[int, ...]  # [B] sequence b of the pack is sequence order[b] of the batch
+    lengths: tuple[int, ...]  # [B] tokens of each sequence, ascending; the sum is N
+    text_lengths: tuple[int, ...]  # [B] text tokens of each sequence; the sum is T
+    read_lengths: tuple[int, ...]  # [B] tokens of each sequence that the head reads; the sum is R
+    input_ids: Tensor  # long [T]
+    token_type_ids: Tensor  # long [T]
+    position_ids: Tensor  # long [T]
+    features: Tensor  # float16 or float32 [U, D]
+    feature_rows: Tensor  # long [V], into `features`
+    visual_types: Tensor  # long [V]
+    mentions: Tensor | None  # long [V, A], the text positions that name each region, padded with -1
+    source: Tensor  # long [N], the row of each token among all texts [T] followed by all regions [V]
+    reads: Tensor  # long [R], into the tokens [N]
+
+    @property
+    def read_starts(self) -> np.ndarray:
+        """Return the row of the first read token of each sequence among the R read tokens: long [B]."""
+        return _starts(self.read_lengths)
+
+    def to(self, device: torch.device) -> Packed:
+        """Copy the tensors to `device`. A copy to a GPU uses pinned memory and does not wait."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        if device.type == "cuda":
+            tensors = {name: value.pin_memory() for name, value in tensors.items()}
+        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+        return replace(self, **moved)
+
+
+def pack(sequences: Sequence[Encoded], reads: Sequence[Sequence[int]]) -> Packed:
+    """Lay the sequences of one task end to end, on the CPU. `reads` are the positions that the head reads of each.
+
+    Raise ValueError if the features differ in size.
+    """
+    shape = [(len(s.input_ids) + len(s.rows), len(r)) for s, r in zip(sequences, reads, strict=True)]
+    order = sorted(range(len(sequences)), key=shape.__getitem__)
+    sequences, reads = [sequences[i] for i in order], [reads[i] for i in order]
+    texts, regions = [len(s.input_ids) for s in sequences], [len(s.rows) for s in sequences]
+    lengths = [text + region for text, region in zip(texts, regions, strict=True)]
+    starts = _starts(lengths)
+    features, rows = _shared(sequences)
+    return Packed(
+        order=tuple(order),
+        lengths=tuple(lengths),
+        text_lengths=tuple(texts),
+        read_lengths=tuple(map(len, reads)),
+        input_ids=_flat([s.input_ids for s in sequences]),
+        token_type_ids=_flat([s.token_type_ids for s in sequences]),
+        position_ids=_flat([range(text) for text in texts]),
+        features=torch.from_numpy(features),
+        feature_rows=torch.from_numpy(rows),
+        visual_types=torch.from_numpy(np.concatenate([s.visual_types for s in sequences])),
+        mentions=None if sequences[0].mentions is None else alignment(sequences),
+        source=torch.from_numpy(_source(texts, regions)),
+        reads=_flat([[start + position for position in r] for start, r in zip(starts, reads, strict=True)]),
+    )
+
+
+def _shared(sequences: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the features of every image once, float [U, D], and the row of each region in them, long [V]."""
+    # By identity: sequences about one image share the array object (see `Encoded`), and comparing arrays is slow.
+    images = {id(image): image for sequence in sequences for image in sequence.images}
+    check_sizes(images.values())
+    first = dict(zip(images, _starts([len(image) for image in images.values()]), strict=True))
+    rows = []
+    for sequence in sequences:
+        starts = _starts([len(image) for image in sequence.images])
+        shift = np.array([first[id(image)] for image in sequence.images]) - starts
+        rows.append(sequence.rows + shift[np.searchsorted(starts, sequence.rows, side="right") - 1])
+    return np.concatenate(list(images.values())), np.concatenate(rows)
+
+
+def _source(texts: Sequence[int], regions: Sequence[int]) -> np.ndarray:
+    """Return the row of each token of the pack in the order of all texts, then all regions: long [N]."""
+    sequence_of_row = np.repeat([*range(len(texts))] * 2, [*texts, *regions])
+    return np.argsort(sequence_of_row, kind="stable")
+
+
+def _starts(lengths: Sequence[int]) -> np.ndarray:
+    return np.cumsum([0, *lengths[:-1]])
+
+
+def _flat(values: Iterable[Iterable[int]]) -> Tensor:
+    return torch.tensor(list(chain.from_iterable(values)), dtype=torch.long)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the network
 
 
 class InferenceNetwork:
@@ -134,7 +233,7 @@ class _Trunk:
     def __init__(self, trunk: VisualBertModel, dtype: torch.dtype, device: torch.device) -> None:
         self._dtype = dtype
         self._embeddings = trunk.embeddings
-        self._project = _dense(trunk.embeddings.visual_projection, dtype=dtype)
+        self._project = dense(trunk.embeddings.visual_projection, dtype=dtype)
         *layers, last = trunk.layers()
         self._late_fusion, act = trunk.config.bypass_transformer, trunk.config.hidden_act
         self._layers = [_layer(layer, act, dtype) for layer in layers]
@@ -175,7 +274,7 @@ def embedded(tables: Embeddings, projected: Tensor, packed: Packed) -> Tensor:
 def _layer(layer: Layer, act: str, dtype: torch.dtype) -> Callable[[Tensor, Attend], Tensor]:
     """Return an encoder layer over packed tokens: float32 [N, H] → [N, H]."""
     attention, heads = layer.attention.self, layer.attention.self.num_heads
-    project = _dense(attention.query, attention.key, attention.value, dtype=dtype)
+    project = dense(attention.query, attention.key, attention.value, dtype=dtype)
     feed_forward = _feed_forward(layer, act, dtype)
 
     def compute(hidden: Tensor, attend: Attend) -> Tensor:
@@ -188,7 +287,7 @@ def _layer(layer: Layer, act: str, dtype: torch.dtype) -> Callable[[Tensor, Atte
 def _last_layer(layer: Layer, act: str, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Attend], Tensor]:
     """Return the last layer, for the read tokens only. They attend to all tokens: float32 [N, H] → [R, H]."""
     attention, heads = layer.attention.self, layer.attention.self.num_heads
-    ask, know = _dense(attention.query, dtype=dtype), _dense(attention.key, attention.value, dtype=dtype)
+    ask, know = dense(attention.query, dtype=dtype), dense(attention.key, attention.value, dtype=dtype)
     feed_forward = _feed_forward(layer, act, dtype)
 
     def compute(hidden: Tensor, reads: Tensor, attend: Attend) -> Tensor:
@@ -202,9 +301,9 @@ def _last_layer(layer: Layer, act: str, dtype: torch.dtype) -> Callable[[Tensor,
 
 def _feed_forward(layer: Layer, act: str, dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the part of a layer that follows attention."""
-    mix, mix_norm = _dense(layer.attention.output.dense, dtype=dtype), layer.attention.output.LayerNorm
-    widen = _dense(layer.intermediate.dense, dtype=dtype, act=act)
-    narrow, narrow_norm = _dense(layer.output.dense, dtype=dtype), layer.output.LayerNorm
+    mix, mix_norm = dense(layer.attention.output.dense, dtype=dtype), layer.attention.output.LayerNorm
+    widen = dense(layer.intermediate.dense, dtype=dtype, act=act)
+    narrow, narrow_norm = dense(layer.output.dense, dtype=dtype), layer.output.LayerNorm
 
     def compute(mixed: Tensor, residual: Tensor) -> Tensor:
         # float32 + bfloat16 gives float32, so the residual is never rounded. A bfloat16 residual gave three times the
@@ -250,58 +349,3 @@ class Groups:
             found = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
             mixed.append(found.transpose(1, 2).flatten(2).flatten(0, 1))
         return torch.cat(mixed)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# products
-
-
-def _dense(*layers: nn.Linear, dtype: torch.dtype, act: str | None = None) -> Dense:
-    """Join `layers`, which take the same input, into one product, followed by an activation."""
-    weight = torch.cat([layer.weight.detach() for layer in layers]).to(dtype)
-    bias = torch.cat([layer.bias.detach() for layer in layers]).to(dtype)
-    packed = weight.device.type == "cpu" and _onednn_pays(dtype)
-    return (_onednn_dense if packed else _plain_dense)(weight, bias, act)
-
-
-def _plain_dense(weight: Tensor, bias: Tensor, act: str | None) -> Dense:
-    if act is None:
-        return lambda inputs: functional.linear(inputs, weight, bias)
-    activate = ACTIVATION[act]
-    return lambda inputs: activate(functional.linear(inputs, weight, bias))
-
-
-def _onednn_dense(weight: Tensor, bias: Tensor, act: str | None) -> Dense:
-    """Reorder the weights once into oneDNN's layout, whose product computes the activation inside."""
-    # oneDNN chooses the layout for 1,024 rows, about twenty questions. Any number gives right results.
-    packed, (name, algorithm) = torch.ops.mkldnn._reorder_linear_weight(weight, 1024), _ONEDNN_ACTIVATION[act]
-    return lambda inputs: torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, name, [], algorithm)
-
-
-_ONEDNN_ACTIVATION = {
-    None: ("none", ""),
-    "gelu": ("gelu", "none"),
-    "gelu_new": ("gelu", "tanh"),
-    "relu": ("relu", ""),
-}
-
-
-def _onednn_pays(dtype: torch.dtype) -> bool:
-    """Return whether packed weights are faster here than torch's default, and torch has the operators for them.
-
-    The operators are private to torch and may disappear. On AMD CPUs torch uses MKL, which keeps to narrower vector
-    code there. With AVX-512 a prototype with oneDNN was twice as fast. With AVX2 alone both libraries are equally fast,
-    and oneDNN's GELU is slower.
-    """
-    operators = hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    fast = operators and "AVX512" in torch.backends.cpu.get_cpu_capability()
-    return fast and (dtype != torch.bfloat16 or _onednn_has_bfloat16())
-
-
-def _onednn_has_bfloat16() -> bool:
-    """Return whether oneDNN computes bfloat16 here.
-
-    oneDNN asks the CPU on its own and may see less than torch: if `ONEDNN_MAX_CPU_ISA` limits it, or if the CPU has
-    only a part of AVX-512.
-    """
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -31,10 +31,12 @@ from pathlib import Path
 from threading import get_ident
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
+from torch import Tensor
 
 from visualbert_core.errors import CheckpointError
 from visualbert_core.io import lfs
@@ -74,6 +76,20 @@ class Encoded:
     def features(self) -> np.ndarray:
         """Return a copy of the features of the regions: float [V, D]."""
         return np.asarray(np.concatenate(self.images)[self.rows])
+
+
+def check_sizes(features: Iterable[np.ndarray]) -> None:
+    sizes = {each.shape[1] for each in features}
+    if len(sizes) > 1:
+        raise ValueError(f"a batch needs one feature size, got {sorted(sizes)}")
+
+
+def alignment(sequences: Sequence[Encoded]) -> Tensor:
+    """Return for each region of a batch the text positions that name it, padded with -1: long [V, A], A at least 1."""
+    mentions = [positions for sequence in sequences for positions in sequence.mentions or ()]
+    longest = max([1, *map(len, mentions)])
+    rows = [[*positions, *[-1] * (longest - len(positions))] for positions in mentions]
+    return torch.tensor(rows, dtype=torch.long).view(len(rows), longest)
 
 
 class InputEncoder:

@@ -49,11 +49,10 @@ from visualbert_core.models.visualbert.heads import (
     VisualBertForRegionToPhraseAlignment,
     VisualBertForVisualReasoning,
 )
-from visualbert_core.models.visualbert.inference import Groups, embedded
+from visualbert_core.models.visualbert.inference import Groups, Packed, embedded
 from visualbert_core.models.visualbert.input_checks import IGNORED
 from visualbert_core.models.visualbert.inputs import Encoded, InputEncoder, pythia_tokens
 from visualbert_core.models.visualbert.modeling import Layer, VisualBertModel, initialize
-from visualbert_core.models.visualbert.packing import Packed
 from visualbert_core.schema import NamedRegions, Question, Statement
 
 INGREDIENT = "training"

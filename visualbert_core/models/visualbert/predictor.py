@@ -25,7 +25,7 @@ from visualbert_core.models.trainable import Start, Trainable
 from visualbert_core.models.visualbert.checkpoint.files import weights_digest
 from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata, published_space
 from visualbert_core.models.visualbert.config import CONFIG_FILE, VisualBertConfig
-from visualbert_core.models.visualbert.heads import NETWORKS
+from visualbert_core.models.visualbert.heads import NETWORKS, collate
 from visualbert_core.models.visualbert.inference import PRECISIONS, InferenceNetwork
 from visualbert_core.models.visualbert.inputs import (
     GEOMETRY_SIZE,
@@ -36,7 +36,6 @@ from visualbert_core.models.visualbert.inputs import (
     repeated,
 )
 from visualbert_core.models.visualbert.modeling import VisualBertModel
-from visualbert_core.models.visualbert.packing import collate
 from visualbert_core.printable import logger
 from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import (

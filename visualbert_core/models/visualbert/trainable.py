@@ -25,8 +25,8 @@ from visualbert_core.models.visualbert.checkpoint.bert import bert_config, bert_
 from visualbert_core.models.visualbert.checkpoint.files import SAFETENSORS_FILE, weights_digest
 from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata
 from visualbert_core.models.visualbert.config import VisualBertConfig
-from visualbert_core.models.visualbert.heads import NETWORKS, HeadNetwork, VisualBertForPreTraining
-from visualbert_core.models.visualbert.inference import READS
+from visualbert_core.models.visualbert.heads import NETWORKS, HeadNetwork, VisualBertForPreTraining, collate
+from visualbert_core.models.visualbert.inference import READS, Packed, pack
 from visualbert_core.models.visualbert.inputs import GEOMETRY_SIZE, VOCAB_FILE, Encoded
 from visualbert_core.models.visualbert.losses import (
     TERM,
@@ -45,7 +45,6 @@ from visualbert_core.models.visualbert.losses import (
 )
 from visualbert_core.models.visualbert.masking import cut_pair, mask_pieces
 from visualbert_core.models.visualbert.modeling import VisualBertModel
-from visualbert_core.models.visualbert.packing import Packed, collate, pack
 from visualbert_core.models.visualbert.predictor import (
     ANSWERS_FILE,
     UNKNOWN_ANSWER,
@@ -269,7 +268,7 @@ class VisualBertTrainable:
         return (*read, *content.named.positions, *range(text, text + len(sequence.rows)))
 
     def padded(self, items: Sequence[Item]) -> dict[str, Tensor]:
-        """Return the tensors of `packing.collate`, with `labels` and, for pairs, `sentence_image_labels`.
+        """Return the tensors of `heads.collate`, with `labels` and, for pairs, `sentence_image_labels`.
 
         The term grounding is not among them.
         """

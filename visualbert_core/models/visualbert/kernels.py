@@ -1,4 +1,5 @@
-"""Keeps a GPU busy: attention over sequences of variable length, and the whole encoder replayed as one CUDA graph.
+"""What is fast on which device. On GPUs: attention over sequences of variable length, and the whole encoder replayed as
+one CUDA graph. On CPUs: products with weights in oneDNN's layout.
 
 A batch of packed questions is a few hundred small kernels. Launching them one by one takes longer than running them. A
 CUDA graph launches all of them together (https://docs.pytorch.org/docs/stable/notes/cuda.html). But a graph fits only
@@ -12,14 +13,19 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from visualbert_core.models.visualbert.packing import Packed
+from visualbert_core.models.visualbert.modeling import ACTIVATION
 
+if TYPE_CHECKING:
+    from visualbert_core.models.visualbert.inference import Packed
+
+Dense = Callable[[Tensor], Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(queries [Q, heads, W], keys and values [N, heads, W]) → [Q, heads * W]."""
 Encode = Callable[[Tensor, Attend, Tensor, Attend], Tensor]
@@ -157,3 +163,58 @@ def _fill(ends: Tensor, lengths: Sequence[int]) -> None:
     values += values[-1:] * (len(ends) - len(values))
     host = torch.tensor(values, dtype=torch.int32)
     ends.copy_(host.pin_memory() if ends.is_cuda else host, non_blocking=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# products
+
+
+def dense(*layers: nn.Linear, dtype: torch.dtype, act: str | None = None) -> Dense:
+    """Join `layers`, which take the same input, into one product, followed by an activation."""
+    weight = torch.cat([layer.weight.detach() for layer in layers]).to(dtype)
+    bias = torch.cat([layer.bias.detach() for layer in layers]).to(dtype)
+    packed = weight.device.type == "cpu" and _onednn_pays(dtype)
+    return (_onednn_dense if packed else _plain_dense)(weight, bias, act)
+
+
+def _plain_dense(weight: Tensor, bias: Tensor, act: str | None) -> Dense:
+    if act is None:
+        return lambda inputs: functional.linear(inputs, weight, bias)
+    activate = ACTIVATION[act]
+    return lambda inputs: activate(functional.linear(inputs, weight, bias))
+
+
+def _onednn_dense(weight: Tensor, bias: Tensor, act: str | None) -> Dense:
+    """Reorder the weights once into oneDNN's layout, whose product computes the activation inside."""
+    # oneDNN chooses the layout for 1,024 rows, about twenty questions. Any number gives right results.
+    packed, (name, algorithm) = torch.ops.mkldnn._reorder_linear_weight(weight, 1024), _ONEDNN_ACTIVATION[act]
+    return lambda inputs: torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, name, [], algorithm)
+
+
+_ONEDNN_ACTIVATION = {
+    None: ("none", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_new": ("gelu", "tanh"),
+    "relu": ("relu", ""),
+}
+
+
+def _onednn_pays(dtype: torch.dtype) -> bool:
+    """Return whether packed weights are faster here than torch's default, and torch has the operators for them.
+
+    The operators are private to torch and may disappear. On AMD CPUs torch uses MKL, which keeps to narrower vector
+    code there. With AVX-512 a prototype with oneDNN was twice as fast. With AVX2 alone both libraries are equally fast,
+    and oneDNN's GELU is slower.
+    """
+    operators = hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    fast = operators and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return fast and (dtype != torch.bfloat16 or _onednn_has_bfloat16())
+
+
+def _onednn_has_bfloat16() -> bool:
+    """Return whether oneDNN computes bfloat16 here.
+
+    oneDNN asks the CPU on its own and may see less than torch: if `ONEDNN_MAX_CPU_ISA` limits it, or if the CPU has
+    only a part of AVX-512.
+    """
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
