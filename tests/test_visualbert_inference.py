@@ -167,7 +167,7 @@ def test_where_onednn_computes_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> N
     bfloat16 with torch's default library, because oneDNN's operators would raise."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     for supported in (False, True):
-        monkeypatch.setattr(kernels, "_onednn_has_bfloat16", lambda supported=supported: supported)
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda supported=supported: supported)
         assert kernels._onednn_pays(torch.float32) is True
         assert kernels._onednn_pays(torch.bfloat16) is supported
 

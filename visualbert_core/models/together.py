@@ -85,11 +85,11 @@ class Together:
 
     def prepare(self, items: Sequence[Item]) -> tuple[int, Any]:
         at, inner = _inner(items)
-        return at, self.parts[at].model.prepare(inner)
+        return at, self._members[at].model.prepare(inner)
 
     def padded(self, items: Sequence[Item]) -> dict[str, Tensor]:
         at, inner = _inner(items)
-        return self.parts[at].model.padded(inner)
+        return self._members[at].model.padded(inner)
 
     def losses(self, prepared: tuple[int, Any]) -> Tensor:
         """Compute one pass: the sums of the terms of its task, and 0 for the others."""

@@ -103,7 +103,7 @@ def special_tokens(folder: Path, config: Any, tokenizer: Any) -> dict[str, Any]:
             f"{GENERATION_FILE}, which writing reads: set both to the token with which the training captions began"
         )
     places = (settings, config, config.decoder)
-    found = {
+    found: dict[str, Any] = {
         key: next((value for each in places if (value := getattr(each, key, None)) is not None), None)
         for key in (*SPECIAL, "pad_token_id")
     }

@@ -75,9 +75,11 @@ def make_captioner(
     tokens = _tokens(tokenizer or decoder, words)
     with torch.random.fork_rng(devices=[]):  # the weights are made on the CPU
         torch.manual_seed(seed)
+        model: Any
+        new: list[str] = []
         if random:
             joined = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(*configs)
-            model, new = transformers.VisionEncoderDecoderModel(joined), []
+            model = transformers.VisionEncoderDecoderModel(joined)
         else:
             model, new = _pretrained(encoder, decoder, *configs)
     for place in (model.config, model.generation_config):

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,10 +22,13 @@ from visualbert_core.errors import ConfigError
 from visualbert_core.models.base import NOT_FINITE, Family, ReadsPixels
 from visualbert_core.models.captioner.folder import POOLER, open_parts, positions
 from visualbert_core.models.generative.protocol import CAPTION, Decoding, chosen
-from visualbert_core.models.trainable import Start, Trainable
+from visualbert_core.models.trainable import Start
 from visualbert_core.models.transformers_folder import folder_fingerprint, load_network, opened
 from visualbert_core.models.writing import Written, write
 from visualbert_core.schema import Captioning, CaptionPair, Example, Failure, Generated, Pixels, Prediction
+
+if TYPE_CHECKING:
+    from visualbert_core.models.captioner.training import CaptionerTrainable
 
 _GREY = np.full((64, 96, 3), 128, np.uint8)
 
@@ -73,7 +76,7 @@ class Captioner(Family):
         return reads
 
     @classmethod
-    def to_train(cls, folder: Path, form: type[Example] | type[CaptionPair], start: Start) -> Trainable[Pixels]:
+    def to_train(cls, folder: Path, form: type[Example] | type[CaptionPair], start: Start) -> CaptionerTrainable:
         """Open a folder to train it. See `training.CaptionerTrainable`."""
         from visualbert_core.models.captioner.training import CaptionerTrainable  # only a training needs it
 

@@ -161,11 +161,7 @@ class CaptionerTrainable(TransformersTrainable):
         return isinstance(target, str) and bool(target.strip())
 
     def encode(
-        self,
-        example: Example | CaptionPair,
-        visual: tuple[Pixels, ...],
-        target: Target,
-        draws: random.Random,
+        self, example: Example | CaptionPair, visual: tuple[Pixels, ...], target: Target, draws: random.Random
     ) -> Item:
         """Turn an image and its caption into an item. A caption without a word has no token to learn.
 

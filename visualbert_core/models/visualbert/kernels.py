@@ -207,14 +207,8 @@ def _onednn_pays(dtype: torch.dtype) -> bool:
     and oneDNN's GELU is slower.
     """
     operators = hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    fast = operators and "AVX512" in torch.backends.cpu.get_cpu_capability()
-    return fast and (dtype != torch.bfloat16 or _onednn_has_bfloat16())
-
-
-def _onednn_has_bfloat16() -> bool:
-    """Return whether oneDNN computes bfloat16 here.
-
-    oneDNN asks the CPU on its own and may see less than torch: if `ONEDNN_MAX_CPU_ISA` limits it, or if the CPU has
-    only a part of AVX-512.
-    """
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if not operators or "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        return False
+    # For bfloat16, oneDNN asks the CPU on its own and may see less than torch: if `ONEDNN_MAX_CPU_ISA` limits it, or if
+    # the CPU has only a part of AVX-512.
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

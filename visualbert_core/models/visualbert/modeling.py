@@ -25,7 +25,6 @@ ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": partial(functional.gelu, approximate="tanh"),
     "relu": functional.relu,
 }
-Tensors = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -179,19 +178,6 @@ class Encoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, hidden: Tensor, mask: Tensor, with_weights: bool) -> tuple[Tensors, Tensors]:
-        """Return the states before, between and after the layers, and the attention weights of each layer.
-
-        The attention weights are empty unless `with_weights` is set.
-        """
-        states, attentions = [hidden], []
-        for layer in self.layer:
-            hidden, weights = layer(hidden, mask, with_weights)
-            states.append(hidden)
-            if weights is not None:
-                attentions.append(weights)
-        return tuple(states), tuple(attentions)
-
 
 class Pooler(nn.Module):
     """A dense layer and tanh over the state of [CLS]: float [B, hidden]."""
@@ -277,32 +263,30 @@ class VisualBertModel(Pretrained):
             regions = tables.regions(projected, visual_token_type_ids, image_text_alignment)
             embedded = torch.cat((embedded, regions), dim=1)
         embedded = tables.normalised(embedded)
-        if self.config.bypass_transformer and visual_embeds is not None:
-            states, attentions = self._late_fusion(embedded, mask, words.shape[1], output_attentions)
-        else:
-            states, attentions = self.encoder(embedded, mask, output_attentions)
+        # Late fusion encodes the text alone, then joins it with the regions in one additional layer. This follows the
+        # authors' code. transformers has the parameters of this variant, but its forward fails
+        # (https://github.com/huggingface/transformers/issues/15322).
+        late = self.config.bypass_transformer and visual_embeds is not None
+        hidden = embedded[:, : words.shape[1]] if late else embedded
+        states, attentions = [hidden], list[Tensor]()
+        for layer in self.layers() if late else self.encoder.layer:
+            if late and layer is self.additional_layer:
+                hidden = torch.cat((hidden, embedded[:, words.shape[1] :]), dim=1)
+            hidden, weights = layer(hidden, mask[..., : hidden.shape[1]], output_attentions)
+            states.append(hidden)
+            if weights is not None:
+                attentions.append(weights)
         return VisualBertOutput(
-            last_hidden_state=states[-1],
-            pooler_output=self.pooler(states[-1]),
-            hidden_states=states if output_hidden_states else None,
-            attentions=attentions if output_attentions else None,
+            last_hidden_state=hidden,
+            pooler_output=self.pooler(hidden),
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
         )
 
     def layers(self) -> list[Layer]:
         """Return all layers. With late fusion, the last one alone reads the regions."""
         late = [self.additional_layer] if self.config.bypass_transformer else []
         return [layer for layer in (*self.encoder.layer, *late) if isinstance(layer, Layer)]
-
-    def _late_fusion(self, embedded: Tensor, mask: Tensor, length: int, with_weights: bool) -> tuple[Tensors, Tensors]:
-        """Encode the text alone, then join it with the embedded regions in one additional layer.
-
-        This follows the authors' code. transformers has the parameters of this variant, but its forward fails
-        (https://github.com/huggingface/transformers/issues/15322).
-        """
-        states, attentions = self.encoder(embedded[:, :length], mask[..., :length], with_weights)
-        joined = torch.cat((states[-1], embedded[:, length:]), dim=1)
-        last, weights = self.additional_layer(joined, mask, with_weights)
-        return (*states, last), (attentions if weights is None else (*attentions, weights))
 
 
 def initialize(network: nn.Module, config: VisualBertConfig) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from visualbert_core.errors import CheckpointError
 from visualbert_core.float32 import whole_float32
 from visualbert_core.io.documents import brief
 from visualbert_core.models.base import NOT_FINITE, Family, ReadsRegions
-from visualbert_core.models.trainable import Start, Trainable
+from visualbert_core.models.trainable import Start
 from visualbert_core.models.visualbert.checkpoint.files import weights_digest
 from visualbert_core.models.visualbert.checkpoint.metadata import CheckpointMetadata, published_space
 from visualbert_core.models.visualbert.config import CONFIG_FILE, VisualBertConfig
@@ -49,6 +49,9 @@ from visualbert_core.schema import (
     Regions,
     Statement,
 )
+
+if TYPE_CHECKING:
+    from visualbert_core.models.visualbert.trainable import VisualBertTrainable
 
 ANSWERS_FILE = "answers.txt"
 UNKNOWN_ANSWER = "<unk>"
@@ -101,7 +104,7 @@ class VisualBertPredictor(Family):
         }
 
     @classmethod
-    def to_train(cls, folder: Path, form: type[Example] | type[CaptionPair], start: Start) -> Trainable[Regions]:
+    def to_train(cls, folder: Path, form: type[Example] | type[CaptionPair], start: Start) -> VisualBertTrainable:
         """Open a folder to train it. See `trainable.VisualBertTrainable`."""
         from visualbert_core.models.visualbert.trainable import VisualBertTrainable  # it imports this file
 

@@ -184,11 +184,7 @@ class VisualBertTrainable:
         return bool(target.any()) if isinstance(target, np.ndarray) else True
 
     def encode(
-        self,
-        example: Example | CaptionPair,
-        visual: tuple[Regions, ...],
-        target: Target,
-        draws: random.Random,
+        self, example: Example | CaptionPair, visual: tuple[Regions, ...], target: Target, draws: random.Random
     ) -> Item:
         """Turn an example into an item. Raise CheckpointError if the features do not have `reads.size` numbers."""
         check_features(self._folder, self.reads.size, visual)
