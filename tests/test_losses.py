@@ -450,6 +450,18 @@ def lessons(form: type) -> list[tuple[Any, int, Any]]:
     return [(CaptionPair(str(n), ("",), *pair, own=bool(n)), 1, None) for n, pair in enumerate(pairs)]
 
 
+@pytest.mark.parametrize("lengths", [(200, 5), (5, 200), (200, 200)])
+def test_a_long_caption_fits_under_the_authors_cut(lengths: tuple[int, int]) -> None:
+    """The authors' cut leaves a long first caption whole. The network has 64 positions, so the caption ends there."""
+    start = Start(weights="random", pair_cut="authors")
+    trainable = load_trainable(WEIGHTS / "visualbert-vqa", CaptionPair, start)
+    first, second = (" ".join(["red"] * length) for length in lengths)
+    pair = CaptionPair("1", ("",), first, second, own=True)
+    visual = (regions("1", 2, cast(ReadsRegions, trainable.reads).size),)
+    item = trainable.encode(pair, visual, None, random.Random(0))
+    assert torch.isfinite(trainable.losses(trainable.prepare([item]))).all()
+
+
 @pytest.mark.parametrize("form", [Question, Statement, MultipleChoice, Grounding, CaptionPair])
 def test_a_trainable_equals_transformers_on_padded_inputs(form: type, tmp_path: Path) -> None:
     """From examples to gradients: packed sums over counts equal the loss of transformers' head on padded inputs."""

@@ -131,7 +131,7 @@ class InputEncoder:
         self.max_length = min(max_length, num_positions)
         self._cls, self._sep, self.mask = (self._pieces.ids[token] for token in ("[CLS]", "[SEP]", "[MASK]"))
         self.ends = (self._cls, self._sep)
-        self._num_positions = num_positions
+        self.num_positions = num_positions
         self._box_geometry, self._box_range, self._feature_scale = box_geometry, box_range, feature_scale
         self._original, self._fix_quirks = recipe == "original", fix_quirks
         self._names = tuple(dict.fromkeys(NEUTRAL_NAMES)) if fix_quirks else NEUTRAL_NAMES
@@ -235,7 +235,7 @@ class InputEncoder:
         find = _Text.piece_mentions if self._fix_quirks else _Text.word_mentions
         of_row = defaultdict(list)
         for index, position in find(context, 1) + find(choice, len(context.ids) + 2):
-            if position < self._num_positions:
+            if position < self.num_positions:
                 of_row[index + 1].append(position)
         return tuple(tuple(of_row[row]) for row in rows)
 

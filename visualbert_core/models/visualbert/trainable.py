@@ -223,8 +223,9 @@ class VisualBertTrainable:
             own = self._start.own_caption_label
             label = own if example.own else 1 - own
             texts = (encoder.words(example.first), encoder.words(example.second))
-            cut = cut_pair(*texts, encoder.max_length - 3, self._start.pair_cut)
-            sequence = encoder.pair(*cut, visual[0])
+            first, second = cut_pair(*texts, encoder.max_length - 3, self._start.pair_cut)
+            # The authors' cut may leave a long first text whole. Their network has a position for each of its pieces.
+            sequence = encoder.pair(first[: encoder.num_positions - 3 - len(second)], second, visual[0])
         elif isinstance(example, Question):
             assert isinstance(target, str)
             # The authors join a string with spaces, as if it were a list of words: "r e d".
