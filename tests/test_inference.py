@@ -21,7 +21,7 @@ from torchvision import ops
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, box_iou
 
 from visualbert_core.detector import Detection, Detector, load_detector
-from visualbert_core.detector.inference import PRECISIONS, cast_to_bfloat16, inference_mode, prepare
+from visualbert_core.detector.inference import PRECISIONS, Columns, cast_to_bfloat16, detect_in_slices, prepare
 from visualbert_core.detector.r2c_resnet50 import convert as convert_r2c
 from visualbert_core.detector.roi_align import pool_as, roi_align
 from visualbert_core.detector.torchvision_rcnn import DetectorConfig, build
@@ -239,9 +239,15 @@ def test_float32_is_no_tf32() -> None:
     def settings() -> tuple[bool, str, bool]:
         return torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision(), torch.is_inference_mode_enabled()
 
+    def answer(*_: object) -> list[Columns]:
+        seen.append(settings())
+        return []
+
+    seen: list[tuple[bool, str, bool]] = []
     torch.set_float32_matmul_precision("high")
     try:
-        assert inference_mode(settings)() == (False, "highest", True)
+        detect_in_slices(answer, torch.device("cpu"), [picture(0, 4, 4)], None)
+        assert seen == [(False, "highest", True)]
         assert settings() == (True, "high", False)
     finally:
         torch.set_float32_matmul_precision("highest")

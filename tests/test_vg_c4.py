@@ -180,7 +180,7 @@ def test_regions_are_hugging_faces(
     """Boxes, classes, attributes, probabilities and features equal the published program's up to rounding. This holds
     for its layers, and for folded norms in another memory order. Where scores tie, rounding may change order or cut."""
     if as_loaded:
-        monkeypatch.setattr("visualbert_core.detector.vg_c4.prepare", lambda network, device: network)
+        monkeypatch.setattr("visualbert_core.detector.folder.prepare", lambda network, device: network)
     (found,) = load_detector(folder, "cpu").detect([picture(*golden["picture"])])
     assert found.attributes is not None
     assert found.attribute_scores is not None

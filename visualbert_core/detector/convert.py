@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
+from visualbert_core.detector.folder import FolderDetector
 from visualbert_core.errors import CheckpointError
 from visualbert_core.printable import printable
 
@@ -22,13 +23,6 @@ CONVERTERS = {
 """Detector → module and function. The function is `(source: Path) -> (detector, notes for the user)`."""
 
 
-class Convertible(Protocol):
-    """A detector that can be saved. A converter returns one."""
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the detector folder."""
-
-
 def convert(name: str, source: str | Path, target: str | Path) -> str:
     """Convert `source`, a weights file or a folder with one, into the new folder `target`. Return a report.
 
@@ -38,7 +32,7 @@ def convert(name: str, source: str | Path, target: str | Path) -> str:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target}: exists and is not empty; name a new or an empty folder")
     module, function = CONVERTERS[name]
-    load: Callable[[Path], tuple[Convertible, list[str]]]
+    load: Callable[[Path], tuple[FolderDetector[Any, Any], list[str]]]
     load = getattr(import_module(f"visualbert_core.detector.{module}"), function)
     detector, notes = load(source)
     detector.save_pretrained(target)

@@ -7,22 +7,27 @@ have Hugging Face's names.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
+import numpy as np
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from visualbert_core.config_mapping import from_mapping
-from visualbert_core.detector.inference import validate_precision
+from visualbert_core.detector.base import Detection
+from visualbert_core.detector.inference import PRECISIONS, Columns, cast_to_bfloat16, detect_in_slices, prepare
+from visualbert_core.detector.weight_loading import read_weights
 from visualbert_core.errors import CheckpointError, ConfigError, InputError, first_line
 from visualbert_core.io.documents import brief, read_json
-from visualbert_core.io.weights import Shapes, load, shapes, without_numbers
+from visualbert_core.io.weights import blocks, unbuilt, without_numbers
 from visualbert_core.provenance import digest_file
 from visualbert_core.schema import LabelNames
 
@@ -31,22 +36,22 @@ LONGEST_SIDE = 10_000
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
+_NAMES = ("labels", "attributes")  # keys of a config that hold names; a name changes no feature
+
 # What torch and torchvision raise where they cannot build a network with the given sizes and arguments.
 _UNBUILDABLE = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, OverflowError, AssertionError)
 
 T = TypeVar("T")
 
 
-class FolderConfig(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class FolderConfig:
     """What every `config.json` states."""
 
-    @property
-    def builder(self) -> str:
-        """Return the name of the detector; `registry.py` finds its class by this name."""
-
-    @property
-    def space(self) -> str:
-        """Return the name of the feature space."""
+    builder: str
+    """Name of the detector; `registry.py` finds its class by this name."""
+    space: str
+    """Name of the feature space. Evaluation refuses a checkpoint that was trained in a different space."""
 
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -54,15 +59,19 @@ Config = TypeVar("Config", bound=FolderConfig)
 
 
 class FolderDetector(ABC, Generic[Network, Config]):
-    """A `detector.Detector` that lives in a folder. A subclass adds the network, the fingerprint and `detect`."""
+    """A `detector.Detector` that lives in a folder. A subclass adds the network and the recipe."""
 
     config_class: ClassVar[type[Any]]
+    stages: ClassVar[tuple[str, ...]] = ()
+    """Where `config.blocks` counts residual blocks: how the names of the weights of each stage begin."""
 
     def __init__(
         self, model: Network, config: Config, weights_digest: str, device: str | None, precision: str = "float32"
     ) -> None:
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.precision = validate_precision(precision)
+        self.precision = precision
         self.model = model.eval()
         self.config = config
         self.space = config.space
@@ -72,67 +81,82 @@ class FolderDetector(ABC, Generic[Network, Config]):
     @staticmethod
     @abstractmethod
     def empty(config: Config) -> Network:
-        """Return the untrained network of a config. It may be on the meta device, where it takes no memory."""
+        """Return the untrained network of a config."""
 
     @abstractmethod
     def _feature_size(self) -> int: ...
 
-    @property
     @abstractmethod
+    def recipe(self) -> dict[str, Any]:
+        """Return what changes a feature and stands neither in the config nor in the weights, for the fingerprint."""
+
+    @staticmethod
+    @abstractmethod
+    def bfloat16_parts(network: Network) -> Sequence[Sequence[nn.Module]]:
+        """Return what may compute in bfloat16: chains of modules that run one after another."""
+
+    @abstractmethod
+    def _detect(self, pixels_BHWC: Tensor, given: Any) -> Sequence[Columns]:
+        """Return the regions of some images, uint8 on the device. `given` are their boxes, or None."""
+
+    @property
     def names(self) -> LabelNames:
         """See `detector.HasLabelNames`."""
+        return LabelNames(*(getattr(self.config, key, ()) for key in _NAMES))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See `detector.Detector`."""
+        return {
+            **{key: value for key, value in asdict(self.config).items() if key not in _NAMES},
+            # float32 has no entry, so that stores from before bfloat16 keep their fingerprint.
+            **({} if self.precision == "float32" else {"precision": self.precision}),
+            **self.recipe(),
+            "feature_size": self.feature_size,
+            "weights": self._weights_digest,
+            "dtype": "float16",
+            "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
+        }
+
+    def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
+        """See `detector.Detector`. Raise ValueError for images of different shapes."""
+        return detect_in_slices(self._detect, self.device, images, boxes)
+
+    @cached_property
+    def _ready(self) -> Network:
+        """The network on the device, for inference only."""
+        network = prepare(self.model, self.device)
+        for part in self.bfloat16_parts(network) if self.precision == "bfloat16" else ():
+            cast_to_bfloat16(*part)
+        return network
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | None = None, precision: str = "float32") -> Self:
         """Open a detector folder. Raise CheckpointError with what is missing or does not fit."""
         folder = Path(folder)
-        config, weights = read_config(folder, cls.config_class), folder / WEIGHTS_FILE
+        path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
         try:
-            # The shapes come first: with them a config of absurd sizes is refused before its network takes memory.
-            held = shapes(weights)
-        except CheckpointError as error:
+            config = from_mapping(cls.config_class, read_json(path), where=str(path))
+            state = read_weights(weights)
+        except (ConfigError, CheckpointError) as error:
             raise CheckpointError(f"{folder}: not a detector folder: {error}") from error
+        # Building a layer takes time even without memory, so their numbers are compared before.
+        if cls.stages and config.blocks != (held := blocks(state, *cls.stages)):
+            raise CheckpointError(f"{path}: blocks is {brief(list(config.blocks))}, the weights have {list(held)}")
         try:
-            cls.check_sizes(config, held)
-            model = cls.empty(config)
+            with unbuilt():  # a network of absurd sizes takes no memory, and `load_weights` refuses it
+                model = cls.empty(config)
         except (InputError, *_UNBUILDABLE) as error:
-            raise CheckpointError(f"{folder / CONFIG_FILE}: {first_line(error)}") from error
-        fits = f"builder {config.builder!r}"
-        check_weights(model, held, weights, fits)
-        load_weights(model, read_weights(weights), weights, fits)
+            raise CheckpointError(f"{path}: {first_line(error)}") from error
+        load_weights(model, state, weights, f"builder {config.builder!r}")
         return cls(model, config, digest_file(weights), device, precision)
-
-    @classmethod
-    def check_sizes(cls, config: Config, held: Shapes) -> None:
-        """Raise ConfigError where the config states more or fewer layers than the weights hold.
-
-        This comes before the network is built, because building a layer takes time even on the meta device. All other
-        sizes are compared after the network is built.
-        """
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the folder that `from_pretrained` reads. Store floating-point weights as `dtype`."""
-        write_folder(Path(folder), self.config, self.model.state_dict(), dtype)
-
-
-def read_config(folder: Path, config_class: type[T]) -> T:
-    """Read the folder's `config.json`. Raise CheckpointError with what is missing or cannot be read."""
-    path = folder / CONFIG_FILE
-    try:
-        return from_mapping(config_class, read_json(path), where=str(path))
-    except ConfigError as error:
-        raise CheckpointError(f"{folder}: not a detector folder: {error}") from error
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the weights, floating-point ones as float32. Raise CheckpointError where they cannot be read."""
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load(path).items()}
-
-
-def check_blocks(stated: tuple[int, ...], held: tuple[int, ...]) -> None:
-    """Raise ConfigError where the config states other numbers of residual blocks than the weights hold."""
-    if stated != held:
-        raise ConfigError(f"blocks is {brief(list(stated))}, the weights have {list(held)}")
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = without_counters(self.model.state_dict())
+        save_file({k: v.to(dtype).contiguous().cpu() for k, v in weights.items()}, folder / WEIGHTS_FILE)
+        (folder / CONFIG_FILE).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
 
 
 def check_colours(config: object, *names: str) -> None:
@@ -147,52 +171,33 @@ def check_colours(config: object, *names: str) -> None:
             raise ConfigError(f"{name} is {brief(list(values))}: it must be {what}, one for each colour")
 
 
-def write_folder(folder: Path, config: Any, state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
-    """Write what `read_config` and `read_weights` read. Store floating-point weights as `dtype`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = _without_counters(state)
-    save_file({k: v.to(dtype).contiguous().cpu() for k, v in weights.items()}, folder / WEIGHTS_FILE)
-    (folder / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: Path, what: str) -> None:
+    """Put `state`, read from `source`, into `network`, which may be on the meta device.
 
-
-def check_weights(network: nn.Module, held: Shapes, source: Path, what: str) -> None:
-    """Raise CheckpointError where names or shapes of the tensors `held` by `source` do not fit `network`.
-
-    `what` names the network in the message. The message lists the first five faults.
+    Raise CheckpointError where names, shapes or types of the tensors do not fit. It lists the first five faults, and
+    calls the network `what`.
     """
-    expected, found = _without_counters(network.state_dict()), _without_counters(held)
-    missing = [f"missing {k}" for k in expected.keys() - found.keys()]
-    unknown = [f"unknown {k}" for k in found.keys() - expected.keys()]
-    shaped = [
-        f"{k} is {list(found[k])}, not {list(expected[k].shape)}"
+    every = network.state_dict()
+    expected, found = without_counters(every), without_counters(state)
+    wrong = [f"missing {k}" for k in expected.keys() - found.keys()]
+    wrong += [f"unknown {k}" for k in found.keys() - expected.keys()]
+    wrong += [
+        f"{k} is {list(found[k].shape)}, not {list(expected[k].shape)}"
         for k in expected.keys() & found.keys()
-        if found[k] != tuple(expected[k].shape)
+        if found[k].shape != expected[k].shape
     ]
-    _refuse(sorted(missing + unknown + shaped), source, what)
-
-
-def load_weights(network: nn.Module, state: dict[str, Tensor], source: Path, what: str) -> None:
-    """Put `state` into `network`, which may be on the meta device.
-
-    Raise CheckpointError where `check_weights` does, and where a weight has an integer type.
-    """
-    check_weights(network, {name: tuple(tensor.shape) for name, tensor in state.items()}, source, what)
-    found, every = _without_counters(state), network.state_dict()
-    _refuse([f"{each} instead of floating-point numbers" for each in without_numbers(found)], source, what)
+    wrong += [f"{each} instead of floating-point numbers" for each in without_numbers(found)]
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise CheckpointError(f"{source}: does not fit {what}: {'; '.join(sorted(wrong)[:5])}{more}")
     # `load_state_dict` is strict and asks for the counters, too.
     counters = {name: torch.zeros((), dtype=torch.long) for name in every.keys() - found.keys()}
     network.load_state_dict(found | counters, assign=True)
 
 
-def _refuse(wrong: list[str], source: Path, what: str) -> None:
-    if wrong:
-        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise CheckpointError(f"{source}: does not fit {what}: {'; '.join(wrong[:5])}{more}")
+def without_counters(state: Mapping[str, T]) -> dict[str, T]:
+    """Leave out the batch counters of batch norms, which only training reads.
 
-
-def _without_counters(state: Mapping[str, T]) -> dict[str, T]:
-    """Leave out the batch counters of batch norms. Some files have them (Hugging Face's, not detectron2's).
-
-    Only training reads them.
+    Some published files have them (Hugging Face's, not detectron2's).
     """
     return {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}

@@ -18,13 +18,12 @@ The two programs differ only in the numbers of `FPNConfig`. Both do the followin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
@@ -34,22 +33,11 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, nms
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from visualbert_core.config import check_range, check_values
-from visualbert_core.detector.base import Detection
 from visualbert_core.detector.class_nms import confidences
-from visualbert_core.detector.folder import LONGEST_SIDE, FolderDetector, check_blocks, check_colours
-from visualbert_core.detector.inference import (
-    batch_slices,
-    cast_to_bfloat16,
-    detections,
-    in_fingerprint,
-    inference_mode,
-    prepare,
-    upload,
-)
+from visualbert_core.detector.folder import LONGEST_SIDE, FolderConfig, FolderDetector, check_colours
+from visualbert_core.detector.inference import Columns
 from visualbert_core.detector.legacy_boxes import ASPECT_RATIOS, anchors, clip, decode, half_open
 from visualbert_core.detector.roi_align import pool_levels
-from visualbert_core.io.weights import Shapes, blocks, unbuilt
-from visualbert_core.schema import LabelNames
 
 STRIDES = (4, 8, 16, 32, 64)  # pixels per cell of each level; regions are pooled from the first four levels
 ANCHOR_SIZES = (32, 64, 128, 256, 512)
@@ -57,11 +45,9 @@ PAD_TO = 32
 ROI_SIZE, ROI_SAMPLES = 7, 2
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # equation 1 of the FPN paper
 
-_Columns = tuple[Tensor, Tensor, Tensor, Tensor]  # boxes, labels, scores and features of one image's `Detection`
-
 
 @dataclass(frozen=True, kw_only=True)
-class FPNConfig:
+class FPNConfig(FolderConfig):
     """`config.json` of both spaces. The defaults are the recipe of `pythia_fpn`. `DETECTRON` is the other recipe."""
 
     builder: Literal["pythia_fpn", "detectron_fpn"] = "pythia_fpn"
@@ -134,76 +120,47 @@ class FPNDetector(FolderDetector["FPNNetwork", FPNConfig]):
     """See `detector.Detector`. Class 0 is the background, and no region has this label."""
 
     config_class = FPNConfig
+    stages = ("body.layer1.", "body.layer2.", "body.layer3.", "body.layer4.")
 
     @staticmethod
     def empty(config: FPNConfig) -> FPNNetwork:
-        with unbuilt():
-            return FPNNetwork(config)
-
-    @classmethod
-    def check_sizes(cls, config: FPNConfig, held: Shapes) -> None:
-        check_blocks(config.blocks, blocks(held, *(f"body.layer{stage}." for stage in (1, 2, 3, 4))))
+        return FPNNetwork(config)
 
     def _feature_size(self) -> int:
         return self.config.feature_size
 
-    @property
-    def names(self) -> LabelNames:
-        return LabelNames(self.config.labels)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return everything that changes a feature (see `detector.Detector`)."""
-        config = asdict(self.config)
-        del config["labels"]  # a name changes no feature
+    def recipe(self) -> dict[str, Any]:
         return {
-            **config,
-            **in_fingerprint(self.precision),
-            "weights": self._weights_digest,
             "color_order": "BGR",
             "resize": "bilinear as cv2.resize, pixel values float32",
             "pad_to": PAD_TO,
             "box_kind": "proposal",
             "proposals_clipped_to": "the padded image",
             "nms": "class-wise",
-            "dtype": "float16",
-            "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         }
 
-    @inference_mode
-    def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
-        """See `detector.Detector`. Raise ValueError for images of different shapes (see `inference.upload`)."""
-        pixels_BHWC = upload(images, self.device)
-        given = None if boxes is None else [torch.from_numpy(b).to(self.device).float() for b in boxes]
-        some = batch_slices(len(images), self.device)
-        return detections([row for part in some for row in self._detect(pixels_BHWC[part], given and given[part])])
+    @staticmethod
+    def bfloat16_parts(network: FPNNetwork) -> Sequence[Sequence[nn.Module]]:
+        body = network.body
+        trunk = (body.conv1, body.layer1, body.layer2, body.layer3, body.layer4, network.fpn)
+        return trunk, (network.rpn.conv,), (network.fc6,), (network.fc7,)
 
-    def _detect(self, pixels_BHWC: Tensor, given: list[Tensor] | None) -> list[_Columns]:
-        """Return the columns of each image, on the device."""
+    def _detect(self, pixels_BHWC: Tensor, given: Sequence[np.ndarray] | None) -> list[Columns]:
         scale = resize_scale(pixels_BHWC.shape[1:3], self.config)
         batch = self._preprocess(pixels_BHWC, scale)
         maps = self._ready.maps(batch)
         if given is None:
             proposals = self._proposals(maps, (batch.shape[2], batch.shape[3]))
         else:
-            proposals = [boxes * scale for boxes in given]
+            boxes = [torch.from_numpy(boxes).to(self.device).float() for boxes in given]
+            proposals = [boxes_R4 * scale for boxes_R4 in boxes]
         features, logits = self._ready.regions(maps[:4], proposals, self.config.layer)
         counts = [len(p) for p in proposals]
         scores = torch.split(logits.softmax(-1), counts)
         per_image = zip(proposals, torch.split(features, counts), scores, strict=True)
         if given is None:
             return [self._select(p / scale, f, s) for p, f, s in per_image]
-        return [_columns(boxes, s[:, 1:].amax(1), f, s) for boxes, (_, f, s) in zip(given, per_image, strict=True)]
-
-    @cached_property
-    def _ready(self) -> FPNNetwork:
-        model = prepare(self.model, self.device)
-        if self.precision == "bfloat16":
-            body = model.body
-            cast_to_bfloat16(body.conv1, body.layer1, body.layer2, body.layer3, body.layer4, model.fpn)
-            cast_to_bfloat16(model.rpn.conv)
-            cast_to_bfloat16(model.fc6)
-            cast_to_bfloat16(model.fc7)
-        return model
+        return [_columns(b, s[:, 1:].amax(1), f, s) for b, (_, f, s) in zip(boxes, per_image, strict=True)]
 
     def _preprocess(self, pixels_BHWC: Tensor, scale: float) -> Tensor:
         """Turn uint8 RGB into float32 [B, 3, H, W]: BGR minus the mean, resized, and padded with zeros."""
@@ -248,7 +205,7 @@ class FPNDetector(FolderDetector["FPNNetwork", FPNConfig]):
         best: Tensor = boxes[scores.topk(min(self.config.num_proposals, len(scores))).indices]
         return best
 
-    def _select(self, boxes: Tensor, features: Tensor, scores: Tensor) -> _Columns:
+    def _select(self, boxes: Tensor, features: Tensor, scores: Tensor) -> Columns:
         """Choose the regions among proposals [P, 4], in pixels of the image that came in."""
         wanted = self.config.num_regions
         confidence = confidences(half_open(boxes), scores[:, 1:], self.config.nms_iou, wanted)
@@ -256,7 +213,7 @@ class FPNDetector(FolderDetector["FPNNetwork", FPNConfig]):
         return _columns(boxes[order], confidence[order], features[order], scores[order])
 
 
-def _columns(boxes: Tensor, confidence: Tensor, features: Tensor, scores: Tensor) -> _Columns:
+def _columns(boxes: Tensor, confidence: Tensor, features: Tensor, scores: Tensor) -> Columns:
     # As in MMF's program, the label is the most probable class, even where NMS suppressed the proposal in that class.
     labels = scores[:, 1:].argmax(1) + 1
     return boxes, labels.to(torch.int16), confidence, features
@@ -279,7 +236,8 @@ class FPNNetwork(nn.Module):
             list(config.blocks),
             groups=config.groups,
             width_per_group=config.group_width,
-            norm_layer=_frozen_norm,
+            # maskrcnn-benchmark's frozen norm adds no epsilon to the variance; Detectron's has no variance at all.
+            norm_layer=partial(FrozenBatchNorm2d, eps=0.0),
         )
         self.body.fc = nn.Identity()
         if config.stride_in_1x1:
@@ -310,11 +268,6 @@ class FPNNetwork(nn.Module):
         fc6 = torch.relu(self.fc6(pool(maps, boxes).flatten(1)))
         fc7 = torch.relu(self.fc7(fc6))
         return (fc6 if layer == "fc6" else fc7), self.cls_score(fc7)
-
-
-def _frozen_norm(channels: int) -> FrozenBatchNorm2d:
-    # maskrcnn-benchmark's frozen norm adds no epsilon to the variance, and Detectron's has no variance at all.
-    return FrozenBatchNorm2d(channels, eps=0.0)
 
 
 def pool(maps: Sequence[Tensor], boxes: list[Tensor]) -> Tensor:

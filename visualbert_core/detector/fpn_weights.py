@@ -6,17 +6,16 @@ MMF publishes `detectron_model.pth`. Its keys are the names of maskrcnn-benchmar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from visualbert_core.detector.folder import load_weights
+from visualbert_core.detector.folder import load_weights, without_counters
 from visualbert_core.detector.fpn import DETECTRON, PYTHIA, FPNConfig, FPNDetector, FPNNetwork
 from visualbert_core.detector.weight_loading import read_entries, tensors
 from visualbert_core.errors import CheckpointError
+from visualbert_core.io.weights import unbuilt
 
 
 def convert_pythia(source: Path, config: FPNConfig = PYTHIA) -> tuple[FPNDetector, list[str]]:
@@ -26,11 +25,7 @@ def convert_pythia(source: Path, config: FPNConfig = PYTHIA) -> tuple[FPNDetecto
     """
     # torch's `DistributedDataParallel` puts "module." before every name that it saves.
     found = {key.removeprefix("module."): value for key, value in read_entries(source, "model").items()}
-    network = FPNDetector.empty(config)
-    keys = {name: _pythia_key(name) for name in _parameters(network)}
-    _require(keys.values(), found, config, source)
-    state = tensors({name: found[key] for name, key in keys.items()}, source)
-    return _detector(network, state, config, source)
+    return _converted(found, _pythia_key, config, source)
 
 
 def convert_detectron(source: Path, config: FPNConfig = DETECTRON) -> tuple[FPNDetector, list[str]]:
@@ -39,30 +34,25 @@ def convert_detectron(source: Path, config: FPNConfig = DETECTRON) -> tuple[FPND
     Raise CheckpointError where the file is of another kind or holds another network.
     """
     blobs = read_entries(source, "blobs", pickled=True)
-    network = FPNDetector.empty(config)
-    keys = {name: _detectron_key(name, config.blocks) for name in _parameters(network)}
-    _require(keys.values(), blobs, config, source)
-    state = tensors({name: blobs[key] for name, key in keys.items()}, source)
+    detector, notes = _converted(blobs, partial(_detectron_key, blocks=config.blocks), config, source)
     # Detectron folds the statistics of its norms into their scales and biases: mean 0 and variance 1 are left.
-    for name in state:
+    for name, value in detector.model.state_dict().items():
         if name.endswith(("running_mean", "running_var")):
-            state[name] = torch.full_like(state[name], float(name.endswith("var")))
-    return _detector(network, state, config, source)
+            value.fill_(float(name.endswith("var")))
+    return detector, notes
 
 
-def _require(keys: Iterable[str], found: Mapping[str, Any], config: FPNConfig, source: Path) -> None:
-    if missing := sorted(set(keys) - found.keys()):
+def _converted(
+    found: Mapping[str, Any], key_of: Callable[[str], str], config: FPNConfig, source: Path
+) -> tuple[FPNDetector, list[str]]:
+    """Make a detector of the weights `found`, in which a parameter of the network has the name `key_of(parameter)`."""
+    with unbuilt():
+        network = FPNNetwork(config)
+    keys = {name: key_of(name) for name in without_counters(network.state_dict())}
+    if missing := sorted(set(keys.values()) - found.keys()):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise CheckpointError(f"{source}: not weights of {config.builder}: it lacks {', '.join(missing[:3])}{more}")
-
-
-def _parameters(network: FPNNetwork) -> list[str]:
-    return [name for name in network.state_dict() if not name.endswith("num_batches_tracked")]
-
-
-def _detector(
-    network: FPNNetwork, state: dict[str, Tensor], config: FPNConfig, source: Path
-) -> tuple[FPNDetector, list[str]]:
+    state = tensors({name: found[key] for name, key in keys.items()}, source)
     load_weights(network, state, source, "its network")
     note = f"{config.feature_size}-d features of {config.space}; config.json has the recipe"
     return FPNDetector(network, config, "", "cpu"), [note]

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,43 +25,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import FrozenBatchNorm2d
 
 from visualbert_core.detector.base import Detection
-from visualbert_core.errors import ConfigError
 from visualbert_core.float32 import whole_float32
 
 PRECISIONS = ("float32", "bfloat16")
 
+Columns = Sequence[Tensor | None]
+"""The fields of the `Detection` of one image, in their order, on the device."""
+
 Network = TypeVar("Network", bound=nn.Module)
-Given = ParamSpec("Given")
-Found = TypeVar("Found")
-
-
-def inference_mode(method: Callable[Given, Found]) -> Callable[Given, Found]:
-    """Decorate the method with which a detector answers: no gradients, and float32 keeps its full precision.
-
-    On GPUs with TF32, cuDNN by default rounds the inputs of a convolution to ten bits. No fingerprint would show that.
-    """
-
-    @wraps(method)
-    def answer(*args: Given.args, **kwargs: Given.kwargs) -> Found:
-        with whole_float32(), torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return method(*args, **kwargs)
-
-    return answer
-
-
-def validate_precision(precision: str) -> str:
-    """Return `precision`. Raise ConfigError where it is not one of PRECISIONS."""
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
-    return precision
-
-
-def in_fingerprint(precision: str) -> dict[str, str]:
-    """Return the entry for the fingerprint.
-
-    float32 has no entry, so that stores from before bfloat16 keep their fingerprint.
-    """
-    return {} if precision == "float32" else {"precision": precision}
 
 
 def prepare(network: Network, device: torch.device) -> Network:
@@ -83,11 +53,27 @@ def cast_to_bfloat16(first: nn.Module, *rest: nn.Module) -> None:
     (first, *rest)[-1].register_forward_hook(lambda _, arguments, answer: _cast(answer, torch.float32))
 
 
-def upload(images: Sequence[np.ndarray], device: torch.device) -> Tensor:
-    """Copy uint8 images of one shape to the device, as [B, H, W, 3]. The CPU does not wait for the copy.
+def detect_in_slices(
+    detect: Callable[[Tensor, Any], Sequence[Columns]],
+    device: torch.device,
+    images: Sequence[np.ndarray],
+    given: Sequence[Any] | None,
+) -> list[Detection]:
+    """Call `detect` with the pixels of some images, uint8 [B, H, W, 3] on the device, and with their part of `given`.
 
-    Raise ValueError for images of different shapes. They would need padding, and padding changes the features near it.
+    A slice is the whole batch on a GPU, and one image on a CPU. Raise ValueError for images of different shapes.
     """
+    # On GPUs with TF32, cuDNN by default rounds the inputs of a convolution to ten bits. No fingerprint would show it.
+    with whole_float32(), torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        pixels_BHWC = _upload(images, device)
+        step = 1 if device.type == "cpu" else len(images)
+        parts = [slice(first, first + step) for first in range(0, len(images), step)]
+        return _detections([row for part in parts for row in detect(pixels_BHWC[part], given and given[part])])
+
+
+def _upload(images: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    """Copy the images to the device. The CPU does not wait for the copy."""
+    # Images of different shapes would need padding, and padding changes the features near it.
     shapes = {image.shape for image in images}
     if len(shapes) != 1:
         raise ValueError(f"a batch must hold images of one shape, found {sorted(shapes)}: group images by shape")
@@ -97,16 +83,9 @@ def upload(images: Sequence[np.ndarray], device: torch.device) -> Tensor:
     return batch.to(device, non_blocking=True)
 
 
-def batch_slices(count: int, device: torch.device) -> list[slice]:
-    """Return which of `count` images go through the network together: all on a GPU, one at a time on a CPU."""
-    return [slice(n, n + 1) for n in range(count)] if device.type == "cpu" else [slice(0, count)]
-
-
-def detections(found: Sequence[Sequence[Tensor | None]]) -> list[Detection]:
-    """Copy the columns of each image from the device into a `Detection`. `found` has them in the order of its fields.
-
-    All copies start before the CPU waits, so that it waits once for a batch.
-    """
+def _detections(found: Sequence[Columns]) -> list[Detection]:
+    """Copy the columns of each image from the device into a `Detection`."""
+    # All copies start before the CPU waits, so that it waits once for a batch.
     copies = [[None if t is None else t.to("cpu", non_blocking=True) for t in columns] for columns in found]
     for device in {t.device for columns in found for t in columns if t is not None and t.is_cuda}:
         torch.cuda.current_stream(device).synchronize()  # the tensors' device need not be torch's current device
@@ -139,6 +118,4 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, dict):
         return type(value)((key, _cast(part, dtype)) for key, part in value.items())
-    if isinstance(value, list | tuple):
-        return type(value)(_cast(part, dtype) for part in value)
-    return value
+    return type(value)(_cast(part, dtype) for part in value) if isinstance(value, list | tuple) else value

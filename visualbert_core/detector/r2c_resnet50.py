@@ -19,14 +19,12 @@ even in evaluation. Such features depend on the other images of a batch, so they
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torchvision.models.resnet import Bottleneck, ResNet
@@ -34,26 +32,12 @@ from torchvision.ops import roi_align
 
 from visualbert_core.config import check_range, check_values
 from visualbert_core.detector.base import Detection
-from visualbert_core.detector.folder import (
-    LONGEST_SIDE,
-    FolderDetector,
-    check_blocks,
-    check_colours,
-    load_weights,
-)
-from visualbert_core.detector.inference import (
-    batch_slices,
-    cast_to_bfloat16,
-    detections,
-    in_fingerprint,
-    inference_mode,
-    prepare,
-    upload,
-)
+from visualbert_core.detector.folder import LONGEST_SIDE, FolderConfig, FolderDetector, check_colours, load_weights
+from visualbert_core.detector.inference import Columns, detect_in_slices
 from visualbert_core.detector.resize import pillow_bilinear
 from visualbert_core.detector.weight_loading import read_weights
 from visualbert_core.errors import ConfigError
-from visualbert_core.io.weights import Shapes, blocks, unbuilt
+from visualbert_core.io.weights import unbuilt
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import GivenObjects, LabelNames
 
@@ -74,7 +58,7 @@ CLASS_SIZE = 128  # length of the embedding of a class
 
 
 @dataclass(frozen=True, kw_only=True)
-class R2CConfig:
+class R2CConfig(FolderConfig):
     """`config.json`. The defaults are the published recipe."""
 
     builder: Literal["r2c_resnet50"] = "r2c_resnet50"
@@ -116,17 +100,12 @@ class R2CDetector(FolderDetector["R2CNetwork", R2CConfig]):
     """
 
     classes = CLASSES
-
     config_class = R2CConfig
+    stages = ("backbone.4.", "backbone.5.", "backbone.6.", "after_roi_align.0.")
 
     @staticmethod
     def empty(config: R2CConfig) -> R2CNetwork:
-        with unbuilt():
-            return R2CNetwork(config)
-
-    @classmethod
-    def check_sizes(cls, config: R2CConfig, held: Shapes) -> None:
-        check_blocks(config.blocks, blocks(held, "backbone.4.", "backbone.5.", "backbone.6.", "after_roi_align.0."))
+        return R2CNetwork(config)
 
     def _feature_size(self) -> int:
         return self.config.feature_size
@@ -135,20 +114,18 @@ class R2CDetector(FolderDetector["R2CNetwork", R2CConfig]):
     def names(self) -> LabelNames:
         return LabelNames(self.classes)
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Return everything that changes a feature (see `detector.Detector`)."""
+    def recipe(self) -> dict[str, Any]:
         return {
-            **asdict(self.config),
-            **in_fingerprint(self.precision),
-            "weights": self._weights_digest,
             "classes": digest_json(CLASSES),
             "color_order": "RGB",
             "resize": "letterbox, Pillow bilinear",
             "batch_norm": "running statistics",
             "box_kind": "given",
-            "dtype": "float16",
-            "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         }
+
+    @staticmethod
+    def bfloat16_parts(network: R2CNetwork) -> Sequence[Sequence[nn.Module]]:
+        return (network.backbone,), (network.after_roi_align,)
 
     def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
         """Encode boxes that have no class and no outline: with class 0 and a full mask, as r2c encodes the whole image.
@@ -158,64 +135,46 @@ class R2CDetector(FolderDetector["R2CNetwork", R2CConfig]):
         if boxes is None:
             raise ConfigError("r2c_resnet50 finds no objects, it encodes given ones: extract with --boxes beside")
         objects = [GivenObjects(b, np.zeros(len(b), np.int16), tuple((_corners(box),) for box in b)) for b in boxes]
-        window = self._window(images[0])
-        return self._encode(images, objects, window, [_scaled(b, window) for b in boxes])
+        window = self._window(images[0].shape)
+        scaled = [_scaled(b, window) for b in boxes]
+        return detect_in_slices(self._detect, self.device, images, list(zip(objects, scaled, strict=True)))
 
     def encode(self, images: Sequence[np.ndarray], objects: Sequence[GivenObjects]) -> list[Detection]:
         """See `detector.ObjectEncoder`."""
-        window = self._window(images[0])
+        window = self._window(images[0].shape)
         boxes = [_scaled(given.boxes, window) for given in objects]
         for of_image in boxes:
             # As in r2c, region 0 is the window itself. Its sides are whole pixels, and scaled ones may not be.
             of_image[0] = (window.left, window.top, window.left + window.width, window.top + window.height)
-        return self._encode(images, objects, window, boxes)
+        return detect_in_slices(self._detect, self.device, images, list(zip(objects, boxes, strict=True)))
 
-    @inference_mode
-    def _encode(
-        self,
-        images: Sequence[np.ndarray],
-        objects: Sequence[GivenObjects],
-        window: _Window,
-        boxes: Sequence[np.ndarray],
-    ) -> list[Detection]:
-        pixels_BCHW = self._preprocess(upload(images, self.device), window)
-        some = batch_slices(len(images), self.device)
-        return detections([row for p in some for row in self._rows(pixels_BCHW[p], objects[p], boxes[p])])
-
-    def _rows(
-        self, pixels_BCHW: Tensor, objects: Sequence[GivenObjects], boxes: Sequence[np.ndarray]
-    ) -> list[tuple[Tensor, ...]]:
-        """Return the columns of each image's `Detection`. `boxes` are in pixels of the letterbox."""
-        masks = np.concatenate([masks_of(given, self.config.mask_size) for given in objects])
-        labels = torch.from_numpy(np.concatenate([given.labels for given in objects])).long().to(self.device)
+    def _detect(self, pixels_BHWC: Tensor, given: Sequence[tuple[GivenObjects, np.ndarray]]) -> list[Columns]:
+        """Return the regions of some images. `given` are their objects, and the boxes in pixels of the letterbox."""
+        objects, boxes = zip(*given, strict=True)
+        masks = np.concatenate([masks_of(each, self.config.mask_size) for each in objects])
+        labels = torch.from_numpy(np.concatenate([each.labels for each in objects])).long().to(self.device)
         features, logits = self._ready(
-            pixels_BCHW,
+            self._preprocess(pixels_BHWC),
             [torch.from_numpy(b.astype(np.float32)).to(self.device) for b in boxes],
             labels,
             torch.from_numpy(masks).to(self.device),
         )
         scores = logits.softmax(-1).gather(1, labels[:, None])[:, 0]
-        counts = [len(given.boxes) for given in objects]
+        counts = [len(each.boxes) for each in objects]
         per_image = zip(objects, features.split(counts), scores.split(counts), strict=True)
         return [(torch.from_numpy(o.boxes), torch.from_numpy(o.labels), s, f) for o, f, s in per_image]
 
-    @cached_property
-    def _ready(self) -> R2CNetwork:
-        model = prepare(self.model, self.device)
-        if self.precision == "bfloat16":
-            cast_to_bfloat16(model.backbone)
-            cast_to_bfloat16(model.after_roi_align)
-        return model
-
-    def _window(self, image: np.ndarray) -> _Window:
-        height, width = image.shape[:2]
+    def _window(self, shape: Sequence[int]) -> _Window:
+        """Return where an image of this shape, which begins with (H, W), lies in the letterbox."""
+        height, width = shape[:2]
         scale = min(self.config.width / width, self.config.height / height)
         inner_width, inner_height = round(width * scale), round(height * scale)
         left, top = (self.config.width - inner_width) // 2, (self.config.height - inner_height) // 2
         return _Window(left, top, inner_width, inner_height, scale)
 
-    def _preprocess(self, pixels_BHWC: Tensor, window: _Window) -> Tensor:
+    def _preprocess(self, pixels_BHWC: Tensor) -> Tensor:
         """Turn uint8 RGB into float32 [B, 3, height, width], letterboxed and normalised."""
+        window = self._window(pixels_BHWC.shape[1:])
         # A long and narrow image would shrink to a side of 0 pixels.
         height, width = max(1, window.height), max(1, window.width)
         inner_BCHW = pillow_bilinear(pixels_BHWC.permute(0, 3, 1, 2), height, width)
@@ -315,7 +274,8 @@ def convert(source: Path, config: R2CConfig | None = None) -> tuple[R2CDetector,
     Raise CheckpointError where the file is of another kind or holds another network.
     """
     config = config or R2CConfig()
-    network = R2CDetector.empty(config)
+    with unbuilt():
+        network = R2CNetwork(config)
     state = {name.removeprefix("detector."): value for name, value in read_weights(source).items()}
     load_weights(network, state, source, "its network")
     return R2CDetector(network, config, "", "cpu"), [f"{config.feature_size}-d features; extract with --boxes beside"]

@@ -21,7 +21,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -34,23 +33,12 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import FrozenBatchNorm2d, clip_boxes_to_image, nms
 
 from visualbert_core.config import check_range, check_values
-from visualbert_core.detector.base import Detection
-from visualbert_core.detector.folder import LONGEST_SIDE, FolderDetector
-from visualbert_core.detector.inference import (
-    batch_slices,
-    cast_to_bfloat16,
-    detections,
-    in_fingerprint,
-    inference_mode,
-    prepare,
-    upload,
-)
+from visualbert_core.detector.folder import LONGEST_SIDE, FolderConfig, FolderDetector
+from visualbert_core.detector.inference import Columns
 from visualbert_core.detector.roi_align import pool_as
 from visualbert_core.detector.tiny_rcnn import tiny_rcnn
 from visualbert_core.errors import CheckpointError
 from visualbert_core.io.documents import brief
-from visualbert_core.io.weights import unbuilt
-from visualbert_core.schema import LabelNames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +63,11 @@ class Selection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectorConfig:
+class DetectorConfig(FolderConfig):
     """`config.json` of a detector folder."""
 
     builder: str
     """`tiny_rcnn`, or the name of a Faster R-CNN function in torchvision.models.detection."""
-    space: str
-    """Name of the feature space. Evaluation refuses a checkpoint that was trained in a different space."""
     builder_args: dict[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     """Class names, background first."""
@@ -102,28 +88,15 @@ class TorchvisionRCNN(FolderDetector[FasterRCNN, DetectorConfig]):
 
     @staticmethod
     def empty(config: DetectorConfig) -> FasterRCNN:
-        with unbuilt():
-            return build(config)
+        return build(config)
 
     def _feature_size(self) -> int:
         size: int = self.model.roi_heads.box_predictor.cls_score.in_features
         return size
 
-    @property
-    def names(self) -> LabelNames:
-        return LabelNames(self.config.labels)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return everything that changes a feature (see `detector.Detector`)."""
+    def recipe(self) -> dict[str, Any]:
         transform = self.model.transform
-        return in_fingerprint(self.precision) | {
-            "space": self.space,
-            "feature_size": self.feature_size,
-            "weights": self._weights_digest,
-            "builder": self.config.builder,
-            "builder_args": self.config.builder_args,
-            "norm_eps": self.config.norm_eps,
-            "selection": dataclasses.asdict(self.config.selection),
+        return {
             "color_order": "RGB",
             "resize": {"rule": "torchvision bilinear", "min": list(transform.min_size), "max": transform.max_size},
             "mean": list(transform.image_mean),
@@ -131,28 +104,13 @@ class TorchvisionRCNN(FolderDetector[FasterRCNN, DetectorConfig]):
             "pooled_from": "proposal",
             "nms": "class-agnostic",
             "proposals": self.model.rpn.post_nms_top_n(),
-            "dtype": "float16",
-            "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         }
 
-    @inference_mode
-    def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
-        """See `detector.Detector`. Raise ValueError for images of different shapes (see `inference.upload`)."""
-        pixels_BHWC = upload(images, self.device)
-        given = None if boxes is None else [torch.from_numpy(b).to(self.device) for b in boxes]
-        some = batch_slices(len(images), self.device)
-        return detections([row for part in some for row in self._detect(pixels_BHWC[part], given and given[part])])
+    @staticmethod
+    def bfloat16_parts(network: FasterRCNN) -> Sequence[Sequence[nn.Module]]:
+        return (network.backbone,), (network.rpn.head.conv,), (network.roi_heads.box_head,)
 
-    @cached_property
-    def _ready(self) -> FasterRCNN:
-        model = prepare(self.model, self.device)
-        if self.precision == "bfloat16":
-            for part in (model.backbone, model.rpn.head.conv, model.roi_heads.box_head):
-                cast_to_bfloat16(part)
-        return model
-
-    def _detect(self, pixels_BHWC: Tensor, given: list[Tensor] | None) -> list[tuple[Tensor, ...]]:
-        """Return the columns of each image's `Detection`, on the device."""
+    def _detect(self, pixels_BHWC: Tensor, given: Sequence[np.ndarray] | None) -> list[Columns]:
         model, original = self._ready, (pixels_BHWC.shape[1], pixels_BHWC.shape[2])
         pixels_BCHW = _long_enough(pixels_BHWC.permute(0, 3, 1, 2), model.transform)
         batch, _ = model.transform(list(pixels_BCHW.float().div_(255)))
@@ -162,9 +120,11 @@ class TorchvisionRCNN(FolderDetector[FasterRCNN, DetectorConfig]):
         if given is None:
             proposals, _ = model.rpn(batch, maps)
         else:
-            proposals = [resize_boxes(boxes, original, size) for boxes in given]
+            stored = [torch.from_numpy(boxes).to(self.device) for boxes in given]
+            proposals = [resize_boxes(boxes, original, size) for boxes in stored]
         regions = self._regions(batch, maps, proposals, select=given is None)
-        stored = [resize_boxes(r.boxes, size, original) for r in regions] if given is None else given
+        if given is None:
+            stored = [resize_boxes(r.boxes, size, original) for r in regions]
         return [
             (boxes, r.labels.to(torch.int16), r.scores, r.features) for boxes, r in zip(stored, regions, strict=True)
         ]

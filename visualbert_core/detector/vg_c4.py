@@ -21,40 +21,24 @@ py-bottom-up-attention does.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import clip_boxes_to_image, nms
 
 from visualbert_core.config import check_range, check_values
-from visualbert_core.detector.base import Detection
 from visualbert_core.detector.class_nms import confidences
-from visualbert_core.detector.folder import LONGEST_SIDE, FolderDetector, check_blocks, check_colours
-from visualbert_core.detector.inference import (
-    batch_slices,
-    cast_to_bfloat16,
-    detections,
-    in_fingerprint,
-    inference_mode,
-    prepare,
-    upload,
-)
+from visualbert_core.detector.folder import LONGEST_SIDE, FolderConfig, FolderDetector, check_colours
+from visualbert_core.detector.inference import Columns
 from visualbert_core.detector.resize import pillow_bilinear
-from visualbert_core.detector.vg_c4_network import Architecture, Described, Proposals, VgC4Network
+from visualbert_core.detector.vg_c4_network import STAGES, Architecture, Described, Proposals, VgC4Network
 from visualbert_core.errors import ConfigError
-from visualbert_core.io.weights import Shapes, blocks, unbuilt
-from visualbert_core.schema import LabelNames
-
-_Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]  # the fields of a `Detection`
 
 _SMALLEST = 3  # pixels; a shorter side vanishes, because the network's max pooling has no padding
 
@@ -119,7 +103,7 @@ class Selection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VgC4Config:
+class VgC4Config(FolderConfig):
     """`config.json` of a `vg_c4` folder."""
 
     builder: Literal["vg_c4"] = "vg_c4"
@@ -134,73 +118,47 @@ class VgC4Config:
     proposals: Proposals = field(default_factory=Proposals)
     selection: Selection = field(default_factory=Selection)
 
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return self.architecture.blocks
+
 
 class VgC4(FolderDetector[VgC4Network, VgC4Config]):
     """See `detector.Detector`."""
 
     config_class = VgC4Config
+    stages = STAGES
 
     @staticmethod
     def empty(config: VgC4Config) -> VgC4Network:
-        with unbuilt():
-            return VgC4Network(config.architecture, config.proposals)
-
-    @classmethod
-    def check_sizes(cls, config: VgC4Config, held: Shapes) -> None:
-        check_blocks(config.architecture.blocks, blocks(held, *(f"layer{stage}." for stage in (1, 2, 3, 4))))
+        return VgC4Network(config.architecture, config.proposals)
 
     def _feature_size(self) -> int:
         return self.config.architecture.feature_size
 
-    @property
-    def names(self) -> LabelNames:
-        return LabelNames(self.config.labels, self.config.attributes)
+    def recipe(self) -> dict[str, Any]:
+        return {"pooled_from": "proposal"}
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Return everything that changes a feature (see `detector.Detector`)."""
-        config = dataclasses.asdict(self.config)
-        for names in ("labels", "attributes"):
-            del config[names]  # a name changes no feature
-        return (
-            config
-            | in_fingerprint(self.precision)
-            | {
-                "feature_size": self.feature_size,
-                "weights": self._weights_digest,
-                "pooled_from": "proposal",
-                "dtype": "float16",
-                "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
-            }
-        )
+    @staticmethod
+    def bfloat16_parts(network: VgC4Network) -> Sequence[Sequence[nn.Module]]:
+        trunk = (network.conv1, network.layer1, network.layer2, network.layer3)
+        return trunk, (network.rpn.conv,), (network.layer4,)
 
-    @inference_mode
-    def detect(self, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None) -> list[Detection]:
-        """See `detector.Detector`. Raise ValueError for images of different shapes (see `inference.upload`).
-
-        Given boxes take the place of proposals. They are not refined and not clipped.
-        """
-        pixels_BHWC = upload(images, self.device)
+    def _detect(self, pixels_BHWC: Tensor, given: Sequence[np.ndarray] | None) -> list[Columns]:
         original = pixels_BHWC.shape[1], pixels_BHWC.shape[2]
         pixels_BCHW = preprocess(pixels_BHWC, self.config.preprocessing)
         size = pixels_BCHW.shape[2], pixels_BCHW.shape[3]
-        some = batch_slices(len(images), self.device)
-        maps = [map_CHW for part in some for map_CHW in self._ready.trunk(pixels_BCHW[part])]
-        given: Sequence[np.ndarray | None] = [None] * len(images) if boxes is None else boxes
-        return detections([self._detect(m, size, original, b) for m, b in zip(maps, given, strict=True)])
+        maps = self._ready.trunk(pixels_BCHW)
+        boxes: Sequence[np.ndarray | None] = given or [None] * len(maps)
+        return [self._regions(map_CHW, size, original, of_one) for map_CHW, of_one in zip(maps, boxes, strict=True)]
 
-    @cached_property
-    def _ready(self) -> VgC4Network:
-        network = prepare(self.model, self.device)
-        if self.precision == "bfloat16":
-            cast_to_bfloat16(network.conv1, network.layer1, network.layer2, network.layer3)
-            cast_to_bfloat16(network.rpn.conv)
-            cast_to_bfloat16(network.layer4)
-        return network
-
-    def _detect(
+    def _regions(
         self, map_CHW: Tensor, size: tuple[int, int], original: tuple[int, int], given: np.ndarray | None
-    ) -> _Columns:
-        """Return the columns of one image, which has (H, W) `size` after the resize and `original` before it."""
+    ) -> Columns:
+        """Return the regions of one image, which has (H, W) `size` after the resize and `original` before it.
+
+        Given boxes take the place of proposals. They are not refined and not clipped.
+        """
         network = self._ready
         if given is None:
             regions = network.describe(map_CHW, network.propose(map_CHW, size))
@@ -262,7 +220,7 @@ def select(
     return kept_R, scores_P[kept_R], resize_boxes(boxes_P4[kept_R], size, original)
 
 
-def _columns(regions: Described, kept_R: Tensor, scores_R: Tensor, boxes_R4: Tensor) -> _Columns:
+def _columns(regions: Described, kept_R: Tensor, scores_R: Tensor, boxes_R4: Tensor) -> Columns:
     attributes = attribute_scores = None
     if regions.attributes is not None and regions.attribute_scores is not None:
         attributes = regions.attributes[kept_R].to(torch.int16)

@@ -32,6 +32,8 @@ from visualbert_core.config import check_range, check_values
 
 STRIDE = 16
 """Pixels of the resized image per cell of the trunk's map."""
+STAGES = ("layer1.", "layer2.", "layer3.", "layer4.")
+"""How the names of the weights of res2, res3, res4 and res5 begin."""
 POOLED = 14
 """Cells along each side of a pooled region."""
 AT_ONCE_ON_CPU = 16

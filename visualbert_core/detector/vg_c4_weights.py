@@ -21,11 +21,12 @@ from torch import Tensor
 from visualbert_core.config_mapping import from_mapping
 from visualbert_core.detector.folder import load_weights
 from visualbert_core.detector.vg_c4 import Preprocessing, VgC4, VgC4Config
-from visualbert_core.detector.vg_c4_network import Architecture, VgC4Network
+from visualbert_core.detector.vg_c4_network import STAGES, Architecture, VgC4Network
 from visualbert_core.detector.weight_loading import find, read_weights
 from visualbert_core.errors import CheckpointError, ConfigError
 from visualbert_core.io import lfs
 from visualbert_core.io.documents import read_yaml
+from visualbert_core.io.weights import blocks
 
 # The first two names are Hugging Face's, the others py-bottom-up-attention's.
 _FILES = (
@@ -173,11 +174,8 @@ def _architecture(state: Mapping[str, Tensor], path: Path) -> Architecture:
         if key not in state or state[key].dim() == 0:
             raise CheckpointError(f"{path}: not a Faster R-CNN of bottom-up attention: {key} is missing")
         rows[key] = len(state[key])
-    blocks = tuple(
-        len({key.split(".")[1] for key in state if key.startswith(f"layer{stage}.")}) for stage in (1, 2, 3, 4)
-    )
     return Architecture(
-        blocks=blocks,
+        blocks=blocks(state, *STAGES),
         width=rows["conv1.weight"],
         rpn_channels=rows["rpn.conv.weight"],
         num_objects=rows["heads.cls_score.weight"] - 1,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return {str(key): tuple(value.shape) for key, value in named if isinstance(value, Tensor)}
 
 
-def blocks(names: Shapes, *prefixes: str) -> tuple[int, ...]:
+def blocks(names: Collection[str], *prefixes: str) -> tuple[int, ...]:
     """Return for each prefix how many numbered parts, such as layers, the names have below it."""
     return tuple(len({n[len(p) :].partition(".")[0] for n in names if n.startswith(p)}) for p in prefixes)
 
