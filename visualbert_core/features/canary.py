@@ -1,8 +1,6 @@
-"""The canary: extract a few images again, and compare the features with those in a store.
+"""The canary: compares the features of images that were extracted again with those in a store.
 
-Owns which differences count as drift. The images take the same way as in every extraction: decoding, detector and
-encoding on a worker of the pool. Their part comes back to the driver, which compares it with the store region by
-region. Nothing is written to the folder of the store.
+Owns which differences count as drift. `drift.py` extracts the images.
 
 Regions are matched by their boxes: greedily, the largest overlap first, and each region once. Overlaps that are equal
 to three digits are matched in the order of the regions, so that the copies of a repeated box are matched in order.
@@ -15,24 +13,16 @@ of these images is not noticed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from visualbert_core.engine.pool import Pool, Worker
-from visualbert_core.engine.shards import FileDigest, Marker, Part, Shard, ShardFolder
-from visualbert_core.errors import DriftError, InputError
-from visualbert_core.features.store import FeatureStore
 from visualbert_core.metrics.recall import box_iou
-from visualbert_core.printable import logger
 from visualbert_core.schema import Regions
 
 INGREDIENT = "features"
-
-_LOG = logger(__name__)
 
 MATCH_IOU = 0.9
 """The smallest overlap (IoU) of two boxes that count as one region."""
@@ -71,71 +61,6 @@ class Match:
     """The share of pairs with equal labels, among the pairs for which the store has a label."""
 
 
-class Extractor(Protocol):
-    """The worker of an extraction. `DryRunWorker` replaces the folder that it commits to."""
-
-    folder: ShardFolder
-
-    def run(self, shard: Any) -> Marker: ...
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """The extraction that is to be checked."""
-
-    images: Collection[str]
-    """The ids of its images."""
-    plan: Callable[[Sequence[str]], Sequence[Shard]]
-    """Makes shards of some of the images."""
-    make_worker: Callable[[], Worker[Any]]
-    """Makes a `DryRunWorker`."""
-    fingerprint: dict[str, Any]
-
-
-def check(store: FeatureStore, number: int, extraction: Extraction, pool: Pool) -> None:
-    """Extract `number` images of `store` again, spread over its ids, and log how similar the features are.
-
-    Raise DriftError where the features differ from those in the store. Raise InputError where the file of an image has
-    changed or cannot be read any more, or where there is nothing to compare.
-    """
-    name, here = str(store.folder), extraction.images
-    known = [image_id for image_id in store.image_ids if image_id in here]
-    if not known or number < 1:
-        raise InputError(
-            f"the canary has nothing to compare: it is to take {number} of {len(known)} images that are both in {name} "
-            "and in this corpus; check --images"
-        )
-    if gone := [image_id for image_id in store.image_ids if image_id not in here]:
-        counts = f"{len(gone):,} of the {len(store):,} images of {name}"
-        _LOG.warning("canary: %s are not in this corpus, the first %r", counts, gone[0])
-    size = extraction.fingerprint["feature_size"]
-    if size != store.feature_size:
-        raise DriftError(
-            f"the detector gives {size}-d features, but {name} holds {store.feature_size}-d features: name the "
-            "detector that made the store"
-        )
-    with TemporaryDirectory() as folder:
-        again = _extract(extraction, spread(known, number), pool, ShardFolder(folder))
-        unreadable = again.failures()
-        pairs = list(zip(store.fetch_many(again.image_ids), again.scan(), strict=True))
-    changed = [now.image_id for then, now in pairs if then.image_digest not in ("", now.image_digest)]
-    matches = [compare(then, now) for then, now in pairs if now.image_id not in changed]
-    if matches:
-        for line in table(matches, name):
-            _LOG.info(line)
-    if drift := _drift(matches):
-        raise DriftError(f"the detector does not give the features of {name}: {'; '.join(drift)}")
-    if changed:
-        others = f" and {len(changed) - 1} more of {len(pairs)}" if changed[1:] else ""
-        raise InputError(
-            f"the file of image {changed[0]!r}{others} has changed since {name} was made (its digest differs): "
-            "restore the file, or delete the store"
-        )
-    if unreadable:
-        first = unreadable[0]
-        raise InputError(f"image {first.item_id!r} has features in {name}, but none now: {first.message}")
-
-
 def spread(items: Sequence[Item], number: int) -> list[Item]:
     """Return `number` of the items at equal distances, or all items where there are fewer."""
     count = min(number, len(items))
@@ -166,34 +91,29 @@ def table(matches: Sequence[Match], name: str) -> list[str]:
     """Return the lines to log: for each number the median and the minimum with their limits, and the worst image."""
     lines = [f"canary: {len(matches)} images of {name} extracted anew"]
     lines.append(f"{'':8}{'median':>10}{'limit':>8}{'minimum':>10}{'limit':>8}  worst image")
-    for number, limit in LIMITS.items():
-        if (found := _summary(matches, number)) is not None:
-            median, worst, image_id = found
-            lines.append(f"{number:8}{median:10.5f}{limit.median:8}{worst:10.5f}{limit.every:8}  {image_id}")
+    for number, limit, median, worst, image_id in _summaries(matches):
+        lines.append(f"{number:8}{median:10.5f}{limit.median:8}{worst:10.5f}{limit.every:8}  {image_id}")
     return lines
 
 
-def _drift(matches: Sequence[Match]) -> list[str]:
+def drift(matches: Sequence[Match]) -> list[str]:
     """Return a phrase for each number that is below a limit."""
-    found = []
+    return [
+        f"{number} {worst:.4f} in the worst image {image_id!r} (at least {limit.every}), {median:.4f} in the median "
+        f"(at least {limit.median})"
+        for number, limit, median, worst, image_id in _summaries(matches)
+        if median < limit.median or worst < limit.every
+    ]
+
+
+def _summaries(matches: Sequence[Match]) -> Iterator[tuple[str, Limit, float, float, str]]:
+    """Yield each number that some image has, its limit, its median, its minimum, and the image of the minimum."""
     for number, limit in LIMITS.items():
-        median, worst, image_id = _summary(matches, number) or (1.0, 1.0, "")
-        if median < limit.median or worst < limit.every:
-            found.append(
-                f"{number} {worst:.4f} in the worst image {image_id!r} (at least {limit.every}), {median:.4f} in the "
-                f"median (at least {limit.median})"
-            )
-    return found
-
-
-def _summary(matches: Sequence[Match], number: str) -> tuple[float, float, str] | None:
-    """Return the median, the minimum and the image of the minimum, or None where no image has this number."""
-    values = {match.image_id: getattr(match, number) for match in matches}
-    known = {image_id: value for image_id, value in values.items() if not np.isnan(value)}
-    if not known:
-        return None
-    worst = min(known, key=known.__getitem__)
-    return float(np.median(list(known.values()))), known[worst], worst
+        values = {match.image_id: getattr(match, number) for match in matches}
+        known = {image_id: value for image_id, value in values.items() if not np.isnan(value)}
+        if known:
+            worst = min(known, key=known.__getitem__)
+            yield number, limit, float(np.median(list(known.values()))), known[worst], worst
 
 
 def _partners(then: np.ndarray, now: np.ndarray) -> list[tuple[int, int]]:
@@ -208,43 +128,3 @@ def _partners(then: np.ndarray, now: np.ndarray) -> list[tuple[int, int]]:
             pairs[row] = column
             taken.add(column)
     return list(pairs.items())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# running the extraction without writing to the store
-
-
-@dataclass(frozen=True)
-class MarkerWithPart(Marker):
-    """A marker that also carries the part, so that the part travels from the worker to the driver."""
-
-    content: Part
-
-
-class InMemoryFolder(ShardFolder):
-    """A folder that returns a part in its marker and publishes nothing."""
-
-    def commit(self, shard: Shard, part: Part) -> Marker:
-        return MarkerWithPart(shard.shard_id, part.rows, part.failed, FileDigest.of(part.data), None, part)
-
-
-class DryRunWorker:
-    """A worker that computes a part and publishes nothing."""
-
-    def __init__(self, make_worker: Callable[[], Extractor]) -> None:
-        self.worker = make_worker()
-        self.worker.folder = InMemoryFolder(self.worker.folder.root)
-
-    def run(self, shard: Shard) -> Marker:
-        return self.worker.run(shard)
-
-
-def _extract(extraction: Extraction, image_ids: Sequence[str], pool: Pool, folder: ShardFolder) -> FeatureStore:
-    """Extract these images, commit their parts to `folder` on the driver, and open it as a store."""
-    shards = extraction.plan(image_ids)
-    by_id = {shard.shard_id: shard for shard in shards}
-    for marker in pool.run(extraction.make_worker, shards, "canary"):
-        assert isinstance(marker, MarkerWithPart)
-        folder.commit(by_id[marker.shard_id], marker.content)
-    folder.finish(shards, {"fingerprint": extraction.fingerprint})
-    return FeatureStore.open(folder.root)

@@ -156,6 +156,12 @@ class FeatureWorker:
 
     def run(self, shard: ImageShard) -> Marker:
         """Compute and commit one shard. Raise OSError where a file cannot be reached, and what the detector raises."""
+        part = self.compute(shard)
+        with self.clock("commit"):
+            return self.folder.commit(shard, part)
+
+    def compute(self, shard: ImageShard) -> Part:
+        """Compute one shard, and publish nothing."""
         found: list[Future[list[Outcome]]] = []
         outcomes: dict[str, Outcome] = {**shard.lost()}
         images = [image for image in shard.images if image.image_id not in outcomes]
@@ -171,9 +177,7 @@ class FeatureWorker:
         regions = [outcome for outcome in ordered if isinstance(outcome, Regions)]
         failures = [outcome for outcome in ordered if isinstance(outcome, Failure)]
         with self.clock("encode"):
-            part = Part(encode(regions, self.fingerprint), len(regions), encode_failures(failures), len(failures))
-        with self.clock("commit"):
-            return self.folder.commit(shard, part)
+            return Part(encode(regions, self.fingerprint), len(regions), encode_failures(failures), len(failures))
 
     def _decoded(self, threads: ThreadPoolExecutor, images: Sequence[Image]) -> Iterator[list[_Loaded | Failure]]:
         """Yield the decoded batches of a shard, while the threads decode the next ones."""

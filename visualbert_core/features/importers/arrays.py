@@ -27,9 +27,7 @@ def npy(data: bytes, name: str) -> Any:
             return unpickle(file.read())
         file.seek(0)
         return np.lib.format.read_array(file)
-    except MalformedError as error:
-        raise MalformedError(f"{name}: {error}") from None
-    except (ValueError, EOFError, MemoryError) as error:
+    except (ValueError, EOFError, MemoryError) as error:  # a MalformedError is a ValueError
         raise MalformedError(f"{name}: {error}") from None
 
 

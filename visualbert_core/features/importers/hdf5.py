@@ -17,7 +17,7 @@ import numpy as np
 
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.features.importers.arrays import floats
-from visualbert_core.features.importers.sources import MalformedError, Place, refuse_pointer
+from visualbert_core.features.importers.sources import MalformedError, Place, Source, refuse_pointer
 from visualbert_core.io.safe_pickle import BROKEN, load_arrays
 from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import Regions
@@ -30,7 +30,7 @@ _LOOK = 16  # images that are read to find out whether sizes follow
 _SMALL = 8  # pixels; a smaller side means that the boxes are not in pixels
 
 
-class Hdf5Source:
+class Hdf5Source(Source):
     """Read NAME.hdf5 and NAME_imgid2idx.pkl beside it. Raise InputError where one of them is missing or malformed."""
 
     def __init__(self, path: Path) -> None:
@@ -48,7 +48,7 @@ class Hdf5Source:
                 raise InputError(f"{path} has no {name}, only {', '.join(file) or 'nothing'}")
         self._rows = _ids(self.ids_path)
         self.sizes_known = self._has_sizes()
-        self.notes: tuple[str, ...] = () if self.sizes_known else (NO_SIZES,)
+        self.notes = () if self.sizes_known else (NO_SIZES,)
 
     def records(self) -> Iterator[tuple[str, Place]]:
         for name, row in self._rows.items():
@@ -67,7 +67,7 @@ class Hdf5Source:
         return Regions(image_id, *size, boxes.astype(np.float32), labels, scores, floats(features), "")
 
     def _arrays(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Return the boxes, the features and the spatial features of one image. Raise MalformedError."""
+        """Return the boxes, the features and the spatial features of one image."""
         file = _file(self.path)
         index: Any = row
         try:
@@ -79,9 +79,9 @@ class Hdf5Source:
                 index = slice(start, stop)
             boxes, features = np.asarray(file["image_bb"][index]), np.asarray(file["image_features"][index])
             spatial = np.asarray(file["spatial_features"][index]) if "spatial_features" in file else None
+        except MalformedError:
+            raise
         except (OSError, ValueError, TypeError, IndexError) as error:
-            if isinstance(error, MalformedError):
-                raise
             raise MalformedError(f"{type(error).__name__}: {error}") from None
         if boxes.ndim != 2 or boxes.shape[1] != 4 or features.ndim != 2:
             raise MalformedError(f"image_bb has shape {boxes.shape} and image_features {features.shape}, not [R, …]")
@@ -126,7 +126,7 @@ def _least(boxes: np.ndarray) -> tuple[int, int]:
 
 
 def _ids(path: Path) -> dict[str, int]:
-    """Read the row of each image id, in the order of the rows. Raise InputError where the pickle is malformed."""
+    """Read the row of each image id, in the order of the rows."""
     try:
         with path.open("rb") as file:
             found = load_arrays(file)
@@ -138,7 +138,7 @@ def _ids(path: Path) -> dict[str, int]:
 
 @lru_cache
 def _file(path: Path) -> Any:
-    """Open an HDF5 file, once per process. Raise ConfigError without h5py, InputError where it is not HDF5."""
+    """Open an HDF5 file, once per process."""
     try:
         import h5py
     except ImportError as error:

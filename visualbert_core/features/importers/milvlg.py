@@ -8,42 +8,21 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from visualbert_core.errors import InputError
 from visualbert_core.features.importers.arrays import floats, npy
-from visualbert_core.features.importers.sources import MalformedError, Place, whole
-from visualbert_core.provenance import digest_file, digest_json
+from visualbert_core.features.importers.sources import FolderSource, MalformedError, Place, whole
 from visualbert_core.schema import Regions
 
 _LARGEST = 1 << 28  # bytes of an unpacked array; 100 boxes of 2048 features take under 1 MB
 
 
-class NpzSource:
-    """Read a folder of NAME.npz at any depth, with `x`, `bbox`, `num_bbox`, `image_h`, `image_w` and sometimes `info`.
+class NpzSource(FolderSource):
+    """Read a folder of NAME.npz, with `x`, `bbox`, `num_bbox`, `image_h`, `image_w` and sometimes `info`."""
 
-    Raise InputError where the folder does not exist.
-    """
-
-    notes: tuple[str, ...] = ()
-    sizes_known = True
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        if not folder.is_dir():
-            raise InputError(f"{folder} is not a folder: name the folder of the .npz files")
-
-    def records(self) -> Iterator[tuple[str, Place]]:
-        for path in sorted(self.folder.rglob("*.npz")):
-            yield path.stem, path.relative_to(self.folder).as_posix()
-
-    def digest(self) -> str:
-        files = sorted(self.folder.rglob("*.npz"))
-        return digest_json([[path.relative_to(self.folder).as_posix(), digest_file(path)] for path in files])
+    suffix = ".npz"
 
     def read(self, image_id: str, place: Place) -> Regions:
         path = self.folder / str(place)

@@ -14,30 +14,25 @@ import numpy as np
 
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.features.importers.arrays import floats, npy, unpickle
-from visualbert_core.features.importers.sources import MalformedError, Place, refuse_pointer, whole
-from visualbert_core.provenance import digest_file, digest_json
+from visualbert_core.features.importers.sources import (
+    FolderSource,
+    MalformedError,
+    Place,
+    Source,
+    refuse_pointer,
+    whole,
+)
+from visualbert_core.provenance import digest_file
 from visualbert_core.schema import Regions
 
 
-class NpySource:
-    """Read a folder of NAME.npy and NAME_info.npy, at any depth. Raise InputError where the folder does not exist."""
+class NpySource(FolderSource):
+    """Read a folder of NAME.npy and NAME_info.npy."""
 
-    notes: tuple[str, ...] = ()
-    sizes_known = True
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        if not folder.is_dir():
-            raise InputError(f"{folder} is not a folder: name the folder of the .npy files")
+    suffix = ".npy"
 
     def records(self) -> Iterator[tuple[str, Place]]:
-        for path in sorted(self.folder.rglob("*.npy")):
-            if not path.stem.endswith("_info"):
-                yield path.stem, path.relative_to(self.folder).as_posix()
-
-    def digest(self) -> str:
-        files = sorted(self.folder.rglob("*.npy"))
-        return digest_json([[path.relative_to(self.folder).as_posix(), digest_file(path)] for path in files])
+        return (record for record in super().records() if not record[0].endswith("_info"))
 
     def read(self, image_id: str, place: Place) -> Regions:
         path = self.folder / str(place)
@@ -47,11 +42,8 @@ class NpySource:
         return _mmf(image_id, npy(whole(path), path.name), npy(whole(info), info.name))
 
 
-class LmdbSource:
+class LmdbSource(Source):
     """Read an LMDB of pickled records. The key `keys` holds the list of the other keys, and is skipped."""
-
-    notes: tuple[str, ...] = ()
-    sizes_known = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -78,10 +70,7 @@ class LmdbSource:
 
 @lru_cache
 def _environment(path: Path) -> Any:
-    """Open an LMDB. The cache is needed because LMDB allows a process to open a file only once.
-
-    Raise ConfigError without the lmdb package, InputError where the file is not an LMDB.
-    """
+    """Open an LMDB, which a process may open only once."""
     try:
         import lmdb
     except ImportError as error:
@@ -93,7 +82,7 @@ def _environment(path: Path) -> Any:
 
 
 def _mmf(image_id: str, features: Any, info: Any) -> Regions:
-    """Make a row of a record. Raise MalformedError where the record is not one of MMF's.
+    """Make a row of a record.
 
     `cls_prob` is [R, classes] from extract_features_vmb.py and [R] from extract_features_frcnn.py; the score is the
     largest probability.

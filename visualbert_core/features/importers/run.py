@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ def import_features(
         RecordShard(shard.shard_id, shard.items, tuple(places[item] for item in shard.items))
         for shard in plan(list(places), f"{SCHEMA_VERSION}:{digest_json(fingerprint)}", SHARD)
     ]
-    make_worker = partial(ImportWorker, kind, paths, folder.root, fingerprint, asdict(expected))
+    make_worker = partial(ImportWorker, kind, paths, folder.root, fingerprint, expected)
     pool.run(make_worker, folder.pending(shards), f"import of {corpus}")
     folder.finish(shards, {"corpus": corpus, "fingerprint": fingerprint})
     return Imported(FeatureStore.open_made(folder.root), torn, (*reader.notes, *remarks))
@@ -175,12 +175,12 @@ class ImportWorker:
     """Turn shards of records into committed parts."""
 
     def __init__(
-        self, kind: str, paths: Sequence[Path], store: Location, fingerprint: dict[str, Any], expected: dict[str, Any]
+        self, kind: str, paths: Sequence[Path], store: Location, fingerprint: dict[str, Any], expected: Expected
     ) -> None:
         self.reader = open_source(KINDS[kind], paths)
         self.folder = ShardFolder(store)
         self.fingerprint = fingerprint
-        self.expected = Expected(**expected)
+        self.expected = expected
 
     def run(self, shard: RecordShard) -> Marker:
         """Convert and commit one shard."""

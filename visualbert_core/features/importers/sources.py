@@ -7,14 +7,15 @@ of files, or a pattern; all of it is one corpus.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.io import lfs, numbered
-from visualbert_core.provenance import digest_json
+from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import Regions
 
 Place = tuple[Any, ...] | str
@@ -26,33 +27,53 @@ class MalformedError(ValueError):
     """A record cannot be read. The message is the reason, and becomes the message of a failure row."""
 
 
-class Source(Protocol):
-    """The contract of a reader of one file or folder of features."""
+class Source(ABC):
+    """A reader of one file or folder of features."""
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the user must know about this source, one line each. The lines go into the fingerprint."""
+    notes: tuple[str, ...] = ()
+    """What the user must know about this source, one line each. The lines go into the fingerprint."""
+    sizes_known = True
+    """Whether widths and heights are the true sizes of the images."""
 
-    @property
-    def sizes_known(self) -> bool:
-        """Whether widths and heights are the true sizes of the images."""
-
+    @abstractmethod
     def records(self) -> Iterator[tuple[str, Place]]:
         """Yield (id, place) of every record. Raise InputError where the source does not have this layout."""
 
+    @abstractmethod
     def digest(self) -> str:
         """Return the xxh3-128 of everything in the source."""
 
+    @abstractmethod
     def read(self, image_id: str, place: Place) -> Regions:
         """Read a record: boxes as they are written, features in any float type. Raise MalformedError."""
 
 
-class Several:
+class FolderSource(Source):
+    """A folder of files, at any depth. Raise InputError where it does not exist."""
+
+    suffix: ClassVar[str]
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder: name the folder of the {self.suffix} files")
+
+    def records(self) -> Iterator[tuple[str, Place]]:
+        return ((path.stem, path.relative_to(self.folder).as_posix()) for path in self._files())
+
+    def digest(self) -> str:
+        return digest_json([[path.relative_to(self.folder).as_posix(), digest_file(path)] for path in self._files()])
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.rglob(f"*{self.suffix}"))
+
+
+class _Several(Source):
     """Several sources that are one corpus."""
 
     def __init__(self, paths: Sequence[Path], readers: Sequence[Source]) -> None:
         self.paths, self.readers = paths, readers
-        self.notes: tuple[str, ...] = tuple(dict.fromkeys(note for reader in readers for note in reader.notes))
+        self.notes = tuple(dict.fromkeys(note for reader in readers for note in reader.notes))
         self.sizes_known = all(reader.sizes_known for reader in readers)
 
     def records(self) -> Iterator[tuple[str, Place]]:
@@ -116,7 +137,7 @@ def _files(kind: Kind, path: Path) -> list[Path]:
 
 def open_source(kind: Kind, paths: Sequence[Path]) -> Source:
     """Open all paths as one source."""
-    return kind.open(paths[0]) if len(paths) == 1 else Several(paths, [kind.open(path) for path in paths])
+    return kind.open(paths[0]) if len(paths) == 1 else _Several(paths, [kind.open(path) for path in paths])
 
 
 def corpus_name(given: Sequence[Path], paths: Sequence[Path]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 from visualbert_core.errors import InputError
-from visualbert_core.features.importers.sources import MalformedError, Place, refuse_pointer
+from visualbert_core.features.importers.sources import MalformedError, Place, Source, refuse_pointer
 from visualbert_core.provenance import digest_file
 from visualbert_core.schema import Regions
 
@@ -27,14 +27,8 @@ LXMERT = (
 FILES = r"\.tsv(\.\d+)?$"
 
 
-class TsvSource:
-    """Read a TSV: first all of it for ids and offsets, and then single lines by offset.
-
-    Raise InputError where the path is not a file, or is a Git LFS pointer.
-    """
-
-    notes: tuple[str, ...] = ()
-    sizes_known = True
+class TsvSource(Source):
+    """Read a TSV: first all of it for ids and offsets, and then single lines by offset."""
 
     def __init__(self, path: Path, fields: tuple[str, ...]) -> None:
         self.path = path
@@ -98,7 +92,6 @@ def _id(name: bytes) -> str | None:
 
 
 def _shaped(boxes: np.ndarray, count: int) -> np.ndarray:
-    """Return boxes as [count, 4]. Raise MalformedError where their number is wrong, with a guess at their type."""
     if len(boxes) != count * 4:
         like = {count * 2: ": float16?", count * 8: ": float64?"}.get(len(boxes), "")
         raise MalformedError(f"{len(boxes)} box values for {count} boxes{like}")
