@@ -18,7 +18,7 @@ import pytest
 import xxhash
 from PIL import Image as Pillow
 
-from visualbert_core.corpus.images import DecodeError, fetch, image_digest, image_shape, read_image
+from visualbert_core.corpus.images import DecodeError, fetch, identify, image_shape, read_image
 from visualbert_core.corpus.listing import Corpus, list_images
 from visualbert_core.errors import InputError
 from visualbert_core.features.worker import plan_images
@@ -251,7 +251,7 @@ def test_what_leads_to_no_file_is_a_failure(source: Callable[[Path], str | Path]
     assert list(corpus) == sorted([*expected, "image", "link"])
     assert (read_image(corpus["link"])[0] == [1, 0, 9]).all()
     for name, message in expected.items():
-        for read in (read_image, image_shape, image_digest):
+        for read in (read_image, image_shape, identify):
             with pytest.raises(DecodeError, match=f"^{re.escape(message)}$"):
                 read(corpus[name])
 

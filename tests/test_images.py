@@ -20,7 +20,7 @@ import xxhash
 from PIL import Image as Pillow
 from PIL import ImageCms, features
 
-from visualbert_core.corpus.images import DecodeError, image_digest, image_shape, read_boxes, read_image, read_objects
+from visualbert_core.corpus.images import DecodeError, identify, image_shape, read_boxes, read_image, read_objects
 from visualbert_core.io import lfs
 from visualbert_core.schema import Image
 
@@ -272,7 +272,7 @@ def test_reading_is_bounded(tmp_path: Path) -> None:
     (tmp_path / "link.png").symlink_to("huge.png")
     says = r"1,099,511,627,776 bytes, more than the limit of 536,870,912"
     for name in ("huge", "link"):
-        for read in (read_image, image_shape, image_digest):
+        for read in (read_image, image_shape, identify):
             with pytest.raises(DecodeError, match=rf"^{name}\.png has {says}"):
                 read(Image(name, str(tmp_path / f"{name}.png")))
     with pytest.raises(DecodeError, match=rf"^huge\.png at byte 512 has {says}"):

@@ -130,6 +130,14 @@ def test_stores_that_do_not_belong_together(whole: FeatureStore, halves: tuple[P
         open_stores((halves[0], other))
 
 
+def test_an_image_without_scores_may_be_in_two_stores(whole: FeatureStore, tmp_path: Path) -> None:
+    """An import without scores stores NaN. Two such stores with equal rows of an image are read as one."""
+    rows = [replace(row, scores=np.full_like(row.scores, np.nan)) for row in whole.scan()]
+    cuts = (("start", rows[:7]), ("end", rows[6:]))
+    both = tuple(written(tmp_path, name, some, whole.fingerprint) for name, some in cuts)
+    assert len(open_stores(both)) == len(rows)
+
+
 def test_stores_of_two_detectors_are_said(
     whole: FeatureStore, halves: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

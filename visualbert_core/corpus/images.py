@@ -17,7 +17,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -78,21 +78,16 @@ def fetch(images: Sequence[Image]) -> list[Image]:
             tables.setdefault((image.path, image.column), set()).add(image.row)
     cells: dict[tuple[str, str | None, int | None], Cell] = {}
     for (path, column), rows in tables.items():
-        cells |= {(path, column, row): cell for row, cell in read_rows(path, rows, column).items()}
+        cells |= {(path, column, row): cell for row, cell in read_rows(path, rows, column)}
     placed = [i if i.row is None else _placed(i, cells[i.path, i.column, i.row]) for i in images]
-    objects = [image.path for image in placed if _is_object(image)]
-    answers = dict(zip(objects, storage.gather(_object, objects), strict=True)) if objects else {}
-    return [replace(image, data=answers[image.path]) if _is_object(image) else image for image in placed]
+    objects = [image.path for image in placed if _is_unread_file(image) and is_address(image.path)]
+    answers = dict(zip(objects, storage.gather(lambda address: location(address).read_bytes(), objects), strict=True))
+    return [replace(i, data=answers[i.path]) if _is_unread_file(i) and i.path in answers else i for i in placed]
 
 
-def _is_object(image: Image) -> bool:
-    """Return whether an image is a whole object of an object store that has not been read yet."""
-    unread = image.row is None and image.data is None and image.trouble is None
-    return unread and is_address(image.path)
-
-
-def _object(address: str) -> bytes:
-    return location(address).read_bytes()
+def _is_unread_file(image: Image) -> bool:
+    """Return whether an image is a whole file or object that has not been read yet."""
+    return image.size is None and image.row is None and image.data is None and image.trouble is None
 
 
 def _placed(image: Image, cell: Cell) -> Image:
@@ -117,11 +112,8 @@ def _placed(image: Image, cell: Cell) -> Image:
 
 
 def _object_kind(place: UPath) -> str | None:
-    """Return why an object cannot be an image; None where it can be one. Raise FileNotFoundError where it is absent."""
-    size = storage.size(place)
-    if size is None:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(place))
-    return None if size <= LARGEST_IMAGE else f"larger than {LARGEST_IMAGE:,} bytes"
+    """Return why an object cannot be an image; None where it can be one."""
+    return None if place.stat().st_size <= LARGEST_IMAGE else f"larger than {LARGEST_IMAGE:,} bytes"
 
 
 def identify(image: Image) -> tuple[str, tuple[int, int] | None]:
@@ -129,21 +121,10 @@ def identify(image: Image) -> tuple[str, tuple[int, int] | None]:
 
     Raise DecodeError where there are no bytes, OSError where the file cannot be read.
     """
-    data = _bytes(image)
-    try:
-        with _blame(name(image)):
-            size = _open(BytesIO(data)).size
-    except DecodeError:  # `read_image` says later what is wrong with these bytes
-        return xxhash.xxh3_128_hexdigest(data), None
+    data, size = _bytes(image), None
+    with suppress(DecodeError), _blame(name(image)):  # `read_image` says later what is wrong with these bytes
+        size = _open(BytesIO(data)).size
     return xxhash.xxh3_128_hexdigest(data), size
-
-
-def image_digest(image: Image) -> str:
-    """Return the digest (xxh3-128) of the file's bytes.
-
-    Raise DecodeError where there are no bytes, OSError where the file cannot be read.
-    """
-    return xxhash.xxh3_128_hexdigest(_bytes(image))
 
 
 def read_image(image: Image) -> tuple[np.ndarray, str]:
@@ -189,13 +170,14 @@ def read_objects(path: str | Path, classes: Sequence[str]) -> GivenObjects:
     with _blame_metadata(path):
         names = [str(name) for name in record["names"]]
         outlines = [[np.array(polygon, np.float64) for polygon in outline] for outline in record["segms"]]
+    file = Path(path).name
     if not len(names) == len(outlines) == len(boxes) - 1:
         found = f"{len(boxes) - 1} boxes, {len(names)} names and {len(outlines)} segms"
-        raise DecodeError(f"{Path(path).name} has {found}: each object needs one of each")
+        raise DecodeError(f"{file} has {found}: each object needs one of each")
     if any(p.shape[1:] != (2,) or not np.isfinite(p).all() for outline in outlines for p in outline):
-        raise DecodeError(f"{Path(path).name} has segms that are not polygons of finite points")
+        raise DecodeError(f"{file} has segms that are not polygons of finite points")
     if unknown := sorted(set(names) - set(classes)):
-        raise DecodeError(f"{Path(path).name} names {unknown[0]!r}, which is not a class of the detector")
+        raise DecodeError(f"{file} names {unknown[0]!r}, which is not a class of the detector")
     labels = np.array([0, *map(list(classes).index, names)], np.int16)
     whole = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64)
     return GivenObjects(boxes, labels, ((whole,), *map(tuple, outlines)))
@@ -237,12 +219,11 @@ def _blame_metadata(path: str | Path) -> Iterator[None]:
 
 def _file(image: Image) -> IO[bytes]:
     """Open the bytes of an image; only the header of a whole file on a disk is read by a caller that needs no more."""
-    whole = image.size is None and image.row is None and image.data is None and image.trouble is None
-    return _opened(image.path) if whole and not is_address(image.path) else BytesIO(_bytes(image))
+    on_disk = _is_unread_file(image) and not is_address(image.path)
+    return _opened(image.path) if on_disk else BytesIO(_bytes(image))
 
 
 def _bytes(image: Image) -> bytes:
-    """Return the bytes of an image. Raise DecodeError where it has none or too many, OSError where reading fails."""
     if image.trouble is not None:
         raise DecodeError(f"{name(image)} {image.trouble}")
     if image.data is None and (image.row is not None or is_address(image.path)):

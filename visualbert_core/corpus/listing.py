@@ -158,10 +158,7 @@ class Corpus(Mapping[str, Image]):
         return order
 
     def _once(self, order: np.ndarray, again: np.ndarray, ids: pa.LargeStringArray) -> np.ndarray:
-        """Return `order` with one number per id: the first row of the id that holds an image.
-
-        Raise InputError where rows of one id hold different images, or where the images of one id are not rows.
-        """
+        """Return `order` with one number per id: the first row of the id that holds an image."""
         # `mine` marks all images that share an id, with the first of each id.
         mine = again | np.append(again[1:], False)
         numbers, ids_of = order[mine], (np.cumsum(~again) - 1)[mine]
@@ -179,15 +176,12 @@ class Corpus(Mapping[str, Image]):
         return once
 
     def _digests(self, numbers: np.ndarray, which: np.ndarray, ids: pa.LargeStringArray) -> np.ndarray:
-        """Return the digests of the images in these rows, S16 [N] (see `parquet_images.digests`).
-
-        `which` numbers the ids that the rows share. Raise InputError for an image that is not a row.
-        """
+        """Return the digests of the images in these rows, S16 [N]. `which` numbers the ids that the rows share."""
         found = np.zeros(len(numbers), "S16")
         places = np.frombuffer(self._place_of, np.uint32)[numbers]
         for number in np.unique(places).tolist():
             place, at = self._places[number], np.flatnonzero(places == number)
-            if not place.where.is_table:
+            if place.where.suffix is not None or place.where.path.lower().endswith(TAR):  # not rows of a table
                 same = np.flatnonzero(which == which[at[0]])
                 self._refuse(ids, *numbers[same[:2]])
             pairs = np.array([place.numbers_of(row) for row in numbers[at].tolist()], np.int64)
@@ -222,10 +216,6 @@ class _Where(NamedTuple):
             return cls(image.path, None, image.column, image.trouble)
         path, _, suffix = image.path.rpartition(image.image_id)
         return cls(path, suffix, None, image.trouble)
-
-    @property
-    def is_table(self) -> bool:
-        return self.suffix is None and not self.path.lower().endswith(TAR)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ IDS = ("image_id", "id", "__key__")
 Cell = bytes | str | None
 """What a row holds for an image: its bytes, the path of its file, or nothing."""
 
+_TEXT = (pa.string(), pa.large_string())
+_BINARY = (pa.binary(), pa.large_binary())
 _PAIR = {"left_image": "-img0", "right_image": "-img1"}
 _PAIR_ID = "identifier"
 # split-set-pair-sentence; sentences about one pair share its images, so an image id has no sentence number.
@@ -63,7 +65,7 @@ def list_parquet(path: Location) -> Iterator[Image]:
                     else:
                         nameless.add(row)
                     row += 1
-            for row, cell in _cells(file, columns, nameless):
+            for row, cell in _cells(file, columns, nameless) if nameless else ():
                 yield _nameless(address, row, columns, empty=cell is None)
 
 
@@ -80,12 +82,16 @@ def list_saved(folder: Path) -> Iterator[Image]:
         yield from _list_arrow(path)
 
 
-def read_rows(path: str, rows: Collection[int], column: str | None = None) -> dict[int, Cell]:
-    """Return what these rows of a table hold, by row. `column` selects one where several columns have images.
+def read_rows(path: str, rows: Collection[int], column: str | None = None) -> Iterator[tuple[int, Cell]]:
+    """Yield (row, cell) of these rows of a table, ascending. `column` selects one where several columns have images.
 
-    Raise OSError where the table cannot be read.
+    A few rows are in memory at a time. Raise OSError where the table cannot be read.
     """
-    return dict(_read(path, rows, column))
+    if not path.lower().endswith(TABLE):
+        yield from _read_arrow(Path(path), rows, column)
+        return
+    with _open(location(path), OSError) as file:
+        yield from _cells(file, _chosen(_columns(file.schema_arrow, path), column), rows)
 
 
 def digests(path: str, column: str | None, places: np.ndarray) -> np.ndarray:
@@ -105,31 +111,15 @@ def digests(path: str, column: str | None, places: np.ndarray) -> np.ndarray:
     numbers = np.flatnonzero(is_row)
     numbers = numbers[np.argsort(places[numbers, 0])]
     rows = places[numbers, 0]
-    for row, cell in _read(path, set(rows.tolist()), column):
+    for row, cell in read_rows(path, set(rows.tolist()), column) if len(rows) else ():
         if cell is not None:
             data = cell if isinstance(cell, bytes) else b"path\0" + cell.encode()  # a path is never taken for bytes
             found[numbers[np.searchsorted(rows, row)]] = xxhash.xxh3_128_digest(data)
     return found
 
 
-def _read(path: str, rows: Collection[int], column: str | None) -> Iterator[tuple[int, Cell]]:
-    """Yield (row, cell) of these rows of a Parquet file or an Arrow file, in ascending order of the rows."""
-    if not rows:
-        return
-    if not path.lower().endswith(TABLE):
-        yield from _read_arrow(Path(path), rows, column)
-        return
-    with _open(location(path), OSError) as file:
-        yield from _cells(file, _chosen(_columns(file.schema_arrow, path), column), rows)
-
-
 def _cells(file: pq.ParquetFile, columns: _Columns, rows: Collection[int]) -> Iterator[tuple[int, Cell]]:
-    """Yield (row, cell) of these rows of a Parquet file, ascending. Decode only the row groups that hold one of them.
-
-    A few rows are in memory at a time.
-    """
-    if not rows:
-        return
+    """Decode only the row groups that hold one of the rows."""
     sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
     ends = np.cumsum([0, *sizes])
     groups = np.unique(np.searchsorted(ends, sorted(rows), side="right") - 1).tolist()
@@ -150,10 +140,7 @@ def _cell(value: pa.Scalar) -> Cell:
 
 
 def _nameless(address: str, row: int, columns: _Columns, empty: bool) -> Image:
-    """Return the image of a row without an id. Raise InputError unless the row is empty.
-
-    An empty row gets an id from its number. It becomes a failure when it is read, so that it is counted.
-    """
+    # An empty row gets an id from its number. It becomes a failure when it is read, so that it is counted.
     if not empty:
         raise InputError(f"{address} row {row}: the image has no id; give every image an id")
     return Image(f"{PurePosixPath(address).stem} row {row}{columns.ending}", address, row=row, column=columns.named)
@@ -169,7 +156,7 @@ def _list_arrow(path: Path) -> Iterator[Image]:
     with _stream(path, InputError) as (file, batches):
         for batch in batches:
             for columns in _columns(batch.schema, address):
-                places = _places(_bytes(batch.column(columns.image)), file, path)
+                places = _places(_field(batch.column(columns.image), "bytes"), file, path)
                 ids = _ids(batch.column(columns.id), columns, row, address)
                 for number, (image_id, place) in enumerate(zip(ids, places, strict=True), row):
                     if not image_id:
@@ -193,10 +180,7 @@ def _read_arrow(path: Path, rows: Collection[int], column: str | None) -> Iterat
 
 @contextmanager
 def _stream(path: Path, wrong: type[Exception]) -> Iterator[tuple[pa.Buffer, Iterator[pa.RecordBatch]]]:
-    """Map the file into memory, and yield its bytes and the batches of its stream.
-
-    Raise `wrong` where the stream cannot be read, InputError where the file is a Git LFS pointer.
-    """
+    """Map the file into memory, and yield its bytes and the batches of its stream. Raise `wrong` where that fails."""
     try:
         require_file(path)
         with pa.memory_map(str(path)) as source:
@@ -211,8 +195,8 @@ def _stream(path: Path, wrong: type[Exception]) -> Iterator[tuple[pa.Buffer, Ite
 def _places(values: pa.Array, file: pa.Buffer, path: Path) -> Iterator[tuple[int, int] | None]:
     """Yield (start, size) in bytes of the file for every value, or None for a null.
 
-    Arrow's buffers are views of the mapped file, so the addresses say where the bytes lie in it. Raise InputError where
-    a buffer lies outside, because Arrow had to decompress it.
+    Arrow's buffers are views of the mapped file, so the addresses say where the bytes lie in it. A buffer lies outside
+    where Arrow had to decompress it.
     """
     _, offsets, data = values.buffers()
     wide = np.int64 if pa.types.is_large_binary(values.type) else np.int32
@@ -246,18 +230,14 @@ class _Columns(NamedTuple):
 
 
 def _columns(schema: pa.Schema, where: str) -> tuple[_Columns, ...]:
-    """Choose the columns of a table: one entry, or two for the pairs of NLVR2.
-
-    `where` is the table's name for messages. Raise InputError where the columns are ambiguous or missing.
-    """
+    """Choose the columns of the table `where`: one entry, or two for the pairs of NLVR2."""
     found = {field.name: field.type for field in schema}
     if len(found) < len(schema):
         twice = next(name for name in found if schema.names.count(name) > 1)
         raise InputError(f"{where}: two columns have the name {twice!r}; rename one")
     possible = [name for name, kind in found.items() if _is_image(kind)]
-    if "image" not in possible and set(_PAIR) <= set(possible) and _is_text(found.get(_PAIR_ID, pa.null())):
-        every = (_Columns(name, _leaves(name, found[name]), _PAIR_ID, _PAIR_ID, end) for name, end in _PAIR.items())
-        return tuple(every)
+    if "image" not in possible and set(_PAIR) <= set(possible) and found.get(_PAIR_ID) in _TEXT:
+        return tuple(_Columns(name, _leaves(name, found[name]), _PAIR_ID, _PAIR_ID, _PAIR[name]) for name in _PAIR)
     image = "image" if "image" in possible else possible[0] if len(possible) == 1 else None
     if image is None:
         named = ", ".join(map(repr, possible or found))
@@ -266,7 +246,7 @@ def _columns(schema: pa.Schema, where: str) -> tuple[_Columns, ...]:
         raise InputError(f"{where}: no column 'image' of bytes, {wrong}: give one column that name{pair}")
     leaves = _leaves(image, found[image])
     if name := next((name for name in IDS if name in found), None):
-        if not (_is_text(found[name]) or pa.types.is_integer(found[name])):
+        if found[name] not in _TEXT and not pa.types.is_integer(found[name]):
             raise InputError(f"{where}: ids must be text or integers, but column {name!r} is {found[name]}")
         return (_Columns(image, leaves, name, name),)
     if f"{image}.path" in leaves:
@@ -283,39 +263,25 @@ def _leaves(name: str, kind: pa.DataType) -> list[str]:
     """Return the leaf columns of an image column: `bytes` and `path` of a struct, or the column itself."""
     if not pa.types.is_struct(kind):
         return [name]
-    return [f"{name}.{field.name}" for field in kind if field.name == "bytes" or _is_path(field)]
-
-
-def _is_path(field: pa.Field) -> bool:
-    return bool(field.name == "path" and _is_text(field.type))
+    held = (field.name for field in kind if field.name == "bytes" or (field.name == "path" and field.type in _TEXT))
+    return [f"{name}.{field}" for field in held]
 
 
 def _is_image(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
-    return _is_binary(kind)
+        return any(field.name == "bytes" and field.type in _BINARY for field in kind)
+    return kind in _BINARY
 
 
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _bytes(column: pa.Array) -> pa.Array:
-    return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+def _field(column: pa.Array, name: str) -> pa.Array:
+    """Return a field of a struct, or the column itself where it is none."""
+    return pc.struct_field(column, name) if pa.types.is_struct(column.type) else column
 
 
 def _ids(column: pa.Array, columns: _Columns, first: int, where: str) -> Iterator[str]:
-    """Yield the id of every row of a column, "" where there is none. `first` is the number of the first row.
-
-    Raise InputError where an identifier of NLVR2 has another form.
-    """
+    """Yield the id of every row of a column, "" where there is none. `first` is the number of the first row."""
     struct = pa.types.is_struct(column.type)
-    values = pc.struct_field(column, "path") if struct else column
-    for row, value in enumerate(values.to_pylist(), first):
+    for row, value in enumerate(_field(column, "path").to_pylist(), first):
         if not columns.ending or value is None:
             yield PurePosixPath(value or "").stem if struct else str("" if value is None else value)
         elif pair := _IDENTIFIER.fullmatch(value):

@@ -74,11 +74,8 @@ class _Found(NamedTuple):
 
 
 def _images_or_tables(every: Iterable[_Found]) -> Iterator[_Found]:
-    """Yield the images of a folder or, where there are none, its tables.
-
-    A table beside images is usually their metadata, so it is skipped. A tar in a folder is never read: it is usually an
-    archive of the same images.
-    """
+    # A table beside images is usually their metadata. A tar in a folder is never read: it is usually an archive of the
+    # same images.
     tables, images = [], False
     for found in every:
         if _is_image(_name(found.place)):
@@ -100,7 +97,6 @@ def _name(place: str) -> str:
 
 
 def _objects(folder: UPath) -> Iterator[_Found]:
-    """Yield the images or tables at an address; an object that is too large gets its trouble from its size."""
     if folder.suffix.lower() == TABLE:
         return iter([_Found(str(folder))])
     too_large = f"is larger than the {LARGEST_IMAGE:,} bytes that are read"
@@ -111,8 +107,7 @@ def _objects(folder: UPath) -> Iterator[_Found]:
 def _below(root: Path) -> Iterator[_Found]:
     """Yield the files of a folder at any depth, and folders and links to nothing that have an image's name.
 
-    A folder may have millions of files, so they are not held in memory. Raise OSError for a folder that cannot be read,
-    because the corpus would otherwise silently be smaller.
+    A folder may have millions of files, so they are not held in memory. A folder that cannot be read is an OSError.
     """
     folders, seen = [root], set()
     while folders:
@@ -128,37 +123,29 @@ def _below(root: Path) -> Iterator[_Found]:
                 kind = storage.kind(Path(entry.path)) if link else "a folder" if entry.is_dir() else None
                 if kind == "a folder":
                     folders.append(Path(entry.path))
-                if kind != "a folder" or _is_misnamed(Path(entry.path)):
-                    yield _Found(entry.path, _trouble(kind))
+                yield from _candidate(entry.path, kind)
 
 
-def _is_misnamed(folder: Path) -> bool:
+def _candidate(place: str, kind: str | None) -> Iterator[_Found]:
+    """Yield a place that leads to `kind` (see `storage.kind`), unless it is a folder that is not meant to be an image."""
+    if kind != "a folder" or _is_misnamed(place):
+        # The listing must notice a link to nothing. A link that leads to nothing only later, when it is read, may mean
+        # that a disk is gone. For the other kinds, the reading gives a better message.
+        yield _Found(place, LEADS_NOWHERE if kind == storage.NOWHERE else None)
+
+
+def _is_misnamed(folder: str) -> bool:
     """Return whether a folder has an image's name and holds no image: the user may have meant it to be one."""
-    if not _is_image(folder.name):
-        return False
-    return not any(_is_image(name) for _, _, names in os.walk(folder) for name in names)
-
-
-def _trouble(kind: str | None) -> str | None:
-    """Return the trouble of a link to nothing, and None for every other kind.
-
-    The listing must notice such links. A link that leads to nothing only later, when it is read, may mean that a disk
-    is gone. For the other kinds, the reading gives a better message.
-    """
-    return LEADS_NOWHERE if kind == storage.NOWHERE else None
+    return _is_image(_name(folder)) and not any(_is_image(name) for _, _, names in os.walk(folder) for name in names)
 
 
 def _matched(pattern: str) -> Iterator[_Found]:
-    """Yield what a pattern matches, except folders that are not meant to be images."""
     for name in sorted(glob(pattern, recursive=True)):  # noqa: PTH207  (Path.glob takes no absolute pattern)
-        path = Path(name)
-        kind = storage.kind(path)
-        if kind != "a folder" or _is_misnamed(path):
-            yield _Found(str(path), _trouble(kind))
+        yield from _candidate(str(Path(name)), storage.kind(Path(name)))
 
 
 def _listed(path: Path) -> Iterator[_Found]:
-    """Yield the images that a list names, one path per line. Raise InputError naming the first wrong line."""
+    """Yield the images that a list names, one path per line."""
     if lfs.is_pointer_file(path):
         raise InputError(f"{path} is {lfs.REASON}")
     try:
@@ -172,7 +159,7 @@ def _listed(path: Path) -> Iterator[_Found]:
         if found.suffix.lower() not in SUFFIXES:
             raise InputError(f"{path} line {number}: {line.strip()[:_SHOWN]!r} has no suffix of an image; correct it")
         try:
-            yield _Found(str(found), _trouble(storage.kind(found)))
+            yield _Found(str(found), LEADS_NOWHERE if storage.kind(found) == storage.NOWHERE else None)
         except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
             if isinstance(error, PermissionError):
                 raise
@@ -180,12 +167,9 @@ def _listed(path: Path) -> Iterator[_Found]:
 
 
 def _require_set(path: Location, gaps: dict[Location, dict[str, numbered.Gap]], alone: bool) -> None:
-    """Raise InputError where a file of a numbered set is missing beside this one, naming the first that is missing.
-
-    Beside `train-00000-of-00002.parquet`, `train-00001-of-00002.parquet` must exist. Beside `0.tar` and `2.tar`,
-    `1.tar` must exist. A user who names one file `alone` may mean only that file, unless its name says how many there
-    are. `gaps` caches the gaps of each folder.
-    """
+    """Raise InputError where a file of a numbered set is missing beside this one, such as `1.tar` beside `0.tar` and
+    `2.tar`. A user who names one file `alone` may mean only that file, unless its name says how many there are. `gaps`
+    caches the gaps of each folder."""
     if not numbered.counts(path.name):
         return
     if path.parent not in gaps:
@@ -197,10 +181,7 @@ def _require_set(path: Location, gaps: dict[Location, dict[str, numbered.Gap]], 
 
 
 def _members(path: Path) -> Iterator[Image]:
-    """Yield the images of an uncompressed tar, each as a range of the tar's bytes.
-
-    Raise InputError where the tar is compressed, damaged or cut short.
-    """
+    """Yield the images of an uncompressed tar, each as a range of the tar's bytes."""
     require_file(path)
     if lfs.is_pointer_file(path):
         raise InputError(f"{path} is {lfs.REASON}")
@@ -210,19 +191,17 @@ def _members(path: Path) -> Iterator[Image]:
                 name = PurePosixPath(member.name)
                 if member.isdir() or not _is_image(name.name):
                     continue
-                image_id = name.name[: -len(name.suffix)]
                 if member.isreg() and not member.issparse():
-                    yield Image(image_id, str(path), start=member.offset_data, size=member.size)
+                    yield Image(name.stem, str(path), start=member.offset_data, size=member.size)
                 else:
                     trouble = f"is {_kind(member)} in its tar; pack the files themselves"
-                    yield Image(image_id, str(path), start=member.offset, size=0, trouble=trouble)
+                    yield Image(name.stem, str(path), start=member.offset, size=0, trouble=trouble)
             _require_end(path, tar.offset)
     except (tarfile.TarError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as an uncompressed tar ({error}); unpack it") from None
 
 
 def _kind(member: tarfile.TarInfo) -> str:
-    """Return what a member of a tar is that is not an ordinary file, for a message."""
     if member.islnk() or member.issym():
         return "a link"
     return "sparse" if member.issparse() else "a pipe" if member.isfifo() else "a device"

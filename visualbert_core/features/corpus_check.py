@@ -9,11 +9,12 @@ large N.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from visualbert_core.corpus.images import DecodeError, fetch, image_digest
+from visualbert_core.corpus.images import DecodeError, fetch, identify
 from visualbert_core.engine.shards import Marker, ShardFolder
 from visualbert_core.errors import InputError, StoreError
 from visualbert_core.features.canary import spread
@@ -39,19 +40,14 @@ def check_images(folder: ShardFolder, done: Sequence[Marker], corpus: Mapping[st
         stranger = next(iter(digests))
         raise InputError(f"{folder.root} holds the features of other images, e.g. {stranger!r}: {_OTHERWISE}")
     for image in fetch([corpus[image_id] for image_id in spread(common, IMAGES)]):
-        if digests[image.image_id] not in ("", _digest(image)):
+        digest = None
+        with suppress(DecodeError):  # it has no bytes now, such as a link to a device
+            digest, _ = identify(image)
+        if digests[image.image_id] not in ("", digest):
             raise InputError(
                 f"{folder.root} holds the features of other images: the file of {image.image_id!r} is not the file "
                 f"that they were made from ({image.path}, its digest differs); restore it, or else {_OTHERWISE}"
             )
-
-
-def _digest(image: Image) -> str | None:
-    """Return the digest of an image, or None for one that has no bytes now, such as a link to a device."""
-    try:
-        return image_digest(image)
-    except DecodeError:
-        return None
 
 
 def _digests(path: Location) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from visualbert_core.features.parts import ARRAYS
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.schema import Regions
 
@@ -21,14 +22,6 @@ if TYPE_CHECKING:
     import datasets
 
 _BATCH = 64  # images
-_ARRAYS = {
-    "boxes": "<f4",
-    "labels": "<i2",
-    "scores": "<f4",
-    "attributes": "<i2",
-    "attribute_scores": "<f4",
-    "features": "<f2",
-}
 
 
 def arrow_schema(feature_size: int) -> pa.Schema:
@@ -67,7 +60,7 @@ def _batches(rows: Iterator[Regions], schema: pa.Schema) -> Iterator[pa.RecordBa
 def _column(batch: Sequence[Regions], field: pa.Field) -> pa.Array:
     """Return one column of a batch; an array of an image becomes a list in its row."""
     values = [getattr(row, field.name) for row in batch]
-    if field.name not in _ARRAYS:
+    if field.name not in ARRAYS:
         return pa.array(values, field.type)
     missing = np.array([array is None for array in values])
     if missing.all():
@@ -88,25 +81,13 @@ def to_datasets(store: FeatureStore) -> datasets.IterableDataset:
     """
     import datasets
 
-    features = datasets.Features(
-        {
-            "image_id": datasets.Value("string"),
-            "width": datasets.Value("int32"),
-            "height": datasets.Value("int32"),
-            "boxes": datasets.Array2D((None, 4), "float32"),
-            "labels": datasets.List(datasets.Value("int16")),
-            "scores": datasets.List(datasets.Value("float32")),
-            "attributes": datasets.List(datasets.Value("int16")),
-            "attribute_scores": datasets.List(datasets.Value("float32")),
-            "features": datasets.Array2D((None, store.feature_size), "float16"),
-            "image_digest": datasets.Value("string"),
-        }
-    )
+    features = datasets.Features.from_arrow_schema(arrow_schema(store.feature_size))
+    features["boxes"] = datasets.Array2D((None, 4), "float32")
+    features["features"] = datasets.Array2D((None, store.feature_size), "float16")
     # A shard is a range of ids, not a part, so that the order of all shards together is the order of `scan`.
     count = max(1, len(store.part_paths))
     cuts = [len(store) * number // count for number in range(count + 1)]
-    ranges = list(pairwise(cuts))
-    places = {"folder": str(store.folder), "ranges": ranges}
+    places = {"folder": str(store.folder), "ranges": list(pairwise(cuts))}
     return datasets.IterableDataset.from_generator(_examples, features=features, gen_kwargs=places)
 
 
@@ -130,7 +111,7 @@ def to_ray(store: FeatureStore) -> Any:
 def decode(batch: Mapping[str, np.ndarray], D: int) -> dict[str, np.ndarray]:
     """Turn the bytes in a batch of a part's columns into arrays: [R, 4], [R] and [R, D] per image. None stays None."""
     typed = {name: column for name, column in batch.items() if name != "num_regions"}
-    for name, dtype in _ARRAYS.items():
+    for name, dtype in ARRAYS.items():
         width = {"boxes": 4, "features": D}.get(name)
         typed[name] = np.empty(len(batch[name]), object)
         for row, data in enumerate(batch[name]):

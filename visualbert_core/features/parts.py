@@ -25,13 +25,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from visualbert_core.engine.shards import Manifest, ShardFolder, publish
+from visualbert_core.engine.shards import Manifest, Part, ShardFolder, publish
 from visualbert_core.errors import StoreError
 from visualbert_core.features import label_names as names
 from visualbert_core.io import storage
 from visualbert_core.io.locations import Location
 from visualbert_core.schema import FAILURE_SCHEMA, REGIONS_SCHEMA, SCHEMA_VERSION, Failure, Regions
 
+ARRAYS = {
+    "boxes": "<f4",
+    "labels": "<i2",
+    "scores": "<f4",
+    "attributes": "<i2",
+    "attribute_scores": "<f4",
+    "features": "<f2",
+}
+"""The types of the columns that hold arrays as bytes."""
+Outcome = Regions | Failure
 ROW_GROUP = 64  # images; 9 MB of 36 × 2048 features
 _PREFIX = 4  # bytes; Parquet's PLAIN encoding writes the length of a binary value before its bytes
 
@@ -63,19 +73,10 @@ def encode(rows: Sequence[Regions], fingerprint: Mapping[str, Any]) -> bytes:
 
     `fingerprint` has at least `space` and `feature_size` (D). Raise ValueError where an array has another shape.
     """
-    columns = {
-        "image_id": [row.image_id for row in rows],
-        "width": [row.width for row in rows],
-        "height": [row.height for row in rows],
-        "num_regions": [row.num_regions for row in rows],
-        "boxes": [_bytes(row, "boxes", "<f4", 4) for row in rows],
-        "labels": [_bytes(row, "labels", "<i2") for row in rows],
-        "scores": [_bytes(row, "scores", "<f4") for row in rows],
-        "attributes": [_bytes(row, "attributes", "<i2") for row in rows],
-        "attribute_scores": [_bytes(row, "attribute_scores", "<f4") for row in rows],
-        "image_digest": [row.image_digest for row in rows],
-        "features": [_bytes(row, "features", "<f2", fingerprint["feature_size"]) for row in rows],
-    }
+    columns = {name: [getattr(row, name) for row in rows] for name in REGIONS_SCHEMA.names if name not in ARRAYS}
+    widths = {"boxes": (4,), "features": (fingerprint["feature_size"],)}
+    for name in ARRAYS:
+        columns[name] = [_bytes(row, name, widths.get(name, ())) for row in rows]
     schema = REGIONS_SCHEMA.with_metadata(footer(fingerprint))
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -107,14 +108,20 @@ def footer(fingerprint: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _bytes(row: Regions, name: str, dtype: str, *width: int) -> bytes | None:
-    """Return the bytes of an array of a row as `dtype`. Raise ValueError unless its shape is (R, *width)."""
+def _bytes(row: Regions, name: str, width: tuple[int, ...]) -> bytes | None:
     array: np.ndarray | None = getattr(row, name)
     if array is None:
         return None
-    if array.shape != (row.num_regions, *width):
-        raise ValueError(f"image {row.image_id}: {name} have shape {array.shape}, not {(row.num_regions, *width)}")
-    return array.astype(dtype, copy=False).tobytes()
+    if array.shape != (shape := (row.num_regions, *width)):
+        raise ValueError(f"image {row.image_id}: {name} have shape {array.shape}, not {shape}")
+    return array.astype(ARRAYS[name], copy=False).tobytes()
+
+
+def encode_outcomes(outcomes: Sequence[Outcome], fingerprint: Mapping[str, Any]) -> Part:
+    """Encode the rows and the failures of a shard, in the order of its items."""
+    rows = [outcome for outcome in outcomes if isinstance(outcome, Regions)]
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    return Part(encode(rows, fingerprint), len(rows), encode_failures(failures), len(failures))
 
 
 def encode_failures(failures: Sequence[Failure]) -> bytes | None:
@@ -153,23 +160,13 @@ def open_index(shards: ShardFolder, manifest: Manifest, verify: bool) -> pa.Tabl
 
 
 def make_index(shards: ShardFolder, manifest: Manifest) -> pa.Table:
-    """Make the index from the parts that the manifest names. Raise StoreError where a part is not of this store."""
+    """Make the index, with ids ascending, from the parts that the manifest names.
+
+    Raise StoreError where a part is not of this store.
+    """
     fingerprint = manifest.about["fingerprint"]
     paths = [shards.part_path(shard.shard_id) for shard in manifest.shards]
-    return _build(paths, footer(fingerprint), fingerprint["feature_size"])
-
-
-def id_hash(image_id: str) -> int:
-    """Return the xxh3-64 of an id; an id with a lone surrogate is simply not found."""
-    return xxhash.xxh3_64_intdigest(image_id.encode(errors="surrogatepass"))
-
-
-def _build(paths: Sequence[Location], footer: Mapping[str, str], feature_size: int) -> pa.Table:
-    """Make the index of these parts, with ids ascending.
-
-    Raise StoreError where the footer of a part is not `footer`, or its features do not lie where they should.
-    """
-    tables = [_of_part(path, number, footer, feature_size) for number, path in enumerate(paths)]
+    tables = [_of_part(path, number, fingerprint) for number, path in enumerate(paths)]
     table = pa.concat_tables([_ROWS.empty_table(), *tables])
     table = table.take(pc.sort_indices(table["image_id"])).combine_chunks()
     hashes = np.array([id_hash(image_id) for image_id in table["image_id"].to_pylist()], np.uint64)
@@ -177,8 +174,12 @@ def _build(paths: Sequence[Location], footer: Mapping[str, str], feature_size: i
     return pa.table([*table.columns, hashes[order], order], _SCHEMA)
 
 
+def id_hash(image_id: str) -> int:
+    """Return the xxh3-64 of an id; an id with a lone surrogate is simply not found."""
+    return xxhash.xxh3_64_intdigest(image_id.encode(errors="surrogatepass"))
+
+
 def _dump(table: pa.Table, manifest: bytes) -> bytes:
-    """Return the bytes of the file. `manifest` are the bytes of the manifest that the index belongs to."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, _SCHEMA) as writer:
         writer.write_table(table)
@@ -203,16 +204,16 @@ def _header(payload: memoryview, manifest: bytes) -> bytes:
     return (_MAGIC + digests).ljust(_HEADER, b"\0")
 
 
-def _of_part(path: Location, number: int, footer: Mapping[str, str], feature_size: int) -> pa.Table:
-    """Return the index rows of one part, the `number`th of the manifest. Raise StoreError as `_build` does."""
+def _of_part(path: Location, number: int, fingerprint: Mapping[str, Any]) -> pa.Table:
+    """Return the index rows of one part, the `number`th of the manifest."""
     data = storage.view(path)
     with pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)), page_checksum_verification=True) as file:
         found = file.schema_arrow.metadata or {}
-        if any(found.get(key.encode()) != value.encode() for key, value in footer.items()):
+        if any(found.get(key.encode()) != value.encode() for key, value in footer(fingerprint).items()):
             raise StoreError(f"{path} is not of this store (its footer names another recipe): delete the folder")
         # Arrow's threads may hold Python's bytes until the interpreter has ended, and then abort the process.
         table = file.read(_SMALL, use_threads=False)
-        lengths = table["num_regions"].to_numpy().astype(np.int64) * feature_size * 2
+        lengths = table["num_regions"].to_numpy().astype(np.int64) * fingerprint["feature_size"] * 2
         starts = _starts(file.metadata, lengths)
     spans = list(zip(starts.tolist(), lengths.tolist(), strict=True))
     if any(int.from_bytes(data[start - _PREFIX : start].tobytes(), "little") != length for start, length in spans):
@@ -233,8 +234,7 @@ def _starts(footer: pq.FileMetaData, lengths: np.ndarray) -> np.ndarray:
     for group in (footer.row_group(number) for number in range(footer.num_row_groups)):
         column = group.column(footer.num_columns - 1)  # the features are the last column
         rows = slice(first, first + group.num_rows)
-        before_each = np.cumsum(lengths[rows] + _PREFIX) - lengths[rows]
-        total = int(lengths[rows].sum()) + group.num_rows * _PREFIX
-        starts[rows] = column.data_page_offset + column.total_compressed_size - total + before_each
+        ends = np.cumsum(lengths[rows] + _PREFIX)
+        starts[rows] = column.data_page_offset + column.total_compressed_size - ends[-1:] + ends - lengths[rows]
         first = rows.stop
     return starts

@@ -19,9 +19,9 @@ What is checked, and when:
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -197,43 +197,37 @@ class FeatureStore:
 
         Raise StoreError, which says why, where an image has no row.
         """
-        rows = []
-        for image_id in image_ids:
-            row = self._index.find(image_id)
-            if row is None:
-                raise StoreError(self._why_not(image_id))
-            rows.append(row)
-        return self._read(rows)
+        return self._read([self._find(image_id) for image_id in image_ids])
 
     def boxes(self, image_id: str) -> np.ndarray:
         """Return the boxes of one image, float32 [R, 4], without reading its features.
 
         Raise StoreError, which says why, where the image has no row.
         """
-        row = self._index.find(image_id)
-        if row is None:
-            raise StoreError(self._why_not(image_id))
-        return self._index.boxes(row)
+        return self._index.boxes(self._find(image_id))
 
     def same(self, image_id: str, other: FeatureStore) -> bool:
         """Return whether both stores have the same row of an image that is in both. Read no features."""
         row, there = self._index.find(image_id), other._index.find(image_id)
-        return row is not None and there is not None and self._index.equals(row, other._index, there)
+        return row is not None and there is not None and self._index.content(row) == other._index.content(there)
 
     def row_groups(self, image_ids: Sequence[str]) -> np.ndarray:
         """Return the number of the row group in which each image lies: int64 [N]. All images are in the store."""
-        return self._index.row_groups(ROW_GROUP)[np.array([self._index.find(i) for i in image_ids], np.int64)]
+        return self._index.row_groups(ROW_GROUP)[np.array([self._find(i) for i in image_ids], np.int64)]
 
     def manifest_digest(self) -> str:
         """Return the xxh3-128 of manifest.json. It identifies the bytes of all parts, whose hashes the manifest has."""
         return xxhash.xxh3_128_hexdigest(ShardFolder(self.folder).manifest_path.read_bytes())
 
-    def _why_not(self, image_id: str) -> str:
-        """Return the message that says why an image has no row."""
+    def _find(self, image_id: str) -> int:
+        row = self._index.find(image_id)
+        if row is not None:
+            return row
         for failure in self.failures():
             if failure.item_id == image_id:
-                return f"image {image_id!r} is quarantined in {self.folder}: {failure.stage}: {failure.message}"
-        return f"image {image_id!r} is not in {self.folder}: extract the features of its corpus"
+                reason = f"is quarantined in {self.folder}: {failure.stage}: {failure.message}"
+                raise StoreError(f"image {image_id!r} {reason}")
+        raise StoreError(f"image {image_id!r} is not in {self.folder}: extract the features of its corpus")
 
     def _read(self, rows: Sequence[int], copy: bool = True) -> list[Regions]:
         spans = [self._index.span(row) for row in rows]
@@ -243,12 +237,13 @@ class FeatureStore:
     def _scan_ahead(self, windows: Sequence[Sequence[int]], copy: bool) -> Iterator[Regions]:
         """Yield the rows of the windows, and read the next window while the caller works on this one."""
         with ThreadPoolExecutor(1) as thread:
-            coming = [thread.submit(self._read, window, copy) for window in windows[:1]]
-            for following in [*windows[1:], None]:
-                ready = coming.pop().result() if coming else []
-                if following is not None:
-                    coming.append(thread.submit(self._read, following, copy))
-                yield from ready
+            coming = deque[Future[list[Regions]]]()
+            for window in windows:
+                coming.append(thread.submit(self._read, window, copy))
+                if len(coming) > 1:
+                    yield from coming.popleft().result()
+            for last in coming:
+                yield from last.result()
 
     def _local(self, span: Span) -> np.ndarray:
         """Return the bytes of a span of a file on a disk, uint8, as a view into its memory map."""
@@ -349,32 +344,33 @@ class Index:
 
     def boxes(self, row: int) -> np.ndarray:
         """Return a copy of the boxes of a row: float32 [R, 4]."""
-        return self._boxes[self._regions.item(row) : self._regions.item(row + 1)].copy()
+        return self._boxes[self._slice(row)].copy()
 
-    def equals(self, row: int, other: Index, there: int) -> bool:
-        """Return whether a row equals a row of another index: size, boxes, labels, scores, and the hash of features."""
-        mine, theirs = self._regions[row : row + 2], other._regions[there : there + 2]
-        pairs = [(self._widths, other._widths), (self._heights, other._heights), (self._hashes, other._hashes)]
-        columns = [(self._boxes, other._boxes), (self._labels, other._labels), (self._scores, other._scores)]
-        return all(a.item(row) == b.item(there) for a, b in pairs) and all(
-            np.array_equal(a[slice(*mine)], b[slice(*theirs)]) for a, b in columns
-        )
+    def content(self, row: int) -> tuple[int | bytes, ...]:
+        """Return what two equal rows have in common: size, boxes, labels, scores, and the hash of the features."""
+        some = self._slice(row)
+        numbers = (column.item(row) for column in (self._widths, self._heights, self._hashes))
+        return *numbers, *(column[some].tobytes() for column in (self._boxes, self._labels, self._scores))
 
     def regions(self, row: int, features: np.ndarray) -> Regions:
         """Return a row whose features are these bytes, without a copy. The other arrays are copies."""
-        first, stop = self._regions.item(row), self._regions.item(row + 1)
+        some = self._slice(row)
         return Regions(
             self.image_ids[row],
             self._widths.item(row),
             self._heights.item(row),
-            self._boxes[first:stop].copy(),
-            self._labels[first:stop].copy(),
-            self._scores[first:stop].copy(),
-            features.view("<f2").reshape(stop - first, self._feature_size),
+            self._boxes[some].copy(),
+            self._labels[some].copy(),
+            self._scores[some].copy(),
+            features.view("<f2").reshape(some.stop - some.start, self._feature_size),
             self._digests[row],
             self._attributes.copy(row),
             self._attribute_scores.copy(row),
         )
+
+    def _slice(self, row: int) -> slice:
+        """Return where the regions of a row lie among those of all images."""
+        return slice(self._regions.item(row), self._regions.item(row + 1))
 
 
 class _Optional:

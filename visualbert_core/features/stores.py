@@ -86,11 +86,8 @@ AnyStore: TypeAlias = FeatureStore | JoinedStores
 
 def open_stores(folders: Locations) -> AnyStore:
     """Open one store or several. Raise StoreError where one is damaged, or where they do not belong together."""
-    if not isinstance(folders, tuple):
-        return FeatureStore.open(folders)
-    if len(folders) == 1:
-        return FeatureStore.open(folders[0])
-    return JoinedStores([FeatureStore.open(folder) for folder in folders])
+    stores = [FeatureStore.open(folder) for folder in (folders if isinstance(folders, tuple) else (folders,))]
+    return stores[0] if len(stores) == 1 else JoinedStores(stores)
 
 
 def identity(store: AnyStore) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from visualbert_core.detector import Detection, Detector, ObjectEncoder, load_de
 from visualbert_core.engine.hardware import halving_on_memory_error
 from visualbert_core.engine.shards import LazyTuple, Marker, Part, Shard, ShardFolder, plan
 from visualbert_core.errors import CheckpointError
-from visualbert_core.features.parts import encode, encode_failures, to_half
+from visualbert_core.features.parts import Outcome, encode_outcomes, to_half
 from visualbert_core.io.locations import Location
 from visualbert_core.provenance import differences
 from visualbert_core.schema import Failure, GivenObjects, Image, Regions
@@ -40,8 +40,6 @@ INGREDIENT = "features"
 DECODERS = 4  # threads per shard
 AHEAD = 2  # batches of a shard that are decoded while the detector computes a batch
 BATCH_PIXELS = 1 << 26  # per batch, so that a shard holds at most 800 MB of pixels, or four images if these are larger
-
-Outcome = Regions | Failure
 
 
 class LoadDetector(Protocol):
@@ -174,10 +172,8 @@ class FeatureWorker:
         for future in found:
             outcomes |= {_id(outcome): outcome for outcome in future.result()}
         ordered = [outcomes[item] for item in shard.items]
-        regions = [outcome for outcome in ordered if isinstance(outcome, Regions)]
-        failures = [outcome for outcome in ordered if isinstance(outcome, Failure)]
         with self.clock("encode"):
-            return Part(encode(regions, self.fingerprint), len(regions), encode_failures(failures), len(failures))
+            return encode_outcomes(ordered, self.fingerprint)
 
     def _decoded(self, threads: ThreadPoolExecutor, images: Sequence[Image]) -> Iterator[list[_Loaded | Failure]]:
         """Yield the decoded batches of a shard, while the threads decode the next ones."""
@@ -213,31 +209,27 @@ class FeatureWorker:
             return [row(detection) for row, detection in zip(rows, detections, strict=True)]
 
     def _load(self, image: Image, shape: tuple[int, int] | None) -> _Loaded | Failure:
-        with self.clock("decode"):
-            return self._decode(image, shape)
-
-    def _decode(self, image: Image, shape: tuple[int, int] | None) -> _Loaded | Failure:
         """Decode an image and read its boxes. Return a failure where the bytes, the size or the boxes are wrong."""
         name = PurePosixPath(image.path).name
+        given: np.ndarray | GivenObjects | None = None
+        boxes = None
         try:
-            pixels, digest = read_image(image)
-            height, width = pixels.shape[:2]
-            if (height, width) != shape:
-                raise DecodeError(f"{name} decodes to {width} × {height}, but its header says otherwise")
-            given = None if image.boxes_path is None else self._read_given(image.boxes_path)
-            boxes = given.boxes if isinstance(given, GivenObjects) else given
+            with self.clock("decode"):
+                pixels, digest = read_image(image)
+                height, width = pixels.shape[:2]
+                if (height, width) != shape:
+                    raise DecodeError(f"{name} decodes to {width} × {height}, but its header says otherwise")
+                if image.boxes_path is not None and isinstance(self.detector, ObjectEncoder):
+                    given = read_objects(image.boxes_path, self.detector.classes)
+                    boxes = given.boxes
+                elif image.boxes_path is not None:
+                    given = boxes = read_boxes(image.boxes_path)
             if boxes is not None and boxes[0].tolist() != [0, 0, width, height]:
                 theirs = "{:g} × {:g}".format(*boxes[0, 2:])
                 raise DecodeError(f"{name} is {width} × {height}, but its boxes are for an image of {theirs}")
         except DecodeError as error:
             return Failure(image.image_id, "decode", type(error.__cause__ or error).__name__, str(error))
         return _Loaded(image, pixels, given, digest)
-
-    def _read_given(self, path: str) -> np.ndarray | GivenObjects:
-        """Read the boxes beside an image, with classes and outlines where the detector encodes given objects."""
-        if isinstance(self.detector, ObjectEncoder):
-            return read_objects(path, self.detector.classes)
-        return read_boxes(path)
 
 
 def _shape(image: Image) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from visualbert_core.config import folder_name
 from visualbert_core.engine.pool import Pool
-from visualbert_core.engine.shards import Marker, Part, Shard, ShardFolder, plan, publish
+from visualbert_core.engine.shards import Marker, Shard, ShardFolder, plan, publish
 from visualbert_core.errors import ConfigError
 from visualbert_core.features.importers import hdf5, tsv
 from visualbert_core.features.importers.checks import Expected, checked, look
@@ -31,7 +31,7 @@ from visualbert_core.features.importers.sources import (
     open_source,
 )
 from visualbert_core.features.importers.tsv import TsvSource
-from visualbert_core.features.parts import encode, encode_failures
+from visualbert_core.features.parts import Outcome, encode_outcomes
 from visualbert_core.features.store import FeatureStore, store_folder
 from visualbert_core.io.locations import Location, absolute
 from visualbert_core.metrics.boxes import CONVENTIONS
@@ -164,7 +164,7 @@ def _without_torn(
     return kept, tuple(torn)
 
 
-def _row(reader: Source, image_id: str, place: Place, expected: Expected) -> Regions | Failure:
+def _row(reader: Source, image_id: str, place: Place, expected: Expected) -> Outcome:
     try:
         return checked(reader.read(image_id, place), expected)
     except MalformedError as error:
@@ -187,12 +187,9 @@ class ImportWorker:
         lost = shard.lost()
         records = zip(shard.items, shard.places, strict=True)
         outcomes = [lost.get(image_id) or self._row(image_id, places) for image_id, places in records]
-        rows = [row for row in outcomes if isinstance(row, Regions)]
-        failures = [failure for failure in outcomes if isinstance(failure, Failure)]
-        part = Part(encode(rows, self.fingerprint), len(rows), encode_failures(failures), len(failures))
-        return self.folder.commit(shard, part)
+        return self.folder.commit(shard, encode_outcomes(outcomes, self.fingerprint))
 
-    def _row(self, image_id: str, places: tuple[Place, ...]) -> Regions | Failure:
+    def _row(self, image_id: str, places: tuple[Place, ...]) -> Outcome:
         """Convert the records of one image, which must be equal where there are several."""
         outcomes = [_row(self.reader, image_id, place, self.expected) for place in places]
         rows = [row for row in outcomes if isinstance(row, Regions)]
