@@ -23,9 +23,8 @@ from visualbert_core.detector import Detection
 from visualbert_core.detector.torchvision_rcnn import TorchvisionRCNN
 from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import ConfigError, DriftError, InputError
-from visualbert_core.features.canary import compare, spread
-from visualbert_core.features.drift import check_plan
-from visualbert_core.features.extract import extract, plan_extraction, run_extraction
+from visualbert_core.features.drift import check_plan, compare
+from visualbert_core.features.extract import extract, plan_extraction, run_extraction, spread
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.schema import Regions
 from visualbert_core.synthetic.scenes import make_scene

@@ -28,12 +28,12 @@ from visualbert_core.detector.fpn import (
     STRIDES,
     FPNConfig,
     FPNDetector,
+    half_open,
     pool,
     resize,
     resize_scale,
 )
 from visualbert_core.detector.fpn_weights import convert_detectron, convert_pythia
-from visualbert_core.detector.legacy_boxes import half_open
 from visualbert_core.detector.weight_loading import read_entries
 from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import CheckpointError

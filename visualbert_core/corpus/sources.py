@@ -127,7 +127,7 @@ def _below(root: Path) -> Iterator[_Found]:
 
 
 def _candidate(place: str, kind: str | None) -> Iterator[_Found]:
-    """Yield a place that leads to `kind` (see `storage.kind`), unless it is a folder that is not meant to be an image."""
+    """Yield a place that leads to `kind` (see `storage.kind`), unless that is a folder not meant to be an image."""
     if kind != "a folder" or _is_misnamed(place):
         # The listing must notice a link to nothing. A link that leads to nothing only later, when it is read, may mean
         # that a disk is gone. For the other kinds, the reading gives a better message.
