@@ -49,20 +49,21 @@ class DecodeError(ValueError):
 
 def image_shape(image: Image) -> tuple[int, int]:
     """Return (H, W) in pixels from the file's header, without decoding the pixels. Raise DecodeError or OSError."""
-    with _file(image) as file, _blame(name(image)):
+    with _file(image) as file, _blame(_name(image)):
         width, height = _open(file).size
     return height, width
 
 
-def name(image: Image) -> str:
-    """Return the name that messages use for an image's file.
-
-    The name has no folder, because messages are kept in stores, and a store must not depend on where its images lie.
-    """
-    file = PurePosixPath(image.path).name
+def address(image: Image) -> str:
+    """Return where an image lies, for messages."""
     if image.row is not None:
-        return f"{file} row {image.row}"
-    return file if image.size is None else f"{file} at byte {image.start}"
+        return f"{image.path} row {image.row}"
+    return image.path if image.size is None else f"{image.path} at byte {image.start}"
+
+
+def _name(image: Image) -> str:
+    """Return `address` without the folder. A store keeps it, and must not depend on where its images lie."""
+    return PurePosixPath(address(image)).name
 
 
 def fetch(images: Sequence[Image]) -> list[Image]:
@@ -122,7 +123,7 @@ def identify(image: Image) -> tuple[str, tuple[int, int] | None]:
     Raise DecodeError where there are no bytes, OSError where the file cannot be read.
     """
     data, size = _bytes(image), None
-    with suppress(DecodeError), _blame(name(image)):  # `read_image` says later what is wrong with these bytes
+    with suppress(DecodeError), _blame(_name(image)):  # `read_image` says later what is wrong with these bytes
         size = _open(BytesIO(data)).size
     return xxhash.xxh3_128_hexdigest(data), size
 
@@ -135,8 +136,8 @@ def read_image(image: Image) -> tuple[np.ndarray, str]:
     """
     data = _bytes(image)
     if lfs.is_pointer(data):
-        raise DecodeError(f"{name(image)} is {lfs.REASON}")
-    with _blame(name(image)):
+        raise DecodeError(f"{_name(image)} is {lfs.REASON}")
+    with _blame(_name(image)):
         pixels = to_pixels(_open(BytesIO(data)))
     return pixels, xxhash.xxh3_128_hexdigest(data)
 
@@ -225,13 +226,13 @@ def _file(image: Image) -> IO[bytes]:
 
 def _bytes(image: Image) -> bytes:
     if image.trouble is not None:
-        raise DecodeError(f"{name(image)} {image.trouble}")
+        raise DecodeError(f"{_name(image)} {image.trouble}")
     if image.data is None and (image.row is not None or is_address(image.path)):
         return _bytes(*fetch([image]))
     data = _read(image) if image.data is None else image.data
-    _check_size(len(data), name(image))
+    _check_size(len(data), _name(image))
     if not data:
-        raise DecodeError(f"{name(image)} is empty: it is not an image")
+        raise DecodeError(f"{_name(image)} is empty: it is not an image")
     return data
 
 
@@ -239,7 +240,7 @@ def _read(image: Image) -> bytes:
     whole = image.size is None
     with _opened(image.path, LARGEST_IMAGE if whole else None) as file:
         size = os.fstat(file.fileno()).st_size if image.size is None else image.size
-        _check_size(size, name(image))
+        _check_size(size, _name(image))
         file.seek(image.start)
         return file.read(size)
 

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from visualbert_core.corpus.images import address
 from visualbert_core.corpus.parquet_images import digests
 from visualbert_core.corpus.sources import LEADS_NOWHERE, SUFFIXES, TAR, images_of
 from visualbert_core.corpus.string_column import StringColumn
@@ -191,7 +192,7 @@ class Corpus(Mapping[str, Image]):
     def _refuse(self, ids: pa.LargeStringArray, *pair: np.integer) -> NoReturn:
         """Raise the InputError that names two images of one id."""
         image_id = ids[int(pair[0])].as_py()
-        first, second = (_address(self._image(image_id, int(number))) for number in pair)
+        first, second = (address(self._image(image_id, int(number))) for number in pair)
         if first == second:
             raise InputError(f"{first} is in the corpus twice; remove it once")
         raise InputError(f"two images have the id {image_id!r}: {first} and {second}; rename one")
@@ -248,9 +249,3 @@ def _with_boxes(image: Image) -> Image:
     if image.size is not None or image.row is not None or is_address(image.path):
         raise InputError(f"{image.path}: boxes beside images are read only from a folder on a disk; unpack it there")
     return replace(image, boxes_path=str(Path(image.path).with_suffix(".json")))
-
-
-def _address(image: Image) -> str:
-    if image.row is not None:
-        return f"{image.path} row {image.row}"
-    return image.path if image.size is None else f"{image.path} at byte {image.start}"

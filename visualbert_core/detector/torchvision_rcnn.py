@@ -15,11 +15,10 @@ A detector folder holds `config.json` (`DetectorConfig`) and `model.safetensors`
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -122,17 +121,16 @@ class TorchvisionRCNN(FolderDetector[FasterRCNN, DetectorConfig]):
         else:
             stored = [torch.from_numpy(boxes).to(self.device) for boxes in given]
             proposals = [resize_boxes(boxes, original, size) for boxes in stored]
-        regions = self._regions(batch, maps, proposals, select=given is None)
-        if given is None:
-            stored = [resize_boxes(r.boxes, size, original) for r in regions]
-        return [
-            (boxes, r.labels.to(torch.int16), r.scores, r.features) for boxes, r in zip(stored, regions, strict=True)
-        ]
+        described = self._described(batch, maps, proposals)
+        if given is not None:
+            return [(boxes, *columns) for boxes, (_, _, *columns) in zip(stored, described, strict=True)]
+        chosen = (self._choose(*columns, size) for columns in described)
+        return [(resize_boxes(boxes, size, original), *columns) for boxes, *columns in chosen]
 
-    def _regions(
-        self, batch: ImageList, maps: dict[str, Tensor], proposals: list[Tensor], select: bool
-    ) -> list[_Regions]:
-        """Pool, classify and refine every proposal of the batch. Then choose regions in each image if `select`."""
+    def _described(
+        self, batch: ImageList, maps: dict[str, Tensor], proposals: list[Tensor]
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Yield for each image its proposals, the refined ones, and their labels, scores and features."""
         heads = self._ready.roi_heads
         pooled = pool_as(heads.box_roi_pool, maps, proposals, batch.tensors.shape[2:])
         features_PD = heads.box_head(pooled)
@@ -141,26 +139,27 @@ class TorchvisionRCNN(FolderDetector[FasterRCNN, DetectorConfig]):
         labels_P = labels_P + 1  # class 0 is the background
         refined_PC4 = heads.box_coder.decode(deltas, proposals)
         refined_P4 = refined_PC4[torch.arange(len(labels_P), device=labels_P.device), labels_P]
-        counts = [len(p) for p in proposals]
-        columns = (torch.cat(proposals), refined_P4, labels_P, scores_P, features_PD)
-        per_image = zip(*(column.split(counts) for column in columns), strict=True)
-        return [
-            self._choose(_Regions(labels, scores, features, proposal), refined, size, select)
-            for (proposal, refined, labels, scores, features), size in zip(per_image, batch.image_sizes, strict=True)
-        ]
+        columns = (torch.cat(proposals), refined_P4, labels_P.to(torch.int16), scores_P, features_PD)
+        return zip(*(column.split([len(p) for p in proposals]) for column in columns), strict=True)
 
-    def _choose(self, regions: _Regions, refined: Tensor, size: tuple[int, int], select: bool) -> _Regions:
-        """Choose the regions of one image of (H, W) `size`, best first. Keep all of them without `select`."""
-        if not select:
-            return regions
+    def _choose(
+        self,
+        proposals_P4: Tensor,
+        refined_P4: Tensor,
+        labels_P: Tensor,
+        scores_P: Tensor,
+        features_PD: Tensor,
+        size: tuple[int, int],
+    ) -> tuple[Tensor, ...]:
+        """Choose the regions of one image of (H, W) `size`, best first. Their boxes are in pixels of that image."""
         rule = self.config.selection
-        refined = clip_boxes_to_image(refined, size)
-        if rule.box_kind == "refined":
-            regions = dataclasses.replace(regions, boxes=refined)
+        refined_P4 = clip_boxes_to_image(refined_P4, size)
         # NMS looks at refined boxes even where proposals are stored: the choice does not depend on `box_kind`.
-        order = nms(refined, regions.scores, rule.nms_iou)
-        above = int((regions.scores[order] >= rule.score_threshold).sum())
-        return regions[order[: min(max(above, rule.min_regions), rule.max_regions)]]
+        order = nms(refined_P4, scores_P, rule.nms_iou)
+        above = int((scores_P[order] >= rule.score_threshold).sum())
+        order = order[: min(max(above, rule.min_regions), rule.max_regions)]
+        boxes_P4 = refined_P4 if rule.box_kind == "refined" else proposals_P4
+        return tuple(column[order] for column in (boxes_P4, labels_P, scores_P, features_PD))
 
 
 def _long_enough(pixels_BCHW: Tensor, transform: GeneralizedRCNNTransform) -> Tensor:
@@ -173,19 +172,6 @@ def _long_enough(pixels_BCHW: Tensor, transform: GeneralizedRCNNTransform) -> Te
     if remains >= 1:
         return pixels_BCHW
     return pixels_BCHW.repeat_interleave(math.ceil(1 / remains) + 1, 2 if pixels_BCHW.shape[2] == short else 3)
-
-
-@dataclass(frozen=True)
-class _Regions:
-    """Regions of one image, on the device: [R], [R], [R, D], and [R, 4] in pixels of the resized image."""
-
-    labels: Tensor
-    scores: Tensor
-    features: Tensor
-    boxes: Tensor
-
-    def __getitem__(self, index: Tensor) -> _Regions:
-        return _Regions(self.labels[index], self.scores[index], self.features[index], self.boxes[index])
 
 
 def build(config: DetectorConfig) -> FasterRCNN:

@@ -149,7 +149,7 @@ class VgC4(FolderDetector[VgC4Network, VgC4Config]):
         pixels_BCHW = preprocess(pixels_BHWC, self.config.preprocessing)
         size = pixels_BCHW.shape[2], pixels_BCHW.shape[3]
         maps = self._ready.trunk(pixels_BCHW)
-        boxes: Sequence[np.ndarray | None] = given or [None] * len(maps)
+        boxes: Sequence[np.ndarray | None] = [None] * len(maps) if given is None else given
         return [self._regions(map_CHW, size, original, of_one) for map_CHW, of_one in zip(maps, boxes, strict=True)]
 
     def _regions(
@@ -221,9 +221,7 @@ def select(
 
 
 def _columns(regions: Described, kept_R: Tensor, scores_R: Tensor, boxes_R4: Tensor) -> Columns:
-    attributes = attribute_scores = None
-    if regions.attributes is not None and regions.attribute_scores is not None:
-        attributes = regions.attributes[kept_R].to(torch.int16)
-        attribute_scores = regions.attribute_scores[kept_R]
-    labels = regions.labels[kept_R].to(torch.int16)
-    return boxes_R4, labels, scores_R, regions.features[kept_R], attributes, attribute_scores
+    found = boxes_R4, regions.labels[kept_R].to(torch.int16), scores_R, regions.features[kept_R]
+    if regions.attributes is None or regions.attribute_scores is None:
+        return found
+    return *found, regions.attributes[kept_R].to(torch.int16), regions.attribute_scores[kept_R]

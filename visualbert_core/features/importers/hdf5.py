@@ -22,7 +22,6 @@ from visualbert_core.io.safe_pickle import BROKEN, load_arrays
 from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import Regions
 
-FILES = r"\.(hdf5|h5)$"
 # This text is a part of fingerprints: a change of it would move stores to other folders.
 NO_SIZES = "the sizes of the images are not in it: the least that holds their boxes stands in for each"
 
@@ -33,8 +32,10 @@ _SMALL = 8  # pixels; a smaller side means that the boxes are not in pixels
 class Hdf5Source(Source):
     """Read NAME.hdf5 and NAME_imgid2idx.pkl beside it. Raise InputError where one of them is missing or malformed."""
 
+    files = r"\.(hdf5|h5)$"
+
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self.ids_path = path.with_name(f"{path.stem}_imgid2idx.pkl")
         if not path.is_file():
             raise InputError(f"{path} is not a file: name the .hdf5 file")

@@ -25,7 +25,7 @@ class NpzSource(FolderSource):
     suffix = ".npz"
 
     def read(self, image_id: str, place: Place) -> Regions:
-        path = self.folder / str(place)
+        path = self.path / str(place)
         arrays = _npz(whole(path), path.name)
         try:
             boxes = np.asarray(arrays["bbox"], np.float32)

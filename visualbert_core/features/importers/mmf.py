@@ -35,7 +35,7 @@ class NpySource(FolderSource):
         return (record for record in super().records() if not record[0].endswith("_info"))
 
     def read(self, image_id: str, place: Place) -> Regions:
-        path = self.folder / str(place)
+        path = self.path / str(place)
         info = path.with_name(f"{path.stem}_info.npy")
         if not info.exists():
             raise MalformedError(f"{info.name} is missing: it must hold the boxes")
@@ -46,7 +46,7 @@ class LmdbSource(Source):
     """Read an LMDB of pickled records. The key `keys` holds the list of the other keys, and is skipped."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self._file = path / "data.mdb" if path.is_dir() else path
         refuse_pointer(self._file)
 

@@ -16,21 +16,12 @@ from visualbert_core.config import folder_name
 from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import Marker, Shard, ShardFolder, plan, publish
 from visualbert_core.errors import ConfigError
-from visualbert_core.features.importers import hdf5, tsv
 from visualbert_core.features.importers.checks import Expected, checked, look
 from visualbert_core.features.importers.hdf5 import Hdf5Source
 from visualbert_core.features.importers.milvlg import NpzSource
 from visualbert_core.features.importers.mmf import LmdbSource, NpySource
-from visualbert_core.features.importers.sources import (
-    Kind,
-    MalformedError,
-    Place,
-    Source,
-    corpus_name,
-    find,
-    open_source,
-)
-from visualbert_core.features.importers.tsv import TsvSource
+from visualbert_core.features.importers.sources import MalformedError, Place, Source, corpus_name, find, open_source
+from visualbert_core.features.importers.tsv import BuaTsv, LxmertTsv
 from visualbert_core.features.parts import Outcome, encode_outcomes
 from visualbert_core.features.store import FeatureStore, store_folder
 from visualbert_core.io.locations import Location, absolute
@@ -40,13 +31,13 @@ from visualbert_core.schema import SCHEMA_VERSION, Failure, Regions
 
 SHARD = 1024  # images
 
-KINDS: dict[str, Kind] = {
-    "bua-tsv": Kind(partial(TsvSource, fields=tsv.BUA), tsv.FILES),
-    "lxmert-tsv": Kind(partial(TsvSource, fields=tsv.LXMERT), tsv.FILES),
-    "mmf-npy": Kind(NpySource),
-    "mmf-lmdb": Kind(LmdbSource),
-    "milvlg-npz": Kind(NpzSource),
-    "bua-hdf5": Kind(Hdf5Source, hdf5.FILES),
+KINDS: dict[str, type[Source]] = {
+    "bua-tsv": BuaTsv,
+    "lxmert-tsv": LxmertTsv,
+    "mmf-npy": NpySource,
+    "mmf-lmdb": LmdbSource,
+    "milvlg-npz": NpzSource,
+    "bua-hdf5": Hdf5Source,
 }
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,12 +27,17 @@ class MalformedError(ValueError):
 
 
 class Source(ABC):
-    """A reader of one file or folder of features."""
+    """A reader of one layout: of one file or folder of features."""
 
     notes: tuple[str, ...] = ()
     """What the user must know about this source, one line each. The lines go into the fingerprint."""
     sizes_known = True
     """Whether widths and heights are the true sizes of the images."""
+    files: ClassVar[str | None] = None
+    """A regular expression for the names of the files in a folder; None where a whole folder is one source."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     @abstractmethod
     def records(self) -> Iterator[tuple[str, Place]]:
@@ -54,18 +58,18 @@ class FolderSource(Source):
     suffix: ClassVar[str]
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        super().__init__(folder)
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder: name the folder of the {self.suffix} files")
 
     def records(self) -> Iterator[tuple[str, Place]]:
-        return ((path.stem, path.relative_to(self.folder).as_posix()) for path in self._files())
+        return ((path.stem, path.relative_to(self.path).as_posix()) for path in self._files())
 
     def digest(self) -> str:
-        return digest_json([[path.relative_to(self.folder).as_posix(), digest_file(path)] for path in self._files()])
+        return digest_json([[path.relative_to(self.path).as_posix(), digest_file(path)] for path in self._files()])
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.rglob(f"*{self.suffix}"))
+        return sorted(self.path.rglob(f"*{self.suffix}"))
 
 
 class _Several(Source):
@@ -88,16 +92,7 @@ class _Several(Source):
         return self.readers[int(place[0])].read(image_id, place[1])
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A layout: how to open one file or folder of it, and how its files are named."""
-
-    open: Callable[[Path], Source]
-    files: str | None = None
-    """A regular expression for the names of the files in a folder; None where a whole folder is one source."""
-
-
-def find(kind: Kind, given: Sequence[Path]) -> list[Path]:
+def find(kind: type[Source], given: Sequence[Path]) -> list[Path]:
     """Find the files or folders that `given` consists of, in order.
 
     Raise InputError where there is none, or where a file of a numbered set is missing. Raise ConfigError where one is
@@ -125,7 +120,7 @@ def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()  # workers may have another working folder
 
 
-def _files(kind: Kind, path: Path) -> list[Path]:
+def _files(kind: type[Source], path: Path) -> list[Path]:
     """Return the files of this layout in a folder, or the path itself where it is one source."""
     if kind.files is None or not path.is_dir():
         return [path]
@@ -135,9 +130,10 @@ def _files(kind: Kind, path: Path) -> list[Path]:
     return files
 
 
-def open_source(kind: Kind, paths: Sequence[Path]) -> Source:
+def open_source(kind: type[Source], paths: Sequence[Path]) -> Source:
     """Open all paths as one source."""
-    return kind.open(paths[0]) if len(paths) == 1 else _Several(paths, [kind.open(path) for path in paths])
+    readers = [kind(path) for path in paths]
+    return readers[0] if len(readers) == 1 else _Several(paths, readers)
 
 
 def corpus_name(given: Sequence[Path], paths: Sequence[Path]) -> str:

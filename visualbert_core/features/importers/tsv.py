@@ -10,6 +10,7 @@ import binascii
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import xxhash
@@ -19,20 +20,15 @@ from visualbert_core.features.importers.sources import MalformedError, Place, So
 from visualbert_core.provenance import digest_file
 from visualbert_core.schema import Regions
 
-BUA = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
-LXMERT = (
-    *("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf"),
-    *("num_boxes", "boxes", "features"),
-)
-FILES = r"\.tsv(\.\d+)?$"
-
 
 class TsvSource(Source):
     """Read a TSV: first all of it for ids and offsets, and then single lines by offset."""
 
-    def __init__(self, path: Path, fields: tuple[str, ...]) -> None:
-        self.path = path
-        self.fields = fields
+    files = r"\.tsv(\.\d+)?$"
+    fields: ClassVar[tuple[str, ...]]
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         self._digest: str | None = None
         if not path.is_file():
             raise InputError(f"{path} is not a file: name a .tsv file")
@@ -80,6 +76,17 @@ class TsvSource(Source):
             attributes=_base64(record, "attrs_id", "<i8") if objects else None,
             attribute_scores=_base64(record, "attrs_conf", "<f4") if objects else None,
         )
+
+
+class BuaTsv(TsvSource):
+    fields = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
+
+
+class LxmertTsv(TsvSource):
+    fields = (
+        *("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf"),
+        *("num_boxes", "boxes", "features"),
+    )
 
 
 def _id(name: bytes) -> str | None:
