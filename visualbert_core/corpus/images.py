@@ -254,12 +254,10 @@ def _opened(path: str | Path, limit: int | None = LARGEST_IMAGE) -> BinaryIO:
     """Open a file on a disk. Raise DecodeError where it has more than `limit` bytes or is not a regular file.
 
     A name that is not a regular file is never opened: a pipe would wait for its writer, and a device may never end.
-    Raise FileNotFoundError for a link to nothing. The listing of the corpus finds such links, so a new one means that
-    a disk is gone.
     """
     path = Path(path)
     found = storage.kind(path)
-    if found == storage.NOWHERE:
+    if found == storage.NOWHERE:  # the listing of the corpus finds links to nothing, so a new one means a lost disk
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     if found is not None:
         raise DecodeError(f"{path.name} is {found}, not a file")

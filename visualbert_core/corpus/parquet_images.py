@@ -302,10 +302,7 @@ def require_file(path: Path) -> None:
 
 @contextmanager
 def _open(path: Location, wrong: type[Exception]) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file. Raise InputError where it is not one, `wrong` where a part of it is damaged.
-
-    An OSError of a disk or a network goes through as it is.
-    """
+    """Open a Parquet file. Raise InputError where it is not one, `wrong` where a part of it is damaged."""
     if isinstance(path, Path):
         require_file(path)
     try:
@@ -327,7 +324,6 @@ def _open(path: Location, wrong: type[Exception]) -> Iterator[pq.ParquetFile]:
 
 
 def _said(error: Exception) -> str:
-    """Return an error's text as one line; Arrow's may have several."""
     return " ".join(str(error).split())
 
 

@@ -105,10 +105,7 @@ def _objects(folder: UPath) -> Iterator[_Found]:
 
 
 def _below(root: Path) -> Iterator[_Found]:
-    """Yield the files of a folder at any depth, and folders and links to nothing that have an image's name.
-
-    A folder may have millions of files, so they are not held in memory. A folder that cannot be read is an OSError.
-    """
+    # A folder may have millions of files, so they are not held in memory.
     folders, seen = [root], set()
     while folders:
         folder = folders.pop()
@@ -208,10 +205,7 @@ def _kind(member: tarfile.TarInfo) -> str:
 
 
 def _require_end(path: Path, end: int) -> None:
-    """Raise InputError unless the tar ends with zeros at byte `end`, where `tarfile` stopped reading.
-
-    `tarfile` also stops without an error at a damaged header, and after the first of several tars in one file.
-    """
+    # `tarfile` stops without an error at a damaged header, and after the first of several tars in one file.
     with path.open("rb") as file:
         file.seek(end)
         rest = file.read(_TAIL)

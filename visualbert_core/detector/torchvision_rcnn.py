@@ -124,7 +124,7 @@ class TorchvisionRCNN(FolderDetector[FasterRCNN, DetectorConfig]):
         described = self._described(batch, maps, proposals)
         if given is not None:
             return [(boxes, *columns) for boxes, (_, _, *columns) in zip(stored, described, strict=True)]
-        chosen = (self._choose(*columns, size) for columns in described)
+        chosen = (self._choose(columns, size) for columns in described)
         return [(resize_boxes(boxes, size, original), *columns) for boxes, *columns in chosen]
 
     def _described(
@@ -142,16 +142,9 @@ class TorchvisionRCNN(FolderDetector[FasterRCNN, DetectorConfig]):
         columns = (torch.cat(proposals), refined_P4, labels_P.to(torch.int16), scores_P, features_PD)
         return zip(*(column.split([len(p) for p in proposals]) for column in columns), strict=True)
 
-    def _choose(
-        self,
-        proposals_P4: Tensor,
-        refined_P4: Tensor,
-        labels_P: Tensor,
-        scores_P: Tensor,
-        features_PD: Tensor,
-        size: tuple[int, int],
-    ) -> tuple[Tensor, ...]:
+    def _choose(self, described: tuple[Tensor, ...], size: tuple[int, int]) -> tuple[Tensor, ...]:
         """Choose the regions of one image of (H, W) `size`, best first. Their boxes are in pixels of that image."""
+        proposals_P4, refined_P4, labels_P, scores_P, features_PD = described
         rule = self.config.selection
         refined_P4 = clip_boxes_to_image(refined_P4, size)
         # NMS looks at refined boxes even where proposals are stored: the choice does not depend on `box_kind`.

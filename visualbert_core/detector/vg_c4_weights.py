@@ -165,10 +165,7 @@ def _lower(tree: Any) -> Any:
 
 
 def _architecture(state: Mapping[str, Tensor], path: Path) -> Architecture:
-    """Read the sizes of the network from the shapes of its tensors.
-
-    Raise CheckpointError where a tensor that shows a size is missing.
-    """
+    """Read the sizes of the network from the shapes of its tensors."""
     rows = {}
     for key in ("conv1.weight", "rpn.conv.weight", "heads.cls_score.weight"):
         if key not in state or state[key].dim() == 0:
@@ -184,10 +181,7 @@ def _architecture(state: Mapping[str, Tensor], path: Path) -> Architecture:
 
 
 def _names(path: Path) -> tuple[str, ...]:
-    """Read the first synonym of each line. Return no names where the file does not exist.
-
-    Raise CheckpointError where the file is a Git LFS pointer.
-    """
+    """Read the first synonym of each line. Return no names where the file does not exist."""
     if not path.is_file():
         return ()
     if lfs.is_pointer_file(path):

@@ -31,7 +31,7 @@ from visualbert_core.detector import load_detector
 from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import FileDigest, Marker, Part, ShardFolder
 from visualbert_core.errors import DriftError, InputError
-from visualbert_core.features.extract import ExtractionPlan, PrefetchingWorker, spread
+from visualbert_core.features.extract import ExtractionPlan, spread
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.features.worker import FeatureWorker, ImageShard, LoadDetector, full_fingerprint, plan_images
 from visualbert_core.io import storage
@@ -183,7 +183,7 @@ def _extract(
 ) -> FeatureStore:
     """Compute the shards on the pool, commit them to `folder` in this process, and open it as a store."""
     by_id = {shard.shard_id: shard for shard in shards}
-    for marker in pool.run(partial(PrefetchingWorker, partial(DryRunWorker, make_worker)), shards, "canary"):
+    for marker in pool.run(partial(DryRunWorker, make_worker), shards, "canary"):
         assert isinstance(marker, MarkerWithPart)
         folder.commit(by_id[marker.shard_id], marker.content)
     folder.finish(shards, {"fingerprint": fingerprint})
@@ -191,10 +191,7 @@ def _extract(
 
 
 def _resumed(plan: ExtractionPlan, number: int) -> FeatureStore:
-    """Open what an earlier run has left: finished shards of this plan, or else a finished store of other shards.
-
-    Raise InputError where an earlier run has finished no shard.
-    """
+    """Open what an earlier run has left: finished shards of this plan, or else a finished store of other shards."""
     folder = plan.folder
     if plan.done:
         return FeatureStore.of_committed(folder, spread(plan.done, number), plan.fingerprint)

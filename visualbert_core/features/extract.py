@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -107,7 +107,7 @@ def run_extraction(plan: ExtractionPlan, pool: Pool) -> FeatureStore:
         names.write(folder.root, fingerprint, plan.detector.names)
     known = {marker.shard_id for marker in plan.done}
     left = [shard for shard in plan.shards if shard.shard_id not in known]
-    pool.run(partial(PrefetchingWorker, plan.make_worker), left, f"features of {plan.corpus}")
+    pool.run(plan.make_worker, left, f"features of {plan.corpus}")
     folder.finish(plan.shards, {"corpus": plan.corpus, "fingerprint": fingerprint})
     store = FeatureStore.open_made(folder.root)
     failed = len(store.failures())
@@ -164,18 +164,3 @@ def spread(items: Sequence[Item], number: int) -> list[Item]:
     """Return `number` of the items at equal distances, or all items where there are fewer."""
     count = min(number, len(items))
     return [items[(2 * position + 1) * len(items) // (2 * count)] for position in range(count)]
-
-
-class PrefetchingWorker:
-    """A worker that reads the images of a shard from tables and object stores before it computes the shard.
-
-    An actor has two shards at a time, so the images of the next shard arrive while this shard is computed.
-    """
-
-    def __init__(self, make_worker: Callable[[], Worker[ImageShard]]) -> None:
-        self.worker = make_worker()
-
-    def run(self, shard: ImageShard) -> Marker:
-        lost = set(shard.quarantined)  # reading one of these images may be what ended a process
-        asked = [image for image in shard.images if image.image_id not in lost]
-        return self.worker.run(replace(shard, images=tuple(fetch(asked))))

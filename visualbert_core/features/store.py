@@ -231,7 +231,10 @@ class FeatureStore:
 
     def _read(self, rows: Sequence[int], copy: bool = True) -> list[Regions]:
         spans = [self._index.span(row) for row in rows]
-        pieces = self._requested(spans) if self._remote else map(self._local, spans)
+        pieces = map(self._local, spans)
+        if self._remote:
+            paths = [self.part_paths[span.part] for span in spans]
+            pieces = iter(storage.ranges(paths, [span.start for span in spans], [span.stop for span in spans]))
         return [self._row(row, piece, copy) for row, piece in zip(rows, pieces, strict=True)]
 
     def _scan_ahead(self, windows: Sequence[Sequence[int]], copy: bool) -> Iterator[Regions]:
@@ -248,11 +251,6 @@ class FeatureStore:
     def _local(self, span: Span) -> np.ndarray:
         """Return the bytes of a span of a file on a disk, uint8, as a view into its memory map."""
         return self._map(self.part_paths[span.part])[span.start : span.stop]
-
-    def _requested(self, spans: Sequence[Span]) -> list[np.ndarray]:
-        """Return the bytes of spans in an object store, uint8, all requested at once."""
-        paths = [self.part_paths[span.part] for span in spans]
-        return storage.ranges(paths, [span.start for span in spans], [span.stop for span in spans])
 
     def _row(self, row: int, piece: np.ndarray, copy: bool) -> Regions:
         """Return a row whose features are the bytes `piece`. Raise StoreError where their hash is wrong."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 import PIL
 
-from visualbert_core.corpus.images import DecodeError, image_shape, read_boxes, read_image, read_objects
+from visualbert_core.corpus.images import DecodeError, fetch, image_shape, read_boxes, read_image, read_objects
 from visualbert_core.detector import Detection, Detector, ObjectEncoder, load_detector
 from visualbert_core.engine.hardware import halving_on_memory_error
 from visualbert_core.engine.shards import LazyTuple, Marker, Part, Shard, ShardFolder, plan
@@ -78,10 +78,6 @@ class _Loaded:
     pixels: np.ndarray
     given: np.ndarray | GivenObjects | None
     digest: str
-
-    def row(self) -> Callable[[Detection], Outcome]:
-        """Return a function that turns a detection of this image into its outcome, and does not hold the pixels."""
-        return partial(to_regions, self.image.image_id, (self.pixels.shape[0], self.pixels.shape[1]), self.digest)
 
 
 class Clock:
@@ -162,13 +158,14 @@ class FeatureWorker:
         """Compute one shard, and publish nothing."""
         found: list[Future[list[Outcome]]] = []
         outcomes: dict[str, Outcome] = {**shard.lost()}
-        images = [image for image in shard.images if image.image_id not in outcomes]
+        # An actor has two shards at a time, so these images arrive while the detector computes the other shard.
+        images = fetch([image for image in shard.images if image.image_id not in outcomes])
         with ThreadPoolExecutor(DECODERS) as threads:
             for answers in self._decoded(threads, images):
                 outcomes |= {answer.item_id: answer for answer in answers if isinstance(answer, Failure)}
                 if batch := [answer for answer in answers if isinstance(answer, _Loaded)]:
-                    rows = [loaded.row() for loaded in batch]
-                    found.append(threads.submit(self._rows, rows, halving_on_memory_error(self._detect, batch)))
+                    about = [(loaded.image.image_id, loaded.pixels.shape, loaded.digest) for loaded in batch]
+                    found.append(threads.submit(self._rows, about, halving_on_memory_error(self._detect, batch)))
         for future in found:
             outcomes |= {_id(outcome): outcome for outcome in future.result()}
         ordered = [outcomes[item] for item in shard.items]
@@ -204,9 +201,9 @@ class FeatureWorker:
         finally:
             self.lock.release()
 
-    def _rows(self, rows: Sequence[Callable[[Detection], Outcome]], detections: Sequence[Detection]) -> list[Outcome]:
+    def _rows(self, about: Sequence[tuple[Any, ...]], detections: Sequence[Detection]) -> list[Outcome]:
         with self.clock("rows"):
-            return [row(detection) for row, detection in zip(rows, detections, strict=True)]
+            return [to_regions(*each, detection) for each, detection in zip(about, detections, strict=True)]
 
     def _load(self, image: Image, shape: tuple[int, int] | None) -> _Loaded | Failure:
         """Decode an image and read its boxes. Return a failure where the bytes, the size or the boxes are wrong."""
@@ -256,8 +253,8 @@ def _id(outcome: Outcome) -> str:
     return outcome.image_id if isinstance(outcome, Regions) else outcome.item_id
 
 
-def to_regions(image_id: str, shape: tuple[int, int], digest: str, detection: Detection) -> Outcome:
-    """Turn the detection of an image of this shape (H, W) into a row of a store.
+def to_regions(image_id: str, shape: Sequence[int], digest: str, detection: Detection) -> Outcome:
+    """Turn the detection of an image, whose shape begins with (H, W), into a row of a store.
 
     Return a failure where a number of it is not finite.
     """

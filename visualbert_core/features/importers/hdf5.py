@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from visualbert_core.errors import ConfigError, InputError
-from visualbert_core.features.importers.arrays import floats
-from visualbert_core.features.importers.sources import MalformedError, Place, Source, refuse_pointer
+from visualbert_core.features.importers.sources import MalformedError, Place, Source, floats, refuse_pointer
 from visualbert_core.io.safe_pickle import BROKEN, load_arrays
 from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import Regions

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from visualbert_core.features.importers.arrays import floats, npy
-from visualbert_core.features.importers.sources import FolderSource, MalformedError, Place, whole
+from visualbert_core.features.importers.sources import FolderSource, MalformedError, Place, floats, npy, whole
 from visualbert_core.schema import Regions
 
 _LARGEST = 1 << 28  # bytes of an unpacked array; 100 boxes of 2048 features take under 1 MB

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 
 from visualbert_core.errors import ConfigError, InputError
-from visualbert_core.features.importers.arrays import floats, npy, unpickle
 from visualbert_core.features.importers.sources import (
     FolderSource,
     MalformedError,
     Place,
     Source,
+    floats,
+    npy,
     refuse_pointer,
+    unpickle,
     whole,
 )
 from visualbert_core.provenance import digest_file

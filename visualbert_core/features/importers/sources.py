@@ -1,19 +1,24 @@
 """The sources of an import: files or folders of one layout, and the records in them.
 
-Owns the contract of a reader, and which files a source consists of. A user may name one file, several files, a folder
+Owns the contract of a reader, how arrays are read without running code that a file names, and which files a source
+consists of. A user may name one file, several files, a folder
 of files, or a pattern; all of it is one corpus.
 """
 
 from __future__ import annotations
 
+import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from visualbert_core.errors import ConfigError, InputError
 from visualbert_core.io import lfs, numbered
+from visualbert_core.io.safe_pickle import BROKEN, load_arrays
 from visualbert_core.provenance import digest_file, digest_json
 from visualbert_core.schema import Regions
 
@@ -162,3 +167,38 @@ def whole(path: Path) -> bytes:
     if lfs.is_pointer(data):
         raise MalformedError(f"{path.name} is {lfs.REASON}")
     return data
+
+
+def npy(data: bytes, name: str) -> Any:
+    """Read a .npy file, also one with pickled objects. `name` is for messages. Raise MalformedError."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        _, _, dtype = header(file)
+        # An array of objects is a pickle behind the header.
+        if dtype.hasobject:
+            return unpickle(file.read())
+        file.seek(0)
+        return np.lib.format.read_array(file)
+    except (ValueError, EOFError, MemoryError) as error:  # a MalformedError is a ValueError
+        raise MalformedError(f"{name}: {error}") from None
+
+
+def unpickle(data: bytes) -> Any:
+    """Read a pickle of arrays, dictionaries, strings and numbers. Raise MalformedError for anything else."""
+    try:
+        return load_arrays(io.BytesIO(data))
+    except BROKEN as error:
+        raise MalformedError(f"{type(error).__name__}: {error}") from None
+
+
+def floats(features: np.ndarray) -> np.ndarray:
+    """Return features of any floating-point type as float32.
+
+    Raise MalformedError for integers: they are quantised features, or the bits of another type.
+    """
+    if features.dtype.kind != "f":
+        raise MalformedError(f"features are {features.dtype}, not floating-point numbers")
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinity, which `checks.checked` refuses
+        return features.astype(np.float32)
