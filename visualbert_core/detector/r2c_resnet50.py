@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import roi_align
 
@@ -41,16 +42,9 @@ from visualbert_core.io.weights import unbuilt
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import GivenObjects, LabelNames
 
-_COCO = """
-    person bicycle car motorcycle airplane bus train truck boat trafficlight firehydrant stopsign parkingmeter bench
-    bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis
-    snowboard sportsball kite baseballbat baseballglove skateboard surfboard tennisracket bottle wineglass cup fork
-    knife spoon bowl banana apple sandwich orange broccoli carrot hotdog pizza donut cake chair couch pottedplant bed
-    diningtable toilet tv laptop mouse remote keyboard cellphone microwave oven toaster sink refrigerator book clock
-    vase scissors teddybear hairdrier toothbrush
-"""
-CLASSES = ("__background__", *_COCO.split())
-"""Class names by label: COCO's, in the order and spelling of `cocoontology.json`, a file of r2c."""
+_COCO = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+CLASSES = tuple(name.replace(" ", "") for name in _COCO if name != "N/A")
+"""Class names by label, background first: COCO's, in the spelling of `cocoontology.json`, a file of r2c."""
 
 STRIDE = 16  # pixels per cell of the map from which regions are pooled
 MASK_CHANNELS = 32  # channels of the pooled map to which the mask is added
@@ -222,10 +216,6 @@ class R2CNetwork(nn.Module):
         return features, self.regularizing_predictor(pooled)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# boxes and outlines
-
-
 def _scaled(boxes: np.ndarray, window: _Window) -> np.ndarray:
     """Turn boxes in pixels of the image into pixels of the letterbox, in float64."""
     moved: np.ndarray = boxes.astype(np.float64) * window.scale + np.array([window.left, window.top] * 2)
@@ -262,10 +252,6 @@ def inside(polygon: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
         # A product instead of a quotient, as in matplotlib, with which r2c makes its masks: a side may be almost level.
         odd ^= crosses & (((y2 - ys) * (x1 - x2) >= (x2 - xs) * (y1 - y2)) == (y2 >= ys))
     return odd
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# published weights
 
 
 def convert(source: Path, config: R2CConfig | None = None) -> tuple[R2CDetector, list[str]]:

@@ -33,7 +33,7 @@ from visualbert_core.engine.shards import FileDigest, Marker, Part, ShardFolder
 from visualbert_core.errors import DriftError, InputError
 from visualbert_core.features.extract import ExtractionPlan, spread
 from visualbert_core.features.store import FeatureStore
-from visualbert_core.features.worker import FeatureWorker, ImageShard, LoadDetector, full_fingerprint, plan_images
+from visualbert_core.features.worker import FeatureWorker, ImageShard, full_fingerprint, plan_images
 from visualbert_core.io import storage
 from visualbert_core.io.locations import Location
 from visualbert_core.metrics.recall import box_iou
@@ -92,16 +92,14 @@ def check_plan(plan: ExtractionPlan, config: DriftConfig, pool: Pool) -> None:
     _check(held, config.canary, plan.images, plan.make_worker, plan.fingerprint, pool)
 
 
-def check_store(
-    store: str | Location, images: Location, detector: Path, number: int, pool: Pool, load: LoadDetector = load_detector
-) -> None:
+def check_store(store: str | Location, images: Location, detector: Path, number: int, pool: Pool) -> None:
     """Extract `number` images of a finished store again and compare the features.
 
     The precision and the boxes are those of the store's fingerprint. Raise DriftError where the features differ. Raise
     InputError where an image has changed, or where there is nothing to compare.
     """
     held = FeatureStore.open(store)
-    load = partial(load, precision=held.fingerprint.get("precision", "float32"))
+    load = partial(load_detector, precision=held.fingerprint.get("precision", "float32"))
     boxes = held.fingerprint.get("given_boxes", "none")
     found = list_images(images, boxes)
     detector = detector.absolute()

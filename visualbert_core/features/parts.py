@@ -64,10 +64,6 @@ _ROWS = pa.schema(
 _SCHEMA = _ROWS.append(pa.field("id_hash", pa.uint64(), False)).append(pa.field("id_row", pa.uint32(), False))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# parts
-
-
 def encode(rows: Sequence[Regions], fingerprint: Mapping[str, Any]) -> bytes:
     """Encode `rows` as a part, which is one Parquet file. The same rows give the same bytes.
 
@@ -131,10 +127,6 @@ def encode_failures(failures: Sequence[Failure]) -> bytes | None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist([vars(failure) for failure in failures], FAILURE_SCHEMA), sink)
     return bytes(sink.getvalue())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# the index
 
 
 def open_index(shards: ShardFolder, manifest: Manifest, verify: bool) -> pa.Table:

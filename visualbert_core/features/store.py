@@ -231,10 +231,10 @@ class FeatureStore:
 
     def _read(self, rows: Sequence[int], copy: bool = True) -> list[Regions]:
         spans = [self._index.span(row) for row in rows]
-        pieces = map(self._local, spans)
+        pieces: Iterable[np.ndarray] = map(self._local, spans)
         if self._remote:
             paths = [self.part_paths[span.part] for span in spans]
-            pieces = iter(storage.ranges(paths, [span.start for span in spans], [span.stop for span in spans]))
+            pieces = storage.ranges(paths, [span.start for span in spans], [span.stop for span in spans])
         return [self._row(row, piece, copy) for row, piece in zip(rows, pieces, strict=True)]
 
     def _scan_ahead(self, windows: Sequence[Sequence[int]], copy: bool) -> Iterator[Regions]:

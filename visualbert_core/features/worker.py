@@ -13,14 +13,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import PIL
@@ -42,10 +42,8 @@ AHEAD = 2  # batches of a shard that are decoded while the detector computes a b
 BATCH_PIXELS = 1 << 26  # per batch, so that a shard holds at most 800 MB of pixels, or four images if these are larger
 
 
-class LoadDetector(Protocol):
-    """The signature of `detector.load_detector`; tests pass a function of their own."""
-
-    def __call__(self, folder: str | Path, device: str | None = None, precision: str = "float32") -> Detector: ...
+LoadDetector = Callable[..., Detector]
+"""`detector.load_detector`, or a function of a test with the same parameters."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ class FeatureWorker:
 
     def compute(self, shard: ImageShard) -> Part:
         """Compute one shard, and publish nothing."""
-        found: list[Future[list[Outcome]]] = []
+        found: list[Future[dict[str, Outcome]]] = []
         outcomes: dict[str, Outcome] = {**shard.lost()}
         # An actor has two shards at a time, so these images arrive while the detector computes the other shard.
         images = fetch([image for image in shard.images if image.image_id not in outcomes])
@@ -167,7 +165,7 @@ class FeatureWorker:
                     about = [(loaded.image.image_id, loaded.pixels.shape, loaded.digest) for loaded in batch]
                     found.append(threads.submit(self._rows, about, halving_on_memory_error(self._detect, batch)))
         for future in found:
-            outcomes |= {_id(outcome): outcome for outcome in future.result()}
+            outcomes |= future.result()
         ordered = [outcomes[item] for item in shard.items]
         with self.clock("encode"):
             return encode_outcomes(ordered, self.fingerprint)
@@ -201,9 +199,12 @@ class FeatureWorker:
         finally:
             self.lock.release()
 
-    def _rows(self, about: Sequence[tuple[Any, ...]], detections: Sequence[Detection]) -> list[Outcome]:
+    def _rows(
+        self, about: Sequence[tuple[str, tuple[int, ...], str]], detections: Sequence[Detection]
+    ) -> dict[str, Outcome]:
+        """Return the outcome of each image. `about` has its id, its shape and its digest, so no pixels are held."""
         with self.clock("rows"):
-            return [to_regions(*each, detection) for each, detection in zip(about, detections, strict=True)]
+            return {each[0]: to_regions(*each, found) for each, found in zip(about, detections, strict=True)}
 
     def _load(self, image: Image, shape: tuple[int, int] | None) -> _Loaded | Failure:
         """Decode an image and read its boxes. Return a failure where the bytes, the size or the boxes are wrong."""
@@ -247,10 +248,6 @@ def _batches(shapes: dict[Image, tuple[int, int] | None], size: int) -> Iterator
         most = size if shape is None else min(size, BATCH_PIXELS // (shape[0] * shape[1]))
         while batch := list(islice(members, max(1, most))):
             yield batch
-
-
-def _id(outcome: Outcome) -> str:
-    return outcome.image_id if isinstance(outcome, Regions) else outcome.item_id
 
 
 def to_regions(image_id: str, shape: Sequence[int], digest: str, detection: Detection) -> Outcome:

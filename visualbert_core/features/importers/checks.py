@@ -72,10 +72,6 @@ def _sides(row: Regions, known: bool) -> tuple[float, float]:
     return (row.width, row.height) if known else (np.inf, np.inf)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the source
-
-
 def look(
     reader: Source, places: Mapping[str, tuple[Place, ...]], name: str, space: str, boxes: str
 ) -> tuple[Expected, tuple[str, ...]]:
@@ -156,10 +152,6 @@ def _advice(wrong: conventions.Suspicion) -> str:
     if wrong.looks_like == "yxyx":
         return " (for the first, declare --boxes yxyx; for the second, mend the sizes)"
     return f" (if so, declare --boxes {wrong.looks_like})"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# the features
 
 
 def _another_size(space: str, size: int) -> str:
