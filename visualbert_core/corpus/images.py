@@ -153,7 +153,7 @@ def read_boxes(path: str | Path) -> np.ndarray:
     Return float32 [R, 4] xyxy in pixels. Region 0 is the whole image [0, 0, W, H], and object i is region i + 1.
     Raise DecodeError where the file is missing or malformed, OSError where it cannot be read.
     """
-    return _boxes(_metadata(path), path)
+    return _metadata(path)[1]
 
 
 def read_objects(path: str | Path, classes: Sequence[str]) -> GivenObjects:
@@ -165,8 +165,7 @@ def read_objects(path: str | Path, classes: Sequence[str]) -> GivenObjects:
     Raise DecodeError where the file is missing or malformed, or has a name that is not in `classes`. Raise OSError
     where the file cannot be read.
     """
-    record = _metadata(path)
-    boxes = _boxes(record, path)
+    record, boxes = _metadata(path)
     width, height = boxes[0, 2:].tolist()
     with _blame_metadata(path):
         names = [str(name) for name in record["names"]]
@@ -184,23 +183,19 @@ def read_objects(path: str | Path, classes: Sequence[str]) -> GivenObjects:
     return GivenObjects(boxes, labels, ((whole,), *map(tuple, outlines)))
 
 
-def _boxes(record: Any, path: str | Path) -> np.ndarray:
-    """Return float32 [R, 4] xyxy of a metadata record; row 0 is the whole image."""
-    with _blame_metadata(path):
-        objects = [box[:4] for box in record["boxes"]]  # VCR writes the detector's score as a fifth number
-        boxes = np.array([[0, 0, record["width"], record["height"]], *objects], np.float32)
-    if boxes.shape[1:] != (4,) or not np.isfinite(boxes).all():
-        raise DecodeError(f"{Path(path).name} has boxes that are not four finite numbers")
-    return boxes
-
-
-def _metadata(path: str | Path) -> Any:
+def _metadata(path: str | Path) -> tuple[Any, np.ndarray]:
+    """Return a metadata record and its boxes, float32 [R, 4] xyxy; row 0 is the whole image."""
     with _blame_metadata(path):
         with _opened(path, _LARGEST_METADATA) as file:
             data = file.read(_LARGEST_METADATA)
         if lfs.is_pointer(data):
             raise DecodeError(f"{Path(path).name} is {lfs.REASON}")
-        return json.loads(data)
+        record = json.loads(data)
+        objects = [box[:4] for box in record["boxes"]]  # VCR writes the detector's score as a fifth number
+        boxes = np.array([[0, 0, record["width"], record["height"]], *objects], np.float32)
+    if boxes.shape[1:] != (4,) or not np.isfinite(boxes).all():
+        raise DecodeError(f"{Path(path).name} has boxes that are not four finite numbers")
+    return record, boxes
 
 
 @contextmanager

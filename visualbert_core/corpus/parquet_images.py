@@ -187,9 +187,7 @@ def _stream(path: Path, wrong: type[Exception]) -> Iterator[tuple[pa.Buffer, Ite
             file = source.read_buffer()
             yield file, iter(pa.ipc.open_stream(file))
     except (pa.ArrowException, OSError) as error:
-        if lfs.is_pointer_file(path):
-            raise InputError(f"{path} is {lfs.REASON}") from None
-        raise wrong(f"{path}: cannot be read as an Arrow stream ({_said(error)}); save the dataset again") from None
+        raise _blamed(path, error, wrong, "cannot be read as an Arrow stream", "save the dataset again") from None
 
 
 def _places(values: pa.Array, file: pa.Buffer, path: Path) -> Iterator[tuple[int, int] | None]:
@@ -305,31 +303,27 @@ def _open(path: Location, wrong: type[Exception]) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file. Raise InputError where it is not one, `wrong` where a part of it is damaged."""
     if isinstance(path, Path):
         require_file(path)
-    try:
+    with _blame(path, InputError, "cannot be read as Parquet"):
         # With pre_buffer, Arrow would keep the whole file in memory and read at a quarter of the speed.
         file = pq.ParquetFile(storage.opened(path), buffer_size=_BUFFER, pre_buffer=False)
+    with file, _blame(path, wrong, "is damaged"):
+        yield file
+
+
+@contextmanager
+def _blame(path: Location, wrong: type[Exception], what: str) -> Iterator[None]:
+    """Raise `wrong` for an error about the content of a file; let an OSError of a disk or a network through."""
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
-        if lfs.is_pointer_file(path):
-            raise InputError(f"{path} is {lfs.REASON}") from None
-        if _is_systems(error, path):
+        # Arrow raises OSError for both. Only the system's own has an errno; an object store's errors may have none.
+        if isinstance(error, OSError) and (error.errno is not None or not isinstance(path, Path)):
             raise
-        raise InputError(f"{path}: cannot be read as Parquet ({_said(error)}); download it again") from None
-    with file:
-        try:
-            yield file
-        except (pa.ArrowException, OSError) as error:
-            if _is_systems(error, path):
-                raise
-            raise wrong(f"{path}: is damaged ({_said(error)}); download it again") from None
+        raise _blamed(path, error, wrong, what, "download it again") from None
 
 
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _is_systems(error: Exception, path: Location) -> bool:
-    """Return whether an error comes from a disk or a network, and not from the content of the file.
-
-    Arrow raises OSError for both. Only the system's own has an errno, and an object store's errors may have none.
-    """
-    return isinstance(error, OSError) and (error.errno is not None or not isinstance(path, Path))
+def _blamed(path: Location, error: Exception, wrong: type[Exception], what: str, remedy: str) -> Exception:
+    """Return the error to raise where the content of a file gives `error`."""
+    if lfs.is_pointer_file(path):
+        return InputError(f"{path} is {lfs.REASON}")
+    return wrong(f"{path}: {what} ({' '.join(str(error).split())}); {remedy}")  # Arrow's text may have several lines

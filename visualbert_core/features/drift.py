@@ -133,8 +133,14 @@ def _check(
             "features: name the detector that made the store"
         )
     shards = plan_images(images, spread(known, number), "canary", CANARY_SHARD)
-    with TemporaryDirectory() as folder:
-        again = _extract(shards, make_worker, fingerprint, pool, ShardFolder(folder))
+    by_id = {shard.shard_id: shard for shard in shards}
+    with TemporaryDirectory() as root:
+        folder = ShardFolder(root)
+        for marker in pool.run(partial(DryRunWorker, make_worker), shards, "canary"):
+            assert isinstance(marker, MarkerWithPart)
+            folder.commit(by_id[marker.shard_id], marker.content)
+        folder.finish(shards, {"fingerprint": fingerprint})
+        again = FeatureStore.open(root)
         unreadable = again.failures()
         pairs = list(zip(store.fetch_many(again.image_ids), again.scan(), strict=True))
     changed = [now.image_id for then, now in pairs if then.image_digest not in ("", now.image_digest)]
@@ -170,22 +176,6 @@ class DryRunWorker:
     def run(self, shard: ImageShard) -> Marker:
         part = self.worker.compute(shard)
         return MarkerWithPart(shard.shard_id, part.rows, part.failed, FileDigest.of(part.data), None, part)
-
-
-def _extract(
-    shards: Sequence[ImageShard],
-    make_worker: Callable[[], FeatureWorker],
-    fingerprint: dict[str, Any],
-    pool: Pool,
-    folder: ShardFolder,
-) -> FeatureStore:
-    """Compute the shards on the pool, commit them to `folder` in this process, and open it as a store."""
-    by_id = {shard.shard_id: shard for shard in shards}
-    for marker in pool.run(partial(DryRunWorker, make_worker), shards, "canary"):
-        assert isinstance(marker, MarkerWithPart)
-        folder.commit(by_id[marker.shard_id], marker.content)
-    folder.finish(shards, {"fingerprint": fingerprint})
-    return FeatureStore.open(folder.root)
 
 
 def _resumed(plan: ExtractionPlan, number: int) -> FeatureStore:
