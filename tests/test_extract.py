@@ -26,7 +26,6 @@ from visualbert_core.engine import scheduler
 from visualbert_core.engine.backend import LostError
 from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import CheckpointError, CoverageError, InputError, ShardError
-from visualbert_core.features import extract as extraction
 from visualbert_core.features.drift import check_plan
 from visualbert_core.features.extract import plan_extraction, run_extraction
 from visualbert_core.features.store import FeatureStore
@@ -359,7 +358,7 @@ def test_an_image_whose_reading_ends_the_process_is_a_row(world: World, monkeypa
             raise LostError("the worker's process ended")
         return fetch(images)
 
-    monkeypatch.setattr(extraction, "fetch", deadly)
+    monkeypatch.setattr("visualbert_core.features.worker.fetch", deadly)
     store = world.extract()
     assert [failure.item_id for failure in store.failures()] == ["image07"]
     assert len(store) == 39
