@@ -21,7 +21,7 @@ from visualbert_core.config import ExtractConfig
 from visualbert_core.corpus.images import DecodeError, fetch, identify
 from visualbert_core.corpus.listing import Corpus, corpus_name, list_images
 from visualbert_core.detector import Detector, HasLabelNames, ObjectEncoder, load_detector
-from visualbert_core.engine.pool import Pool, Worker
+from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import Marker, ShardFolder, publish
 from visualbert_core.errors import ConfigError, CoverageError, InputError, StoreError
 from visualbert_core.features import label_names as names
