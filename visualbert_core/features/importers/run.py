@@ -25,6 +25,7 @@ from visualbert_core.features.importers.tsv import BuaTsv, LxmertTsv
 from visualbert_core.features.parts import Outcome, encode_outcomes
 from visualbert_core.features.store import FeatureStore, store_folder
 from visualbert_core.io.locations import Location, absolute
+from visualbert_core.metrics.boxes import CONVENTIONS
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import SCHEMA_VERSION, Failure, Regions
 
@@ -76,10 +77,13 @@ def import_features(
     source's boxes, one of `metrics.boxes.CONVENTIONS`. The source is read once for its digest and once to convert it.
     Running the same line again resumes the work.
 
-    Raise ConfigError where an argument does not fit the source. Raise InputError where the source is
+    Raise ConfigError where an argument is unknown or does not fit the source. Raise InputError where the source is
     empty, or contradicts its kind, space or convention. Raise ShardError where a shard cannot be written, CoverageError
     where every record is malformed.
     """
+    for value, known in ((kind, KINDS), (boxes, CONVENTIONS)):
+        if value not in known:
+            raise ConfigError(f"{value!r} is none of {', '.join(known)}: name one of these")
     given = [source] if isinstance(source, Path) else list(source)
     paths = find(KINDS[kind], given)
     corpus = corpus_name(given, paths) if corpus is None else folder_name(corpus)
