@@ -15,7 +15,7 @@ from visualbert_core.cli import main
 from visualbert_core.comparison.flips import flips
 from visualbert_core.errors import AnnotationError, ConfigError, CoverageError, InputError
 from visualbert_core.evaluation.score import read_prediction_set, score
-from visualbert_core.evaluation.units import by_metric, encode_units, read_units
+from visualbert_core.evaluation.units import Values, by_metric, encode_units, read_units
 from visualbert_core.metrics.captions import longest_common
 from visualbert_core.provenance import digest_files
 from visualbert_core.schema import Captioning
@@ -474,8 +474,8 @@ def test_units_keep_their_counts(task: CaptionsTask, tmp_path: Path) -> None:
     read = read_units(tmp_path)
     shown = {metric: found.value for metric, found in summarize(scores, task.scales).metrics.items()}
     for metric, found in read.items():
-        assert found.worth.value * task.scales.get(metric, 100) == pytest.approx(shown[metric], abs=1e-9)
-        assert (found.function, found.counts is None) == (("bleu", False) if "bleu" in metric else (None, True))
+        assert Values.of(found).value * task.scales.get(metric, 100) == pytest.approx(shown[metric], abs=1e-9)
+        assert {unit.counts and unit.counts.function for unit in found} == {"bleu" if "bleu" in metric else None}
     assert encode_units(read) == encode_units(units)
 
 

@@ -171,9 +171,7 @@ def test_captions_are_compared_in_their_own_scale(nights: Nights) -> None:
         assert change.scale == (1000 if metric == "cider" else 100)
         assert (change.step < 1) == (metric != "rouge-l")
     flip = max(found.flips["cider"].better, key=lambda flip: flip.value_after)
-    units = dict(
-        zip(*(getattr(read_units(runs[1].folder)["cider"], name) for name in ("unit_ids", "values")), strict=True)
-    )
+    units = {unit.unit_id: unit.value for unit in read_units(runs[1].folder)["cider"]}
     assert flip.value_after == pytest.approx(10 * units[flip.unit_id])
     judged = nights.second.judged
     assert judged is not None

@@ -108,8 +108,9 @@ def groups(small_night: SmallNight, tmp_path_factory: pytest.TempPathFactory) ->
             for document in ("run.json", "scores.json"):
                 (folder / document).write_text((runs / name / document).read_text().replace("wrong-image", "own"))
             units = read_units(runs / name)
-            values = np.where(rng.random(len(units["accuracy"].values)) < 0.2, 0.3, units["accuracy"].values)
-            changed = units | {"accuracy": replace(units["accuracy"], values=values)}
+            draws = rng.random(len(units["accuracy"]))
+            accuracy = [replace(u, value=0.3) if p < 0.2 else u for p, u in zip(draws, units["accuracy"], strict=True)]
+            changed = units | {"accuracy": accuracy}
             (folder / "units.parquet").write_bytes(encode_units(changed))
     return root
 
@@ -127,7 +128,7 @@ def test_recipes_are_paired_by_seed_and_unit(groups: Path, capsys: pytest.Captur
     plain = {}
     for seed in range(3):
         one, other = (read_units(groups / name / f"seed={seed}" / "run")["accuracy"] for name in "AB")
-        plain[str(seed)] = 100 * float(np.mean(other.values - one.values))
+        plain[str(seed)] = 100 * float(np.mean([b.value - a.value for a, b in zip(one, other, strict=True)]))
     assert change["seeds"] == pytest.approx(plain)
     assert change["difference"] == pytest.approx(np.mean(list(plain.values())))
     assert change["deviation"] == pytest.approx(np.std(list(plain.values()), ddof=1))
@@ -158,7 +159,7 @@ def test_other_examples_are_refused(groups: Path, tmp_path: Path) -> None:
     """A run that judges fewer units is not comparable, although its documents say the same."""
     a, b = runs_of(groups, "A"), runs_of(groups, "B")
     units = read_units(b[2].folder)
-    fewer = {metric: each.take(range(len(each.unit_ids) - 1)) for metric, each in units.items()}
+    fewer = {metric: each[:-1] for metric, each in units.items()}
     (tmp_path / "units.parquet").write_bytes(encode_units(fewer))
     with pytest.raises(NotComparableError, match="their units of accuracy differ; evaluate both on the same examples"):
         compare_seeds(a, b | {2: replace(b[2], folder=tmp_path)})

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from visualbert_core.comparison.compare import SHOWN, compare
-from visualbert_core.comparison.seeds import compare_seeds, describe_seeds
-from visualbert_core.comparison.text import describe
+from visualbert_core.comparison.seeds import compare_seeds
+from visualbert_core.comparison.text import describe, describe_seeds
 from visualbert_core.errors import ConfigError
 from visualbert_core.evaluation.run_folder import Run, read_run
 from visualbert_core.printable import say_result
@@ -58,12 +58,12 @@ class Command:
                     "--annotations and --force compare two run folders, and these folders hold several seeds"
                 )
             over_seeds = compare_seeds(seeds, others)
-            say_result(self.json, over_seeds.document(), describe_seeds(over_seeds))
+            say_result(self.json, asdict(over_seeds), describe_seeds(over_seeds))
             return 0
         before, after = read_run(self.before), read_run(self.after)
         tasks = dict(self._opened(folder, after) for folder in self.annotations)
         comparison = compare(before, after, tasks, self.force, self.flips)
-        say_result(self.json, comparison.document(), describe(comparison))
+        say_result(self.json, asdict(comparison), describe(comparison))
         return 0
 
     def _opened(self, folder: Path, run: Run) -> tuple[str, Task]:

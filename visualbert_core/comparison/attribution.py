@@ -8,16 +8,17 @@ only another evaluation can separate them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from visualbert_core.provenance import code_digests, outside_code
 from visualbert_core.tasks import Task
 
 JUDGING = ("annotations", "scorer")
 NOTHING = "nothing that is recorded"
-
+_TWO_FAMILIES = "two families: one reads regions and the other pixels, so all of this belongs together"
+_TOGETHER = "they differ together: to tell them apart, evaluate once more with one of them as before"
 
 Reads = Literal["regions", "pixels", "both"]
 """What the models of two runs read. "both": one reads regions, the other pixels."""
@@ -40,26 +41,19 @@ class Cause:
         return f"{points} points: {' and '.join(self.ingredients)} ({self.how}){'; '.join(('', *self.lines))}"
 
 
-class Swap(Protocol):
-    """Headline scores in percent, as stored and with the judge swapped. None if the other judge is not available."""
-
-    @property
-    def before(self) -> float: ...
-    @property
-    def after(self) -> float: ...
-    def before_judged_as_after(self) -> float | None: ...
-    def after_judged_as_before(self) -> float | None: ...
-
-
 def causes(
-    swap: Swap, answers_changed: bool, differs: Mapping[str, Sequence[str]], reads: Reads = "regions"
+    total: float,
+    of_judge: Callable[[], Sequence[float]],
+    answers_changed: bool,
+    differs: Mapping[str, Sequence[str]],
+    reads: Reads = "regions",
 ) -> Iterator[Cause]:
-    """Yield the causes of a change. Yield none if the runs are equal.
+    """Yield the causes of a change of `total` points. Yield none if the runs are equal.
 
-    If all points are known, they add up to after - before. `differs` maps each ingredient that differs to lines that
-    say how.
+    If all points are known, they add up to `total`. `differs` maps each ingredient that differs to lines that say how.
+    `of_judge` returns the points that the judge caused, once for each run whose stored predictions can be scored under
+    the judge of the other run.
     """
-    total = swap.after - swap.before
     judging = {name: lines for name, lines in differs.items() if name in JUDGING}
     making = dict(_making(differs, reads)) if answers_changed else {}
     together = _TWO_FAMILIES if reads == "both" else _TOGETHER
@@ -67,38 +61,14 @@ def causes(
         yield _cause(making, total, "nothing else differs" if len(making) == 1 else together)
     elif judging and not answers_changed:
         yield _cause(judging, total, "the answers are the same")
+    elif judging and answers_changed and (shares := of_judge()):
+        points = sum(shares) / len(shares)
+        how = "stored predictions scored under the other annotations" + (", both ways" if len(shares) == 2 else "")
+        yield _cause(making, total - points, f"what is left; {together}" if len(making) > 1 else "what is left")
+        yield _cause(judging, points, how)
     elif judging and answers_changed:
-        yield from _told_apart(swap, total, making, judging, together)
-
-
-_TWO_FAMILIES = "two families: one reads regions and the other pixels, so all of this belongs together"
-_TOGETHER = "they differ together: to tell them apart, evaluate once more with one of them as before"
-
-
-def _told_apart(
-    swap: Swap,
-    total: float,
-    making: Mapping[str, Sequence[str]],
-    judging: Mapping[str, Sequence[str]],
-    together: str,
-) -> Iterator[Cause]:
-    """Separate answers from judge by scoring stored predictions under the other judge.
-
-    If both runs can be scored under the other judge, the share of the judge is the mean of the two results.
-    """
-    shares = []
-    if (value := swap.before_judged_as_after()) is not None:
-        shares.append(value - swap.before)
-    if (value := swap.after_judged_as_before()) is not None:
-        shares.append(swap.after - value)
-    if not shares:
         how = "answers and judge changed together: give --annotations to score stored predictions anew"
-        yield _cause({**making, **judging}, None, how)
-        return
-    of_judge = sum(shares) / len(shares)
-    how = "stored predictions scored under the other annotations" + (", both ways" if len(shares) == 2 else "")
-    yield _cause(making, total - of_judge, f"what is left; {together}" if len(making) > 1 else "what is left")
-    yield _cause(judging, of_judge, how)
+        yield _cause(making | judging, None, how)
 
 
 def _making(differs: Mapping[str, Sequence[str]], reads: Reads) -> Iterator[tuple[str, Sequence[str]]]:
@@ -121,16 +91,8 @@ def _cause(differs: Mapping[str, Sequence[str]], points: float | None, how: str)
     return Cause(tuple(differs), points, how, tuple(line for lines in differs.values() for line in lines))
 
 
-Scorer = tuple[str, str, str | None]
-"""The judge without the annotations: protocol, code digest of this package, code digest of a task from outside it."""
-
-
-def scorer_of(provenance: Mapping[str, Any]) -> Scorer:
-    """Return the scorer that judged a run."""
-    code = provenance["code"]
-    return provenance["protocol"], code["scores"], code.get("task")
-
-
-def scorer_at_hand(task: Task) -> Scorer:
-    """Return the scorer that this installation would use for `task`."""
-    return task.protocol, code_digests()["scores"], outside_code("task", type(task)).get("task")
+def scored_here(provenance: Mapping[str, Any], task: Task) -> bool:
+    """Return whether the code of this installation for `task` scored a run."""
+    code, own = provenance["code"], code_digests(("scores",)) | outside_code("task", type(task))
+    names = ("scores", "task")  # of this package, and of a task from outside it
+    return provenance["protocol"] == task.protocol and all(code.get(name) == own.get(name) for name in names)

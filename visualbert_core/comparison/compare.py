@@ -9,23 +9,24 @@ all differences in points. Nothing here imports torch or Ray.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
-from visualbert_core.comparison.attribution import Cause, Reads, causes, scorer_at_hand, scorer_of
+from visualbert_core.comparison.attribution import Cause, Reads, causes, scored_here
 from visualbert_core.comparison.flips import Flips, changed_answers, flips
 from visualbert_core.errors import CoverageError, InputError, NotComparableError
 from visualbert_core.evaluation.run_folder import ANSWERING, Run, made_of
-from visualbert_core.evaluation.units import Groups, UnitScores, Values, by_metric, read_units
+from visualbert_core.evaluation.units import Units, Values, by_metric, read_units
 from visualbert_core.evaluation.worker import read_predictions
-from visualbert_core.metrics.statistics import PERCENT, Paired, holm, paired_differences, usual_step
+from visualbert_core.metrics.statistics import PERCENT, holm, paired_differences, usual_step
 from visualbert_core.metrics.sums import linear_differences
 from visualbert_core.provenance import changed
-from visualbert_core.schema import Generated, Prediction
+from visualbert_core.schema import Generated, Prediction, Score
 from visualbert_core.tasks import Task, judge
 
 SHOWN = 100
@@ -84,10 +85,6 @@ class Comparison:
     parsed: Change | None = None
     """The change of the share of texts in which an answer was found; None where neither model writes text."""
 
-    def document(self) -> dict[str, Any]:
-        """Return the comparison as JSON values."""
-        return asdict(self)
-
 
 class Side:
     """One of the two runs. Its files are read on first use."""
@@ -104,8 +101,8 @@ class Side:
         self.annotations: str = self.provenance["annotations"]
 
     @cached_property
-    def units(self) -> dict[str, UnitScores]:
-        """Return the values of all units, as the run scored them."""
+    def units(self) -> Units:
+        """Return all units, as the run scored them."""
         return read_units(self.run.folder)
 
     @cached_property
@@ -122,7 +119,7 @@ class Side:
             **{name: spec[name] for name in ("model", "task", "split", "visual")},
         }
 
-    def rescored(self, task: Task) -> dict[str, UnitScores]:
+    def rescored(self, task: Task) -> Units:
         """Score the stored predictions under other annotations. Raise CoverageError if these ask other questions."""
         return by_metric(judge(task, self.predictions.values()))
 
@@ -146,12 +143,14 @@ def compare(before: Run, after: Run, tasks: Tasks | None = None, force: bool = F
     aligned = {metric: _aligned(*own, metric) for metric in own[1] if metric in own[0]}
     scales: Mapping[str, float] = b.scores.get("scales", {})
     metrics = {
-        metric: _change(first.worth, second.worth, second.clusters, scales.get(metric))
+        metric: _change(Values.of(first), Values.of(second), [unit.cluster for unit in second], scales.get(metric))
         for metric, (first, second) in aligned.items()
     }
     differs = _differs(a, b)
     answers = changed_answers(a.predictions, b.predictions)
     headline = b.scores["headline"]
+    total = b.scores["scores"][headline] - a.scores["scores"][headline]
+    of_judge = partial(_of_judge, a, b, tasks, headline)
     return Comparison(
         before=a.about,
         after=b.about,
@@ -167,7 +166,7 @@ def compare(before: Run, after: Run, tasks: Tasks | None = None, force: bool = F
             for metric, (first, second) in aligned.items()
             if (found := flips(first, second, shown, scales.get(metric))) is not None
         },
-        causes=tuple(causes(_Stored(a, b, tasks, headline), bool(answers), differs, _reads(a, b))),
+        causes=tuple(causes(total, of_judge, bool(answers), differs, _reads(a, b))),
         differs=differs,
         parsed=_parsed(a, b),
     )
@@ -213,9 +212,7 @@ def _check_questions(a: Side, b: Side, force: bool) -> None:
             )
 
 
-def _under_one(
-    a: Side, b: Side, tasks: Tasks, force: bool
-) -> tuple[tuple[dict[str, UnitScores], dict[str, UnitScores]], str, list[str]]:
+def _under_one(a: Side, b: Side, tasks: Tasks, force: bool) -> tuple[tuple[Units, Units], str, list[str]]:
     """Return the units of both runs under one set of annotations, how they came about, and warnings."""
     if a.annotations == b.annotations and a.provenance["protocol"] == b.provenance["protocol"]:
         return (a.units, b.units), "scores as stored", []
@@ -241,23 +238,26 @@ def _under_one(
     return (a.units, b.units), "scores as stored, though judged differently", [f"not comparable: {'; '.join(lines)}"]
 
 
-def _aligned(
-    first: Mapping[str, UnitScores], second: Mapping[str, UnitScores], metric: str
-) -> tuple[UnitScores, UnitScores]:
-    """Return the units that both runs have, in the order and with the groups of the second run."""
-    one, other = first[metric], second[metric]
-    if one.unit_ids == other.unit_ids:
-        return one, other
-    row_of = {unit_id: row for row, unit_id in enumerate(one.unit_ids)}
-    rows = [row for row, unit_id in enumerate(other.unit_ids) if unit_id in row_of]
-    if not rows:
+def _aligned(first: Units, second: Units, metric: str) -> tuple[Sequence[Score], Sequence[Score]]:
+    """Return the units that both runs have, in the order of the second run."""
+    if unit_ids(first[metric]) == unit_ids(second[metric]):
+        return first[metric], second[metric]
+    before = {unit.unit_id: unit for unit in first[metric]}
+    both = [unit for unit in second[metric] if unit.unit_id in before]
+    if not both:
         raise NotComparableError(f"the runs have no unit of {metric} in common: compare runs of one split")
-    return one.take([row_of[other.unit_ids[row]] for row in rows]), other.take(rows)
+    return [before[unit.unit_id] for unit in both], both
+
+
+def unit_ids(units: Sequence[Score]) -> list[str]:
+    return [unit.unit_id for unit in units]
 
 
 def _change(before: Values, after: Values, clusters: Sequence[str] | np.ndarray, scale: float | None) -> Change:
     """Compare the units of two runs. `scale` is None for a metric in percent."""
-    result = _paired(before, after, clusters, graded=scale is not None)
+    shares = unit_differences(before, after)
+    result = paired_differences(shares, clusters)
+    right_or_wrong = scale is None and after.function is None
     shown = PERCENT if scale is None else scale
     # An interval clustered by image needs two images; `paired` returns NaN for one. JSON has no NaN.
     one_image = math.isnan(result.low)
@@ -274,7 +274,7 @@ def _change(before: Values, after: Values, clusters: Sequence[str] | np.ndarray,
         images=result.difference.clusters,
         images_changed=result.changed,
         scale=shown,
-        step=result.step,
+        step=result.step if right_or_wrong else usual_step(shares),
     )
 
 
@@ -285,78 +285,49 @@ def unit_differences(before: Values, after: Values) -> np.ndarray:
     return np.asarray(after.values - before.values, np.float64)
 
 
-def _paired(before: Values, after: Values, clusters: Sequence[str] | np.ndarray, graded: bool) -> Paired:
-    shares = unit_differences(before, after)
-    found = paired_differences(shares, clusters)
-    right_or_wrong = not graded and after.function is None
-    return found if right_or_wrong else replace(found, step=usual_step(shares))
-
-
 def _groups(
-    aligned: Mapping[str, tuple[UnitScores, UnitScores]], scales: Mapping[str, float]
+    aligned: Mapping[str, tuple[Sequence[Score], Sequence[Score]]], scales: Mapping[str, float]
 ) -> dict[str, dict[str, dict[str, Change]]]:
     """Return every metric in every group. Kinds and groups are sorted, and `p_holm` covers all groups of a metric.
 
     Many groups are tested at once, so Holm's correction keeps the chance of one false alarm among them in bounds.
     """
     found: dict[str, dict[str, dict[str, Change]]] = {}
-    for metric, (before, after) in aligned.items():
-        images = np.unique(np.asarray(after.clusters), return_inverse=True)[1]
+    for metric, (first, second) in aligned.items():
+        before, after = Values.of(first), Values.of(second)
+        images = np.unique([unit.cluster for unit in second], return_inverse=True)[1]
+        rows_of: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+        for row, unit in enumerate(second):
+            for kind, names in unit.groups.items():
+                for name in names:
+                    rows_of[kind, name].append(row)
         changes = {
-            name: _change(before.worth.take(rows), after.worth.take(rows), images[rows], scales.get(metric))
-            for name, rows in _rows_of(after.groups).items()
+            group: _change(before.take(rows), after.take(rows), images[rows], scales.get(metric))
+            for group, rows in rows_of.items()
         }
         corrected = holm([change.p for change in changes.values()])
         for ((kind, group), change), p in zip(changes.items(), corrected, strict=True):
-            found.setdefault(kind, {}).setdefault(group, {})[metric] = Change(**vars(change) | {"p_holm": p})
+            found.setdefault(kind, {}).setdefault(group, {})[metric] = replace(change, p_holm=p)
     return {kind: dict(sorted(groups.items())) for kind, groups in sorted(found.items())}
 
 
-def _rows_of(groups: Sequence[Groups]) -> dict[tuple[str, str], list[int]]:
-    rows: dict[tuple[str, str], list[int]] = {}
-    for row, places in enumerate(groups):
-        for kind, names in places.items():
-            for name in names:
-                rows.setdefault((kind, name), []).append(row)
-    return rows
+def _of_judge(a: Side, b: Side, tasks: Tasks, headline: str) -> list[float]:
+    """Return the points that the judge caused: how far each run moves when it is judged as the other one was.
 
-
-@dataclass(frozen=True)
-class _Stored:
-    """Implements `attribution.Swap` with the stored predictions of both runs."""
-
-    a: Side
-    b: Side
-    tasks: Tasks
-    headline: str
-
-    @property
-    def before(self) -> float:
-        return float(self.a.scores["scores"][self.headline])
-
-    @property
-    def after(self) -> float:
-        return float(self.b.scores["scores"][self.headline])
-
-    def before_judged_as_after(self) -> float | None:
-        return self._swapped(self.a, self.b)
-
-    def after_judged_as_before(self) -> float | None:
-        return self._swapped(self.b, self.a)
-
-    def _swapped(self, predictions: Side, judge_of: Side) -> float | None:
-        """Score `predictions` as the other run was judged, in percent.
-
-        Only the scorer of this installation can run. Return None if the other run was judged by a different scorer, or
-        if its annotations are not given or ask other questions.
-        """
-        task = self.tasks.get(judge_of.annotations)
-        if task is None or scorer_of(judge_of.provenance) != scorer_at_hand(task):
-            return None
+    Only the scorer of this installation can run. A run is left out where another scorer judged the other run, or where
+    the annotations of the other run are not given or ask other questions.
+    """
+    points = []
+    for own, other, sign in ((a, b, 1), (b, a, -1)):
+        task = tasks.get(other.annotations)
+        if task is None or not scored_here(other.provenance, task):
+            continue
         try:
-            return task.scales.get(self.headline, PERCENT) * predictions.rescored(task)[self.headline].worth.value
+            swapped = task.scales.get(headline, PERCENT) * Values.of(own.rescored(task)[headline]).value
         except CoverageError:
-            return None
+            continue
+        points.append(sign * (swapped - own.scores["scores"][headline]))
+    return points
 
 
 def p_value(p: float) -> str:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from visualbert_core.evaluation.units import UnitScores
-from visualbert_core.schema import Prediction
+from visualbert_core.schema import JudgedAnswer, Prediction, Score
 
 Predictions = Mapping[str, Prediction]
 
@@ -60,39 +57,38 @@ def changed_answers(before: Predictions, after: Predictions) -> list[str]:
     return [name for name, p in after.items() if name in before and before[name].answer != p.answer]
 
 
-def flips(before: UnitScores, after: UnitScores, shown: int, scale: float | None = None) -> Flips | None:
+def flips(before: Sequence[Score], after: Sequence[Score], shown: int, scale: float | None = None) -> Flips | None:
     """Return the units of a metric that flipped, at most `shown` each way.
 
     `before` and `after` hold the same units in the same order. `scale` is None for a metric in percent. Return None for
     a metric that judges no single answer, such as the consistency of NLVR2.
     """
-    if not any(after.judged):
+    if not any(unit.judged for unit in after):
         return None
-    # Rounded, so that a difference in the last digits of float64 is not a flip.
-    moved = np.round(after.values - before.values, 9)
-    found = [_flip(before, after, row, scale) for row in np.flatnonzero(moved).tolist()]
+    found = [
+        _flip(first, second, first.judged, second.judged, scale)
+        for first, second in zip(before, after, strict=True)
+        # Rounded, so that a difference in the last digits of float64 is not a flip.
+        if round(second.value - first.value, 9) and first.judged and second.judged
+    ]
     found.sort(key=lambda flip: (-abs(flip.change), flip.unit_id))
     worse = [flip for flip in found if flip.value_after < flip.value_before]
     better = [flip for flip in found if flip.value_after > flip.value_before]
     return Flips(len(worse), len(better), tuple(worse[:shown]), tuple(better[:shown]))
 
 
-def _flip(before: UnitScores, after: UnitScores, row: int, scale: float | None) -> Flip:
-    first, second = before.judged[row], after.judged[row]
-    assert first is not None
-    assert second is not None
-    values = float(before.values[row]), float(after.values[row])
-    factor = 1.0 if scale is None else scale / 100
+def _flip(before: Score, after: Score, first: JudgedAnswer, second: JudgedAnswer, scale: float | None) -> Flip:
     if scale is None:
-        change = _sureness(second.confidence, values[1]) - _sureness(first.confidence, values[0])
+        factor, change = 1.0, _sureness(second.confidence, after.value) - _sureness(first.confidence, before.value)
     else:
-        change = factor * (values[1] - values[0])
+        factor = scale / 100
+        change = factor * (after.value - before.value)
     return Flip(
-        unit_id=after.unit_ids[row],
+        unit_id=after.unit_id,
         example_id=second.example_id,
         part=second.part,
-        value_before=values[0] * factor,
-        value_after=values[1] * factor,
+        value_before=before.value * factor,
+        value_after=after.value * factor,
         answer_before=first.answer,
         answer_after=second.answer,
         confidence_before=first.confidence,

@@ -15,9 +15,9 @@ Reruns of the same thing differ by noise. If the history of a cell holds enough 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import hypot, inf
-from typing import Any, Literal
+from typing import Literal
 
 from visualbert_core.comparison.compare import Change, p_value
 from visualbert_core.config import GateConfig
@@ -83,10 +83,6 @@ class Gate:
     def cell_verdict(self, cell: str) -> Verdict:
         """Return the worst verdict among the metrics of a cell."""
         return _worst([check.verdict for check in self.checks if check.watched.cell == cell])
-
-    def document(self) -> dict[str, Any]:
-        """Return the gate as JSON values."""
-        return asdict(self)
 
 
 def judge_night(night: str, config: GateConfig, watched: Sequence[Watched], missed: Sequence[str] = ()) -> Gate:

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 
 from visualbert_core.errors import InputError
 from visualbert_core.metrics.sums import value_of_sums
-from visualbert_core.schema import SCHEMA_VERSION, JudgedAnswer, Score
+from visualbert_core.schema import SCHEMA_VERSION, Counts, JudgedAnswer, Score
 
 UNITS_FILE = "units.parquet"
 
@@ -47,7 +46,8 @@ _COUNTS = (
 )
 _SCHEMA_WITH_COUNTS = pa.schema([*_SCHEMA, *_COUNTS], metadata=_SCHEMA.metadata)
 
-Groups = Mapping[str, tuple[str, ...]]
+Units = Mapping[str, Sequence[Score]]
+"""Metric → its units, in the order of the task."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,13 @@ class Values:
     function: str | None = None
     counts: np.ndarray | None = None
 
+    @classmethod
+    def of(cls, units: Sequence[Score]) -> Values:
+        """Return what the units of one metric are worth."""
+        values = np.array([unit.value for unit in units])
+        counts = [unit.counts for unit in units if unit.counts]
+        return cls(values, counts[0].function, np.array([each.values for each in counts])) if counts else cls(values)
+
     @property
     def value(self) -> float:
         """Return the metric over these units, in [0, 1]."""
@@ -67,92 +74,45 @@ class Values:
 
     def take(self, rows: Sequence[int]) -> Values:
         """Return some of the units."""
-        chosen = list(rows)
-        return Values(self.values[chosen], self.function, None if self.counts is None else self.counts[chosen])
+        return Values(self.values[rows], self.function, None if self.counts is None else self.counts[rows])
 
 
-@dataclass(frozen=True)
-class UnitScores:
-    """Holds the n units of one metric in the order of the task. `values` is float64 [n]; every list has n elements.
-
-    Where the metric is a function of sums, `function` names it and `counts` is float64 [n, k].
-    """
-
-    unit_ids: list[str]
-    values: np.ndarray
-    clusters: list[str]
-    groups: list[Groups]
-    judged: list[JudgedAnswer | None]
-    function: str | None = None
-    counts: np.ndarray | None = None
-
-    @property
-    def worth(self) -> Values:
-        """Return what the units are worth."""
-        return Values(self.values, self.function, self.counts)
-
-    def take(self, rows: Sequence[int]) -> UnitScores:
-        """Return some of the units, in the order of `rows`."""
-        chosen = self.worth.take(rows)
-        return UnitScores(
-            [self.unit_ids[row] for row in rows],
-            chosen.values,
-            [self.clusters[row] for row in rows],
-            [self.groups[row] for row in rows],
-            [self.judged[row] for row in rows],
-            chosen.function,
-            chosen.counts,
-        )
-
-
-def by_metric(scores: Iterable[Score]) -> dict[str, UnitScores]:
+def by_metric(scores: Iterable[Score]) -> dict[str, list[Score]]:
     """Return metric → its units, in the order in which the task yields them."""
-    rows: dict[str, list[Score]] = {}
+    units: dict[str, list[Score]] = {}
     for score in scores:
-        rows.setdefault(score.metric, []).append(score)
-    return {
-        metric: UnitScores(
-            [score.unit_id for score in found],
-            np.array([score.value for score in found]),
-            [score.cluster for score in found],
-            [score.groups for score in found],
-            [score.judged for score in found],
-            *_counts(
-                [score.counts.function if score.counts else None for score in found],
-                [score.counts.values if score.counts else None for score in found],
-            ),
-        )
-        for metric, found in rows.items()
-    }
+        units.setdefault(score.metric, []).append(score)
+    return units
 
 
-def encode_units(metrics: Mapping[str, UnitScores]) -> bytes:
+def encode_units(metrics: Units) -> bytes:
     """Return the bytes of units.parquet. Equal units give equal bytes."""
-    schema = _SCHEMA if all(units.counts is None for units in metrics.values()) else _SCHEMA_WITH_COUNTS
-    tables = [
-        pa.table(
-            {
-                "unit_id": units.unit_ids,
-                "metric": [metric] * len(units.unit_ids),
-                "value": units.values,
-                "cluster": units.clusters,
-                "groups": [json.dumps({kind: list(names) for kind, names in each.items()}) for each in units.groups],
-                "example_id": [judged and judged.example_id for judged in units.judged],
-                "part": [judged and judged.part for judged in units.judged],
-                "answer": [judged and json.dumps(judged.answer) for judged in units.judged],
-                "confidence": [judged and judged.confidence for judged in units.judged],
-                **({} if schema is _SCHEMA else _count_columns(units)),
-            },
-            schema,
-        )
-        for metric, units in metrics.items()
-    ]
+    counted = any(unit.counts for units in metrics.values() for unit in units)
     sink = pa.BufferOutputStream()
+    tables = [_table(units, _SCHEMA_WITH_COUNTS if counted else _SCHEMA) for units in metrics.values()]
     pq.write_table(pa.concat_tables(tables), sink, compression="zstd", write_page_checksum=True)
     return bytes(sink.getvalue())
 
 
-def read_units(folder: Path) -> dict[str, UnitScores]:
+def _table(units: Sequence[Score], schema: pa.Schema) -> pa.Table:
+    judged, counts = [unit.judged for unit in units], [unit.counts for unit in units]
+    columns = {
+        "unit_id": [unit.unit_id for unit in units],
+        "metric": [unit.metric for unit in units],
+        "value": [unit.value for unit in units],
+        "cluster": [unit.cluster for unit in units],
+        "groups": [json.dumps(dict(unit.groups)) for unit in units],
+        "example_id": [each and each.example_id for each in judged],
+        "part": [each and each.part for each in judged],
+        "answer": [each and json.dumps(each.answer) for each in judged],
+        "confidence": [each and each.confidence for each in judged],
+        "function": [each and each.function for each in counts],
+        "counts": [each and each.values for each in counts],
+    }
+    return pa.table(columns, schema)  # which takes the columns of the schema
+
+
+def read_units(folder: Path) -> dict[str, list[Score]]:
     """Return metric → the units of a finished run folder. Raises InputError where the file is missing or damaged."""
     try:
         table = pq.read_table(folder / UNITS_FILE, page_checksum_verification=True)
@@ -164,50 +124,32 @@ def read_units(folder: Path) -> dict[str, UnitScores]:
         raise InputError(f"{folder / UNITS_FILE} is damaged ({error}): run the same line again") from None
     if not (table.schema.equals(_SCHEMA) or table.schema.equals(_SCHEMA_WITH_COUNTS)):
         raise InputError(f"{folder / UNITS_FILE} is of another version of this library: run the same line again")
-    columns = table.to_pydict()
-    rows: dict[str, list[int]] = {}
-    for row, metric in enumerate(columns["metric"]):
-        rows.setdefault(metric, []).append(row)
-    return {
-        metric: UnitScores(
-            [columns["unit_id"][row] for row in found],
-            np.array([columns["value"][row] for row in found]),
-            [columns["cluster"][row] for row in found],
-            [_groups(columns["groups"][row]) for row in found],
-            [_judged(*(columns[name][row] for name in _JUDGED)) for row in found],
-            *_counts(
-                *([columns[name][row] for row in found] if name in columns else [] for name in ("function", "counts"))
-            ),
-        )
-        for metric, found in rows.items()
-    }
+    return by_metric(_score(*row) for row in zip(*table.to_pydict().values(), strict=True))
 
 
-def _counts(
-    functions: Sequence[str | None], counts: Sequence[Sequence[float] | None]
-) -> tuple[str | None, np.ndarray | None]:
-    """Return the function of a metric and the counts of its units, or None for both where it is a mean."""
-    if not functions or functions[0] is None:
-        return None, None
-    return functions[0], np.array(counts)
+def _score(
+    unit_id: str,
+    metric: str,
+    value: float,
+    cluster: str,
+    groups: str,
+    example_id: str | None,
+    part: int | None,
+    answer: str,
+    confidence: float | None,
+    function: str | None = None,
+    counts: Sequence[float] = (),
+) -> Score:
+    """Return the unit of a row; the parameters are the columns, in the order of the schema."""
+    judged = None if example_id is None else JudgedAnswer(example_id, _parsed(answer), confidence, part)
+    counted = None if function is None else Counts(function, tuple(counts))
+    return Score(unit_id, metric, value, cluster, _groups(groups), judged, counted)
 
 
-def _count_columns(units: UnitScores) -> dict[str, list[Any]]:
-    counts = [None] * len(units.unit_ids) if units.counts is None else units.counts.tolist()
-    return {"function": [units.function] * len(counts), "counts": counts}
-
-
-_JUDGED = ("example_id", "answer", "confidence", "part")
-
-
-def _judged(example_id: str | None, answer: str, confidence: float | None, part: int | None) -> JudgedAnswer | None:
-    return None if example_id is None else JudgedAnswer(example_id, json.loads(answer), confidence, part)
+# Hundreds of thousands of units share a few thousand answers and groups, so the caches save time and memory.
+_parsed = lru_cache(maxsize=1 << 16)(json.loads)
 
 
 @lru_cache(maxsize=1 << 16)
-def _groups(text: str) -> Groups:
-    """Parse a value of the column groups.
-
-    Hundreds of thousands of units share a few thousand values, so the cache saves time and memory.
-    """
+def _groups(text: str) -> Mapping[str, tuple[str, ...]]:
     return {kind: tuple(names) for kind, names in json.loads(text).items()}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +166,9 @@ def _changes(comparison: Comparison | None) -> dict[str, Change]:
 def _write(config: NightlyConfig, night: str, judged: GateResult, cells: Sequence[CellResult]) -> None:
     for cell in cells:
         if cell.run is not None and cell.name in judged.comparisons:
-            _publish_json(cell.run.folder / "comparison.json", judged.comparisons[cell.name].document())
+            _publish_json(cell.run.folder / "comparison.json", asdict(judged.comparisons[cell.name]))
     folder = config.out / "runs" / config.name / night
-    _publish_json(folder / "gate.json", judged.gate.document())
+    _publish_json(folder / "gate.json", asdict(judged.gate))
     publish(folder / "junit.xml", junit(config.name, judged.gate))
     summary = markdown(config.name, judged.gate, judged.comparisons)
     publish(folder / "summary.md", summary.encode(errors="replace"))

@@ -46,9 +46,9 @@ class RunAnswers:
         predictions, _ = read_predictions(run.folder / "predictions")
         values: defaultdict[str, list[float]] = defaultdict(list)
         for units in read_units(run.folder).values():
-            for judged, value in zip(units.judged, units.values.tolist(), strict=True):
-                if judged is not None:
-                    values[judged.example_id].append(value)
+            for unit in units:
+                if unit.judged is not None:
+                    values[unit.judged.example_id].append(unit.value)
         return cls({p.example_id: p for p in predictions}, {key: fmean(value) for key, value in values.items()})
 
 
