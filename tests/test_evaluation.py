@@ -23,7 +23,7 @@ from visualbert_core.config import AnsweringConfig, EvaluateConfig, PoolConfig
 from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import Part, ShardFolder, plan
 from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
-from visualbert_core.evaluation.fit import check_fit
+from visualbert_core.evaluation.checks import check_fit
 from visualbert_core.evaluation.inputs import RegionReader, RegionSource
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import read_run

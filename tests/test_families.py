@@ -332,7 +332,7 @@ def test_bounds_of_a_model_without_an_image(nights: Nights) -> None:
     config = load_matrix(nights.matrix, {})
     cell = replace(config.cells[1], no_image={"accuracy": (99.0, 100.0)})
     shown = nights.second.cells[1]
-    (line,) = missed(CellResult(cell, shown, None, None))
+    (line,) = missed(CellResult(cell, shown))
     assert re.fullmatch(r"brightness on vqa val \(no image\): accuracy is \d+\.\d\d, which is below 99", line)
 
 

@@ -91,7 +91,9 @@ class Nights:
     def comparison(self, name: str) -> Comparison:
         judged = self.nights[name].judged
         assert judged is not None
-        return judged.comparisons[CELL]
+        (found,) = (cell.comparison for cell in judged.cells if cell.name == CELL)
+        assert found is not None
+        return found
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ from conftest import ROOT, SmallNight
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import InputError
+from visualbert_core.evaluation.checks import check_sizes
 from visualbert_core.evaluation.inputs import RegionSource
 from visualbert_core.evaluation.invariance_check import check_invariance
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import Run, read_run
-from visualbert_core.evaluation.sizes import check_sizes
 from visualbert_core.features.importers.hdf5 import NO_SIZES
 from visualbert_core.tasks import open_task, vqa
 

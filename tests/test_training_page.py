@@ -23,8 +23,8 @@ from visualbert_core.cli import main
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import ConfigError, InputError, TrackerError
+from visualbert_core.evaluation.checks import trained_on
 from visualbert_core.evaluation.run import evaluate
-from visualbert_core.evaluation.trained_on import trained_on
 from visualbert_core.models.visualbert.trainable import VisualBertTrainable
 from visualbert_core.report import trackers
 from visualbert_core.report.curves import Line, plot

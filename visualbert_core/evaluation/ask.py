@@ -16,7 +16,7 @@ from visualbert_core.config import AnsweringConfig
 from visualbert_core.corpus.images import DecodeError, read_image, to_pixels
 from visualbert_core.detector import Detector, load_detector
 from visualbert_core.errors import CheckpointError, ConfigError, InputError
-from visualbert_core.evaluation.fit import InSpace, check_regions
+from visualbert_core.evaluation.checks import InSpace, check_regions
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.features.worker import to_regions
 from visualbert_core.io.locations import Location

@@ -22,10 +22,9 @@ from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import ShardFolder
 from visualbert_core.errors import CoverageError
-from visualbert_core.evaluation.fit import check_contract, check_fit, check_form, check_visual
-from visualbert_core.evaluation.inputs import Source, open_source, sample
+from visualbert_core.evaluation.checks import check_sizes, open_checked
+from visualbert_core.evaluation.inputs import Source, sample
 from visualbert_core.evaluation.run_folder import run_folder
-from visualbert_core.evaluation.sizes import check_sizes
 from visualbert_core.evaluation.worker import EvaluationWorker, Joined, LoadModel, plan_examples, read_predictions
 from visualbert_core.models import GivesLogits, load_model
 from visualbert_core.schema import Example, Failure, Grounding, Prediction
@@ -72,25 +71,20 @@ def check_invariance(
     Raises InputError for inputs that do not fit together, CoverageError where an example has no prediction.
     """
     task = open_task(config.task, config.annotations, config.split)
-    model = load(config.model, task.form, "cpu", config.precision, config.answering)
-    check_contract(model, config)
-    check_form(model, task.form, config)
-    check_visual(model, config)
-    source = open_source(config, model)
-    check_fit(model, source, config)
+    model, source, _ = open_checked(config, task, load)
     asked = sample(task.examples(), source, examples)
     source.identify(asked)
     check_sizes(task, source)
     folder = run_folder(config).with_name(f"{run_folder(config).name}__invariance-check")
-    alone, together = folder / "alone", folder / "together"
     shutil.rmtree(folder, ignore_errors=True)  # A check that was killed leaves its folder.
     try:
         single, one_worker = dataclasses.replace(config, batch_size=1), dataclasses.replace(pool, workers=1)
-        one = _logits(single, alone, asked, source, one_worker, 64, load)
-        all_ = _logits(config, together, asked, source, pool, 4, load)  # Small shards give every worker some.
+        alone = _logits(single, folder / "alone", asked, source, one_worker, 64, load)
+        # Small shards give every worker some.
+        together = _logits(config, folder / "together", asked, source, pool, 4, load)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return _compared(asked, one, all_, config, isinstance(model, GivesLogits))
+    return _compared(asked, alone, together, config, isinstance(model, GivesLogits))
 
 
 def describe(check: InvarianceCheck) -> Iterator[str]:
@@ -117,9 +111,7 @@ def _logits(
     The `scores` of a prediction are the logits, row by row; for a model without logits, they are the confidences.
     """
     shards, parts = plan_examples(asked, None, source.files, "invariance check", images), ShardFolder(folder)
-    inputs = (config.model, type(asked[0]), source.reader(config.visual))
-    settings = (config.batch_size, config.precision, config.answering)
-    make_worker = partial(_LogitsWorker, *inputs, folder, *settings, load)
+    make_worker = partial(_LogitsWorker, config, type(asked[0]), source.reader(config.visual), folder, load)
     with Pool(pool) as workers:
         workers.run(make_worker, shards, f"invariance check, batches of {config.batch_size}")
     parts.finish(shards, {"task": config.task})

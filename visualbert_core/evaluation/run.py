@@ -16,12 +16,10 @@ from visualbert_core.config import AnsweringConfig, EvaluateConfig
 from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import ShardFolder, publish
 from visualbert_core.errors import CheckpointError, CoverageError, InputError
-from visualbert_core.evaluation.fit import check_contract, check_fit, check_form, check_visual
-from visualbert_core.evaluation.inputs import Source, open_source, sample
+from visualbert_core.evaluation.checks import check_sizes, open_checked, trained_on
+from visualbert_core.evaluation.inputs import Source, sample
 from visualbert_core.evaluation.run_folder import Run, claim, encode_json, is_finished, read_run, run_folder, write_json
 from visualbert_core.evaluation.score import PredictionSet, score
-from visualbert_core.evaluation.sizes import check_sizes
-from visualbert_core.evaluation.trained_on import trained_on
 from visualbert_core.evaluation.units import UNITS_FILE, by_metric, encode_units
 from visualbert_core.evaluation.worker import EvaluationWorker, LoadModel, plan_examples, read_predictions, wrong_images
 from visualbert_core.io.hub import checkpoint_name, hub_origin, with_folder
@@ -61,24 +59,13 @@ def evaluate(
     if load is load_model:  # a loader of the caller's own knows what its models' names mean
         config = with_folder(config)
     task = task or open_task(config.task, config.annotations, config.split)
-    # The driver only asks the model what it reads and answers, and for its fingerprint. That needs no GPU.
-    model = load(config.model, task.form, "cpu", config.precision, config.answering)
-    check_contract(model, config)
-    check_form(model, task.form, config)
-    check_visual(model, config)
-    source = open_source(config, model, source)
-    warnings = check_fit(model, source, config)
+    model, source, warnings = open_checked(config, task, load, source)
     some = None if config.limit is None else sample(task.examples(), source, config.limit)
     made_of = source.identify(task.examples() if some is None else some)
     provenance = _provenance(config, task, model) | made_of
-    warnings = [
-        *trained_on(Path(config.model), provenance["annotations"]),
-        *check_sizes(task, source),
-        *warnings,
-    ]
+    warnings = [*trained_on(config.model, provenance["annotations"]), *check_sizes(task, source), *warnings]
     for warning in warnings:
         _LOG.warning("%s: %s", checkpoint_name(config.model), warning)
-    provenance = _provenance(config, task, model) | made_of
     folder = run_folder(config)
     asking: dict[str, Any] = {"network": model.name, "answering": model.protocol}
     asking |= {} if (origin := hub_origin(config.model)) is None else {"hub": origin}
@@ -91,9 +78,7 @@ def evaluate(
     donors = wrong_images(asked, source) if config.visual == "wrong-image" else None
     shards = plan_examples(asked, donors, source.files, digest_json(provenance), config.shard_size)
     predictions = ShardFolder(folder / "predictions")
-    inputs = (config.model, task.form, source.reader(config.visual))
-    settings = (config.batch_size, config.precision, config.answering)
-    make_worker = partial(EvaluationWorker, *inputs, predictions.root, *settings, load)
+    make_worker = partial(EvaluationWorker, config, task.form, source.reader(config.visual), predictions.root, load)
     label = f"{title_of(config.task)} {config.split}{BASELINES[config.visual]}"
     pool.run(make_worker, predictions.pending(shards), label)
     predictions.finish(shards, {"task": config.task, "split": config.split})

@@ -14,19 +14,20 @@ import json
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from visualbert_core.config import AnsweringConfig
+from visualbert_core.config import AnsweringConfig, EvaluateConfig
 from visualbert_core.engine.hardware import halving_on_memory_error
 from visualbert_core.engine.shards import Marker, Part, Shard, ShardFolder, plan
 from visualbert_core.errors import CheckpointError, InputError
 from visualbert_core.features.parts import encode_failures
 from visualbert_core.io.locations import Location
-from visualbert_core.models import NOT_FINITE, Model, load_model
+from visualbert_core.models import NOT_FINITE, Model
 from visualbert_core.provenance import digest_json
 from visualbert_core.schema import (
     PREDICTION_SCHEMA,
@@ -152,20 +153,12 @@ class EvaluationWorker:
     """Predicts shards of examples with one model and commits the parts. Each worker process has one worker."""
 
     def __init__(
-        self,
-        model: Path,
-        form: type[Example],
-        reader: Callable[[], Reader],
-        out: Location,
-        batch_size: int,
-        precision: str,
-        answering: AnsweringConfig,
-        load: LoadModel = load_model,
+        self, config: EvaluateConfig, form: type[Example], reader: Callable[[], Reader], out: Location, load: LoadModel
     ) -> None:
-        self.model = load(model, form, None, precision, answering)
+        self.model = load(config.model, form, None, config.precision, config.answering)
         self.reader = reader()
         self.folder = ShardFolder(out)
-        self.batch_size = batch_size
+        self.batch_size = config.batch_size
 
     def run(self, shard: ExampleShard) -> Marker:
         """Predict the examples of one shard, commit the part, and return its marker."""
@@ -174,11 +167,12 @@ class EvaluationWorker:
         for batch, lacking in self.reader.read(shard, self.batch_size):
             failures += lacking
             for found in halving_on_memory_error(self.predict, batch) if batch else ():
-                kept = _checked(found)
-                if isinstance(kept, Failure):
-                    failures.append(kept)
-                else:
-                    answered[kept.example_id] = kept
+                if isinstance(found, Failure):
+                    failures.append(found)
+                elif all(map(math.isfinite, found.scores)):
+                    answered[found.example_id] = found
+                else:  # as a model from outside this package may give them: a failure, not a wrong answer
+                    failures.append(Failure(found.example_id, "predict", "NotFinite", NOT_FINITE))
         rows = [answered[item] for item in shard.items if item in answered]
         return self.folder.commit(shard, Part(encode(rows), len(rows), encode_failures(failures), len(failures)))
 
@@ -188,40 +182,26 @@ class EvaluationWorker:
         Raise CheckpointError where a model from outside this package does not keep the contract.
         """
         found = list(self.model.predict(batch))
-        asked = {example.example_id: example for example, _ in batch}
+        asked, called = {example.example_id: example for example, _ in batch}, f"the model {type(self.model).__name__}"
         for each in found:
             name = each.item_id if isinstance(each, Failure) else each.example_id
             if name not in asked:
-                raise CheckpointError(f"{_called(self.model)} answered {name!r}, which is not an example of its batch")
-            if isinstance(each, Prediction) and len(each.scores) not in (0, confidences(asked[name])):
+                raise CheckpointError(f"{called} answered {name!r}, which is not an example of its batch")
+            if isinstance(each, Prediction) and len(each.scores) not in (0, _confidences(asked[name])):
                 raise CheckpointError(
-                    f"{_called(self.model)} gave {len(each.scores)} scores for {name!r}; "
-                    f"a {type(asked[name]).__name__} has {confidences(asked[name])}"
+                    f"{called} gave {len(each.scores)} scores for {name!r}; a {type(asked[name]).__name__} has "
+                    f"{_confidences(asked[name])}"
                 )
         return found
 
 
-def _called(model: Model[Any]) -> str:
-    return f"the model {type(model).__name__}"
-
-
-def confidences(example: Example) -> int:
+def _confidences(example: Example) -> int:
     """Return how many `scores` a prediction for this example has, if it has any; see `schema.Prediction`."""
     if isinstance(example, MultipleChoice):
         return len(example.choices)
     if isinstance(example, Grounding):
         return len(example.phrases)
     return 2 if isinstance(example, Statement) else 1
-
-
-def _checked(found: Prediction | Failure) -> Prediction | Failure:
-    """Return what the model gave, or a failure where a score is not finite.
-
-    A model from outside this package may give such scores. Its answer then is a failure, not a wrong answer.
-    """
-    if isinstance(found, Failure) or all(map(math.isfinite, found.scores)):
-        return found
-    return Failure(found.example_id, "predict", "NotFinite", NOT_FINITE)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -262,4 +242,4 @@ def read_predictions(folder: str | Path) -> tuple[list[Prediction], list[Failure
         if marker.failures is not None:
             rows = pq.read_table(shards.failures_path(marker.shard_id)).to_pylist()
             failures += [Failure(**row) for row in rows]
-    return sorted(predictions, key=lambda p: p.example_id), sorted(failures, key=lambda f: f.item_id)
+    return sorted(predictions, key=attrgetter("example_id")), sorted(failures, key=attrgetter("item_id"))

@@ -28,7 +28,7 @@ from visualbert_core.errors import CheckpointError, ConfigError
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.io.documents import read_yaml
 from visualbert_core.metrics.statistics import PERCENT
-from visualbert_core.models import ReadsPixels, reads_without_weights, visual_source
+from visualbert_core.models import reads_without_weights, visual_source
 from visualbert_core.report.trackers import check_trackers
 from visualbert_core.tasks import find_task
 
@@ -47,13 +47,20 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
     config = from_mapping(NightlyConfig, values | overrides if isinstance(values, dict) else values, str(path))
     if not config.cells:
         raise ConfigError(f"{path}: cells: the matrix is empty: add a cell")
-    config = dataclasses.replace(config, night=_night(path, config))
     check_trackers(config.trackers, str(path))
-    config = _absolute_weights(config, path.absolute().parent)
-    out = config.out.absolute()
-    data = (out / "synthetic" if config.synthetic else config.data).absolute()
-    if config.limit is not None:
-        out /= "smoke"
+    out, weights = config.out.absolute(), path.absolute().parent
+    data = out / "synthetic" if config.synthetic else config.data.absolute()
+    config = dataclasses.replace(
+        config,
+        night=_night(path, config),
+        out=out if config.limit is None else out / "smoke",
+        data=data,
+        corpora={name: _absolute_corpus(corpus, data, weights) for name, corpus in config.corpora.items()},
+        cells=tuple(
+            dataclasses.replace(cell, annotations=data / cell.annotations, model=_without_dots(weights / cell.model))
+            for cell in config.cells
+        ),
+    )
     folders: dict[str, int] = {}
     for number, cell in enumerate(config.cells):
         _check_cell(f"{path}: cells[{number}]", cell, config.corpora)
@@ -64,13 +71,7 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
                 f"{path}: cells[{first}] and cells[{number}] would share the run folder {name}: rename one of the two "
                 "checkpoint folders, or move one cell to a matrix with another `name`"
             )
-    return dataclasses.replace(
-        config,
-        out=out,
-        data=data,
-        corpora={name: _absolute_corpus(corpus, data) for name, corpus in config.corpora.items()},
-        cells=tuple(dataclasses.replace(c, annotations=data / c.annotations) for c in config.cells),
-    )
+    return config
 
 
 def _check_cell(where: str, cell: CellConfig, corpora: Collection[str]) -> None:
@@ -91,7 +92,8 @@ def _check_cell(where: str, cell: CellConfig, corpora: Collection[str]) -> None:
 
 
 def _check_source(where: str, cell: CellConfig, corpora: Mapping[str, CorpusConfig]) -> None:
-    """Raise ConfigError if the model of a cell cannot read its corpus, or knows no such settings.
+    """Raise ConfigError if the model of a cell cannot read its corpus, knows no such settings, lacks the features that
+    it chooses among, or has features without use.
 
     A model that cannot be found ends its own cell, not the night.
     """
@@ -115,29 +117,20 @@ def _check_source(where: str, cell: CellConfig, corpora: Mapping[str, CorpusConf
         )
     if has == "regions" and cell.no_image:
         raise ConfigError(f"{where}: no_image: there are no regions of a grey image; leave it out of this cell")
-    _check_features(where, cell, corpora, reads)
-
-
-def _check_features(
-    where: str, cell: CellConfig, corpora: Mapping[str, CorpusConfig], reads: ReadsPixels | None
-) -> None:
-    """Raise ConfigError if a cell lacks the features that its model chooses among, or names features without use."""
     chooses = reads is not None and reads.boxes == "store"
+    if cell.features is None and chooses:
+        raise ConfigError(
+            f"{where}: {name} chooses among the regions of a feature store: name a corpus of the same images with a "
+            "detector as features"
+        )
     if cell.features is None:
-        if chooses:
-            raise ConfigError(
-                f"{where}: {cell.model.name} chooses among the regions of a feature store: name a corpus of the same "
-                "images with a detector as features"
-            )
         return
     if cell.features not in corpora:
         raise ConfigError(f"{where}: features: unknown corpus {cell.features!r}{nearest(cell.features, corpora)}")
     if corpora[cell.features].detector is None:
         raise ConfigError(f"{where}: features: the corpus {cell.features!r} has no detector, so it has no features")
-    if corpora[cell.corpus].detector is not None or (reads is not None and not chooses):
-        raise ConfigError(
-            f"{where}: features: {cell.model.name} does not choose among regions of a second corpus; leave it out"
-        )
+    if has == "regions" or (reads is not None and not chooses):
+        raise ConfigError(f"{where}: features: {name} does not choose among regions of a second corpus; leave it out")
 
 
 def _night(path: Path, config: NightlyConfig) -> str:
@@ -150,21 +143,15 @@ def _night(path: Path, config: NightlyConfig) -> str:
     return night
 
 
-def _absolute_corpus(corpus: CorpusConfig, data: Path) -> CorpusConfig:
+def _absolute_corpus(corpus: CorpusConfig, data: Path, weights: Path) -> CorpusConfig:
     images = corpus.images if corpus.images.is_absolute() else data / corpus.images
-    return dataclasses.replace(corpus, images=images)
+    detector = _without_dots(weights / corpus.detector) if corpus.detector else None
+    return dataclasses.replace(corpus, images=images, detector=detector)
 
 
-def _absolute_weights(config: NightlyConfig, folder: Path) -> NightlyConfig:
-    def absolute(path: Path) -> Path:
-        return Path(os.path.normpath(folder / path))  # without "..", which the page would show
-
-    corpora = {
-        name: dataclasses.replace(corpus, detector=absolute(corpus.detector)) if corpus.detector else corpus
-        for name, corpus in config.corpora.items()
-    }
-    cells = tuple(dataclasses.replace(c, model=absolute(c.model)) for c in config.cells)
-    return dataclasses.replace(config, corpora=corpora, cells=cells)
+def _without_dots(path: Path) -> Path:
+    """Return a path without "..", which the page would show."""
+    return Path(os.path.normpath(path))
 
 
 def runs_folder(config: NightlyConfig) -> Path:

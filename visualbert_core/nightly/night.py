@@ -12,6 +12,8 @@ import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -30,16 +32,17 @@ from visualbert_core.errors import (
     described,
 )
 from visualbert_core.evaluation.inputs import ImageSource
-from visualbert_core.evaluation.run import evaluate
+from visualbert_core.evaluation.run import BASELINES, evaluate
 from visualbert_core.evaluation.run_folder import Run, read_run, run_folder
 from visualbert_core.features.extract import extract
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.io.locations import Location
 from visualbert_core.metrics.statistics import PERCENT
-from visualbert_core.nightly.gating import CellResult, GateResult, for_page, judge_cells
+from visualbert_core.nightly.gating import CellResult, judge_cells
 from visualbert_core.nightly.matrix import evaluate_config, extract_config, is_gated, runs_folder
 from visualbert_core.printable import logger
 from visualbert_core.report import ReportCell, ReportInfo
+from visualbert_core.report.gate_section import GatedNight
 from visualbert_core.report.html import write_report
 from visualbert_core.report.places import ELSEWHERE, Places
 from visualbert_core.report.trackers import track, tracked_night
@@ -61,7 +64,7 @@ class Night:
     report: Path
     runs: Path
     exit_code: int
-    judged: GateResult | None = None
+    judged: GatedNight | None = None
     """The verdict. None if the matrix has no gate."""
 
 
@@ -73,19 +76,14 @@ def run_matrix(config: NightlyConfig) -> Night:
         results = [_run_cell(config, cell, _of_cell(cell, opened), pool, codes) for cell in config.cells]
     cells = tuple(cell.shown for cell in results)
     complaints = {} if config.limit is not None else {cell.name: list(missed(cell)) for cell in results}
-    for line in (line for lines in complaints.values() for line in lines):
+    for line in chain.from_iterable(complaints.values()):
         _LOG.error(line)
         codes.append(REGRESSION)
     judged = _judge(config, results, complaints, codes) if is_gated(config) else None
     report = config.out / "report.html"
     smoke = "" if config.limit is None else f" (smoke night: {config.limit} images and examples)"
-    info = ReportInfo(
-        title=config.name + smoke,
-        synthetic=config.synthetic is not None,
-        examples=config.examples,
-        gpu_hour=config.gpu_hour,
-    )
-    write_report(report, info, cells, for_page(config, results, judged) if judged else None)
+    info = ReportInfo(config.name + smoke, config.synthetic is not None, config.examples, config.gpu_hour)
+    write_report(report, info, cells, judged)
     if config.limit is None:
         _track(config, results, judged, report, codes)
     # Exit codes rise from the worst failure (1 crash) to the mildest (5 cannot tell), so the lowest one counts.
@@ -94,8 +92,8 @@ def run_matrix(config: NightlyConfig) -> Night:
 
 def _judge(
     config: NightlyConfig, cells: Sequence[CellResult], missed: Mapping[str, Sequence[str]], codes: list[int]
-) -> GateResult | None:
-    """Judge the night, log every verdict that is not `pass`, and add the exit code of the gate to `codes`."""
+) -> GatedNight | None:
+    """Judge the night, log every verdict that is not `pass`, and add its exit code to `codes`."""
     try:
         judged = judge_cells(config, str(config.night), cells, missed)
     except FAILURES as error:
@@ -109,7 +107,7 @@ def _judge(
 
 
 def _track(
-    config: NightlyConfig, cells: Sequence[CellResult], judged: GateResult | None, report: Path, codes: list[int]
+    config: NightlyConfig, cells: Sequence[CellResult], judged: GatedNight | None, report: Path, codes: list[int]
 ) -> None:
     runs = {cell.name: cell.run for cell in cells if cell.run is not None}
     verdict = judged.gate.verdict if judged else None
@@ -174,8 +172,9 @@ def _of_cell(cell: CellConfig, opened: Mapping[str, _OpenCorpus]) -> _OpenCorpus
     if cell.features is None:
         return corpus
     beside = opened[cell.features]
-    error = corpus.error or beside.error
-    return dataclasses.replace(corpus, store=beside.store, extraction=beside.extraction, error=error)
+    if error := corpus.error or beside.error:
+        return _OpenCorpus(error=error)
+    return dataclasses.replace(corpus, store=beside.store, extraction=beside.extraction)
 
 
 def _timing(folder: Location, since: float, start: float, pool: Pool) -> Timing:
@@ -192,11 +191,9 @@ def _timing(folder: Location, since: float, start: float, pool: Pool) -> Timing:
 def _run_cell(config: NightlyConfig, cell: CellConfig, corpus: _OpenCorpus, pool: Pool, codes: list[int]) -> CellResult:
     """Evaluate a cell, and the baselines that the matrix has. A failure becomes part of the result."""
     title, places = f"{cell.model.name} on {title_of(cell.task)} {cell.split}", _places(config)
+    failed = partial(ReportCell, title, None, corpus.store, {}, None, places=places)
     if corpus.error is not None:
-        shown = ReportCell(title, None, None, {}, None, error=corpus.error, places=places)
-        return CellResult(cell, shown, None, None)
-    asks: list[Literal["own", "wrong-image", "none"]] = ["own", "wrong-image", "none"]
-    own, wrong, none = (evaluate_config(config, cell, corpus.store, visual) for visual in asks)
+        return CellResult(cell, failed(error=corpus.error))
     try:
         corpus.listed = images = corpus.listed or list_images(config.corpora[cell.corpus].images)
         task = open_task(cell.task, cell.annotations, cell.split)
@@ -205,32 +202,36 @@ def _run_cell(config: NightlyConfig, cell: CellConfig, corpus: _OpenCorpus, pool
                 f"{cell.split} has no public labels: `visualbert evaluate` makes its {task.submission_name}"
             )
     except FAILURES as error:
-        shown = ReportCell(title, None, corpus.store, {}, None, error=_note(title, error, codes), places=places)
-        return CellResult(cell, shown, corpus.extraction, None)
+        return CellResult(cell, failed(error=_note(title, error, codes)), corpus.extraction)
+
+    def asked(visual: Literal["own", "wrong-image", "none"]) -> tuple[Run | None, str | None]:
+        evaluation = evaluate_config(config, cell, corpus.store, visual)
+        return _evaluate(title + BASELINES[visual], evaluation, task, corpus.source, pool, codes)
+
     since, start = time.time(), time.monotonic()
-    run, reason = _evaluate(title, own, task, corpus.source, pool, codes)
-    evaluation = _timing(run.folder / "predictions", since, start, pool) if run else None
+    run, reason = asked("own")
+    timing = _timing(run.folder / "predictions", since, start, pool) if run else None
     baseline = no_image = None
     if config.no_image_baseline and corpus.source is not None:
-        no_image, _ = _evaluate(f"{title} (no image)", none, task, corpus.source, pool, codes)
+        no_image, _ = asked("none")
     elif config.no_image_baseline:
         _LOG.info("%s: not asked without an image, because there are no regions of a grey one", title)
     if config.wrong_image_baseline:
-        baseline, _ = _evaluate(f"{title} (wrong image)", wrong, task, corpus.source, pool, codes)
+        baseline, _ = asked("wrong-image")
     if run is not None and config.limit is not None and reason is None:
         reason = f"a smoke night: {run.record['coverage']['predicted']} examples predicted, no score over a sample"
-    shown = ReportCell(title, task, corpus.store, images, run, baseline, reason, places, no_image, evaluation)
-    return CellResult(cell, shown, corpus.extraction, evaluation)
+    shown = ReportCell(title, task, corpus.store, images, run, baseline, reason, places, no_image, timing)
+    return CellResult(cell, shown, corpus.extraction)
 
 
 def _places(config: NightlyConfig) -> Places:
     """Return the words that replace folder names of this machine, so a report is the same on every machine."""
-    models = [("MODELS", cell.model.parent) for cell in config.cells]
-    detectors = [("DETECTORS", corpus.detector.parent) for corpus in config.corpora.values() if corpus.detector]
-    elsewhere = [cell.annotations for cell in config.cells]
-    elsewhere += [corpus.images for corpus in config.corpora.values() if isinstance(corpus.images, Path)]
-    others = [(ELSEWHERE, path.parent) for path in elsewhere]
-    return Places.of([("OUT", config.out), ("DATA", config.data), *models, *detectors, *others])
+    words = [("OUT", config.out), ("DATA", config.data)]
+    words += [("MODELS", cell.model.parent) for cell in config.cells]
+    words += [("DETECTORS", corpus.detector.parent) for corpus in config.corpora.values() if corpus.detector]
+    words += [(ELSEWHERE, cell.annotations.parent) for cell in config.cells]
+    words += [(ELSEWHERE, each.images.parent) for each in config.corpora.values() if isinstance(each.images, Path)]
+    return Places.of(words)
 
 
 def _evaluate(
@@ -250,8 +251,7 @@ def _evaluate(
 
 def _note(title: str, error: Exception, codes: list[int]) -> str:
     """Log a failure and add its exit code to `codes`. Return its message. Raise errors that end the whole night."""
-    # The job was told to stop, or the cluster is gone. No other cell can run, and a verdict over missing cells would
-    # be wrong.
+    # After a signal, or without a cluster, no other cell can run, and a verdict over missing cells would be wrong.
     if isinstance(error, (UnfinishedError, ClusterError)):
         raise error
     codes.append(error.exit_code if isinstance(error, VisualBertCoreError) else 1)

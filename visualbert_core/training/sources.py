@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
-from visualbert_core.evaluation.fit import check_fit
+from visualbert_core.evaluation.checks import check_fit
 from visualbert_core.evaluation.inputs import RegionSource
 from visualbert_core.features.stores import AnyStore, identity
 from visualbert_core.io.hub import checkpoint_name, hub_origin

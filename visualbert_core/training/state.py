@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from visualbert_core.engine.processes import DraftFolder
 from visualbert_core.errors import InputError
-from visualbert_core.evaluation.trained_on import TRAINED
+from visualbert_core.evaluation.checks import TRAINED
 from visualbert_core.io.documents import read_json
 from visualbert_core.io.storage import naming
 from visualbert_core.models.trainable import Trainable

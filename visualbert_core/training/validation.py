@@ -16,10 +16,10 @@ from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.engine.pool import AnyShard, Pool, Worker
 from visualbert_core.engine.shards import Marker
 from visualbert_core.errors import ConfigError, CoverageError
+from visualbert_core.evaluation.checks import on_training_split
 from visualbert_core.evaluation.inputs import ImageSource, RegionSource
 from visualbert_core.evaluation.run import evaluate
 from visualbert_core.evaluation.run_folder import Run, read_run, run_folder
-from visualbert_core.evaluation.trained_on import on_training_split
 from visualbert_core.io.locations import Location, Locations, place_names
 from visualbert_core.printable import logger
 from visualbert_core.provenance import digest_files
