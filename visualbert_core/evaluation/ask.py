@@ -16,11 +16,11 @@ from visualbert_core.config import AnsweringConfig
 from visualbert_core.corpus.images import DecodeError, read_image, to_pixels
 from visualbert_core.detector import Detector, load_detector
 from visualbert_core.errors import CheckpointError, ConfigError, InputError
-from visualbert_core.evaluation.checks import InSpace, check_regions
+from visualbert_core.evaluation.checks import check_regions
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.features.worker import to_regions
 from visualbert_core.io.locations import Location
-from visualbert_core.models import Model, RanksAnswers, ReadsPixels, ReadsRegions, load_model
+from visualbert_core.models import Model, RanksAnswers, ReadsPixels, load_model
 from visualbert_core.printable import logger
 from visualbert_core.provenance import digest_bytes
 from visualbert_core.schema import (
@@ -66,7 +66,17 @@ def ask(
     image that cannot be read, and where model, detector and store do not fit together.
     """
     pictures = (image,) if isinstance(image, Picture) else tuple(image)
-    form = _check(pictures, question, top_k)
+    if not question.strip():
+        raise ConfigError("the question is empty: write it in quotes")
+    if top_k < 1:
+        raise ConfigError(f"top_k is {top_k}: it must be at least 1")
+    if len(pictures) not in (1, 2):
+        raise ConfigError(
+            f"{len(pictures) or 'no'} images: give one for a question, or a left and a right one for a statement"
+        )
+    ids = tuple(f"image {number}" for number in range(1, len(pictures) + 1))
+    example = Question("1", ids, question) if len(pictures) == 1 else Statement("1", ids, question)  # type: ignore[arg-type]
+    form = type(example)
     # Images are decoded before the model is opened, which may take minutes.
     shown = pictures if features is not None else tuple(_pixels(picture) for picture in pictures)
     folder = Path(model) if isinstance(model, str | Path) else None
@@ -77,22 +87,7 @@ def ask(
     if form not in opened.forms:
         raise CheckpointError(f"{called} does not answer a {form.__name__}: one image asks a Question, two a Statement")
     visual = _visual(opened, called, shown, detector, features)
-    ids = tuple(f"image {number}" for number in range(1, len(pictures) + 1))
-    example = Statement("1", ids, question) if form is Statement else Question("1", ids, question)  # type: ignore[arg-type]
     return _answers(opened, example, visual, top_k)
-
-
-def _check(pictures: Sequence[Picture], question: str, top_k: int) -> type[Example]:
-    """Return the form of the example. Raise ConfigError for what cannot be asked."""
-    if not question.strip():
-        raise ConfigError("the question is empty: write it in quotes")
-    if top_k < 1:
-        raise ConfigError(f"top_k is {top_k}: it must be at least 1")
-    if len(pictures) not in (1, 2):
-        raise ConfigError(
-            f"{len(pictures) or 'no'} images: give one for a question, or a left and a right one for a statement"
-        )
-    return Question if len(pictures) == 1 else Statement
 
 
 def _visual(
@@ -115,19 +110,19 @@ def _visual(
             f"{called} reads region features: name either the detector that finds them (--detector), or a store that "
             "has them (--features)"
         )
+    finder: FeatureStore | Detector
     if features is not None:
-        store = features if isinstance(features, FeatureStore) else FeatureStore.open(features)
-        _check_fit(model.reads, called, store, str(store.folder))
-        return tuple(store.fetch_many(map(str, shown)))
-    finder = load_detector(detector) if isinstance(detector, str | Path) else cast(Detector, detector)
-    where = str(detector) if isinstance(detector, str | Path) else f"the detector {type(detector).__name__}"
-    _check_fit(model.reads, called, finder, where)
+        finder = features if isinstance(features, FeatureStore) else FeatureStore.open(features)
+        where = str(finder.folder)
+    elif isinstance(detector, str | Path):
+        finder, where = load_detector(detector), str(detector)
+    else:
+        finder, where = cast(Detector, detector), f"the detector {type(detector).__name__}"
+    for warning in check_regions(model.reads, called, finder, where):
+        _LOG.warning("%s: %s", called.name, warning)
+    if isinstance(finder, FeatureStore):
+        return tuple(finder.fetch_many(map(str, shown)))
     return tuple(_regions(finder, pixels) for pixels in shown)
-
-
-def _check_fit(reads: ReadsRegions, model: Path, features: InSpace, where: str) -> None:
-    for warning in check_regions(reads, model, features, where):
-        _LOG.warning("%s: %s", model.name, warning)
 
 
 def _pixels(picture: Picture) -> Pixels:

@@ -14,7 +14,7 @@ from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -33,44 +33,14 @@ from visualbert_core.schema import Example, Failure, Image, Pixels
 GREY = 128  # the level of every pixel of the baseline without an image
 DECODERS = 4  # threads per shard
 BATCH_PIXELS = 1 << 26  # limit of one batch; a worker holds at most four such batches (800 MB), or four larger images
+_NOT_COMPARED = "features imported without the sizes of the images: not compared with the sizes in the annotations"
 _CHUNK = 256  # images whose bytes are in memory at a time, while they are identified
-
-
-class Source(Protocol):
-    """Tells the driver about the images. `image_id in source` says whether the source has that image."""
-
-    @property
-    def address(self) -> str:
-        """Return where the source lies, for messages."""
-
-    def reader(self, visual: str) -> Callable[[], Reader]:
-        """Return the function that opens a reader, which can be sent to a worker. `visual` is as in EvaluateConfig."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Return the warnings for scores whose annotations give the sizes of images."""
-
-    def __contains__(self, image_id: object) -> bool: ...
-
-    def __len__(self) -> int: ...
-
-    def identify(self, examples: Iterable[Example]) -> dict[str, Any]:
-        """Return the part of a run's provenance that identifies what the model reads for these examples."""
-
-    def sizes(self, image_ids: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-        """Return image id → (width, height) in pixels of the images whose size is known.
-
-        A corpus of images knows the sizes of identified images only.
-        """
-
-    def files(self, image_ids: Iterable[str]) -> tuple[ImageFile, ...]:
-        """Return the image files that a shard carries for its reader; none for a store, which the reader opens."""
 
 
 def open_source(config: EvaluateConfig, model: Model[Any], opened: Source | None = None) -> Source:
     """Open the store or the corpus that the configuration names, with the boxes that the model asks for.
 
-    Whether the model reads it is `fit.check_visual`'s. `opened` is the source where the caller has opened it.
+    `checks.open_checked` has checked that the model reads it. `opened` is the source where the caller has opened it.
     """
     if config.images is None:
         assert config.features is not None  # the configuration names one of them
@@ -105,17 +75,13 @@ class RegionSource:
         """Open the stores. Raises StoreError where one is unfinished or damaged, or they do not belong together."""
         self.store = open_stores(folders)
         self.address = place_names(self.store.folder)
+        """Where the source lies, for messages."""
+        self.notes: tuple[str, ...] = (_NOT_COMPARED,) if _lacks_sizes(self.store) else ()
+        """The warnings for scores whose annotations give the sizes of images."""
 
     def reader(self, visual: str) -> Callable[[], Reader]:
-        """Return the function that opens a reader of the store."""
+        """Return the function that opens a reader, which can be sent to a worker. `visual` is as in EvaluateConfig."""
         return partial(RegionReader, self.store.folder)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Return a warning where the features were imported without the sizes of their images."""
-        if not _lacks_sizes(self.store):
-            return ()
-        return ("features imported without the sizes of the images: not compared with the sizes in the annotations",)
 
     def __contains__(self, image_id: object) -> bool:
         return image_id in self.store
@@ -124,21 +90,24 @@ class RegionSource:
         return len(self.store)
 
     def identify(self, examples: Iterable[Example]) -> dict[str, Any]:
-        """Return the store's fingerprint and the digest of its manifest, for each store."""
+        """Return the part of a run's provenance that identifies what the model reads for these examples.
+
+        It is the fingerprint of each store and the digest of its manifest.
+        """
         return {"features": identity(self.store)}
 
     def sizes(self, image_ids: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-        """Return image id → (width, height) of the images whose size the store knows."""
+        """Return image id → (width, height) in pixels of the images whose size the store knows."""
         rows = () if self.notes else self.store.sizes()
         return {image_id: (width, height) for image_id, width, height, _ in rows if image_id in image_ids}
 
     def files(self, image_ids: Iterable[str]) -> tuple[ImageFile, ...]:
-        """Return nothing: a worker opens the store itself."""
+        """Return the image files that a shard carries for its reader: none, because a worker opens the store."""
         return ()
 
 
 class RegionReader:
-    """Reads one feature store or several. It fetches all images of a shard in one call, each image once."""
+    """Reads one feature store or several, all images of a shard in one call."""
 
     def __init__(self, folders: Locations) -> None:
         self.store = open_stores(folders)
@@ -226,6 +195,10 @@ class ImageSource:
         return tuple(ImageFile(self.images[i], *self._known.get(i, (None, None))) for i in there)
 
 
+Source = RegionSource | ImageSource
+"""What tells the driver about the images. `image_id in source` says whether the source has that image."""
+
+
 class PixelReader:
     """Decodes the images of a shard. All examples of an image in neighbouring batches share one decoded image.
 
@@ -250,7 +223,7 @@ class PixelReader:
         decoding: dict[str, Future[Pixels | Failure]] = {}
         with ThreadPoolExecutor(DECODERS) as threads:
             for number, batch in enumerate(cut):
-                near = list(dict.fromkeys(i for each in cut[number : number + 2] for _, ids in each for i in ids))
+                near = dict.fromkeys(i for each in cut[number : number + 2] for _, ids in each for i in ids)
                 decoding = {
                     i: decoding.get(i) or threads.submit(_decode, images[i], digests[i], self.grey)
                     for i in near
@@ -281,15 +254,14 @@ def _join(batch: Sequence[Asked], found: Mapping[str, Pixels | Failure]) -> tupl
     joined: list[Joined] = []
     failures: list[Failure] = []
     for example, image_ids in batch:
-        pixels = [found.get(image_id) for image_id in image_ids]
-        bad = next((i for i, each in enumerate(pixels) if not isinstance(each, Pixels)), None)
+        bad = next((i for i in image_ids if not isinstance(found.get(i), Pixels)), None)
         if bad is None:
-            joined.append((example, tuple(pixels)))
-        elif isinstance(failure := pixels[bad], Failure):
-            message = f"image {image_ids[bad]!r}: {failure.message}"
+            joined.append((example, tuple(found[i] for i in image_ids)))
+        elif isinstance(failure := found.get(bad), Failure):
+            message = f"image {bad!r}: {failure.message}"
             failures.append(Failure(example.example_id, "images", failure.error, message))
         else:
-            message = f"image {image_ids[bad]!r} is not in the corpus"
+            message = f"image {bad!r} is not in the corpus"
             failures.append(Failure(example.example_id, "images", "NoImage", message))
     return joined, failures
 
@@ -312,22 +284,21 @@ def _with_regions(found: Mapping[str, Pixels | Failure], store: AnyStore) -> dic
 
     Raises InputError where the store has an image of another size, whose boxes would be wrong.
     """
-    there = [image_id for image_id in found if image_id in store]
-    regions = dict(zip(there, store.fetch_many(there), strict=True))
-    joined: dict[str, Pixels | Failure] = {}
-    for image_id, pixels in found.items():
-        if isinstance(pixels, Failure):
-            joined[image_id] = pixels
-        elif image_id not in regions:
+    held = [image_id for image_id in found if image_id in store]
+    joined = dict(found)
+    for image_id, regions in zip(held, store.fetch_many(held), strict=True):
+        if isinstance(pixels := found[image_id], Failure):
+            continue
+        if (pixels.width, pixels.height) != (regions.width, regions.height) and not _lacks_sizes(store):
+            there = f"{regions.width} × {regions.height} in {place_names(store.folder)}"
+            raise InputError(
+                f"image {image_id!r} has {pixels.width} × {pixels.height} pixels, but {there}: name the images that its "
+                "features were extracted from"
+            )
+        joined[image_id] = replace(pixels, boxes=regions.boxes)
+    for image_id in joined.keys() - held:
+        if isinstance(joined[image_id], Pixels):
             joined[image_id] = Failure(image_id, "features", "NoFeatures", "the store has no regions of it")
-        else:
-            seen, known = (pixels.width, pixels.height), (regions[image_id].width, regions[image_id].height)
-            if seen != known and not _lacks_sizes(store):
-                raise InputError(
-                    f"image {image_id!r} has {seen[0]} × {seen[1]} pixels, but {known[0]} × {known[1]} in "
-                    f"{place_names(store.folder)}: name the images that its features were extracted from"
-                )
-            joined[image_id] = replace(pixels, boxes=regions[image_id].boxes)
     return joined
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -91,19 +91,29 @@ def _from_file(task: Task, path: Path, mode: Mode) -> tuple[list[Prediction], tu
     Raises CoverageError, not InputError, for a malformed record: a record without an answer leaves an example without a
     prediction.
     """
-    warnings: tuple[str, ...] = ()
     try:
-        predictions = task.read_submission(path)
+        predictions = task.read_submission(path, lenient=mode == "official")
     except InputError as error:
-        if mode != "official":
+        if _has_records(task, path):
             raise CoverageError(f"no score, {error}") from None
-        warnings = (f"read as the official program reads it: {error}",)
+        raise
     if mode == "official":
         try:
-            predictions = task.read_submission(path, lenient=True)
+            task.read_submission(path)
         except InputError as error:
-            raise CoverageError(f"no score, {error}") from None
-    return predictions, warnings
+            return predictions, (f"read as the official program reads it: {error}",)
+    return predictions, ()
+
+
+def _has_records(task: Task, path: Path) -> bool:
+    """Return whether a file is text, and JSON where the benchmark's submissions are."""
+    try:
+        text = path.read_text("utf-8-sig")
+        if task.submission_name.endswith(".json"):
+            json.loads(text)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _from_run(task: Task, folder: Path, annotations_digest: str) -> PredictionSet:
@@ -175,7 +185,7 @@ def score(
         "task": task.name,
         "split": task.split,
         "protocol": task.protocol,
-        **({} if task.subset is None else {"subset": task.subset}),
+        **_present({"subset": task.subset}),
         "headline": task.headline,
         **answers.origin,
         "n": left.expected,
@@ -192,34 +202,30 @@ def _scores(task: Task, predictions: Mapping[str, Prediction], units: Sequence[S
     scores = list(score_units(task, predictions)) if units is None else units
     summary = summarize(scores, task.scales)
     metrics = summary.metrics
+    person = task.person(predictions)
+    # Other protocols judge the form of an answer. That of a head comes from a list, so its form is always the same.
+    writes = any(row.generated for row in predictions.values())
+    others = {
+        "scales": dict(task.scales),
+        PERSON: person and dict(person.person),
+        AS_PERSON: person and dict(person.predictions),
+        "beside": task.beside(predictions),
+        "other_protocols": writes and task.other_protocols(without_unparsed(task, predictions)),
+    }
     return {
         "scores": {name: m.value for name, m in metrics.items()},
         "intervals": {name: [_number(m.low), _number(m.high)] for name, m in metrics.items()},
         "units": {name: m.n for name, m in metrics.items()},
         "chance": task.chance(predictions),
-        **({"scales": dict(task.scales)} if task.scales else {}),
-        **_person(task, predictions),
-        **({"beside": beside} if (beside := task.beside(predictions)) else {}),
-        **_elsewhere(task, predictions),
+        **_present(others),
         OFFICIAL if task.subset is None else OFFICIAL_FORM: task.official(scores),
         "breakdown": summary.breakdown,
     }
 
 
-def _person(task: Task, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
-    found = task.person(predictions)
-    return {} if found is None else {PERSON: dict(found.person), AS_PERSON: dict(found.predictions)}
-
-
-def _elsewhere(task: Task, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
-    """Return the percent under the other protocols, for a model that writes text; nothing for another model.
-
-    A head gives an answer of its list, whose form is always the same.
-    """
-    if not any(row.generated for row in predictions.values()):
-        return {}
-    found = task.other_protocols(without_unparsed(task, predictions))
-    return {"other_protocols": found} if found else {}
+def _present(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys that have a value, neither None nor 0 nor empty."""
+    return {key: value for key, value in values.items() if value}
 
 
 def _written(task: Task, predictions: Collection[Prediction]) -> dict[str, Any]:
@@ -231,11 +237,7 @@ def _written(task: Task, predictions: Collection[Prediction]) -> dict[str, Any]:
     found = {"texts": len(texts), "cut": sum(text.cut for text in texts)}
     if task.form is not Captioning:
         found["unparsed"] = sum(not text.parsed for text in texts)
-    input_cut = sum(row.input_cut for row in predictions)
-    return {
-        **({"generated": found} if texts else {}),
-        **({"input_cut": input_cut} if input_cut else {}),
-    }
+    return _present({"generated": texts and found, "input_cut": sum(row.input_cut for row in predictions)})
 
 
 def _under_chance(values: Mapping[str, Any]) -> list[str]:
@@ -254,32 +256,26 @@ def _under_chance(values: Mapping[str, Any]) -> list[str]:
 
 def _ranges(task: Task, predictions: Mapping[str, Prediction], missing: Iterable[str]) -> dict[str, Any]:
     images, predictions = task.expected(), without_unparsed(task, predictions)
-
-    def percent(answer: Callable[[str], Any]) -> dict[str, float]:
+    ends = []
+    for answer in (task.worst, task.best):
         filled = {name: Prediction(name, images[name], answer(name), ()) for name in missing}
-        metrics = summarize(task.score({**predictions, **filled}), task.scales).metrics
-        return {name: m.value for name, m in metrics.items()}
-
-    low, high = percent(task.worst), percent(task.best)
-    return {"ranges": {name: [low[name], high[name]] for name in low}}
+        ends.append(summarize(task.score({**predictions, **filled}), task.scales).metrics)
+    return {"ranges": {name: [each[name].value for each in ends] for name in ends[0]}}
 
 
 def _as_officially(task: Task, answers: PredictionSet) -> tuple[list[Prediction], list[str]]:
     """Return the predictions that the official program would judge, and a warning for each kind that it ignores."""
-    known, rows, said = task.expected(), answers.predictions, []
+    known, rows, kept = task.expected(), answers.predictions, task.lenient.duplicate
+    ignored = []
     if answers.coverage.unknown and task.lenient.unknown == "ignore":
         found = len(rows)
         rows = [row for row in rows if row.example_id in known]
-        said.append(f"ignored as the official program does: {found - len(rows):,} predictions of unknown ids")
-    if answers.coverage.duplicate and task.lenient.duplicate != "refuse":
-        kept = task.lenient.duplicate
-        by_id = {row.example_id: row for row in (rows if kept == "last" else reversed(rows))}
-        said.append(
-            f"ignored as the official program does: {len(rows) - len(by_id):,} predictions of repeated ids "
-            f"(the {kept} prediction of an id counts)"
-        )
-        rows = list(by_id.values())
-    return rows, said
+        ignored.append(f"{found - len(rows):,} predictions of unknown ids")
+    if answers.coverage.duplicate and kept != "refuse":
+        found = len(rows)
+        rows = list({row.example_id: row for row in (rows if kept == "last" else reversed(rows))}.values())
+        ignored.append(f"{found - len(rows):,} predictions of repeated ids (the {kept} prediction of an id counts)")
+    return rows, [f"ignored as the official program does: {line}" for line in ignored]
 
 
 def _remedy(coverage: Coverage, task: Task, mode: Mode) -> str:
@@ -318,9 +314,12 @@ def describe(document: Mapping[str, Any], task: Task) -> Iterator[str]:
     visual = _VISUALS.get(document.get("visual", "own"), "")
     yield f"{document['task']} {document['split']}, {document['n']:,} examples{visual}"
     yield from how_answered(document)
-    yield from (f"WARNING: {warning}" for warning in (*_subset(document), *document["warnings"]))
+    subset = [document["subset"]] if "subset" in document else []
+    yield from (f"WARNING: {warning}" for warning in (*subset, *document["warnings"]))
     if document["partial"]:
-        yield from _partial(document)
+        missing = document["coverage"]["missing"]
+        yield from ("", f"PARTIAL, no score: {missing:,} missing; from the worst to the best answer to each of them:")
+        yield from (f"{name:<14} {low:.2f} … {high:.2f}" for name, (low, high) in document["ranges"].items())
         return
     others: Mapping[str, Mapping[str, float]] = document.get("other_protocols", {})
     person = {"person": document[PERSON], "as person": document[AS_PERSON]} if PERSON in document else {}
@@ -349,16 +348,6 @@ def describe(document: Mapping[str, Any], task: Task) -> Iterator[str]:
 
 def _percent(values: Mapping[str, float], metric: str) -> str:
     return f"{values[metric]:.2f}" if metric in values else "–"
-
-
-def _subset(document: Mapping[str, Any]) -> tuple[str, ...]:
-    return (document["subset"],) if "subset" in document else ()
-
-
-def _partial(document: Mapping[str, Any]) -> Iterator[str]:
-    missing = document["coverage"]["missing"]
-    yield from ("", f"PARTIAL, no score: {missing:,} missing; from the worst to the best answer to each of them:")
-    yield from (f"{name:<14} {low:.2f} … {high:.2f}" for name, (low, high) in document["ranges"].items())
 
 
 def _breakdown(kind: str, groups: Mapping[str, Mapping[str, tuple[float, int]]]) -> Iterator[str]:
