@@ -26,7 +26,7 @@ from visualbert_core.evaluation.worker import read_predictions
 from visualbert_core.metrics.statistics import PERCENT, holm, paired_differences, usual_step
 from visualbert_core.metrics.sums import linear_differences
 from visualbert_core.provenance import changed
-from visualbert_core.schema import Generated, Prediction, Score
+from visualbert_core.schema import Prediction, Score
 from visualbert_core.tasks import Task, judge
 
 SHOWN = 100
@@ -181,7 +181,6 @@ def _differs(a: Side, b: Side) -> dict[str, list[str]]:
 
 
 def _reads(a: Side, b: Side) -> Reads:
-    """Return what the models of the two runs read."""
     pixels = ["images" in side.provenance for side in (a, b)]
     return "both" if pixels[0] != pixels[1] else "pixels" if all(pixels) else "regions"
 
@@ -191,14 +190,13 @@ def _parsed(a: Side, b: Side) -> Change | None:
     common = [name for name in b.predictions if name in a.predictions]
     if not any(side.predictions[name].generated for side in (a, b) for name in common):
         return None
-    shares = ([_share_parsed(side.predictions[name].generated) for name in common] for side in (a, b))
-    before, after = (Values(np.array(each)) for each in shares)
+    before, after = (Values(np.array([_share_parsed(side.predictions[name]) for name in common])) for side in (a, b))
     return _change(before, after, [b.predictions[name].image_id for name in common], None)
 
 
-def _share_parsed(texts: Sequence[Generated]) -> float:
-    """Return the share of the texts of an example with an answer: 1 where a head gave the answer."""
-    return sum(text.parsed for text in texts) / len(texts) if texts else 1.0
+def _share_parsed(prediction: Prediction) -> float:
+    texts = prediction.generated
+    return sum(text.parsed for text in texts) / len(texts) if texts else 1.0  # a head always gives an answer
 
 
 def _check_questions(a: Side, b: Side, force: bool) -> None:

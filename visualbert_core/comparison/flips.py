@@ -98,10 +98,7 @@ def _flip(before: Score, after: Score, first: JudgedAnswer, second: JudgedAnswer
 
 
 def _sureness(confidence: float | None, value: float) -> float:
-    """Return the signed confidence: 1 is confident and right, -1 is confident and wrong.
-
-    An answer without a confidence counts as fully confident.
-    """
+    """Return the signed confidence, from -1 (sure and wrong) to 1. An answer without a confidence counts as sure."""
     return (1.0 if confidence is None else confidence) * (2 * value - 1)
 
 

@@ -30,10 +30,8 @@ EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 4, "cannot tell": 5}
 
 @dataclass(frozen=True)
 class Watched:
-    """A watched metric of a cell, or its share of parsed texts; the night it is compared with, and the change.
-
-    If there is no change to judge, `change` is None and `reason` says why.
-    """
+    """A watched metric of a cell, or its share of parsed texts; the night it is compared with, and the change, or the
+    `reason` why there is none to judge."""
 
     cell: str
     metric: str
@@ -95,12 +93,12 @@ def judge_night(night: str, config: GateConfig, watched: Sequence[Watched], miss
     corrected = dict(zip(p, holm(list(p.values())), strict=True))
     # Holm's first and strictest step is Bonferroni's. A drop that passes this step is found in any case.
     alpha = config.false_alarms / max(1, len(p))
-    checks = []
-    for index, each in enumerate(watched):
-        if each.change is None:
-            checks.append(Check(each, "cannot tell", each.reason))
-        else:
-            checks.append(_check(each, each.change, config, alpha, p[index], corrected[index]))
+    checks = [
+        _check(each, each.change, config, alpha, p[index], corrected[index])
+        if each.change is not None
+        else Check(each, "cannot tell", each.reason)
+        for index, each in enumerate(watched)
+    ]
     verdict: Verdict = "fail" if missed else _worst([check.verdict for check in checks])
     return Gate(night, verdict, tuple(checks), tuple(missed))
 

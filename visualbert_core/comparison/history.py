@@ -22,10 +22,8 @@ from visualbert_core.metrics.statistics import excess_noise
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """The seconds of a stage, the number of items computed in this time, and the GPUs that its workers held.
-
-    The number is 0 if every item was there already.
-    """
+    """The seconds of a stage, the number of items computed in this time (0 if every item was there already), and the
+    GPUs that its workers held."""
 
     items: int
     seconds: float
@@ -72,10 +70,7 @@ class History:
         publish(self._path(row.night, row.cell), (json.dumps(asdict(row), indent=1, sort_keys=True) + "\n").encode())
 
     def rows(self, cell: str, before: str | None = None) -> list[Row]:
-        """Return the rows of a cell, first night first, and only those before the night `before` if it is given.
-
-        Raise InputError naming a damaged file.
-        """
+        """Return the rows of a cell before a night, the first night first. Raise InputError naming a damaged file."""
         nights = sorted(path.name for path in self.root.glob("*") if path.is_dir())
         paths = [self._path(night, cell) for night in nights if before is None or night < before]
         return [_read(path) for path in paths if path.exists()]

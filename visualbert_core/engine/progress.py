@@ -98,12 +98,11 @@ class Progress:
     def show(self, shards: Shards, workers: Workers) -> None:
         """Update the bar, and write a log line and the figures where they are due. Call it often."""
         self.shards, self.workers = shards, workers
-        now = time.monotonic()
         if not self.bar.disable:
-            self.bar.update(self.task, completed=self.done, status=f"{self._status()}; {self._places()}")
-        if now - self.logged > LOG_SECONDS:
+            self.bar.update(self.task, completed=self.done, status=self._status(""))
+        if time.monotonic() - self.logged > LOG_SECONDS:
             self._log()
-        if now - self.published > METRIC_SECONDS:
+        if time.monotonic() - self.published > METRIC_SECONDS:
             self._publish()
 
     def note(self, line: str) -> None:
@@ -116,28 +115,23 @@ class Progress:
     def _seconds_left(self) -> float:
         return (self.total - self.done) / self._rate() if self.done else 0.0
 
-    def _status(self) -> str:
-        return f"{self._rate():.1f}/s, {self.failed} failed"
-
-    def _places(self) -> str:
+    def _status(self, left: str) -> str:
         shards, workers = self.shards, self.workers
-        waiting = shards.waiting + shards.suspect
         given_up = f", {shards.given_up} given up" if shards.given_up else ""
         each = f" of {workers.gpus:g} GPU" if workers.gpus else ""
-        others = [f"{workers.starting} starting"] if workers.starting else []
-        others += [f"{workers.unplaced} without room"] if workers.unplaced else []
-        absent = f" ({', '.join(others)})" if others else ""
+        absent = {"starting": workers.starting, "without room": workers.unplaced}
+        others = ", ".join(f"{count} {state}" for state, count in absent.items() if count)
         return (
-            f"shards {shards.done} done, {shards.running} running, {waiting} waiting{given_up}; "
-            f"{workers.ready} workers{each}{absent}"
+            f"{self._rate():.1f}/s, {self.failed} failed{left}; shards {shards.done} done, {shards.running} running, "
+            f"{shards.waiting + shards.suspect} waiting{given_up}; {workers.ready} workers{each}"
+            + (f" ({others})" if others else "")
         )
 
     def _log(self) -> None:
         self.logged = time.monotonic()
         left = f", {self._seconds_left():.0f} s left" if 0 < self.done < self.total else ""
         if self.bar.disable:
-            places = f"{self._status()}{left}; {self._places()}"
-            _LOG.info("%s: %d of %d, %s", self.label, self.done, self.total, places)
+            _LOG.info("%s: %d of %d, %s", self.label, self.done, self.total, self._status(left))
 
     def _publish(self) -> None:
         self.published = time.monotonic()

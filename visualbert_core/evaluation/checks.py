@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from visualbert_core.config import EvaluateConfig
+from visualbert_core.detector import Detector
 from visualbert_core.errors import CheckpointError, InputError
 from visualbert_core.evaluation.inputs import RegionSource, Source, open_source
 from visualbert_core.evaluation.worker import LoadModel
+from visualbert_core.features.stores import AnyStore
 from visualbert_core.io.documents import read_json
 from visualbert_core.io.locations import place_names
 from visualbert_core.models import METADATA_FILE, Model, ReadsPixels, ReadsRegions
@@ -100,18 +102,13 @@ def check_fit(model: Model[Any], source: Source, config: EvaluateConfig) -> list
     return check_regions(model.reads, config.model, source.store, source.address, named, allowed)
 
 
-class InSpace(Protocol):
-    """A feature store or a detector."""
-
-    feature_size: int
-
-    @property
-    def space(self) -> str:
-        """Return the name of the feature space."""
-
-
 def check_regions(
-    reads: ReadsRegions, model: Path, features: InSpace, where: str, named: str | None = None, allowed: bool = False
+    reads: ReadsRegions,
+    model: Path,
+    features: AnyStore | Detector,
+    where: str,
+    named: str | None = None,
+    allowed: bool = False,
 ) -> list[str]:
     """Return the warnings about the features that a store or a detector gives to a model. `where` names them.
 

@@ -38,10 +38,8 @@ _CHUNK = 256  # images whose bytes are in memory at a time, while they are ident
 
 
 def open_source(config: EvaluateConfig, model: Model[Any], opened: Source | None = None) -> Source:
-    """Open the store or the corpus that the configuration names, with the boxes that the model asks for.
-
-    `checks.open_checked` has checked that the model reads it. `opened` is the source where the caller has opened it.
-    """
+    """Open the store or the corpus that the configuration names, unless it is `opened`, with the boxes that the model
+    asks for. `checks.open_checked` has checked that the model reads it."""
     if config.images is None:
         assert config.features is not None  # the configuration names one of them
         return opened or RegionSource(config.features)
@@ -56,10 +54,8 @@ def open_source(config: EvaluateConfig, model: Model[Any], opened: Source | None
 
 
 def sample(examples: Iterable[Example], source: Source, count: int) -> list[Example]:
-    """Choose `count` of the examples whose images the source has. Raises InputError where there is none.
-
-    The hash of the ids decides, so the sample is spread over the split and is always the same.
-    """
+    """Choose `count` of the examples whose images the source has, by a hash of their ids: spread over the split, and
+    always the same. Raises InputError where there is none."""
     able = [example for example in examples if all(i in source for i in example.image_ids)]
     if not able:
         raise InputError(
@@ -168,7 +164,7 @@ class ImageSource:
         return len(self.images)
 
     def identify(self, examples: Iterable[Example]) -> dict[str, Any]:
-        """Return the number and the digest of the images of these examples, and of their boxes where they are read.
+        """Return, as `RegionSource` does, the number and digest of the images, and of their boxes where they are read.
 
         This reads the bytes of every image once, before the first answer. The content of the images, not their names,
         decides whether a run is finished, resumed or refused. Raises OSError for an unreachable image.
@@ -234,10 +230,7 @@ class PixelReader:
 
 
 def _bounded(batch: Sequence[Asked], pixels: Mapping[str, int]) -> Iterator[list[Asked]]:
-    """Cut a batch into parts. The images of a part have at most `BATCH_PIXELS` pixels, or the part is one example.
-
-    Equal images count once. Memory is bounded by pixels, because a batch of large images may not fit.
-    """
+    """Cut a batch into parts whose images have at most `BATCH_PIXELS` pixels together, or that are one example."""
     part: list[Asked] = []
     seen: dict[str, int] = {}
     for asked in batch:
@@ -280,21 +273,18 @@ def _decode(image: Image, digest: str | None, grey: bool) -> Pixels | Failure:
 
 
 def _with_regions(found: Mapping[str, Pixels | Failure], store: AnyStore) -> dict[str, Pixels | Failure]:
-    """Give the images the boxes of their regions. An image that the store lacks becomes a failure.
-
-    Raises InputError where the store has an image of another size, whose boxes would be wrong.
-    """
+    """Give the images the boxes of their regions. An image that the store lacks becomes a failure. Raises InputError
+    where the store has an image of another size, whose boxes would be wrong."""
     held = [image_id for image_id in found if image_id in store]
     joined = dict(found)
     for image_id, regions in zip(held, store.fetch_many(held), strict=True):
         if isinstance(pixels := found[image_id], Failure):
             continue
         if (pixels.width, pixels.height) != (regions.width, regions.height) and not _lacks_sizes(store):
-            there = f"{regions.width} × {regions.height} in {place_names(store.folder)}"
-            raise InputError(
-                f"image {image_id!r} has {pixels.width} × {pixels.height} pixels, but {there}: name the images that its "
-                "features were extracted from"
-            )
+            here, there = (f"{each.width} × {each.height}" for each in (pixels, regions))
+            where = place_names(store.folder)
+            remedy = "name the images that its features were extracted from"
+            raise InputError(f"image {image_id!r} has {here} pixels, but {there} in {where}: {remedy}")
         joined[image_id] = replace(pixels, boxes=regions.boxes)
     for image_id in joined.keys() - held:
         if isinstance(joined[image_id], Pixels):
@@ -303,15 +293,12 @@ def _with_regions(found: Mapping[str, Pixels | Failure], store: AnyStore) -> dic
 
 
 def _lacks_sizes(store: AnyStore) -> bool:
-    """Return whether features were imported without the sizes of their images."""
     return any(NO_SIZES in each.fingerprint.get("notes", ()) for each in each_store(store))
 
 
 def _boxes_digest(image: Image) -> str | None:
-    """Return the digest of the JSON file beside an image; None where there is no file, which `_decode` says later."""
-    assert image.boxes_path is not None
-    path = Path(image.boxes_path)
-    return digest_file(path) if path.is_file() else None
+    path = Path(str(image.boxes_path))
+    return digest_file(path) if path.is_file() else None  # `_decode` says later that there is none
 
 
 def _identified(image: Image) -> tuple[str, tuple[int, int] | None]:

@@ -38,8 +38,7 @@ REGRESSION = 4  # exit code where an answer changed
 class ChangedAnswer:
     """Holds the two answers to an example: predicted `alone`, and in a batch (`together`).
 
-    `gap` compares the logits of the two answers when the example is predicted alone: the first minus the second. It is
-    None for a model without logits.
+    `gap` is the logit of the first answer minus that of the second, predicted alone; None for a model without logits.
     """
 
     example_id: str
@@ -52,8 +51,8 @@ class ChangedAnswer:
 class InvarianceCheck:
     """Holds the result for a sample.
 
-    `largest_difference` is the largest difference between the two values of one logit. For a model without logits, it
-    is the largest difference between the two values of one confidence. `compared` is "logits" or "confidences".
+    `largest_difference` is between the two values of one logit; of one confidence, for a model without logits.
+    `compared` is "logits" or "confidences".
     """
 
     examples: int
@@ -106,10 +105,7 @@ def _logits(
     images: int,
     load: LoadModel,
 ) -> Mapping[str, Prediction]:
-    """Return example_id → prediction of the sample, predicted in shards of `images` images.
-
-    The `scores` of a prediction are the logits, row by row; for a model without logits, they are the confidences.
-    """
+    """Return example_id → prediction of the sample, predicted in shards of `images` images. See `_LogitsWorker`."""
     shards, parts = plan_examples(asked, None, source.files, "invariance check", images), ShardFolder(folder)
     make_worker = partial(_LogitsWorker, config, type(asked[0]), source.reader(config.visual), folder, load)
     with Pool(pool) as workers:
@@ -125,10 +121,9 @@ class _LogitsWorker(EvaluationWorker):
     """Keeps logits in place of confidences."""
 
     def predict(self, batch: Sequence[Joined]) -> list[Prediction | Failure]:
-        """Return predictions whose `scores` are logits, where the model gives logits.
+        """Return predictions whose `scores` are the logits, row by row, where the model gives logits.
 
-        A model rules out an answer by the logit -inf, which is not a fault. The lowest finite number replaces it,
-        because scores that are not finite count as failures.
+        The lowest finite number replaces -inf, by which a model rules out an answer: it would count as a failure.
         """
         if not isinstance(self.model, GivesLogits):
             return super().predict(batch)

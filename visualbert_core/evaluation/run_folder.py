@@ -119,10 +119,7 @@ def claim(folder: Path, record: dict[str, Any]) -> None:
 
 
 def is_finished(folder: Path) -> bool:
-    """Return whether a claimed run is complete and its files are as they were written.
-
-    Where a file is missing or damaged, the run is not finished, so that the file is written again.
-    """
+    """Return whether a claimed run is complete and its files are as they were written; else they are written again."""
     files = _read_record(folder).get("files")
     try:
         return files is not None and all(digest_file(folder / name) == digest for name, digest in files.items())

@@ -229,23 +229,16 @@ def _present(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _written(task: Task, predictions: Collection[Prediction]) -> dict[str, Any]:
-    """Return how many generated texts held no answer or were cut, and how many examples the model read in part.
-
-    A key is absent where there is nothing to count: a caption is never without an answer.
-    """
+    """Return how many generated texts held no answer or were cut, and how many examples the model read in part."""
     texts = [text for row in predictions for text in row.generated]
     found = {"texts": len(texts), "cut": sum(text.cut for text in texts)}
-    if task.form is not Captioning:
+    if task.form is not Captioning:  # a caption is never without an answer
         found["unparsed"] = sum(not text.parsed for text in texts)
     return _present({"generated": texts and found, "input_cut": sum(row.input_cut for row in predictions)})
 
 
 def _under_chance(values: Mapping[str, Any]) -> list[str]:
-    """Return a warning for each metric whose whole interval is under chance.
-
-    A model is hardly worse than guessing by accident. Most likely, the answer list or the features belong to another
-    checkpoint.
-    """
+    """Return a warning for each metric whose whole interval is under chance, which hardly happens by accident."""
     return [
         f"{name} is under chance ({values['scores'][name]:.2f}; guessing gets {chance:.2f}): check that the answer "
         "list, the features and the annotations belong to this checkpoint"

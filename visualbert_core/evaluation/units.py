@@ -124,26 +124,14 @@ def read_units(folder: Path) -> dict[str, list[Score]]:
         raise InputError(f"{folder / UNITS_FILE} is damaged ({error}): run the same line again") from None
     if not (table.schema.equals(_SCHEMA) or table.schema.equals(_SCHEMA_WITH_COUNTS)):
         raise InputError(f"{folder / UNITS_FILE} is of another version of this library: run the same line again")
-    return by_metric(_score(*row) for row in zip(*table.to_pydict().values(), strict=True))
-
-
-def _score(
-    unit_id: str,
-    metric: str,
-    value: float,
-    cluster: str,
-    groups: str,
-    example_id: str | None,
-    part: int | None,
-    answer: str,
-    confidence: float | None,
-    function: str | None = None,
-    counts: Sequence[float] = (),
-) -> Score:
-    """Return the unit of a row; the parameters are the columns, in the order of the schema."""
-    judged = None if example_id is None else JudgedAnswer(example_id, _parsed(answer), confidence, part)
-    counted = None if function is None else Counts(function, tuple(counts))
-    return Score(unit_id, metric, value, cluster, _groups(groups), judged, counted)
+    units = []
+    for unit_id, metric, value, cluster, groups, example_id, part, answer, confidence, *counted in zip(
+        *table.to_pydict().values(), strict=True
+    ):
+        judged = None if example_id is None else JudgedAnswer(example_id, _parsed(answer), confidence, part)
+        counts = Counts(counted[0], tuple(counted[1])) if counted and counted[0] else None
+        units.append(Score(unit_id, metric, value, cluster, _groups(groups), judged, counts))
+    return by_metric(units)
 
 
 # Hundreds of thousands of units share a few thousand answers and groups, so the caches save time and memory.

@@ -126,10 +126,7 @@ def wrong_images(examples: Iterable[Example], there: Container[str]) -> dict[tup
 
 
 def batches(asked: Sequence[Asked], size: int) -> Iterator[list[Asked]]:
-    """Cut examples into batches where the examples of an image are neighbours.
-
-    A shard always gives the same batches.
-    """
+    """Cut examples into batches, always the same, where the examples of an image are neighbours."""
     by_image = sorted(asked, key=lambda pair: (pair[0].image_ids, pair[0].example_id))
     for start in range(0, len(by_image), size):
         yield by_image[start : start + size]
@@ -143,10 +140,7 @@ class Reader(Protocol):
     """Reads images for a worker. Threads may share a reader."""
 
     def read(self, shard: ExampleShard, batch_size: int) -> Iterator[tuple[list[Joined], list[Failure]]]:
-        """Yield the shard's examples in batches, and failures of the examples that lack an image.
-
-        A shard always gives the same batches.
-        """
+        """Yield the shard's examples in batches, always the same, and failures of the examples that lack an image."""
 
 
 class EvaluationWorker:
@@ -177,10 +171,7 @@ class EvaluationWorker:
         return self.folder.commit(shard, Part(encode(rows), len(rows), encode_failures(failures), len(failures)))
 
     def predict(self, batch: Sequence[Joined]) -> list[Prediction | Failure]:
-        """Return what is kept of a batch: a prediction or a failure for each example.
-
-        Raise CheckpointError where a model from outside this package does not keep the contract.
-        """
+        """Answer a batch. Raise CheckpointError where a model from outside this package does not keep the contract."""
         found = list(self.model.predict(batch))
         asked, called = {example.example_id: example for example, _ in batch}, f"the model {type(self.model).__name__}"
         for each in found:

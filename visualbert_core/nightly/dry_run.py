@@ -79,15 +79,16 @@ def plan_night(config: NightlyConfig, runs: Path) -> Iterator[Step]:
 def _pixels(config: NightlyConfig, name: str) -> Step:
     """Return the line of a corpus without a detector: its images are read by the models, and nothing is extracted."""
     try:
-        count = len(list_images(config.corpora[name].images).first(config.limit))
+        images = list_images(config.corpora[name].images).first(config.limit)
+        note = f"{len(images):,} images, whose pixels the models read"
     except VisualBertCoreError as error:
-        return Step(f"images of {name}", "images", note=str(error))
-    return Step(f"images of {name}", "images", note=f"{count:,} images, whose pixels the models read")
+        note = str(error)
+    return Step(f"images of {name}", "images", note=note)
 
 
 def _extraction(config: NightlyConfig, corpus: str) -> Timing | None:
     cells = [cell for cell in config.cells if corpus in (cell.corpus, cell.features)]
-    names = [run_name(cell.model, cell.task, cell.split) for cell in cells]
+    names = (run_name(cell.model, cell.task, cell.split) for cell in cells)
     rows = [row for name in names for row in history_of(config).rows(name)]
     return _last(row.extraction for row in sorted(rows, key=lambda row: row.night))
 
@@ -102,8 +103,7 @@ def _step(name: str, unit: str, count: Callable[[], Counts], timing: Timing | No
     except VisualBertCoreError as error:
         return Step(name, unit, note=str(error))
     to_do = max(0, total - done)
-    seconds = None if timing is None else to_do * timing.seconds / timing.items
-    return Step(name, unit, total, to_do, seconds)
+    return Step(name, unit, total, to_do, None if timing is None else to_do * timing.seconds / timing.items)
 
 
 def _images(config: NightlyConfig, name: str) -> Counts:
@@ -120,10 +120,7 @@ def _examples(config: NightlyConfig, cell: CellConfig, run: Path) -> Counts:
 
 
 def _done(folder: Location) -> int:
-    """Return the number of items of a finished folder.
-
-    An unfinished folder counts as 0, although its finished shards will be used: only the manifest has the total.
-    """
+    """Return the number of items of a finished folder; 0 for an unfinished one, whose manifest is not written yet."""
     try:
         manifest = ShardFolder(folder).read_manifest()
     except StoreError:

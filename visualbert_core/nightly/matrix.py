@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -63,8 +63,10 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
     )
     folders: dict[str, int] = {}
     for number, cell in enumerate(config.cells):
-        _check_cell(f"{path}: cells[{number}]", cell, config.corpora)
-        _check_source(f"{path}: cells[{number}]", cell, config.corpora)
+        try:
+            _check_cell(cell, config.corpora)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: cells[{number}]: {error}") from None
         name = run_name(cell.model, cell.task, cell.split)
         if (first := folders.setdefault(name, number)) != number:
             raise ConfigError(
@@ -74,24 +76,22 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
     return config
 
 
-def _check_cell(where: str, cell: CellConfig, corpora: Collection[str]) -> None:
-    """Raise ConfigError if the task, a metric or the corpus of a cell is unknown, or a bound is above its metric."""
-    try:
-        task = find_task(cell.task)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+def _check_cell(cell: CellConfig, corpora: Mapping[str, CorpusConfig]) -> None:
+    """Raise ConfigError if a cell names something unknown, or has a bound above its metric."""
+    task = find_task(cell.task)
     for name in ("floors", "wrong_image", "no_image", "drops"):
         for metric, found in getattr(cell, name).items():
             if metric not in task.metrics:
-                raise ConfigError(f"{where}: {cell.task} has no metric {metric!r}{nearest(metric, task.metrics)}")
+                raise ConfigError(f"{cell.task} has no metric {metric!r}{nearest(metric, task.metrics)}")
             values, most = found if isinstance(found, tuple) else (found,), task.scales.get(metric, PERCENT)
             if max(values) > most:
-                raise ConfigError(f"{where}: {name}.{metric} is {max(values)}: it must be at most {most:g}")
+                raise ConfigError(f"{name}.{metric} is {max(values)}: it must be at most {most:g}")
     if cell.corpus not in corpora:
-        raise ConfigError(f"{where}: unknown corpus {cell.corpus!r}{nearest(cell.corpus, corpora)}")
+        raise ConfigError(f"unknown corpus {cell.corpus!r}{nearest(cell.corpus, corpora)}")
+    _check_source(cell, corpora)
 
 
-def _check_source(where: str, cell: CellConfig, corpora: Mapping[str, CorpusConfig]) -> None:
+def _check_source(cell: CellConfig, corpora: Mapping[str, CorpusConfig]) -> None:
     """Raise ConfigError if the model of a cell cannot read its corpus, knows no such settings, lacks the features that
     it chooses among, or has features without use.
 
@@ -103,34 +103,28 @@ def _check_source(where: str, cell: CellConfig, corpora: Mapping[str, CorpusConf
         reads = reads_without_weights(cell.model, find_task(cell.task).form, cell.precision, cell.answering)
     except CheckpointError:
         source = reads = None
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    if source == "regions" != has:
-        raise ConfigError(
-            f"{where}: {name} reads regions, but the corpus {cell.corpus!r} has no detector to find them: "
-            "add a detector to it, or name another corpus"
-        )
-    if source == "pixels" != has:
-        raise ConfigError(
-            f"{where}: {name} reads pixels, but the corpus {cell.corpus!r} has a detector: name a corpus "
-            "of the same images without a detector"
-        )
+    if source is not None and source != has:
+        why = {
+            "regions": "has no detector to find them: add a detector to it, or name another corpus",
+            "pixels": "has a detector: name a corpus of the same images without a detector",
+        }
+        raise ConfigError(f"{name} reads {source}, but the corpus {cell.corpus!r} {why[source]}")
     if has == "regions" and cell.no_image:
-        raise ConfigError(f"{where}: no_image: there are no regions of a grey image; leave it out of this cell")
+        raise ConfigError("no_image: there are no regions of a grey image; leave it out of this cell")
     chooses = reads is not None and reads.boxes == "store"
     if cell.features is None and chooses:
         raise ConfigError(
-            f"{where}: {name} chooses among the regions of a feature store: name a corpus of the same images with a "
-            "detector as features"
+            f"{name} chooses among the regions of a feature store: name a corpus of the same images with a detector as "
+            "features"
         )
     if cell.features is None:
         return
     if cell.features not in corpora:
-        raise ConfigError(f"{where}: features: unknown corpus {cell.features!r}{nearest(cell.features, corpora)}")
+        raise ConfigError(f"features: unknown corpus {cell.features!r}{nearest(cell.features, corpora)}")
     if corpora[cell.features].detector is None:
-        raise ConfigError(f"{where}: features: the corpus {cell.features!r} has no detector, so it has no features")
+        raise ConfigError(f"features: the corpus {cell.features!r} has no detector, so it has no features")
     if has == "regions" or (reads is not None and not chooses):
-        raise ConfigError(f"{where}: features: {name} does not choose among regions of a second corpus; leave it out")
+        raise ConfigError(f"features: {name} does not choose among regions of a second corpus; leave it out")
 
 
 def _night(path: Path, config: NightlyConfig) -> str:

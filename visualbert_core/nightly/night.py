@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Literal
 
 from visualbert_core.comparison.history import Timing
 from visualbert_core.config import CellConfig, EvaluateConfig, NightlyConfig
-from visualbert_core.corpus.listing import Corpus, list_images
+from visualbert_core.corpus.listing import list_images
 from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import ShardFolder
 from visualbert_core.errors import (
@@ -46,6 +46,7 @@ from visualbert_core.report.gate_section import GatedNight
 from visualbert_core.report.html import write_report
 from visualbert_core.report.places import ELSEWHERE, Places
 from visualbert_core.report.trackers import track, tracked_night
+from visualbert_core.schema import Image
 from visualbert_core.tasks import Task, open_task, title_of
 
 INGREDIENT = None
@@ -138,19 +139,19 @@ def _outside(title: str, bounds: Mapping[str, tuple[float, ...]], run: Run | Non
             yield f"{title}: {metric} is {scores[metric]:.2f}, which is {side}"
 
 
-@dataclass
+@dataclass(frozen=True)
 class _OpenCorpus:
     """A corpus of the matrix as its cells read it: one of `store`, `source` and `error` is set.
 
-    A model that chooses among regions of the images that it reads has both `store` and `source`.
+    A model that chooses among regions of the images that it reads has both `store` and `source`. `images` are for the
+    pictures of the page.
     """
 
     store: FeatureStore | None = None
     source: ImageSource | None = None
     error: str | None = None
     extraction: Timing | None = None
-    listed: Corpus | None = None
-    """The images of the corpus, for the pictures of the page. The first cell that needs them lists them."""
+    images: Mapping[str, Image] = field(default_factory=dict)
 
 
 def _open(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> _OpenCorpus:
@@ -159,11 +160,12 @@ def _open(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> _Op
     try:
         if corpus.detector is None:
             source = ImageSource(corpus.images)
-            return _OpenCorpus(source=source, listed=source.images)
+            return _OpenCorpus(source=source, images=source.images)
         store = extract(extract_config(config, name, corpus.detector), pool)
+        timing = _timing(store.folder, since, start, pool)
+        return _OpenCorpus(store=store, extraction=timing, images=list_images(corpus.images))
     except FAILURES as error:
         return _OpenCorpus(error=f"corpus {name}: {_note(f'corpus {name}', error, codes)}")
-    return _OpenCorpus(store=store, extraction=_timing(store.folder, since, start, pool))
 
 
 def _of_cell(cell: CellConfig, opened: Mapping[str, _OpenCorpus]) -> _OpenCorpus:
@@ -178,10 +180,8 @@ def _of_cell(cell: CellConfig, opened: Mapping[str, _OpenCorpus]) -> _OpenCorpus
 
 
 def _timing(folder: Location, since: float, start: float, pool: Pool) -> Timing:
-    """Return the seconds since `start`, and the number of items in the shards that were written since `since`.
-
-    A resumed night finds shards of an earlier run in the folder. Only the age of a marker tells them apart.
-    """
+    """Return the seconds since `start`, and the number of items in the shards that were written since `since`. A resumed
+    night finds older shards in the folder."""
     shards = ShardFolder(folder)
     fresh = [m for m in shards.read_manifest().shards if shards.marker_path(m.shard_id).stat().st_mtime >= since]
     items = sum(marker.rows + marker.failed for marker in fresh)
@@ -195,7 +195,6 @@ def _run_cell(config: NightlyConfig, cell: CellConfig, corpus: _OpenCorpus, pool
     if corpus.error is not None:
         return CellResult(cell, failed(error=corpus.error))
     try:
-        corpus.listed = images = corpus.listed or list_images(config.corpora[cell.corpus].images)
         task = open_task(cell.task, cell.annotations, cell.split)
         if not task.labelled:
             raise ConfigError(
@@ -220,7 +219,7 @@ def _run_cell(config: NightlyConfig, cell: CellConfig, corpus: _OpenCorpus, pool
         baseline, _ = asked("wrong-image")
     if run is not None and config.limit is not None and reason is None:
         reason = f"a smoke night: {run.record['coverage']['predicted']} examples predicted, no score over a sample"
-    shown = ReportCell(title, task, corpus.store, images, run, baseline, reason, places, no_image, timing)
+    shown = ReportCell(title, task, corpus.store, corpus.images, run, baseline, reason, places, no_image, timing)
     return CellResult(cell, shown, corpus.extraction)
 
 
@@ -237,10 +236,8 @@ def _places(config: NightlyConfig) -> Places:
 def _evaluate(
     title: str, config: EvaluateConfig, task: Task, source: ImageSource | None, pool: Pool, codes: list[int]
 ) -> tuple[Run | None, str | None]:
-    """Evaluate a cell. Return the run, or None if there is none, and the reason if it has no score.
-
-    An incomplete run is returned too, so that the page shows how far it came.
-    """
+    """Evaluate a cell. Return the run, and the reason if it has no score. The page shows how far an incomplete run
+    came."""
     try:
         return evaluate(config, pool, task=task, source=source), None
     except CoverageError as error:
