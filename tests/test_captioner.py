@@ -331,7 +331,9 @@ def test_an_image_processor_of_another_size_is_refused(folders: Mapping[Any, Pat
 def test_other_forms_and_settings_are_refused(folders: Mapping[Any, Path]) -> None:
     """A captioner answers no question, and has no prompt; its decoder has 40 positions, RoBERTa's 42 less two."""
     folder = folders["vit", "bert"]
-    with pytest.raises(CheckpointError, match="a captioner answers Captioning and not Question"):
+    with pytest.raises(
+        CheckpointError, match="a captioner answers Captioning and not Question: name a checkpoint for this"
+    ):
         load_model(folder, Question, "cpu")
     with pytest.raises(ConfigError, match="prompt: this model has no such setting"):
         opened(folder, prompt="a photo of")

@@ -190,6 +190,20 @@ def test_no_score_without_full_coverage(tmp_path: Path, name: str, fault: str) -
             scored(task, tmp_path, layout.text(rows), "partial")
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("data", [b"", b"[{", b"\xff\xfe", b"\x89PNG\r\n"])
+def test_a_file_without_records_is_bad_input(tmp_path: Path, name: str, data: bytes) -> None:
+    """A file that is not text, or not JSON where the benchmark's submissions are, is exit code 2: nothing is known of
+    any example."""
+    task = opened(LAYOUTS[name], tmp_path)
+    (tmp_path / "predictions").write_bytes(data)
+    table = not task.submission_name.endswith(".json")  # any text is a table, which may lack lines
+    for mode in ("strict", "official"):
+        with pytest.raises((CoverageError, InputError), match="predictions") as caught:
+            document(task, tmp_path / "predictions", mode)
+        assert (caught.value.exit_code == 3) == (table and data in (b"", b"[{"))
+
+
 def test_the_job_shows_counts_and_first_ids(tmp_path: Path) -> None:
     """The job ends with exit code 3 and an empty stdout. stderr has a table of five counts with ids, and one error line
     that says which of these faults the official program ignores without a message."""

@@ -58,14 +58,14 @@ def test_a_mistake_is_one_line(line: str, capfd: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_file_is_no_folder_to_write_to(tmp_path: Path) -> None:
-    """An --out that is a file is wrong input, exit code 2, and the line begins with its path."""
+    """An --out that is a file, or lies where nothing can be written, is wrong input, exit code 2, and the line begins
+    with its path."""
     (tmp_path / "out").write_text("")
-    words = ["demo", "--out", str(tmp_path / "out")]
-    done = subprocess.run(
-        [sys.executable, "-m", "visualbert_core", *words], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    assert done.returncode == 2
-    assert done.stderr == f"error: {tmp_path / 'out'}: File exists: correct this and run the same line again\n"
+    for out, why in ((str(tmp_path / "out"), "File exists"), ("/proc/x", "No such file or directory")):
+        command = [sys.executable, "-m", "visualbert_core", "demo", "--out", out]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+        assert done.returncode == 2
+        assert re.fullmatch(f"error: {out}\\S*: {why}: correct this and run the same line again\n", done.stderr)
 
 
 def test_a_mistake_ends_with_two() -> None:

@@ -26,8 +26,8 @@ INGREDIENT = None
 LONGEST = 800
 """The number of characters of a message that `end` prints."""
 
-_WRONG_PATH = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
-"""What the system says of an --out that is a file, or that this user may not write."""
+_WRONG_PATH = (FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+"""What the system says of an --out that is a file, or lies where nobody or not this user may write, such as /proc."""
 
 
 class VisualBertCoreError(Exception):

@@ -47,8 +47,8 @@ class Command:
 
     def run(self) -> int:
         from visualbert_core.engine.pool import Pool
-        from visualbert_core.evaluation.beside import JAVA
         from visualbert_core.evaluation.run import evaluate
+        from visualbert_core.evaluation.score import JAVA
         from visualbert_core.evaluation.worker import read_predictions
         from visualbert_core.tasks import open_task
 
@@ -90,7 +90,7 @@ class Command:
 
 def result_lines(scores: Mapping[str, Any]) -> Iterator[str]:
     """Yield what people read of the scores of a run."""
-    from visualbert_core.evaluation.beside import against_person, how_answered
+    from visualbert_core.evaluation.score import against_person, how_answered
 
     subset = [scores["subset"]] if "subset" in scores else []
     yield from (f"WARNING: {warning}" for warning in (*subset, *scores["warnings"]))

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from visualbert_core.errors import ConfigError
-from visualbert_core.evaluation.beside import JAVA
-from visualbert_core.evaluation.score import Mode, describe, read_prediction_set, score
+from visualbert_core.evaluation.score import JAVA, Mode, describe, read_prediction_set, score
 from visualbert_core.metrics.boxes import CONVENTIONS
 from visualbert_core.printable import say, say_result
 from visualbert_core.provenance import digest_files

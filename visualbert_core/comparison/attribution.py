@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from visualbert_core.provenance import code_digests, outside_code
 from visualbert_core.tasks import Task
@@ -19,9 +19,6 @@ JUDGING = ("annotations", "scorer")
 NOTHING = "nothing that is recorded"
 _TWO_FAMILIES = "two families: one reads regions and the other pixels, so all of this belongs together"
 _TOGETHER = "they differ together: to tell them apart, evaluate once more with one of them as before"
-
-Reads = Literal["regions", "pixels", "both"]
-"""What the models of two runs read. "both": one reads regions, the other pixels."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +43,17 @@ def causes(
     of_judge: Callable[[], Sequence[float]],
     answers_changed: bool,
     differs: Mapping[str, Sequence[str]],
-    reads: Reads = "regions",
+    pixels: tuple[bool, bool] = (False, False),
 ) -> Iterator[Cause]:
     """Yield the causes of a change of `total` points. Yield none if the runs are equal.
 
     If all points are known, they add up to `total`. `differs` maps each ingredient that differs to lines that say how.
     `of_judge` returns the points that the judge caused, once for each run whose stored predictions can be scored under
-    the judge of the other run.
+    the judge of the other run. `pixels` says of each run whether its model reads pixels.
     """
     judging = {name: lines for name, lines in differs.items() if name in JUDGING}
-    making = dict(_making(differs, reads)) if answers_changed else {}
-    together = _TWO_FAMILIES if reads == "both" else _TOGETHER
+    making = dict(_making(differs, any(pixels))) if answers_changed else {}
+    together = _TWO_FAMILIES if pixels[0] != pixels[1] else _TOGETHER
     if answers_changed and not judging:
         yield _cause(making, total, "nothing else differs" if len(making) == 1 else together)
     elif judging and not answers_changed:
@@ -71,14 +68,14 @@ def causes(
         yield _cause(making | judging, None, how)
 
 
-def _making(differs: Mapping[str, Sequence[str]], reads: Reads) -> Iterator[tuple[str, Sequence[str]]]:
+def _making(differs: Mapping[str, Sequence[str]], pixels: bool) -> Iterator[tuple[str, Sequence[str]]]:
     """Yield the ingredients that can have changed an answer, with the lines that say what differs in them.
 
     Three lines cannot change an answer. The name of a model's folder and the shard size never do. The feature code acts
     through the store, and the manifest of the store is compared already. Without a store this code decodes the images,
     so then it counts. The code with which a task asks its questions belongs to the scorer.
     """
-    idle = ("spec.model:", "spec.shard_size:", *(["code.features:"] if reads == "regions" else []))
+    idle = ("spec.model:", "spec.shard_size:", *([] if pixels else ["code.features:"]))
     for name, lines in differs.items():
         acting = [line for line in lines if not line.startswith(idle)]
         if name not in JUDGING and acting:

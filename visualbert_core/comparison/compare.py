@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from visualbert_core.comparison.attribution import Cause, Reads, causes, scored_here
-from visualbert_core.comparison.flips import Flips, changed_answers, flips
+from visualbert_core.comparison.attribution import Cause, causes, scored_here
+from visualbert_core.comparison.flips import Flips, flips
 from visualbert_core.errors import CoverageError, InputError, NotComparableError
 from visualbert_core.evaluation.run_folder import ANSWERING, Run, made_of
 from visualbert_core.evaluation.units import Units, Values, by_metric, read_units
@@ -147,9 +147,11 @@ def compare(before: Run, after: Run, tasks: Tasks | None = None, force: bool = F
         for metric, (first, second) in aligned.items()
     }
     differs = _differs(a, b)
-    answers = changed_answers(a.predictions, b.predictions)
+    common = [(a.predictions[name].answer, p.answer) for name, p in b.predictions.items() if name in a.predictions]
+    answers_changed = sum(one != other for one, other in common)
     headline = b.scores["headline"]
     total = b.scores["scores"][headline] - a.scores["scores"][headline]
+    pixels = "images" in a.provenance, "images" in b.provenance
     of_judge = partial(_of_judge, a, b, tasks, headline)
     return Comparison(
         before=a.about,
@@ -160,13 +162,13 @@ def compare(before: Run, after: Run, tasks: Tasks | None = None, force: bool = F
         metrics=metrics,
         groups=_groups(aligned, scales),
         examples=len(b.predictions),
-        answers_changed=len(answers),
+        answers_changed=answers_changed,
         flips={
             metric: found
             for metric, (first, second) in aligned.items()
             if (found := flips(first, second, shown, scales.get(metric))) is not None
         },
-        causes=tuple(causes(total, of_judge, bool(answers), differs, _reads(a, b))),
+        causes=tuple(causes(total, of_judge, answers_changed > 0, differs, pixels)),
         differs=differs,
         parsed=_parsed(a, b),
     )
@@ -178,11 +180,6 @@ def _differs(a: Side, b: Side) -> dict[str, list[str]]:
     if ANSWERING in before.keys() ^ after.keys():  # a run of an older version
         before, after = a.provenance, b.provenance
     return changed(before, after)
-
-
-def _reads(a: Side, b: Side) -> Reads:
-    pixels = ["images" in side.provenance for side in (a, b)]
-    return "both" if pixels[0] != pixels[1] else "pixels" if all(pixels) else "regions"
 
 
 def _parsed(a: Side, b: Side) -> Change | None:
@@ -214,18 +211,15 @@ def _under_one(a: Side, b: Side, tasks: Tasks, force: bool) -> tuple[tuple[Units
     """Return the units of both runs under one set of annotations, how they came about, and warnings."""
     if a.annotations == b.annotations and a.provenance["protocol"] == b.provenance["protocol"]:
         return (a.units, b.units), "scores as stored", []
-    for side, name in ((b, "after"), (a, "before")):
-        if side.annotations in tasks:
-            try:
-                under = a.rescored(tasks[side.annotations]), b.rescored(tasks[side.annotations])
-            except CoverageError as error:
-                if not force:
-                    raise NotComparableError(
-                        f"the annotations of the two runs ask different questions: {error}; --force compares the units "
-                        "that both have"
-                    ) from None
-                break
+    side, name = (b, "after") if b.annotations in tasks else (a, "before")
+    if (task := tasks.get(side.annotations)) is not None:
+        try:
+            under = a.rescored(task), b.rescored(task)
             return under, f"both scored under the annotations of `{name}`, as theirs differ", []
+        except CoverageError as error:
+            if not force:
+                why = "the annotations of the two runs ask different questions"
+                raise NotComparableError(f"{why}: {error}; --force compares the units that both have") from None
     differing = changed(a.provenance, b.provenance)
     lines = differing.get("annotations", []) + differing.get("scorer", [])
     if not force:

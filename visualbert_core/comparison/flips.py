@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from visualbert_core.schema import JudgedAnswer, Prediction, Score
-
-Predictions = Mapping[str, Prediction]
+from visualbert_core.schema import JudgedAnswer, Score
 
 
 @dataclass(frozen=True)
@@ -50,11 +48,6 @@ class Flips:
     better_count: int
     worse: tuple[Flip, ...]
     better: tuple[Flip, ...]
-
-
-def changed_answers(before: Predictions, after: Predictions) -> list[str]:
-    """Return the ids of the examples that both runs answer, with different answers."""
-    return [name for name, p in after.items() if name in before and before[name].answer != p.answer]
 
 
 def flips(before: Sequence[Score], after: Sequence[Score], shown: int, scale: float | None = None) -> Flips | None:

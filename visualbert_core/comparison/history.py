@@ -77,9 +77,8 @@ class History:
 
     def baseline(self, cell: str, before: str, fixed: str | None) -> Row | None:
         """Return the row to compare with: that of the night `fixed`, or else the last one before that did not fail."""
-        rows = self.rows(cell, before)
-        good = (row for row in reversed(rows) if (row.night == fixed if fixed else row.verdict != "fail"))
-        return next(good, None)
+        rows = reversed(self.rows(cell, before))
+        return next((row for row in rows if (row.night == fixed if fixed else row.verdict != "fail")), None)
 
     def noise(self, cell: str, metric: str, before: str) -> float:
         """Return the noise of reruns of this cell in points, beyond what their changed answers explain."""

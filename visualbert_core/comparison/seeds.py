@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -78,7 +77,8 @@ def compare_seeds(before: Seeds, after: Seeds) -> SeedsComparison:
     for side in (side for pair in pairs for side in pair):
         _check_same(first, side)
     names = [name for name in first.units if all(name in side.units for pair in pairs for side in pair)]
-    differs = {line for a, b in pairs for line in differences(_made_of(a.run), _made_of(b.run))}
+    made = ([{**made_of(side.run), **side.run.record.get(TRAINED, {})} for side in pair] for pair in pairs)
+    differs = {line for one, other in made for line in differences(one, other)}
     return SeedsComparison(
         task=first.scores["task"],
         split=first.scores["split"],
@@ -86,11 +86,6 @@ def compare_seeds(before: Seeds, after: Seeds) -> SeedsComparison:
         metrics={name: _change(name, seeds, pairs, first.scores.get("scales", {})) for name in names},
         differs=tuple(sorted(line for line in differs if not line.startswith(_CHECKPOINT))),
     )
-
-
-def _made_of(run: Run) -> dict[str, Any]:
-    """Return what a run was made of, with the recipe of its training where that is known."""
-    return {**made_of(run), **run.record.get(TRAINED, {})}
 
 
 def _check_same(first: Side, other: Side) -> None:

@@ -6,7 +6,7 @@ sizes of the images, and the examples that the checkpoint was trained on. A warn
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +86,6 @@ def _check_visual(model: Model[Any], config: EvaluateConfig) -> None:
         raise CheckpointError(f"{config.model} {why}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# features
-
-
 def check_fit(model: Model[Any], source: Source, config: EvaluateConfig) -> list[str]:
     """Return the warnings about the features.
 
@@ -157,10 +153,6 @@ def _unnamed(likely: str | None, found: str) -> str:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# sizes of images
-
-
 def check_sizes(task: Task, source: Source) -> list[str]:
     """Return the warnings about the sizes of the images, which the annotations of some benchmarks give.
 
@@ -200,10 +192,6 @@ def _why(seen: tuple[int, int], told: tuple[int, int]) -> str:
     return ""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# examples of the training
-
-
 def trained_on(model: Path, annotations: str) -> list[str]:
     """Return a warning where the checkpoint was trained on the annotations with this digest; else nothing.
 
@@ -217,7 +205,8 @@ def trained_on(model: Path, annotations: str) -> list[str]:
     except InputError as error:
         return [f"it is not known whether this is the training split: {error}"]
     made_of = record.get("provenance") if isinstance(record, dict) else None
-    if not isinstance(made_of, dict) or annotations not in _texts(made_of.get("data")):
+    # A training may have read several splits, so the digest may stand anywhere in its data.
+    if not isinstance(made_of, dict) or f'"{annotations}"' not in json.dumps(made_of.get("data")):
         return []
     return [on_training_split(f"{model.name} was trained on these annotations")]
 
@@ -225,12 +214,3 @@ def trained_on(model: Path, annotations: str) -> list[str]:
 def on_training_split(why: str) -> str:
     """Return the warning that stands with a score on the training split."""
     return f"evaluated on the training split: {why}, so its score says little about other images"
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield every text of a JSON value: a training may have read several splits."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _texts(each)

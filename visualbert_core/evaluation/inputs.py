@@ -47,7 +47,7 @@ def open_source(config: EvaluateConfig, model: Model[Any], opened: Source | None
     if not isinstance(source, ImageSource) or not isinstance(model.reads, ReadsPixels):
         return source
     if model.reads.boxes == "store" and config.features is not None:
-        return source.with_regions(open_stores(config.features))
+        return source.with_boxes(open_stores(config.features))
     # Boxes beside an image are those of its example. They are not true of a replacement, and would tell where things
     # are, so a baseline has none.
     return source.with_boxes() if model.reads.boxes == "beside" and config.visual == "own" else source
@@ -72,8 +72,11 @@ class RegionSource:
         self.store = open_stores(folders)
         self.address = place_names(self.store.folder)
         """Where the source lies, for messages."""
-        self.notes: tuple[str, ...] = (_NOT_COMPARED,) if _lacks_sizes(self.store) else ()
-        """The warnings for scores whose annotations give the sizes of images."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return the warnings for scores whose annotations give the sizes of images."""
+        return (_NOT_COMPARED,) if _lacks_sizes(self.store) else ()
 
     def reader(self, visual: str) -> Callable[[], Reader]:
         """Return the function that opens a reader, which can be sent to a worker. `visual` is as in EvaluateConfig."""
@@ -138,19 +141,13 @@ class ImageSource:
         self._boxed = False
         self._store: AnyStore | None = None
 
-    def with_regions(self, store: AnyStore) -> ImageSource:
-        """Return the images that the store has too. Each comes with the boxes of its regions."""
-        chosen = copy(self)
-        chosen._store = store
-        return chosen
-
-    def with_boxes(self) -> ImageSource:
-        """Return the same images, which also give the boxes in the JSON files beside them.
-
-        Raises InputError where an image is not a file on a disk.
-        """
+    def with_boxes(self, store: AnyStore | None = None) -> ImageSource:
+        """Return the images that the store has too, with the boxes of its regions; without a store, all images with the
+        boxes in the JSON files beside them. Raises InputError where such an image is not a file on a disk."""
         boxed = copy(self)
-        boxed.images, boxed._boxed = self.images.with_boxes(), True
+        boxed._store, boxed._boxed = store, store is None
+        if store is None:
+            boxed.images = self.images.with_boxes()
         return boxed
 
     def reader(self, visual: str) -> Callable[[], Reader]:

@@ -23,7 +23,7 @@ from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import ShardFolder
 from visualbert_core.errors import CoverageError
 from visualbert_core.evaluation.checks import check_sizes, open_checked
-from visualbert_core.evaluation.inputs import Source, sample
+from visualbert_core.evaluation.inputs import sample
 from visualbert_core.evaluation.run_folder import run_folder
 from visualbert_core.evaluation.worker import EvaluationWorker, Joined, LoadModel, plan_examples, read_predictions
 from visualbert_core.models import GivesLogits, load_model
@@ -76,11 +76,22 @@ def check_invariance(
     check_sizes(task, source)
     folder = run_folder(config).with_name(f"{run_folder(config).name}__invariance-check")
     shutil.rmtree(folder, ignore_errors=True)  # A check that was killed leaves its folder.
+
+    def predicted(out: Path, config: EvaluateConfig, pool: PoolConfig, images: int) -> Mapping[str, Prediction]:
+        shards = plan_examples(asked, None, source.files, "invariance check", images)
+        make_worker = partial(_LogitsWorker, config, task.form, source.reader(config.visual), out, load)
+        with Pool(pool) as workers:
+            workers.run(make_worker, shards, f"invariance check, batches of {config.batch_size}")
+        ShardFolder(out).finish(shards, {"task": config.task})
+        found, failures = read_predictions(out)
+        if failures:
+            raise CoverageError(f"invariance check: {failures[0].item_id}: {failures[0].message}")
+        return {prediction.example_id: prediction for prediction in found}
+
     try:
         single, one_worker = dataclasses.replace(config, batch_size=1), dataclasses.replace(pool, workers=1)
-        alone = _logits(single, folder / "alone", asked, source, one_worker, 64, load)
-        # Small shards give every worker some.
-        together = _logits(config, folder / "together", asked, source, pool, 4, load)
+        alone = predicted(folder / "alone", single, one_worker, 64)
+        together = predicted(folder / "together", config, pool, 4)  # Small shards give every worker some.
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return _compared(asked, alone, together, config, isinstance(model, GivesLogits))
@@ -94,27 +105,6 @@ def describe(check: InvarianceCheck) -> Iterator[str]:
     for changed in check.changed:
         gap = "" if changed.gap is None else f", logit gap {changed.gap:.1e}"
         yield f"{changed.example_id}: {changed.alone} → {changed.together}{gap}"
-
-
-def _logits(
-    config: EvaluateConfig,
-    folder: Path,
-    asked: Sequence[Example],
-    source: Source,
-    pool: PoolConfig,
-    images: int,
-    load: LoadModel,
-) -> Mapping[str, Prediction]:
-    """Return example_id → prediction of the sample, predicted in shards of `images` images. See `_LogitsWorker`."""
-    shards, parts = plan_examples(asked, None, source.files, "invariance check", images), ShardFolder(folder)
-    make_worker = partial(_LogitsWorker, config, type(asked[0]), source.reader(config.visual), folder, load)
-    with Pool(pool) as workers:
-        workers.run(make_worker, shards, f"invariance check, batches of {config.batch_size}")
-    parts.finish(shards, {"task": config.task})
-    found, failures = read_predictions(folder)
-    if failures:
-        raise CoverageError(f"invariance check: {failures[0].item_id}: {failures[0].message}")
-    return {prediction.example_id: prediction for prediction in found}
 
 
 class _LogitsWorker(EvaluationWorker):

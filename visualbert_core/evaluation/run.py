@@ -17,7 +17,7 @@ from visualbert_core.engine.shards import ShardFolder, publish
 from visualbert_core.errors import CheckpointError, CoverageError, InputError
 from visualbert_core.evaluation.checks import check_sizes, open_checked, trained_on
 from visualbert_core.evaluation.inputs import Source, sample
-from visualbert_core.evaluation.run_folder import Run, claim, encode_json, is_finished, read_run, run_folder, write_json
+from visualbert_core.evaluation.run_folder import Run, claim, encode_json, read_run, run_folder, write_json
 from visualbert_core.evaluation.score import PredictionSet, score
 from visualbert_core.evaluation.units import UNITS_FILE, by_metric, encode_units
 from visualbert_core.evaluation.worker import EvaluationWorker, LoadModel, plan_examples, read_predictions, wrong_images
@@ -69,8 +69,7 @@ def evaluate(
     record = {"spec": _spec(config), "network": model.name, "answering": model.protocol, "provenance": provenance}
     record |= {"status": "running", "warnings": warnings}
     record |= {} if (origin := hub_origin(config.model)) is None else {"hub": origin}
-    claim(folder, record)
-    if is_finished(folder):
+    if claim(folder, record):
         return read_run(folder)
 
     asked = list(task.examples()) if some is None else some

@@ -98,16 +98,17 @@ def _document(path: Path, **kinds: type) -> dict[str, Any]:
     return document
 
 
-def claim(folder: Path, record: dict[str, Any]) -> None:
-    """Start or resume a run folder. Raises InputError where it holds a run of other ingredients, and names them.
+def claim(folder: Path, record: dict[str, Any]) -> bool:
+    """Start or resume a run folder. Return whether the run is complete and its files are as they were written.
 
-    A sample (a run with a `limit`) replaces a sample of other ingredients.
+    A sample (a run with a `limit`) replaces a sample of other ingredients. Otherwise other ingredients raise
+    InputError, which names them.
     """
     if (folder / "run.json").exists():
         held = _read_record(folder)
         found = differences(held["provenance"], record["provenance"])
         if not found:
-            return
+            return _is_finished(folder, held.get("files"))
         if not ("limit" in held["spec"] and "limit" in record["spec"]):  # A sample has no score that could be lost.
             raise InputError(
                 f"{folder} holds a run of other ingredients ({'; '.join(found[:3])}): delete it or choose another "
@@ -116,11 +117,10 @@ def claim(folder: Path, record: dict[str, Any]) -> None:
     # A user may delete run.json alone. Then scores.json would still stand for the old run.
     (folder / "scores.json").unlink(missing_ok=True)
     write_json(folder / "run.json", record)
+    return False
 
 
-def is_finished(folder: Path) -> bool:
-    """Return whether a claimed run is complete and its files are as they were written; else they are written again."""
-    files = _read_record(folder).get("files")
+def _is_finished(folder: Path, files: dict[str, str] | None) -> bool:
     try:
         return files is not None and all(digest_file(folder / name) == digest for name, digest in files.items())
     except FileNotFoundError:

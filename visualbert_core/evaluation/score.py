@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from visualbert_core.errors import ConfigError, CoverageError, InputError
-from visualbert_core.evaluation.beside import AS_PERSON, PERSON, how_answered
 from visualbert_core.evaluation.worker import read_predictions
 from visualbert_core.io.documents import read_json
 from visualbert_core.metrics.coverage import Coverage, check_coverage
@@ -29,6 +28,12 @@ from visualbert_core.tasks.scoring import without_unparsed
 OFFICIAL, OFFICIAL_FORM = "official", "official_form_of_subset"
 """Keys of a document. The first is for the official split. The second is for other annotations: it holds their scores
 in the form of the official program."""
+
+PERSON, AS_PERSON = "person", "as_person"
+"""Keys of a document: what a person gets, and what the predictions get under the same conditions."""
+JAVA = "java"
+"""Key of a printed document: the scores of `--java`. scores.json does not have them, because they need more than this
+package."""
 
 Mode = Literal["strict", "partial", "official"]
 """What happens where predictions do not cover the split. `strict` gives no score. `partial` gives the possible range
@@ -123,9 +128,7 @@ def _from_run(task: Task, folder: Path, annotations_digest: str) -> PredictionSe
         made_for = {"task": spec["task"], "split": spec["split"], "annotations": made_of["annotations"]}
         origin = {"model": spec["model"], "visual": spec["visual"]}
         origin |= {key: record[key] for key in ("network", "answering")}
-    except ConfigError as error:
-        raise InputError(f"{folder} is not a run folder: {error}") from None
-    except (LookupError, TypeError) as error:
+    except (ConfigError, LookupError, TypeError) as error:
         raise InputError(
             f"{folder} is not a run folder: run.json is not as evaluate writes it ({type(error).__name__}: {error}); "
             "run the evaluation again"
@@ -352,3 +355,43 @@ def _breakdown(kind: str, groups: Mapping[str, Mapping[str, tuple[float, int]]])
     for group, values in zip(names, groups.values(), strict=True):
         cells = (f"{values[m][0]:.2f} {f'({values[m][1]:,})':>10}" if m in values else "" for m in metrics)
         yield f"{group:<{width}}" + "".join(f"  {cell:>18}" for cell in cells)
+
+
+# The terminal, the page and `visualbert score` print these lines beside the scores.
+
+
+def how_answered(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how the model was asked, and what became of its texts. A head that answers whole inputs gives no line."""
+    if document.get("answering"):
+        yield f"asked: {document['answering']}"
+    yield from what_came(document)
+
+
+def what_came(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the shares of texts without an answer, of texts that were cut, and of examples that were read in part.
+
+    Then yield the numbers of `Task.beside`, and the scores of Java programs.
+    """
+    if "generated" in document:
+        texts, cut = document["generated"]["texts"], document["generated"]["cut"]
+        if "unparsed" in document["generated"]:
+            unparsed = document["generated"]["unparsed"]
+            yield f"unparsed: {100 * unparsed / texts:.1f} % of {texts:,} texts held no answer and count as wrong"
+        yield f"cut: {100 * cut / texts:.1f} % of {texts:,} texts ended at the limit of their length"
+    if "input_cut" in document:
+        yield f"input cut: {document['input_cut']:,} of {document['n']:,} examples were too long and were read in part"
+    yield from (f"{name}: {value:,.4g}" for name, value in document.get("beside", {}).items())
+    yield from (f"{name}: {value:.2f}" for name, value in document.get(JAVA, {}).items())
+
+
+def against_person(document: Mapping[str, Any], labels: Mapping[str, str]) -> Iterator[str]:
+    """Yield one line with the scores of a person, and of the predictions under the same conditions.
+
+    `labels` has the names of metrics for users. There is no line where a person's score is not known.
+    """
+    if PERSON in document:
+        scores = document[AS_PERSON]
+        pairs = [
+            f"{labels.get(name, name)} {value:.1f} and {scores[name]:.1f}" for name, value in document[PERSON].items()
+        ]
+        yield f"a person, and the model judged as the person is: {', '.join(pairs)}"

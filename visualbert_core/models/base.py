@@ -174,7 +174,8 @@ class Family:
     def _refuse(cls, folder: str | Path, form: type[Example], precision: str, answering: AnsweringConfig) -> None:
         if form not in cls.answered:
             known = ", ".join(each.__name__ for each in cls.answered)
-            raise CheckpointError(f"{folder}: {cls.called} answers {known} and not {form.__name__}")
+            asked = f"{cls.called} answers {known} and not {form.__name__}"
+            raise CheckpointError(f"{folder}: {asked}: name a checkpoint for this benchmark")
         if precision not in cls.precisions:
             raise ConfigError(
                 f"unknown precision {precision!r}: {cls.called} computes in {' or '.join(cls.precisions)}"

@@ -53,10 +53,8 @@ class Step:
 def plan_night(config: NightlyConfig, runs: Path) -> Iterator[Step]:
     """Yield the steps of a night in their order. `runs` is the folder that holds the run folders of this night."""
     for name, corpus in config.corpora.items():
-        if corpus.detector:
-            yield _step(f"features of {name}", "images", partial(_images, config, name), _extraction(config, name))
-        else:
-            yield _pixels(config, name)
+        what = "features" if corpus.detector else "images"
+        yield _step(f"{what} of {name}", "images", partial(_images, config, name), _extraction(config, name))
     for cell in config.cells:
         name = run_name(cell.model, cell.task, cell.split)
         try:
@@ -76,16 +74,6 @@ def plan_night(config: NightlyConfig, runs: Path) -> Iterator[Step]:
             yield _step(f"{name}, no image", "examples", count, last)
 
 
-def _pixels(config: NightlyConfig, name: str) -> Step:
-    """Return the line of a corpus without a detector: its images are read by the models, and nothing is extracted."""
-    try:
-        images = list_images(config.corpora[name].images).first(config.limit)
-        note = f"{len(images):,} images, whose pixels the models read"
-    except VisualBertCoreError as error:
-        note = str(error)
-    return Step(f"images of {name}", "images", note=note)
-
-
 def _extraction(config: NightlyConfig, corpus: str) -> Timing | None:
     cells = [cell for cell in config.cells if corpus in (cell.corpus, cell.features)]
     names = (run_name(cell.model, cell.task, cell.split) for cell in cells)
@@ -97,19 +85,23 @@ def _last(timings: Iterator[Timing | None]) -> Timing | None:
     return next(iter([timing for timing in timings if timing and timing.items][::-1]), None)
 
 
-def _step(name: str, unit: str, count: Callable[[], Counts], timing: Timing | None) -> Step:
+def _step(name: str, unit: str, count: Callable[[], Counts | str], timing: Timing | None) -> Step:
     try:
-        total, done = count()
+        found = count()
     except VisualBertCoreError as error:
-        return Step(name, unit, note=str(error))
+        found = str(error)
+    if isinstance(found, str):
+        return Step(name, unit, note=found)
+    total, done = found
     to_do = max(0, total - done)
     return Step(name, unit, total, to_do, None if timing is None else to_do * timing.seconds / timing.items)
 
 
-def _images(config: NightlyConfig, name: str) -> Counts:
+def _images(config: NightlyConfig, name: str) -> Counts | str:
     corpus = config.corpora[name]
     total = len(list_images(corpus.images, corpus.boxes).first(config.limit))
-    assert corpus.detector is not None
+    if corpus.detector is None:
+        return f"{total:,} images, whose pixels the models read"
     fingerprint = full_fingerprint(load_detector(corpus.detector, "cpu", corpus.precision), corpus.boxes)
     return total, _done(store_folder(config.out / "features", name, fingerprint))
 

@@ -18,7 +18,6 @@ from visualbert_core.config import (
     CellConfig,
     CorpusConfig,
     EvaluateConfig,
-    ExtractConfig,
     NightlyConfig,
     nearest,
     run_name,
@@ -157,22 +156,6 @@ def runs_folder(config: NightlyConfig) -> Path:
 def is_gated(config: NightlyConfig) -> bool:
     """Return whether a night of this matrix is compared with an earlier one."""
     return config.gate is not None and config.limit is None
-
-
-def extract_config(config: NightlyConfig, name: str, detector: Path) -> ExtractConfig:
-    """Return what a corpus with a detector asks of the extraction."""
-    corpus = config.corpora[name]
-    return ExtractConfig(
-        images=corpus.images,
-        detector=detector,
-        out=config.out / "features",
-        corpus=name,
-        boxes=corpus.boxes,
-        precision=corpus.precision,
-        batch_size=corpus.batch_size,
-        shard_size=corpus.shard_size,
-        limit=config.limit,
-    )
 
 
 def evaluate_config(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from visualbert_core.comparison.history import Timing
-from visualbert_core.config import CellConfig, EvaluateConfig, NightlyConfig
+from visualbert_core.config import CellConfig, EvaluateConfig, ExtractConfig, NightlyConfig
 from visualbert_core.corpus.listing import list_images
 from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.shards import ShardFolder
@@ -39,7 +39,7 @@ from visualbert_core.features.store import FeatureStore
 from visualbert_core.io.locations import Location
 from visualbert_core.metrics.statistics import PERCENT
 from visualbert_core.nightly.gating import CellResult, judge_cells
-from visualbert_core.nightly.matrix import evaluate_config, extract_config, is_gated, runs_folder
+from visualbert_core.nightly.matrix import evaluate_config, is_gated, runs_folder
 from visualbert_core.printable import logger
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.gate_section import GatedNight
@@ -161,7 +161,18 @@ def _open(config: NightlyConfig, name: str, pool: Pool, codes: list[int]) -> _Op
         if corpus.detector is None:
             source = ImageSource(corpus.images)
             return _OpenCorpus(source=source, images=source.images)
-        store = extract(extract_config(config, name, corpus.detector), pool)
+        extraction = ExtractConfig(
+            images=corpus.images,
+            detector=corpus.detector,
+            out=config.out / "features",
+            corpus=name,
+            boxes=corpus.boxes,
+            precision=corpus.precision,
+            batch_size=corpus.batch_size,
+            shard_size=corpus.shard_size,
+            limit=config.limit,
+        )
+        store = extract(extraction, pool)
         timing = _timing(store.folder, since, start, pool)
         return _OpenCorpus(store=store, extraction=timing, images=list_images(corpus.images))
     except FAILURES as error:
@@ -180,8 +191,8 @@ def _of_cell(cell: CellConfig, opened: Mapping[str, _OpenCorpus]) -> _OpenCorpus
 
 
 def _timing(folder: Location, since: float, start: float, pool: Pool) -> Timing:
-    """Return the seconds since `start`, and the number of items in the shards that were written since `since`. A resumed
-    night finds older shards in the folder."""
+    """Return the seconds since `start`, and the number of items in the shards that were written since `since`: a folder
+    of a resumed night holds older shards."""
     shards = ShardFolder(folder)
     fresh = [m for m in shards.read_manifest().shards if shards.marker_path(m.shard_id).stat().st_mtime >= since]
     items = sum(marker.rows + marker.failed for marker in fresh)

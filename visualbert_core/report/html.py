@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from visualbert_core import __version__
 from visualbert_core.comparison.compare import p_value
 from visualbert_core.engine.shards import publish
-from visualbert_core.evaluation.beside import PERSON
+from visualbert_core.evaluation.score import PERSON
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.flip_gallery import flip_gallery
 from visualbert_core.report.forms import overlap, sentence

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from visualbert_core.evaluation.beside import AS_PERSON, PERSON
 from visualbert_core.evaluation.run_folder import Run
+from visualbert_core.evaluation.score import AS_PERSON, PERSON
 from visualbert_core.report import ReportCell
 from visualbert_core.tasks import Published, Task
 

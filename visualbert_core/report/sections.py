@@ -13,8 +13,8 @@ from typing import Any
 from visualbert_core.comparison.compare import Change, Comparison
 from visualbert_core.comparison.history import Row
 from visualbert_core.errors import VisualBertCoreError
-from visualbert_core.evaluation.beside import what_came
 from visualbert_core.evaluation.run_folder import Run
+from visualbert_core.evaluation.score import what_came
 from visualbert_core.provenance import leaves
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.curves import trend

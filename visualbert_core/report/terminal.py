@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from visualbert_core.evaluation.beside import against_person, how_answered
+from visualbert_core.evaluation.score import against_person, how_answered
 from visualbert_core.printable import printable
 from visualbert_core.report import ReportCell, ReportInfo
 from visualbert_core.report.scores import (
