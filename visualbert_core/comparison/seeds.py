@@ -102,7 +102,6 @@ def _check_same(first: Side, other: Side) -> None:
 
 
 def _change(metric: str, seeds: list[int], pairs: list[tuple[Side, Side]], scales: Mapping[str, float]) -> SeedsChange:
-    """Compare the units of one metric."""
     shown = scales.get(metric, PERCENT)
     values = [(Values.of(a.units[metric]), Values.of(b.units[metric])) for a, b in pairs]
     clusters = [unit.cluster for unit in pairs[0][1].units[metric]]

@@ -9,10 +9,10 @@ neither.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from math import isnan
 from pathlib import Path
 from typing import Any, Literal
 
@@ -217,7 +217,7 @@ def _scores(task: Task, predictions: Mapping[str, Prediction], units: Sequence[S
     }
     return {
         "scores": {name: m.value for name, m in metrics.items()},
-        "intervals": {name: [_number(m.low), _number(m.high)] for name, m in metrics.items()},
+        "intervals": {name: [None if isnan(x) else x for x in (m.low, m.high)] for name, m in metrics.items()},
         "units": {name: m.n for name, m in metrics.items()},
         "chance": task.chance(predictions),
         **_present(others),
@@ -276,21 +276,15 @@ def _as_officially(task: Task, answers: PredictionSet) -> tuple[list[Prediction]
 
 def _remedy(coverage: Coverage, task: Task, mode: Mode) -> str:
     """Return what to do. Where the official program would silently accept the predictions, say so."""
-    silent, lenient = [], task.lenient
-    if coverage.duplicate and lenient.duplicate != "refuse":
-        silent.append(f"takes the {lenient.duplicate} of two")
-    if coverage.unknown and lenient.unknown == "ignore":
-        silent.append("ignores unknown ids")
+    kept = task.lenient.duplicate
+    silent = [f"takes the {kept} of two"] if coverage.duplicate and kept != "refuse" else []
+    silent += ["ignores unknown ids"] if coverage.unknown and task.lenient.unknown == "ignore" else []
     if silent:
         return f"predict each example once (the official program silently {' and '.join(silent)}: --official-lenient)"
     if mode == "official":
         return "the official program gives no score either; predict each example once"
     ranged = task.has_range and not (coverage.duplicate or coverage.unknown)
     return "predict each example once" + (" (or see --allow-partial)" if ranged else "")
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -355,9 +349,6 @@ def _breakdown(kind: str, groups: Mapping[str, Mapping[str, tuple[float, int]]])
     for group, values in zip(names, groups.values(), strict=True):
         cells = (f"{values[m][0]:.2f} {f'({values[m][1]:,})':>10}" if m in values else "" for m in metrics)
         yield f"{group:<{width}}" + "".join(f"  {cell:>18}" for cell in cells)
-
-
-# The terminal, the page and `visualbert score` print these lines beside the scores.
 
 
 def how_answered(document: Mapping[str, Any]) -> Iterator[str]:

@@ -52,10 +52,6 @@ LoadModel = Callable[[Path, type[Example], str | None, str, AnsweringConfig], Mo
 """A function of (folder, form of the examples, device, precision, answering) that returns a model."""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# shards and batches
-
-
 @dataclass(frozen=True)
 class ImageFile:
     """Holds where an image lies, the digest of its bytes when the run began, and its (width, height) in pixels.
@@ -132,10 +128,6 @@ def batches(asked: Sequence[Asked], size: int) -> Iterator[list[Asked]]:
         yield by_image[start : start + size]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the worker
-
-
 class Reader(Protocol):
     """Reads images for a worker. Threads may share a reader."""
 
@@ -195,10 +187,6 @@ def _confidences(example: Example) -> int:
     return 2 if isinstance(example, Statement) else 1
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# predictions in files
-
-
 def encode(predictions: Sequence[Prediction]) -> bytes:
     """Return the bytes of a part with one row per prediction. Equal predictions give equal bytes."""
     columns = {
@@ -225,11 +213,10 @@ def read_predictions(folder: str | Path) -> tuple[list[Prediction], list[Failure
     failures: list[Failure] = []
     for marker in shards.read_manifest(verify=True).shards:
         for row in pq.read_table(shards.part_path(marker.shard_id)).to_pylist():
-            answer, scores = json.loads(row["answer"]), tuple(row["scores"])
             # Version 2 of the rows had no texts. A night after an upgrade is compared with rows of that version.
             generated = tuple(Generated(**text) for text in row.get("generated", ()))
-            example_id, image_id, cut = row["example_id"], row["image_id"], row.get("input_cut", False)
-            predictions.append(Prediction(example_id, image_id, answer, scores, generated, cut))
+            answer, scores, cut = json.loads(row["answer"]), tuple(row["scores"]), row.get("input_cut", False)
+            predictions.append(Prediction(row["example_id"], row["image_id"], answer, scores, generated, cut))
         if marker.failures is not None:
             rows = pq.read_table(shards.failures_path(marker.shard_id)).to_pylist()
             failures += [Failure(**row) for row in rows]

@@ -64,13 +64,11 @@ def judge_cells(
     assert config.gate is not None
     history = history_of(config)
     baselines = {cell.name: history.baseline(cell.name, night, config.gate.baseline) for cell in cells}
-    comparisons: dict[str, Comparison] = {}
+    compared = {cell.name: _compare(config, cell, baselines[cell.name]) for cell in cells}
+    comparisons = {name: found for name, found in compared.items() if isinstance(found, Comparison)}
     watched: list[Watched] = []
     for cell in cells:
-        found = _compare(config, cell, baselines[cell.name])
-        if isinstance(found, Comparison):
-            comparisons[cell.name] = found
-        watched += _watched(config, cell, baselines[cell.name], found, history, night)
+        watched += _watched(config, cell, baselines[cell.name], compared[cell.name], history, night)
     gate = judge_night(night, config.gate, watched, [line for lines in missed.values() for line in lines])
     for cell in cells:
         if cell.run is not None and cell.name in comparisons:
@@ -134,7 +132,6 @@ def _watched(
 
 
 def _changes(comparison: Comparison) -> dict[str, Change]:
-    """Return the change of everything that can be watched, by its name."""
     return comparison.metrics | ({PARSED: comparison.parsed} if comparison.parsed is not None else {})
 
 

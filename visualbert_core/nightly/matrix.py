@@ -60,17 +60,16 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> NightlyConfig:
             for cell in config.cells
         ),
     )
-    folders: dict[str, int] = {}
+    names = [run_name(cell.model, cell.task, cell.split) for cell in config.cells]
     for number, cell in enumerate(config.cells):
         try:
             _check_cell(cell, config.corpora)
         except ConfigError as error:
             raise ConfigError(f"{path}: cells[{number}]: {error}") from None
-        name = run_name(cell.model, cell.task, cell.split)
-        if (first := folders.setdefault(name, number)) != number:
+        if (first := names.index(names[number])) != number:
             raise ConfigError(
-                f"{path}: cells[{first}] and cells[{number}] would share the run folder {name}: rename one of the two "
-                "checkpoint folders, or move one cell to a matrix with another `name`"
+                f"{path}: cells[{first}] and cells[{number}] would share the run folder {names[number]}: rename one of "
+                "the two checkpoint folders, or move one cell to a matrix with another `name`"
             )
     return config
 
