@@ -111,7 +111,7 @@ def first_line(error: BaseException) -> str:
 def end(job: Callable[[], int]) -> NoReturn:
     """Run a job's main function and exit with its code.
 
-    An error of the tree above becomes one line on stderr. An OSError does too, with exit code 1. A reader of stdout
+    An error of this file becomes one line on stderr. An OSError does too, with exit code 1. A reader of stdout
     that leaves early, as `| head` does, causes no message. From here on output is guarded and the log is shown (see
     `printable.py`).
     """
