@@ -212,7 +212,7 @@ def _attributes() -> list[tuple[str | None, str | None, str | None]]:
 
 
 def test_the_recipe_runs_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The training module, at a tiny size, writes nine checkpoint folders that open, with their scores."""
+    """The training module, at a tiny size, writes the eight checkpoint folders that open, with their scores."""
     for name, value in {
         "SCENES": 60,
         "VISUALBERT_SCENES": 60,

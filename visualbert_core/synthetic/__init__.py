@@ -13,12 +13,11 @@ how good VisualBERT is on the real benchmarks.
     training_files.py    python -m visualbert_core.synthetic.training_files: what recipes/four-tasks.yaml learns from
     recipes/             the recipe of VisualBERT
     train.py             python -m visualbert_core.synthetic.train: trains the weights from random ones
-    train_detector.py    the training of the detector
-    train_image_side.py  the training of the layers that see, which the models of pixels share
+    train_detector.py    the training of the detector, and the loop of all trainings here
+    train_image_side.py  the training of the layers that see, and what else the models of pixels share
     train_vilt.py        the training of ViLT
     train_generative.py  the training of a small LLaVA
     train_captioner.py   the training of a small captioner
-    train_texts.py       several texts about an image in one sequence
     demo.yaml            the matrix of `visualbert demo`
     weights/             the weights that train.py made: detector/, visualbert-<task>/, vilt-<task>/, vlm/ and
                          captioner/

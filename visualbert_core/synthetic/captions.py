@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from visualbert_core.schema import Prediction
-from visualbert_core.synthetic.language import DIRECTIONS, NUMBERS, Description
-from visualbert_core.synthetic.scenes import COLORS, RADII, SHAPES, Thing, Things
+from visualbert_core.synthetic.language import DIRECTIONS, NOUNS, NUMBERS, Description
+from visualbert_core.synthetic.scenes import COLORS, RADII, Thing, Things
 from visualbert_core.tasks.captions import CaptionsTask
 from visualbert_core.tasks.shown import Words
 
@@ -22,11 +22,9 @@ SCENES_FILE = "scenes.json"
 """Image id → the things in it, in the folder of the annotations."""
 TRUE_PHRASES = "true phrases, percent"
 
-_NOUNS = {Description(shape=shape).words(plural): shape for shape in (None, *SHAPES) for plural in (False, True)}
-"""Noun → shape; None for "thing" and "things"."""
 _PHRASE = re.compile(
     rf"\b(?:(?P<number>{'|'.join(NUMBERS)})|an?|the(?: (?:{'|'.join(DIRECTIONS)}))?)"
-    rf"(?: (?P<size>{'|'.join(RADII)}))?(?: (?P<color>{'|'.join(COLORS)}))? (?P<noun>{'|'.join(_NOUNS)})\b",
+    rf"(?: (?P<size>{'|'.join(RADII)}))?(?: (?P<color>{'|'.join(COLORS)}))? (?P<noun>{'|'.join(NOUNS)})\b",
     re.IGNORECASE,
 )
 
@@ -44,7 +42,7 @@ def phrases(caption: str, things: Things) -> Iterator[Phrase]:
     """Yield the phrases of a caption that name things. A number must be exact; otherwise one such thing is enough."""
     for match in _PHRASE.finditer(caption):
         number, size, color, noun = (word and word.lower() for word in match.group("number", "size", "color", "noun"))
-        found = len(Description(size, color, _NOUNS[noun]).find(things))
+        found = len(Description(size, color, NOUNS[noun]).find(things))
         yield Phrase(match.start(), match.end(), found > 0 if number is None else found == NUMBERS.index(number))
 
 
@@ -54,7 +52,6 @@ class SceneCaptions(CaptionsTask):
     name, title = "visualbert_core.synthetic.captions:SceneCaptions", "Captions of scenes"
 
     def read(self) -> None:
-        """Read the images of the split, their references and the things in them."""
         super().read()
         path = self.folder / SCENES_FILE
         scenes = json.loads(path.read_text())

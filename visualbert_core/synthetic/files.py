@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -39,6 +40,12 @@ VALIDATION = 1
 VQA_QUESTIONS, VCR_ITEMS, NLVR2_SENTENCES, FLICKR_CAPTIONS = 4, 2, 2, 5
 WRONG_ANNOTATOR = 0.03
 """The probability that one of ten VQA annotators gives a wrong answer."""
+
+
+T = TypeVar("T")
+
+Paint = Callable[..., list[Things]]
+"""`paint` for the images of one benchmark."""
 
 
 def make_synthetic(root: Path, config: SyntheticConfig) -> Path:
@@ -69,34 +76,23 @@ def _is_there(marker: Path, about: dict[str, Any]) -> bool:
 
 
 def _write_files(root: Path, config: SyntheticConfig) -> None:
+    counts = (config.vqa_images, config.vcr_images, config.nlvr2_sets, config.flickr_images)
     with helpers() as pool:
-        for part, (write, count) in enumerate(
-            (
-                (_write_vqa, config.vqa_images),
-                (_write_vcr, config.vcr_images),
-                (_write_nlvr2, config.nlvr2_sets),
-                (_write_flickr, config.flickr_images),
-            )
-        ):
-            rng = np.random.default_rng([config.seed, VALIDATION, part])
-            write(root, _Painter(pool, config.seed, part), rng, count)
+        for part, write in enumerate((_write_vqa, _write_vcr, _write_nlvr2, _write_flickr)):
+            seed = (config.seed, VALIDATION, part)
+            write(root, partial(paint, pool, seed), np.random.default_rng(seed), counts[part])
 
 
-class _Painter:
-    """Draws the images of one benchmark into files, in parallel, and returns the things in them."""
-
-    def __init__(self, pool: ProcessPoolExecutor, seed: int, part: int) -> None:
-        self.pool, self.seed, self.part = pool, seed, part
-
-    def paint(self, paths: Sequence[Path], min_things: int = 2) -> list[Things]:
-        for folder in {path.parent for path in paths}:
-            folder.mkdir(parents=True, exist_ok=True)
-        draw = partial(_draw, self.seed, self.part, min_things)
-        return list(self.pool.map(draw, range(len(paths)), paths, chunksize=16))
+def paint(pool: ProcessPoolExecutor, seed: tuple[int, ...], paths: Sequence[Path], min_things: int = 2) -> list[Things]:
+    """Draw a scene into each file, in parallel, and return the things in them."""
+    for folder in {path.parent for path in paths}:
+        folder.mkdir(parents=True, exist_ok=True)
+    draw = partial(_draw, seed, min_things)
+    return list(pool.map(draw, range(len(paths)), paths, chunksize=16))
 
 
-def _draw(seed: int, part: int, min_things: int, index: int, path: Path) -> Things:
-    scene = make_scene((seed, VALIDATION, part, index), min_things=min_things)
+def _draw(seed: tuple[int, ...], min_things: int, index: int, path: Path) -> Things:
+    scene = make_scene((*seed, index), min_things=min_things)
     path.write_bytes(encode(scene.pixels, "PNG" if path.suffix == ".png" else "JPEG"))
     return scene.things
 
@@ -104,13 +100,14 @@ def _draw(seed: int, part: int, min_things: int, index: int, path: Path) -> Thin
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _write_vqa(root: Path, painter: _Painter, rng: np.random.Generator, count: int) -> None:
+def _write_vqa(root: Path, painted: Paint, rng: np.random.Generator, count: int) -> None:
     folder = root / "vqa"
     ids = [index + 1 for index in range(count)]
-    scenes = painter.paint([folder / "val2014" / f"COCO_val2014_{i:012d}.jpg" for i in ids])
+    scenes = painted([folder / "val2014" / f"COCO_val2014_{i:012d}.jpg" for i in ids])
     questions, annotations = [], []
     for image_id, things in zip(ids, scenes, strict=True):
-        for number, item in enumerate(_distinct_questions(rng, things)):
+        items = _distinct(VQA_QUESTIONS, partial(ask.vqa_item, rng, things), attrgetter("question"))
+        for number, item in enumerate(items):
             key = {"image_id": image_id, "question_id": image_id * 1000 + number}
             questions.append(key | {"question": item.question})
             annotations.append(key | _vqa_annotation(rng, item))
@@ -123,11 +120,12 @@ def _write_vqa(root: Path, painter: _Painter, rng: np.random.Generator, count: i
     _write_json(folder / "v2_mscoco_val2014_annotations.json", about | {"annotations": annotations})
 
 
-def _distinct_questions(rng: np.random.Generator, things: Things) -> list[ask.VqaItem]:
-    items: dict[str, ask.VqaItem] = {}
-    while len(items) < VQA_QUESTIONS:
-        item = ask.vqa_item(rng, things)
-        items[item.question] = item
+def _distinct(count: int, draw: Callable[[], T | None], text: Callable[[T], str]) -> list[T]:
+    """Draw until there are `count` items with different texts."""
+    items: dict[str, T] = {}
+    while len(items) < count:
+        if (item := draw()) is not None:
+            items[text(item)] = item
     return list(items.values())
 
 
@@ -146,12 +144,12 @@ def _vqa_annotation(rng: np.random.Generator, item: ask.VqaItem) -> dict[str, An
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _write_vcr(root: Path, painter: _Painter, rng: np.random.Generator, count: int) -> None:
+def _write_vcr(root: Path, painted: Paint, rng: np.random.Generator, count: int) -> None:
     folder = root / "vcr"
     names = [f"world/world_{index:04d}@0" for index in range(count)]
     images = folder / "vcr1images"
     records = []
-    scenes = painter.paint([images / f"{name}.jpg" for name in names], min_things=4)
+    scenes = painted([images / f"{name}.jpg" for name in names], min_things=4)
     for index, (name, things) in enumerate(zip(names, scenes, strict=True)):
         _write_json(images / f"{name}.json", vcr_metadata(things))
         for number in range(VCR_ITEMS):
@@ -170,7 +168,7 @@ def _write_vcr(root: Path, painter: _Painter, rng: np.random.Generator, count: i
                 }
                 | record
             )
-    _write_lines(folder / "val.jsonl", records)
+    write_lines(folder / "val.jsonl", records)
 
 
 def vcr_metadata(things: Things) -> dict[str, Any]:
@@ -202,16 +200,17 @@ def _vcr_record(item: refer.VcrItem, things: Things) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _write_nlvr2(root: Path, painter: _Painter, rng: np.random.Generator, count: int) -> None:
+def _write_nlvr2(root: Path, painted: Paint, rng: np.random.Generator, count: int) -> None:
     folder = root / "nlvr2"
     names = [f"dev-{s}-{p}" for s in range(count) for p in range(ask.PAIRS)]
     paths = [folder / "images" / "dev" / f"{name}-img{side}.png" for name in names for side in (0, 1)]
-    scenes = painter.paint(paths)
+    scenes = painted(paths)
     pairs = list(zip(scenes[::2], scenes[1::2], strict=True))
     records = []
     for number in range(count):
         of_set = slice(number * ask.PAIRS, (number + 1) * ask.PAIRS)
-        for k, item in enumerate(_distinct_sentences(rng, pairs[of_set])):
+        items = _distinct(NLVR2_SENTENCES, partial(ask.nlvr2_item, rng, pairs[of_set]), attrgetter("sentence"))
+        for k, item in enumerate(items):
             for name, label in zip(names[of_set], item.labels, strict=True):
                 records.append(
                     {
@@ -225,27 +224,18 @@ def _write_nlvr2(root: Path, painter: _Painter, rng: np.random.Generator, count:
                         "family": item.family,
                     }
                 )
-    _write_lines(folder / "dev.json", records)
-
-
-def _distinct_sentences(rng: np.random.Generator, pairs: Sequence[tuple[Things, Things]]) -> list[ask.Nlvr2Item]:
-    items: dict[str, ask.Nlvr2Item] = {}
-    while len(items) < NLVR2_SENTENCES:
-        item = ask.nlvr2_item(rng, pairs)
-        if item is not None:
-            items[item.sentence] = item
-    return list(items.values())
+    write_lines(folder / "dev.json", records)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _write_flickr(root: Path, painter: _Painter, rng: np.random.Generator, count: int) -> None:
+def _write_flickr(root: Path, painted: Paint, rng: np.random.Generator, count: int) -> None:
     folder = root / "flickr30k"
     ids = [str(1000 + index) for index in range(count)]
     for name in ("Sentences", "Annotations"):
         (folder / name).mkdir(parents=True)
-    scenes = painter.paint([folder / "images" / f"{i}.jpg" for i in ids])
+    scenes = painted([folder / "images" / f"{i}.jpg" for i in ids])
     _write_json(
         folder / SCENES_FILE,
         {i: [asdict(thing) for thing in things] for i, things in zip(ids, scenes, strict=True)},
@@ -292,5 +282,5 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value) + "\n")
 
 
-def _write_lines(path: Path, records: Sequence[Any]) -> None:
+def write_lines(path: Path, records: Iterable[Any]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))

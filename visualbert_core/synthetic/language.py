@@ -42,24 +42,22 @@ class Description:
         return " ".join(word for word in (self.size, self.color, noun) if word)
 
 
-_NOUNS = {"thing": None, "things": None} | {
-    Description(shape=shape).words(plural): shape for shape in SHAPES for plural in (False, True)
-}
-"""Noun, singular or plural → the shape that it names; None for any shape."""
+NOUNS = {Description(shape=shape).words(plural): shape for shape in (None, *SHAPES) for plural in (False, True)}
+"""Noun, singular or plural → the shape that it names; None for "thing" and "things"."""
 
 
 def descriptions(words: Sequence[str]) -> Iterator[tuple[int, int, Description]]:
     """Yield (start, stop, description) for each description in a text that is split on spaces."""
     for place, word in enumerate(words):
         noun = word.rstrip(".,?")
-        if noun not in _NOUNS:
+        if noun not in NOUNS:
             continue
         found: dict[str, str] = {}
         start = place
         while start and (name := _attribute(words[start - 1])) and name not in found:
             start -= 1
             found[name] = words[start]
-        yield start, place + 1, Description(**found, shape=_NOUNS[noun])
+        yield start, place + 1, Description(**found, shape=NOUNS[noun])
 
 
 def _attribute(word: str) -> str | None:
@@ -95,11 +93,11 @@ def any_description(rng: np.random.Generator, things: Sequence[Thing]) -> Descri
     return Description(**parts)
 
 
-def extreme(things: Sequence[Thing], indices: Sequence[int], direction: str, margin: float = 8.0) -> int | None:
-    """Return the index of the thing farthest in `direction`; None if the next one is closer than `margin` pixels."""
+def extreme(things: Sequence[Thing], indices: Sequence[int], direction: str) -> int | None:
+    """Return the index of the thing farthest in `direction`; None if the next one is closer than 8 pixels."""
     axis, sign = DIRECTIONS[direction]
     ranked = sorted(indices, key=lambda i: sign * things[i].center[axis])
-    if len(ranked) > 1 and abs(things[ranked[0]].center[axis] - things[ranked[1]].center[axis]) < margin:
+    if len(ranked) > 1 and abs(things[ranked[0]].center[axis] - things[ranked[1]].center[axis]) < 8:
         return None
     return ranked[0]
 

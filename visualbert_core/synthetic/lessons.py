@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,36 +34,33 @@ VCR_MIN_THINGS = 4
 
 @dataclass(frozen=True)
 class AskedQuestion(Question):
-    """A question with its answer."""
-
-    answer: str = ""
+    right: Any = None
 
 
 @dataclass(frozen=True)
 class AskedStatement(Statement):
-    """A statement with its truth value."""
-
-    holds: bool = False
+    right: Any = None
 
 
 @dataclass(frozen=True)
 class AskedChoice(MultipleChoice):
-    """A multiple-choice question with the index of the right choice."""
-
-    right: int = 0
+    right: Any = None
 
 
 @dataclass(frozen=True)
 class AskedCaption(Grounding):
-    """A caption with the indices of the things that each phrase names."""
-
     named: tuple[tuple[int, ...], ...] = ()
+    """The indices of the things that each phrase names."""
 
 
 class SceneLessons(ExampleSource):
     """Reads {split}.jsonl: a line for each scene with its image id and its things."""
 
     min_things: ClassVar[int] = 2
+    images: ClassVar[int] = 1
+    """The number of images of an example."""
+    blank: ClassVar[tuple[Any, ...]] = ("",)
+    """What an example asks before it is drawn."""
 
     def __init__(self, annotations: Path, split: str) -> None:
         """Read a split. Raises AnnotationError where its file is missing or malformed."""
@@ -78,16 +74,18 @@ class SceneLessons(ExampleSource):
         self._ids = list(scenes)
 
     def annotation_files(self) -> tuple[Path, ...]:
-        """Return the file of the split."""
         return (self._path,)
 
     def examples(self) -> Iterator[Any]:
-        """Yield an empty example for each scene with enough things."""
-        yield from (self.empty(name) for name, things in self._scenes.items() if len(things) >= self.min_things)
+        """Yield a blank example for each scene with enough things."""
+        form: Any = self.form
+        for name, things in self._scenes.items():
+            if len(things) >= self.min_things:
+                yield form(name, (name,) * self.images, *self.blank)
 
-    @abstractmethod
-    def empty(self, image_id: str) -> Any:
-        """Return the example of a scene before it asks anything."""
+    def target(self, example: Any, boxes: Sequence[np.ndarray]) -> Any:
+        """Return what was drawn with the question: its answer with the weight 1, its truth value or its choice."""
+        return example.right
 
     def _named(
         self, example: Question | Statement, boxes: Sequence[np.ndarray], images: Sequence[int]
@@ -112,21 +110,11 @@ class Questions(SceneLessons):
 
     form = Question
 
-    def empty(self, image_id: str) -> Question:
-        """Return a question without text."""
-        return Question(image_id, (image_id,), "")
-
     def drawn(self, example: Any, draws: random.Random) -> AskedQuestion:
-        """Return a question about the scene."""
         item = ask.vqa_item(_generator(draws), self._scenes[example.example_id])
-        return AskedQuestion(example.example_id, example.image_ids, item.question, answer=item.answer)
-
-    def target(self, example: Any, boxes: Sequence[np.ndarray]) -> dict[str, float]:
-        """Return the answer with the weight 1."""
-        return {example.answer: 1.0}
+        return AskedQuestion(example.example_id, example.image_ids, item.question, right={item.answer: 1.0})
 
     def named_regions(self, example: Any, boxes: Sequence[np.ndarray]) -> NamedRegions:
-        """Return which regions the descriptions in the question name."""
         return _shared(self._named(example, boxes, [0]), boxes)
 
 
@@ -134,10 +122,7 @@ class Statements(SceneLessons):
     """Gives NLVR2 sentences about pairs of scenes."""
 
     form = Statement
-
-    def empty(self, image_id: str) -> Statement:
-        """Return a statement without text."""
-        return Statement(image_id, (image_id, image_id), "")
+    images = 2
 
     def drawn(self, example: Any, draws: random.Random) -> AskedStatement:
         """Return a sentence about the scene and a second one, drawn as a set of NLVR2: true for two of four pairs."""
@@ -148,11 +133,7 @@ class Statements(SceneLessons):
             names[0] = example.example_id
             pairs = list(zip(names[::2], names[1::2], strict=True))
             item = ask.nlvr2_item(rng, [(self._scenes[left], self._scenes[right]) for left, right in pairs])
-        return AskedStatement(example.example_id, pairs[0], item.sentence, holds=item.labels[0])
-
-    def target(self, example: Any, boxes: Sequence[np.ndarray]) -> int:
-        """Return the truth value."""
-        return int(example.holds)
+        return AskedStatement(example.example_id, pairs[0], item.sentence, right=int(item.labels[0]))
 
     def named_regions(self, example: Any, boxes: Sequence[np.ndarray]) -> NamedRegions:
         """Return which regions the sentence names.
@@ -173,10 +154,7 @@ class Choices(SceneLessons):
 
     form = MultipleChoice
     min_things = VCR_MIN_THINGS
-
-    def empty(self, image_id: str) -> MultipleChoice:
-        """Return a question without choices."""
-        return MultipleChoice(image_id, (image_id,), (), (), (), ())
+    blank = ((), (), (), ())
 
     def drawn(self, example: Any, draws: random.Random) -> AskedChoice:
         """Return a question about the scene, or the question with its right answer and rationales as choices."""
@@ -195,31 +173,22 @@ class Choices(SceneLessons):
             right=item.answer_label if answering else item.rationale_label,
         )
 
-    def target(self, example: Any, boxes: Sequence[np.ndarray]) -> int:
-        """Return the index of the right choice."""
-        return int(example.right)
-
 
 class Captions(SceneLessons):
     """Gives captions of Flickr30K Entities."""
 
     form = Grounding
-
-    def empty(self, image_id: str) -> Grounding:
-        """Return a caption without words."""
-        return Grounding(image_id, (image_id,), (), ())
+    blank = ((), ())
 
     def drawn(self, example: Any, draws: random.Random) -> AskedCaption:
-        """Return a caption of the scene."""
         words: list[str] = []
         phrases: list[Phrase] = []
         made = refer.caption(_generator(draws), self._scenes[example.example_id])
         for part in made:
-            text = part if isinstance(part, str) else part.words
             start = len(words)
-            words += text.split()
+            words += str(part).split()
             if not isinstance(part, str):
-                phrases.append(Phrase(start, len(words), text))
+                phrases.append(Phrase(start, len(words), part.words))
         named = tuple(part.things for part in made if not isinstance(part, str))
         return AskedCaption(example.example_id, example.image_ids, tuple(words), tuple(phrases), named=named)
 

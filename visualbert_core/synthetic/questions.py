@@ -7,7 +7,7 @@ things (`is the`, `are the`). They are hard for the small model, so they have sm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -184,6 +184,14 @@ def nlvr2_item(rng: Rng, pairs: Sequence[tuple[Things, Things]]) -> Nlvr2Item | 
         if 2 * sum(labels) == len(labels):
             return Nlvr2Item(sentence, labels, family)
     return None
+
+
+def nlvr2_items(rng: Rng, pairs: Sequence[tuple[Things, Things]], count: int) -> Iterator[Nlvr2Item]:
+    """Yield `count` sentences about the same pairs. Try until there are so many."""
+    while count:
+        if (item := nlvr2_item(rng, pairs)) is not None:
+            count -= 1
+            yield item
 
 
 def _side(rng: Rng, it: Description) -> Claim:

@@ -54,12 +54,11 @@ def vcr_item(rng: Rng, things: Things) -> VcrItem:
     """Return one item about a scene of at least three things."""
     for _ in range(_TRIES * 10):
         family = str(rng.choice(list(_VCR)))
-        asked = _VCR[family](rng, things)
-        if asked is None:
+        if len(things) < CHOICES and family not in ("look", "color"):  # four objects are the choices of the others
             continue
-        question, answers, label, told = asked
-        rationales, rationale_label = _rationales(rng, things, told)
-        return VcrItem(question, answers, label, rationales, rationale_label, family)
+        if (asked := _VCR[family](rng, things)) is not None:
+            question, answers, label, told = asked
+            return VcrItem(question, answers, label, *_rationales(rng, things, told), family)
     raise AssertionError("no item found, although the color of a thing can always be asked")
 
 
@@ -86,19 +85,15 @@ def _color(rng: Rng, things: Things) -> Asked:
 
 def _which(rng: Rng, things: Things) -> Asked | None:
     """Ask which of four objects has a colour that only one of the four has."""
-    if len(things) < CHOICES:
-        return None
-    candidates = [int(i) for i in rng.choice(len(things), size=CHOICES, replace=False)]
+    candidates = _four(rng, things)
     if sum(things[i].color == things[candidates[0]].color for i in candidates) > 1:
         return None
     return _objects(rng, ("Which", "one", "is", things[candidates[0]].color, "?"), candidates)
 
 
 def _farthest(rng: Rng, things: Things) -> Asked | None:
-    if len(things) < CHOICES:
-        return None
     direction = str(rng.choice(list(DIRECTIONS)))
-    candidates = [int(i) for i in rng.choice(len(things), size=CHOICES, replace=False)]
+    candidates = _four(rng, things)
     first = extreme(things, candidates, direction)
     if first is None:
         return None
@@ -107,13 +102,15 @@ def _farthest(rng: Rng, things: Things) -> Asked | None:
 
 
 def _odd_size(rng: Rng, things: Things) -> Asked | None:
-    if len(things) < CHOICES:
-        return None
-    candidates = [int(i) for i in rng.choice(len(things), size=CHOICES, replace=False)]
+    candidates = _four(rng, things)
     sizes = [things[i].size for i in candidates]
     if sizes.count(sizes[0]) > 1:
         return None
     return _objects(rng, ("Which", "one", "has", "a", "size", "of", "its", "own", "?"), candidates)
+
+
+def _four(rng: Rng, things: Things) -> list[int]:
+    return [int(i) for i in rng.choice(len(things), size=CHOICES, replace=False)]
 
 
 def _objects(rng: Rng, question: tuple[Token, ...], candidates: Sequence[int]) -> Asked:
@@ -164,6 +161,9 @@ class CaptionPhrase:
     words: str
     things: tuple[int, ...]
     kind: str
+
+    def __str__(self) -> str:
+        return self.words
 
 
 Caption = tuple[str | CaptionPhrase, ...]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-SIZE = 224
+SIZE, MAX_THINGS = 224, 6
 SHAPES = ("ball", "box", "cone", "star", "ring", "heart", "cross", "moon")
 COLORS = {
     "red": (205, 40, 40),
@@ -54,14 +54,14 @@ class Scene:
     pixels: np.ndarray
 
 
-def make_scene(seed: tuple[int, ...], min_things: int = 2, max_things: int = 6) -> Scene:
+def make_scene(seed: tuple[int, ...], min_things: int = 2) -> Scene:
     """Draw the scene of a seed. The same seed always gives the same scene."""
     rng = np.random.default_rng(seed)
     canvas = _background(rng)
     colors = rng.choice(list(COLORS), size=rng.integers(3, 6), replace=False)
     shapes = rng.choice(SHAPES, size=rng.integers(3, 6), replace=False)
     things: list[Thing] = []
-    for cx, cy, size, radius in _place(rng, int(rng.integers(min_things, max_things + 1))):
+    for cx, cy, size, radius in _place(rng, int(rng.integers(min_things, MAX_THINGS + 1))):
         shape, color = str(rng.choice(shapes)), str(rng.choice(colors))
         box = _paint(canvas, rng, shape, color, cx, cy, radius)
         things.append(Thing(shape, color, size, box))

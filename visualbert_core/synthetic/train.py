@@ -3,8 +3,8 @@
     python -m visualbert_core.synthetic.train --out visualbert_core/synthetic/weights
 
 Draws 10,000 training scenes and trains the detector. One VisualBERT trunk with four heads learns by the public recipe
-`recipes/four-tasks.yaml`, over the files of `training_files`. From the pixels of the same scenes it trains a ViLT trunk
-with two heads, a small generative model and a captioner; these need the extra [transformers]. Then it writes a
+`recipes/four-tasks.yaml`, over the files of `training_files`. From the pixels of the same scenes it trains a ViLT, a
+small generative model and a captioner; these need the extra [transformers]. Then it writes a
 checkpoint folder in float16 for each, with a README.md that shows its scores. The scores are measured on the validation
 files (`synthetic.files`), as in `make demo`. These files share no scene with the training. Finished stages are kept in
 --work, so a stopped run continues after the last of them.
@@ -33,7 +33,7 @@ from visualbert_core.evaluation.run import evaluate
 from visualbert_core.features.extract import extract
 from visualbert_core.models.base import METADATA_FILE
 from visualbert_core.models.visualbert.checkpoint.metadata import FORMS
-from visualbert_core.models.visualbert.heads import NETWORKS
+from visualbert_core.models.visualbert.heads import NETWORKS as VISUALBERTS
 from visualbert_core.models.visualbert.inputs import VOCAB_FILE
 from visualbert_core.models.visualbert.predictor import ANSWERS_FILE
 from visualbert_core.synthetic import train_captioner, train_detector, train_generative, train_image_side, train_vilt
@@ -56,26 +56,38 @@ VALIDATION_FILES: dict[str, tuple[str, str, str, Literal["none", "beside"]]] = {
     "flickr30k_entities": ("val", "flickr30k", "flickr30k/images", "none"),
 }
 """Task → (split, annotations, images, boxes), as in demo.yaml."""
-RECIPES = {
-    "detector": f"{DETECTOR_STEPS} steps of {train_detector.BATCH} scenes out of {SCENES:,}, AdamW, one-cycle",
-    "visualbert": "`visualbert_core/synthetic/recipes/four-tasks.yaml`: one trunk with four heads, questions generated "
-    f"during training from {VISUALBERT_SCENES:,} scenes, AdamW, cosine",
-    "vilt": f"{sum(IMAGE_CYCLES):,} steps on what each patch shows, {PACKED_STEPS:,} on images with all their texts, "
-    f"{PLAIN_STEPS:,} on single texts; {SCENES:,} scenes, AdamW, cosine, bfloat16",
-    "vlm": f"{sum(IMAGE_CYCLES):,} steps on what each patch shows, then {GENERATIVE_STEPS:,} of projector and "
-    f"language model on questions and sentences; {SCENES:,} scenes, AdamW, cosine, bfloat16",
-    "captioner": f"{sum(IMAGE_CYCLES):,} steps on what each patch shows, then {CAPTIONER_STEPS:,} of the decoder on "
-    f"captions generated during training; {SCENES:,} scenes, AdamW, cosine, bfloat16",
+_SIDE = f"{sum(IMAGE_CYCLES):,} steps on what each patch shows"
+_SCENES = f"{SCENES:,} scenes, AdamW, cosine, bfloat16"
+NETWORKS = {
+    "visualbert": (
+        "VisualBERT",
+        "`visualbert_core/synthetic/recipes/four-tasks.yaml`: one trunk with four heads, questions generated during "
+        f"training from {VISUALBERT_SCENES:,} scenes, AdamW, cosine",
+    ),
+    "vilt": (
+        "ViLT",
+        f"{_SIDE}, {PACKED_STEPS:,} on images with all their texts, {PLAIN_STEPS:,} on single texts; {_SCENES}",
+    ),
+    "vlm": (
+        "LLaVA",
+        f"{_SIDE}, then {GENERATIVE_STEPS:,} of projector and language model on questions and sentences; {_SCENES}",
+    ),
+    "captioner": (
+        "A captioner (SigLIP + BERT)",
+        f"{_SIDE}, then {CAPTIONER_STEPS:,} of the decoder on captions generated during training; {_SCENES}",
+    ),
 }
-PIXEL_MODELS = {
-    "vilt-vqa": ("vqa",),
-    "vilt-nlvr2": ("nlvr2",),
-    "vlm": ("vqa",),
-    "captioner": (SceneCaptions.name,),
+"""First word of a folder → what the network is, and its recipe."""
+FOLDERS = {
+    "visualbert-nlvr2": "nlvr2",
+    "visualbert-vqa": "vqa",
+    "visualbert-vcr": "vcr",
+    "visualbert-flickr30k": "flickr30k_entities",
+    "vilt-vqa": "vqa",
+    "vlm": "vqa",
+    "captioner": SceneCaptions.name,
 }
-"""Folder of a model of pixels → the tasks that it is scored on. The package holds no vilt-nlvr2: after these steps it
-scores 56.6, and 50.6 with wrong images."""
-TITLES = {"vilt-vqa": "ViLT", "vilt-nlvr2": "ViLT", "vlm": "LLaVA", "captioner": "A captioner (SigLIP + BERT)"}
+"""Folder → the task that it is scored on."""
 VISUALS: tuple[Literal["own", "wrong-image"], ...] = ("own", "wrong-image")
 
 
@@ -91,31 +103,14 @@ def main() -> int:
     scenes = _stage(args.work / "scenes.pkl", lambda: train_detector.make_scenes(SEED, train_detector.TRAIN, SCENES))
     state = _stage(
         args.work / "detector.pkl",
-        lambda: train_detector.train_detector(scenes, SEED, DETECTOR_STEPS, Progress("detector")).state_dict(),
+        lambda: train_detector.train_detector(scenes, SEED, DETECTOR_STEPS).state_dict(),
     )
     _write_detector(args.out / "detector", state)
     _write_visualberts(args.out, args.work)
     _write_pixel_models(args.out, args.work, train_image_side.pictures(scenes))
     with tempfile.TemporaryDirectory() as folder, Pool(PoolConfig(inline=True)) as pool:
-        _score_visualberts(args.out, Path(folder), pool)
-        _score_pixel_models(args.out, Path(folder), pool)
+        _score(args.out, Path(folder), pool)
     return 0
-
-
-class Progress:
-    """Prints a line every ten seconds: step, rate, time left."""
-
-    def __init__(self, label: str) -> None:
-        self.label, self.start, self.printed = label, time.monotonic(), 0.0
-
-    def __call__(self, step: int, steps: int, message: str) -> None:
-        now = time.monotonic()
-        if now - self.printed < 10 and step < steps:
-            return
-        self.printed = now
-        rate = step / (now - self.start)
-        left = (steps - step) / rate
-        print(f"{self.label} {step}/{steps}  {rate:.1f}/s  {left:.0f} s left  {message}", flush=True)
 
 
 def _stage(path: Path, make: Callable[[], T]) -> T:
@@ -140,7 +135,8 @@ def _write_detector(folder: Path, state: dict[str, torch.Tensor]) -> None:
     held_out = train_detector.make_scenes(SEED, train_detector.HELD_OUT, HELD_OUT_SCENES)
     heading = f"{HELD_OUT_SCENES} held-out scenes; things found with the right class at IoU 0.5, in percent:"
     scores = train_detector.found_share(detector, held_out)
-    _card(folder, "Faster R-CNN for the synthetic scenes", RECIPES["detector"], heading, scores)
+    recipe = f"{DETECTOR_STEPS} steps of {train_detector.BATCH} scenes out of {SCENES:,}, AdamW, one-cycle"
+    _card(folder, "Faster R-CNN for the synthetic scenes", recipe, heading, scores)
 
 
 def _write_visualberts(out: Path, work: Path) -> None:
@@ -153,7 +149,7 @@ def _write_visualberts(out: Path, work: Path) -> None:
     for task, form in FORMS.items():
         # A checkpoint of several tasks is the folder of the first, and holds one for each of the others.
         found, folder = last if task == "nlvr2" else last / task, out / f"visualbert-{task.removesuffix('_entities')}"
-        NETWORKS[form].from_pretrained(found).save_pretrained(folder, dtype=torch.float16)
+        VISUALBERTS[form].from_pretrained(found).save_pretrained(folder, dtype=torch.float16)
         for name in (VOCAB_FILE, METADATA_FILE, *([ANSWERS_FILE] if task == "vqa" else [])):
             shutil.copyfile(found / name, folder / name)
 
@@ -162,84 +158,56 @@ def _write_pixel_models(out: Path, work: Path, pictures: train_image_side.Pictur
     """Train the image side, and from it ViLT, the generative model and the captioner. Write their folders."""
     vilt, labels = _stage(
         work / "image-side.pkl",
-        lambda: train_image_side.train_image_side(
-            pictures, train_vilt.LAYERS, SEED, IMAGE_CYCLES, Progress("image side")
-        ),
+        lambda: train_image_side.train_image_side(pictures, train_vilt.LAYERS, SEED, IMAGE_CYCLES),
     )
     generative = _stage(
         work / "generative.pkl",
-        lambda: train_generative.train_generative(
-            pictures, vilt, labels, SEED, GENERATIVE_STEPS, Progress("generative")
-        ).state_dict(),
+        lambda: train_generative.train_generative(pictures, vilt, labels, SEED, GENERATIVE_STEPS).state_dict(),
     )
     train_generative.save(generative, out / "vlm")
+    encoder = train_captioner.encoder_weights(vilt, labels)
     captioner = _stage(
         work / "captioner.pkl",
-        lambda: train_captioner.train_captioner(
-            pictures, train_captioner.encoder_weights(vilt, labels), SEED, CAPTIONER_STEPS, Progress("captioner")
-        ).state_dict(),
+        lambda: train_captioner.train_captioner(pictures, encoder, SEED, CAPTIONER_STEPS).state_dict(),
     )
     train_captioner.save(captioner, out / "captioner")
     packed = _stage(
-        work / "vilt-packed.pkl",
-        lambda: train_vilt.train_packed(pictures, vilt, labels, SEED, PACKED_STEPS, Progress("ViLT, packed")),
+        work / "vilt-packed.pkl", lambda: train_vilt.train_packed(pictures, vilt, labels, SEED, PACKED_STEPS)
     )
-    plain = _stage(
-        work / "vilt.pkl", lambda: train_vilt.train_plain(pictures, packed, SEED, PLAIN_STEPS, Progress("ViLT"))
-    )
-    train_vilt.save(plain, out / "vilt-vqa", out / "vilt-nlvr2")
+    plain = _stage(work / "vilt.pkl", lambda: train_vilt.train_plain(pictures, packed, SEED, PLAIN_STEPS))
+    train_vilt.save(plain, out / "vilt-vqa")
 
 
-def _score_visualberts(out: Path, work: Path, pool: Pool) -> None:
-    """Evaluate the checkpoints on the validation files, and write the README.md of each."""
+def _score(out: Path, work: Path, pool: Pool) -> None:
+    """Evaluate on the validation files, with own images and with wrong ones, and write the README.md of each folder."""
     data = make_synthetic(work / "synthetic", SyntheticConfig())
-    for task, (split, folder, images, boxes) in VALIDATION_FILES.items():
-        model = out / f"visualbert-{task.removesuffix('_entities')}"
-        corpus = ExtractConfig(images=data / images, detector=out / "detector", out=work, corpus=task, boxes=boxes)
-        store = extract(corpus, pool)
-        cell = EvaluateConfig(
-            task=task,
-            split=split,
-            annotations=data / folder,
-            features=store.folder,
-            model=model,
-            out=work / "runs",
-        )
-        scores = evaluate(cell, pool).scores
-        assert scores is not None
-        heading = f"Validation files ({scores['n']} examples, {scores['protocol']}), in percent:"
-        title = f"VisualBERT for the synthetic scenes: {task}"
-        _card(model, title, RECIPES["visualbert"], heading, scores["scores"])
-
-
-def _score_pixel_models(out: Path, work: Path, pool: Pool) -> None:
-    """Evaluate the models of pixels with their own images and with wrong ones, and write the README.md of each."""
-    data = make_synthetic(work / "synthetic", SyntheticConfig())
-    for name, tasks in PIXEL_MODELS.items():
+    for name, task in FOLDERS.items():
+        split, folder, images, boxes = VALIDATION_FILES["flickr30k_entities" if task == SceneCaptions.name else task]
+        title, recipe = NETWORKS[name.partition("-")[0]]
+        seen: dict[str, Any] = {"images": data / images}
+        if title == "VisualBERT":
+            corpus = ExtractConfig(**seen, detector=out / "detector", out=work, corpus=task, boxes=boxes)
+            seen = {"features": extract(corpus, pool).folder}
         found: dict[str, float] = {}
-        for task in tasks:
-            files = "flickr30k_entities" if task == SceneCaptions.name else task
-            split, folder, images, _ = VALIDATION_FILES[files]
-            for visual in VISUALS:
-                cell = EvaluateConfig(
-                    task=task,
-                    split=split,
-                    annotations=data / folder,
-                    images=data / images,
-                    model=out / name,
-                    out=work / "runs",
-                    visual=visual,
-                )
-                scores = evaluate(cell, pool).scores
-                assert scores is not None
-                shown = scores["scores"] | scores.get("beside", {})
-                found |= {f"{task.rpartition(':')[2]} {metric}, {visual}": value for metric, value in shown.items()}
-        title = f"{TITLES[name]} for the synthetic scenes: {', '.join(task.rpartition(':')[2] for task in tasks)}"
-        _card(out / name, title, RECIPES[name.partition("-")[0]], "Validation files, in percent:", found)
+        for visual in VISUALS:
+            cell = EvaluateConfig(
+                task=task,
+                split=split,
+                annotations=data / folder,
+                model=out / name,
+                out=work / "runs",
+                visual=visual,
+                **seen,
+            )
+            scores = evaluate(cell, pool).scores
+            assert scores is not None
+            shown = scores["scores"] | scores.get("beside", {})
+            found |= {f"{metric}, {visual}": value for metric, value in shown.items()}
+        title += f" for the synthetic scenes: {task.rpartition(':')[2]}"
+        _card(out / name, title, recipe, "Validation files, in percent:", found)
 
 
 def _card(folder: Path, title: str, recipe: str, heading: str, scores: dict[str, Any]) -> None:
-    """Write the README.md of a checkpoint folder."""
     lines = [
         f"# {title}",
         "",

@@ -15,48 +15,32 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import (
-    BertConfig,
-    BertTokenizer,
-    SiglipImageProcessor,
-    ViltModel,
-    VisionEncoderDecoderConfig,
-    VisionEncoderDecoderModel,
-)
+from transformers import BertConfig, BertTokenizer, ViltModel, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
 
 from visualbert_core.models.captioner.training import caption_labels
 from visualbert_core.synthetic import references as refer
 from visualbert_core.synthetic.language import vocabulary
 from visualbert_core.synthetic.scenes import Things
-from visualbert_core.synthetic.train_detector import Report
-from visualbert_core.synthetic.train_generative import copy_image_side, vision_config
-from visualbert_core.synthetic.train_image_side import (
-    SIDE,
-    TABLE_STD,
-    PatchLabels,
-    Pictures,
-    batches,
-    optimiser,
-    shifted,
-    update,
-)
+from visualbert_core.synthetic.train_generative import copy_image_side, image_processor, vision_config
+from visualbert_core.synthetic.train_image_side import TABLE_STD, PatchLabels, Pictures, learn, shifted
 
 WIDTH, LAYERS, HEADS, INNER = 48, 2, 4, 128
 """The sizes of the decoder. They keep the folder under 1.5 MB in float16, with 1.3 MB in the encoder."""
 POSITIONS = 32
+SPECIALS = {"decoder_start_token_id": "[CLS]", "eos_token_id": "[SEP]", "pad_token_id": "[PAD]"}
 IMAGES, CAPTIONS, RATE = 48, 6, 2e-3
+_IDS = {word: index for index, word in enumerate(vocabulary())}
 
 
 def tokenizer() -> BertTokenizer:
     """Return the tokenizer of the folder: the words of all synthetic texts."""
-    return BertTokenizer({word: index for index, word in enumerate(vocabulary())}, model_max_length=POSITIONS)
+    return BertTokenizer(dict(_IDS), model_max_length=POSITIONS)
 
 
 def config() -> VisionEncoderDecoderConfig:
     """Return the sizes and the special tokens: about 0.72 million parameters, seven in eight of them in the encoder."""
-    ids = {word: index for index, word in enumerate(vocabulary())}
     decoder = BertConfig(
-        vocab_size=len(ids),
+        vocab_size=len(_IDS),
         hidden_size=WIDTH,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
@@ -69,20 +53,15 @@ def config() -> VisionEncoderDecoderConfig:
     )
     made: Any = VisionEncoderDecoderConfig
     joined: VisionEncoderDecoderConfig = made.from_encoder_decoder_configs(vision_config(), decoder)
-    joined.decoder_start_token_id, joined.eos_token_id, joined.pad_token_id = ids["[CLS]"], ids["[SEP]"], ids["[PAD]"]
+    for name, word in SPECIALS.items():
+        setattr(joined, name, _IDS[word])
     return joined
 
 
-def text(caption: refer.Caption) -> str:
-    """Return a caption as readers of Sentences/ give it: the words without tags."""
-    return " ".join(part if isinstance(part, str) else part.words for part in caption)
-
-
 def captions(rng: np.random.Generator, things: Sequence[Things]) -> Iterator[str]:
-    """Yield CAPTIONS captions of each scene."""
     for scene in things:
         for _ in range(CAPTIONS):
-            yield text(refer.caption(rng, scene))
+            yield " ".join(map(str, refer.caption(rng, scene)))
 
 
 def loss(model: Any, images: Tensor, labels: Tensor) -> Tensor:
@@ -100,9 +79,7 @@ def encoder_weights(vilt: ViltModel, labels: PatchLabels) -> dict[str, Tensor]:
     return {name: weight.half().float() for name, weight in encoder.state_dict().items()}
 
 
-def train_captioner(
-    train: Pictures, encoder: Mapping[str, Tensor], seed: int, steps: int, report: Report
-) -> VisionEncoderDecoderModel:
+def train_captioner(train: Pictures, encoder: Mapping[str, Tensor], seed: int, steps: int) -> VisionEncoderDecoderModel:
     """Train the decoder, and the projection between the two hidden sizes. The encoder keeps its weights."""
     torch.manual_seed(seed)
     model: Any = VisionEncoderDecoderModel(config())
@@ -110,15 +87,13 @@ def train_captioner(
     model.encoder.requires_grad_(False)
     nn.init.normal_(model.decoder.get_input_embeddings().weight, std=TABLE_STD)
     rng, words = np.random.default_rng([seed, 14]), tokenizer()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer, schedule = optimiser(parameters, RATE, steps)
-    for step, chosen in enumerate(batches(rng, len(train), IMAGES, steps)):
+
+    def of_batch(step: int, chosen: np.ndarray) -> Tensor:
         images, _ = shifted(rng, train.pixels[chosen])
-        told = caption_labels(words, list(captions(rng, [train.things[i] for i in chosen])))
-        with torch.autocast("cpu", torch.bfloat16):
-            value = loss(model, images, told)
-        update(optimizer, schedule, value, parameters)
-        report(step + 1, steps, f"loss {value.item():.3f}")
+        return loss(model, images, caption_labels(words, list(captions(rng, [train.things[i] for i in chosen]))))
+
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    learn("captioner", steps, of_batch, parameters, RATE, rng, train, IMAGES)
     trained: VisionEncoderDecoderModel = model
     return trained
 
@@ -127,10 +102,8 @@ def save(weights: dict[str, Tensor], folder: Path) -> None:
     """Write the checkpoint folder of trained weights in float16, with the image processor and the tokenizer."""
     model: Any = VisionEncoderDecoderModel(config())
     model.load_state_dict(weights)
-    for key in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
-        setattr(model.generation_config, key, getattr(model.config, key))
-    half = [0.5] * 3
-    images: Any = SiglipImageProcessor
+    for name, word in SPECIALS.items():
+        setattr(model.generation_config, name, _IDS[word])
     model.half().save_pretrained(folder)
-    images(size={"height": SIDE, "width": SIDE}, image_mean=half, image_std=half).save_pretrained(folder)
+    image_processor().save_pretrained(folder)
     tokenizer().save_pretrained(folder)

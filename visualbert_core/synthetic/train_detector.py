@@ -1,15 +1,16 @@
 """Trains the detector of the demo from random weights, and measures it on unseen scenes.
 
-Owns the training scenes, the configuration and the training loop. The network is a small Faster R-CNN (Ren et al. 2015,
-arXiv:1506.01497). A class is a pair of shape and colour, 64 in all, and the background. So the region feature (fc7)
-contains the colour without an attribute head. `python -m visualbert_core.synthetic.train` runs this training.
+Owns the training scenes, the configuration, and the loop that all trainings of this folder share. The network is a
+small Faster R-CNN (Ren et al. 2015, arXiv:1506.01497). A class is a pair of shape and colour, 64 in all, and the
+background. So the region feature (fc7) contains the colour without an attribute head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torchvision.ops import box_iou
 
 from visualbert_core.detector.torchvision_rcnn import DetectorConfig, Selection, TorchvisionRCNN, build
 from visualbert_core.engine.processes import helpers, stopping
+from visualbert_core.printable import say
 from visualbert_core.synthetic.scenes import COLORS, SHAPES, SIZE, Scene, Thing, make_scene, through_jpeg
 
 TRAIN, HELD_OUT = 0, 2
@@ -34,44 +36,66 @@ CONFIG = DetectorConfig(
 )
 BATCH, LEARNING_RATE, WEIGHT_DECAY, CLIP = 8, 3e-3, 0.02, 5.0
 
-Report = Callable[[int, int, str], None]
+T = TypeVar("T")
 
 
 def label_of(thing: Thing) -> int:
-    """Return the detector class of a thing."""
     return LABELS.index(f"{thing.color} {thing.shape}")
 
 
-def make_scenes(seed: int, part: int, count: int, min_things: int = 2) -> list[Scene]:
+def make_scenes(seed: int, part: int, count: int) -> list[Scene]:
     """Draw scenes 0 … count - 1 of a part, in parallel, with the pixels that JPEG files would hold.
 
     The demo reads JPEG files, so training sees the same artefacts.
     """
-    draw = partial(_draw, seed, part, min_things)
+    draw = partial(_draw, seed, part)
     with stopping("while scenes were drawn"), helpers() as pool:
         return list(pool.map(draw, range(count), chunksize=64))
 
 
-def _draw(seed: int, part: int, min_things: int, index: int) -> Scene:
-    return through_jpeg(make_scene((seed, part, index), min_things=min_things))
+def _draw(seed: int, part: int, index: int) -> Scene:
+    return through_jpeg(make_scene((seed, part, index)))
 
 
-def train_detector(scenes: Sequence[Scene], seed: int, steps: int, report: Report) -> FasterRCNN:
+def train_detector(scenes: Sequence[Scene], seed: int, steps: int) -> FasterRCNN:
     """Train from random weights. The result depends only on the scenes, the seed, the steps and the thread count."""
     torch.manual_seed(seed)
     model = build(CONFIG).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.15)
-    for step, batch in enumerate(_batches(scenes, steps, np.random.default_rng([seed, 99]))):
-        losses = model(*_targets(batch))
-        loss = torch.stack(list(losses.values())).sum()
+
+    def loss(step: int, batch: Sequence[tuple[Scene, bool]]) -> torch.Tensor:
+        return torch.stack(list(model(*_targets(batch)).values())).sum()
+
+    batches = _batches(scenes, steps, np.random.default_rng([seed, 99]))
+    descend("detector", steps, batches, loss, optimizer, schedule, CLIP)
+    return model
+
+
+def descend(
+    label: str,
+    steps: int,
+    batches: Iterable[T],
+    loss: Callable[[int, T], torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    clip: float,
+) -> None:
+    """Go down `loss(step, batch)`, a step for each of `steps` batches. Print a line every ten seconds."""
+    began = said = time.monotonic()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for step, batch in enumerate(batches):
+        value = loss(step, batch)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        value.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()
         schedule.step()
-        report(step + 1, steps, f"loss {loss.item():.3f}")
-    return model
+        now, done = time.monotonic(), step + 1
+        if now - said > 10 or done == steps:
+            said, rate = now, done / (now - began)
+            left = (steps - done) / rate
+            say(f"{label} {done}/{steps}  {rate:.1f}/s  {left:.0f} s left  loss {value.item():.3f}")
 
 
 def _batches(scenes: Sequence[Scene], steps: int, rng: np.random.Generator) -> Iterator[list[tuple[Scene, bool]]]:

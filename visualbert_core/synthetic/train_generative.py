@@ -33,28 +33,9 @@ from transformers import (
 )
 
 from visualbert_core.synthetic import questions as ask
+from visualbert_core.synthetic import train_image_side as side
 from visualbert_core.synthetic.language import vocabulary
-from visualbert_core.synthetic.scenes import COLORS, RADII, SHAPES, Things
-from visualbert_core.synthetic.train_detector import Report
-from visualbert_core.synthetic.train_image_side import (
-    GRID,
-    HEADS,
-    IMAGE_LAYERS,
-    INNER,
-    PATCH,
-    QUERY_STD,
-    SIDE,
-    TABLE_STD,
-    WIDTH,
-    PatchLabels,
-    Pictures,
-    batches,
-    optimiser,
-    patch_labels,
-    shifted,
-    update,
-)
-from visualbert_core.synthetic.train_texts import HIDDEN, PackedTexts, pack, padded, split
+from visualbert_core.synthetic.scenes import Things
 
 PAD, UNKNOWN, START, END, IMAGE, ANSWER = SPECIALS = ("<pad>", "<unk>", "<s>", "</s>", "<image>", "<answer>")
 QUESTION_PROMPT = "\nAnswer the question using a single word or phrase."
@@ -73,15 +54,13 @@ WORD_WEIGHT = 0.2
 """The weight of the words that image tokens show beside the answers."""
 
 
-def words() -> list[str]:
-    """Return the vocabulary: what is special here, then the words of the synthetic texts without word pieces."""
-    plain = [w for w in vocabulary() if not w.startswith(("[", "##"))]
-    return [*WORDS, *plain]
+_INDEX = {word: n for n, word in enumerate((*WORDS, *(w for w in vocabulary() if not w.startswith(("[", "##")))))}
+"""Word → its id: what is special here, then the words of the synthetic texts without word pieces."""
 
 
 def tokenizer() -> Any:
     """Return the tokenizer of the folder: lower-cased words and marks, and the default prompts as one token each."""
-    made = Tokenizer(WordLevel({word: index for index, word in enumerate(words())}, unk_token=UNKNOWN))
+    made = Tokenizer(WordLevel(dict(_INDEX), unk_token=UNKNOWN))
     made.normalizer = normalizers.Lowercase()
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.add_special_tokens([AddedToken(word, normalized=False) for word in SPECIALS])
@@ -93,14 +72,13 @@ def tokenizer() -> Any:
 
 
 def vision_config() -> SiglipVisionConfig:
-    """Return the sizes of a SigLIP that is the image side."""
     return SiglipVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=INNER,
-        num_hidden_layers=IMAGE_LAYERS,
-        num_attention_heads=HEADS,
-        image_size=SIDE,
-        patch_size=PATCH,
+        hidden_size=side.WIDTH,
+        intermediate_size=side.INNER,
+        num_hidden_layers=side.IMAGE_LAYERS,
+        num_attention_heads=side.HEADS,
+        image_size=side.SIDE,
+        patch_size=side.PATCH,
         hidden_act="gelu",
         layer_norm_eps=1e-12,
         vision_use_head=False,
@@ -109,25 +87,24 @@ def vision_config() -> SiglipVisionConfig:
 
 def config() -> LlavaConfig:
     """Return the sizes: about 1.2 million parameters, half of them in the vision tower."""
-    ids = {word: index for index, word in enumerate(words())}
     text = LlamaConfig(
-        vocab_size=len(ids),
-        hidden_size=WIDTH,
+        vocab_size=len(_INDEX),
+        hidden_size=side.WIDTH,
         intermediate_size=LANGUAGE_INNER,
         num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
+        num_attention_heads=side.HEADS,
         num_key_value_heads=KEY_HEADS,
         max_position_embeddings=256,
-        pad_token_id=ids[PAD],
-        bos_token_id=ids[START],
-        eos_token_id=ids[END],
+        pad_token_id=_INDEX[PAD],
+        bos_token_id=_INDEX[START],
+        eos_token_id=_INDEX[END],
         tie_word_embeddings=True,
     )
     return LlavaConfig(
         vision_config=vision_config(),
         text_config=text,
-        image_token_index=ids[IMAGE],
-        image_seq_length=GRID**2,
+        image_token_index=_INDEX[IMAGE],
+        image_seq_length=side.GRID**2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         tie_word_embeddings=True,
@@ -137,15 +114,15 @@ def config() -> LlavaConfig:
 @torch.no_grad()
 def _begin(model: Any) -> None:
     """Start the words and layers so that alike tokens attend to each other, as in `train_vilt`."""
-    nn.init.normal_(model.get_input_embeddings().weight, std=TABLE_STD)
+    nn.init.normal_(model.get_input_embeddings().weight, std=side.TABLE_STD)
     for layer in model.model.language_model.layers:
         key, query = layer.self_attn.k_proj.weight, layer.self_attn.q_proj.weight
-        nn.init.normal_(key, std=QUERY_STD)
-        query.copy_(key.view(KEY_HEADS, -1, WIDTH).repeat_interleave(HEADS // KEY_HEADS, 0).flatten(0, 1))
+        nn.init.normal_(key, std=side.QUERY_STD)
+        query.copy_(key.view(KEY_HEADS, -1, side.WIDTH).repeat_interleave(side.HEADS // KEY_HEADS, 0).flatten(0, 1))
 
 
 @torch.no_grad()
-def copy_image_side(vilt: Any, labels: PatchLabels, tower: Any) -> None:
+def copy_image_side(vilt: Any, labels: side.PatchLabels, tower: Any) -> None:
     """Write the image side into a SigLIP, and keep it there: it does not learn any further."""
     embeddings = vilt.embeddings
     tower.embeddings.patch_embedding.load_state_dict(embeddings.patch_embeddings.projection.state_dict())
@@ -175,12 +152,11 @@ class Asked:
     `wanted`, int [B, W], holds at each place the token that follows it, where it belongs to an answer, and else -100.
     """
 
-    texts: PackedTexts
+    texts: side.PackedTexts
     wanted: Tensor
 
 
 def question_texts(rng: np.random.Generator, things: Sequence[Things]) -> Asked:
-    """Draw QUESTIONS questions about each image."""
     rows = []
     for scene in things:
         items = [ask.vqa_item(rng, scene) for _ in range(QUESTIONS)]
@@ -192,26 +168,22 @@ def statement_texts(rng: np.random.Generator, pairs: Sequence[tuple[Things, Thin
     """Draw SENTENCES sentences about each pair of images. A sentence is about ask.PAIRS pairs, and true of half."""
     rows: list[list[tuple[str, str, str]]] = [[] for _ in pairs]
     for start in range(0, len(pairs), ask.PAIRS):
-        for _ in range(SENTENCES):
-            item = None
-            while item is None:
-                item = ask.nlvr2_item(rng, pairs[start : start + ask.PAIRS])
+        for item in ask.nlvr2_items(rng, pairs[start : start + ask.PAIRS], SENTENCES):
             for row, label in enumerate(item.labels, start):
                 rows[row].append((item.sentence, STATEMENT_PROMPT, str(label)))
     return _texts(rows)
 
 
 def _texts(rows: Sequence[Sequence[tuple[str, str, str]]]) -> Asked:
-    known = {word: index for index, word in enumerate(words())}
     ids: list[list[list[int]]] = [[] for _ in rows]
     wanted: list[list[list[int]]] = [[] for _ in rows]
     for number, row in enumerate(rows):
         for text, prompt, answer in row:
-            asked = [*(known[word] for word in split(text)), known[prompt], known[ANSWER]]
-            said = known[answer.lower()]
+            asked = [_INDEX[word] for word in (*side.split(text), prompt, ANSWER)]
+            said = _INDEX[answer.lower()]
             ids[number].append([*asked, said])
-            wanted[number].append([*([-100] * (len(asked) - 1)), said, known[END]])
-    return Asked(pack(ids), padded(wanted, -100))
+            wanted[number].append([*([-100] * (len(asked) - 1)), said, _INDEX[END]])
+    return Asked(side.pack(ids), side.padded(wanted, -100))
 
 
 def answer_loss(model: Any, tokens: Tensor, asked: Asked) -> Tensor:
@@ -229,16 +201,14 @@ def word_loss(model: Any, tokens: Tensor, things: Sequence[Things], moves: np.nd
     means nothing, which is UNKNOWN. Then a word of a question finds the tokens that show what it names.
     """
     values = model.lm_head(model.model.language_model.norm(tokens)).float().flatten(0, 1).log_softmax(1)
-    labels = patch_labels(things, moves)
+    labels = side.patch_labels(things, moves)
     centre = labels.centre.bool()
-    known = {word: index for index, word in enumerate(words())}
-    named: tuple[list[str], ...] = (list(COLORS), list(SHAPES), list(RADII))
     kinds = [
-        torch.tensor([known[word] for word in names])[kind[centre]]
-        for names, kind in zip(named, labels.kinds, strict=True)
+        torch.tensor([_INDEX[word] for word in names])[kind[centre]]
+        for names, kind in zip(side.KINDS, labels.kinds, strict=True)
     ]
     shown = values[centre].gather(1, torch.stack(kinds, 1))
-    loss: Tensor = -shown.mean() - values[~centre, known[UNKNOWN]].mean()
+    loss: Tensor = -shown.mean() - values[~centre, _INDEX[UNKNOWN]].mean()
     return loss
 
 
@@ -247,7 +217,7 @@ def image_tokens(model: Any, images: Tensor) -> Tensor:
     return torch.stack(model.model.get_image_features(images).pooler_output)
 
 
-def run(model: Any, tokens: Tensor, texts: PackedTexts) -> Tensor:
+def run(model: Any, tokens: Tensor, texts: side.PackedTexts) -> Tensor:
     """Return what the language model makes of the texts, [B, W, WIDTH], behind the images of each row.
 
     `tokens` is [images, GRID², WIDTH]. A row has one image or two.
@@ -255,11 +225,11 @@ def run(model: Any, tokens: Tensor, texts: PackedTexts) -> Tensor:
     count, words = texts.ids.shape
     table = model.get_input_embeddings()
     start = table(torch.full((count, 1), model.config.text_config.bos_token_id))
-    prefix = torch.cat([start, tokens.view(count, -1, WIDTH).to(start.dtype)], 1)
+    prefix = torch.cat([start, tokens.view(count, -1, side.WIDTH).to(start.dtype)], 1)
     before = prefix.shape[1]
     sees = torch.ones(count, before + words, before + words, dtype=torch.bool)
     sees[:, before:, before:] = texts.sees()  # and no later token, as everywhere in a causal model
-    mask = torch.zeros(sees.shape).masked_fill(~sees.tril(), HIDDEN)[:, None]
+    mask = torch.zeros(sees.shape).masked_fill(~sees.tril(), side.HIDDEN)[:, None]
     hidden: Tensor = model.model.language_model(
         inputs_embeds=torch.cat([prefix, table(texts.ids)], 1),
         attention_mask=mask,
@@ -270,7 +240,7 @@ def run(model: Any, tokens: Tensor, texts: PackedTexts) -> Tensor:
 
 
 def train_generative(
-    train: Pictures, vilt: ViltModel, labels: PatchLabels, seed: int, steps: int, report: Report
+    train: side.Pictures, vilt: ViltModel, labels: side.PatchLabels, seed: int, steps: int
 ) -> LlavaForConditionalGeneration:
     """Train the projector and the language model. Two of three batches hold questions, and one holds sentences."""
     torch.manual_seed(seed)
@@ -279,33 +249,36 @@ def train_generative(
     copy_image_side(vilt, labels, model.model.vision_tower)
     _begin(model)
     rng = np.random.default_rng([seed, 13])
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer, schedule = optimiser(parameters, RATE, steps)
-    for step, chosen in enumerate(batches(rng, len(train), max(IMAGES, 2 * PAIRS), steps)):
+
+    def loss(step: int, chosen: np.ndarray) -> Tensor:
         pair = step % 3 == 2
         chosen = chosen if pair else chosen[:IMAGES]
         things = [train.things[i] for i in chosen]
         pairs = list(zip(things[::2], things[1::2], strict=True))
         asked = statement_texts(rng, pairs) if pair else question_texts(rng, things)
-        images, moves = shifted(rng, train.pixels[chosen])
-        with torch.autocast("cpu", torch.bfloat16):
-            tokens = image_tokens(model, images)
-            value = answer_loss(model, tokens, asked) + WORD_WEIGHT * word_loss(model, tokens, things, moves)
-        update(optimizer, schedule, value, parameters)
-        report(step + 1, steps, f"loss {value.item():.3f}")
+        images, moves = side.shifted(rng, train.pixels[chosen])
+        tokens = image_tokens(model, images)
+        return answer_loss(model, tokens, asked) + WORD_WEIGHT * word_loss(model, tokens, things, moves)
+
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    side.learn("generative", steps, loss, parameters, RATE, rng, train, max(IMAGES, 2 * PAIRS))
     return model
+
+
+def image_processor() -> Any:
+    make: Any = SiglipImageProcessor
+    return make(size={"height": side.SIDE, "width": side.SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
 def save(weights: dict[str, Tensor], folder: Path) -> None:
     """Write the checkpoint folder of trained weights in float16, with the processor and its chat template."""
     model: Any = LlavaForConditionalGeneration(config())
     model.load_state_dict(weights)
-    half = [0.5] * 3
     make: Any = LlavaProcessor
     processor = make(
-        SiglipImageProcessor(size={"height": SIDE, "width": SIDE}, image_mean=half, image_std=half),
+        image_processor(),
         tokenizer(),
-        patch_size=PATCH,
+        patch_size=side.PATCH,
         vision_feature_select_strategy=model.config.vision_feature_select_strategy,
         chat_template=CHAT_TEMPLATE,
     )

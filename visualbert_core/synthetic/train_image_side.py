@@ -3,13 +3,15 @@
 A small transformer that sees questions alone learns colours and never shapes. So its first layers first learn from
 dense labels: a patch tells whether the centre of a thing lies in it, where, and the colour, shape and size of the thing
 that covers it. The layers are those of ViLT (Kim et al. 2021, arXiv:2102.03334). `train_vilt` adds words and further
-layers; `train_generative` copies the layers into a SigLIP tower.
+layers; `train_generative` copies the layers into a SigLIP tower. Both pack all texts about an image into one row, so
+that training computes the image once for all of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,7 @@ from transformers import ViltConfig, ViltModel
 
 from visualbert_core.synthetic.language import vocabulary
 from visualbert_core.synthetic.scenes import COLORS, RADII, SHAPES, SIZE, Scene, Things
-from visualbert_core.synthetic.train_detector import Report
+from visualbert_core.synthetic.train_detector import descend
 
 SIDE, PATCH = 128, 16
 GRID = SIDE // PATCH
@@ -32,7 +34,10 @@ SHIFT = 8  # pixels of the reduced image: no thing leaves it
 BATCH, LEARNING_RATE, WEIGHT_DECAY, WARMUP, CLIP = 64, 1e-3, 0.02, 100, 1.0
 TABLE_STD, QUERY_STD = 0.1, 0.06
 """How far words and the queries of new layers start from zero, in both models: with 0.02 they find nothing alike."""
-_KINDS = (tuple(COLORS), tuple(SHAPES), tuple(RADII))
+HIDDEN = -1e4
+"""What is added to an attention score where a token does not see another token."""
+KINDS = (tuple(COLORS), tuple(SHAPES), tuple(RADII))
+_WORD = re.compile(r"[a-z0-9]+|[.,?]")
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class PatchLabels(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(WIDTH, eps=1e-12)
-        self.head = nn.Linear(WIDTH, 3 + sum(map(len, _KINDS)))
+        self.head = nn.Linear(WIDTH, 3 + sum(map(len, KINDS)))
 
     def loss(self, hidden: Tensor, things: Sequence[Things], moves: np.ndarray) -> Tensor:
         """Return the loss of patches [B, GRID², WIDTH]: centres, their places, and what covers the patches."""
@@ -88,7 +93,7 @@ class PatchLabels(nn.Module):
         centre = labels.centre.bool()
         loss: Tensor = 4 * nn.functional.binary_cross_entropy_with_logits(values[:, 0], labels.centre)
         loss = loss + 2 * (values[centre, 1:3] - labels.place[centre]).abs().mean()
-        for logits, kind in zip(values[:, 3:].split([len(k) for k in _KINDS], 1), labels.kinds, strict=True):
+        for logits, kind in zip(values[:, 3:].split([len(k) for k in KINDS], 1), labels.kinds, strict=True):
             loss = loss + nn.functional.cross_entropy(logits, kind, ignore_index=-1)
         return loss
 
@@ -96,20 +101,7 @@ class PatchLabels(nn.Module):
     def directions(self) -> dict[str, Tensor]:
         """Return word → the direction of length 1 in which a patch tells that colour, shape or size: float [WIDTH]."""
         rows = nn.functional.normalize(self.head.weight[3:] * self.norm.weight, dim=1)
-        return dict(zip((word for kind in _KINDS for word in kind), rows, strict=True))
-
-    @torch.no_grad()
-    def shares(self, hidden: Tensor, things: Sequence[Things]) -> dict[str, float]:
-        """Return percentages: centres that are found, patches said to be centres that are, kinds right at centres."""
-        values = self.head(self.norm(hidden)).float().flatten(0, 1)
-        labels = patch_labels(things, np.zeros((len(things), 2), int))
-        centre, said = labels.centre.bool(), values[:, 0] > 0
-        found = {"found": (said & centre).sum() / centre.sum(), "true": (said & centre).sum() / said.sum().clamp(min=1)}
-        for name, logits, kind in zip(
-            ("color", "shape", "size"), values[:, 3:].split([len(k) for k in _KINDS], 1), labels.kinds, strict=True
-        ):
-            found[name] = (logits[centre].argmax(1) == kind[centre]).float().mean()
-        return {name: 100 * float(value) for name, value in found.items()}
+        return dict(zip((word for kind in KINDS for word in kind), rows, strict=True))
 
 
 @dataclass(frozen=True)
@@ -134,7 +126,7 @@ def patch_labels(things: Sequence[Things], moves: np.ndarray) -> Labels:
             x, y = np.clip(middle, 0, GRID - 1e-3).astype(int)
             centre[row, y, x] = 1
             place[row, y, x] = middle - (x + 0.5, y + 0.5)
-            for kind, names, value in zip(kinds, _KINDS, (thing.color, thing.shape, thing.size), strict=True):
+            for kind, names, value in zip(kinds, KINDS, (thing.color, thing.shape, thing.size), strict=True):
                 kind[row, y0:y1, x0:x1] = kind[row, y, x] = names.index(value)
     return Labels(
         torch.from_numpy(centre).flatten(),
@@ -144,7 +136,6 @@ def patch_labels(things: Sequence[Things], moves: np.ndarray) -> Labels:
 
 
 def config(vocab_size: int, layers: int, **others: Any) -> ViltConfig:
-    """Return the sizes of the network, with `layers` layers."""
     return ViltConfig(
         vocab_size=vocab_size,
         hidden_size=WIDTH,
@@ -175,9 +166,7 @@ def seen(vilt: Any, images: Tensor) -> Tensor:
     return hidden
 
 
-def train_image_side(
-    train: Pictures, layers: int, seed: int, cycles: Sequence[int], report: Report
-) -> tuple[ViltModel, PatchLabels]:
+def train_image_side(train: Pictures, layers: int, seed: int, cycles: Sequence[int]) -> tuple[ViltModel, PatchLabels]:
     """Train the image layers of a ViLT of `layers` layers. Return it, and the head of the dense labels.
 
     `cycles` are the steps of each cycle of the learning rate. A second cycle, a warm restart (Loshchilov and Hutter
@@ -186,24 +175,43 @@ def train_image_side(
     torch.manual_seed(seed)
     vilt, labels = ViltModel(config(len(vocabulary()), layers)), PatchLabels()
     for number, steps in enumerate(cycles):
-        _cycle(train, vilt, labels, np.random.default_rng([seed, 5 + number]), steps, report)
+        rng = np.random.default_rng([seed, 5 + number])
+
+        def loss(step: int, chosen: np.ndarray, rng: np.random.Generator = rng) -> Tensor:
+            images, moves = shifted(rng, train.pixels[chosen])
+            return labels.loss(seen(vilt, images), [train.things[i] for i in chosen], moves)
+
+        learn("image side", steps, loss, [*vilt.parameters(), *labels.parameters()], LEARNING_RATE, rng, train, BATCH)
     return vilt, labels
 
 
-def _cycle(
-    train: Pictures, vilt: ViltModel, labels: PatchLabels, rng: np.random.Generator, steps: int, report: Report
+def learn(
+    label: str,
+    steps: int,
+    loss: Callable[[int, np.ndarray], Tensor],
+    parameters: Sequence[nn.Parameter],
+    rate: float,
+    rng: np.random.Generator,
+    train: Pictures,
+    size: int,
 ) -> None:
-    parameters = [*vilt.parameters(), *labels.parameters()]
-    optimizer, schedule = optimiser(parameters, LEARNING_RATE, steps)
-    for step, chosen in enumerate(batches(rng, len(train), BATCH, steps)):
-        images, moves = shifted(rng, train.pixels[chosen])
+    """Go down `loss(step, indices of `size` pictures)` in bfloat16, by AdamW: linear warm-up, then a cosine to 2 %."""
+
+    def factor(step: int) -> float:
+        if step < WARMUP:
+            return (step + 1) / WARMUP
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(steps - WARMUP, 1)))
+
+    def in_bfloat16(step: int, chosen: np.ndarray) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            loss = labels.loss(seen(vilt, images), [train.things[i] for i in chosen], moves)
-        update(optimizer, schedule, loss, parameters)
-        report(step + 1, steps, f"loss {loss.item():.3f}")
+            return loss(step, chosen)
+
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    descend(label, steps, _batches(rng, len(train), size, steps), in_bfloat16, optimizer, schedule, CLIP)
 
 
-def batches(rng: np.random.Generator, count: int, size: int, steps: int) -> Iterator[np.ndarray]:
+def _batches(rng: np.random.Generator, count: int, size: int, steps: int) -> Iterator[np.ndarray]:
     """Yield the indices of each batch, epoch after epoch."""
     order = np.empty(0, int)
     for _ in range(steps):
@@ -213,27 +221,38 @@ def batches(rng: np.random.Generator, count: int, size: int, steps: int) -> Iter
         order = order[size:]
 
 
-Schedule = torch.optim.lr_scheduler.LambdaLR
+@dataclass(frozen=True)
+class PackedTexts:
+    """The texts of each row one behind the other. Shapes: B rows, K texts a row, W tokens a row."""
+
+    ids: Tensor
+    """int [B, W]; 0 behind the last text."""
+    text: Tensor
+    """int [B, W]: the number of the text that a token belongs to; -1 behind the last text."""
+    place: Tensor
+    """int [B, W]: the place of a token in its text."""
+    first: Tensor
+    """int [B, K]: the place in the row where a text begins."""
+
+    def sees(self) -> Tensor:
+        """Return which token sees which, bool [B, W, W]: each sees its own text."""
+        return (self.text[:, :, None] == self.text[:, None, :]) & (self.text >= 0)[:, None, :]
 
 
-def optimiser(parameters: Sequence[nn.Parameter], rate: float, steps: int) -> tuple[torch.optim.Optimizer, Schedule]:
-    """Return AdamW and its schedule: linear warm-up, then a cosine down to 2 %."""
-
-    def factor(step: int) -> float:
-        if step < WARMUP:
-            return (step + 1) / WARMUP
-        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(steps - WARMUP, 1)))
-
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
-    return optimizer, Schedule(optimizer, factor)
+def pack(rows: Sequence[Sequence[Sequence[int]]]) -> PackedTexts:
+    """Pack texts of token ids. Each row has the same number of texts."""
+    text = [[[number] * len(ids) for number, ids in enumerate(row)] for row in rows]
+    place = [[range(len(ids)) for ids in row] for row in rows]
+    first = [[sum(map(len, row[:number])) for number in range(len(row))] for row in rows]
+    return PackedTexts(padded(rows, 0), padded(text, -1), padded(place, 0), torch.tensor(first))
 
 
-def update(
-    optimizer: torch.optim.Optimizer, schedule: Schedule, loss: Tensor, parameters: Sequence[nn.Parameter]
-) -> None:
-    """Make one step down the gradient of `loss`."""
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(parameters, CLIP)
-    optimizer.step()
-    schedule.step()
+def padded(rows: Sequence[Sequence[Sequence[int]]], fill: int) -> Tensor:
+    """Return the values of all texts of a row, one behind the other, and `fill` behind them: int [B, W]."""
+    flat = [torch.tensor([value for values in row for value in values]) for row in rows]
+    return nn.utils.rnn.pad_sequence(flat, batch_first=True, padding_value=fill)
+
+
+def split(text: str) -> list[str]:
+    """Return the lower-cased words and marks of a text."""
+    return _WORD.findall(text.lower())

@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from torch import nn
 
 from visualbert_core.config import ExtractConfig, PoolConfig
@@ -37,14 +38,12 @@ from visualbert_core.engine.pool import Pool
 from visualbert_core.engine.processes import helpers, stopping
 from visualbert_core.errors import end
 from visualbert_core.features.extract import extract
-from visualbert_core.io.documents import read_yaml
 from visualbert_core.models.visualbert import CheckpointMetadata, VisualBertConfig, VisualBertForVisualReasoning
 from visualbert_core.models.visualbert.inputs import GEOMETRY_SIZE, VOCAB_FILE
 from visualbert_core.synthetic import WEIGHTS
 from visualbert_core.synthetic import questions as ask
-from visualbert_core.synthetic.files import vcr_metadata
+from visualbert_core.synthetic.files import paint, vcr_metadata, write_lines
 from visualbert_core.synthetic.language import vocabulary
-from visualbert_core.synthetic.scenes import Things, encode, make_scene
 from visualbert_core.synthetic.train_detector import CONFIG, TRAIN
 from visualbert_core.training import TrainConfig
 
@@ -82,41 +81,20 @@ def write_lessons(root: Path, seed: int, count: int, detector: Path = WEIGHTS / 
 
 def recipe(root: Path, **changes: Any) -> TrainConfig:
     """Return the recipe over the files below `root`, with other values for some of its keys."""
-    return from_mapping(TrainConfig, _placed(read_yaml(RECIPE), root) | changes, str(RECIPE))
-
-
-def _placed(values: dict[str, Any], root: Path) -> dict[str, Any]:
-    """Replace the folder `world` in all paths of a recipe."""
-    placed: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            placed[key] = _placed(value, root)
-        elif isinstance(value, str) and Path(value).parts[:1] == ("world",):
-            placed[key] = str(root / Path(value).relative_to("world"))
-        else:
-            placed[key] = value
-    return placed
+    text = re.sub(r": world(\S*)", lambda path: f": {json.dumps(str(root) + path[1])}", RECIPE.read_text())
+    return from_mapping(TrainConfig, yaml.safe_load(text) | changes, str(RECIPE))
 
 
 def write_scenes(root: Path, seed: int, count: int) -> None:
     """Write the images of the scenes, and last the file with all things."""
-    (root / "images").mkdir(parents=True, exist_ok=True)
     names = [f"scene-{index:05d}" for index in range(count)]
-    draw = partial(_draw, root / "images", seed)
     with stopping("while scenes were drawn"), helpers() as pool:
-        scenes = list(pool.map(draw, range(count), names, chunksize=64))
-    lines = (
-        json.dumps({"image_id": name, "things": [asdict(thing) for thing in things]})
-        for name, things in zip(names, scenes, strict=True)
-    )
-    (root / f"{SPLIT}.jsonl").write_text("".join(f"{line}\n" for line in lines))
-
-
-def _draw(folder: Path, seed: int, index: int, name: str) -> Things:
-    scene = make_scene((seed, TRAIN, index))
-    (folder / f"{name}.jpg").write_bytes(encode(scene.pixels, "JPEG"))
-    (folder / f"{name}.json").write_text(json.dumps(vcr_metadata(scene.things)) + "\n")
-    return scene.things
+        scenes = paint(pool, (seed, TRAIN), [root / "images" / f"{name}.jpg" for name in names])
+    records = []
+    for name, things in zip(names, scenes, strict=True):
+        (root / "images" / f"{name}.json").write_text(json.dumps(vcr_metadata(things)) + "\n")
+        records.append({"image_id": name, "things": list(map(asdict, things))})
+    write_lines(root / f"{SPLIT}.jsonl", records)
 
 
 def write_start(folder: Path, seed: int) -> None:
