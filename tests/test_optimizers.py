@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from visualbert_core.errors import ConfigError
-from visualbert_core.training.optimizers import OPTIMIZERS, SHAPES, Moments, Schedule, clip, decay_groups, planned_steps
+from visualbert_core.training.optimizers import OPTIMIZERS, Moments, Schedule, clip, decay_groups
+from visualbert_core.training.order import planned_steps
+from visualbert_core.training.recipe import TrainConfig
 
 GOLDEN = Path(__file__).parent / "golden" / "training"
 TRACES: dict[str, Any] = json.loads((GOLDEN / "bertadam.json").read_text())
@@ -127,7 +128,7 @@ def test_planned_steps_round_down_each_epoch() -> None:
         assert planned_steps(examples, batch * accumulated, epochs, round_down=True) == known["t_total"]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", get_args(get_type_hints(TrainConfig)["schedule"]))
 def test_schedules_start_at_zero_and_end_low(shape: str) -> None:
     """A warm-up starts at 0, reaches 1, and the falling shapes end at 0."""
     schedule = Schedule(shape, 100, 0.1)
@@ -135,11 +136,3 @@ def test_schedules_start_at_zero_and_end_low(shape: str) -> None:
     assert factors[0] == (1.0 if shape == "none" else 0.0)
     assert factors[10] == pytest.approx(1.0)
     assert factors[99] < 0.02 or shape in ("none", "constant")
-
-
-def test_a_warm_up_longer_than_the_run_is_refused() -> None:
-    """The error names the share and the shape."""
-    with pytest.raises(ConfigError, match="warmup is 1"):
-        Schedule("linear", 10, 1.0)
-    with pytest.raises(ConfigError, match="did you mean 'cosine'"):
-        Schedule("cosin", 10)

@@ -13,8 +13,7 @@ from visualbert_core.commands import train
 from visualbert_core.commands.declarations import REGISTRY
 from visualbert_core.errors import ConfigError
 from visualbert_core.training import TrainConfig
-from visualbert_core.training.recipe import PATHS
-from visualbert_core.training.recipes import shipped
+from visualbert_core.training.recipe import PATHS, shipped
 
 REQUIRED = ("annotations", "features", "model", "out")
 TABLE = {
@@ -71,5 +70,5 @@ def test_no_recipe_is_missing() -> None:
 
 def test_an_unknown_name_of_a_recipe_is_refused() -> None:
     """A word that is neither a file nor a recipe is refused, and the nearest name is offered."""
-    with pytest.raises(ConfigError, match="'authors-vqq'; did you mean 'authors-vqa'"):
+    with pytest.raises(ConfigError, match=r"'authors-vqq'; did you mean 'authors-vqa'\? \(shipped: .*authors-vcr"):
         train.defaults(["authors-vqq"])

@@ -117,6 +117,20 @@ def test_features_that_do_not_fit_are_refused(recipe: Recipe, tmp_path: Path) ->
             train(recipe(model=folder, weights="random"))
 
 
+def test_a_head_that_does_not_fit_is_told_with_its_remedy(recipe: Recipe) -> None:
+    """A checkpoint of another benchmark has a head of another shape, which a new head replaces."""
+    with pytest.raises(InputError, match=r"cls.bias \[28\] instead of \[2\].*weights: new-head"):
+        train(recipe("nlvr2", model=WEIGHTS / "visualbert-vqa"))
+
+
+def test_weights_that_run_away_are_not_saved(recipe: Recipe) -> None:
+    """A rate of 1e30 is told at the checkpoint, before a loss shows it, and no useless checkpoint is written."""
+    config = recipe(learning_rate=1e30, warmup=0.0, save_every=1)
+    with pytest.raises(TrainingError, match=r"step 1: the weights have grown .* lower the learning rate"):
+        train(config)
+    assert Checkpoints(config.folder).steps() == []
+
+
 def test_the_recipes_of_the_page_are_recipes() -> None:
     """Each whole YAML in docs/how-to/train.md has keys and values of a recipe; the first has those of the authors."""
     texts = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "how-to" / "train.md").read_text(), re.DOTALL)
@@ -337,10 +351,15 @@ def test_the_command_reads_a_recipe_and_flags(
         ({"epochs": 1}, "epochs and steps exclude each other"),
         ({"patience": 1}, "patience needs a validation"),
         ({"warmup": 1.0}, "warmup is 1 of the steps"),
+        ({"schedule": "cosin"}, "schedule: 'cosin' is not one of linear, cosine, "),
+        ({"precision": "bf16"}, "precision: 'bf16' is not one of float32, bfloat16"),
         ({"device": "cudda"}, "device: 'cudda' cannot be used here"),
         ({"split": "test"}, "test2015_questions.json: not found"),
         ({"split": "dev"}, "unknown VQA split 'dev'"),
-        ({"steps": None, "epochs": 1, "batch_size": 64, "planned_steps": "authors"}, "fewer than one batch of 64"),
+        (
+            {"steps": None, "epochs": 1, "batch_size": 64, "planned_steps": "authors"},
+            "examples than one batch of 64",
+        ),
     ],
 )
 def test_wrong_recipes_are_refused(recipe: Recipe, changes: dict[str, Any], message: str) -> None:

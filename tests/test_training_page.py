@@ -30,7 +30,7 @@ from visualbert_core.report import trackers
 from visualbert_core.report.curves import Line, plot
 from visualbert_core.synthetic import WEIGHTS
 from visualbert_core.training import TrainConfig, train
-from visualbert_core.training.log import Live, Pace, Progress, read_curves, read_steps
+from visualbert_core.training.log import Live, Step, read_curves, read_steps
 from visualbert_core.training.page import PAGE, PageWriter
 from visualbert_core.training.run import Watch
 from visualbert_core.training.validation import Validation, validate_parent
@@ -261,6 +261,7 @@ def test_the_curves_are_a_parquet_file(training: TrainConfig) -> None:
 def test_a_long_training_has_few_points(tmp_path: Path) -> None:
     """A plot has at most 200 points. Speed and waiting are shares of all the time, and the loss is smoothed."""
     line = {"epoch": 0, "terms": {"a": 1.0}, "rate": 0.1, "norm": 2.0, "examples": 4, "seconds": 0.5, "waiting": 0.05}
+    line |= {"tokens": 9, "counts": [4]}
     lines = (json.dumps({"step": n, "loss": 1.0 if n < 1000 else 0.0, **line}) for n in range(1, 1202))
     (tmp_path / "steps.jsonl").write_text("\n".join(lines) + '\n{"step": 12')
     curves = read_curves(tmp_path)
@@ -429,7 +430,7 @@ SAID = ("epoch 2, loss 0.5, rate 0.001, gradient 1.5, 30 examples/s, waiting 25 
 def test_the_line_of_a_log_says_everything(caplog: pytest.LogCaptureFixture) -> None:
     """Without a terminal, a line has step, epoch, smoothed loss, rate, gradient, speed, waiting and time left."""
     with caplog.at_level("INFO", "visualbert_core"), Live("training on vqa train", 10, 0.0) as live:
-        live.show(Progress(8, 1, 0.5, 1e-3, 1.5, Pace(60, 2.0, 0.5)))
+        live.show(Step(8, 1, 0.5, {}, 1e-3, 1.5, 60, 9, (), 2.0, 0.5))
     (said,) = [record.getMessage() for record in caplog.records]
     assert said == f"training on vqa train: step 8 of 10, {SAID[0]}, 4 s left"
 
@@ -448,10 +449,10 @@ def test_the_lines_of_a_terminal_say_everything_in_80_columns(monkeypatch: pytes
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
     with Live("training on vqa train", 10, 60.0) as live:
-        live.show(Progress(8, 1, 0.5, 1e-3, 1.5, Pace(60, 2.0, 0.5)))
+        live.show(Step(8, 1, 0.5, {}, 1e-3, 1.5, 60, 9, (), 2.0, 0.5))
         with live.paused():
             before = terminal.getvalue()
-            live.show(Progress(9, 1, 0.5, 1e-3, 1.5, Pace(60, 2.0, 0.5)))
+            live.show(Step(9, 1, 0.5, {}, 1e-3, 1.5, 60, 9, (), 2.0, 0.5))
             assert terminal.getvalue() == before
     text = terminal.getvalue()
     lines = [re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", line).strip() for line in re.split(r"[\r\n]+", text)]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from test_training import recipe  # noqa: F401  (recipe is a fixture)
 
-from visualbert_core.config import PoolConfig
-from visualbert_core.engine.shards import FileDigest, Marker, Shard
+from visualbert_core.engine.shards import Shard
 from visualbert_core.errors import ConfigError
+from visualbert_core.evaluation.run import Share
 from visualbert_core.training import TrainConfig
 from visualbert_core.training.step import Group, PassSize, Prepared, ShortMemoryError, SmallerPassesError
-from visualbert_core.training.validation import _NotFirstError, _SharedPool
+from visualbert_core.training.validation import validate
 
 Recipe = Callable[..., TrainConfig]
 
@@ -37,31 +37,23 @@ def test_a_worker_counts_its_own_share(recipe: Recipe) -> None:  # noqa: F811
         take(passes=3)
 
 
-class Counter:
-    """A worker that notes the shards that it was given."""
-
-    taken: ClassVar[list[str]] = []
-
-    def run(self, shard: Shard) -> Marker:
-        """Note a shard."""
-        self.taken.append(shard.shard_id)
-        return Marker(shard.shard_id, len(shard.items), 0, FileDigest.of(b""), None)
-
-
-def test_each_shard_of_a_validation_has_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three workers take all shards, none twice, whatever each finds done already. Only the first goes on to score."""
-    waited = list[int]()
-    monkeypatch.setattr(Group, "wait", lambda group: waited.append(group.rank))
+def test_each_shard_of_a_validation_has_one_worker() -> None:
+    """Three workers take all shards, none twice, whatever each finds done already."""
     shards = [Shard(f"{number:032x}", (str(number),)) for number in range(40)]
-    taken = list[str]()
-    monkeypatch.setattr(Counter, "taken", taken)
+    taken = list[Shard]()
     for rank in range(3):
-        with _SharedPool(PoolConfig(inline=True), Group(rank, 3)) as pool:
-            left = [shard for shard in shards if shard.shard_id not in taken]
-            if rank == 0:
-                assert len(pool.run(Counter, left, "shards")) == len(taken) > 5
-            else:
-                with pytest.raises(_NotFirstError):
-                    pool.run(Counter, left, "shards")
-    assert sorted(taken) == [shard.shard_id for shard in shards]
-    assert waited == [0, 1, 2]
+        own = Share(rank, 3, lambda: None).own([shard for shard in shards if shard not in taken])
+        assert len(own) > 5
+        taken += own
+    assert sorted(shard.shard_id for shard in taken) == [shard.shard_id for shard in shards]
+
+
+def test_only_the_first_worker_scores(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """The second of two workers predicts its share, waits for the other, and neither scores nor finishes the run."""
+    config, waited = recipe(validate_split="val", own_image_only=True), list[int]()
+    monkeypatch.setattr(Group, "wait", lambda group: waited.append(group.rank))
+    assert validate(config, config.model, 0, Group(1, 2)) is None
+    found = validate(config, config.model, 0, Group(0, 2))
+    assert waited == [1, 0]
+    assert found is not None
+    assert found == validate(config, config.model, 0)

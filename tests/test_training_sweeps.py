@@ -165,6 +165,7 @@ def test_a_signal_saves_first_and_the_same_line_goes_on(
     ("changes", "said"),
     [
         ({"log_seconds": [1, 2]}, "log_seconds: a list makes a sweep, and log_seconds does not decide results"),
+        ({"threads": [1, 2]}, "threads: a list makes a sweep, and threads does not decide results"),
         ({"seed": [0, "one"]}, "seed: expected int, found 'one'"),
         ({"seed": [0, -1]}, "seed is -1"),
         ({"seed": []}, "seed is an empty list"),
@@ -189,6 +190,10 @@ def test_a_sweep_does_not_go_into_the_folder_of_a_training(keys: dict[str, Any],
     (tmp_path / "out" / "run.json").write_text("{}")
     with pytest.raises(InputError, match="holds one training, and a sweep needs a folder of its own"):
         run(write(seed=[0, 1]), "--out", tmp_path / "out")
+    (tmp_path / "swept").mkdir()
+    (tmp_path / "swept" / "sweep.json").write_text("{}")
+    with pytest.raises(InputError, match="holds a sweep, and a training needs a folder of its own"):
+        run(write(), "--out", tmp_path / "swept")
     with pytest.raises(ConfigError, match="out: a list makes a sweep"):
         run(write(out=["a", "b"]))
     with pytest.raises(ConfigError, match="each training has several workers already"):

@@ -70,11 +70,13 @@ def test_best_and_patience() -> None:
     assert not is_over([], 1)
 
 
-def test_an_early_stop_keeps_best_and_last(recipe: Recipe) -> None:  # noqa: F811
-    """With a rate of 0 no validation is better than the first, so patience ends the run; the best is still there."""
+def test_an_early_stop_keeps_best_and_last(recipe: Recipe, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811
+    """With a rate of 0 no validation is better than the first, so patience ends the run; the best is still there. That
+    the training split is evaluated is logged once."""
     config = recipe(validate_split="val", learning_rate=0.0, save_every=1, patience=2, keep_last=1, own_image_only=True)
     done = train(config)
     assert done.record["steps"] == 3
+    assert caplog.text.count("evaluated on the training split") == 1
     assert done.best is not None
     assert (done.best.name, done.last.name) == ("step-00000001", "step-00000003")
     assert sorted(path.name for path in (config.out / "checkpoints").iterdir()) == [done.best.name, done.last.name]

@@ -53,8 +53,8 @@ class PoolConfig:
 
 def check_values(config: Any) -> None:
     """Raise ConfigError naming the key of a number that is NaN or infinite, of a text or path with a NUL, of an empty
-    text, or of an address where only a disk will do. NaN passes every range check. A shell makes an empty text of an
-    unset variable."""
+    text, of a word that is not among the known ones, or of an address where only a disk will do. NaN passes every range
+    check. A shell makes an empty text of an unset variable."""
     for name, hint in typing.get_type_hints(type(config)).items():
         for key, value in _parts(config, name):
             if isinstance(value, float) and not math.isfinite(value):
@@ -63,6 +63,8 @@ def check_values(config: Any) -> None:
                 raise ConfigError(f"{key} is {str(value)!r}: a name or path cannot hold a NUL")
             if isinstance(value, str) and not value.strip():
                 raise ConfigError(f"{key} is empty: it must be a name")
+            if typing.get_origin(hint) is Literal and value not in get_args(hint):
+                raise ConfigError(f"{key}: {brief(value)} is not one of {', '.join(map(str, get_args(hint)))}")
             if isinstance(value, Path | UPath) and (found := ADDRESS.match(str(value))):
                 if UPath not in get_args(hint):
                     raise ConfigError(f"{key} is an address ({found[1]}://): use a folder on a disk")

@@ -11,22 +11,18 @@ import inspect
 import textwrap
 import typing
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 from upath import UPath
 
-from visualbert_core.io.locations import Locations, absolute, location
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from visualbert_core.io.locations import Locations, location
 
 T = TypeVar("T")
-Config = TypeVar("Config", bound="DataclassInstance")
 
 Flat = Annotated[T, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes]
 """A configuration whose fields, and the fields of its configurations, are flags of the command itself."""
@@ -61,22 +57,6 @@ def _locations(words: list[str]) -> Locations:
         raise ValueError("name at least one path")
     found = tuple(map(location, words))
     return found if len(found) > 1 else found[0]
-
-
-def absolute_paths(config: Config) -> Config:
-    """Make the paths of a configuration absolute, because a worker has another working folder."""
-    changes: dict[str, Any] = {field.name: _absolute(getattr(config, field.name)) for field in fields(config)}
-    return replace(config, **changes)
-
-
-def _absolute(value: Any) -> Any:
-    if isinstance(value, Path):
-        return absolute(value)
-    if isinstance(value, tuple):
-        return tuple(map(_absolute, value))
-    if isinstance(value, dict):  # the further tasks of a recipe
-        return {key: _absolute(each) for key, each in value.items()}
-    return absolute_paths(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from visualbert_core.commands.declarations import Flat, absolute_paths
+from visualbert_core.commands.declarations import Flat
 from visualbert_core.config import EvaluateConfig, PoolConfig
 from visualbert_core.errors import ConfigError
 from visualbert_core.io.hub import with_folder
+from visualbert_core.io.locations import absolute_paths
 from visualbert_core.printable import logger, say_result
 
 if TYPE_CHECKING:

@@ -9,16 +9,16 @@ from typing import Annotated, Any
 
 import tyro
 
-from visualbert_core.commands.declarations import Flat, absolute_paths
+from visualbert_core.commands.declarations import Flat
 from visualbert_core.config import nearest
 from visualbert_core.config_mapping import from_mapping
 from visualbert_core.errors import ConfigError
 from visualbert_core.io.documents import read_yaml
 from visualbert_core.io.hub import with_folder
+from visualbert_core.io.locations import absolute_paths
 from visualbert_core.printable import say_result
 from visualbert_core.training.grid import Grid, split_lists
-from visualbert_core.training.recipe import TrainConfig
-from visualbert_core.training.recipes import shipped
+from visualbert_core.training.recipe import TrainConfig, shipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,10 @@ def defaults(words: Sequence[str]) -> Any:
     path = Path(words[0])
     if not path.suffix and not path.exists():
         if words[0] not in shipped():
-            raise ConfigError(f"no file and no shipped recipe is called {words[0]!r}{nearest(words[0], shipped())}")
+            raise ConfigError(
+                f"no file and no shipped recipe is called {words[0]!r}{nearest(words[0], shipped())} (shipped: "
+                f"{', '.join(shipped())})"
+            )
         path = shipped()[words[0]]
     recipe, grid = split_lists(read_yaml(path) or {}, str(path), absent=tyro.MISSING)
     given = _flags(words)

@@ -47,12 +47,12 @@ def open_checked(
             f"{config.model} answers {answered}, but the examples of {config.task} are of the form "
             f"{task.form.__name__}: name a model for this benchmark"
         )
-    _check_visual(model, config)
+    check_visual(model, config)
     source = open_source(config, model, opened)
     return model, source, check_fit(model, source, config)
 
 
-def _check_visual(model: Model[Any], config: EvaluateConfig) -> None:
+def check_visual(model: Model[Any], config: EvaluateConfig) -> None:
     """Raise CheckpointError where the configuration does not name exactly what the model reads: a store, a corpus of
     images, or both; and where the model does not say what it reads."""
     if not isinstance(model.reads, ReadsRegions | ReadsPixels):

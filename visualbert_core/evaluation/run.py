@@ -6,13 +6,15 @@ ingredients is refused. `run_folder` describes the folder.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from visualbert_core.config import EvaluateConfig
-from visualbert_core.engine.pool import Pool
+from visualbert_core.engine.pool import AnyShard, Pool
 from visualbert_core.engine.shards import ShardFolder, publish
 from visualbert_core.errors import CheckpointError, CoverageError, InputError
 from visualbert_core.evaluation.checks import check_sizes, open_checked, trained_on
@@ -42,18 +44,35 @@ BASELINES = {"own": "", "wrong-image": " (wrong image)", "none": " (no image)"}
 """What the examples are asked about → its name behind the name of a benchmark."""
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part of one process in an evaluation by several. `wait` returns when all have predicted their shares."""
+
+    rank: int
+    size: int
+    wait: Callable[[], None]
+
+    def own(self, shards: Sequence[AnyShard]) -> list[AnyShard]:
+        """Return this process's share of the shards that are left, which differ between processes: so by id."""
+        return [shard for shard in shards if zlib.crc32(shard.shard_id.encode()) % self.size == self.rank]
+
+
 def evaluate(
     config: EvaluateConfig,
     pool: Pool,
     load: LoadModel = load_model,
     task: Task | None = None,
     source: Source | None = None,
+    share: Share | None = None,
+    warn: bool = True,
 ) -> Run:
     """Predict the examples that are missing, then score. A finished run of the same ingredients is only read.
 
-    A caller that has opened the configuration's task or source passes them as `task` and `source`. Raises InputError
-    for inputs that do not fit together. Raises CoverageError where examples are left without a prediction; run.json
-    then has the status "incomplete".
+    A caller that has opened the configuration's task or source passes them as `task` and `source`. With `share` this
+    process predicts its share only, and returns without scores unless it is the first. Without `warn` the warnings are
+    in run.json only, for a caller that evaluates the same again and again. Raises InputError for inputs that do not fit
+    together. Raises CoverageError where examples are left without a prediction; run.json then has the status
+    "incomplete".
     """
     if load is load_model:  # a loader of the caller's own knows what its models' names mean
         config = with_folder(config)
@@ -63,7 +82,7 @@ def evaluate(
     made_of = source.identify(task.examples() if some is None else some)
     provenance = _provenance(config, task, model) | made_of
     warnings = [*trained_on(config.model, provenance["annotations"]), *check_sizes(task, source), *warnings]
-    for warning in warnings:
+    for warning in warnings if warn else ():
         _LOG.warning("%s: %s", checkpoint_name(config.model), warning)
     folder = run_folder(config)
     record = {"spec": _spec(config), "network": model.name, "answering": model.protocol, "provenance": provenance}
@@ -78,7 +97,12 @@ def evaluate(
     predictions = ShardFolder(folder / "predictions")
     make_worker = partial(EvaluationWorker, config, task.form, source.reader(config.visual), predictions.root, load)
     label = f"{title_of(config.task)} {config.split}{BASELINES[config.visual]}"
-    pool.run(make_worker, predictions.pending(shards), label)
+    pending = predictions.pending(shards)
+    pool.run(make_worker, pending if share is None else share.own(pending), label)
+    if share is not None:
+        share.wait()
+        if share.rank > 0:
+            return Run(folder, record, None)
     predictions.finish(shards, {"task": config.task, "split": config.split})
     return _finish(folder, record, task, some)
 

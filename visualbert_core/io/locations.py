@@ -11,15 +11,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 import fsspec
 from upath import UPath
 from upath.implementations.cloud import CloudPath
 
 from visualbert_core.errors import ConfigError, VisualBertCoreError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 Location: TypeAlias = Path | UPath
 """A file or folder on a disk, or in an object store."""
@@ -91,6 +97,21 @@ def is_address(text: str) -> bool:
 def absolute(place: str | Location) -> Location:
     """Return a location as an absolute path, with ~ expanded. An address stays as it is."""
     return location(place).expanduser().absolute()
+
+
+def absolute_paths(config: Config) -> Config:
+    """Make the paths of a configuration absolute, because a worker has another working folder."""
+    return replace(config, **{each.name: _absolute(getattr(config, each.name)) for each in fields(config)})
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_absolute, value))
+    if isinstance(value, dict):  # the further tasks of a recipe
+        return {name: _absolute(each) for name, each in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return absolute_paths(value)
+    return absolute(value) if isinstance(value, Path) else value
 
 
 class _Translated:

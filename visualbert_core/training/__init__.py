@@ -15,7 +15,7 @@
     watch.py        writes the page, the curves and to trackers, at every checkpoint
     run.py          what one worker does: it takes the steps, saves, validates, and resumes
     ray_workers.py  several workers of one training, on Ray Train
-    stopping.py     signals, and the hours that a training may take
+    board.py        an actor through which these workers and the driver speak
     launch.py       `train(...)`: the order of all this
     grid.py         the lists of a recipe → the trainings of a sweep, and their table over seeds
     sweep_page.py   sweep.html

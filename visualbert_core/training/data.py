@@ -16,7 +16,6 @@ from torch import Tensor
 
 from visualbert_core.io.hub import with_folder
 from visualbert_core.models.trainable import Item
-from visualbert_core.training.optimizers import planned_steps
 from visualbert_core.training.order import Mixture, Order, draws
 from visualbert_core.training.recipe import EPOCHS, TrainConfig
 from visualbert_core.training.sources import Lessons, open_tasks
@@ -42,7 +41,6 @@ class Batch:
 class Portion:
     """A worker's items of one step, before they become tensors."""
 
-    step: int
     epoch: int
     items: tuple[Item, ...]
     example_ids: tuple[str, ...]
@@ -74,10 +72,7 @@ def batches(config: TrainConfig, first_step: int = 0) -> Iterator[Batch]:
 
 
 def total_steps(config: TrainConfig, order: Order | Mixture) -> int:
-    """Return the number of steps of a recipe."""
-    if config.steps is not None:
-        return config.steps
-    return order.total(planned_steps(order.examples, order.batch_size, config.epochs or EPOCHS, round_down=False))
+    return config.steps or order.planned(config.epochs or EPOCHS)
 
 
 def read_portion(lessons: Lessons, order: Order | Mixture, step: int, group: Group = ALONE) -> Portion:
@@ -93,7 +88,7 @@ def read_portion(lessons: Lessons, order: Order | Mixture, step: int, group: Gro
     items = []
     for example, visual, drawing in zip(seen, lessons.visuals(seen), drawings, strict=True):
         items.append(lessons.item(example, visual, drawing))
-    return Portion(step, epoch, tuple(items), tuple(example.example_id for example in batch), not share)
+    return Portion(epoch, tuple(items), tuple(example.example_id for example in batch), not share)
 
 
 def passes(items: Sequence[Item], tokens: int) -> list[list[Item]]:

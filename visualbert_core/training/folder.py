@@ -54,7 +54,7 @@ from visualbert_core.training.state import RECORD
 from visualbert_core.training.validation import Validation, on_training_annotations
 
 _LOG = logger(__name__)
-OWNER = "owner"
+OWNER, SWEEP = "owner", "sweep.json"
 _LAST = {RECORD: 1, "run.json": 2}
 """Files that say that others are complete → their place in an upload."""
 
@@ -89,6 +89,8 @@ def claim(config: TrainConfig, provenance: dict[str, Any], lessons: Lessons) -> 
     libraries may change in between: that is logged, and the result may differ in the last bits.
     """
     path = config.folder / "run.json"
+    if (config.folder / SWEEP).exists():
+        raise InputError(f"out: {config.out} holds a sweep, and a training needs a folder of its own: name another")
     warnings = on_training_annotations(config, provenance)
     for line in warnings:
         _LOG.warning("%s: %s", config.out, line)
@@ -143,9 +145,9 @@ def write_validations(out: Path, history: Sequence[Validation]) -> None:
 
 
 class Copy:
-    """The copy of a training's folder in a bucket. Without a bucket, nothing is copied."""
+    """The copy of a training's folder in a bucket."""
 
-    def __init__(self, folder: Path, bucket: UPath | None = None) -> None:
+    def __init__(self, folder: Path, bucket: UPath) -> None:
         self.folder, self._bucket = folder, bucket
         self._there: dict[str, tuple[int, int]] = {}
         """Name below the bucket → size and time of the file that was sent or fetched."""
@@ -153,8 +155,6 @@ class Copy:
 
     def fetch(self) -> None:
         """Fetch what the bucket holds, except for checkpoints that are not whole. Take the bucket over."""
-        if self._bucket is None:
-            return
         root = f"{str(self._bucket).rstrip('/')}/"
         sizes = {address.removeprefix(root): size for address, size in storage.listed(self._bucket)}
         sizes.pop(OWNER, None)
@@ -167,8 +167,6 @@ class Copy:
 
     def send(self) -> None:
         """Make the bucket equal to the folder. Raise InputError where another process has taken the bucket over."""
-        if self._bucket is None:
-            return
         if (self._bucket / OWNER).read_bytes() != self._mine:
             raise InputError(f"{self._bucket}: another process trains here since: this one stops; name another folder")
         here = {name: self._stamp(name) for name in self._names()}
@@ -182,8 +180,6 @@ class Copy:
 
     def placed(self, training: Training) -> Training:
         """Return a training with its places in the bucket."""
-        if self._bucket is None:
-            return training
         checkpoints = self._bucket / "checkpoints"
         best = None if training.best is None else checkpoints / training.best.name
         return replace(training, folder=self._bucket, last=checkpoints / training.last.name, best=best)
@@ -198,29 +194,26 @@ class Copy:
         return about.st_size, about.st_mtime_ns
 
     def _fetch_file(self, name: str) -> None:
-        assert self._bucket is not None
         place = self.folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
         self._bucket.fs.get_file((self._bucket / name).path, str(place))
 
     def _send_file(self, name: str) -> None:
-        assert self._bucket is not None
         self._bucket.fs.put_file(str(self.folder / name), (self._bucket / name).path)
 
     def _remove_file(self, name: str) -> None:
-        assert self._bucket is not None
         self._bucket.fs.rm_file((self._bucket / name).path)
 
 
 @contextmanager
-def workplace(config: TrainConfig) -> Iterator[tuple[TrainConfig, Copy]]:
+def workplace(config: TrainConfig) -> Iterator[tuple[TrainConfig, Copy | None]]:
     """Give a recipe whose OUT is a folder of this machine, and the copy in the bucket of the recipe, if it names one.
 
     The folder lies where temporary files lie (TMPDIR). Raise ConfigError for a bucket and several workers, who read the
     folder themselves. Input errors from inside name the bucket.
     """
     if isinstance(config.out, Path):
-        yield config, Copy(config.out)
+        yield config, None
         return
     if config.workers > 1:
         raise ConfigError(f"out: {config.out} is an address: several workers need a folder that all nodes share")

@@ -11,6 +11,7 @@ gives a fair score.
 
 from __future__ import annotations
 
+import json
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,19 +36,10 @@ INGREDIENT = None
 Grid = Mapping[str, Sequence[Any]]
 """Key of a recipe → the values that it takes in turn."""
 SEED = "seed"
-_SAME_RESULT = ("out", "validate_annotations", "validate_features", *FREE)
+_SAME_RESULT = ("out", "threads", "validate_annotations", "validate_features", *FREE)
+"""Keys that are no setting. Another number of threads changes the last bits only."""
 WAITING, FINISHED, FAILED, UNFINISHED = "waiting", "finished", "failed", "unfinished"
 _SEED = re.compile(r"seed=(\d+)", re.ASCII)
-
-
-@dataclass(frozen=True)
-class Point:
-    """One training of a sweep: its values, and the name of its folder below OUT."""
-
-    name: str
-    setting: str
-    """The name without the seed; "" where only seeds differ."""
-    values: Mapping[str, Any]
 
 
 def split_lists(values: Any, where: str, absent: Any) -> tuple[Any, dict[str, tuple[Any, ...]]]:
@@ -100,17 +92,17 @@ def check_grid(grid: Grid) -> None:
             raise ConfigError(f"{key}: two values are called {twice[0]!r}, which names their folders: change one")
 
 
-def points(grid: Grid) -> list[Point]:
-    """Return the trainings of a grid. The first key changes slowest, and seeds change fastest."""
+def points(grid: Grid) -> list[Row]:
+    """Return the trainings of a grid, which wait. The first key changes slowest, and seeds change fastest."""
     keys = [key for key in grid if key != SEED]
     found = []
     for combination in product(*(grid[key] for key in keys)):
         values = dict(zip(keys, combination, strict=True))
         setting = ",".join(f"{key}={_text(value)}" for key, value in values.items())
         if SEED not in grid:
-            found.append(Point(setting, setting, values))
+            found.append(Row(setting, setting, values))
         for seed in grid.get(SEED, ()):
-            found.append(Point("/".join(filter(None, (setting, f"{SEED}={seed}"))), setting, {**values, SEED: seed}))
+            found.append(Row("/".join(filter(None, (setting, f"{SEED}={seed}"))), setting, {**values, SEED: seed}))
     return found
 
 
@@ -130,9 +122,11 @@ class Row:
     """One training of a sweep."""
 
     name: str
+    """The name of its folder below OUT."""
     setting: str
+    """The name without the seed; "" where only seeds differ."""
     values: Mapping[str, Any]
-    status: str
+    status: str = WAITING
     reason: str | None = None
     """Why it failed or is unfinished, in one line."""
     code: int = 0
@@ -178,7 +172,6 @@ class Setting:
 
     @property
     def mean(self) -> float | None:
-        """Return the mean of the scores, or None without any."""
         return fmean(self.scores) if self.scores else None
 
     @property
@@ -217,7 +210,6 @@ class Sweep:
 
     @property
     def headline(self) -> str | None:
-        """Return the name of the headline metric, or None where no training has a score."""
         return next((row.headline for row in self.rows if row.headline), None)
 
     @property
@@ -251,11 +243,7 @@ class Sweep:
 
 def _plain(value: Any) -> Any:
     """Return a value of a recipe as a JSON value."""
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(each) for each in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    return json.loads(json.dumps(value, default=str))
 
 
 def columns(found: Sweep) -> tuple[list[str], list[list[str]]]:

@@ -6,10 +6,12 @@ One worker takes the steps in this process and needs no Ray. Several take them t
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 
 from visualbert_core.engine.calls import on_ray
 from visualbert_core.engine.hardware import set_threads
 from visualbert_core.engine.stopping import Stop
+from visualbert_core.errors import InputError
 from visualbert_core.io.hub import with_folder
 from visualbert_core.report.trackers import check_trackers
 from visualbert_core.training.data import total_steps
@@ -18,7 +20,7 @@ from visualbert_core.training.log import Live
 from visualbert_core.training.ray_workers import train_on_ray
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.run import Run
-from visualbert_core.training.sources import open_tasks, out_of_place
+from visualbert_core.training.sources import open_tasks
 from visualbert_core.training.validation import check_validation
 
 
@@ -31,7 +33,8 @@ def train(config: TrainConfig) -> Training:
     or `max_hours`, when everything is saved.
     """
     config = with_folder(config)
-    out_of_place(config)
+    if isinstance(config.out, Path) and config.out.absolute() == config.model.absolute():
+        raise InputError(f"out: {config.out} is the checkpoint to start from: name another folder")
     check_validation(config)
     check_trackers(config.trackers, "recipe")
     before = set_threads(config.threads)
@@ -49,8 +52,9 @@ def train(config: TrainConfig) -> Training:
                     if several:
                         train_on_ray(config, record, stop.reason, live.show)
                     else:
-                        Run(config, lessons, record, stop.reason, saved=copy.send).go(live.show, live.paused)
-            return copy.placed(opened(config.folder))
+                        saved = copy.send if copy else None
+                        Run(config, lessons, record, stop.reason, saved=saved).go(live.show, live.paused)
+            return copy.placed(opened(config.folder)) if copy else opened(config.folder)
     finally:
         if before is not None:
             set_threads(before)

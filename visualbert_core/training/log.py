@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import msgspec
 import pyarrow as pa
@@ -28,9 +28,6 @@ from pyarrow import parquet
 from visualbert_core.engine.shards import publish
 from visualbert_core.errors import InputError
 from visualbert_core.printable import logger, printable, unguarded
-
-if TYPE_CHECKING:
-    from rich.console import Group
 
 INGREDIENT = None
 
@@ -46,56 +43,46 @@ class StepLog:
     """The file steps.jsonl. Lines after step `step` are cut off when it is opened."""
 
     def __init__(self, path: Path, step: int) -> None:
-        publish(path, "".join(f"{line}\n" for line in _lines(path, step)).encode())
+        # A line that a kill cut short is left out.
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        publish(path, "".join(f"{line}\n" for line in lines[:step]).encode())
         self._file = path.open("a", encoding="utf-8")
         self._flushed = time.monotonic()
 
-    def add(self, line: dict[str, Any]) -> None:
+    def add(self, step: Step) -> None:
         """Append a line. It reaches the file within seconds."""
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.write(json.dumps(msgspec.to_builtins(step), allow_nan=False) + "\n")
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._file.flush()
             self._flushed = time.monotonic()
 
     def sync(self) -> None:
-        """Write all lines to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
 
-def _lines(path: Path, step: int) -> list[str]:
-    """Return the lines of the first `step` steps. A line that a kill cut short is left out."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    whole = text.split("\n")[:-1]
-    return whole[:step]
-
-
-@dataclass(frozen=True)
-class Pace:
-    """What a step took: examples, seconds in all, and seconds of waiting for data."""
-
-    examples: int
-    seconds: float
-    waiting: float
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What one step gave, for the line of progress. `loss` and `rate` are None for a batch that was left out."""
+class Step(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A line of steps.jsonl. A batch that was left out has no loss, terms, rate and norm."""
 
     step: int
     epoch: int
     loss: float | None
+    terms: dict[str, float] | None
+    """The terms that count something in this batch."""
     rate: float | None
-    norm: float
-    pace: Pace
+    norm: float | None
+    examples: int
+    tokens: int
+    counts: tuple[int, ...]
+    """What each term counts."""
+    seconds: float
+    waiting: float
+    """Seconds of waiting for data."""
+    left_out: tuple[str, ...] = ()
+    """The ids of a batch that was left out."""
 
 
 class Live:
@@ -107,31 +94,37 @@ class Live:
     def __init__(self, label: str, total: int, seconds: float) -> None:
         # Imported here, because only a training that runs draws.
         from rich.console import Console
-        from rich.live import Live as Display
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
+        from rich.text import Text
+
+        class TwoLines(Bar):
+            line = ""
+
+            def get_renderables(self) -> Iterator[Any]:
+                yield from (self.make_tasks_table(self.tasks), Text(self.line))
 
         self._total, self._seconds = total, seconds
         self._label = printable(label)
         console = Console(file=unguarded(sys.stderr))
         text = TextColumn("{task.description}", markup=False)
-        self._bar = Bar(text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
-        self._task = self._bar.add_task(self._label, total=total)
-        self._line = ""
-        self._display = Display(console=console, get_renderable=self._drawn) if console.is_terminal else None
+        columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = TwoLines(*columns, console=console) if console.is_terminal else None
+        if self._bar is not None:
+            self._bar.add_task(self._label, total=total)
         self._logged = time.monotonic()
         self._loss: float | None = None
         self._examples = self._spent = self._waited = 0.0
         self._steps = 0
 
     def __enter__(self) -> Self:
-        if self._display is not None:
-            self._display.start()
+        if self._bar is not None:
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._display is not None:
-            self._display.stop()
+        if self._bar is not None:
+            self._bar.stop()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -140,58 +133,31 @@ class Live:
         yield
         self.__enter__()
 
-    def show(self, found: Progress) -> None:
+    def show(self, found: Step) -> None:
         """Update the lines after a step."""
-        step, loss, pace = found.step, found.loss, found.pace
+        step, loss = found.step, found.loss
         if loss is not None:
             self._loss = loss if self._loss is None else KEPT * self._loss + (1 - KEPT) * loss
-        self._examples += pace.examples
-        self._spent += pace.seconds
-        self._waited += pace.waiting
+        self._examples += found.examples
+        self._spent += found.seconds
+        self._waited += found.waiting
         self._steps += 1
-        if self._display is not None:
-            self._line = self._status(found)
-            self._bar.update(self._task, completed=step)
+        if self._bar is not None:
+            self._bar.line = self._status(found)
+            self._bar.update(self._bar.task_ids[0], completed=step)
         elif time.monotonic() - self._logged >= self._seconds or step == self._total:
             self._logged = time.monotonic()
             left = (self._total - step) * self._spent / self._steps
-            _LOG.info(
-                "%s: step %s of %s, %s, %.0f s left",
-                self._label,
-                f"{step:,}",
-                f"{self._total:,}",
-                self._status(found),
-                left,
-            )
+            done = f"step {step:,} of {self._total:,}, {self._status(found)}, {left:.0f} s left"
+            _LOG.info("%s: %s", self._label, done)
 
-    def _drawn(self) -> Group:
-        from rich.console import Group
-        from rich.text import Text
-
-        return Group(self._bar, Text(self._line))
-
-    def _status(self, found: Progress) -> str:
+    def _status(self, found: Step) -> str:
         spent = max(self._spent, 1e-9)
         loss = "–" if self._loss is None else f"{self._loss:.4g}"
         return (
-            f"epoch {found.epoch + 1}, loss {loss}, rate {found.rate or 0:.2g}, gradient {found.norm:.2g}, "
+            f"epoch {found.epoch + 1}, loss {loss}, rate {found.rate or 0:.2g}, gradient {found.norm or 0:.2g}, "
             f"{self._examples / spent:.0f} examples/s, waiting {100 * self._waited / spent:.0f} %"
         )
-
-
-class Step(msgspec.Struct, frozen=True):
-    """A line of steps.jsonl. A batch that was left out has neither loss nor rate, and `left_out` names its examples."""
-
-    step: int
-    epoch: int
-    loss: float | None
-    terms: dict[str, float] | None
-    rate: float | None
-    norm: float | None
-    examples: int
-    seconds: float
-    waiting: float
-    left_out: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -221,7 +187,6 @@ class Curves:
 
     @property
     def steps(self) -> int:
-        """Return the number of steps that were taken."""
         return self.points[-1].step if self.points else 0
 
 
@@ -245,40 +210,34 @@ def read_curves(out: Path) -> Curves:
     """Read the curves of a training."""
     with (out / STEPS).open("rb") as file:
         each = max(1, -(-sum(1 for _ in file) // POINTS))
-    steps, smooth = read_steps(out), _Smoothed()
-    curves = Curves([], [], each)
+    steps, curves = read_steps(out), Curves([], [], each)
+    smooth: dict[str, float] = {}
     while taken := list(islice(steps, each)):
-        curves.points.append(smooth.point(taken))
+        curves.points.append(_point(taken, smooth))
         curves.left_out.extend(step for step in taken if step.rate is None)
     return curves
 
 
-class _Smoothed:
-    """The smoothed loss and its terms, from step to step."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, float] = {}
-
-    def point(self, steps: list[Step]) -> CurvePoint:
-        """Return the point of the next steps."""
-        norms, rate = [step.norm for step in steps if step.norm is not None], None
-        for step in steps:
-            if step.loss is None:
-                continue
-            rate = step.rate
-            for name, value in {"": step.loss, **(step.terms or {})}.items():
-                self._values[name] = KEPT * self._values.get(name, value) + (1 - KEPT) * value
-        seconds = max(sum(step.seconds for step in steps), 1e-9)
-        return CurvePoint(
-            step=steps[-1].step,
-            epoch=steps[-1].epoch,
-            loss=self._values.get(""),
-            terms={name: value for name, value in self._values.items() if name},
-            rate=rate,
-            norm=sum(norms) / len(norms) if norms else None,
-            speed=sum(step.examples for step in steps) / seconds,
-            waiting=100 * sum(step.waiting for step in steps) / seconds,
-        )
+def _point(steps: list[Step], smooth: dict[str, float]) -> CurvePoint:
+    """Return the point of the next steps. `smooth` holds the smoothed loss, as "", and its terms."""
+    norms, rate = [step.norm for step in steps if step.norm is not None], None
+    for step in steps:
+        if step.loss is None:
+            continue
+        rate = step.rate
+        for name, value in {"": step.loss, **(step.terms or {})}.items():
+            smooth[name] = KEPT * smooth.get(name, value) + (1 - KEPT) * value
+    seconds = max(sum(step.seconds for step in steps), 1e-9)
+    return CurvePoint(
+        step=steps[-1].step,
+        epoch=steps[-1].epoch,
+        loss=smooth.get(""),
+        terms={name: value for name, value in smooth.items() if name},
+        rate=rate,
+        norm=sum(norms) / len(norms) if norms else None,
+        speed=sum(step.examples for step in steps) / seconds,
+        waiting=100 * sum(step.waiting for step in steps) / seconds,
+    )
 
 
 def write_parquet(out: Path) -> None:

@@ -17,18 +17,17 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from visualbert_core.config import nearest
-from visualbert_core.errors import ConfigError
+from visualbert_core.training.recipe import TrainConfig
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Gives the factor of each step. Raises ConfigError for an unknown shape, and for a warm-up outside [0, 1).
+    """Gives the factor of each step, by one of the shapes that `TrainConfig.schedule` names.
 
     `warmup` is the share of the `steps` in which the factor rises from 0 to 1. For "cosine-warm-restarts", which warms
     up in each of its cycles, it is the share of a cycle. `cycles` belongs to the two shapes with restarts.
@@ -39,80 +38,22 @@ class Schedule:
     warmup: float = 0.1
     cycles: float = 1.0
 
-    def __post_init__(self) -> None:
-        if self.shape not in SHAPES:
-            raise ConfigError(f"schedule: unknown shape {self.shape!r}{nearest(self.shape, SHAPES)}")
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"warmup is {self.warmup:g} of the steps: it must be at least 0 and shorter than the run")
-
     def __call__(self, step: int) -> float:
         """Return the factor of step number `step`, from 0. Steps past the end follow the same formula."""
-        return SHAPES[self.shape](step / self.steps, self.warmup, self.cycles)
-
-
-def planned_steps(examples: int, batch_size: int, epochs: int, round_down: bool) -> int:
-    """Return the number of steps that a schedule is made for.
-
-    The last batch of an epoch may be short. With `round_down` it is not counted, as in the authors' code, which then
-    takes it nevertheless: the last steps of their runs have a rate of 0.
-    """
-    return (examples // batch_size if round_down else -(-examples // batch_size)) * epochs
-
-
-def _none(progress: float, warmup: float, cycles: float) -> float:
-    return 1.0
-
-
-def _constant(progress: float, warmup: float, cycles: float) -> float:
-    return progress / warmup if progress < warmup else 1.0
-
-
-def _linear(progress: float, warmup: float, cycles: float) -> float:
-    return progress / warmup if progress < warmup else max((progress - 1) / (warmup - 1), 0.0)
-
-
-def _cosine(progress: float, warmup: float, cycles: float) -> float:
-    if progress < warmup:
-        return progress / warmup
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
-
-
-def _hard_restarts(progress: float, warmup: float, cycles: float) -> float:
-    if progress < warmup:
-        return progress / warmup
-    return 0.5 * (1 + math.cos(math.pi * (cycles * (progress - warmup) / (1 - warmup) % 1)))
-
-
-def _warm_restarts(progress: float, warmup: float, cycles: float) -> float:
-    return _cosine(progress * cycles % 1, warmup, cycles)
-
-
-SHAPES: dict[str, Callable[[float, float, float], float]] = {
-    "linear": _linear,
-    "cosine": _cosine,
-    "constant": _constant,
-    "none": _none,
-    "cosine-hard-restarts": _hard_restarts,
-    "cosine-warm-restarts": _warm_restarts,
-}
-"""Name of a shape → a function of (progress in [0, 1], share of the warm-up, cycles)."""
-
-
-NO_DECAY = ("bias", "LayerNorm.bias", "LayerNorm.weight")
-"""Parts of the names of tensors without weight decay, as in the authors' code."""
-
-
-class Optimizer(Protocol):
-    """An optimiser with a schedule."""
-
-    state: Any
-    """Parameter → the moments that it has."""
-
-    def step_at(self, step: int) -> float:
-        """Move the parameters along their gradients at step number `step`. Return the learning rate of that step."""
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients."""
+        progress, warmup = step / self.steps, self.warmup
+        if self.shape == "none":
+            return 1.0
+        if self.shape == "cosine-warm-restarts":
+            progress = progress * self.cycles % 1
+        if progress < warmup:
+            return progress / warmup
+        if self.shape == "constant":
+            return 1.0
+        if self.shape == "linear":
+            return max((progress - 1) / (warmup - 1), 0.0)
+        if self.shape == "cosine-hard-restarts":
+            return 0.5 * (1 + math.cos(math.pi * (self.cycles * (progress - warmup) / (1 - warmup) % 1)))
+        return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
 @dataclass(frozen=True)
@@ -126,7 +67,7 @@ class Moments:
 
 
 def decay_groups(
-    parameters: Iterable[tuple[str, nn.Parameter]], decay: float, no_decay: Sequence[str] = NO_DECAY
+    parameters: Iterable[tuple[str, nn.Parameter]], decay: float, no_decay: Sequence[str] = TrainConfig.no_decay
 ) -> list[dict[str, Any]]:
     """Return the two parameter groups, with and without weight decay. Frozen parameters are in neither group.
 
@@ -203,6 +144,7 @@ class BertAdam(torch.optim.Optimizer):
         state["step"] += 1
 
 
+Optimizer: TypeAlias = AdamW | BertAdam
 OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], Moments, Schedule], Optimizer]] = {
     "adamw": AdamW,
     "bertadam": BertAdam,

@@ -29,12 +29,10 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Return the number of batches of an epoch."""
-        return -(-self.examples // self.batch_size)
+        return self.planned(1)
 
-    def total(self, steps: int) -> int:
-        """Return `steps`: a training on one task has no others."""
-        return steps
+    def planned(self, epochs: int, round_down: bool = False) -> int:
+        return planned_steps(self.examples, self.batch_size, epochs, round_down)
 
     def batch(self, step: int) -> tuple[int, list[int]]:
         """Return the epoch of step number `step`, from 0, and the indices of its examples."""
@@ -77,27 +75,16 @@ class Mixture:
 
     @property
     def seed(self) -> int:
-        """Return the seed of all orders."""
         return self.orders[0].seed
-
-    @property
-    def examples(self) -> int:
-        """Return the number of examples of the first task, which counts the epochs."""
-        return self.orders[0].examples
-
-    @property
-    def batch_size(self) -> int:
-        """Return the batch size of the first task."""
-        return self.orders[0].batch_size
 
     @property
     def steps_per_epoch(self) -> int:
         """Return the number of steps in which the first task has an epoch."""
-        return self.total(self.orders[0].steps_per_epoch)
+        return self.planned(1)
 
-    def total(self, steps: int) -> int:
-        """Return the number of steps in which the first task has `steps` of them."""
-        return round(steps * sum(self.weights) / self.weights[0])
+    def planned(self, epochs: int, round_down: bool = False) -> int:
+        """Return the number of steps in which the first task has some epochs."""
+        return round(self.orders[0].planned(epochs, round_down) * sum(self.weights) / self.weights[0])
 
     def batch(self, step: int) -> tuple[int, list[int]]:
         """Return the epoch of the task whose turn step number `step` is, and the numbers of its examples."""
@@ -106,6 +93,15 @@ class Mixture:
         epoch, indices = self.orders[task].batch(int(places[step]))
         before = sum(order.examples for order in self.orders[:task])
         return epoch, [before + index for index in indices]
+
+
+def planned_steps(examples: int, batch_size: int, epochs: int, round_down: bool = False) -> int:
+    """Return the number of steps of some epochs, whose last batches may be short.
+
+    With `round_down` short batches are not counted, as in the schedules of the authors' code, which then takes them
+    nevertheless: the last steps of their runs have a rate of 0.
+    """
+    return (examples // batch_size if round_down else -(-examples // batch_size)) * epochs
 
 
 @lru_cache(maxsize=2)

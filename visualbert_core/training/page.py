@@ -7,8 +7,8 @@ except for the curves of times.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from visualbert_core.corpus.listing import list_images
 from visualbert_core.engine.shards import publish
 from visualbert_core.features.store import FeatureStore
 from visualbert_core.features.stores import open_stores
-from visualbert_core.io.locations import Locations
 from visualbert_core.printable import printable
 from visualbert_core.provenance import leaves
 from visualbert_core.report import ReportCell, ReportInfo
@@ -32,7 +31,7 @@ from visualbert_core.report.places import ELSEWHERE, Places
 from visualbert_core.report.scores import notes
 from visualbert_core.report.sections import Section, section
 from visualbert_core.tasks import Task, open_task, title_of
-from visualbert_core.training.log import KEPT, Curves, read_curves
+from visualbert_core.training.log import KEPT, CurvePoint, Curves, read_curves
 from visualbert_core.training.recipe import EPOCHS, PATHS, AlsoTask, TrainConfig
 from visualbert_core.training.validation import Validation, best, validation_run
 
@@ -43,47 +42,18 @@ _EXAMPLES = 12
 _ROWS = 20  # of the table of the curves
 _NAMED = 5  # ids in a line
 
+_NO_PARENT = {
+    "checkpoint": "",
+    "new-head": "The training began with a new head, so its parent answers nothing and has no score.",
+    "random": "The training began with random weights, so it has no parent.",
+}
+"""Why there is no score of a parent."""
 PARENT = Before(
     column="parent",
     meaning="The score of the checkpoint that the training started from, over the same examples.",
     ring="parent",
     dot="best checkpoint",
 )
-
-
-@dataclass(frozen=True)
-class TrainingPage:
-    """Everything that the template shows."""
-
-    title: str
-    status: str
-    warnings: Sequence[str]
-    left_out: Sequence[str]
-    """A line for each batch that was left out."""
-    plots: Sequence[Plot]
-    rows: Sequence[Sequence[str]]
-    """The curves as a table; the first row has the names of its columns."""
-    validations: Sequence[Sequence[str]]
-    """The validations as a table, in the same way."""
-    smoothing: str
-    cells: Sequence[Section]
-    """The best checkpoint; empty without validations."""
-    no_parent: str
-    """Why there is no score of a parent."""
-    columns: Sequence[str]
-    notes: Mapping[str, Sequence[str]]
-    """What is written about the columns."""
-    counts: Sequence[str]
-    """What was counted in the training split."""
-    recipe: str
-    """What was set, as YAML."""
-    chosen: Sequence[tuple[str, str]]
-    defaults: Sequence[tuple[str, str]]
-    provenance: Sequence[tuple[str, str]]
-    style: str
-    script: str = ""
-    before: Before = PARENT
-    version: str = __version__
 
 
 class PageWriter:
@@ -110,7 +80,10 @@ class PageWriter:
         cells = [] if cell is None else [cell]
         optional = {"parent": parent is not None, "wrong image": bool(found) and found[0].wrong_image is not None}
         columns = ("metric", "score", "parent", "wrong image", "chance", "paper", "n")
-        page = TrainingPage(
+        places = places_of(config)
+        chosen, defaults = recipe_rows(config, places)
+        return render_page(
+            "training.html",
             title=f"Training of {record['model']} on {title_of(config.task)} {config.split}",
             status=self._status(record, curves),
             warnings=record["warnings"],
@@ -120,31 +93,22 @@ class PageWriter:
             validations=_validations(history, parent),
             smoothing=smoothing(curves.each),
             cells=[] if shown is None else [shown],
-            no_parent=self._no_parent(),
+            no_parent=_NO_PARENT[config.weights],
             columns=[name for name in columns if optional.get(name, True)],
             notes=notes(cells),
+            before=PARENT,
             counts=list(_counts(record["examples"])),
-            recipe=_recipe_yaml(config, self._places),
-            chosen=recipe_rows(config, self._places, chosen=True),
-            defaults=recipe_rows(config, self._places, chosen=False),
+            recipe=_recipe_yaml(config, places),
+            chosen=chosen,
+            defaults=defaults,
             provenance=list(leaves(record["provenance"])),
-            style=static("page.css"),
         )
-        return environment().get_template("training.html").render(page=page)
 
     def _status(self, record: Mapping[str, Any], curves: Curves) -> str:
         taken = f"{curves.steps:,} of {self._total:,} steps"
         epochs = curves.points[-1].epoch + 1 if curves.points else 0
         over = "finished" if record["status"] == "finished" else "not finished"
         return f"{over}: {taken}, in epoch {epochs:,}"
-
-    def _no_parent(self) -> str:
-        starts = {
-            "checkpoint": "",
-            "new-head": "The training began with a new head, so its parent answers nothing and has no score.",
-            "random": "The training began with random weights, so it has no parent.",
-        }
-        return starts[self._config.weights]
 
     def _best(self, found: Validation, parent: Validation | None) -> tuple[ReportCell, Section]:
         """Return what the page shows of the best validation. Only another one is read anew."""
@@ -161,7 +125,7 @@ class PageWriter:
             images=self._images,
             run=run,
             baseline=wrong,
-            places=self._places,
+            places=places_of(config),
         )
         comparison = None if parent is None else compare(validation_run(config, config.model, 0), run, shown=0)
         shown = section(ReportInfo("", False, _EXAMPLES), cell, CellNight("best", comparison, ()))
@@ -180,50 +144,48 @@ class PageWriter:
         store = None if folders is None else open_stores(folders)
         return store if isinstance(store, FeatureStore) else None
 
-    @cached_property
-    def _places(self) -> Places:
-        return places_of(self._config)
+
+def render_page(template: str, **shown: Any) -> str:
+    """Return a page that shows `shown`, without a script."""
+    page = {"style": static("page.css"), "script": "", "version": __version__}
+    return environment().get_template(template).render(page=page | shown)
 
 
 def places_of(config: TrainConfig) -> Places:
     """Return the words for the folders of this machine: equal trainings give equal pages on every machine."""
-    named: list[tuple[str, Locations | None]]
-    named = [("OUT", config.folder), ("ANNOTATIONS", config.annotations), ("FEATURES", config.features)]
-    named += [
-        ("VALIDATE_ANNOTATIONS", config.validate_annotations),
-        ("VALIDATE_FEATURES", config.validate_features),
-    ]
-    found = [(word, Path(folder)) for word, folder in named if isinstance(folder, Path)]
+    keys = ("out", "annotations", "features", "validate_annotations", "validate_features")
+    found = [(key.upper(), place) for key in keys if isinstance(place := getattr(config, key), Path)]
     return Places.of([*found, ("MODELS", config.model.parent), (ELSEWHERE, config.annotations.parent)])
 
 
 def _plots(
     curves: Curves, history: Sequence[Validation], parent: Validation | None, split: str | None
 ) -> Iterator[Plot]:
-    """Yield the plots that have a point."""
     points, steps = curves.points, max(curves.steps, 1)
+
+    def line(name: str, value: Callable[[CurvePoint], float | None]) -> Line:
+        return Line(name, [(point.step, found) for point in points if (found := value(point)) is not None])
+
+    def term(name: str) -> Line:
+        return line(name, lambda point: point.terms.get(name))
+
     names = list(points[-1].terms) if points else []
-    terms = [Line(name, [(p.step, p.terms[name]) for p in points if name in p.terms]) for name in names]
-    loss = Line("loss", [(p.step, p.loss) for p in points if p.loss is not None])
     every = [each for each in (parent, *history) if each is not None]
     own = Line("own image", [(each.step, each.score) for each in every], marks=True)
     wrong = [(each.step, each.wrong_image[each.headline]) for each in every if each.wrong_image is not None]
     headline = f"{every[0].headline}, in percent" if every else ""
     headline += "; step 0 is the parent" if parent is not None else ""
-    drawn = (
-        plot("Loss", "smoothed", [loss, *(terms if len(terms) > 1 else [])], steps),
-        plot(f"Score on {split}", headline, [own, Line("wrong image", wrong, marks=True)], steps),
-        plot("Learning rate", "", [Line("rate", [(p.step, p.rate) for p in points if p.rate is not None])], steps),
-        plot(
-            "Gradient",
-            "length before it is shortened",
-            [Line("", [(p.step, p.norm) for p in points if p.norm is not None])],
-            steps,
-        ),
-        plot("Speed", "examples a second", [Line("", [(p.step, p.speed) for p in points])], steps),
-        plot("Waiting for data", "percent of the time", [Line("", [(p.step, p.waiting) for p in points])], steps),
-    )
-    yield from (each for each in drawn if each is not None)
+    losses = [line("loss", lambda point: point.loss), *(map(term, names) if len(names) > 1 else ())]
+    for title, note, lines in (
+        ("Loss", "smoothed", losses),
+        (f"Score on {split}", headline, [own, Line("wrong image", wrong, marks=True)]),
+        ("Learning rate", "", [line("rate", lambda point: point.rate)]),
+        ("Gradient", "length before it is shortened", [line("", lambda point: point.norm)]),
+        ("Speed", "examples a second", [line("", lambda point: point.speed)]),
+        ("Waiting for data", "percent of the time", [line("", lambda point: point.waiting)]),
+    ):
+        if (drawn := plot(title, note, lines, steps)) is not None:
+            yield drawn
 
 
 def _table(curves: Curves) -> list[list[str]]:
@@ -297,14 +259,11 @@ def _set(config: TrainConfig | AlsoTask) -> dict[str, Any]:
     return found
 
 
-def recipe_rows(config: TrainConfig, places: Places, chosen: bool) -> list[tuple[str, str]]:
-    """Return (key, value) of the keys that were set, or of those that have their defaults."""
-    found = _set(config)
-    return [
-        (each.name, _text(each.name, getattr(config, each.name), config, places))
-        for each in fields(config)
-        if (each.name in found) == chosen
-    ]
+def recipe_rows(config: TrainConfig, places: Places) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Return (key, value) of the keys that were set, and of those that have their defaults."""
+    rows = {each.name: _text(each.name, getattr(config, each.name), config, places) for each in fields(config)}
+    chosen = [(name, rows.pop(name)) for name in _set(config)]
+    return chosen, list(rows.items())
 
 
 def _text(name: str, value: Any, config: TrainConfig, places: Places) -> str:

@@ -20,14 +20,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from visualbert_core.engine.hardware import set_threads
 from visualbert_core.errors import ClusterError, VisualBertCoreError, first_line
 from visualbert_core.printable import logger
 from visualbert_core.provenance import differences
-from visualbert_core.training.log import Progress
+from visualbert_core.training.board import Board
+from visualbert_core.training.log import Step
 from visualbert_core.training.recipe import TrainConfig
 from visualbert_core.training.run import Run
 from visualbert_core.training.sources import open_tasks
@@ -43,7 +43,7 @@ _PATIENCE = 7 * 24 * 3600
 
 
 def train_on_ray(
-    config: TrainConfig, record: dict[str, Any], stop: Callable[[], str | None], show: Callable[[Progress], None]
+    config: TrainConfig, record: dict[str, Any], stop: Callable[[], str | None], show: Callable[[Step], None]
 ) -> None:
     """Train with `config.workers` workers. `record` is the run.json of the training.
 
@@ -55,13 +55,11 @@ def train_on_ray(
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     import ray
 
-    attempt = _Attempt(config, record, stop, show)
-    ended, reached = 0, Checkpoints(config.folder).last()
-    while (error := attempt(ray)) is not None:
+    ended, reached, tokens = 0, Checkpoints(config.folder).last(), None
+    while (error := _attempt(ray, config, record, stop, show, tokens)) is not None:
         if isinstance(error, SmallerPassesError):
-            attempt = replace(attempt, tokens=error.tokens)
-            last = Checkpoints(config.folder).last()
-            _LOG.warning(_SMALLER, error.said, f"{error.tokens:,}", f"{last:,}")
+            tokens, last = error.tokens, Checkpoints(config.folder).last()
+            _LOG.warning(_SMALLER, error.said, f"{tokens:,}", f"{last:,}")
             continue
         ended, reached, before = ended + 1, Checkpoints(config.folder).last(), reached
         if reached > before:
@@ -75,16 +73,11 @@ def train_on_ray(
         _LOG.warning("workers ended (%s): all start again from the checkpoint of step %s", reason, f"{reached:,}")
 
 
-@dataclass(frozen=True)
-class _Room:
-    """How many workers to start now, and whether each gets a GPU."""
+def _room(ray: Any, config: TrainConfig) -> tuple[int, bool]:
+    """Return how many workers to start now, and whether each gets a GPU, by the nodes that are alive.
 
-    workers: int
-    on_gpus: bool
-
-
-def _room(ray: Any, config: TrainConfig) -> _Room:
-    """Look at the nodes that are alive. Raise ClusterError where this machine alone has no room for the workers."""
+    Raise ClusterError where this machine alone has no room for the workers.
+    """
     total = ray.cluster_resources()
     gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 0))
     on_gpus = gpus > 0 if config.device is None else config.device != "cpu"
@@ -98,80 +91,71 @@ def _room(ray: Any, config: TrainConfig) -> _Room:
         _LOG.warning("%s now: waiting for nodes", said)
     elif there < config.workers:
         _LOG.warning("there is room for %d of %d workers: going on with these", there, config.workers)
-    return _Room(max(fewest, min(config.workers, there)), on_gpus)
+    return max(fewest, min(config.workers, there)), on_gpus
 
 
-@dataclass
-class _Attempt:
-    """Runs the workers until the training is finished, stops or fails."""
+def _attempt(
+    ray: Any,
+    config: TrainConfig,
+    record: dict[str, Any],
+    stop: Callable[[], str | None],
+    show: Callable[[Step], None],
+    tokens: int | None,
+) -> Exception | None:
+    """Run the workers until the training is finished, stops or fails. `tokens` is the size of passes so far.
 
-    config: TrainConfig
-    record: dict[str, Any]
-    stop: Callable[[], str | None]
-    show: Callable[[Progress], None]
-    tokens: int | None = None
-    """The size of passes that an earlier attempt came to."""
-
-    def __call__(self, ray: Any) -> Exception | None:
-        """Return None where the training is finished, an error of Ray Train where workers ended, and a
-        SmallerPassesError where one of them needs smaller passes.
-
-        Raise the error of a worker that is of this package, or an OSError.
-        """
-        board = ray.remote(num_cpus=0)(_Board).remote()
-        failed: list[Exception] = []
-        arguments = (board, _room(ray, self.config), failed)
-        fitting = threading.Thread(target=self._fit, args=arguments, name="Ray Train", daemon=True)
-        fitting.start()  # in a thread: in the main thread, Ray Train would take Ctrl-C for itself
-        told: str | None = None
-        errors: dict[int, Exception] = {}
-        smaller: list[SmallerPassesError] = []
-        while True:
-            alive = fitting.is_alive()
-            fitting.join(_POLL_SECONDS)
-            if told is None and (told := self.stop()) is not None:
-                board.tell.remote(told)
-            news = ray.get(board.news.remote())
-            for level, text in news.lines:
+    Return None where it is finished, an error of Ray Train where workers ended, and a SmallerPassesError where one of
+    them needs smaller passes. Raise the error of a worker that is of this package, or an OSError.
+    """
+    board = ray.remote(num_cpus=0)(Board).remote()
+    settings = {"config": config, "record": record, "board": board, "tokens": tokens}
+    failed: list[Exception] = []
+    fitting = threading.Thread(target=_fit, args=(settings, *_room(ray, config), failed), name="Ray Train", daemon=True)
+    fitting.start()  # in a thread: in the main thread, Ray Train would take Ctrl-C for itself
+    told: str | None = None
+    errors: dict[int, Exception] = {}
+    smaller: list[SmallerPassesError] = []
+    while True:
+        alive = fitting.is_alive()
+        fitting.join(_POLL_SECONDS)
+        if told is None and (told := stop()) is not None:
+            board.stop.remote(told)
+        for kind, what in ray.get(board.news.remote()):
+            if kind == "step":
+                show(what)
+            elif kind == "line":
+                level, text = what
                 _LOG.log(level, "%s", text)
-            for progress in news.progress:
-                self.show(progress)
-            errors |= news.errors
-            smaller += news.smaller
-            if not alive:
-                break
-        if errors:
-            raise errors[min(errors)]
-        if smaller:
-            return min(smaller, key=lambda each: each.tokens)
-        return failed[0] if failed else None
+            elif kind == "error":
+                rank, error = what
+                errors[rank] = error
+            else:
+                smaller.append(SmallerPassesError(*what))
+        if not alive:
+            break
+    if errors:
+        raise errors[min(errors)]
+    return min(smaller, key=lambda each: each.tokens) if smaller else failed[0] if failed else None
 
-    def _fit(self, board: Any, room: _Room, failed: list[Exception]) -> None:
-        from ray.train import RunConfig, ScalingConfig, TrainingFailedError
-        from ray.train.torch import TorchConfig, TorchTrainer
 
-        config, scratch = self.config, self.config.folder / ".ray"
-        try:
-            TorchTrainer(
-                _work,
-                train_loop_config={
-                    "config": config,
-                    "record": self.record,
-                    "board": board,
-                    "tokens": self.tokens,
-                },
-                torch_config=TorchConfig(timeout_s=_PATIENCE),
-                scaling_config=ScalingConfig(
-                    num_workers=room.workers,
-                    use_gpu=room.on_gpus,
-                    resources_per_worker={"GPU": 1} if room.on_gpus else {"CPU": config.threads},
-                ),
-                run_config=RunConfig(storage_path=str(scratch)),
-            ).fit()
-        except TrainingFailedError as error:
-            failed.append(error)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+def _fit(settings: dict[str, Any], workers: int, on_gpus: bool, failed: list[Exception]) -> None:
+    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    config: TrainConfig = settings["config"]
+    scratch, each = config.folder / ".ray", {"GPU": 1} if on_gpus else {"CPU": config.threads}
+    try:
+        TorchTrainer(
+            _work,
+            train_loop_config=settings,
+            torch_config=TorchConfig(timeout_s=_PATIENCE),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpus, resources_per_worker=each),
+            run_config=RunConfig(storage_path=str(scratch)),
+        ).fit()
+    except TrainingFailedError as error:
+        failed.append(error)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _reason(error: Exception) -> str:
@@ -181,57 +165,6 @@ def _reason(error: Exception) -> str:
         return first_line(error)
     rank = min(failures)
     return f"worker {rank + 1}: {first_line(failures[rank])}"
-
-
-# The board ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _News:
-    """What workers have told since the driver last asked."""
-
-    progress: list[Progress] = field(default_factory=list)
-    lines: list[tuple[int, str]] = field(default_factory=list)
-    """Level and text of log lines."""
-    errors: dict[int, Exception] = field(default_factory=dict)
-    """Rank of a worker → its error."""
-    smaller: list[SmallerPassesError] = field(default_factory=list)
-
-
-class _Board:
-    """An actor through which driver and workers tell each other things."""
-
-    def __init__(self) -> None:
-        self._news, self._stop = _News(), ""
-
-    def tell(self, reason: str) -> None:
-        """Tell the workers to stop."""
-        self._stop = reason
-
-    def reason(self) -> str | None:
-        """Return why to stop, or None."""
-        return self._stop or None
-
-    def progressed(self, progress: Progress) -> None:
-        """Take the progress of a step."""
-        self._news.progress.append(progress)
-
-    def line(self, level: int, text: str) -> None:
-        """Take a log line."""
-        self._news.lines.append((level, text))
-
-    def failed(self, rank: int, error: Exception) -> None:
-        """Take the error of a worker."""
-        self._news.errors[rank] = error
-
-    def needs(self, smaller: SmallerPassesError) -> None:
-        """Take the smaller passes that a worker needs."""
-        self._news.smaller.append(smaller)
-
-    def news(self) -> _News:
-        """Return what is new for the driver."""
-        found, self._news = self._news, _News()
-        return found
 
 
 # In each worker -----------------------------------------------------------------------------------------------------
@@ -247,10 +180,10 @@ def _work(settings: dict[str, Any]) -> None:
     try:
         _take_steps(settings, group)
     except SmallerPassesError as error:
-        ray.get(board.needs.remote(error))
+        ray.get(board.tell.remote("smaller", (error.said, error.tokens)))
         raise
     except (VisualBertCoreError, OSError) as error:
-        ray.get(board.failed.remote(group.rank, error))
+        ray.get(board.tell.remote("error", (group.rank, error)))
         raise
 
 
@@ -260,30 +193,30 @@ def _take_steps(settings: dict[str, Any], group: Group) -> None:
     lessons = open_tasks(config)
     if other := differences(record["provenance"], lessons.provenance(config)):
         raise ClusterError(f"worker {group.rank + 1} has other code or data than the driver: {'; '.join(other[:3])}")
-    run = Run(config, lessons, record, _Asking(board), group, tokens=settings["tokens"])
+    run = Run(config, lessons, record, _asking(board), group, tokens=settings["tokens"])
     if not group.first:
         logging.getLogger("visualbert_core").setLevel(logging.ERROR)  # the first worker warns for all
         run.go(lambda _: None, nullcontext)
         return
     with _lines_to(board):
-        run.go(board.progressed.remote, nullcontext)
+        run.go(lambda step: board.tell.remote("step", step), nullcontext)
 
 
-class _Asking:
-    """Asks the board why to stop, at most once a second."""
+def _asking(board: Any) -> Callable[[], str | None]:
+    """Return a function that asks the board why to stop, at most once a second."""
+    import ray
 
-    def __init__(self, board: Any) -> None:
-        self._board, self._asked = board, -math.inf
+    asked = -math.inf
 
-    def __call__(self) -> str | None:
-        """Return why to stop, or None."""
-        import ray
-
-        if time.monotonic() - self._asked < _ASK_SECONDS:
+    def reason() -> str | None:
+        nonlocal asked
+        if time.monotonic() - asked < _ASK_SECONDS:
             return None
-        self._asked = time.monotonic()
-        reason: str | None = ray.get(self._board.reason.remote())
-        return reason
+        asked = time.monotonic()
+        found: str | None = ray.get(board.reason.remote())
+        return found
+
+    return reason
 
 
 @contextmanager
@@ -292,7 +225,7 @@ def _lines_to(board: Any) -> Iterator[None]:
 
     class ToBoard(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            board.line.remote(record.levelno, record.getMessage())
+            board.tell.remote("line", (record.levelno, record.getMessage()))
 
     handler, root = ToBoard(logging.INFO), logging.getLogger("visualbert_core")
     level = root.level

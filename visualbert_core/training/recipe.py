@@ -273,6 +273,15 @@ class TrainConfig:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
 
 
+def shipped() -> dict[str, Path]:
+    """Return the recipes that this package ships: name → file. `visualbert train NAME` takes one by its name.
+
+    They are those of VisualBERT's authors, with the source of each number beside it. The paper and the code differ in
+    places; the comments say which a recipe takes, and where it leaves out a slip of the code.
+    """
+    return {path.stem: path for path in sorted(Path(__file__).with_name("recipes").glob("*.yaml"))}
+
+
 def first_name(task: str) -> str:
     """Return the name of the first task among the others: that of its benchmark or class."""
     return task.rpartition(":")[2].rpartition(".")[2].lower()

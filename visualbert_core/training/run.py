@@ -7,6 +7,7 @@ the data, the masks and dropout depend on the seed and the number of the step al
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from visualbert_core.errors import ClusterError, ConfigError, UnfinishedError
+from visualbert_core.errors import ClusterError, ConfigError, TrainingError, UnfinishedError
 from visualbert_core.io.hub import checkpoint_name
 from visualbert_core.printable import logger
 from visualbert_core.training.data import ahead, passes, read_portion, total_steps
@@ -25,7 +26,7 @@ from visualbert_core.training.folder import (
     write_record,
     write_validations,
 )
-from visualbert_core.training.log import Pace, Progress, StepLog
+from visualbert_core.training.log import Step, StepLog
 from visualbert_core.training.optimizers import (
     OPTIMIZERS,
     Averages,
@@ -33,13 +34,12 @@ from visualbert_core.training.optimizers import (
     Optimizer,
     Schedule,
     decay_groups,
-    planned_steps,
 )
 from visualbert_core.training.order import Mixture, Order
 from visualbert_core.training.recipe import EPOCHS, TrainConfig
 from visualbert_core.training.sources import Lessons, metadata_task
 from visualbert_core.training.state import Checkpoints, moments_of, restore
-from visualbert_core.training.step import ALONE, Group, Outcome, PassSize, Prepared, Stepper
+from visualbert_core.training.step import ALONE, Group, PassSize, Prepared, Stepper
 from visualbert_core.training.validation import Validation, best, is_over, validate, validate_parent
 from visualbert_core.training.watch import Watch
 
@@ -57,7 +57,7 @@ class Run:
         record: dict[str, Any],
         stop: Callable[[], str | None],
         group: Group = ALONE,
-        saved: Callable[[], None] = lambda: None,
+        saved: Callable[[], None] | None = None,
         tokens: int | None = None,
     ) -> None:
         """Take what `train` has opened. `saved` is called when checkpoints or run.json were written or removed.
@@ -65,7 +65,7 @@ class Run:
         `tokens` is the size of passes that an earlier attempt came to.
         """
         self.config, self.lessons, self.record, self.stop, self.group = config, lessons, record, stop, group
-        self.saved = saved
+        self.saved = saved or (lambda: None)
         self.order = lessons.order(config)
         self.total = total_steps(config, self.order)
         self.network = lessons.model.network.to(_device(group.device or config.device))
@@ -76,13 +76,16 @@ class Run:
         self.checkpoints = Checkpoints(config.folder)
         self.history: list[Validation] = []
 
-    def go(self, show: Callable[[Progress], None], paused: Callable[[], AbstractContextManager[None]]) -> None:
+    def go(self, show: Callable[[Step], None], paused: Callable[[], AbstractContextManager[None]]) -> None:
         """Take the steps that are left, and write run.json. `show` gets every step, and is `paused` in a validation.
 
         Raise UnfinishedError in the first worker where it was told to stop. The other workers only return.
         """
-        step = self._resume()
-        watch = self._watch()
+        step, watch = self._resume(), None
+        parent = validate_parent(self.config, self.group)
+        if self.group.first:
+            self.record["parent"] = None if parent is None else asdict(parent)
+            watch = Watch(self.config, self.total, parent)
         log = StepLog(self.config.folder / "steps.jsonl", step) if self.group.first else None
         try:
             over = self._validate_if_due(step)
@@ -94,8 +97,10 @@ class Run:
                     stopped = self.group.from_first(reason is not None)
                     if log is not None and (stopped or self._due(step)):
                         self._save(step, log)
+                    if stopped and watch is not None:
+                        watch.update(self.record, self.history)
+                        raise UnfinishedError(f"stopped ({reason}) after {step:,} of {self.total:,} steps; {_AGAIN}")
                     if stopped:
-                        self._end(step, reason, watch)
                         return
                     if self._due(step):
                         with paused():
@@ -108,19 +113,6 @@ class Run:
                 log.close()
         if watch is not None:
             self._finish(step, watch)
-
-    def _watch(self) -> Watch | None:
-        """Validate the parent, and return what shows the training. Return None in all workers but the first."""
-        parent = validate_parent(self.config, self.group)
-        if not self.group.first:
-            return None
-        self.record["parent"] = None if parent is None else asdict(parent)
-        return Watch(self.config, self.total, parent)
-
-    def _end(self, step: int, reason: str | None, watch: Watch | None) -> None:
-        if watch is not None:
-            watch.update(self.record, self.history)
-            raise UnfinishedError(f"stopped ({reason}) after {step:,} of {self.total:,} steps; {_AGAIN}")
 
     def _resume(self) -> int:
         """Return the step to go on from, with weights, moments and validations as they were then."""
@@ -158,7 +150,7 @@ class Run:
             portion.stand_in,
         )
 
-    def _step(self, coming: Iterator[Prepared], log: StepLog | None, show: Callable[[Progress], None]) -> int:
+    def _step(self, coming: Iterator[Prepared], log: StepLog | None, show: Callable[[Step], None]) -> int:
         """Take one step, log it, and return the number of steps that are done."""
         began = time.monotonic()
         batch = next(coming)
@@ -166,18 +158,32 @@ class Run:
         outcome = self.size.take(batch, self.stepper, self._prepared)
         if outcome.rate is not None:
             self.averages.update()
-        pace = Pace(len(batch.example_ids), time.monotonic() - began, waited)
         if log is not None:
-            log.add(_line(batch, outcome, pace))
-            loss = None if outcome.rate is None else outcome.loss
-            show(Progress(batch.step + 1, batch.epoch, loss, outcome.rate, outcome.norm, pace))
+            kept = outcome.rate is not None
+            counted = {name: mean for (name, mean), n in zip(outcome.terms.items(), outcome.counts, strict=True) if n}
+            found = Step(
+                step=batch.step + 1,
+                epoch=batch.epoch,
+                loss=outcome.loss if kept else None,
+                terms=counted if kept else None,
+                rate=outcome.rate,
+                norm=outcome.norm if kept else None,
+                examples=len(batch.example_ids),
+                tokens=outcome.tokens,
+                counts=outcome.counts,
+                seconds=round(time.monotonic() - began, 4),
+                waiting=round(waited, 4),
+                left_out=() if kept else batch.example_ids,
+            )
+            log.add(found)
+            show(found)
         return batch.step + 1
 
     def _due(self, step: int) -> bool:
-        """Return whether a checkpoint belongs after this step."""
         return step == self.total or step % (self.config.save_every or self.order.steps_per_epoch) == 0
 
     def _save(self, step: int, log: StepLog) -> None:
+        self._check_weights(step)
         log.sync()  # before the checkpoint: a resumed run finds every line up to it
         task = metadata_task(self.config)
         save = partial(self.lessons.model.save, task=task, space=self.lessons.store.space)
@@ -190,6 +196,12 @@ class Run:
         with self.averages.shown():
             self.checkpoints.write(step, save, moments_of(self.optimizer, self.network), about)
         self.saved()
+
+    def _check_weights(self, step: int) -> None:
+        """Raise TrainingError where the weights have run away, which the loss tells only at the next step."""
+        length = float(torch.nn.utils.get_total_norm(self.network.parameters()))
+        if not math.isfinite(length):
+            raise TrainingError(f"step {step}: the weights have grown without bound: lower the learning rate")
 
     def _validate_if_due(self, step: int) -> bool:
         """Evaluate the checkpoint of this step if that is due and was not done. Return whether the training is over."""
@@ -231,25 +243,6 @@ class Run:
         self.saved()
 
 
-def _line(batch: Prepared, outcome: Outcome, pace: Pace) -> dict[str, Any]:
-    """Return the line of steps.jsonl. A batch that was left out has neither loss nor rate, but names."""
-    kept = outcome.rate is not None
-    counted = {name: mean for (name, mean), n in zip(outcome.terms.items(), outcome.counts, strict=True) if n}
-    return ({} if kept else {"left_out": list(batch.example_ids)}) | {
-        "step": batch.step + 1,
-        "epoch": batch.epoch,
-        "loss": outcome.loss if kept else None,
-        "terms": counted if kept else None,
-        "rate": outcome.rate,
-        "norm": outcome.norm if kept else None,
-        "examples": len(batch.example_ids),
-        "tokens": outcome.tokens,
-        "counts": list(outcome.counts),
-        "seconds": round(pace.seconds, 4),
-        "waiting": round(pace.waiting, 4),
-    }
-
-
 def _device(name: str | None) -> str:
     """Return the device to compute on. Raise ConfigError where this machine has none of that name."""
     if name is None:
@@ -275,11 +268,9 @@ def _optimizer(config: TrainConfig, order: Order | Mixture, total: int, lessons:
         raise ConfigError("frozen: all tensors are frozen, so there is nothing to train")
     steps = total
     if config.planned_steps == "authors" and config.steps is None:
-        steps = order.total(planned_steps(order.examples, order.batch_size, config.epochs or EPOCHS, round_down=True))
+        steps = order.planned(config.epochs or EPOCHS, round_down=True)
         if steps == 0:
-            raise ConfigError(
-                f"planned_steps authors: {order.examples} examples are fewer than one batch of {order.batch_size}"
-            )
+            raise ConfigError(f"planned_steps authors: there are fewer examples than one batch of {config.batch_size}")
     schedule = Schedule(config.schedule, steps, config.warmup, config.cycles)
     moments = Moments(config.learning_rate, (config.beta1, config.beta2), config.epsilon, config.weight_decay)
     return OPTIMIZERS[config.optimizer](groups, moments, schedule)

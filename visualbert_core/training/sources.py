@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from visualbert_core.errors import CheckpointError, ConfigError, CoverageError, InputError
-from visualbert_core.evaluation.checks import check_fit
+from visualbert_core.config import EvaluateConfig
+from visualbert_core.errors import CheckpointError, ConfigError, CoverageError
+from visualbert_core.evaluation.checks import check_fit, check_visual
 from visualbert_core.evaluation.inputs import RegionSource
 from visualbert_core.features.stores import AnyStore, identity
 from visualbert_core.io.hub import checkpoint_name, hub_origin
@@ -31,7 +32,7 @@ from visualbert_core.tasks.example_source import ExampleSource
 from visualbert_core.tasks.reading import choose
 from visualbert_core.training.order import Mixture, Order, draws
 from visualbert_core.training.recipe import AlsoTask, TrainConfig, first_name
-from visualbert_core.training.visuals import GroupReader, TrainingImages, check_reads
+from visualbert_core.training.visuals import GroupReader, TrainingImages
 
 _LOG = logger(__name__)
 _NAMED = 3  # ids in a message
@@ -60,7 +61,6 @@ class Lessons:
         return self
 
     def order(self, config: TrainConfig) -> Order:
-        """Return the order of the examples."""
         groups = None if self.groups is None else self.groups.groups
         return Order(len(self.examples), config.batch_size, config.seed, groups)
 
@@ -76,11 +76,6 @@ class Lessons:
             regions = dict(zip(image_ids, self.store.fetch_many(image_ids), strict=True))
         yield from (tuple(regions[image_id] for image_id in example.image_ids) for example in examples)
 
-    @property
-    def benchmark(self) -> Any:
-        """Return the class of the task, also where several splits are learnt."""
-        return benchmark_of(self.task)
-
     def boxes(self, example: Example | CaptionPair) -> list[np.ndarray]:
         """Return the boxes of the regions of each image of an example, float32 [R, 4]."""
         return [self.store.boxes(image_id) for image_id in example.image_ids]
@@ -93,10 +88,9 @@ class Lessons:
         """Return an example as the model takes it, with its target on one visit."""
         boxes = [image.boxes for image in visual if image.boxes is not None]
         item = self.model.encode(example, visual, self.target(example, boxes, draws), draws)
-        if not self.grounding:
-            return item
-        found: Item = cast(Any, self.model).ground(item, example, self.task.named_regions(example, boxes))
-        return found
+        if self.grounding:
+            item = cast(Any, self.model).ground(item, example, self.task.named_regions(example, boxes))
+        return item
 
     def provenance(self, config: TrainConfig) -> dict[str, Any]:
         """Return what the training is made of, without paths."""
@@ -105,7 +99,7 @@ class Lessons:
             "data": self.data(),
             "parent": self.model.fingerprint(),
             **({} if (origin := hub_origin(config.model)) is None else {"start": origin}),
-            "code": code_digests(("training", "predictions")) | outside_code("task", self.benchmark),
+            "code": code_digests(("training", "predictions")) | outside_code("task", benchmark_of(self.task)),
             "versions": versions(),
         }
 
@@ -136,24 +130,14 @@ def open_recipe(config: TrainConfig) -> Lessons:
     """
     task = open_lessons(config.task, config.annotations, config.split)
     source = None if config.features is None else RegionSource(config.features)
-    start = Start(
-        weights=config.weights,
-        seed=config.seed,
-        dropout=config.dropout,
-        answers=config.answers,
-        objective=config.objective,
-        own_caption_label=config.own_caption_label,
-        answer_letters=config.answer_letters,
-        pair_cut=config.pair_cut,
-        features=None if source is None else (source.store.feature_size, source.store.space),
-        label_smoothing=config.label_smoothing,
-        gradient_checkpointing=config.gradient_checkpointing,
-        grounding=config.grounding,
-    )
+    names = {each.name for each in fields(Start)} - {"features"}
+    features = None if source is None else (source.store.feature_size, source.store.space)
+    start = Start(features=features, **{name: getattr(config, name) for name in names})
     model = load_trainable(config.model, task.form, start)
-    check_reads(config, model.reads)
+    asked = _evaluation(config)
+    check_visual(cast(Any, model), asked)
     every = _of_part(task, config.part)
-    store = _store(config, source, model, every)
+    store = _store(config, source, model, every, asked)
     examples, lacking = _with_features(every, store, config)
     masked = task.form is CaptionPair or config.objective == "masked-words"
     grounding = config.grounding > 0
@@ -167,12 +151,27 @@ def open_recipe(config: TrainConfig) -> Lessons:
         first: Any = task.drawn(cast(Any, kept[0]), draws(config.seed, 0, kept[0].example_id))
         task.named_regions(first, lessons.boxes(first))
     remarks = {"examples": len(kept), "without_features": lacking, "without_target": without} | phrases
-    if config.shuffle == "whole":
-        return replace(lessons, examples=kept, remarks=remarks)
-    if isinstance(store, TrainingImages):
-        raise ConfigError("shuffle row-groups reads a feature store, and this model reads images: leave it out")
-    groups = GroupReader(store, kept, config.shuffle_buffer)
+    groups = None
+    if config.shuffle == "row-groups":
+        if isinstance(store, TrainingImages):
+            raise ConfigError("shuffle row-groups reads a feature store, and this model reads images: leave it out")
+        groups = GroupReader(store, kept, config.shuffle_buffer)
     return replace(lessons, examples=kept, remarks=remarks, groups=groups)
+
+
+def _evaluation(config: TrainConfig) -> EvaluateConfig:
+    """Return an evaluation over what is learnt: its checks are those of a training."""
+    return EvaluateConfig(
+        task=config.task,
+        split=config.split,
+        annotations=config.annotations,
+        features=config.features,
+        images=config.images,
+        model=config.model,
+        out=Path(),
+        feature_space=config.feature_space,
+        allow_feature_space_mismatch=config.allow_feature_space_mismatch,
+    )
 
 
 def _of_part(task: Task | ExampleSource | JoinedSplits, part: str | None) -> list[Example | CaptionPair]:
@@ -189,13 +188,13 @@ def _store(
     source: RegionSource | None,
     model: Trainable[Any],
     examples: list[Example | CaptionPair],
+    asked: EvaluateConfig,
 ) -> AnyStore | TrainingImages:
     """Return what the model reads of the images. Log where the features are of another space than the checkpoint."""
     if source is None:
-        assert config.images is not None  # `check_reads` has seen one of both
+        assert config.images is not None  # `asked` has one of both
         return TrainingImages(config.images, cast(list[Example], examples))
-    # The check reads four fields, which both kinds of configuration have.
-    for warning in check_fit(cast(Any, model), source, cast(Any, config)):
+    for warning in check_fit(cast(Any, model), source, asked):
         if config.weights != "random":
             _LOG.warning("%s: %s", checkpoint_name(config.model), warning)
     return source.store
@@ -267,12 +266,6 @@ def metadata_task(config: TrainConfig) -> str | None:
     return config.validate_task or config.task
 
 
-def out_of_place(config: TrainConfig) -> None:
-    """Raise InputError where the output folder is the folder of the checkpoint that the training starts from."""
-    if isinstance(config.out, Path) and config.out.absolute() == config.model.absolute():
-        raise InputError(f"out: {config.out} is the checkpoint to start from: name another folder")
-
-
 @dataclass(frozen=True)
 class SeveralLessons(Lessons):
     """The lessons of the first task, with those of all tasks. `examples` holds the examples of all."""
@@ -281,7 +274,6 @@ class SeveralLessons(Lessons):
     entries: tuple[AlsoTask, ...] = ()
 
     def order(self, config: TrainConfig) -> Mixture:  # type: ignore[override]
-        """Return the order of the examples of all tasks."""
         sizes = (config.batch_size, *(entry.batch_size or config.batch_size for entry in self.entries))
         orders = (part.order(replace(config, batch_size=size)) for part, size in zip(self.parts, sizes, strict=True))
         return Mixture(tuple(orders), (1.0, *(entry.weight for entry in self.entries)))
@@ -301,7 +293,7 @@ class SeveralLessons(Lessons):
         rest = dict(zip(config.also, self.parts[1:], strict=True))
         about["data"]["also"] = {name: part.data() for name, part in rest.items()}
         for part in rest.values():
-            about["code"] |= outside_code("task", part.benchmark)
+            about["code"] |= outside_code("task", benchmark_of(part.task))
         return about
 
 
@@ -314,23 +306,20 @@ def open_tasks(config: TrainConfig) -> Lessons:
     configs = [config, *(as_recipe(config, name) for name in config.also)]
     parts = [first, *map(open_recipe, configs[1:])]
     names = [first_name(config.validate_task or config.task), *config.also]
+    tasks = map(metadata_task, configs)
     together = Together(
-        [
-            Member(name, part.model, metadata_task(one), part.store.space)
-            for name, part, one in zip(names, parts, configs, strict=True)
-        ]
+        [Member(n, part.model, task, part.store.space) for n, part, task in zip(names, parts, tasks, strict=True)]
     )
     parts = [replace(part, model=cast(Any, model)) for part, model in zip(parts, together.parts, strict=True)]
     remarks = first.remarks | {"also": {name: part.remarks for name, part in zip(names[1:], parts[1:], strict=True)}}
-    examples = [example for part in parts for example in part.examples]
     return SeveralLessons(
         first.task,
         first.store,
         cast(Any, together),  # its parts make the items
-        examples,
+        [example for part in parts for example in part.examples],
         first.masked,
         remarks,
-        grounding=first.grounding,
+        first.grounding,
         parts=tuple(parts),
         entries=tuple(config.also.values()),
     )

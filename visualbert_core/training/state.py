@@ -54,13 +54,10 @@ class State:
 
 
 class Checkpoints:
-    """The checkpoints of one training."""
-
     def __init__(self, out: Path) -> None:
         self.root = out / "checkpoints"
 
     def folder(self, step: int) -> Path:
-        """Return the folder of the checkpoint after `step` steps."""
         return self.root / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
@@ -74,7 +71,7 @@ class Checkpoints:
 
     def write(
         self, step: int, save: Callable[[Path], None], moments: Mapping[str, Tensor], about: Mapping[str, Any]
-    ) -> Path:
+    ) -> None:
         """Write a checkpoint. `save` writes its own files into a folder, `about` is kept in training.json.
 
         Raise OSError naming the folder where the disk is full. The earlier checkpoints then are as they were.
@@ -92,14 +89,12 @@ class Checkpoints:
             files = {path.relative_to(draft.folder).as_posix(): digest_file(path) for path in written}
             record = {"step": step, **about, "files": files}
             (draft.folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            for path in draft.folder.rglob("*"):
+            for path in (*draft.folder.rglob("*"), draft.folder):
                 _flush(path)
-            _flush(draft.folder)
             if folder.exists():  # a damaged checkpoint of this step
                 shutil.rmtree(folder)
             draft.publish()
             _flush(self.root)
-        return folder
 
     def newest(self) -> State | None:
         """Return the newest checkpoint that a run can go on from, or None. Log the damaged ones.

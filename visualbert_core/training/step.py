@@ -64,7 +64,6 @@ class Group:
         return values
 
     def from_first(self, value: int) -> int:
-        """Return the first worker's value."""
         if self.size == 1:
             return value
         held = torch.tensor(value, device=self.device)
@@ -99,7 +98,6 @@ class _Losses(nn.Module):
         self._losses = model.losses
 
     def forward(self, prepared: Any) -> Tensor:
-        """Compute the sums of the losses of one pass."""
         return self._losses(prepared)
 
 

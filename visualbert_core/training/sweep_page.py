@@ -12,15 +12,13 @@ from pathlib import Path
 from statistics import fmean
 from urllib.parse import quote
 
-from visualbert_core import __version__
 from visualbert_core.engine.shards import publish
 from visualbert_core.report.curves import Line, Plot, Point, plot
-from visualbert_core.report.html import environment, static
 from visualbert_core.report.places import Places
 from visualbert_core.training.folder import read_validations
 from visualbert_core.training.grid import FAILED, FINISHED, SEED, UNFINISHED, WAITING, Row, Setting, Sweep, columns
 from visualbert_core.training.log import STEPS, read_curves
-from visualbert_core.training.page import PAGE, places_of, recipe_rows, smoothing
+from visualbert_core.training.page import PAGE, places_of, recipe_rows, render_page, smoothing
 from visualbert_core.training.recipe import TrainConfig
 
 INGREDIENT = None
@@ -38,28 +36,6 @@ class Cell:
     link: str = ""
 
 
-@dataclass(frozen=True)
-class SweepPage:
-    """Everything that the template shows."""
-
-    title: str
-    status: str
-    best: str
-    """Which setting has the highest mean; "" without a score."""
-    failures: Sequence[str]
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    plots: Sequence[Plot]
-    note: str
-    """What the curves show."""
-    grid: Sequence[tuple[str, str]]
-    chosen: Sequence[tuple[str, str]]
-    defaults: Sequence[tuple[str, str]]
-    style: str
-    script: str = ""
-    version: str = __version__
-
-
 def write_sweep_page(config: TrainConfig, found: Sweep) -> None:
     """Publish OUT/sweep.html, whole or not at all. `config` has the keys that all trainings share.
 
@@ -71,7 +47,9 @@ def write_sweep_page(config: TrainConfig, found: Sweep) -> None:
 def _render(config: TrainConfig, found: Sweep) -> str:
     places = places_of(config)
     names, rows = _table(found, places)
-    page = SweepPage(
+    chosen, defaults = recipe_rows(config, places)
+    return render_page(
+        "sweep.html",
         title=f"Sweep of {', '.join(found.grid)} on {config.task} {config.split}",
         status=_status(found.rows),
         best=_best(found),
@@ -81,11 +59,9 @@ def _render(config: TrainConfig, found: Sweep) -> str:
         plots=list(_plots(found)),
         note=_note(found),
         grid=[(key, places.hide(", ".join(map(str, values)))) for key, values in found.document()["grid"].items()],
-        chosen=[pair for pair in recipe_rows(config, places, chosen=True) if pair[0] not in found.grid],
-        defaults=[pair for pair in recipe_rows(config, places, chosen=False) if pair[0] not in found.grid],
-        style=static("page.css"),
+        chosen=[pair for pair in chosen if pair[0] not in found.grid],
+        defaults=[pair for pair in defaults if pair[0] not in found.grid],
     )
-    return environment().get_template("sweep.html").render(page=page)
 
 
 def _status(rows: Sequence[Row]) -> str:
@@ -141,7 +117,6 @@ def _drawn(found: Sweep) -> list[Setting]:
 
 
 def _plots(found: Sweep) -> Iterator[Plot]:
-    """Yield the plots that have a point."""
     losses, scores = [], []
     for setting in _drawn(found):
         folders = [path for row in setting.rows if ((path := found.folder / row.name) / STEPS).exists()]

@@ -6,19 +6,17 @@ goes on like every evaluation, and nothing about it is part of the training stat
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from visualbert_core.config import EvaluateConfig, PoolConfig
-from visualbert_core.engine.pool import AnyShard, Pool, Worker
-from visualbert_core.engine.shards import Marker
+from visualbert_core.engine.pool import Pool
 from visualbert_core.errors import ConfigError, CoverageError
 from visualbert_core.evaluation.checks import on_training_split
 from visualbert_core.evaluation.inputs import ImageSource, RegionSource
-from visualbert_core.evaluation.run import evaluate
+from visualbert_core.evaluation.run import Share, evaluate
 from visualbert_core.evaluation.run_folder import Run, read_run, run_folder
 from visualbert_core.io.locations import Location, Locations, place_names
 from visualbert_core.printable import logger
@@ -44,7 +42,6 @@ class Validation:
 
     @property
     def score(self) -> float:
-        """Return the headline metric in percent."""
         return self.scores[self.headline]
 
 
@@ -61,13 +58,12 @@ def check_validation(config: TrainConfig) -> None:
     if config.part is not None:
         check_part(type(task), config.part)
     features, images = _visuals(config)
-    source: RegionSource | ImageSource
     if features is not None:
-        source = RegionSource(features)
+        source: RegionSource | ImageSource = RegionSource(features)
     elif images is not None:
         source = ImageSource(images)
     else:
-        return  # `visuals.check_reads` says what is lacking
+        return  # `open_recipe` says what is lacking
     for example in task.examples():
         for image_id in example.image_ids:
             if image_id not in source:
@@ -78,29 +74,6 @@ def check_validation(config: TrainConfig) -> None:
                     f"validate_split: image {image_id!r} of {name} {config.validate_split} {lacks} in "
                     f"{place_names(features or images)}, so there would be no score: add it, or name the {named}"
                 )
-
-
-class _SharedPool(Pool):
-    """The part of one worker in the evaluation of all: it predicts its share of the shards, the first worker scores."""
-
-    def __init__(self, config: PoolConfig, group: Group) -> None:
-        super().__init__(config)
-        self._group = group
-
-    def run(self, make_worker: Callable[[], Worker[AnyShard]], shards: Sequence[AnyShard], label: str) -> list[Marker]:
-        """Run this worker's share, and wait for the others. Raise _NotFirstError in all workers but the first."""
-        group = self._group
-        # By id and not by place: a worker that comes later finds fewer shards that are left.
-        own = [shard for shard in shards if zlib.crc32(shard.shard_id.encode()) % group.size == group.rank]
-        markers = super().run(make_worker, own, label)
-        group.wait()
-        if not group.first:
-            raise _NotFirstError
-        return markers
-
-
-class _NotFirstError(Exception):
-    """This worker has predicted its share, and another one scores."""
 
 
 def validate_parent(config: TrainConfig, group: Group = ALONE) -> Validation | None:
@@ -114,7 +87,6 @@ def validate_parent(config: TrainConfig, group: Group = ALONE) -> Validation | N
 
 
 def validation_run(config: TrainConfig, checkpoint: Path, step: int, visual: Any = "own") -> Run:
-    """Return the run folder of a validation."""
     return read_run(run_folder(_evaluation(config, checkpoint, step, visual)))
 
 
@@ -135,18 +107,17 @@ def validate(config: TrainConfig, checkpoint: Path, step: int, group: Group = AL
     Raise what `evaluate` raises: CoverageError where examples are left without a prediction, UnfinishedError after a
     signal.
     """
+    share = Share(group.rank, group.size, group.wait) if group.size > 1 else None
     found = {}
-    for visual in ("own",) if config.own_image_only else ("own", "wrong-image"):
-        try:
-            with _SharedPool(PoolConfig(inline=True, threads_per_worker=config.threads), group) as pool:
-                run = evaluate(_evaluation(config, checkpoint, step, visual), pool)
-        except _NotFirstError:
-            continue
-        assert run.scores is not None  # `check` refuses a split without public labels
-        found[visual] = run.scores
+    with Pool(PoolConfig(inline=True, threads_per_worker=config.threads)) as pool:
+        for visual in ("own",) if config.own_image_only else ("own", "wrong-image"):
+            asked = _evaluation(config, checkpoint, step, visual)
+            # The training has warned of what concerns all its checkpoints.
+            found[visual] = evaluate(asked, pool, share=share, warn=step == 0 and visual == "own").scores
     if not group.first:
         return None
     own, wrong = found["own"], found.get("wrong-image")
+    assert own is not None  # `check_validation` refuses a split without public labels
     headline = own["headline"]
     if config.part is not None:
         headline = find_task(config.validate_task or config.task).parts[config.part]

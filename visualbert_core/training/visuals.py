@@ -15,19 +15,15 @@ from threading import Lock
 import numpy as np
 
 from visualbert_core.corpus.images import DecodeError, fetch, read_image
-from visualbert_core.errors import CheckpointError, ConfigError, InputError
+from visualbert_core.errors import InputError
 from visualbert_core.evaluation.inputs import ImageSource
 from visualbert_core.features.stores import AnyStore
 from visualbert_core.io.locations import Location
-from visualbert_core.models.base import ReadsPixels, ReadsRegions
 from visualbert_core.schema import CaptionPair, Example, Pixels, Regions
 from visualbert_core.training.order import RowGroups
-from visualbert_core.training.recipe import TrainConfig
 
 
 class TrainingImages:
-    """The images of the examples of a training."""
-
     space = None
     """A corpus of images has no feature space."""
 
@@ -47,11 +43,9 @@ class TrainingImages:
         return image_id in self._files
 
     def identity(self) -> dict[str, object]:
-        """Return the number and the digest of the images."""
         return dict(self._identity)
 
     def boxes(self, image_id: str) -> np.ndarray:
-        """Return no boxes: an image has no regions."""
         return np.zeros((0, 4), np.float32)
 
     def pixels(self, examples: Sequence[Example | CaptionPair]) -> Iterator[tuple[Pixels, ...]]:
@@ -76,28 +70,6 @@ class TrainingImages:
                     raise InputError(f"image {image_id!r} has changed since the training began: put it back")
                 decoded.append(Pixels(image_id, rgb, digest))
             yield tuple(decoded)
-
-
-def check_reads(config: TrainConfig, reads: ReadsRegions | ReadsPixels) -> None:
-    """Raise CheckpointError where the recipe does not name exactly what the model reads, a store or a corpus.
-
-    Raise ConfigError where it names neither. The recipe itself cannot say so: a flag may still add one to its file.
-    """
-    if config.features is None and config.images is None:
-        raise ConfigError("give either features (a store) or images (a corpus), whichever the model reads")
-    if isinstance(reads, ReadsPixels) and config.images is None:
-        raise CheckpointError(
-            f"{config.model} reads pixels, but {config.features} is a feature store: name the corpus of images instead "
-            "(--images)"
-        )
-    if isinstance(reads, ReadsRegions) and config.features is None:
-        raise CheckpointError(
-            f"{config.model} reads region features, but {config.images} is a corpus of images: name a feature store "
-            "instead (--features)"
-        )
-    if config.features is not None and config.images is not None:
-        read, other = ("pixels", "features") if isinstance(reads, ReadsPixels) else ("region features", "images")
-        raise CheckpointError(f"{config.model} reads {read} only: leave out {other}")
 
 
 class _Group:

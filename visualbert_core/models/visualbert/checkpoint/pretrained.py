@@ -155,14 +155,19 @@ class Pretrained(nn.Module):
             missing = [key for key in missing if self._in_trunk(key)]
         if missing or unknown:
             parts = [f"{what} {shown(keys)}" for what, keys in (("missing", missing), ("unknown", unknown)) if keys]
-            only_head = self.trunk is not None and not any(map(self._in_trunk, missing + unknown))
-            hint = " (new_head=True starts a new head on this trunk)" if only_head else ""
+            hint = self._new_head(missing + unknown)
             raise CheckpointError(f"{path}: does not fit {type(self).__name__}: {'; '.join(parts)}{hint}")
-        shapes = [(key, list(found[key].shape), list(expected[key].shape)) for key in sorted(found)]
-        wrong = [f"{key} {there} instead of {wanted}" for key, there, wanted in shapes if there != wanted]
+        differ = [key for key in sorted(found) if found[key].shape != expected[key].shape]
+        wrong = [f"{key} {list(found[key].shape)} instead of {list(expected[key].shape)}" for key in differ]
         if wrong:
-            raise CheckpointError(f"{path}: shapes do not fit {CONFIG_FILE}: {shown(wrong)}")
+            raise CheckpointError(f"{path}: shapes do not fit {CONFIG_FILE}: {shown(wrong)}{self._new_head(differ)}")
         return found
+
+    def _new_head(self, keys: list[str]) -> str:
+        """Return what to do where these keys do not fit and all are of the head."""
+        if self.trunk is None or any(map(self._in_trunk, keys)):
+            return ""
+        return " (new_head=True starts a new head on this trunk; in a training, weights: new-head)"
 
     def _without_head(self, found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors of the trunk, and those of the head that fit. Log the others."""
