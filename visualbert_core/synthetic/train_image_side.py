@@ -175,14 +175,16 @@ def train_image_side(train: Pictures, layers: int, seed: int, cycles: Sequence[i
     torch.manual_seed(seed)
     vilt, labels = ViltModel(config(len(vocabulary()), layers)), PatchLabels()
     for number, steps in enumerate(cycles):
-        rng = np.random.default_rng([seed, 5 + number])
-
-        def loss(step: int, chosen: np.ndarray, rng: np.random.Generator = rng) -> Tensor:
-            images, moves = shifted(rng, train.pixels[chosen])
-            return labels.loss(seen(vilt, images), [train.things[i] for i in chosen], moves)
-
-        learn("image side", steps, loss, [*vilt.parameters(), *labels.parameters()], LEARNING_RATE, rng, train, BATCH)
+        _cycle(train, vilt, labels, np.random.default_rng([seed, 5 + number]), steps)
     return vilt, labels
+
+
+def _cycle(train: Pictures, vilt: ViltModel, labels: PatchLabels, rng: np.random.Generator, steps: int) -> None:
+    def loss(step: int, chosen: np.ndarray) -> Tensor:
+        images, moves = shifted(rng, train.pixels[chosen])
+        return labels.loss(seen(vilt, images), [train.things[i] for i in chosen], moves)
+
+    learn("image side", steps, loss, [*vilt.parameters(), *labels.parameters()], LEARNING_RATE, rng, train, BATCH)
 
 
 def learn(
@@ -195,7 +197,10 @@ def learn(
     train: Pictures,
     size: int,
 ) -> None:
-    """Go down `loss(step, indices of `size` pictures)` in bfloat16, by AdamW: linear warm-up, then a cosine to 2 %."""
+    """Go down `loss(step, chosen)` in bfloat16, by AdamW: linear warm-up, then a cosine to 2 %.
+
+    `chosen` are the indices of `size` pictures.
+    """
 
     def factor(step: int) -> float:
         if step < WARMUP:

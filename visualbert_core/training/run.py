@@ -7,7 +7,6 @@ the data, the masks and dropout depend on the seed and the number of the step al
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
@@ -199,8 +198,9 @@ class Run:
 
     def _check_weights(self, step: int) -> None:
         """Raise TrainingError where the weights have run away, which the loss tells only at the next step."""
-        length = float(torch.nn.utils.get_total_norm(self.network.parameters()))
-        if not math.isfinite(length):
+        with torch.no_grad():
+            length = torch.nn.utils.get_total_norm(self.network.parameters())
+        if not torch.isfinite(length):
             raise TrainingError(f"step {step}: the weights have grown without bound: lower the learning rate")
 
     def _validate_if_due(self, step: int) -> bool:
