@@ -73,15 +73,11 @@ def tokenizer() -> Any:
 
 def vision_config() -> SiglipVisionConfig:
     return SiglipVisionConfig(
-        hidden_size=side.WIDTH,
-        intermediate_size=side.INNER,
         num_hidden_layers=side.IMAGE_LAYERS,
-        num_attention_heads=side.HEADS,
-        image_size=side.SIDE,
-        patch_size=side.PATCH,
         hidden_act="gelu",
         layer_norm_eps=1e-12,
         vision_use_head=False,
+        **side.SIZES,
     )
 
 

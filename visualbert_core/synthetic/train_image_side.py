@@ -28,6 +28,14 @@ from visualbert_core.synthetic.train_detector import descend
 SIDE, PATCH = 128, 16
 GRID = SIDE // PATCH
 WIDTH, HEADS, INNER = 128, 4, 256
+SIZES: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "num_attention_heads": HEADS,
+    "intermediate_size": INNER,
+    "image_size": SIDE,
+    "patch_size": PATCH,
+}
+"""The sizes of the image side, in the words of transformers."""
 IMAGE_LAYERS = 4
 """The number of layers that learn from dense labels."""
 SHIFT = 8  # pixels of the reduced image: no thing leaves it
@@ -138,14 +146,10 @@ def patch_labels(things: Sequence[Things], moves: np.ndarray) -> Labels:
 def config(vocab_size: int, layers: int, **others: Any) -> ViltConfig:
     return ViltConfig(
         vocab_size=vocab_size,
-        hidden_size=WIDTH,
         num_hidden_layers=layers,
-        num_attention_heads=HEADS,
-        intermediate_size=INNER,
-        image_size=SIDE,
-        patch_size=PATCH,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
+        **SIZES,
         **others,
     )
 

@@ -161,17 +161,9 @@ def open_recipe(config: TrainConfig) -> Lessons:
 
 def _evaluation(config: TrainConfig) -> EvaluateConfig:
     """Return an evaluation over what is learnt: its checks are those of a training."""
-    return EvaluateConfig(
-        task=config.task,
-        split=config.split,
-        annotations=config.annotations,
-        features=config.features,
-        images=config.images,
-        model=config.model,
-        out=Path(),
-        feature_space=config.feature_space,
-        allow_feature_space_mismatch=config.allow_feature_space_mismatch,
-    )
+    same = ("task", "split", "annotations", "features", "images", "model", "feature_space")
+    values = {name: getattr(config, name) for name in (*same, "allow_feature_space_mismatch")}
+    return EvaluateConfig(out=Path(), **values)
 
 
 def _of_part(task: Task | ExampleSource | JoinedSplits, part: str | None) -> list[Example | CaptionPair]:
