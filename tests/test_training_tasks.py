@@ -331,7 +331,7 @@ def test_the_questions_of_the_scenes_come_from_the_draws_alone(world: World) -> 
         assert len(targets) == len(listed)
     statements = Statements(world.root, "train")
     example = next(iter(statements.examples()))
-    held = [statements.drawn(example, random.Random(seed)).holds for seed in range(200)]
+    held = [statements.drawn(example, random.Random(seed)).right for seed in range(200)]
     assert 70 < sum(held) < 130
 
 
