@@ -30,6 +30,7 @@ from visualbert_core.errors import ConfigError
 from visualbert_core.evaluation.run_folder import Run, read_run
 from visualbert_core.evaluation.worker import encode, read_predictions
 from visualbert_core.models import visual_source
+from visualbert_core.models.base import refuse_answering
 from visualbert_core.models.registry import FAMILIES
 from visualbert_core.nightly.dry_run import plan_night
 from visualbert_core.nightly.matrix import load_matrix, runs_folder
@@ -339,3 +340,11 @@ def test_bounds_of_a_model_without_an_image(nights: Nights) -> None:
 def test_the_same_page_again(nights: Nights) -> None:
     """Equal cells give equal bytes."""
     assert render(nights.second.info, nights.second.cells) == render(nights.second.info, nights.second.cells)
+
+
+def test_a_model_without_texts_refuses_their_settings() -> None:
+    """A model of another package calls what docs/how-to/model.md names."""
+    refuse_answering("folder", AnsweringConfig())
+    refuse_answering("folder", AnsweringConfig(prompt="a photo of"), "prompt")
+    with pytest.raises(ConfigError, match="folder: prompt: this model has no such setting"):
+        refuse_answering("folder", AnsweringConfig(prompt="a photo of"))

@@ -25,6 +25,13 @@ NOT_FINITE = "the model's scores hold NaN or infinity"
 """The message of the `Failure` that stands for an example whose scores are not finite."""
 
 
+def refuse_answering(folder: str | Path, answering: AnsweringConfig, *known: str) -> None:
+    """Raise ConfigError where `answering` sets a field that is not in `known`, as a model that writes no text does."""
+    for each in fields(answering):
+        if each.name not in known and getattr(answering, each.name) != each.default:
+            raise ConfigError(f"{folder}: {each.name}: this model has no such setting; leave it out")
+
+
 METADATA_FILE = "visualbert_core.json"
 """The file beside a checkpoint's weights that says what the other files cannot, such as the feature space."""
 
@@ -180,9 +187,7 @@ class Family:
             raise ConfigError(
                 f"unknown precision {precision!r}: {cls.called} computes in {' or '.join(cls.precisions)}"
             )
-        for each in fields(answering):
-            if each.name not in cls.settings and getattr(answering, each.name) != each.default:
-                raise ConfigError(f"{folder}: {each.name}: this model has no such setting; leave it out")
+        refuse_answering(folder, answering, *cls.settings)
         if not Path(folder).is_dir():
             raise CheckpointError(f"{folder}: no such checkpoint folder")
 
