@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,12 @@ def test_what_is_no_bert_is_refused(bert: Path, tmp_path: Path) -> None:
         from_bert(bert, tmp_path / "two", 7)
     with pytest.raises(CheckpointError, match="exists and is not empty"):
         from_bert(bert, bert, 7)
+
+
+@pytest.mark.parametrize("labels", [{"1": "no", "2": "yes"}, []])
+def test_labels_of_a_bert_do_not_matter(labels: object, bert: Path, tmp_path: Path) -> None:
+    """A BERT that was fine-tuned converts whatever the labels of its own head are called."""
+    held = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps(held | {"id2label": labels}))
+    from_bert(bert, tmp_path / "out", 7)
+    assert VisualBertForPreTraining.from_pretrained(tmp_path / "out").config.num_labels == 2

@@ -162,6 +162,23 @@ def test_where_onednn_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
         assert kernels._onednn_pays(torch.float32) is expected
 
 
+def test_numbers_of_numpy_configure_a_network() -> None:
+    """A float64 of NumPy is a float; a truth value is no number."""
+    assert VisualBertConfig(hidden_dropout_prob=np.float64(0.2), layer_norm_eps=np.float64(1e-6)).layer_norm_eps < 1e-5
+    with pytest.raises(ValueError, match="layer_norm_eps: must be a positive number, got True"):
+        VisualBertConfig(layer_norm_eps=True)
+
+
+def test_one_layer_keeps_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product of one layer holds no copy of the weights, which workers of a node share where a file is mapped."""
+    layer = torch.nn.Linear(3, 2)
+    held: list[int] = []
+    monkeypatch.setattr(kernels, "_onednn_pays", lambda dtype: False)
+    monkeypatch.setattr(kernels, "_plain_dense", lambda *both: held.extend(each.data_ptr() for each in both[:2]))
+    kernels.dense(layer, dtype=torch.float32)
+    assert held == [layer.weight.data_ptr(), layer.bias.data_ptr()]
+
+
 def test_where_onednn_computes_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU may have AVX-512 for torch and not for oneDNN (`ONEDNN_MAX_CPU_ISA`, or a partial AVX-512). It computes
     bfloat16 with torch's default library, because oneDNN's operators would raise."""

@@ -59,9 +59,9 @@ class VisualBertConfig:
             elif kind == "bool":
                 _require(type(value) is bool, self, name, "true or false")
             elif kind == "float" and "dropout" in name:
-                _require(type(value) in (int, float) and 0 <= value < 1, self, name, "in [0, 1)")
+                _require(_is_real(value) and 0 <= value < 1, self, name, "in [0, 1)")
             elif kind == "float":
-                _require(type(value) in (int, float) and value > 0, self, name, "a positive number")
+                _require(_is_real(value) and value > 0, self, name, "a positive number")
         _require(self.hidden_act in ACTIVATIONS, self, "hidden_act", f"one of {', '.join(ACTIVATIONS)}")
         divides = self.hidden_size % self.num_attention_heads == 0
         _require(divides, self, "hidden_size", f"a multiple of num_attention_heads ({self.num_attention_heads})")
@@ -82,7 +82,7 @@ class VisualBertConfig:
         if not isinstance(found, dict) or found.get("model_type") != model_type:
             kind = found.get("model_type") if isinstance(found, dict) else type(found).__name__
             raise CheckpointError(f"{path}: model_type must be {model_type!r}, got {brief(kind)}")
-        known = {each.name: found[each.name] for each in fields(cls) if each.name in found}
+        known = {each.name: found[each.name] for each in fields(cls) if each.name in found.keys() - changes}
         try:
             if known.get("id2label") is not None:
                 known["id2label"], known["num_labels"] = _ordered(known["id2label"])
@@ -114,6 +114,10 @@ def _ordered(labels: Any) -> tuple[tuple[str, ...] | None, int]:
         raise ValueError("id2label: must map 0, 1, 2, … to the names of the labels") from None
     nameless = all(name == f"LABEL_{i}" for i, name in enumerate(names))
     return (None if nameless else names), len(names)
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)  # numpy's float64 is a float
 
 
 def _require(good: bool, config: VisualBertConfig, name: str, expected: str) -> None:

@@ -171,10 +171,15 @@ def _fill(ends: Tensor, lengths: Sequence[int]) -> None:
 
 def dense(*layers: nn.Linear, dtype: torch.dtype, act: str | None = None) -> Dense:
     """Join `layers`, which take the same input, into one product, followed by an activation."""
-    weight = torch.cat([layer.weight.detach() for layer in layers]).to(dtype)
-    bias = torch.cat([layer.bias.detach() for layer in layers]).to(dtype)
+    weight = _joined([layer.weight.detach() for layer in layers]).to(dtype)
+    bias = _joined([layer.bias.detach() for layer in layers]).to(dtype)
     packed = weight.device.type == "cpu" and _onednn_pays(dtype)
     return (_onednn_dense if packed else _plain_dense)(weight, bias, act)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Join tensors. A single one is not copied: the weights of a file are mapped, and workers of a node share them."""
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _plain_dense(weight: Tensor, bias: Tensor, act: str | None) -> Dense:
