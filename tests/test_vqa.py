@@ -470,6 +470,16 @@ def test_an_annotation_may_name_its_image_in_any_way_or_not_at_all(folder: Path)
     assert len(VqaTask(folder, "val").expected()) == 3
 
 
+def test_an_image_may_have_more_digits_than_a_name_of_coco(folder: Path) -> None:
+    """A user's own image_id of more than twelve digits is read whole, also where the annotation writes it as text."""
+    for file, key, number in ((QUESTIONS, "questions", 1234567890123), (ANNOTATIONS, "annotations", "1234567890123")):
+        _edit(folder / file, key, lambda records, number=number: [r.update(image_id=number) for r in records])
+    assert set(VqaTask(folder, "val").expected().values()) == {"COCO_val2014_1234567890123"}
+    _edit(folder / ANNOTATIONS, "annotations", lambda a: a[2].update(image_id=5))
+    with pytest.raises(AnnotationError, match=r"is 5, but in v2_Open.* it is 1234567890123;"):
+        VqaTask(folder, "val")
+
+
 def test_annotators_without_ids_are_compared_by_all_their_fields(folder: Path) -> None:
     """An undeclared field distinguishes two annotators, as in VQAEval, which compares whole records."""
     alike = [{"answer": "red"}] * 3 + [{"answer": "blue"}] * 7

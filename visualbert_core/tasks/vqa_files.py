@@ -149,10 +149,11 @@ def read_labels(files: Sequence[Path], questions: Questions, subset: str, always
             # may be equal, so they are kept with all their keys.
             labels.answers[row] = untyped(element, str(path))["answers"]
         given, image_id = record.image_id, questions.image_ids[row]
-        if questions.images.get(given) is not image_id and given is not None and str(given) != str(int(image_id[-12:])):
+        number = int(image_id.rpartition("_")[2])
+        if questions.images.get(given) is not image_id and given is not None and str(given) != str(number):
             raise AnnotationError(
-                f"{path} question_id {example_id}: 'image_id' is {given!r}, but in {asked.name} it is "
-                f"{int(image_id[-12:])}; take both from one release"
+                f"{path} question_id {example_id}: 'image_id' is {given!r}, but in {asked.name} it is {number}; take "
+                "both from one release"
             )
         common = record.multiple_choice_answer
         if common is UNSET:
