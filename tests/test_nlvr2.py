@@ -149,12 +149,12 @@ def test_a_subset_may_lie_in_the_folder_itself(made_up: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("A.\n* x\n\nA.\n", ": the sentence 'A.' occurs twice"),
-        ("A.\n* x\nB.\n", ": 'B.' is neither an empty line nor '. phenomenon'"),
+        ("A.\n* x\n\nA.\n", " line 4: this sentence occurs twice"),
+        ("A.\n* x\nB.\n", " line 3: neither an empty line nor '. phenomenon'"),
     ],
 )
 def test_bad_phenomena_are_named(made_up: Path, text: str, message: str) -> None:
-    """A damaged file of phenomena is a one-line error with the sentence or the line."""
+    """A damaged file of phenomena is a one-line error with the line."""
     (made_up / "annotated_dev_examples.txt").write_text(text)
     with pytest.raises(AnnotationError, match=f"annotated_dev_examples.txt{message}"):
         Nlvr2Task(made_up, "dev")
@@ -324,7 +324,7 @@ def test_other_answers_are_refused(tmp_path: Path, answer: Any) -> None:
         (json.dumps(record("dev-1-0-0")), "line 2: identifier dev-1-0-0 occurs twice"),
         (json.dumps(record("dev-1-0")), "line 2: identifier 'dev-1-0' is not split-set-pair-sentence"),
         (json.dumps(record("dev\n-1-0-0")), r"line 2: identifier 'dev\\n-1-0-0' is not split-set-pair-sentence"),
-        (json.dumps(record("dev-1-0-1", "true")), r"line 2 .*Invalid enum value 'true' - at `\$.label`"),
+        (json.dumps(record("dev-1-0-1", "true")), r"line 2 .*'label' is 'true', not 'True' or 'False'"),
         (json.dumps(record("dev-1-0-1", sentence=3)), r"line 2 .*Expected `str`, got `int` - at `\$.sentence`"),
     ],
 )

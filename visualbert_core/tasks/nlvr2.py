@@ -24,7 +24,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -60,7 +60,7 @@ class Record(Struct):
     """Holds a line of the official file (github.com/lil-lab/nlvr, nlvr2/data). Other keys of the line are not read."""
 
     identifier: str
-    label: Literal["True", "False"]
+    label: str
     sentence: str
     left_url: str | UnsetType = UNSET  # A user's own files may lack both URLs, but not only one of them.
     right_url: str | UnsetType = UNSET
@@ -209,16 +209,19 @@ def _path(folder: Path, split: str) -> Path:
 def _phenomena(path: Path) -> dict[str, tuple[str, ...]]:
     """Read sentence → its phenomena. A block is a sentence and lines "* phenomenon" below it; empty lines end it."""
     found: dict[str, tuple[str, ...]] = {}
-    for block in re.split(r"\n{2,}", read_text(path).strip("\n")):
-        sentence, *lines = block.split("\n")
-        if sentence in found:
-            raise AnnotationError(f"{path}: the sentence {sentence[:60]!r} occurs twice; remove one of its blocks")
-        for line in lines:
-            if not line.startswith("* "):
-                raise AnnotationError(
-                    f"{path}: {line[:60]!r} is neither an empty line nor '* phenomenon'; download it again"
-                )
-        found[sentence] = tuple(line[2:] for line in lines)
+    sentence = ""
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line:
+            sentence = ""
+        elif not sentence:
+            if line in found:
+                raise AnnotationError(f"{path} line {number}: this sentence occurs twice; remove one of its blocks")
+            sentence = line
+            found[sentence] = ()
+        elif line.startswith("* "):
+            found[sentence] += (line[2:],)
+        else:
+            raise AnnotationError(f"{path} line {number}: neither an empty line nor '* phenomenon'; download it again")
     return found
 
 
@@ -254,6 +257,8 @@ def _read(path: Path, phenomena: Mapping[str, tuple[str, ...]], split: str) -> d
                 f"{where}: identifier {identifier[:40]!r} is not split-set-pair-sentence; correct the record"
             )
         where = f"{where} ({identifier})"
+        if record.label not in TRUTH_VALUES:
+            raise AnnotationError(f"{where}: 'label' is {record.label!r}, not 'True' or 'False'; correct the record")
         if (left is UNSET) != (right is UNSET):
             raise AnnotationError(f"{where}: no {'left_url' if left is UNSET else 'right_url'!r}; give both or none")
         pair = f"{parts['set']}-{parts['pair']}"
