@@ -324,6 +324,11 @@ FAULTY: dict[str, tuple[str, dict[str, str], str]] = {
         {"test.txt": "5\n6", "results_20130124.token": "5.jpg#0\tA dog."},
         "image 6 has no reference caption",
     ),
+    "an image whose file of Entities is empty": (
+        "test",
+        {"test.txt": "5\n6", "Sentences/5.txt": "\n", "Sentences/6.txt": "A dog ."},
+        "Sentences/5.txt: image 5 has no reference caption",
+    ),
     "two data sets in a folder": (
         "test",
         {"test.txt": "5", "captions_test.json": json.dumps(COCO)},

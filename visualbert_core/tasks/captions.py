@@ -124,9 +124,10 @@ class CaptionsTask(Task):
             raise AnnotationError(f"{self.files[0]}: no image of this split; name the folder of the right data set")
         for name, image in self.images.items():
             if not image.captions:  # The official program would drop it unseen where its result is missing too.
+                file = next((path for path in self.files[1:] if path.stem == name), self.files[-1])
                 raise AnnotationError(
-                    f"{self.files[-1]}: image {name} has no reference caption, so no score is defined; add one or "
-                    "remove the image"
+                    f"{file}: image {name} has no reference caption, so no score is defined; add one or remove the "
+                    "image"
                 )
         self.compare_size(images=len(self.images))
         if self.files[-1].parent.name == "Sentences":
