@@ -219,9 +219,11 @@ def _rows(
     try:
         header, wanted = Counter(rows.fieldnames or ()), Counter(columns)
         if columns is not None and (odd := (wanted - header) + (header - wanted)):
+            column = next(iter(odd))
+            fault = "not known" if column not in wanted else "there twice" if header[column] else "missing"
             raise files.error(
-                f"{path} line 1: column {next(iter(odd))!r} is missing, there twice or not known; the first line must "
-                f"name {len(columns)} columns: {', '.join(list(columns)[:3])}, …"
+                f"{path} line 1: column {column!r} is {fault}; the first line must name {len(columns)} columns: "
+                f"{', '.join(list(columns)[:3])}, …"
             )
         for row in rows:
             where = f"{path} line {rows.line_num}"
