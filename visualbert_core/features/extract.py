@@ -1,8 +1,8 @@
 """Extract features: run the workers of `worker.py` over a corpus and fill a feature store.
 
 Owns the plan of an extraction, the order of its steps, and the reasons to end it with an error. One of them: the store
-that a run would continue was made from other images. Running the same line
-again computes only the shards that are left.
+that a run would continue was made from other images. Running the same line again computes only the shards that are
+left.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The sources of an import: files or folders of one layout, and the records in them.
 
 Owns the contract of a reader, how arrays are read without running code that a file names, and which files a source
-consists of. A user may name one file, several files, a folder
-of files, or a pattern; all of it is one corpus.
+consists of. A user may name one file, several files, a folder of files, or a pattern; all of it is one corpus.
 """
 
 from __future__ import annotations
