@@ -18,11 +18,13 @@ from conftest import SmallNight
 from visualbert_core.cli import main
 from visualbert_core.commands import train as command
 from visualbert_core.errors import ConfigError, InputError
+from visualbert_core.io.locations import absolute_paths
 from visualbert_core.provenance import digest_file
 from visualbert_core.synthetic import WEIGHTS
 from visualbert_core.tasks import CaptionPairs, open_lessons
 from visualbert_core.training import TrainConfig, train
 from visualbert_core.training.grid import Row, Sweep, describe, points, split_lists
+from visualbert_core.training.recipe import AlsoTask
 from visualbert_core.training.step import Stepper
 
 GRID = {"learning_rate": [1e-3, 1e-4], "seed": [0, 1]}
@@ -289,3 +291,13 @@ def test_splits_that_cannot_be_learnt_together_are_refused(split: str, said: str
     shutil.copy(halves / "train.txt", halves / "test.txt")
     with pytest.raises(InputError, match=said):
         open_lessons("flickr30k_entities", halves, split)
+
+
+def test_the_paths_of_further_tasks_become_absolute() -> None:
+    """A Ray task has another working folder, so the relative paths inside `also` must not stay relative."""
+    further = AlsoTask(split="val", annotations=Path("data"), features=(Path("one"), Path("two")))
+    places: dict[str, Any] = {name: Path(name) for name in ("annotations", "features", "model", "out")}
+    config = TrainConfig(task="vqa", split="val", learning_rate=1e-3, steps=2, also={"nlvr2": further}, **places)
+    found = absolute_paths(config).also["nlvr2"]
+    assert found.annotations == Path.cwd() / "data"
+    assert found.features == (Path.cwd() / "one", Path.cwd() / "two")
